@@ -1,0 +1,46 @@
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+ARGS ?=
+
+.PHONY: help setup train test test-fast check format dashboard clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## make the virtual environment and install the project into it, once
+
+$(STAMP): pyproject.toml constraints.txt
+	@if command -v uv >/dev/null 2>&1; then \
+		uv venv --quiet --allow-existing --python $(PYTHON) $(VENV) && \
+		uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable ".[dev]"; \
+	else \
+		$(PYTHON) -m venv $(VENV) && \
+		$(BIN)/python -m pip install --progress-bar off --disable-pip-version-check \
+			--constraint constraints.txt --editable ".[dev]" | grep -v "already satisfied"; \
+		$(BIN)/python -c "import kd, torch, lightning, hydra"; \
+	fi
+	@touch $(STAMP)
+
+train: $(STAMP) ## teacher, baseline and student on the embedded digits, compared; ARGS="..." overrides
+	@$(BIN)/python -m kd.train model=resnet18_to_cnn $(ARGS)
+
+test: $(STAMP) check ## lint, types, and all tests, the slow ones too
+	@$(BIN)/python -m pytest $(ARGS)
+
+test-fast: $(STAMP) ## the tests that take seconds
+	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+check: $(STAMP) ## lint and types
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . && $(BIN)/mypy
+
+format: $(STAMP) ## put the code into the house's layout
+	@$(BIN)/ruff check --fix --quiet . && $(BIN)/ruff format --quiet .
+
+dashboard: $(STAMP) ## TensorBoard over the runs, the ones in progress too
+	@$(BIN)/tensorboard --logdir $${KD_OUTPUT_DIR:-outputs}/runs
+
+clean: ## remove caches; keeps the virtual environment, the data and the outputs
+	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+	@find kd tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,50 @@
+"""What a net costs: parameters, multiply-accumulates, bytes, time."""
+
+import copy
+import statistics
+import timeit
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from kd.nets.build import Shape
+
+
+def cost(net: nn.Module, shape: Shape) -> dict[str, Any]:
+    """`params` (count), `macs` (multiply-accumulates for one image) and `bytes` (size as safetensors)."""
+    return {
+        "params": sum(p.numel() for p in net.parameters()),
+        "macs": count_macs(net, shape),
+        "bytes": len(save({k: v.contiguous() for k, v in net.state_dict().items()})),
+    }
+
+
+def count_macs(net: nn.Module, shape: Shape) -> int:
+    """Multiply-accumulates of convolutions, matrix products and attention for one image."""
+    # On the meta device nothing is computed, and attention cannot take its fast path, which is not counted.
+    net = copy.deepcopy(net).to("meta").eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        net(torch.empty(1, shape.channels, shape.image_size, shape.image_size, device="meta"))
+    return int(counter.get_total_flops()) // 2
+
+
+def latency(net: nn.Module, shape: Shape, *, batch: int = 1, seconds: float = 0.5) -> dict[str, Any]:
+    """Time of a forward pass on the CPU with torch's current number of threads, warm.
+
+    Args:
+        seconds: about how long to measure; at least 20 passes are timed.
+
+    Returns:
+        `batch`, and `median` and `p95` in milliseconds a pass.
+    """
+    net = net.cpu().eval()
+    x = torch.randn(batch, shape.channels, shape.image_size, shape.image_size)
+    with torch.inference_mode():
+        timer = timeit.Timer(lambda: net(x))
+        timer.timeit(3)
+        passes = min(1000, max(20, int(seconds / max(timer.timeit(3) / 3, 1e-6))))
+        times = sorted(1000 * t for t in timer.repeat(passes, number=1))
+    return {"batch": batch, "median": statistics.median(times), "p95": times[int(0.95 * (len(times) - 1))]}

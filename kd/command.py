@@ -1,0 +1,117 @@
+"""Running a command: Hydra's composition, and every way to end, each with its exit code."""
+
+import functools
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from kd.config import Config, check
+from kd.errors import Interrupted, UserError, nearest
+
+# Absolute, so that a command works from any folder and under any name.
+CONF = Path(__file__).resolve().parents[1] / "conf"
+
+
+def run_command(main: Callable[[], Any], module: str) -> NoReturn:
+    """Run a command's Hydra main and leave the process with its exit code.
+
+    0 done; 2 the user can mend it, told in a few lines on stderr; 130 interrupted, with the line that resumes;
+    1 a defect of ours, with its traceback.
+
+    Args:
+        module: what comes after `python -m`.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its exceptions on instead of leaving with its own exit code
+    debug = any(argument.removeprefix("+") == "debug=true" for argument in sys.argv[1:])
+    try:
+        try:
+            main()
+        except Leave as leave:
+            raise leave.__cause__ from None  # type: ignore[misc]
+    except (UserError, ConfigCompositionException, MissingConfigException, OverrideParseException) as error:
+        if debug:
+            raise
+        print(f"kd: {explain(error)}", file=sys.stderr)
+        sys.exit(2)
+    except (Interrupted, KeyboardInterrupt):
+        print(f"kd: interrupted; the same command goes on from here:\n  {this_command(module)}", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(0)
+
+
+class Leave(BaseException):
+    """Carries an error past Hydra, which would announce it in its own words."""
+
+
+def job(function: Callable[[Config], object]) -> Callable[[DictConfig], None]:
+    """Make a Hydra job of a function of the checked config."""
+
+    @functools.wraps(function)
+    def run(cfg: DictConfig) -> None:
+        try:
+            function(check(cfg, typed_keys(HydraConfig.get().overrides.task)))
+        except (UserError, Interrupted, KeyboardInterrupt) as error:
+            if HydraConfig.get().mode is RunMode.MULTIRUN:
+                raise  # Hydra goes on with the other jobs
+            raise Leave from error
+
+    return run
+
+
+def typed_keys(overrides: Iterable[str]) -> set[str]:
+    """The top-level keys that these overrides set, those of a sweep's job among them."""
+    return {override.lstrip("+~").partition("=")[0].partition(".")[0] for override in overrides}
+
+
+def this_command(module: str) -> str:
+    """The line that started this process, to be typed again."""
+    return shlex.join(["python", "-m", module, *sys.argv[1:]])
+
+
+def explain(error: Exception) -> str:
+    """An error of the user's in words: what was found, what is accepted, and the nearest match."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, member = str(error.missing_cfg_file).rpartition("/")
+        options = [str(option) for option in error.options or []]
+        return f"{group}: there is no {member!r}; accepted are {', '.join(options)}{nearest(member, options)}"
+    cause = error.__cause__ or error.__context__
+    if isinstance(cause, OmegaConfBaseException) and cause.full_key:
+        return f"{cause.full_key}: no such key{nearest(str(cause.full_key), _keys())}"
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: not an override of the form KEY=VALUE: {error.message}"
+    return str(error).strip().splitlines()[0]
+
+
+def _keys() -> list[str]:
+    """All dotted keys of the config with the groups that were asked for, and the names of all groups."""
+    GlobalHydra.instance().clear()
+    groups = [path.name for path in CONF.iterdir() if path.is_dir()]
+    chosen = [argument for argument in sys.argv[1:] if argument.partition("=")[0] in groups and "," not in argument]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        try:
+            cfg = compose("train", chosen)
+        except HydraException:
+            cfg = compose("train")
+    return [*groups, *_walk(OmegaConf.to_container(cfg, resolve=False))]  # type: ignore[arg-type]
+
+
+def _walk(cfg: Mapping[Any, Any], prefix: str = "") -> list[str]:
+    keys = []
+    for name, value in cfg.items():
+        keys.append(f"{prefix}{name}")
+        if isinstance(value, Mapping):
+            keys += _walk(value, f"{prefix}{name}.")
+    return keys

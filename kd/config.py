@@ -1,0 +1,163 @@
+"""What may stand in the config, with its ranges; checked once, before anything is built."""
+
+from collections.abc import Collection
+from functools import partial
+from typing import Annotated, Any, Literal, Self
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from kd.errors import UserError, nearest
+from kd.knobs import KNOBS, refuse_unused
+from kd.schedules import POSITIVE, SHARE, Accept, make_schedule
+
+Node = dict[str, Any]  # `_target_` and its keywords; those are checked against the target's signature when it is built
+
+
+def _number(value: Any, knob: str, accept: Accept) -> Any:
+    """A number or a schedule, as it stands; refused if a value of it is out of range."""
+    try:
+        make_schedule(value, knob, accept)
+    except UserError as error:
+        raise PydanticCustomError("number", "{text}", {"text": str(error)}) from None
+    return value
+
+
+class Strict(BaseModel):
+    """No unknown keys, no silent conversion of types."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Recipe(Strict):
+    """How a stage trains.
+
+    Attributes:
+        epochs: passes over the training part; 0 keeps the net as it starts.
+        batch_size: images per optimiser step and device.
+        lr_schedule: how the learning rate moves, by the step; see `kd.optim.make_optimizer`.
+        gradient_clip: largest norm of the gradient, null for no limit.
+        ema: decay per step of the averaged weights that are validated and kept instead of the last ones; null for none.
+        early_stopping: epochs without a better validation accuracy after which to stop; null to go on to the end.
+        keep: which weights the stage ends with: those of the epoch that was best on validation, or the last.
+    """
+
+    epochs: NonNegativeInt
+    seed: NonNegativeInt
+    batch_size: PositiveInt
+    optim: Node
+    lr_schedule: Literal["onecycle", "cosine", "step", "constant"]
+    gradient_clip: PositiveFloat | None
+    ema: Annotated[float, Field(gt=0, lt=1)] | None
+    early_stopping: PositiveInt | None
+    keep: Literal["best", "last"]
+
+
+class Teacher(Recipe):
+    """The teacher's net and recipe; `path` names weights to load instead of training."""
+
+    net: Node
+    path: str | None
+
+
+class Student(Strict):
+    """The student's net, which is the baseline's too. Its recipe is at top level."""
+
+    net: Node
+
+
+class Finetune(Strict):
+    """The stage `finetune`: how long it trains, and its learning rate as a share of the student's."""
+
+    epochs: NonNegativeInt
+    lr_factor: PositiveFloat
+
+
+class Config(Recipe):
+    """The whole config of `kd.train`; the recipe at top level is the student's and the baseline's.
+
+    Attributes:
+        alpha: weight of the teacher's side; a share or a schedule of shares.
+        temperature: of the softened probabilities; a number above 0 or a schedule of such.
+    """
+
+    alpha: Annotated[Any, AfterValidator(partial(_number, knob="alpha", accept=SHARE))]
+    temperature: Annotated[Any, AfterValidator(partial(_number, knob="temperature", accept=POSITIVE))]
+    stages: Annotated[list[Literal["teacher", "baseline", "distill", "finetune"]], Field(min_length=1)]
+    finetune: Finetune
+    force: bool
+    debug: bool
+    output_dir: str
+    name: Annotated[str, Field(pattern=r"^[^/\\\n]+$")]  # a folder's name
+    data: Node
+    teacher: Teacher
+    student: Student
+    loss: Node
+    trainer: Node
+
+    @model_validator(mode="after")
+    def _chain(self) -> Self:
+        if len(set(self.stages)) < len(self.stages):
+            raise ValueError(f"stages: found {self.stages}, each may be named once")
+        return self
+
+
+def check(cfg: DictConfig, typed: Collection[str] = ()) -> Config:
+    """The composed config as a checked object.
+
+    Args:
+        typed: the keys that stood on the command line.
+
+    Raises:
+        UserError: with a line for each key that is wrong: its name, what was found, what is accepted.
+    """
+    for knob in KNOBS:
+        if type(cfg.get(knob)) is int:
+            cfg[knob] = float(cfg[knob])  # 4 and 4.0 are one setting, so one name and one key in the store
+    try:
+        plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise UserError(f"{error.full_key}: must be given") from None
+    except OmegaConfBaseException as error:
+        raise UserError(f"{error.full_key or 'config'}: {error.msg or error}") from None
+    try:
+        config = Config.model_validate(plain)
+    except ValidationError as error:
+        raise UserError("\n".join(_describe(each) for each in error.errors())) from None
+    refuse_unused(cfg, typed)
+    return config
+
+
+def _describe(error: Any) -> str:
+    key = ".".join(map(str, error["loc"]))
+    if error["type"] == "extra_forbidden":
+        return f"{key}: no such key{nearest(key, known_keys(Config))}"
+    if error["type"] == "number":
+        return str(error["msg"])
+    if error["type"] == "missing":
+        return f"{key}: must be given"
+    if not key:
+        return str(error["ctx"]["error"])
+    return f"{key}: found {error['input']!r}; {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+def known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """All dotted keys of a config model."""
+    keys = []
+    for name, field in model.model_fields.items():
+        keys.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys += known_keys(field.annotation, f"{prefix}{name}.")
+    return keys

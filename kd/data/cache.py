@@ -1,0 +1,173 @@
+"""Files decoded once: into memory, or into an array on disk that later runs open in no time."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import PIL
+import torch
+from filelock import FileLock
+from numpy.typing import NDArray
+from rich.progress import Progress
+
+from kd.data.decode import DecodeError, decode
+from kd.data.folder import plain
+from kd.data.images import Facts, Store
+from kd.errors import UserError
+from kd.log import console, say
+from kd.store import checksum
+
+VERSION = 1  # of the decoded array; raise it when `decode` gives other pixels
+LARGE = 512 * 2**20  # bytes from which an array stays on disk, unless the user says otherwise
+
+Mode = Literal["ram", "disk", "off"]
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Files as images.
+
+    Attributes:
+        store: a row for each file, blank for a file that gives no image.
+        bad: reasons by the file's position.
+    """
+
+    store: Store
+    bad: dict[int, str]
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Where decoded files are kept.
+
+    Attributes:
+        folder: an entry is a folder in it, named by what it was made from; None keeps nothing.
+        mode: `disk` maps the entry into memory, `ram` reads it, `off` decodes anew each time and keeps nothing;
+            None is `ram`, or `disk` for a large set.
+    """
+
+    folder: Path | None = None
+    mode: Mode | None = None
+
+    def decoded(self, files: Sequence[Path], size: int, channels: int) -> Decoded:
+        """The files' images, decoded now or, where nothing changed, before; uint8 [N, channels, size, size].
+
+        Raises:
+            UserError: there is no room for them.
+        """
+        shape = (len(files), channels, size, size)
+        mode = self.mode or ("disk" if self.folder and np.prod(shape) > LARGE else "ram")
+        if mode == "off" or self.folder is None:
+            array = np.zeros(shape, np.uint8)
+            facts, bad = _decode_all(files, array)
+            return Decoded(Store(torch.from_numpy(array), facts), bad)
+        entry = self.folder / f"images-{_key(files, size, channels)}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.folder / f"{entry.name}.lock"):  # of several runs one decodes, and the others wait
+            manifest = _valid(entry) or _write(entry, files, shape)
+        store = Store.mapped(entry / "pixels.npy")
+        if mode == "ram":
+            store = Store(torch.from_numpy(np.load(entry / "pixels.npy")), store.facts)
+        return Decoded(store, {int(i): reason for i, reason in manifest["bad"].items()})
+
+
+def _key(files: Sequence[Path], size: int, channels: int) -> str:
+    """Changes when a file is added, removed, renamed or written to, and with how files are decoded."""
+    digest = hashlib.sha256(f"{VERSION} {PIL.__version__} {size} {channels}".encode())
+    for file in files:
+        try:
+            found = file.stat()
+            state = f"{found.st_size} {found.st_mtime_ns}"
+        except OSError:
+            state = "unreadable"
+        digest.update(os.fsencode(file.absolute()) + f"\0{state}\0".encode())
+    return digest.hexdigest()[:16]
+
+
+def _write(entry: Path, files: Sequence[Path], shape: tuple[int, ...]) -> dict[str, Any]:
+    """Decode into a new entry, which appears whole or not at all."""
+    partial = entry.with_name(f"{entry.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed; this one holds the lock
+    partial.mkdir()
+    needed, free = int(np.prod(shape)), shutil.disk_usage(partial).free
+    if needed > 0.95 * free:  # writing into a map of a full disk would kill the process
+        raise UserError(
+            f"data.cache: {needed / 1e9:.1f} GB are needed in {entry.parent.resolve()}, {free / 1e9:.1f} GB are free; "
+            "make room, set data.cache_dir to another folder, or data.cache=off to decode into memory"
+        )
+    array = np.lib.format.open_memmap(partial / "pixels.npy", "w+", np.uint8, shape)
+    facts, bad = _decode_all(files, array)
+    array.flush()
+    del array
+    facts.save(partial / "facts.safetensors")
+    manifest = {"bad": bad, "facts": checksum(partial / "facts.safetensors"), "pixels": _stamp(partial)}
+    (partial / "manifest.json").write_text(json.dumps(manifest))
+    shutil.rmtree(entry, ignore_errors=True)
+    partial.rename(entry)
+    return manifest | {"bad": {str(i): reason for i, reason in bad.items()}}
+
+
+def _valid(entry: Path) -> dict[str, Any] | None:
+    """The entry's manifest, where there is one and its files are as they were written."""
+    if not entry.exists():
+        return None
+    try:
+        manifest: dict[str, Any] = json.loads((entry / "manifest.json").read_text())
+        whole = manifest["facts"] == checksum(entry / "facts.safetensors") and (
+            manifest["pixels"] == _stamp(entry) or _same_pixels(entry, manifest["pixels"])
+        )
+    except (OSError, ValueError, KeyError):
+        whole = False
+    if not whole:
+        say(f"{entry} is damaged; decoding its images again")
+    return manifest if whole else None
+
+
+def _stamp(entry: Path) -> list[int]:
+    """Size and time of the array's last change: reading all of a large one at each start would take too long."""
+    found = (entry / "pixels.npy").stat()
+    return [found.st_size, found.st_mtime_ns]
+
+
+def _same_pixels(entry: Path, stamp: list[int]) -> bool:
+    """Whether an array that was touched, or copied from elsewhere, still holds its images."""
+    if _stamp(entry)[0] != stamp[0]:
+        return False
+    store = Store.mapped(entry / "pixels.npy")
+    same = bool((Facts.of(store.array.numpy()).digests == store.facts.digests).all())
+    if same:
+        os.utime(entry / "pixels.npy", ns=(stamp[1], stamp[1]))  # so that the next run need not look again
+    return same
+
+
+def _decode_all(files: Sequence[Path], array: NDArray[np.uint8]) -> tuple[Facts, dict[int, str]]:
+    """Fill `array` [N, C, S, S], on all cores; gives the facts, and the reasons of files that stay blank."""
+    count, channels, size, _ = array.shape
+    facts, bad = Facts.blank(count, channels), dict[int, str]()
+
+    def one(position: int) -> None:
+        try:
+            array[position] = decode(files[position], size, channels)
+        except DecodeError as error:
+            bad[position] = str(error)
+        facts.note(position, array[position])
+
+    # Threads: Pillow lets other threads run while it decodes and resizes, and they write into one array.
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    pool = ThreadPoolExecutor(threads)
+    if not console.is_terminal:
+        say(f"decoding {count} images in {plain(os.path.commonpath([file.absolute() for file in files]))}")
+    try:
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+            for _ in progress.track(pool.map(one, range(count)), count, description="decoding images"):
+                pass
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return facts, dict(sorted(bad.items()))

@@ -1,0 +1,58 @@
+"""Chest X-rays of children, normal or with pneumonia (Kermany, Zhang & Goldbaum 2018), in the Kaggle layout."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from kd.data.base import Source
+from kd.data.folder import part_folders
+from kd.data.image_folder import ImageFolder
+from kd.errors import UserError
+
+# The patient in a name like person12_virus_34.jpeg, IM-0115-0001.jpeg or NORMAL2-IM-0529-0001-0002.jpeg.
+PATIENT = r"^(person\d+)_|^((?:NORMAL2-)?IM-\d+)-"
+
+
+class ChestXRay(ImageFolder):
+    """5,856 images: `train`, `val` and `test`, each with `NORMAL` and `PNEUMONIA`.
+
+    The official validation part has 16 images, too few to select on, so it joins train, and another is carved out by
+    patient.
+
+    Args:
+        root: holds the folder `chest_xray`, or is that folder.
+    """
+
+    def __init__(self, root: str = "data", group_pattern: str = PATIENT, **options: Any) -> None:
+        super().__init__(root, group_pattern=group_pattern, **options)
+
+    def parts(self) -> dict[str, Path]:
+        """Train, val and test.
+
+        Raises:
+            UserError: they are not there; says how to get them.
+        """
+        for folder in (self.root / "chest_xray", self.root):
+            found = part_folders(folder) if folder.is_dir() else {}
+            if {"train", "test"} <= set(found):
+                return found
+        raise UserError(
+            f"data.root: no chest X-rays in {(self.root / 'chest_xray').resolve()}: expected there are the folders "
+            "train, val and test, each with NORMAL and PNEUMONIA.\n  Get them from "
+            "https://www.kaggle.com/datasets/paultimothymooney/chest-xray-pneumonia and unpack them there, or point "
+            "data.root or KD_DATA_DIR at a folder that holds chest_xray."
+        )
+
+    def group(self, path: Path, part: str) -> str:
+        """The patient. The test part numbers its patients anew.
+
+        person1 is three images of a virus in test and two of bacteria in train; no (number, kind) is in both.
+        """
+        name = super().group(path, part)
+        return f"test {name}" if part == "test" else name
+
+    def read(self) -> Source:
+        """All of it, the official validation part joined to train."""
+        source = super().read()
+        train = source.train.joined(source.val) if source.val else source.train
+        return replace(source, train=train, val=None)

@@ -1,0 +1,121 @@
+"""Any folder of images: with train, val and test folders of class folders, or class folders alone."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kd.data.base import DataModule, Images, Source
+from kd.data.folder import find_images, part_folders, plain, subfolders
+from kd.errors import UserError
+
+Listing = dict[str, list[Path]]  # image files by class name
+
+
+class ImageFolder(DataModule):
+    """Images whose class is the name of their folder, at any depth below it.
+
+    Args:
+        root: holds `train`, and where there are any `val` and `test`, each with a folder for each class; or the class
+            folders themselves. What is missing of validation and test is carved out of train.
+        image_size: height and width that images are stretched to, in pixels.
+        channels: 3 for RGB, 1 for gray.
+        group_pattern: regular expression that finds a group (a patient, a scene) in a file's name, in its brackets or
+            as a whole; no group is in two parts. A file in whose name it finds nothing is a group of its own.
+        options: those of every source, see `kd.data.base.DataModule`.
+    """
+
+    def __init__(
+        self,
+        root: str | None = None,
+        image_size: int = 64,
+        channels: int = 3,
+        group_pattern: str | None = None,
+        **options: Any,
+    ) -> None:
+        if root is None:
+            raise UserError("data.root: must be given: a folder of class folders, or of train, val and test with those")
+        super().__init__(root, **options)
+        if not isinstance(image_size, int) or image_size < 1:
+            raise UserError(f"data.image_size: found {image_size!r}, accepted is a number of pixels from 1")
+        if channels not in (1, 3):
+            raise UserError(f"data.channels: found {channels!r}, accepted are 1 (gray) and 3 (RGB)")
+        try:
+            self.group_pattern = re.compile(group_pattern) if group_pattern is not None else None
+        except re.error as error:
+            raise UserError(f"data.group_pattern: {group_pattern!r} is no regular expression: {error}") from error
+        self.image_size, self.channels = image_size, channels
+
+    def read(self) -> Source:
+        """List the folders, check that their classes agree, decode the files."""
+        folders = self.parts()
+        listings = {part: self._list(folder) for part, folder in folders.items()}
+        check_classes(listings, folders)
+        classes = tuple(listings["train"])
+        entries = [
+            (part, label, path)
+            for part, listing in listings.items()
+            for label, name in enumerate(classes)
+            for path in listing[name]
+        ]
+        pixels, good = self.decode([path for *_, path in entries], self.image_size, self.channels, "data.root")
+        entries = [entries[i] for i in good]
+        groups = [self.group(path, part) for part, _, path in entries] if self.group_pattern else None
+        every = Images(pixels, torch.tensor([label for _, label, _ in entries]), groups)
+        found = {name: every.at([i for i, (part, *_) in enumerate(entries) if part == name]) for name in listings}
+        return Source(found["train"], found.get("test"), classes, found.get("val"))
+
+    def parts(self) -> dict[str, Path]:
+        """The folders of train and, where there are any, val and test.
+
+        Raises:
+            UserError: there is no such folder as `root`.
+        """
+        if not self.root.is_dir():
+            raise UserError(f"data.root: no folder {self.root.resolve()}")
+        found = part_folders(self.root)
+        if found and "train" not in found:
+            raise UserError(f"data.root: {self.root.resolve()} has {', '.join(found)}, but no folder train")
+        return found or {"train": self.root}
+
+    def group(self, path: Path, part: str) -> str:
+        """The group that a file of a part belongs to; see `group_pattern`."""
+        assert self.group_pattern is not None
+        match = self.group_pattern.search(plain(path.name))
+        return next(filter(None, match.groups()), match[0]) if match else plain(str(path))
+
+    def _list(self, folder: Path) -> Listing:
+        listing = {name: find_images(path) for name, path in subfolders(folder).items()}
+        if len(listing) < 2:
+            found = ", ".join(listing) or "none"
+            raise UserError(
+                f"data.root: {folder.resolve()} must hold a folder of images for each of two classes or more; found "
+                f"folders: {found}"
+            )
+        for name, files in listing.items():
+            if not files:
+                raise UserError(f"data.root: no image in the class folder {plain(str(folder / name))}")
+        return listing
+
+
+def check_classes(listings: Mapping[str, Listing], folders: Mapping[str, Path]) -> None:
+    """Check that each part has the classes of train.
+
+    Raises:
+        UserError: one lacks a class, or has one more.
+    """
+    train = listings["train"]
+    for part, listing in listings.items():
+        extra, lacking = ([n for n in a if n not in b] for a, b in ((listing, train), (train, listing)))
+        if extra:
+            raise UserError(
+                f"data.root: {folders[part].resolve()} has class{'es' * (len(extra) > 1)} {', '.join(extra)}, which "
+                f"train lacks; the classes of train are {', '.join(train)}"
+            )
+        if lacking:
+            raise UserError(
+                f"data.root: {folders[part].resolve()} lacks class{'es' * (len(lacking) > 1)} {', '.join(lacking)} of "
+                f"train; train and {part} need the same classes"
+            )

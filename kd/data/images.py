@@ -1,0 +1,228 @@
+"""Images as training sees them: rows of uint8 arrays, in memory or memory-mapped, with their labels."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of each image, so that any choice of images is fingerprinted and averaged without reading it.
+
+    Attributes:
+        digests: uint8 [N, 16], the first half of the SHA-256 of an image's pixels.
+        sums: int64 [N, C], of the pixel values 0 to 255.
+        squares: int64 [N, C], sums of the squared pixel values.
+    """
+
+    digests: Tensor
+    sums: Tensor
+    squares: Tensor
+
+    @classmethod
+    def blank(cls, count: int, channels: int) -> "Facts":
+        """Room for the facts of so many images."""
+        sums, squares = (torch.zeros(count, channels, dtype=torch.int64) for _ in range(2))
+        return cls(torch.zeros(count, 16, dtype=torch.uint8), sums, squares)
+
+    @classmethod
+    def of(cls, array: NDArray[np.uint8]) -> "Facts":
+        """From pixels [N, C, H, W]."""
+        facts = cls.blank(*array.shape[:2])
+        for position, image in enumerate(array):
+            facts.note(position, image)
+        return facts
+
+    def note(self, position: int, image: NDArray[np.uint8]) -> None:
+        """Fill in the facts of one image [C, H, W]."""
+        digest = hashlib.sha256(np.ascontiguousarray(image).data).digest()[:16]
+        channels = image.reshape(len(image), -1)
+        self.digests.numpy()[position] = np.frombuffer(digest, np.uint8)
+        self.sums.numpy()[position] = channels.sum(1, dtype=np.int64)
+        # In buffered steps: a widened copy of each image would leave the memory in shreds.
+        self.squares.numpy()[position] = np.einsum("cn,cn->c", channels, channels, dtype=np.int64, casting="unsafe")
+
+    @classmethod
+    def joined(cls, several: Sequence["Facts"]) -> "Facts":
+        """One after another."""
+        digests, sums, squares = zip(*((f.digests, f.sums, f.squares) for f in several), strict=True)
+        return cls(torch.cat(digests), torch.cat(sums), torch.cat(squares))
+
+    def save(self, path: Path) -> None:
+        """Write them as safetensors."""
+        save_file({"digests": self.digests, "sums": self.sums, "squares": self.squares}, path)
+
+    @classmethod
+    def load(cls, path: Path) -> "Facts":
+        """Read what `save` wrote."""
+        return cls(**load_file(path))
+
+
+class Store:
+    """One uint8 array of images, and the facts about them.
+
+    Args:
+        array: uint8 [N, C, H, W].
+        facts: where they are known already.
+        file: the `.npy` file that `array` is mapped from, with `facts.safetensors` beside it. Another process opens
+            that file again, instead of being sent the pixels.
+    """
+
+    def __init__(self, array: Tensor, facts: Facts | None = None, file: Path | None = None) -> None:
+        self.array, self.file = array, file
+        if facts is not None:
+            self.facts = facts
+
+    @cached_property
+    def facts(self) -> Facts:
+        """Computed when they are first asked for."""
+        return Facts.of(self.array.numpy())
+
+    @classmethod
+    def mapped(cls, file: Path) -> "Store":
+        """Map a `.npy` file; its pages come into memory as they are read, and leave it when memory is short."""
+        # Copy-on-write, because torch warns of arrays that may not be written; nothing here writes.
+        array = torch.from_numpy(np.load(file, mmap_mode="c"))
+        return cls(array, Facts.load(file.with_name("facts.safetensors")), file)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.file is not None:
+            return (Store.mapped, (self.file,))
+        return (Store, (self.array, self.facts))
+
+
+class Pixels:
+    """Chosen rows of one or more stores, seen as one array [N, C, H, W]. Indexing copies images out."""
+
+    def __init__(self, stores: Sequence[Store], rows: Tensor) -> None:
+        self.stores, self.rows = tuple(stores), rows
+
+    @classmethod
+    def whole(cls, store: Store) -> "Pixels":
+        """All rows of a store."""
+        return cls([store], torch.arange(len(store.array)))
+
+    @classmethod
+    def joined(cls, several: Sequence["Pixels"]) -> "Pixels":
+        """One after another; all of one image shape."""
+        if all(pixels.stores == several[0].stores for pixels in several):
+            return cls(several[0].stores, torch.cat([pixels.rows for pixels in several]))
+        stores: list[Store] = []
+        rows, start = [], 0
+        for pixels in several:
+            rows.append(pixels.rows + start)
+            stores += pixels.stores
+            start += sum(len(store.array) for store in pixels.stores)
+        return cls(stores, torch.cat(rows))
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Number of images, channels, height, width."""
+        _, channels, height, width = self.stores[0].array.shape
+        return len(self), channels, height, width
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def at(self, positions: Tensor) -> "Pixels":
+        """The images at these positions (int64), not copied."""
+        return Pixels(self.stores, self.rows[positions])
+
+    def __getitem__(self, where: slice | Tensor) -> Tensor:
+        rows = self.rows[where]
+        if len(self.stores) == 1:
+            return self.stores[0].array[rows]
+        found, start = torch.empty(len(rows), *self.shape[1:], dtype=torch.uint8), 0
+        for store in self.stores:
+            mine = (rows >= start) & (rows < start + len(store.array))
+            found[mine] = store.array[rows[mine] - start]
+            start += len(store.array)
+        return found
+
+    @property
+    def facts(self) -> Facts:
+        """Those of the chosen rows."""
+        every = Facts.joined([store.facts for store in self.stores])
+        return Facts(every.digests[self.rows], every.sums[self.rows], every.squares[self.rows])
+
+
+class Images:
+    """Labelled images.
+
+    Args:
+        pixels: uint8 [N, C, H, W].
+        labels: int64 [N], in [0, number of classes), or -1 for an image without a label.
+        groups: for each image, what must not be torn apart by a split (a patient); None where each image is alone.
+    """
+
+    def __init__(self, pixels: Tensor | Pixels, labels: Tensor, groups: Sequence[str] | None = None) -> None:
+        self.pixels = pixels if isinstance(pixels, Pixels) else Pixels.whole(Store(pixels))
+        self.labels, self.groups = labels, groups
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __deepcopy__(self, memo: object) -> "Images":
+        return self  # never changed, so whatever copies its holder may share it
+
+    def at(self, positions: Sequence[int] | Tensor) -> "Images":
+        """The images at these positions; pixels are not copied."""
+        where = torch.as_tensor(positions, dtype=torch.int64)
+        groups = [self.groups[i] for i in where.tolist()] if self.groups is not None else None
+        return Images(self.pixels.at(where), self.labels[where], groups)
+
+    def joined(self, other: "Images") -> "Images":
+        """These, and the other ones after them; groups are kept where both have them."""
+        groups = [*self.groups, *other.groups] if self.groups is not None and other.groups is not None else None
+        return Images(Pixels.joined([self.pixels, other.pixels]), torch.cat([self.labels, other.labels]), groups)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of shape, pixels and labels, as 64 hexadecimal digits."""
+        digest = hashlib.sha256(repr(self.pixels.shape).encode())
+        digest.update(self.pixels.facts.digests.numpy().tobytes())
+        digest.update(self.labels.contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def moments(self) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation of each channel, pixels in [0, 1]."""
+        facts, (count, _, height, width) = self.pixels.facts, self.pixels.shape
+        n = count * height * width
+        means = facts.sums.sum(0).double() / n
+        variances = facts.squares.sum(0).double() / n - means**2
+        return (means / 255).tolist(), (variances.clamp(min=0).sqrt() / 255).tolist()
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a data set's own files hold, before anything is carved out.
+
+    Attributes:
+        test: the official test set; None where there is none, and a part of train then becomes it.
+        val: an official validation part; None where there is none, and a part of train then becomes it.
+    """
+
+    train: Images
+    test: Images | None
+    classes: tuple[str, ...]
+    val: Images | None = None
+
+
+@dataclass(frozen=True)
+class Split:
+    """The three parts, what they are parts of, and the images without labels that may join training."""
+
+    train: Images
+    val: Images
+    test: Images
+    classes: tuple[str, ...]
+    unlabeled: Images | None = None

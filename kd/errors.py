@@ -1,0 +1,28 @@
+"""What a command may end with besides success, and the words for it."""
+
+import difflib
+from collections.abc import Collection
+
+
+class UserError(Exception):
+    """Something the user can mend: shown as its message alone, without a traceback, with exit code 2."""
+
+
+class Interrupted(Exception):  # noqa: N818 - no error, a wish
+    """The user, or the cluster, asked the run to stop: exit code 130, with the line that resumes."""
+
+
+def nearest(word: str, known: Collection[str]) -> str:
+    """The known word most like `word`, as a phrase to end a message with; empty where none is like it.
+
+    A dotted key is also compared by its last part, so that a knob typed without its group finds its group; of several
+    keys that end alike, the shortest is meant.
+    """
+    by_leaf: dict[str, str] = {}
+    for option in sorted(known, key=lambda key: (key.count("."), key), reverse=True):
+        by_leaf[option.rpartition(".")[2]] = option
+    by_name = by_leaf | {option: option for option in known}
+    close = difflib.get_close_matches(word, by_name, n=1) or difflib.get_close_matches(
+        word.rpartition(".")[2], by_leaf, n=1
+    )
+    return f"; did you mean {by_name[close[0]]!r}?" if close else ""

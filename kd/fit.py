@@ -1,0 +1,196 @@
+"""One `Trainer.fit`: from a stage's spec, and from nothing else, to trained weights in a folder."""
+
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import (
+    Callback,
+    EarlyStopping,
+    EMAWeightAveraging,
+    ModelCheckpoint,
+    RichProgressBar,
+)
+from lightning.pytorch.loggers import TensorBoardLogger
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from kd.construct import check_keywords
+from kd.data.base import DataModule
+from kd.distiller import Distiller, Teacher
+from kd.errors import Interrupted, UserError
+from kd.log import say
+from kd.objective import Objective
+from kd.optim import make_optimizer
+from kd.view_grid import ViewGrid
+
+
+def fit(
+    net: nn.Module,
+    spec: Mapping[str, Any],
+    name: str,
+    data: DataModule,
+    folder: Path,
+    runtime: Mapping[str, Any],
+    *,
+    teacher: Teacher | None = None,
+    reference: Tensor | None = None,
+) -> dict[str, Any]:
+    """Train one stage, from where an earlier attempt in the same folder was stopped if there was one.
+
+    Args:
+        net: with the weights to start from.
+        spec: as `kd.stages.Stage.spec`; all that the result depends on.
+        name: what the stage is called, for people.
+        folder: gets `weights.safetensors` and `tensorboard/`; checkpoints are kept there while training.
+        runtime: the Trainer options that change nothing in the result.
+        teacher: answers for views; needed where the objective asks for it.
+        reference: the teacher's classes on the validation part, for `val/agreement`.
+
+    Returns:
+        `history`, a row of metrics for each epoch; `val`, the rows of the `best` and the `last` epoch; `epochs` and
+        `seconds` of training.
+
+    Raises:
+        Interrupted: by Ctrl-C; the next call goes on from the last finished epoch.
+        UserError: for settings that the Trainer or the optimiser refuses.
+    """
+    # A loss may hold a net of its own, whose start must depend on the seed alone and differ from the student's.
+    torch.manual_seed((spec["seed"] * 1_000_003 + 500_009) % 2**63)
+    unlabeled = spec["data"]["unlabeled"] is not None
+    distiller = Distiller(
+        net,
+        Objective(spec["objective"], data.shape, class_weights=data.loss_weights),
+        partial(make_optimizer, optim=spec["optim"], schedule=spec["lr_schedule"]),
+        augment=data.augment,
+        normalization=data.statistics,
+        seed=spec["seed"],
+        views=data.views,
+        teacher=teacher,
+        reference=reference,
+        pool=data.training(unlabeled) if data.augment.mixes else None,
+    )
+    history = History(name)
+    trainer = _make_trainer(spec, folder, runtime, history)
+    ranks = trainer.world_size
+    train, val = data.train_loader(spec["batch_size"], spec["seed"], ranks, unlabeled), data.val_loader(ranks=ranks)
+    last, best = folder / "last.ckpt", folder / "best.ckpt"
+    resumed = ", from the last finished epoch of an earlier attempt" if last.exists() else ""
+    say(f"{name}: training for {spec['epochs']} epochs{resumed}")
+    try:
+        trainer.fit(distiller, train, val, ckpt_path=str(last) if last.exists() else None, weights_only=True)
+    except SystemExit:  # how Lightning leaves after Ctrl-C, once it has closed its loops
+        raise Interrupted(name) from None
+    rows = torch.load(last, weights_only=True)["callbacks"]["History"]["rows"]
+    checkpoint = torch.load(best if spec["keep"] == "best" else last, weights_only=True)["state_dict"]
+    state = {k.removeprefix("net."): v for k, v in checkpoint.items() if k.startswith("net.")}
+    save_file({k: v.contiguous().cpu() for k, v in state.items()}, folder / "weights.safetensors")
+    last.unlink(missing_ok=True)
+    best.unlink(missing_ok=True)
+    top = max(rows, key=lambda row: row["val/acc"])
+    return {
+        "history": rows,
+        "val": {"best": top, "last": rows[-1]},
+        "epochs": len(rows),
+        "seconds": rows[-1]["seconds"],
+    }
+
+
+class History(Callback):
+    """Metrics of each finished epoch, kept in the checkpoint; and a line for each where there is no progress bar."""
+
+    state_key = "History"
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.rows: list[dict[str, float]] = []
+        self.before = 0.0  # seconds of training before a resume
+        self.started = time.perf_counter()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock, after an earlier attempt's time."""
+        self.before = self.rows[-1]["seconds"] if self.rows else 0.0
+        self.started = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keep the epoch's metrics; validation has already run."""
+        self.rows.append(self.row(trainer, trainer.current_epoch))
+        if trainer.is_global_zero and not trainer.progress_bar_callback:
+            row, epochs = self.rows[-1], trainer.max_epochs
+            say(
+                f"{self.name}: epoch {len(self.rows)}/{epochs}  train/loss {row['train/loss']:.4f}  "
+                f"val/loss {row['val/loss']:.4f}  val/acc {row['val/acc']:.4f}  {row['seconds']:.0f} s"
+            )
+
+    def row(self, trainer: L.Trainer, epoch: int) -> dict[str, float]:
+        """The metrics that the trainer has now, and the seconds of training so far."""
+        seconds = self.before + time.perf_counter() - self.started
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        return {"epoch": epoch, **metrics, "seconds": round(seconds, 3)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """For the checkpoint."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """From the checkpoint."""
+        self.rows = list(state_dict["rows"])
+
+
+def _make_trainer(spec: Mapping[str, Any], folder: Path, runtime: Mapping[str, Any], history: History) -> L.Trainer:
+    _quiet()
+    options = {
+        "enable_progress_bar": sys.stderr.isatty(),
+        "gradient_clip_val": spec["gradient_clip"],
+        **runtime,
+        **spec["trainer"],
+        "max_epochs": spec["epochs"],
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "use_distributed_sampler": False,  # the loaders share the images out among ranks themselves
+        "default_root_dir": str(folder),
+        "logger": TensorBoardLogger(str(folder), name="tensorboard", version="", default_hp_metric=False),
+        "callbacks": _callbacks(spec, folder, history),
+    }
+    if options["enable_progress_bar"]:
+        options["callbacks"].append(RichProgressBar(leave=False))
+    check_keywords(L.Trainer, options, "trainer")
+    try:
+        return L.Trainer(**options)
+    except (MisconfigurationException, TypeError, ValueError) as error:
+        raise UserError(f"trainer: {error}") from error
+
+
+def _callbacks(spec: Mapping[str, Any], folder: Path, history: History) -> list[Callback]:
+    # Two of them, because `save_last` beside `monitor` rewrites last.ckpt only when the best changes.
+    best = ModelCheckpoint(folder, "best", monitor="val/acc", mode="max", save_top_k=1, enable_version_counter=False)
+    last = ModelCheckpoint(
+        folder, "last", save_top_k=1, every_n_epochs=1, save_on_train_epoch_end=True, enable_version_counter=False
+    )
+    callbacks: list[Callback] = [history, best, last, ViewGrid()]
+    if spec["ema"] is not None:
+        callbacks.append(EMAWeightAveraging(decay=spec["ema"]))
+    if spec["early_stopping"] is not None:
+        callbacks.append(EarlyStopping("val/acc", mode="max", patience=spec["early_stopping"]))
+    return callbacks
+
+
+def _quiet() -> None:
+    """Silence what Lightning says about choices that are made here on purpose."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    for message in (
+        ".*does not have many workers.*",
+        ".*isinstance\\(treespec, LeafSpec\\).*",
+        ".*exists and is not empty.*",
+        ".*The number of training batches.*",
+        ".*Checkpoint directory.*",
+    ):
+        warnings.filterwarnings("ignore", message)

@@ -1,0 +1,38 @@
+"""Knowledge Distillation from A Stronger Teacher (Huang et al., 2022)."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def dist_loss(
+    logits_s: Tensor,
+    logits_t: Tensor,
+    temperature: float = 1.0,
+    inter_weight: float = 1.0,
+    intra_weight: float = 1.0,
+) -> Tensor:
+    """inter_weight * (1 - correlation of rows) + intra_weight * (1 - correlation of columns), each a mean; no unit.
+
+    Huang et al. 2022, eq. 8 to 10, whose beta and gamma are the two weights: Pearson's correlation of the two nets'
+    probabilities, over the classes for each image and over the batch for each class. No factor T^2, as in the paper
+    and the authors' code (other libraries add one).
+
+    Args:
+        logits_s: the student's, [B, C].
+        logits_t: the teacher's, [B, C]; no gradient flows to it.
+        temperature: T > 0.
+
+    Returns:
+        scalar from 0 to 2 * (inter_weight + intra_weight); 0 where the two agree up to a constant per image. What is
+        constant correlates with nothing and counts as 0: with a batch of one the second part is `intra_weight`, and
+        with two classes the first has no gradient. The second part depends on the batch, so on its size per device.
+    """
+    p_s = F.softmax(logits_s / temperature, dim=1)
+    p_t = F.softmax(logits_t.detach() / temperature, dim=1)
+    inter = 1 - _correlation(p_s, p_t, dim=1).mean()
+    intra = 1 - _correlation(p_s, p_t, dim=0).mean()
+    return inter_weight * inter + intra_weight * intra
+
+
+def _correlation(a: Tensor, b: Tensor, dim: int) -> Tensor:
+    return F.cosine_similarity(a - a.mean(dim, keepdim=True), b - b.mean(dim, keepdim=True), dim=dim)

@@ -1,0 +1,80 @@
+"""Decoupled Knowledge Distillation (Zhao et al., 2022)."""
+
+import functools
+import warnings
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def dkd_loss(
+    logits_s: Tensor,
+    logits_t: Tensor,
+    target: Tensor,
+    temperature: float = 4.0,
+    target_weight: float = 1.0,
+    non_target_weight: float = 8.0,
+) -> Tensor:
+    """T^2 * (target_weight * TCKD + non_target_weight * NCKD), mean over the batch, in nats.
+
+    Zhao et al. 2022, eq. 7, whose alpha and beta are the two weights here. TCKD is the KL between the two nets'
+    [p(target), 1 - p(target)], NCKD the KL between their probabilities of the other classes, normalised to sum to 1.
+    KD is TCKD + (1 - p_t(target)) * NCKD: there a sure teacher all but switches NCKD off.
+
+    The authors' code masks the target by taking 1000 off its logit and takes the logarithm of a probability that may
+    have become 0; here the paper's definition is computed from logarithms, which agrees and stays finite.
+
+    Args:
+        logits_s: the student's, [B, C].
+        logits_t: the teacher's, [B, C]; no gradient flows to it.
+        target: labels, int64 [B]; or soft labels [B, C], for which the loss is the mean over the classes, weighted by
+            the label, of the loss with that class as the target. Its cost grows with the classes in one label.
+        temperature: T > 0.
+
+    Returns:
+        scalar >= 0; 0 where the two agree up to a constant per image. With two classes there is one class beside the
+        target, so NCKD is 0 whatever the nets say; the first such call warns.
+    """
+    if logits_s.shape[1] == 2:
+        _warn_of_two_classes()
+    logits_t = logits_t.detach()
+    if target.ndim == 1:
+        share, label = torch.ones_like(logits_s[:, :1]), target[:, None]
+    else:
+        share, label = target.topk(int((target > 0).sum(dim=1).max()), dim=1)
+    each = [
+        share[:, k]
+        * (
+            target_weight * _tckd(logits_s / temperature, logits_t / temperature, label[:, k, None])
+            + non_target_weight * _nckd(logits_s / temperature, logits_t / temperature, label[:, k, None])
+        )
+        for k in range(label.shape[1])
+    ]
+    return torch.stack(each).sum(dim=0).mean() * temperature**2
+
+
+def _tckd(s: Tensor, t: Tensor, label: Tensor) -> Tensor:
+    return F.kl_div(_binary(s, label), _binary(t, label), reduction="none", log_target=True).sum(dim=1)
+
+
+def _nckd(s: Tensor, t: Tensor, label: Tensor) -> Tensor:
+    log_q_s, log_q_t = (F.log_softmax(_others(z, label), dim=1) for z in (s, t))
+    return F.kl_div(log_q_s, log_q_t, reduction="none", log_target=True).sum(dim=1)
+
+
+def _binary(z: Tensor, label: Tensor) -> Tensor:
+    """Logarithms of [p(target), 1 - p(target)], [B, 2]."""
+    both = torch.cat([z.gather(1, label), _others(z, label).logsumexp(dim=1, keepdim=True)], dim=1)
+    return F.log_softmax(both, dim=1)
+
+
+def _others(z: Tensor, label: Tensor) -> Tensor:
+    """Logits of the classes beside the target, [B, C - 1], from the one after it round to the one before it."""
+    classes = z.shape[1]
+    return z.gather(1, (label + torch.arange(1, classes, device=z.device)) % classes)
+
+
+@functools.cache  # once in a process
+def _warn_of_two_classes() -> None:
+    warnings.warn("dkd: with two classes its non-target part is 0, so only the target part distils", stacklevel=3)

@@ -1,0 +1,30 @@
+"""A multi-layer perceptron on the flattened pixels."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+
+class MLP(nn.Module):
+    """Linear layers with ReLU between them, on all pixels in a row.
+
+    Input [B, in_channels, image_size, image_size], output logits [B, num_classes]. On 28x28 gray images with 10
+    classes, `hidden=[128]` is the 784-128-10 net and `hidden=[64]` the 784-64-10 net of many distillation tutorials.
+
+    Args:
+        hidden: width of each hidden layer, from input to output; may be empty (a linear classifier).
+    """
+
+    def __init__(self, num_classes: int, in_channels: int, image_size: int, hidden: Sequence[int] = (128,)) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for inputs, outputs in pairwise([in_channels * image_size**2, *hidden]):
+            layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+        self.hidden = nn.Sequential(*layers)
+        self.fc = nn.Linear(hidden[-1] if hidden else in_channels * image_size**2, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, in_channels, image_size, image_size] -> logits [B, num_classes]."""
+        logits: Tensor = self.fc(self.hidden(x.flatten(1)))
+        return logits

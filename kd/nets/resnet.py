@@ -1,0 +1,96 @@
+"""ResNet-18 and ResNet-34 of any width, for small and large images."""
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions with batch norm around a shortcut (He et al. 2015, Fig. 5 left).
+
+    [B, inputs, H, W] -> [B, outputs, H / stride, W / stride].
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.downsample: nn.Module | None = None
+        if stride != 1 or inputs != outputs:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, inputs, H, W] -> [B, outputs, H / stride, W / stride], after the last ReLU."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        activated: Tensor = self.relu(out + shortcut)
+        return activated
+
+
+class ResNet(nn.Module):
+    """Residual net of basic blocks (He et al. 2015), with torchvision's parameter names.
+
+    Input [B, in_channels, H, W], output logits [B, num_classes]. At `width=64` and the `imagenet` stem the parameters
+    are torchvision's `resnet18` and `resnet34` name by name and shape by shape, so their weights load.
+
+    Args:
+        depth: 18 or 34.
+        width: channels of the first group; each later group has twice as many as the one before.
+        stem: `small` is one 3x3 convolution at full resolution; `imagenet` is a 7x7 convolution of stride 2 and a max
+            pooling; `auto` takes `small` up to 64 pixels, where the other would leave next to no picture.
+
+    Raises:
+        ValueError: for a depth or a stem that is not among these.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        depth: int,
+        in_channels: int = 3,
+        image_size: int = 224,
+        width: int = 64,
+        stem: Literal["auto", "small", "imagenet"] = "auto",
+    ) -> None:
+        super().__init__()
+        if depth not in BLOCKS:
+            raise ValueError(f"depth: found {depth}, accepted are {sorted(BLOCKS)}")
+        if stem not in ("auto", "small", "imagenet"):
+            raise ValueError(f"stem: found {stem!r}, accepted are auto, small, imagenet")
+        small = stem == "small" or (stem == "auto" and image_size <= 64)
+        self.conv1: nn.Module
+        self.maxpool: nn.Module
+        if small:
+            self.conv1 = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
+            self.maxpool = nn.Identity()
+        else:
+            self.conv1 = nn.Conv2d(in_channels, width, 7, stride=2, padding=3, bias=False)
+            self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        channels = [width, width, 2 * width, 4 * width, 8 * width]
+        for group, blocks in enumerate(BLOCKS[depth], start=1):
+            first = BasicBlock(channels[group - 1], channels[group], stride=1 if group == 1 else 2)
+            rest = [BasicBlock(channels[group], channels[group], stride=1) for _ in range(blocks - 1)]
+            self.add_module(f"layer{group}", nn.Sequential(first, *rest))
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(channels[-1], num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, in_channels, H, W] -> logits [B, num_classes]."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        for group in range(1, 5):
+            x = self.get_submodule(f"layer{group}")(x)
+        logits: Tensor = self.fc(self.avgpool(x).flatten(1))
+        return logits

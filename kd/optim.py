@@ -1,0 +1,55 @@
+"""Optimisers, and how their learning rate moves over a stage."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, get_args
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import (
+    ConstantLR,
+    CosineAnnealingLR,
+    LRScheduler,
+    MultiStepLR,
+    OneCycleLR,
+)
+
+from kd.construct import construct
+
+Schedule = Literal["onecycle", "cosine", "step", "constant"]
+SCHEDULES = get_args(Schedule)
+
+
+def make_optimizer(
+    parameters: Iterable[nn.Parameter],
+    steps: int,
+    *,
+    optim: Mapping[str, Any],
+    schedule: Schedule,
+    where: str = "optim",
+) -> tuple[Optimizer, LRScheduler]:
+    """An optimiser from its config node, and the schedule of its learning rate, to be stepped once a batch.
+
+    Args:
+        steps: batches in the whole stage, > 0.
+        optim: `_target_` and keywords of a `torch.optim` class.
+        schedule: `onecycle` warms up to `lr` over the first 30 % and anneals to almost nothing (Smith & Topin 2017,
+            as in torch); `cosine` anneals from `lr` to 0 (Loshchilov & Hutter 2016, without restarts); `step` divides
+            by 10 at 1/2 and 3/4 of the steps (He et al. 2015, on CIFAR-10); `constant` does nothing.
+    """
+    optimizer: Optimizer = construct(optim, where, params=list(parameters))
+    lr = optimizer.param_groups[0]["lr"]
+    match schedule:
+        case "onecycle":
+            return optimizer, OneCycleLR(
+                optimizer, max_lr=lr, total_steps=max(steps, 2), cycle_momentum=_has_momentum(optimizer)
+            )
+        case "cosine":
+            return optimizer, CosineAnnealingLR(optimizer, T_max=steps)
+        case "step":
+            return optimizer, MultiStepLR(optimizer, milestones=[steps // 2, steps * 3 // 4])
+        case "constant":
+            return optimizer, ConstantLR(optimizer, factor=1.0)
+
+
+def _has_momentum(optimizer: Optimizer) -> bool:
+    return "momentum" in optimizer.defaults or "betas" in optimizer.defaults

@@ -1,0 +1,160 @@
+"""A run: the chain of stages, then the report, in a folder that appears whole."""
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from safetensors.torch import save_file
+
+from kd.config import Config
+from kd.construct import construct
+from kd.data.base import DataModule
+from kd.errors import UserError
+from kd.log import say
+from kd.nets.build import build_net
+from kd.objective import Objective
+from kd.optim import make_optimizer
+from kd.report import as_markdown, as_table, make_report, verdict
+from kd.stages import ROLES, check_chain, complete, make_stage
+from kd.store import Done, Store
+
+
+def run(config: Config, command: str) -> Path:
+    """Finish the run's stages, measure their nets, and write the run's folder.
+
+    Args:
+        command: the line that repeats the run.
+
+    Returns:
+        the run's folder.
+
+    Raises:
+        UserError: for what the user can mend, before anything is trained where that can be told.
+        Interrupted: by Ctrl-C; what was finished stays finished.
+    """
+    output = writable(Path(config.output_dir).expanduser())
+    check_chain(config)  # and the loss with it, before the data is read
+    data: DataModule = construct(config.data, "data")
+    preflight(config, data)
+    store = Store(output / "store")
+    with RunFolder(output / "runs", config.name) as folder:
+        stages: dict[str, Done] = {}
+        for name in config.stages:
+            stage = make_stage(name, config, data, stages)
+            folder.follow(name, store.root / f"{stage.key}.partial" / "tensorboard")
+            started = time.perf_counter()
+            done, reused = complete(stage, store, data, force=config.force)
+            folder.follow(name, done.folder / "tensorboard")
+            how = "already there" if reused else f"trained in {time.perf_counter() - started:.0f} s"
+            say(f"{name}: {how}, validation accuracy {100 * done.record['val']['best']['val/acc']:.2f} % ({done.key})")
+            stages[name] = done
+        plain = config.model_dump()
+        report = make_report(stages, data, name=config.name, seed=config.seed, command=command, config=plain)
+        _write(folder.path, report, stages, data)
+    console = Console()
+    console.print(as_table(report))
+    for line in verdict(report):
+        console.print(line, highlight=False)
+    console.print(f"Report: {folder.final / 'report.md'}", highlight=False, soft_wrap=True)
+    return folder.final
+
+
+def check_labels(objective: Objective, data: DataModule) -> None:
+    """Refuse a loss that reads labels where some images have none; the cross-entropy leaves those out."""
+    for term in objective.terms if data.unlabeled else ():
+        if "target" in term.signals:  # type: ignore[operator]
+            raise UserError(
+                f"loss.terms.{term.name}: reads the label of each image, but those of data.unlabeled have none; "
+                "accepted are losses without `target`, or data.unlabeled=null"
+            )
+
+
+def _write(folder: Path, report: dict[str, Any], stages: dict[str, Done], data: DataModule) -> None:
+    (folder / "report.json").write_text(json.dumps(report, indent=1))
+    (folder / "report.md").write_text(as_markdown(report))
+    (folder / "config.yaml").write_text(yaml.safe_dump(report["config"], sort_keys=False))
+    by_role = {ROLES[name]: done for name, done in stages.items()}
+    if "student" in by_role:
+        mean, std = data.statistics
+        about = {
+            "schema": report["schema"],
+            "net": by_role["student"].record["spec"]["net"],
+            "shape": list(data.shape),
+            "classes": list(data.classes),
+            "mean": mean,
+            "std": std,
+        }
+        save_file(by_role["student"].weights(), folder / "student.safetensors", {"kd": json.dumps(about)})
+
+
+def preflight(config: Config, data: DataModule) -> None:
+    """Build once, and throw away, what the stages will be made of: a mistake in the last shows before the first.
+
+    Raises:
+        UserError: for what cannot be built.
+    """
+    check_labels(Objective(config.loss, data.shape), data)
+    ranks = int(config.trainer.get("devices", 1)) * int(config.trainer.get("num_nodes", 1))
+    for where, recipe, node in (
+        ("student.", config, config.student.net),
+        ("teacher.", config.teacher, config.teacher.net),
+    ):
+        key = where.removeprefix("student.")  # the student's recipe is at top level
+        net = build_net(node, data.shape, f"{where}net")
+        make_optimizer(net.parameters(), 2, optim=recipe.optim, schedule=recipe.lr_schedule, where=f"{key}optim")
+        data.train_loader(recipe.batch_size, recipe.seed, ranks, where=f"{key}batch_size")
+
+
+class RunFolder:
+    """`<root>/<time>_<name>`, under the name `<time>_<name>.partial` until all of it is there.
+
+    While a stage trains, the folder links to where its TensorBoard events are being written, so that a dashboard over
+    `<root>` shows them live and under a readable name; the finished folder holds them itself.
+    """
+
+    def __init__(self, root: Path, name: str) -> None:
+        stem = f"{time.strftime('%Y%m%d-%H%M%S')}_{name}"
+        names = [stem, *(f"{stem}_{i}" for i in range(2, 1000))]
+        self.final = next(root / each for each in names if not (root / each).exists())
+        self.path = self.final.with_name(self.final.name + ".partial")
+
+    def __enter__(self) -> "RunFolder":
+        (self.path / "tensorboard").mkdir(parents=True, exist_ok=True)
+        return self
+
+    def follow(self, stage: str, events: Path) -> None:
+        """Show a stage's events under its name."""
+        link = self.path / "tensorboard" / stage
+        link.unlink(missing_ok=True)
+        link.symlink_to(events.resolve(), target_is_directory=True)
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if kind is not None:
+            shutil.rmtree(self.path, ignore_errors=True)
+            return
+        for link in (self.path / "tensorboard").iterdir():
+            events = link.resolve()
+            link.unlink()
+            if events.is_dir():
+                shutil.copytree(events, link)
+        self.path.rename(self.final)
+
+
+def writable(folder: Path) -> Path:
+    """The output folder, made if need be.
+
+    Raises:
+        UserError: where nothing can be written into it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".write_test"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"output_dir: cannot write into {folder.resolve()}: {error.strerror}") from error
+    return folder

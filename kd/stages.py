@@ -1,0 +1,215 @@
+"""Stages: what each one's result depends on, its key, and getting it done once."""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from kd.code_hash import code_of
+from kd.config import Config, Recipe
+from kd.construct import resolve_target
+from kd.data.base import DataModule, Images
+from kd.errors import UserError
+from kd.evaluate import predict_logits, summary
+from kd.nets.build import Shape, build_net
+from kd.objective import teacher_stage
+from kd.store import Done, Store, checksum, key_of, whole
+from kd.teachers.checkpoint import existing, load_weights
+from kd.teachers.frozen import Frozen
+
+# Part of every key. Raise it when a change to the project changes what training gives.
+RECIPE = 1
+
+# Trainer options that change how a stage runs but not what comes out of it.
+RUNTIME_ONLY = {"accelerator", "strategy", "log_every_n_steps", "deterministic", "enable_progress_bar"}
+
+Role = Literal["teacher", "baseline", "student"]
+ROLES: dict[str, Role] = {"teacher": "teacher", "baseline": "baseline", "distill": "student", "finetune": "student"}
+LABELS_ONLY: dict[str, Any] = {"ce_weight": 1.0, "terms": {}}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training that is to be done.
+
+    Attributes:
+        name: as in `stages=`.
+        spec: all that the result depends on, and nothing else; the training is built from it alone.
+        runtime: Trainer options that change nothing in the result.
+        teacher: the finished stage that answers for the views, where the objective asks for one.
+        reference: the finished stage that `val/agreement` compares with; no part of the result.
+        weights: a file to take the net's weights from.
+        start: the finished stage to take them from.
+    """
+
+    name: str
+    spec: dict[str, Any]
+    runtime: Mapping[str, Any] = field(default_factory=dict)
+    teacher: Done | None = None
+    reference: Done | None = None
+    weights: Path | None = None
+    start: Done | None = None
+
+    @property
+    def key(self) -> str:
+        """Names the result in the store."""
+        return key_of(self.spec)
+
+    @property
+    def role(self) -> Role:
+        """What the net is to the run."""
+        return ROLES[self.name]
+
+
+def check_chain(config: Config) -> None:
+    """Refuse a chain in which a stage comes before one that it builds on, or lacks what it needs.
+
+    Raises:
+        UserError: naming the stage and what it needs; and for whatever is wrong in the loss.
+    """
+    needs = {"distill": teacher_stage(config.loss), "finetune": "distill"}
+    for i, name in enumerate(config.stages):
+        needed = needs.get(name)
+        if needed and needed not in config.stages[:i]:
+            raise UserError(
+                f"stages: found [{', '.join(config.stages)}]; {name} builds on {needed}, which must come before it "
+                "(a finished stage is not trained again)"
+            )
+    if "finetune" in config.stages:
+        _slower(config)
+
+
+def make_stage(name: str, config: Config, data: DataModule, done: Mapping[str, Done]) -> Stage:
+    """The stage called `name` in this config.
+
+    Args:
+        done: the run's stages before it, by name.
+    """
+    recipe: Recipe = config.teacher if name == "teacher" else config
+    net = config.teacher.net if name == "teacher" else config.student.net
+    key = data.key(unlabeled=name == "distill")  # only a teacher tells something of images without labels
+    spec: dict[str, Any] = {"recipe": RECIPE, "net": net, "shape": list(data.shape), "data": key}
+    if name == "teacher" and config.teacher.path:
+        path = existing(Path(config.teacher.path).expanduser(), "teacher.path")
+        spec |= {"weights": checksum(path), "epochs": 0}
+        return Stage(name, spec | {"code": code_of(net)}, weights=path)
+    spec |= recipe.model_dump(include=set(Recipe.model_fields))
+    spec["objective"] = config.loss if name == "distill" else LABELS_ONLY
+    start = None
+    if name == "finetune":
+        start = done["distill"]
+        spec |= {"start": start.key, "epochs": config.finetune.epochs, "optim": _slower(config)}
+    spec["epochs"] = min(spec["epochs"], config.trainer.get("max_epochs", spec["epochs"]))
+    spec["trainer"] = {k: v for k, v in config.trainer.items() if k not in RUNTIME_ONLY | {"max_epochs"}}
+    runtime = {k: v for k, v in config.trainer.items() if k in RUNTIME_ONLY}
+    spec["code"] = code_of(net, *_targets(spec["objective"]))
+    answering = teacher_stage(config.loss) if name == "distill" else None
+    teacher = done[answering] if answering else None
+    if teacher:
+        spec["teacher"] = teacher.key
+    reference = teacher or (done.get("teacher") if name != "teacher" else None)
+    return Stage(name, spec, runtime, teacher=teacher, reference=reference, start=start)
+
+
+def _slower(config: Config) -> dict[str, Any]:
+    """The student's optimiser at the learning rate of the stage `finetune`."""
+    if "lr" not in config.optim:
+        raise UserError("finetune.lr_factor: it multiplies optim.lr, which is not set")
+    return {**config.optim, "lr": config.optim["lr"] * config.finetune.lr_factor}
+
+
+def _targets(node: Any) -> list[Mapping[str, Any]]:
+    """All nodes in a config that name code, at any depth."""
+    if isinstance(node, list):
+        return [found for each in node for found in _targets(each)]
+    if not isinstance(node, Mapping):
+        return []
+    own = (
+        [node]
+        if "_target_" in node
+        else [{"_target_": f"kd.schedules.{node['schedule']}"}]
+        if "schedule" in node
+        else []
+    )
+    return own + [found for each in node.values() for found in _targets(each)]
+
+
+def complete(stage: Stage, store: Store, data: DataModule, *, force: bool = False) -> tuple[Done, bool]:
+    """The finished stage: found in the store, or trained now; and whether it was there already."""
+    done = store.find(stage.key)
+    if done and not force:
+        return done, True
+    with store.claim(stage.key, stage.name) as folder:
+        done = store.find(stage.key)  # another process may have finished it while this one waited
+        if done and not force:
+            return done, True
+        torch.manual_seed(stage.spec.get("seed", 0))
+        net = build_net(stage.spec["net"], data.shape, f"{stage.name}.net")
+        if stage.weights:
+            load_weights(net, stage.weights, f"{stage.name}.path")
+        if stage.start:
+            net.load_state_dict(stage.start.weights())
+        result = _train(stage, net, data, store, folder) if stage.spec["epochs"] else _keep(net, data, folder)
+        record = {"name": stage.name, "spec": stage.spec, "finished": datetime.now(UTC).isoformat(), **result}
+        return store.publish(stage.key, record), False
+
+
+def _train(stage: Stage, net: nn.Module, data: DataModule, store: Store, folder: Path) -> dict[str, Any]:
+    from kd.fit import fit  # brings Lightning in, which a run with nothing left to train does without
+
+    reference = None
+    if stage.reference:
+        reference = logits_of(stage.reference, data, data.split.val).argmax(1)
+    teacher = frozen(stage.teacher, data) if stage.teacher else None
+    result = fit(net, stage.spec, stage.name, data, folder, stage.runtime, teacher=teacher, reference=reference)
+    return {**result, "reference": stage.reference.key if stage.reference else None}
+
+
+def _keep(net: nn.Module, data: DataModule, folder: Path) -> dict[str, Any]:
+    """Finish a stage that trains for no epoch: its net as it is, and how good that is on validation."""
+    save_file({k: v.contiguous() for k, v in net.state_dict().items()}, folder / "weights.safetensors")
+    found = summary(predict_logits(net, data, data.split.val), data.split.val.labels)
+    row = {"epoch": 0, "val/acc": found["accuracy"], "val/loss": found["nll"], "seconds": 0.0}
+    return {"history": [row], "val": {"best": row, "last": row}, "epochs": 0, "seconds": 0.0, "reference": None}
+
+
+def load_net(done: Done) -> nn.Module:
+    """The net of a finished stage with its weights, in evaluation mode."""
+    net = build_net(done.record["spec"]["net"], Shape(*done.record["spec"]["shape"]), f"{done.record['name']}.net")
+    net.load_state_dict(done.weights())
+    return net.eval()
+
+
+def frozen(done: Done, data: DataModule) -> Frozen:
+    """A finished stage as a teacher."""
+    return Frozen(load_net(done), *data.statistics)
+
+
+def logits_of(done: Done, data: DataModule, images: Images) -> Tensor:
+    """A finished stage's logits [N, C] for images as they are, computed once and kept beside its weights."""
+    path = done.folder / f"logits-{images.fingerprint[:16]}.safetensors"
+    if path.exists():
+        return load_file(path)["logits"]
+    logits = predict_logits(load_net(done), data, images)
+    with whole(path) as temporary:
+        save_file({"logits": logits}, temporary)
+    return logits
+
+
+def name_of(done: Done) -> str:
+    """A net's name for people: what builds it, with those options that are not the builder's defaults."""
+    target, options = resolve_target(done.record["spec"]["net"], "net")
+    name = str(options.pop("name", target.__name__))
+    defaults = {key: parameter.default for key, parameter in inspect.signature(target).parameters.items()}
+    changed = {k: v for k, v in options.items() if v != defaults.get(k) and v != list(_items(defaults.get(k)))}
+    return f"{name}({', '.join(f'{k}={v}' for k, v in changed.items())})" if changed else name
+
+
+def _items(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else ()

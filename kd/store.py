@@ -1,0 +1,123 @@
+"""The store: where finished stages live, each in a folder named by its key, whole or not at all."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from safetensors.torch import load_file
+from torch import Tensor
+
+from kd.errors import UserError
+from kd.log import say
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished stage.
+
+    Attributes:
+        folder: holds `weights.safetensors`, `stage.json` and `tensorboard/`.
+        record: what `stage.json` says: schema, key, spec, `val` (metrics of the `best` and the `last` epoch),
+            `history` (metrics by epoch), epochs, seconds, sha256 of the weights.
+    """
+
+    key: str
+    folder: Path
+    record: dict[str, Any]
+
+    def weights(self) -> dict[str, Tensor]:
+        """The net's state dict, checked against its checksum.
+
+        Raises:
+            UserError: where the file was damaged.
+        """
+        path = self.folder / "weights.safetensors"
+        if checksum(path) != self.record["sha256"]:
+            raise UserError(f"{path} is damaged (its checksum is wrong); force=true trains the stage again")
+        return load_file(path)
+
+
+class Store:
+    """Finished stages by key, under `root`. Safe with several processes on one file system."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def find(self, key: str) -> Done | None:
+        """The finished stage of this key, or None."""
+        path = self.root / key / "stage.json"
+        if not path.exists():
+            return None
+        try:
+            record = json.loads(path.read_text())
+        except ValueError as error:
+            raise UserError(f"{path} is damaged ({error}); remove {path.parent} to train the stage again") from error
+        if record["schema"] > SCHEMA:
+            raise UserError(f"{path}: written by a later kd (schema {record['schema']}; this one reads {SCHEMA})")
+        return Done(key, path.parent, record)
+
+    @contextmanager
+    def claim(self, key: str, name: str) -> Iterator[Path]:
+        """Hold the only right to make this stage; gives the folder to make it in, which may hold an earlier attempt.
+
+        Waits for as long as another process holds it. The operating system lets go of a dead process's lock.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.root / f"{key}.lock")
+        try:
+            lock.acquire(timeout=0.05)
+        except Timeout:
+            say(f"{name}: another process is training it; waiting")
+            lock.acquire()
+        try:
+            folder = self.root / f"{key}.partial"
+            folder.mkdir(exist_ok=True)
+            yield folder
+        finally:
+            lock.release()
+
+    def publish(self, key: str, record: dict[str, Any]) -> Done:
+        """Turn the folder that was claimed for `key` into a finished stage, in the place of an older one if any."""
+        partial, final = self.root / f"{key}.partial", self.root / key
+        record = {"schema": SCHEMA, "key": key, **record, "sha256": checksum(partial / "weights.safetensors")}
+        (partial / "stage.json").write_text(json.dumps(record, indent=1))
+        if final.exists():
+            old = self.root / f"{key}.old"
+            shutil.rmtree(old, ignore_errors=True)
+            final.rename(old)
+            partial.rename(final)
+            shutil.rmtree(old)
+        else:
+            partial.rename(final)
+        return Done(key, final, record)
+
+
+def key_of(spec: dict[str, Any]) -> str:
+    """A stage's key: 16 hexadecimal digits of the SHA-256 of its spec in canonical JSON."""
+    return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file, as 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A temporary name to write a file under, renamed to `path` at the end, so that no half of it is ever seen."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

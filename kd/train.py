@@ -1,0 +1,28 @@
+"""`python -m kd.train`: teacher, baseline and distilled student, compared.
+
+python -m kd.train                                      ResNet-18 to a small CNN on the embedded digits
+python -m kd.train data=cifar10 temperature=8 alpha=0.7
+python -m kd.train model=resnet34_to_cnn student.net.width=16
+python -m kd.train teacher=torchvision teacher.net.name=resnet50 student=mlp
+python -m kd.train loss=dkd 'temperature={schedule: cosine, start: 8, end: 2}'
+python -m kd.train sweep=methods seed=0,1,2             all methods, one teacher
+python -m kd.train trainer=smoke                        two batches of everything, to see that it runs
+"""
+
+import hydra
+
+from kd.command import CONF, job, run_command, this_command
+from kd.config import Config
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
+@job
+def main(config: Config) -> None:
+    """Run the stages, and report."""
+    from kd.run import run  # torch takes seconds to import, so `--help` and a misspelt key do without
+
+    run(config, this_command("kd.train"))
+
+
+if __name__ == "__main__":
+    run_command(main, "kd.train")

@@ -1,0 +1,47 @@
+"""The config as a command would compose it."""
+
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from kd.command import CONF
+
+METHODS = sorted(path.stem for path in (CONF / "loss").glob("*.yaml"))
+
+# A run of seconds: 200 images, two epochs, perceptrons.
+TINY = (
+    "data.limit=200",
+    "epochs=2",
+    "teacher.epochs=2",
+    "batch_size=50",
+    "teacher.batch_size=50",
+    "teacher.net.hidden=[16]",
+    "student.net.hidden=[8]",
+)
+
+
+def composed(*overrides: str) -> DictConfig:
+    """`conf/train.yaml` under these overrides, for a pair of nets small enough for a test."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", ["model=mlp_to_mlp", *overrides], return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return cfg
+
+
+def loss_node(name: str, *overrides: str) -> dict[str, Any]:
+    """The config node of `loss=name`, resolved."""
+    cfg = composed(f"loss={name}", *overrides)
+    return OmegaConf.to_container(cfg.loss, resolve=True)  # type: ignore[return-value]
+
+
+def tiny(folder: Path, *overrides: str) -> DictConfig:
+    """The config of a run that takes a second: 200 images, 2 epochs, results in `folder`."""
+    budget = ["data.limit=200", "epochs=2", "teacher.epochs=2", "batch_size=50", "teacher.batch_size=50"]
+    return composed("trainer=cpu", f"output_dir={folder}", *budget, *overrides)

@@ -1,0 +1,32 @@
+"""Small, offline, without a GPU: two threads at most, the embedded digits, nets of a few hundred parameters."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from composed import TINY, composed
+
+from kd.config import Config, check
+from kd.data.digits import Digits
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def make_config(tmp_path: Path) -> Callable[..., Config]:
+    """Compose and check a tiny run's config, with these overrides on top; output goes to the test's own folder."""
+
+    def make(*overrides: str) -> Config:
+        return check(composed(*TINY, "name=test", f"output_dir={tmp_path / 'out'}", *overrides))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def digits() -> Digits:
+    """The embedded digits, 200 images of them to train on."""
+    return Digits(test_fraction=0.25, limit=200, augment={"crop_padding": 1})

@@ -1,0 +1,76 @@
+"""The house's rules, held."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+KD = Path(__file__).parents[1] / "kd"
+FILES = sorted(KD.rglob("*.py"))
+
+
+def test_there_is_code_to_look_at() -> None:
+    assert len(FILES) > 20
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(KD)))
+def test_functions_are_short_and_names_say_what(path: Path) -> None:
+    assert not {part.removesuffix(".py") for part in path.relative_to(KD).parts} & {
+        "utils",
+        "helpers",
+        "common",
+        "misc",
+    }
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            body = node.body[1:] if ast.get_docstring(node) else node.body
+            lines = (body[-1].end_lineno or 0) - body[0].lineno + 1 if body else 0
+            assert lines <= 50, f"{node.name} has {lines} lines"
+
+
+def test_the_training_class_is_small() -> None:
+    assert len((KD / "distiller.py").read_text().splitlines()) < 150
+
+
+def test_only_one_lightning_module() -> None:
+    classes = [
+        node.name
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef) and any("LightningModule" in ast.unparse(base) for base in node.bases)
+    ]
+    assert classes == ["Distiller"]
+
+
+def _imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module or "")
+    return found
+
+
+@pytest.mark.parametrize("path", sorted((KD / "losses").glob("[!_]*.py")), ids=lambda path: path.stem)
+def test_losses_import_torch_only_and_have_their_yaml(path: Path) -> None:
+    allowed = {"torch", *sys.stdlib_module_names}
+    foreign = {
+        name for name in _imports(path) if name.split(".")[0] not in allowed and not name.startswith("kd.losses")
+    }
+    assert not foreign
+    assert (KD.parent / "conf" / "loss" / f"{path.stem}.yaml").exists()
+
+
+def test_nets_know_neither_role_nor_loss() -> None:
+    for path in (KD / "nets").glob("*.py"):
+        assert not {name for name in _imports(path) if name.startswith(("kd.losses", "kd.objective", "kd.teachers"))}
+
+
+def test_training_code_is_not_imported_before_a_config_is_accepted() -> None:
+    # `--help` and a misspelt key must not wait for torch.
+    code = "import sys, kd.train; print([m for m in ('torch', 'lightning', 'sklearn') if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=KD.parent)
+    assert out.stdout.strip() == "[]"

@@ -1,0 +1,211 @@
+"""Stages that build on others: who teaches, what a stage's key depends on, and fine-tuning."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from composed import METHODS, composed, tiny
+from safetensors.torch import load_file
+from torch import Tensor
+
+import kd.fit
+from kd.config import Config, check
+from kd.construct import construct
+from kd.data.base import DataModule
+from kd.distiller import Distiller
+from kd.errors import Interrupted, UserError
+from kd.run import run
+from kd.stages import Stage, check_chain, make_stage
+from kd.store import Done
+
+
+def done(name: str) -> Done:
+    return Done(f"key-of-{name}", Path("nowhere"), {})
+
+
+@pytest.fixture(scope="module")
+def data() -> DataModule:
+    made: DataModule = construct(check(tiny(Path("unused"))).data, "data")
+    return made
+
+
+def stage(name: str, data: DataModule, *overrides: str) -> Stage:
+    finished = {each: done(each) for each in ("teacher", "baseline", "distill")}
+    return make_stage(name, check(composed(*overrides)), data, finished)
+
+
+class TestChain:
+    @pytest.mark.parametrize(
+        ("stages", "loss", "message"),
+        [
+            ("[distill]", "kd", "distill builds on teacher, which must come before it"),
+            ("[distill,teacher]", "kd", "distill builds on teacher"),
+            ("[teacher,distill]", "tfkd_self", "distill builds on baseline"),
+            ("[baseline,finetune]", "kd", "finetune builds on distill"),
+            ("[teacher,finetune,distill]", "kd", "finetune builds on distill"),
+        ],
+    )
+    def test_refused(self, stages: str, loss: str, message: str) -> None:
+        with pytest.raises(UserError, match=message):
+            check_chain(check(composed(f"stages={stages}", f"loss={loss}")))
+
+    @pytest.mark.parametrize(
+        ("stages", "loss"),
+        [
+            ("[teacher,distill,finetune]", "kd"),
+            ("[baseline,distill]", "tfkd_self"),
+            ("[distill]", "label_smoothing"),
+            ("[distill]", "dml"),
+            ("[baseline]", "kd"),
+            ("[teacher,baseline,distill]", "tfkd_reg"),
+        ],
+    )
+    def test_accepted(self, stages: str, loss: str) -> None:
+        check_chain(check(composed(f"stages={stages}", f"loss={loss}")))
+
+
+class TestKeys:
+    @pytest.mark.parametrize(
+        ("loss", "teacher"),
+        [("kd", "teacher"), ("tfkd_self", "baseline"), ("label_smoothing", None), ("tfkd_reg", None), ("dml", None)],
+    )
+    def test_distill_depends_on_its_own_teacher_alone(self, loss: str, teacher: str | None, data: DataModule) -> None:
+        made = stage("distill", data, f"loss={loss}")
+        assert made.spec.get("teacher") == (f"key-of-{teacher}" if teacher else None)
+        assert made.teacher == (done(teacher) if teacher else None)
+
+    def test_code_of_all_parts_of_the_loss_is_in_the_key(self, data: DataModule) -> None:
+        dml = stage("distill", data, "loss=dml", "teacher=resnet18").spec["code"]
+        assert {"kd.losses.dml", "kd.nets.resnet", "kd.nets.mlp"} <= set(dml)
+        assert "kd.schedules" in stage("distill", data, "loss=dkd").spec["code"]
+        assert "kd.schedules" not in stage("distill", data).spec["code"]
+
+    def test_finetune_starts_from_distill_and_knows_labels_only(self, data: DataModule) -> None:
+        made = stage("finetune", data, "finetune.epochs=3", "finetune.lr_factor=0.5", "optim.lr=0.4")
+        assert made.start == done("distill")
+        assert made.teacher is None
+        assert made.spec["start"] == "key-of-distill"
+        assert made.spec["objective"] == {"ce_weight": 1.0, "terms": {}}
+        assert made.spec["epochs"] == 3
+        assert made.spec["optim"]["lr"] == pytest.approx(0.2)
+
+    def test_finetune_key(self, data: DataModule) -> None:
+        plain = stage("finetune", data).key
+        for override in (
+            "finetune.epochs=3",
+            "finetune.lr_factor=0.3",
+            "seed=1",
+            "batch_size=64",
+            "student.net.hidden=[8]",
+        ):
+            assert stage("finetune", data, override).key != plain, override
+        for override in (
+            "temperature=2",
+            "loss=dkd",
+            "teacher.epochs=3",
+            "epochs=3",
+            "stages=[teacher,distill,finetune]",
+        ):
+            assert stage("finetune", data, override).key == plain, override  # they count by the key of distill
+
+    def test_finetune_settings_are_no_part_of_other_stages(self, data: DataModule) -> None:
+        for name in ("teacher", "baseline", "distill"):
+            assert stage(name, data, "finetune.epochs=3").key == stage(name, data).key
+
+    def test_finetune_needs_a_learning_rate(self) -> None:
+        with pytest.raises(UserError, match=r"finetune.lr_factor: it multiplies optim.lr, which is not set"):
+            check_chain(check(composed("experiment=finetune", "~optim.lr")))
+
+
+def finished(config: Config) -> tuple[dict[str, Any], dict[str, Tensor], Path]:
+    folder = run(config, "a test")
+    return json.loads((folder / "report.json").read_text()), load_file(folder / "student.safetensors"), folder
+
+
+def stored(report: dict[str, Any], output: Path, role: str) -> Path:
+    key = next(model["stage"] for model in report["models"] if model["role"] == role)
+    return output / "store" / key
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One output folder for all methods, so that they share teacher and baseline."""
+    return tmp_path_factory.mktemp("methods")
+
+
+@pytest.mark.slow
+class TestRuns:
+    @pytest.mark.parametrize("method", METHODS)
+    def test_every_method_distils(self, method: str, output: Path) -> None:
+        budget = ("data.limit=600", "epochs=6", "teacher.epochs=6", "optim=adamw", "optim.lr=0.02")
+        report, weights, folder = finished(check(tiny(output, f"loss={method}", *budget)))
+        student = stored(report, output, "student")
+        rows = json.loads((student / "stage.json").read_text())["history"]
+        assert rows[-1]["val/acc"] > 0.7  # chance is 0.1
+        name = "kd" if method in ("kd_standardized", "kd_dist") else method
+        assert {f"train/loss_{name}", f"train/weight_{name}", "train/loss_ce", "train/weight_ce"} <= set(rows[0])
+        assert set(weights) == {"hidden.0.weight", "hidden.0.bias", "fc.weight", "fc.bias"}  # and nothing of the loss
+        assert (folder / "report.md").exists()
+
+    @pytest.mark.parametrize("method", ["tfkd_self", "label_smoothing", "tfkd_reg", "dml"])
+    def test_no_teacher_where_none_is_needed(self, method: str, tmp_path: Path) -> None:
+        report, _, _ = finished(check(tiny(tmp_path, f"loss={method}", "stages=[baseline,distill]")))
+        assert [model["role"] for model in report["models"]] == ["baseline", "student"]
+
+    def test_finetune_is_the_student(self, tmp_path: Path) -> None:
+        chain = "stages=[teacher,baseline,distill,finetune]"
+        report, weights, _ = finished(check(tiny(tmp_path, chain, "finetune.epochs=3")))
+        _, distilled, _ = finished(check(tiny(tmp_path)))
+        _, untouched, _ = finished(check(tiny(tmp_path, chain, "finetune.epochs=0")))
+        student = report["models"][-1]
+        assert (student["role"], student["epochs"]) == ("student", 2 + 3)
+        assert all(torch.equal(untouched[k], distilled[k]) for k in distilled)
+        assert not any(torch.equal(weights[k], distilled[k]) for k in distilled)
+
+    def test_schedule_runs_over_the_steps_of_training(self, tmp_path: Path) -> None:
+        override = "temperature={schedule: linear, start: 8, end: 2}"
+        report, _, folder = finished(check(tiny(tmp_path, override, "epochs=4")))
+        rows = json.loads((stored(report, tmp_path, "student") / "stage.json").read_text())["history"]
+        # 4 steps an epoch; the last of each is what an epoch's row holds.
+        found = [row["train/kd_temperature"] for row in rows]
+        assert found == pytest.approx([8 - 6 * (4 * epoch + 3) / 16 for epoch in range(4)])
+        assert "Tlinear-8-2" in folder.name
+
+
+class Stop(kd.fit.History):
+    """Interrupts before the third epoch, as Ctrl-C would."""
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.current_epoch == 2:
+            raise SystemExit
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["ctkd", "dml"])
+def test_what_a_loss_learns_is_trained_and_resumed(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states: list[dict[str, Tensor]] = []
+
+    def keep(self: Distiller) -> None:
+        states.append(copy.deepcopy(self.objective.state_dict()))
+
+    monkeypatch.setattr(Distiller, "on_train_start", keep)
+    monkeypatch.setattr(Distiller, "on_train_end", keep)
+    budget = (f"loss={method}", "epochs=4", "stages=[teacher,distill]", "teacher.epochs=0")
+    _, whole, _ = finished(check(tiny(tmp_path / "whole", *budget)))
+    with monkeypatch.context() as patch:
+        patch.setattr(kd.fit, "History", Stop)
+        with pytest.raises(Interrupted):
+            finished(check(tiny(tmp_path / "cut", *budget)))
+    assert list((tmp_path / "cut" / "store").glob("*.partial/last.ckpt"))
+    _, resumed, _ = finished(check(tiny(tmp_path / "cut", *budget)))
+    start, end, *_, between, end_of_resumed = states
+    trained = [k for k in start if not torch.equal(start[k], end[k])]
+    assert trained
+    assert any(not torch.equal(start[k], between[k]) for k in trained)  # it went on from the checkpoint
+    assert all(torch.equal(end[k], end_of_resumed[k]) for k in end)
+    assert all(torch.equal(whole[k], resumed[k]) for k in whole)

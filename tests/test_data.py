@@ -1,0 +1,580 @@
+"""The DataModule: parts, keys, order, ranks, weights, images without labels; and the real data sets."""
+
+import os
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor, nn
+
+from kd.data import batches
+from kd.data.base import DataModule, Images, Source
+from kd.data.batches import EpochOrder, InOrder
+from kd.data.chest_xray import ChestXRay
+from kd.data.cifar10 import CIFAR10
+from kd.data.cifar100 import CIFAR100
+from kd.data.digits import Digits
+from kd.data.fashion_mnist import FashionMNIST
+from kd.data.images import Pixels, Store
+from kd.data.mnist import MNIST
+from kd.distiller import Distiller, accuracy
+from kd.errors import UserError
+from kd.evaluate import summary
+from kd.objective import Objective, label_loss
+from kd.teachers.frozen import Frozen
+from kd.views import Augment, make_views, normalize
+
+DATA = Path(os.environ.get("KD_DATA_DIR", "data"))
+
+
+class Made(DataModule):
+    """Noise, with 90 images of the first class for 10 of the second."""
+
+    def read(self) -> Source:
+        generator = torch.Generator().manual_seed(0)
+        pixels = torch.randint(0, 256, (200, 3, 8, 8), generator=generator, dtype=torch.uint8)
+        return Source(Images(pixels, (torch.arange(200) % 10 == 0).long()), None, ("often", "rare"))
+
+
+def test_parts_are_apart_and_stratified() -> None:
+    split = Made(test_fraction=0.2, val_fraction=0.25).split
+    assert (len(split.train), len(split.val), len(split.test)) == (120, 40, 40)
+    assert [int(part.labels.sum()) for part in (split.train, split.val, split.test)] == [12, 4, 4]
+    rows = torch.cat([part.pixels.rows for part in (split.train, split.val, split.test)])
+    assert rows.sort().values.tolist() == list(range(200))
+
+
+def test_statistics_are_those_of_the_training_part() -> None:
+    data = Made(limit=50)
+    x = data.split.train.pixels[:].double() / 255
+    mean, std = data.statistics
+    assert len(data.split.train) == 50
+    assert np.allclose(mean, x.mean((0, 2, 3)), atol=1e-6)
+    assert np.allclose(std, x.std((0, 2, 3), correction=0), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"limit": 50},
+        {"split_seed": 1},
+        {"val_fraction": 0.2},
+        {"augment": {"rotation": 5}},
+        {"views": 3},
+        {"class_weights": "balanced"},
+    ],
+)
+def test_the_key_changes_with_what_training_depends_on(change: dict[str, Any]) -> None:
+    assert Made().key() == Made().key()
+    assert Made().key() != Made(**change).key()
+
+
+def test_the_key_does_not_change_with_anything_else(tmp_path: Path) -> None:
+    same = Made(root=str(tmp_path), num_workers=3, cache="ram", cache_dir=str(tmp_path), on_bad_image="skip")
+    assert same.key() == Made().key()
+
+
+def test_the_fingerprint_sees_every_pixel_and_label() -> None:
+    pixels, labels = torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64)
+    other, second = pixels.clone(), labels.clone()
+    other[2, 0, 1, 1] = 1
+    second[1] = 1
+    found = [Images(p, n).fingerprint for p, n in ((pixels, labels), (other, labels), (pixels, second))]
+    found.append(Images(pixels.view(3, 1, 1, 4), labels).fingerprint)
+    assert len(set(found)) == 4
+    assert Images(pixels.clone(), labels.clone()).fingerprint == found[0]
+
+
+def test_pixels_of_several_stores_are_one_array() -> None:
+    first, second = (torch.randint(0, 256, (n, 3, 4, 4), dtype=torch.uint8) for n in (5, 7))
+    whole = torch.cat([first, second])
+    pixels = Pixels.joined([Pixels.whole(Store(first)), Pixels.whole(Store(second))])
+    where = torch.tensor([11, 0, 4, 5, 5, 2])
+    assert pixels.shape == (12, 3, 4, 4)
+    assert torch.equal(pixels[where], whole[where])
+    assert torch.equal(pixels.at(where)[1:4], whole[where][1:4])
+    assert torch.equal(pixels.at(where).facts.sums, whole[where].long().sum((2, 3)))
+
+
+@settings(deadline=None, max_examples=50)
+@given(size=st.integers(1, 200), batch=st.integers(1, 40), ranks=st.integers(1, 4), seed=st.integers(0, 2**63 - 1))
+def test_an_epoch_is_a_seeded_permutation_shared_out_among_ranks(size: int, batch: int, ranks: int, seed: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        seen = []
+        for rank in range(ranks):
+            patch.setattr(batches, "rank", lambda rank=rank: rank)
+            order = EpochOrder(size, batch, seed, ranks)
+            order.set_epoch(2)
+            mine = list(order)
+            assert len(mine) == len(order) == size // (batch * ranks)
+            assert all(len(each) == batch for each in mine)
+            seen += [i for each in mine for i in each]
+            assert mine == list(order)  # asking twice changes nothing
+        assert len(set(seen)) == len(seen) == size // (batch * ranks) * batch * ranks
+        assert set(seen) <= set(range(size))
+
+
+def test_epochs_and_seeds_have_orders_of_their_own_whatever_came_before() -> None:
+    def epoch(seed: int, number: int) -> list[list[int]]:
+        order = EpochOrder(64, 64, seed)
+        order.set_epoch(number)
+        return list(order)
+
+    assert epoch(0, 3) == epoch(0, 3)
+    assert len({str(epoch(seed, number)) for seed in range(3) for number in range(4)}) == 12
+    assert sorted(epoch(0, 1)[0]) == list(range(64))
+
+
+@settings(deadline=None, max_examples=50)
+@given(size=st.integers(1, 200), batch=st.integers(1, 40), ranks=st.integers(1, 4))
+def test_validation_shows_each_image_on_one_rank_once(size: int, batch: int, ranks: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        seen = []
+        for rank in range(ranks):
+            patch.setattr(batches, "rank", lambda rank=rank: rank)
+            order = InOrder(size, batch, ranks)
+            assert len(list(order)) == len(order)
+            seen += [i for each in order for i in each]
+        assert sorted(seen) == list(range(size))
+
+
+def shown(data: DataModule, batch_size: int, epoch: int, ranks: int = 1) -> dict[int, Tensor]:
+    """Each image's view in an epoch, by its index, through the loaders of all ranks."""
+    found = {}
+    with pytest.MonkeyPatch.context() as patch:
+        for rank in range(ranks):
+            patch.setattr(batches, "rank", lambda rank=rank: rank)
+            loader = data.train_loader(batch_size, seed=5, ranks=ranks)
+            loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+            for pixels, _, index in loader:
+                x = make_views(pixels, index, seed=5, view=epoch, augment=data.augment, pool=data.split.train)
+                found |= dict(zip(index.tolist(), x, strict=True))
+    return found
+
+
+def test_views_do_not_depend_on_batches_workers_or_ranks() -> None:
+    augment = {"crop_padding": 2, "rotation": 10, "mixup": 1.0, "cutmix": 1.0}
+    wanted = shown(Made(augment=augment), batch_size=1, epoch=3)
+    assert len(wanted) == 144
+    for data, batch_size, ranks in (
+        (Made(augment=augment), 16, 1),
+        (Made(augment=augment, num_workers=2), 9, 1),
+        (Made(augment=augment), 8, 2),
+    ):
+        found = shown(data, batch_size, 3, ranks)
+        assert found.keys() == wanted.keys()
+        assert all(torch.equal(found[i], wanted[i]) for i in wanted)
+
+
+def test_balanced_weights_give_each_class_the_same_say() -> None:
+    data = Made(class_weights="balanced")
+    labels = data.split.train.labels
+    weights = data.loss_weights
+    assert weights is not None
+    says = [float((labels == c).sum()) * weights[c] for c in range(2)]
+    assert says[0] == pytest.approx(says[1]) == pytest.approx(len(labels) / 2)
+    assert Made().loss_weights is None
+
+
+def test_label_loss_is_the_mean_over_the_labelled_images() -> None:
+    logits = torch.randn(6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    target = torch.tensor([0, 2, -1, 1, -1, 2])
+    p = torch.exp(logits) / torch.exp(logits).sum(1, keepdim=True)
+    weights = (0.5, 2.0, 3.0)
+    terms = [-weights[c] * torch.log(p[i, c]) for i, c in enumerate(target.tolist()) if c >= 0]
+    wanted = torch.stack(terms).mean()
+    assert label_loss(logits, target, weights) == pytest.approx(float(wanted), rel=1e-12)
+    soft = torch.where((target >= 0)[:, None], F.one_hot(target.clamp(min=0), 3).double(), 0.0)
+    assert label_loss(logits, soft, weights) == pytest.approx(float(wanted), rel=1e-12)
+    assert label_loss(logits[:2], target[:2]) == pytest.approx(float(F.cross_entropy(logits[:2], target[:2])))
+    mixed = torch.tensor([[0.3, 0.7, 0.0]]).double()
+    by_hand = -0.3 * 0.5 * torch.log(p[0, 0]) - 0.7 * 2.0 * torch.log(p[0, 1])
+    assert label_loss(logits[:1], mixed, weights) == pytest.approx(float(by_hand), rel=1e-6)
+
+
+@pytest.mark.parametrize("target", [torch.tensor([-1, -1]), torch.zeros(2, 3)])
+def test_a_batch_without_labels_has_no_label_loss(target: Tensor) -> None:
+    logits = torch.randn(2, 3, requires_grad=True)
+    loss = label_loss(logits, target)
+    loss.backward()
+    assert loss == 0
+    assert logits.grad is not None
+    assert logits.grad.abs().sum() == 0
+
+
+def test_accuracy_counts_labelled_images_by_their_dominant_label() -> None:
+    logits = torch.eye(3)
+    share, count = accuracy(logits, torch.tensor([0, -1, 0]))
+    assert (float(share), float(count)) == (0.5, 2)
+    share, count = accuracy(logits, torch.tensor([[0.6, 0.4, 0], [0.5, 0.4, 0.1], [0, 0, 0]]))
+    assert (float(share), float(count)) == (0.5, 2)
+
+
+def test_metrics_of_two_classes() -> None:
+    logits = torch.tensor([[2.0, 0], [1, 0], [0, 1], [0, 3], [1, 0], [0, 200]])
+    labels = torch.tensor([0, 0, 0, 1, 1, 1])
+    found = summary(logits, labels)
+    assert found["sensitivity"] == pytest.approx(2 / 3)
+    assert found["specificity"] == pytest.approx(2 / 3)
+    assert found["balanced_accuracy"] == pytest.approx(2 / 3)
+    scores = (logits[:, 1] - logits[:, 0]).tolist()
+    pairs = [(p > n) + 0.5 * (p == n) for p in scores[3:] for n in scores[:3]]
+    assert found["auroc"] == pytest.approx(sum(pairs) / 9)
+    assert summary(logits[:3], labels[:3])["auroc"] is None
+    assert summary(logits[:3], labels[:3])["sensitivity"] is None
+    assert "auroc" not in summary(torch.randn(6, 3), labels)
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> Path:
+    """A folder of pictures without labels."""
+    (tmp_path / "pool" / "deep").mkdir(parents=True)
+    for i in range(12):
+        Image.fromarray(np.full((9, 9, 3), 20 * i, np.uint8)).save(tmp_path / "pool" / "deep" / f"{i}.png")
+    return tmp_path / "pool"
+
+
+def test_images_without_labels_join_where_a_teacher_is(pool: Path) -> None:
+    data, alone = Made(unlabeled=str(pool)), Made()
+    images = data.training(unlabeled=True)
+    assert len(images) == len(alone.split.train) + 12
+    assert images.labels[-12:].tolist() == [-1] * 12
+    assert images.pixels[-12:].shape == (12, 3, 8, 8)
+    assert len(data.training()) == len(alone.split.train)
+    assert data.key() == alone.key()  # so that the baseline is not trained again
+    assert data.key(unlabeled=True) != alone.key(unlabeled=True)
+    assert data.statistics == alone.statistics
+
+
+def test_a_bad_file_of_the_pool_is_found_before_training(pool: Path) -> None:
+    (pool / "bad.png").write_text("hello")
+    with pytest.raises(UserError, match=r"data.unlabeled: 1 of 13(.|\n)*bad.png: not an image"):
+        _ = Made(unlabeled=str(pool)).split
+
+
+class Recorder(nn.Module):
+    """Keeps what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(192, 2)
+        self.seen: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(x)
+        logits: Tensor = self.layer(x.flatten(1))
+        return logits
+
+
+def test_each_net_sees_the_same_mixed_view_under_its_own_normalisation(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = Made(augment={"mixup": 1.0, "crop_padding": 1})
+    teacher = Frozen(Recorder(), (0.1, 0.2, 0.3), (0.9, 0.8, 0.7))
+    kd = {"weight": 1.0, "loss": {"_target_": "kd.losses.kd.kd_loss"}}
+    distiller = Distiller(
+        Recorder(),
+        Objective({"ce_weight": 1.0, "terms": {"kd": kd}}, data.shape),
+        lambda parameters, steps: (torch.optim.SGD(parameters, 0.1), None),
+        augment=data.augment,
+        normalization=data.statistics,
+        seed=1,
+        teacher=teacher,
+        pool=data.split.train,
+    )
+    monkeypatch.setattr(distiller, "log", lambda *args, **options: None)
+    monkeypatch.setattr(
+        Distiller, "trainer", type("T", (), {"optimizers": [torch.optim.SGD(distiller.parameters())], "global_step": 0})
+    )
+    monkeypatch.setattr(Distiller, "current_epoch", 0)
+    batch = next(iter(data.train_loader(16, 0)))
+    distiller.steps = 1
+    distiller.training_step(batch, 0)
+    x = make_views(batch[0], batch[2], seed=1, view=0, augment=data.augment, pool=data.split.train)
+    assert torch.equal(distiller.net.seen[0], normalize(x, *data.statistics))  # type: ignore[union-attr,operator,index]
+    assert torch.equal(teacher.net.seen[0], normalize(x, teacher.mean, teacher.std))  # type: ignore[union-attr,operator,index]
+
+
+def test_another_process_opens_a_mapped_store_by_its_file(tmp_path: Path, pool: Path) -> None:
+    data = Made(unlabeled=str(pool), cache="disk", cache_dir=str(tmp_path / "cache"))
+    images = data.split.unlabeled
+    assert images is not None
+    sent = pickle.dumps(images)
+    assert len(sent) < 10_000
+    assert torch.equal(pickle.loads(sent).pixels[:], images.pixels[:])
+
+
+@pytest.mark.parametrize(
+    ("source", "named"),
+    [
+        (CIFAR10, ["cifar-10-batches-py", "data_batch_5", "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"]),
+        (CIFAR100, ["cifar-100-python", "meta", "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"]),
+        (MNIST, ["MNIST/raw", "t10k-labels-idx1-ubyte", "KD_DATA_DIR"]),
+        (FashionMNIST, ["FashionMNIST/raw", "train-images-idx3-ubyte", "KD_DATA_DIR"]),
+    ],
+)
+def test_without_files_and_network_one_message_says_what_to_do(
+    source: type[DataModule], named: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_network(*args: object, **options: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr("urllib.request.urlopen", no_network)
+    with pytest.raises(UserError) as caught:
+        source(root=str(tmp_path)).read()
+    for each in [str(tmp_path), "could not be downloaded", *named]:
+        assert each in str(caught.value)
+    assert not any(path.is_file() for path in tmp_path.rglob("*"))
+
+
+def write_idx(folder: Path, part: str, count: int) -> None:
+    """MNIST's files, by the description of their format: magic number, sizes, bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pixels = np.arange(count, dtype=np.uint8).repeat(28 * 28)
+    sizes = np.array([count, 28, 28], ">i4").tobytes()
+    (folder / f"{part}-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03" + sizes + pixels.tobytes())
+    labels = (np.arange(count) % 10).astype(np.uint8)
+    (folder / f"{part}-labels-idx1-ubyte").write_bytes(b"\0\0\x08\x01" + sizes[:4] + labels.tobytes())
+
+
+@pytest.mark.parametrize("source", [MNIST, FashionMNIST])
+def test_mnist_like_files_are_read(source: type[MNIST], tmp_path: Path) -> None:
+    write_idx(tmp_path / source.folder, "train", 200)
+    write_idx(tmp_path / source.folder, "t10k", 50)
+    data = source(root=str(tmp_path))
+    assert data.shape == (1, 28, 10)
+    assert (len(data.split.train), len(data.split.val), len(data.split.test)) == (180, 20, 50)
+    assert data.split.test.pixels[torch.tensor([7])].unique().tolist() == [7]
+    assert data.split.test.labels[7] == 7
+
+
+def test_a_file_that_was_cut_off_is_named(tmp_path: Path) -> None:
+    write_idx(tmp_path / "MNIST/raw", "train", 200)
+    write_idx(tmp_path / "MNIST/raw", "t10k", 50)
+    path = tmp_path / "MNIST/raw/train-images-idx3-ubyte"
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(UserError, match=r"MNIST in .*MNIST/raw is damaged"):
+        MNIST(root=str(tmp_path)).read()
+
+
+def command(*overrides: str, output: Path) -> subprocess.CompletedProcess[str]:
+    """Run `python -m kd.train` in a process of its own."""
+    line = [sys.executable, "-m", "kd.train", "model=mlp_to_mlp", f"output_dir={output}", *overrides]
+    return subprocess.run(line, capture_output=True, text=True, timeout=500, cwd=Path(__file__).parents[1])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A short run with a folder, mixing, weights, a pool, and bad files."""
+    import json
+
+    root = tmp_path_factory.mktemp("run")
+    for i in range(40):
+        path = root / "set" / ("cat", "dog")[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8, 3), 6 * i, np.uint8)).save(path)
+    (root / "set/cat/bad.png").write_text("hello")
+    (root / "pool").mkdir()
+    for i in range(30):
+        Image.fromarray(np.full((8, 8, 3), 8 * i, np.uint8)).save(root / "pool" / f"{i}.png")
+    done = command(
+        *("data=image_folder", f"data.root={root / 'set'}", f"data.unlabeled={root / 'pool'}", "data.image_size=8"),
+        *("data/augment=strong", "data.class_weights=balanced", "data.on_bad_image=skip", "trainer=smoke"),
+        *("batch_size=8", "teacher.batch_size=8"),
+        output=root / "out",
+    )
+    assert done.returncode == 0, done.stderr
+    folder = next((root / "out" / "runs").iterdir())
+    return {"folder": folder, "report": json.loads((folder / "report.json").read_text()), "output": root / "out"}
+
+
+@pytest.mark.slow
+def test_the_report_has_skipped_files_and_metrics_of_two_classes(run: dict[str, Any]) -> None:
+    data = run["report"]["data"]
+    assert [Path(each["file"]).name for each in data["skipped"]] == ["bad.png"]
+    assert data["skipped"][0]["reason"] == "not an image, or of an unknown kind"
+    assert data["unlabeled"] == 30
+    for model in run["report"]["models"]:
+        assert {"sensitivity", "specificity", "auroc", "balanced_accuracy"} <= set(model["test"])
+
+
+@pytest.mark.slow
+def test_the_first_views_are_in_tensorboard(run: dict[str, Any]) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for stage in ("teacher", "baseline", "distill"):
+        events = EventAccumulator(str(run["folder"] / "tensorboard" / stage)).Reload()
+        (picture,) = events.Images("data/views")
+        assert picture.width > 64
+
+
+@pytest.mark.slow
+def test_decoded_files_lie_in_the_output_folder(run: dict[str, Any]) -> None:
+    assert len([path for path in (run["output"] / "cache").iterdir() if path.is_dir()]) == 2
+
+
+class Fixed(nn.Module):
+    """Logits that are a plain function of the pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        weight = torch.randn(64, 10, generator=torch.Generator().manual_seed(0))
+        self.weight = nn.Parameter(weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1) @ self.weight
+
+
+@pytest.mark.slow
+def test_two_processes_measure_what_one_does() -> None:
+    data = Digits(val_fraction=0.301)  # a number of images that the ranks cannot share evenly
+    assert len(data.split.val) % 2 == 1
+
+    def measured(ranks: int, **options: Any) -> dict[str, float]:
+        distiller = Distiller(
+            Fixed(),
+            Objective({}, data.shape),
+            configure,
+            augment=Augment(),
+            normalization=data.statistics,
+            seed=0,
+            reference=torch.arange(len(data.split.val)) % 10,
+        )
+        trainer = L.Trainer(
+            accelerator="cpu",
+            devices=ranks,
+            logger=False,
+            use_distributed_sampler=False,
+            enable_progress_bar=False,
+            **options,
+        )
+        (found,) = trainer.validate(distiller, data.val_loader(batch_size=50, ranks=ranks), verbose=False)
+        return dict(found)
+
+    one, two = measured(1), measured(2, strategy="ddp_spawn")
+    logits = Fixed()(data.normalize(data.split.val.pixels[:]))
+    assert one["val/acc"] == pytest.approx(float((logits.argmax(1) == data.split.val.labels).float().mean()), abs=1e-6)
+    assert one.keys() == two.keys() == {"val/loss", "val/acc", "val/agreement"}
+    assert two == pytest.approx(one, rel=1e-6)
+
+
+def configure(parameters: Any, steps: int) -> tuple[torch.optim.Optimizer, None]:
+    return torch.optim.SGD(parameters, 0.1), None
+
+
+@pytest.mark.slow
+def test_the_trainer_ddp_runs_end_to_end(tmp_path: Path) -> None:
+    done = command(
+        *("trainer=ddp", "trainer.accelerator=cpu", "epochs=1", "stages=[baseline]", "data.limit=256"),
+        "data/augment=strong",
+        output=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "baseline: trained" in done.stderr
+
+
+needs_cifar10 = pytest.mark.skipif(
+    not (DATA / "cifar-10-batches-py").is_dir(), reason="no cifar-10-batches-py in KD_DATA_DIR (default: data)"
+)
+needs_xrays = pytest.mark.skipif(
+    not (DATA / "chest_xray" / "train").is_dir(), reason="no chest_xray in KD_DATA_DIR (default: data)"
+)
+
+
+@needs_cifar10
+def test_cifar10_is_read() -> None:
+    split = CIFAR10(root=str(DATA)).split
+    assert (len(split.train), len(split.val), len(split.test)) == (45_000, 5_000, 10_000)
+    assert split.classes[0] == "airplane"
+    assert torch.bincount(split.test.labels).tolist() == [1000] * 10
+
+
+@pytest.fixture(scope="module")
+def xrays(tmp_path_factory: pytest.TempPathFactory) -> ChestXRay:
+    return ChestXRay(root=str(DATA), image_size=32, channels=1, cache_dir=str(tmp_path_factory.mktemp("cache")))
+
+
+@needs_xrays
+@pytest.mark.slow
+def test_xrays_are_split_by_patient(xrays: ChestXRay) -> None:
+    split = xrays.split
+    assert split.classes == ("NORMAL", "PNEUMONIA")
+    assert len(split.train) + len(split.val) == 5216 + 16
+    assert torch.bincount(split.test.labels).tolist() == [234, 390]
+    assert 0.08 < len(split.val) / 5232 < 0.12
+    share = [float(part.labels.float().mean()) for part in (split.train, split.val)]
+    assert share == pytest.approx([(3875 + 8) / 5232] * 2, abs=0.03)
+    train, val = set(split.train.groups or ()), set(split.val.groups or ())
+    assert not train & val
+    assert sum(bool(re.fullmatch(r"person\d+", group)) for group in train | val) > 1600
+
+
+@needs_xrays
+def test_the_test_part_numbers_its_patients_anew() -> None:
+    """A number of a patient in test is given to another, of the other kind, in train: no image of one is in both."""
+    patients = {
+        part: {m[0] for f in (DATA / "chest_xray" / part).rglob("*") if (m := re.match(r"person\d+_[a-z]+", f.name))}
+        for part in ("train", "val", "test")
+    }
+    assert min(map(len, patients.values())) > 0
+    assert not patients["test"] & (patients["train"] | patients["val"])
+
+
+@needs_xrays
+@pytest.mark.slow
+def test_xrays_open_in_no_time_again(xrays: ChestXRay) -> None:
+    from timeit import timeit
+
+    wanted = xrays.key()
+    again = ChestXRay(root=str(DATA), image_size=32, channels=1, cache_dir=str(xrays.cache.folder))
+    assert timeit(lambda: again.split, number=1) < 3
+    assert again.key() == wanted
+
+
+MEASURE = """
+import sys
+from kd.data.chest_xray import ChestXRay
+from kd.views import make_views
+data = ChestXRay(sys.argv[1], image_size=224, cache="disk", cache_dir=sys.argv[2], augment={"crop_padding": 4})
+data.key()
+for pixels, _, index in data.train_loader(64, 0):
+    make_views(pixels, index, seed=0, view=0, augment=data.augment)
+status = open("/proc/self/status").read()
+print(next(line.split()[1] for line in status.splitlines() if line.startswith("RssAnon")))
+"""
+
+
+@needs_xrays
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the kernel says here how much memory is in use")
+def test_a_set_on_disk_stays_out_of_memory(tmp_path: Path) -> None:
+    line = [sys.executable, "-c", MEASURE, str(DATA), str(tmp_path)]
+    done = subprocess.run(line, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
+    assert int(done.stdout) / 1e6 < 1.0  # GB; the array has 0.88
+
+
+def test_a_loss_that_reads_labels_is_refused_where_some_are_missing() -> None:
+    from kd.run import check_labels
+
+    def objective(loss: str) -> Objective:
+        return Objective({"terms": {"other": {"loss": {"_target_": loss}}}}, Made().shape)
+
+    check_labels(objective("kd.losses.kd.kd_loss"), Made(unlabeled="pool"))
+    hard = objective(f"{__name__}.hard_loss")
+    check_labels(hard, Made(augment={"mixup": 0.2}))  # every loss of ours takes soft labels
+    with pytest.raises(UserError, match=r"loss\.terms\.other: reads the label"):
+        check_labels(hard, Made(unlabeled="pool"))
+
+
+def hard_loss(logits_s: Tensor, target: Tensor) -> Tensor:
+    """A loss that needs one class for each image."""
+    return F.cross_entropy(logits_s, target)

@@ -1,0 +1,412 @@
+"""Folders of images: every kind of file, every layout, and a clear message for what cannot be used."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from kd.data.cache import Cache
+from kd.data.decode import DecodeError, decode
+from kd.data.image_folder import ImageFolder
+from kd.errors import UserError
+
+SIZE = 16
+
+
+def scene(width: int = 20, height: int = 12, top: tuple[int, int, int] = (200, 40, 90)) -> Image.Image:
+    """A picture whose upper half is of one colour and whose lower half is black."""
+    levels = np.zeros((height, width, 3), np.uint8)
+    levels[: height // 2] = top
+    return Image.fromarray(levels)
+
+
+def save(path: Path, image: Image.Image | None = None, **options: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (image or scene()).save(path, **options)
+    return path
+
+
+def folder(root: Path, counts: dict[str, int], name: str = "{i}.png") -> Path:
+    """Class folders with so many different pictures each."""
+    for c, (label, count) in enumerate(counts.items()):
+        (root / label).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            save(root / label / name.format(i=i), scene(top=(10 + 3 * i, 60 * c, 100)))
+    return root
+
+
+def with_exif(image: Image.Image, orientation: int) -> dict[str, Any]:
+    exif = image.getexif()
+    exif[0x0112] = orientation
+    return {"exif": exif}
+
+
+def transparent() -> Image.Image:
+    image = scene().convert("RGBA")
+    alpha = np.full((12, 20), 255, np.uint8)
+    alpha[6:] = 0
+    image.putalpha(Image.fromarray(alpha))
+    return image
+
+
+def palette_with_transparency() -> Image.Image:
+    image = scene().quantize(4)
+    image.info["transparency"] = image.getpixel((0, 11))
+    return image
+
+
+GRAY = np.repeat(np.array([[51 * 257]] * 6 + [[0]] * 6, np.uint16), 20, axis=1)
+
+# name, picture, options of saving, colour of the top and the bottom
+KINDS: list[tuple[str, Image.Image, dict[str, Any], tuple[int, int, int], tuple[int, int, int]]] = [
+    ("rgb.png", scene(), {}, (200, 40, 90), (0, 0, 0)),
+    ("upper.PNG", scene(), {}, (200, 40, 90), (0, 0, 0)),
+    ("rgb.bmp", scene(), {}, (200, 40, 90), (0, 0, 0)),
+    ("rgb.tiff", scene(), {}, (200, 40, 90), (0, 0, 0)),
+    ("rgb.TIF", scene(), {"compression": "tiff_lzw"}, (200, 40, 90), (0, 0, 0)),
+    ("rgb.webp", scene(), {"lossless": True}, (200, 40, 90), (0, 0, 0)),
+    ("rgb.JPEG", scene(), {"quality": 100, "subsampling": 0}, (200, 40, 90), (0, 0, 0)),
+    ("gray.png", scene(top=(90, 90, 90)).convert("L"), {}, (90, 90, 90), (0, 0, 0)),
+    ("bilevel.png", scene(top=(255, 255, 255)).convert("1"), {}, (255, 255, 255), (0, 0, 0)),
+    ("palette.png", scene().quantize(4), {}, (200, 40, 90), (0, 0, 0)),
+    ("palette.gif", scene().quantize(4), {}, (200, 40, 90), (0, 0, 0)),
+    ("see_through_palette.png", palette_with_transparency(), {}, (200, 40, 90), (255, 255, 255)),
+    ("see_through.png", transparent(), {}, (200, 40, 90), (255, 255, 255)),
+    ("gray_alpha.png", transparent().convert("LA"), {}, (94, 94, 94), (255, 255, 255)),
+    ("cmyk.jpg", scene().convert("CMYK"), {"quality": 100}, (200, 40, 90), (0, 0, 0)),
+    ("cmyk.tif", scene().convert("CMYK"), {}, (200, 40, 90), (0, 0, 0)),
+    ("gray16.png", Image.fromarray(GRAY), {}, (51, 51, 51), (0, 0, 0)),
+    ("gray16.tif", Image.fromarray(GRAY), {}, (51, 51, 51), (0, 0, 0)),
+    ("turned.jpg", scene(), {"quality": 100, "subsampling": 0, **with_exif(scene(), 3)}, (0, 0, 0), (200, 40, 90)),
+    ("turned.png", scene(), with_exif(scene(), 3), (0, 0, 0), (200, 40, 90)),
+    ("Füße_猫.png", scene(), {}, (200, 40, 90), (0, 0, 0)),
+]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=[kind[0] for kind in KINDS])
+def test_any_kind_of_picture_is_decoded(kind: Any, tmp_path: Path) -> None:
+    name, image, options, top, bottom = kind
+    path = save(tmp_path / name, image, **options)
+    rgb = decode(path, SIZE, 3)
+    assert rgb.shape == (3, SIZE, SIZE)
+    assert rgb.dtype == np.uint8
+    for row, colour in ((2, top), (SIZE - 3, bottom)):
+        assert np.abs(rgb[:, row, 5].astype(int) - colour).max() <= 6
+    gray = decode(path, SIZE, 1)
+    assert gray.shape == (1, SIZE, SIZE)
+    assert abs(int(gray[0, 2, 5]) - np.dot(top, (0.299, 0.587, 0.114))) <= 6
+
+
+def test_quarter_turn_by_exif(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.jpg", scene(), quality=100, subsampling=0, **with_exif(scene(), 6))
+    rgb = decode(path, SIZE, 3)  # shown a quarter turn clockwise: what was on top is on the right
+    assert rgb[0, 8, SIZE - 3] > 180
+    assert rgb[0, 8, 2] < 20
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # as without pytest
+@pytest.mark.parametrize("kind", ["truncated", "empty", "text", "float", "huge", "gone", "folder"])
+def test_a_bad_file_has_a_reason(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, said = tmp_path / "bad.png", ""
+    match kind:
+        case "truncated":
+            noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+            save(path, Image.fromarray(noise))
+            path.write_bytes(path.read_bytes()[:3000])
+            said = "truncated"
+        case "empty":
+            path.touch()
+            said = "empty file"
+        case "text":
+            path.write_text("hello")
+            said = "not an image"
+        case "float":
+            path = save(tmp_path / "bad.tif", Image.fromarray(np.ones((4, 4), np.float32)))
+            said = "floating-point"
+        case "huge":
+            save(path, Image.new("L", (50, 50)))
+            monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
+            said = "50x50 pixels are too many"
+        case "gone":
+            path.symlink_to(tmp_path / "nowhere")
+            said = "No such file"
+        case "folder":
+            path.mkdir()
+            said = "directory"
+    with pytest.raises(DecodeError, match=said):
+        decode(path, SIZE, 3)
+
+
+def test_one_folder_is_split(tmp_path: Path) -> None:
+    data = ImageFolder(str(folder(tmp_path, {"cat": 30, "dog": 20})), image_size=SIZE, test_fraction=0.2)
+    split = data.split
+    assert split.classes == ("cat", "dog")
+    assert (len(split.train), len(split.val), len(split.test)) == (36, 4, 10)
+    assert torch.bincount(split.test.labels).tolist() == [6, 4]
+    assert data.shape == (3, SIZE, 2)
+
+
+def test_given_parts_stay_what_they_are(tmp_path: Path) -> None:
+    for part, count in (("train", 6), ("Validation", 2), ("test", 3)):
+        folder(tmp_path / part, {"cat": count, "dog": count})
+    split = ImageFolder(str(tmp_path), image_size=SIZE).split
+    assert (len(split.train), len(split.val), len(split.test)) == (12, 4, 6)
+
+
+def test_nested_linked_and_other_files(tmp_path: Path) -> None:
+    root = folder(tmp_path / "set", {"cat": 4, "dog": 4})
+    save(root / "cat" / "deep" / "er" / "x.JPG")
+    (root / "cat" / "deep" / "notes.txt").write_text("hello")
+    (root / "cat" / ".hidden.png").write_text("hello")
+    (root / "Thumbs.db").write_text("hello")
+    (root / ".git").mkdir()
+    folder(tmp_path / "elsewhere", {"bird": 5})
+    (root / "bird").symlink_to(tmp_path / "elsewhere" / "bird", target_is_directory=True)
+    (root / "dog" / "linked.png").symlink_to(root / "cat" / "0.png")
+    (root / "dog" / "round").symlink_to(root / "dog", target_is_directory=True)
+    source = ImageFolder(str(root), image_size=SIZE).read()
+    assert source.classes == ("bird", "cat", "dog")
+    assert torch.bincount(source.train.labels).tolist() == [5, 5, 5]
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="this file system composes names itself")
+def test_class_names_agree_however_unicode_writes_them(tmp_path: Path) -> None:
+    folder(tmp_path / "train", {"u\u0308ber": 4, "dog": 4})
+    folder(tmp_path / "test", {"\u00fcber": 2, "dog": 2})
+    assert ImageFolder(str(tmp_path), image_size=SIZE).split.classes == ("dog", "\u00fcber")
+
+
+def bad_folder(root: Path) -> Path:
+    folder(root, {"cat": 6, "dog": 6})
+    (root / "cat" / "a.png").write_text("hello")
+    (root / "dog" / "b.jpg").touch()
+    return root
+
+
+def test_all_bad_files_are_listed_with_their_reasons(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        _ = ImageFolder(str(bad_folder(tmp_path)), image_size=SIZE).split
+    message = str(caught.value)
+    assert "2 of 14" in message
+    assert "cat/a.png: not an image" in message
+    assert "dog/b.jpg: empty file" in message
+    assert "data.on_bad_image=skip" in message
+
+
+@pytest.mark.parametrize("cache", ["ram", "disk", "off"])
+def test_bad_files_are_skipped_and_noted(cache: Any, tmp_path: Path) -> None:
+    root = bad_folder(tmp_path / "set")
+    for _ in range(2):  # the second time from the cache
+        data = ImageFolder(
+            str(root), image_size=SIZE, on_bad_image="skip", cache=cache, cache_dir=str(tmp_path / "cache")
+        )
+        split = data.split
+        assert len(split.train) + len(split.val) + len(split.test) == 12
+        assert [Path(each["file"]).name for each in data.skipped] == ["a.png", "b.jpg"]
+        assert not (split.train.pixels[:] == 0).flatten(1).all(1).any()  # no blank row slipped in
+    with pytest.raises(UserError, match="2 of 14"):
+        _ = ImageFolder(str(root), image_size=SIZE, cache=cache, cache_dir=str(tmp_path / "cache")).split
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "said"),
+    [
+        ({"cat": 5, "dog": 1}, None, "'dog' has 1 image to share"),
+        ({"cat": 5, "dog": 0}, None, "no image in the class folder .*dog"),
+        ({"cat": 5}, None, "two classes or more; found folders: cat"),
+        ({"cat": 5, "dog": 5}, {"cat": 2, "dog": 2, "fox": 2}, "class fox, which train lacks"),
+        ({"cat": 5, "dog": 5, "fox": 5}, {"cat": 2, "dog": 2}, "lacks class fox of train"),
+    ],
+)
+def test_folders_that_cannot_be_trained_on(
+    train: dict[str, int], test: dict[str, int] | None, said: str, tmp_path: Path
+) -> None:
+    if test is None:
+        folder(tmp_path, train)
+    else:
+        folder(tmp_path / "train", train)
+        folder(tmp_path / "test", test)
+    with pytest.raises(UserError, match=said):
+        _ = ImageFolder(str(tmp_path), image_size=SIZE).split
+
+
+@pytest.mark.parametrize(
+    ("keywords", "said"),
+    [
+        ({"root": "nowhere"}, "data.root: no folder"),
+        ({"root": None}, "data.root: must be given"),
+        ({"channels": 4}, "data.channels: found 4"),
+        ({"image_size": 0}, "data.image_size: found 0"),
+        ({"group_pattern": "("}, "data.group_pattern"),
+        ({"on_bad_image": "skp"}, "did you mean 'skip'"),
+        ({"cache": "dsk"}, "did you mean 'disk'"),
+        ({"cache": "disk", "cache_dir": None}, "needs data.cache_dir"),
+        ({"class_weights": "balance"}, "did you mean 'balanced'"),
+        ({"unlabeled": "nowhere"}, "data.unlabeled: no image in"),
+    ],
+)
+def test_wrong_options_are_named(keywords: dict[str, Any], said: str, tmp_path: Path) -> None:
+    folder(tmp_path, {"cat": 9, "dog": 9})
+    with pytest.raises(UserError, match=said):
+        _ = ImageFolder(**{"root": str(tmp_path), "image_size": SIZE, **keywords}).split
+
+
+def test_groups_stay_together(tmp_path: Path) -> None:
+    for label in ("cat", "dog"):
+        for patient in range(12):
+            for i in range(1 + patient % 4):
+                save(tmp_path / label / f"{label}{patient}_{i}.png", scene(top=(patient * 9, i * 30, 5)))
+    for seed in range(5):
+        data = ImageFolder(
+            str(tmp_path), image_size=4, group_pattern=r"^(\w+?\d+)_", split_seed=seed, test_fraction=0.2
+        )
+        parts = [set(part.groups or ()) for part in (data.split.train, data.split.val, data.split.test)]
+        assert sum(map(len, parts)) == len(set().union(*parts)) == 24
+        assert all(parts)
+
+
+def test_a_group_in_two_given_parts_is_refused(tmp_path: Path) -> None:
+    folder(tmp_path / "train", {"cat": 8, "dog": 8}, "p{i}_a.png")
+    folder(tmp_path / "test", {"cat": 1, "dog": 1}, "p{i}_b.png")
+    with pytest.raises(UserError, match=r"group 'p0' has images in .* and in test"):
+        _ = ImageFolder(str(tmp_path), image_size=4, group_pattern=r"(p\d+)_").split
+    _ = ImageFolder(str(tmp_path), image_size=4).split
+
+
+def test_a_class_with_one_group_cannot_be_shared_out(tmp_path: Path) -> None:
+    folder(tmp_path, {"cat": 6}, "a{i}_1.png")
+    folder(tmp_path, {"dog": 6}, "b_{i}.png")
+    with pytest.raises(UserError, match="'dog' has 1 group of images to share"):
+        _ = ImageFolder(str(tmp_path), image_size=4, group_pattern=r"(\w+?)_").split
+
+
+def test_files_without_a_match_are_groups_of_their_own(tmp_path: Path) -> None:
+    folder(tmp_path, {"cat": 8, "dog": 8})
+    groups = ImageFolder(str(tmp_path), image_size=4, group_pattern="person").read().train.groups
+    assert len(set(groups or ())) == 16
+
+
+def files_of(root: Path) -> list[Path]:
+    return sorted(root.rglob("*.png"))
+
+
+@pytest.fixture
+def decodes(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The files that are decoded from here on."""
+    seen: list[Path] = []
+
+    def counted(path: Path, size: int, channels: int) -> Any:
+        seen.append(path)
+        return decode(path, size, channels)
+
+    monkeypatch.setattr("kd.data.cache.decode", counted)
+    return seen
+
+
+@pytest.mark.parametrize("mode", ["ram", "disk"])
+def test_files_are_decoded_once(mode: Any, tmp_path: Path, decodes: list[Path]) -> None:
+    files = files_of(folder(tmp_path / "set", {"cat": 5, "dog": 5}))
+    cache = Cache(tmp_path / "cache", mode)
+    first, second = (cache.decoded(files, SIZE, 3) for _ in range(2))
+    assert sorted(decodes) == files
+    assert torch.equal(first.store.array, second.store.array)
+    assert torch.equal(first.store.array, torch.stack([torch.from_numpy(decode(f, SIZE, 3)) for f in files]))
+    assert torch.equal(first.store.facts.digests, second.store.facts.digests)
+    assert (second.store.file is not None) == (mode == "disk")
+    assert cache.decoded(files, SIZE, 1).store.array.shape == (10, 1, SIZE, SIZE)
+    assert len(decodes) == 20
+
+
+def test_off_keeps_nothing(tmp_path: Path) -> None:
+    files = files_of(folder(tmp_path / "set", {"cat": 2}))
+    Cache(tmp_path / "cache", "off").decoded(files, SIZE, 3)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_large_set_stays_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = files_of(folder(tmp_path / "set", {"cat": 2}))
+    assert Cache(tmp_path / "cache").decoded(files, SIZE, 3).store.file is None
+    monkeypatch.setattr("kd.data.cache.LARGE", 2 * 3 * SIZE * SIZE - 1)
+    assert Cache(tmp_path / "cache").decoded(files, SIZE, 3).store.file is not None
+    assert Cache(None).decoded(files, SIZE, 3).store.file is None
+
+
+def test_changed_added_and_removed_files_are_noticed(tmp_path: Path) -> None:
+    root = folder(tmp_path / "set", {"cat": 8, "dog": 8})
+
+    def fingerprint() -> str:
+        return ImageFolder(str(root), image_size=SIZE, cache_dir=str(tmp_path / "cache")).read().train.fingerprint
+
+    before = fingerprint()
+    assert fingerprint() == before
+    size = (root / "cat/0.png").stat().st_size
+    save(root / "cat/0.png", scene(top=(11, 0, 100)))
+    assert (root / "cat/0.png").stat().st_size == size  # only its time tells
+    changed = fingerprint()
+    save(root / "cat/new.png", scene(top=(1, 2, 3)))
+    added = fingerprint()
+    (root / "dog/3.png").unlink()
+    assert len({before, changed, added, fingerprint()}) == 4
+
+
+@pytest.mark.parametrize("harm", ["cut", "flip", "facts", "manifest", "no_manifest"])
+def test_a_damaged_cache_is_never_used(harm: str, tmp_path: Path, decodes: list[Path]) -> None:
+    files = files_of(folder(tmp_path / "set", {"cat": 5, "dog": 5}))
+    cache = Cache(tmp_path / "cache", "disk")
+    wanted = cache.decoded(files, SIZE, 3).store.array.clone()
+    entry = next(path for path in (tmp_path / "cache").iterdir() if path.is_dir())
+    pixels = entry / "pixels.npy"
+    match harm:
+        case "cut":
+            pixels.write_bytes(pixels.read_bytes()[:-100])
+        case "flip":
+            content = bytearray(pixels.read_bytes())
+            content[-1] ^= 1
+            pixels.write_bytes(content)
+        case "facts":
+            content = bytearray((entry / "facts.safetensors").read_bytes())
+            content[-1] ^= 1
+            (entry / "facts.safetensors").write_bytes(content)
+        case "manifest":
+            (entry / "manifest.json").write_text(json.dumps({"bad": {}})[:5])
+        case "no_manifest":
+            (entry / "manifest.json").unlink()
+    assert torch.equal(cache.decoded(files, SIZE, 3).store.array, wanted)
+    assert len(decodes) == 20
+
+
+def test_a_cache_that_was_only_touched_is_used(tmp_path: Path, decodes: list[Path]) -> None:
+    files = files_of(folder(tmp_path / "set", {"cat": 5}))
+    cache = Cache(tmp_path / "cache", "disk")
+    cache.decoded(files, SIZE, 3)
+    os.utime(next((tmp_path / "cache").rglob("pixels.npy")))
+    cache.decoded(files, SIZE, 3)
+    assert len(decodes) == 5
+
+
+def test_an_interrupted_decoding_leaves_no_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = files_of(folder(tmp_path / "set", {"cat": 5}))
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("kd.data.cache.decode", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            Cache(tmp_path / "cache", "disk").decoded(files, SIZE, 3)
+    assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir() and path.suffix != ".partial"]
+    assert len(Cache(tmp_path / "cache", "disk").decoded(files, SIZE, 3).store.array) == 5
+
+
+def test_a_full_disk_is_said_before_it_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = files_of(folder(tmp_path / "set", {"cat": 2}))
+    usage = type("Usage", (), {"free": 10})
+    monkeypatch.setattr("kd.data.cache.shutil.disk_usage", lambda path: usage)
+    with pytest.raises(UserError, match="make room"):
+        Cache(tmp_path / "cache", "disk").decoded(files, SIZE, 3)

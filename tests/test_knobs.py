@@ -1,0 +1,92 @@
+"""A knob that the chosen method does not use is an error, wherever it was turned."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from composed import CONF, METHODS, composed
+from omegaconf import OmegaConf
+
+from kd.command import typed_keys
+from kd.config import check
+from kd.errors import UserError
+from kd.knobs import uses
+
+USED = {
+    "alpha": {"kd", "kd_dist", "mse_logits", "soft_ce", "ctkd", "mlkd", "tfkd_reg", "tfkd_self", "label_smoothing"},
+    "temperature": {
+        *("kd", "kd_standardized", "kd_dist", "soft_ce", "dkd", "nkd", "dist", "ofa", "tfkd_reg", "tfkd_self")
+    },
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("knob", USED)
+def test_which_method_uses_which(method: str, knob: str) -> None:
+    cfg = composed(f"loss={method}", f"{knob}=0.5")
+    assert uses(cfg, knob) == (method in USED[knob])
+    assert cfg.alpha == (0.5 if knob == "alpha" else composed(f"loss={method}").alpha)  # looking turned nothing
+    if method in USED[knob]:
+        check(cfg, [knob])
+    else:
+        with pytest.raises(UserError, match=f"{knob}: the chosen loss does not use it.*; it has loss.ce_weight"):
+            check(cfg, [knob])
+        check(cfg)  # not typed: the default stands there for other methods
+
+
+def test_a_schedule_is_never_a_mere_default() -> None:
+    with pytest.raises(UserError, match="temperature: the chosen loss does not use it"):
+        check(composed("loss=mse_logits", "experiment=temperature_falls"))
+
+
+def test_the_name_shows_the_knobs_that_count() -> None:
+    names = {method: check(composed(f"loss={method}")).name for method in ("kd", "dkd", "mse_logits", "dml")}
+    assert names == {
+        "kd": "digits_mlp_to_mlp_kd_T4.0_a0.9_s0",
+        "dkd": "digits_mlp_to_mlp_dkd_T4.0_s0",
+        "mse_logits": "digits_mlp_to_mlp_mse_logits_a0.9_s0",
+        "dml": "digits_mlp_to_mlp_dml_s0",
+    }
+
+
+def test_methods_bring_their_authors_values_and_the_command_line_wins() -> None:
+    assert check(composed("loss=tfkd_self")).temperature == 6.0
+    assert check(composed("loss=tfkd_self")).alpha == 0.95
+    assert check(composed("loss=tfkd_self", "temperature=2")).loss["terms"]["tfkd_self"]["loss"]["temperature"] == 2.0
+
+
+def test_the_sweep_over_methods_has_all_of_them() -> None:
+    params = OmegaConf.load(CONF / "sweep" / "methods.yaml").hydra.sweeper.params
+    assert sorted(params.loss.split(",")) == METHODS
+    assert params.seed == "0,1,2,3,4"
+
+
+def test_typed_keys() -> None:
+    overrides = ["temperature=3", "+alpha=1", "teacher.epochs=2", "~finetune", "temperature.end=4", "loss=kd"]
+    assert typed_keys(overrides) == {"temperature", "alpha", "teacher", "finetune", "loss"}
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    root = Path(__file__).parents[1]
+    return subprocess.run(
+        [sys.executable, "-m", "kd.train", "model=mlp_to_mlp", "trainer=smoke", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=root,
+        timeout=300,
+    )
+
+
+def test_exit_code_and_message(tmp_path: Path) -> None:
+    done = command("loss=mse_logits", "temperature=3", f"output_dir={tmp_path}")
+    assert done.returncode == 2
+    assert done.stderr.startswith("kd: temperature: the chosen loss does not use it")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_sweeps_jobs_are_checked_too(tmp_path: Path) -> None:
+    done = command("hydra.mode=MULTIRUN", "loss=mse_logits", "temperature=2,3", f"output_dir={tmp_path}")
+    assert done.returncode != 0
+    assert "temperature: the chosen loss does not use it" in done.stderr

@@ -1,0 +1,73 @@
+"""What the README tells people to do, done."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from PIL import Image
+
+from kd.command import CONF
+from kd.config import check
+
+README = (CONF.parent / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+COMMANDS = [
+    line.partition("  #")[0].strip()
+    for kind, text in BLOCKS
+    if kind == "bash"
+    for line in text.splitlines()
+    if line.startswith("python -m kd.train")
+]
+
+
+def test_the_two_commands_are_within_twenty_lines() -> None:
+    first = README.splitlines()[:20]
+    assert any(line.startswith("make train") for line in first)
+    assert any(line.startswith("make test") for line in first)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_compose(command: str) -> None:
+    overrides = [word for word in shlex.split(command)[3:] if "=" in word]
+    if " -m kd.train -m " in command:  # of a sweep, its first job
+        overrides = [word.partition(",")[0] for word in overrides]
+    if "--config-dir" in command:
+        overrides = [word for word in overrides if not word.startswith(("loss=", "student=", "data="))]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        check(compose("train", [*overrides, "name=test"]))
+
+
+def test_make_targets_exist() -> None:
+    makefile = (CONF.parent / "Makefile").read_text()
+    for target in re.findall(r"\bmake ([a-z-]+)", "\n".join(text for kind, text in BLOCKS if kind == "bash")):
+        assert re.search(rf"^{target}:.*## ", makefile, flags=re.MULTILINE), target
+
+
+@pytest.mark.slow
+def test_own_files_run(tmp_path: Path) -> None:
+    written = 0
+    for kind, text in BLOCKS:
+        name = re.match(r"# (\S+\.(?:py|yaml))\n", text)
+        if kind in ("python", "yaml") and name:
+            path = tmp_path / name[1]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+            written += 1
+    assert written >= 4
+    for name in ("cats", "dogs"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(100):
+            Image.new("RGB", (40, 30), (i, 100 if name == "cats" else 200, 0)).save(tmp_path / f"photos/{name}/{i}.png")
+    runs = [text.splitlines()[1:] for kind, text in BLOCKS if kind == "bash" and text.startswith("# run\n")]
+    assert runs
+    for line in runs[0]:
+        words = [sys.executable, *shlex.split(line.partition("  #")[0])[1:], "batch_size=32", "teacher.batch_size=32"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tmp_path)}
+        done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "Report: " in done.stdout

@@ -1,0 +1,198 @@
+"""Keys cover what a result depends on and nothing else; a stage is trained once."""
+
+import json
+import multiprocessing
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from kd.config import Config
+from kd.construct import construct
+from kd.data.base import DataModule
+from kd.errors import UserError
+from kd.stages import complete, make_stage
+from kd.store import Done, Store, key_of, whole
+
+Make = Callable[..., Config]
+
+
+def keys(config: Config) -> dict[str, str]:
+    """Each stage's key, without training: the teacher's own key stands in for its result."""
+    data = construct(config.data, "data")
+    done = {"teacher": Done(make_stage("teacher", config, data, {}).key, Path(), {})}
+    return {
+        name: make_stage(name, config, data, done if name != "teacher" else {}).key
+        for name in ("teacher", "baseline", "distill")
+    }
+
+
+@pytest.mark.parametrize(
+    ("override", "changed"),
+    [
+        ("temperature=7", {"distill"}),
+        ("alpha=0.3", {"distill"}),
+        ("student.net.hidden=[9]", {"baseline", "distill"}),
+        ("epochs=3", {"baseline", "distill"}),
+        ("seed=1", {"baseline", "distill"}),
+        ("optim.lr=0.011", {"baseline", "distill"}),
+        ("lr_schedule=cosine", {"baseline", "distill"}),
+        ("gradient_clip=1.0", {"baseline", "distill"}),
+        ("ema=0.9", {"baseline", "distill"}),
+        ("early_stopping=3", {"baseline", "distill"}),
+        ("keep=last", {"baseline", "distill"}),
+        ("batch_size=40", {"baseline", "distill"}),
+        ("teacher.net.hidden=[17]", {"teacher", "distill"}),
+        ("teacher.seed=1", {"teacher", "distill"}),
+        ("teacher.epochs=3", {"teacher", "distill"}),
+        ("data.limit=190", {"teacher", "baseline", "distill"}),
+        ("data.split_seed=1", {"teacher", "baseline", "distill"}),
+        ("data.augment.crop_padding=2", {"teacher", "baseline", "distill"}),
+        ("data.views=2", {"teacher", "baseline", "distill"}),
+        ("trainer.precision=bf16-mixed", {"teacher", "baseline", "distill"}),
+        ("trainer.devices=2", {"teacher", "baseline", "distill"}),
+        ("+trainer.limit_train_batches=2", {"teacher", "baseline", "distill"}),
+        ("trainer.log_every_n_steps=3", set()),
+        ("trainer.accelerator=cpu", set()),
+        ("data.num_workers=1", set()),
+        ("data.root=/elsewhere", set()),
+        ("name=other", set()),
+        ("force=true", set()),
+        ("debug=true", set()),
+        ("stages=[teacher]", set()),
+    ],
+)
+def test_keys(make_config: Make, override: str, changed: set[str]) -> None:
+    before, after = keys(make_config()), keys(make_config(override))
+    assert {name for name in before if before[name] != after[name]} == changed
+
+
+def test_key_does_not_depend_on_order() -> None:
+    assert key_of({"a": 1, "b": {"c": [1, 2], "d": 0}}) == key_of({"b": {"d": 0, "c": [1, 2]}, "a": 1})
+    assert key_of({"a": [1, 2]}) != key_of({"a": [2, 1]})
+
+
+def test_key_follows_a_users_own_code(make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = "from kd.nets.mlp import MLP\n\n\nclass Mine(MLP):\n    pass\n"
+    module = tmp_path / "own_net_of_mine.py"
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def baseline(code: str) -> str:
+        module.write_text(code)
+        return keys(make_config("student.net._target_=own_net_of_mine.Mine"))["baseline"]
+
+    first = baseline(source)
+    assert baseline('"""Doc."""\n# a comment\n' + source.replace("    pass", '    """Doc."""\n    pass')) == first
+    assert baseline(source + "\n\nWIDTH = 3\n") != first
+
+
+def done(config: Config, name: str = "teacher", **options: bool) -> tuple[Done, bool]:
+    data: DataModule = construct(config.data, "data")
+    return complete(make_stage(name, config, data, {}), Store(Path(config.output_dir) / "store"), data, **options)
+
+
+def test_a_stage_is_trained_once_unless_forced(make_config: Make) -> None:
+    config = make_config()
+    first, reused = done(config)
+    assert not reused
+    assert first.record["epochs"] == 2
+    again, reused = done(config)
+    assert reused
+    assert again.record == first.record
+    forced, reused = done(config, force=True)
+    assert not reused
+    assert forced.record["finished"] != first.record["finished"]
+    assert {p.name for p in first.folder.parent.iterdir()} == {first.key, f"{first.key}.lock"}
+
+
+def test_same_seed_same_weights_and_zero_is_a_seed(make_config: Make) -> None:
+    results = {}
+    for seed in ("0", "0 ", "1"):
+        torch.manual_seed(len(results))  # whatever happened before in the process
+        results[seed], _ = done(make_config(f"teacher.seed={seed.strip()}"), force=True)
+    checksums = [result.record["sha256"] for result in results.values()]
+    assert checksums[0] == checksums[1]
+    assert checksums[0] != checksums[2]
+
+
+def test_baseline_and_student_start_from_the_same_weights(make_config: Make) -> None:
+    config = make_config("epochs=0")
+    data = construct(config.data, "data")
+    store = Store(Path(config.output_dir) / "store")
+    teacher, _ = complete(make_stage("teacher", config, data, {}), store, data)
+    made = [
+        complete(make_stage(name, config, data, {"teacher": teacher}), store, data)[0]
+        for name in ("baseline", "distill")
+    ]
+    assert made[0].key != made[1].key
+    assert made[0].record["sha256"] == made[1].record["sha256"]
+
+
+def test_weights_from_a_file(make_config: Make, tmp_path: Path) -> None:
+    trained, _ = done(make_config())
+    path = trained.folder / "weights.safetensors"
+    loaded, _ = done(make_config(f"teacher.path={path}"))
+    assert loaded.record["epochs"] == 0
+    assert loaded.record["sha256"] == trained.record["sha256"]
+    plain = tmp_path / "plain.pt"
+    torch.save(load_file(path), plain)
+    assert done(make_config(f"teacher.path={plain}"))[0].record["sha256"] == trained.record["sha256"]
+
+
+def test_a_damaged_file_is_not_used(make_config: Make) -> None:
+    trained, _ = done(make_config())
+    path = trained.folder / "weights.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="damaged"):
+        trained.weights()
+
+
+def test_a_later_schema_is_refused(make_config: Make) -> None:
+    trained, _ = done(make_config())
+    record = trained.record | {"schema": 99}
+    (trained.folder / "stage.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match="schema 99"):
+        Store(trained.folder.parent).find(trained.key)
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+
+    def fail_half_way() -> None:
+        with whole(path) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_half_way()
+    assert list(tmp_path.iterdir()) == []
+    with whole(path) as temporary:
+        temporary.write_text("all")
+        assert not path.exists()
+    assert path.read_text() == "all"
+
+
+def _hold(root: Path, seconds: float) -> None:
+    with Store(root).claim("k", "teacher"):
+        (root / "held").touch()
+        time.sleep(seconds)
+
+
+def test_two_processes_take_turns_and_a_dead_one_holds_nothing(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    other = context.Process(target=_hold, args=(tmp_path, 60.0))
+    other.start()
+    while not (tmp_path / "held").exists():
+        time.sleep(0.05)
+    waiting = context.Process(target=_hold, args=(tmp_path, 0.0))
+    waiting.start()
+    waiting.join(3)
+    assert waiting.is_alive(), "it must wait while the other holds the stage"
+    other.kill()
+    waiting.join(60)
+    assert waiting.exitcode == 0, "a dead process's lock must be free"

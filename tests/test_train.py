@@ -1,0 +1,407 @@
+"""The main command, in the process: what it writes, what it says, how it ends."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from composed import TINY
+from safetensors.torch import load_file, safe_open
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from kd.command import run_command
+from kd.config import Config
+from kd.run import run
+from kd.train import main
+
+Make = Callable[..., Config]
+ARGUMENTS = ["model=mlp_to_mlp", *TINY]
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """Run the command in this process; its exit code."""
+    monkeypatch.setattr(sys, "argv", ["kd.train", *arguments])
+    with pytest.raises(SystemExit) as end:
+        run_command(main, "kd.train")
+    return int(end.value.code or 0)
+
+
+def tensors_equal(a: Path, b: Path) -> bool:
+    first, second = load_file(a), load_file(b)
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+def shape_of(value: Any) -> Any:
+    """The types in a nested structure, to compare with the contract's."""
+    if isinstance(value, dict):
+        return {key: shape_of(each) for key, each in value.items()}
+    return type(value)
+
+
+def test_run_folder_and_report(make_config: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = run(make_config(), "python -m kd.train x=1")
+    assert folder.parent.name == "runs"
+    assert {path.name for path in folder.iterdir()} >= {
+        "report.json",
+        "report.md",
+        "student.safetensors",
+        "config.yaml",
+        "tensorboard",
+    }
+    assert [path for path in folder.parent.iterdir() if path.name.endswith(".partial")] == []
+    report = json.loads((folder / "report.json").read_text())
+    number, fraction = float, float
+    test = {"accuracy": fraction, "balanced_accuracy": fraction, "nll": number, "ece": number, "agreement": fraction}
+    for model, role in zip(report["models"], ("teacher", "baseline", "student"), strict=True):
+        assert model["role"] == role
+        assert shape_of({k: model["test"][k] for k in test}) == test
+        low, high = model["test"]["accuracy_ci95"]
+        assert 0 <= low <= model["test"]["accuracy"] <= high <= 1
+        rest = {
+            "net": str,
+            "params": int,
+            "macs": int,
+            "bytes": int,
+            "stage": str,
+            "epochs": int,
+            "seconds": float,
+        }
+        assert shape_of({k: model[k] for k in rest}) == rest
+        assert model["latency_ms"]["batch"] == 1
+        assert 0 < model["latency_ms"]["median"] <= model["latency_ms"]["p95"]
+    assert report["schema"] == 1
+    assert report["command"] == "python -m kd.train x=1"
+    data = {"name": "digits", "classes": list("0123456789"), "train": 200, "val": 135, "test": 449}
+    assert data.items() <= report["data"].items()
+    assert set(report["environment"]) == {"python", "torch", "lightning", "device", "threads"}
+    assert set(report["comparison"]) == {
+        "gain",
+        "gain_ci95",
+        "p_value",
+        "gap_closed",
+        "retention",
+        "speedup",
+        "compression",
+    }
+    # 64 inputs: 64 * 16 + 16 + 16 * 10 + 10, one multiply-accumulate a weight.
+    teacher, baseline, student = report["models"]
+    assert teacher["params"] == 64 * 16 + 16 + 16 * 10 + 10
+    assert teacher["macs"] == 64 * 16 + 16 * 10
+    assert teacher["test"]["agreement"] == 1.0
+    gain = student["test"]["accuracy"] - baseline["test"]["accuracy"]
+    assert report["comparison"]["gain"] == pytest.approx(gain, abs=1e-12)
+    gap = teacher["test"]["accuracy"] - baseline["test"]["accuracy"]
+    closed = report["comparison"]["gap_closed"]
+    assert closed is None if gap <= 0 else closed == pytest.approx(gain / gap)
+    assert report["comparison"]["compression"] == teacher["params"] / student["params"]
+    out = capsys.readouterr().out
+    assert str(folder / "report.md") in out
+    for role in ("teacher", "baseline", "student"):
+        assert role in out
+
+    with safe_open(folder / "student.safetensors", "pt") as file:
+        about = json.loads(file.metadata()["kd"])
+    assert about["classes"] == list("0123456789")
+    assert about["shape"] == [1, 8, 10]
+
+
+def test_events_of_every_stage_are_in_the_run(make_config: Make) -> None:
+    folder = run(make_config("trainer.log_every_n_steps=1"), "")
+    for stage in ("teacher", "baseline", "distill"):
+        assert not (folder / "tensorboard" / stage).is_symlink()
+        events = EventAccumulator(str(folder / "tensorboard" / stage)).Reload()
+        tags = set(events.Tags()["scalars"])
+        wanted = {"train/loss", "train/loss_ce", "train/acc", "val/loss", "val/acc", "lr"}
+        wanted |= {"val/agreement"} if stage != "teacher" else set()
+        wanted |= {"train/loss_kd"} if stage == "distill" else set()
+        assert wanted <= tags
+        assert len(events.Scalars("val/acc")) == 2
+
+
+def test_second_run_trains_nothing_and_changing_temperature_trains_one_stage(
+    make_config: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = run(make_config(), "")
+    capsys.readouterr()
+    second = run(make_config(), "")
+    said = capsys.readouterr().err
+    assert said.count("already there") == 3
+    assert second != first
+    a, b = (json.loads((folder / "report.json").read_text()) for folder in (first, second))
+    assert [m["test"] for m in a["models"]] == [m["test"] for m in b["models"]]
+    run(make_config("temperature=3"), "")
+    said = capsys.readouterr().err
+    assert said.count("already there") == 2
+    assert "distill: trained" in said
+
+
+def test_test_part_is_read_once_per_model(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    import kd.stages
+
+    calls: list[str] = []
+    original = kd.stages.predict_logits
+
+    def counted(net: Any, data: Any, images: Any, *rest: Any) -> torch.Tensor:
+        parts = {id(data.split.train): "train", id(data.split.val): "val", id(data.split.test): "test"}
+        calls.append(parts[id(images)])
+        return original(net, data, images, *rest)
+
+    monkeypatch.setattr(kd.stages, "predict_logits", counted)
+    run(make_config(), "")
+    assert calls.count("test") == 3
+    assert calls.index("test") == len(calls) - 3, "only when every stage is done"
+    run(make_config("seed=0"), "")
+    assert calls.count("test") == 3
+
+
+def test_without_baseline_or_teacher_the_comparison_says_less(make_config: Make) -> None:
+    report = json.loads((run(make_config("stages=[teacher,distill]"), "") / "report.json").read_text())
+    assert report["comparison"]["gain"] is None
+    assert report["comparison"]["speedup"] > 0
+    folder = run(make_config("stages=[baseline]"), "")
+    report = json.loads((folder / "report.json").read_text())
+    assert [model["role"] for model in report["models"]] == ["baseline"]
+    assert report["models"][0]["test"]["agreement"] is None
+    assert not (folder / "student.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["optim=sgd", "optim.lr=0.05"],
+        ["lr_schedule=cosine"],
+        ["lr_schedule=step"],
+        ["lr_schedule=constant", "gradient_clip=0.5"],
+        ["ema=0.8"],
+        ["keep=last"],
+        ["data.views=1"],
+        ["data.num_workers=1"],
+    ],
+    ids=" ".join,
+)
+def test_options_of_training_run(make_config: Make, overrides: list[str]) -> None:
+    run(make_config("stages=[baseline]", *overrides), "")
+
+
+def test_early_stopping_stops(make_config: Make) -> None:
+    folder = run(make_config("stages=[baseline]", "epochs=30", "optim.lr=1e-9", "early_stopping=2"), "")
+    assert json.loads((folder / "report.json").read_text())["models"][0]["epochs"] == 3
+
+
+def test_ema_keeps_averaged_weights(make_config: Make) -> None:
+    runs = [run(make_config("stages=[baseline]", "keep=last", *more), "") for more in ([], ["ema=0.9999"])]
+    plain, averaged = (json.loads((folder / "report.json").read_text())["models"][0]["test"]["nll"] for folder in runs)
+    # Averaged that slowly, the weights are still almost those of the start, and the loss almost ln 10.
+    assert plain < averaged - 0.05
+
+
+def test_loader_workers_do_not_change_the_result(make_config: Make) -> None:
+    folders = [
+        run(
+            make_config(
+                "stages=[teacher,distill]", f"data.num_workers={n}", f"output_dir={make_config().output_dir}{n}"
+            ),
+            "",
+        )
+        for n in (0, 2)
+    ]
+    assert tensors_equal(*(folder / "student.safetensors" for folder in folders))
+
+
+BAD: list[tuple[Sequence[str], Sequence[str]]] = [
+    (["data=cifar11"], ["data", "cifar11", "digits", "cifar10"]),
+    (["model=resnet18_to_cn"], ["model", "resnet18_to_cnn"]),
+    (["teacher=resnet19"], ["teacher", "resnet18"]),
+    (["student=cnnn"], ["student", "'cnn'"]),
+    (["loss=kdd"], ["loss", "'kd'"]),
+    (["optim=sdg"], ["optim", "'sgd'"]),
+    (["trainer=gpuu"], ["trainer", "'gpu'"]),
+    (["experiment=cifar10_gpu"], ["experiment", "cifar10_cpu"]),
+    (["temprature=3"], ["temprature", "'temperature'"]),
+    (["student.net.hiden=[3]"], ["student.net.hiden", "'student.net.hidden'"]),
+    (["data.batch_size=3"], ["data.batch_size", "'batch_size'"]),
+    (["+foo=1"], ["foo"]),
+    (["alpha=1.5"], ["alpha", "1.5", "a number from 0 to 1"]),
+    (["alpha=-0.1"], ["alpha", "-0.1", "a number from 0 to 1"]),
+    (["temperature=0"], ["temperature", "a number above 0"]),
+    (["temperature=-1"], ["temperature", "-1"]),
+    (["temperature=warm"], ["temperature", "'warm'", "number"]),
+    (["epochs=-1"], ["epochs", "-1"]),
+    (["epochs=1.5"], ["epochs", "1.5", "integer"]),
+    (["epochs=abc"], ["epochs", "'abc'"]),
+    (["seed=-1"], ["seed", "-1"]),
+    (["seed=null"], ["seed", "None"]),
+    (["force=maybe"], ["force", "'maybe'"]),
+    (["batch_size=0"], ["batch_size"]),
+    (["batch_size=201"], ["batch_size", "201", "200 training images", "1 to 200"]),
+    (["teacher.batch_size=5000"], ["teacher.batch_size", "5000"]),
+    (["lr_schedule=linear"], ["lr_schedule", "'linear'", "onecycle"]),
+    (["ema=1.0"], ["ema", "1.0"]),
+    (["optim.lr=-1"], ["optim", "-1"]),
+    (["+optim.weight_decy=0.5"], ["optim.weight_decy", "'weight_decay'"]),
+    (["stages=[distill]"], ["stages", "teacher"]),
+    (["stages=[teacher,teacher]"], ["stages"]),
+    (["stages=[teach]"], ["stages", "'teach'", "teacher"]),
+    (["stages=[]"], ["stages"]),
+    (["data.limit=0"], ["data.limit", "0"]),
+    (["data.limit=5"], ["data", "5"]),
+    (["data.val_fraction=1.5"], ["data.val_fraction", "1.5"]),
+    (["data.augment.crop_padding=-1"], ["data.augment.crop_padding", "-1"]),
+    (["data.augment.flip=true"], ["data.augment.flip"]),
+    (
+        ["data=cifar10", "data.root=/nowhere", "data.limit=null"],
+        ["/nowhere/cifar-10-batches-py", "data_batch_1", "KD_DATA_DIR"],
+    ),
+    (["student.net._target_=kd.nets.mlp.MLPP"], ["student.net._target_", "MLPP"]),
+    (["student.net._target_=nothing.at.all"], ["student.net._target_", "nothing.at.all"]),
+    (["student=torchvision", "student.net.name=resnet15"], ["student.net", "resnet15", "resnet18"]),
+    (["+loss.terms.kd.loss.temprature=1"], ["loss.terms.kd.loss.temprature", "'temperature'"]),
+    (["loss.terms.kd.loss._target_=kd.losses.kd.kd"], ["loss.terms.kd.loss", "kd.losses.kd.kd"]),
+    (["loss.terms.kd.weight=-1"], ["loss.terms.kd.weight", "-1"]),
+    (["trainer.precision=17"], ["trainer", "17"]),
+    (["+trainer.epoch=17"], ["trainer.epoch"]),
+    (["teacher.path=/nowhere.pt"], ["teacher.path", "/nowhere.pt"]),
+    (["name=a/b"], ["name", "a/b"]),
+    (["alpha=[b"], ["alpha=[b"]),
+    (["student.net.hidden=8"], ["student.net"]),
+]
+
+
+@pytest.mark.parametrize(("overrides", "words"), BAD, ids=[" ".join(overrides) for overrides, _ in BAD])
+def test_bad_input_is_one_message(
+    overrides: Sequence[str],
+    words: Sequence[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    given = {override.lstrip("+").partition("=")[0] for override in overrides}
+    rest = [argument for argument in ARGUMENTS if argument.partition("=")[0] not in given]
+    if any(group in given for group in ("student", "teacher", "model")):
+        rest = [argument for argument in rest if not argument.startswith(("student.", "teacher.net", "model"))]
+    assert command(monkeypatch, *rest, f"output_dir={out}", *overrides) == 2
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    assert len(said.splitlines()) <= 6
+    for word in words:
+        assert word in said
+    assert not list(out.glob("store/*/*")), "nothing may have been trained"
+    assert not list(out.glob("runs/*"))
+
+
+def test_unwritable_output(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert command(monkeypatch, *ARGUMENTS, f"output_dir={tmp_path / 'file' / 'out'}") == 2
+    said = capsys.readouterr().err
+    assert "output_dir" in said
+    assert str(tmp_path / "file" / "out") in said
+
+
+def test_checkpoint_of_another_number_of_classes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from kd.nets.mlp import MLP
+
+    path = tmp_path / "teacher.pth"
+    torch.save(MLP(7, 1, 8, [16]).state_dict(), path)
+    assert command(monkeypatch, *ARGUMENTS, f"output_dir={tmp_path / 'out'}", f"teacher.path={path}") == 2
+    said = capsys.readouterr().err
+    for word in ("teacher.path", str(path), "fc.weight", "[7, 16]", "[10, 16]", "7 classes", "10"):
+        assert word in said
+
+
+def test_a_pickle_that_would_run_code_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Evil:
+        def __reduce__(self) -> Any:
+            return os.mkdir, (str(tmp_path / "owned"),)
+
+    path = tmp_path / "teacher.pth"
+    torch.save({"net": Evil()}, path)
+    assert command(monkeypatch, *ARGUMENTS, f"output_dir={tmp_path / 'out'}", f"teacher.path={path}") == 2
+    assert "refused" in capsys.readouterr().err
+    assert not (tmp_path / "owned").exists()
+
+
+def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    from kd.errors import UserError
+
+    monkeypatch.setattr(sys, "argv", ["kd.train", "alpha=2", "debug=true"])
+    with pytest.raises(UserError):
+        run_command(main, "kd.train")
+
+
+def test_command_works_from_any_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert command(monkeypatch, *ARGUMENTS, "stages=[baseline]") == 0
+    (folder,) = (tmp_path / "outputs" / "runs").iterdir()
+    assert folder.name.endswith("_digits_mlp_to_mlp_kd_T2.0_a0.9_s0")
+    assert [path.name for path in tmp_path.iterdir()] == ["outputs"], "Hydra must leave nothing of its own"
+
+
+@pytest.mark.slow
+def test_interrupt_and_resume_give_the_same_weights(tmp_path: Path) -> None:
+    arguments = [*ARGUMENTS, "epochs=40", "teacher.epochs=40", "student.net.hidden=[200,200,200]", "data.limit=1000"]
+
+    def start(out: str) -> subprocess.Popen[str]:
+        line = [sys.executable, "-m", "kd.train", *arguments, f"output_dir={tmp_path / out}"]
+        return subprocess.Popen(line, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    whole = start("whole")
+    whole.communicate(timeout=300)
+    assert whole.returncode == 0
+    cut, said = start("cut"), ""
+    try:
+        assert cut.stderr
+        while "distill: epoch 5/" not in said:
+            line = cut.stderr.readline()
+            assert line, said
+            said += line
+        cut.send_signal(signal.SIGINT)
+        _, rest = cut.communicate(timeout=120)
+    finally:
+        cut.kill()
+    assert cut.returncode == 130, rest
+    assert "python -m kd.train" in rest
+    assert "Traceback" not in rest
+    again = start("cut")
+    _, said = again.communicate(timeout=300)
+    assert again.returncode == 0
+    assert said.count("already there") == 2
+    assert "distill: training for 40 epochs, from the last finished epoch" in said
+    results = [next((tmp_path / out / "runs").glob("*/student.safetensors")) for out in ("whole", "cut")]
+    assert tensors_equal(*results)
+    reports = [json.loads((path.parent / "report.json").read_text()) for path in results]
+    assert [m["test"] for m in reports[0]["models"]] == [m["test"] for m in reports[1]["models"]]
+
+
+@pytest.mark.slow
+def test_two_commands_at_once_train_each_stage_once(tmp_path: Path) -> None:
+    line = [sys.executable, "-m", "kd.train", *ARGUMENTS, "epochs=20", "teacher.epochs=20", f"output_dir={tmp_path}"]
+    both = [subprocess.Popen(line, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=300)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    for stage in ("teacher", "baseline", "distill"):
+        assert "".join(said).count(f"{stage}: trained") == 1
+    assert len(list((tmp_path / "runs").iterdir())) == 2
+
+
+@pytest.mark.slow
+def test_default_pair_at_smoke_size_through_the_shell(tmp_path: Path) -> None:
+    line = [sys.executable, "-m", "kd.train", "model=resnet18_to_cnn", "trainer=smoke", f"output_dir={tmp_path}"]
+    started = time.monotonic()
+    first = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert first.returncode == 0, first.stderr
+    assert "Report: " in first.stdout
+    second = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert second.stderr.count("already there") == 3
+    assert time.monotonic() - started < 200

@@ -1,0 +1,254 @@
+"""Views as a pure function of (seed, view, index)."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from scipy.stats import beta, chisquare, kstest
+
+from kd.data.images import Images
+from kd.errors import UserError
+from kd.view_grid import grid
+from kd.views import Augment, Draw, make_views, mixed_target, partners, to_unit, uniform
+
+SIZE, CLASSES, COUNT = 12, 4, 40
+STRONG = Augment(
+    crop_padding=0.125,
+    horizontal_flip=True,
+    rotation=15,
+    resized_crop=0.5,
+    brightness=0.3,
+    contrast=0.3,
+    erase=0.5,
+    mixup=0.4,
+    cutmix=1.0,
+)
+ONE_BY_ONE = {
+    "crop": Augment(crop_padding=2),
+    "reflect": Augment(crop_padding=2, pad_with="reflect"),
+    "flip": Augment(horizontal_flip=True),
+    "rotation": Augment(rotation=20),
+    "resized_crop": Augment(resized_crop=0.3),
+    "brightness": Augment(brightness=0.4),
+    "contrast": Augment(contrast=0.4),
+    "erase": Augment(erase=1.0),
+    "mixup": Augment(mixup=1.0),
+    "cutmix": Augment(cutmix=1.0),
+    "strong": STRONG,
+}
+
+
+def random_images(channels: int = 3, seed: int = 0) -> Images:
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 256, (COUNT, channels, SIZE, SIZE), generator=generator, dtype=torch.uint8)
+    return Images(pixels, torch.arange(COUNT) % CLASSES)
+
+
+POOL = random_images()
+
+
+def views(index: list[int], seed: int = 3, view: int = 0, augment: Augment = STRONG) -> torch.Tensor:
+    where = torch.tensor(index)
+    return make_views(POOL.pixels[where], where, seed=seed, view=view, augment=augment, pool=POOL)
+
+
+@pytest.mark.parametrize("augment", ONE_BY_ONE.values(), ids=ONE_BY_ONE.keys())
+@settings(deadline=None, max_examples=15)
+@given(data=st.data())
+def test_a_view_is_the_same_in_any_batch_and_any_place(augment: Augment, data: st.DataObject) -> None:
+    seed = data.draw(st.integers(0, 2**63 - 1))
+    view = data.draw(st.integers(0, 1000))
+    batch = data.draw(st.lists(st.integers(0, COUNT - 1), min_size=1, max_size=COUNT))
+    found = views(batch, seed, view, augment)
+    place = data.draw(st.integers(0, len(batch) - 1))
+    assert torch.equal(found[place], views([batch[place]], seed, view, augment)[0])
+    assert found.dtype == torch.float32
+    assert 0 <= found.min() <= found.max() <= 1
+
+
+@pytest.mark.parametrize("augment", ONE_BY_ONE.values(), ids=ONE_BY_ONE.keys())
+def test_other_views_seeds_and_images_differ(augment: Augment) -> None:
+    every = list(range(COUNT))
+    one = views(every, 3, 0, augment)
+    for other in (views(every, 3, 1, augment), views(every, 4, 0, augment), views(every, 3 + 2**32, 0, augment)):
+        changed = (one != other).flatten(1).any(1)
+        assert changed.float().mean() > 0.3  # a flip changes half of them
+    assert not torch.equal(one, to_unit(POOL.pixels[:]))
+
+
+def test_no_augmentation_is_the_image_itself() -> None:
+    assert torch.equal(views([5, 2], augment=Augment()), to_unit(POOL.pixels[torch.tensor([5, 2])]))
+
+
+def test_threads_do_not_change_a_view() -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = views(list(range(COUNT)))
+        torch.set_num_threads(2)
+        assert torch.equal(one, views(list(range(COUNT))))
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("draw", list(Draw))
+def test_draws_are_uniform_over_images_and_over_views(draw: Draw) -> None:
+    over_images = uniform(0, 7, torch.arange(20_000), draw)
+    over_views = torch.cat([uniform(0, view, torch.tensor([11]), draw) for view in range(500)])
+    over_seeds = torch.cat([uniform(seed, 0, torch.tensor([11]), draw) for seed in range(500)])
+    for numbers in (over_images, over_views, over_seeds):
+        assert kstest(numbers.numpy(), "uniform").pvalue > 1e-4
+
+
+def test_draws_for_different_purposes_are_independent() -> None:
+    numbers = np.stack([uniform(0, 0, torch.arange(20_000), draw).numpy() for draw in Draw])
+    correlation = np.corrcoef(numbers) - np.eye(len(numbers))
+    assert np.abs(correlation).max() < 5 / 20_000**0.5
+    for other in (uniform(0, 1, torch.arange(20_000), 0), uniform(1, 0, torch.arange(20_000), 0)):
+        assert abs(np.corrcoef(numbers[0], other.numpy())[0, 1]) < 5 / 20_000**0.5
+
+
+def marked(count: int) -> Images:
+    """Blank pictures with a single white pixel in the middle."""
+    pixels = torch.zeros(count, 1, 9, 9, dtype=torch.uint8)
+    pixels[:, :, 4, 4] = 255
+    return Images(pixels, torch.zeros(count, dtype=torch.int64))
+
+
+def test_crops_fall_on_each_place_alike() -> None:
+    images, index = marked(5000), torch.arange(5000)
+    x = make_views(images.pixels[:], index, seed=0, view=0, augment=Augment(crop_padding=2))
+    places = x[:, 0].sum(0)[2:7, 2:7]
+    assert places.sum() == 5000
+    assert chisquare(places.flatten().numpy()).pvalue > 1e-3
+
+
+def test_a_share_as_crop_padding_is_of_the_side() -> None:
+    where = torch.arange(COUNT)
+    by_pixels, by_share = (
+        make_views(POOL.pixels[:], where, seed=0, view=0, augment=Augment(crop_padding=pad)) for pad in (3, 0.25)
+    )
+    assert torch.equal(by_pixels, by_share)
+
+
+def test_half_are_flipped() -> None:
+    pixels = torch.zeros(4000, 1, 2, 2, dtype=torch.uint8)
+    pixels[:, :, :, 0] = 255
+    x = make_views(pixels, torch.arange(4000), seed=0, view=0, augment=Augment(horizontal_flip=True))
+    flipped = int((x[:, 0, 0, 1] == 1).sum())
+    assert abs(flipped - 2000) < 4 * 1000**0.5
+
+
+def test_a_turn_goes_as_far_as_asked_and_no_further() -> None:
+    pixels = torch.zeros(500, 1, 33, 33, dtype=torch.uint8)
+    pixels[:, :, 16, 28:31] = 255  # a mark to the right of the middle
+    x = make_views(pixels, torch.arange(500), seed=0, view=0, augment=Augment(rotation=30))[:, 0].double()
+    steps = torch.arange(33).double() - 16
+    row, column = (x * steps[:, None]).sum((1, 2)) / x.sum((1, 2)), (x * steps).sum((1, 2)) / x.sum((1, 2))
+    angles = torch.rad2deg(torch.atan2(row, column))
+    assert angles.abs().max() < 31
+    assert kstest(((angles + 30) / 60).numpy(), "uniform").pvalue > 1e-3
+
+
+def test_resized_crops_take_the_share_of_the_area_asked_for() -> None:
+    ramp = torch.arange(64, dtype=torch.uint8) * 4
+    pixels = torch.stack([ramp[:, None].expand(64, 64), ramp[None, :].expand(64, 64)])[None].repeat(2000, 1, 1, 1)
+    x = make_views(pixels, torch.arange(2000), seed=0, view=0, augment=Augment(resized_crop=0.4)) * 255 / 4
+    high = (x[:, 0, 60, 32] - x[:, 0, 4, 32]) / 56
+    wide = (x[:, 1, 32, 60] - x[:, 1, 32, 4]) / 56
+    area = (high * wide).double()
+    assert 0.39 < area.min() < 0.5
+    assert area.max() < 1.01
+    ratio = wide / high
+    assert 0.74 < ratio.min() < ratio.max() < 1.35
+
+
+def test_erased_share_and_area() -> None:
+    pixels = torch.zeros(2000, 1, 32, 32, dtype=torch.uint8)
+    pixels[:, :, ::2] = 200
+    x = make_views(pixels, torch.arange(2000), seed=0, view=0, augment=Augment(erase=0.5))
+    area = (x != to_unit(pixels)).float().mean((1, 2, 3))
+    assert abs(float((area > 0).float().mean()) - 0.5) < 4 * 0.5 / 2000**0.5
+    assert 0.01 < area[area > 0].min() < area.max() < 0.22
+    assert torch.allclose(x[x != to_unit(pixels)], torch.tensor(100 / 255))  # the picture's mean
+
+
+def test_brightness_and_contrast_are_what_they_say() -> None:
+    pixels = torch.full((3000, 1, 4, 4), 127, dtype=torch.uint8)
+    pixels[:, :, 0], pixels[:, :, 1] = 107, 147
+    x = make_views(pixels, torch.arange(3000), seed=0, view=0, augment=Augment(brightness=0.2, contrast=0.5)).double()
+    shift, stretch = x.mean((1, 2, 3)) - 127 / 255, (x[:, 0, 1, 0] - x[:, 0, 0, 0]) / (40 / 255)
+    assert kstest(((shift + 0.2) / 0.4).numpy(), "uniform").pvalue > 1e-3
+    assert kstest((stretch - 0.5).numpy(), "uniform").pvalue > 1e-3
+
+
+@pytest.mark.parametrize("augment", [Augment(mixup=0.4), Augment(cutmix=1.0), Augment(mixup=0.4, cutmix=1.0)])
+def test_labels_are_mixed_as_the_pictures_are(augment: Augment) -> None:
+    """Pictures of one gray level a class: a view's mean tells how much of each class is in it."""
+    labels = torch.arange(400) % 2
+    pool = Images((labels * 255).to(torch.uint8)[:, None, None, None].expand(400, 1, 16, 16).contiguous(), labels)
+    index = torch.arange(400)
+    how = {"seed": 5, "view": 2, "augment": augment, "pool": pool}
+    x = make_views(pool.pixels[index], index, **how)
+    target = mixed_target(labels, index, 2, 16, **how)
+    assert torch.allclose(x.mean((1, 2, 3)), target[:, 1], atol=1e-5)
+    assert torch.allclose(target.sum(1), torch.ones(400))
+    assert (target.max(1).values < 0.95).any()
+
+
+def test_mixup_ratios_are_of_the_beta_distribution() -> None:
+    labels = torch.zeros(4000, dtype=torch.int64)
+    labels[2000:] = 1
+    pool = Images(torch.zeros(4000, 1, 2, 2, dtype=torch.uint8), labels)
+    index = torch.arange(4000)
+    target = mixed_target(labels, index, 2, 2, seed=0, view=0, augment=Augment(mixup=0.4), pool=pool)
+    different = labels[partners(index, 0, 0, 4000)] != labels
+    own = target.gather(1, labels[:, None])[different, 0].double().numpy()
+    assert kstest(own, beta(0.4, 0.4).cdf).pvalue > 1e-3
+
+
+def test_partners_are_any_image_alike() -> None:
+    found = partners(torch.arange(20_000), 0, 0, 20)
+    assert chisquare(torch.bincount(found, minlength=20).numpy()).pvalue > 1e-3
+
+
+def test_a_mixed_view_without_a_label_in_it_has_none() -> None:
+    labels = torch.tensor([0, 1, -1, -1])
+    pool = Images(torch.zeros(4, 1, 2, 2, dtype=torch.uint8), labels)
+    index = torch.arange(4)
+    for view in range(20):
+        target = mixed_target(labels, index, 2, 2, seed=0, view=view, augment=Augment(mixup=1.0), pool=pool)
+        lacks = (labels < 0) | (labels[partners(index, 0, view, 4)] < 0)
+        assert torch.equal(target.sum(1) == 0, lacks)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "named"),
+    [
+        ({"rotaton": 5}, "did you mean 'rotation'"),
+        ({"rotation": 200}, "data.augment.rotation"),
+        ({"mixup": -1}, "data.augment.mixup"),
+        ({"crop_padding": -0.1}, "data.augment.crop_padding"),
+        ({"erase": 1.5}, "data.augment.erase"),
+    ],
+)
+def test_a_wrong_key_or_value_is_named(keywords: dict[str, float], named: str) -> None:
+    from kd.data.base import make_augment
+
+    with pytest.raises(UserError, match=named):
+        make_augment(keywords)
+
+
+def test_the_pool_is_not_copied_with_the_module_that_holds_it() -> None:
+    assert copy.deepcopy({"pool": POOL})["pool"] is POOL
+
+
+def test_the_grid_is_a_picture() -> None:
+    x = grid(views(list(range(20))))
+    assert x.shape[0] == 3
+    assert min(x.shape[1:]) > 64
+    Image.fromarray((x * 255).byte().permute(1, 2, 0).numpy())
