@@ -22,7 +22,7 @@ def construct(node: Mapping[str, Any], where: str, /, **offered: Any) -> Any:
             missing, or the target itself refuses a value.
     """
     target, keywords = resolve_target(node, where)
-    accepted = inspect.signature(target).parameters
+    accepted = parameters_of(target)
     keywords = {name: value for name, value in offered.items() if name in accepted} | keywords
     check_keywords(target, keywords, where)
     try:
@@ -51,13 +51,28 @@ def resolve_target(node: Mapping[str, Any], where: str) -> tuple[Callable[..., A
     return target, keywords
 
 
+def parameters_of(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """What `target` can be called with; of a class whose `__init__` hands `**rest` on, its base's parameters too."""
+    found = dict(inspect.signature(target).parameters)
+    if not inspect.isclass(target):
+        return found
+    for base in target.__mro__[1:]:
+        rest = [name for name, p in found.items() if p.kind is p.VAR_KEYWORD]
+        if not rest or base is object:
+            break
+        if inherited := vars(base).get("__init__"):
+            del found[rest[0]]
+            found = dict(list(inspect.signature(inherited).parameters.items())[1:]) | found
+    return found
+
+
 def check_keywords(target: Callable[..., Any], keywords: Mapping[str, Any], where: str) -> None:
     """Refuse keywords that `target` has no parameter for, and the lack of one that it needs.
 
     Raises:
         UserError: naming the keyword, and what is accepted.
     """
-    parameters = inspect.signature(target).parameters
+    parameters = parameters_of(target)
     accepted = [name for name, p in parameters.items() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         for name in keywords:

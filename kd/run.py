@@ -1,5 +1,7 @@
 """A run: the chain of stages, then the report, in a folder that appears whole."""
 
+import contextlib
+import itertools
 import json
 import shutil
 import time
@@ -117,13 +119,23 @@ class RunFolder:
     """
 
     def __init__(self, root: Path, name: str) -> None:
-        stem = f"{time.strftime('%Y%m%d-%H%M%S')}_{name}"
-        names = [stem, *(f"{stem}_{i}" for i in range(2, 1000))]
-        self.final = next(root / each for each in names if not (root / each).exists())
-        self.path = self.final.with_name(self.final.name + ".partial")
+        self.final = root / f"{time.strftime('%Y%m%d-%H%M%S')}_{name}"
+
+    @property
+    def path(self) -> Path:
+        """The folder while it is being filled."""
+        return self.final.with_name(self.final.name + ".partial")
 
     def __enter__(self) -> "RunFolder":
-        (self.path / "tensorboard").mkdir(parents=True, exist_ok=True)
+        stem = self.final.name
+        for i in itertools.count(2):  # another process may have taken the name in the same second
+            with contextlib.suppress(FileExistsError):
+                self.path.mkdir(parents=True)
+                if not self.final.exists():
+                    break
+                self.path.rmdir()
+            self.final = self.final.with_name(f"{stem}_{i}")
+        (self.path / "tensorboard").mkdir()
         return self
 
     def follow(self, stage: str, events: Path) -> None:

@@ -85,7 +85,7 @@ def train(package: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
 def test_own_loss_net_and_data(package: Path) -> None:
     done = train(
         package, "loss=huber", "student=linear", "data=stripes", "teacher=mlp", "epochs=3", "teacher.epochs=3",
-        "batch_size=32", "teacher.batch_size=32", "temperature=4.0",
+        "batch_size=32", "teacher.batch_size=32",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     (folder,) = (package / "outputs" / "runs").iterdir()

@@ -43,7 +43,7 @@ def test_a_schedule_is_never_a_mere_default() -> None:
 def test_the_name_shows_the_knobs_that_count() -> None:
     names = {method: check(composed(f"loss={method}")).name for method in ("kd", "dkd", "mse_logits", "dml")}
     assert names == {
-        "kd": "digits_mlp_to_mlp_kd_T4.0_a0.9_s0",
+        "kd": "digits_mlp_to_mlp_kd_T2.0_a0.9_s0",
         "dkd": "digits_mlp_to_mlp_dkd_T4.0_s0",
         "mse_logits": "digits_mlp_to_mlp_mse_logits_a0.9_s0",
         "dml": "digits_mlp_to_mlp_dml_s0",

@@ -101,7 +101,7 @@ class TestFromTheCommandLine:
         for progress in (0, 0.3, 1):
             assert teachers(progress) == pytest.approx(1 - 0.8 * progress)
             assert labels(progress) == pytest.approx(0.8 * progress)
-        assert config.name == "digits_mlp_to_mlp_kd_T4.0_alinear-1-0.2_s0"
+        assert config.name == "digits_mlp_to_mlp_kd_T2.0_alinear-1-0.2_s0"
 
     def test_a_function_of_ones_own(self) -> None:
         config = check(composed("temperature={_target_: own_schedule.rise, low: 2.0}"))

@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from kd.command import run_command
 from kd.config import Config
-from kd.run import run
+from kd.run import RunFolder, run
 from kd.train import main
 
 Make = Callable[..., Config]
@@ -110,6 +110,19 @@ def test_run_folder_and_report(make_config: Make, capsys: pytest.CaptureFixture[
         about = json.loads(file.metadata()["kd"])
     assert about["classes"] == list("0123456789")
     assert about["shape"] == [1, 8, 10]
+
+
+def test_runs_that_start_in_the_same_second_have_folders_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.strftime", lambda *_: "20260101-000000")
+    folders = [RunFolder(tmp_path, "digits") for _ in range(2)]  # both have looked before either has written
+    with folders[0] as first, folders[1] as second:
+        assert first.path != second.path
+    with RunFolder(tmp_path, "digits"):
+        pass
+    stem = "20260101-000000_digits"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [stem, f"{stem}_2", f"{stem}_3"]
 
 
 def test_events_of_every_stage_are_in_the_run(make_config: Make) -> None:
