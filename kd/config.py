@@ -78,11 +78,35 @@ class Student(Strict):
     net: Node
 
 
-class Finetune(Strict):
-    """The stage `finetune`: how long it trains, and its learning rate as a share of the student's."""
+class StageConfig(Strict):
+    """What a stage trains, on what; and what it does otherwise than its net's recipe says.
 
-    epochs: NonNegativeInt
-    lr_factor: PositiveFloat
+    Attributes:
+        net: `teacher` or `student`, that net with its recipe; or a net of its own, with the student's recipe.
+        loss: `labels`, the cross-entropy alone; `method`, what `loss=` names; or an objective of its own.
+        teacher: the earlier stage whose net teaches, where the loss asks for one; null for the one called `teacher`.
+        start: the earlier stage whose weights it starts from; null for fresh ones.
+        lr_factor: multiplies the recipe's optim.lr.
+        seed_offset: added to the recipe's seed.
+
+    The others are those of `Recipe`; null leaves the recipe as it is.
+    """
+
+    net: Literal["teacher", "student"] | Node
+    loss: Literal["labels", "method"] | Node
+    teacher: str | None = None
+    start: str | None = None
+    lr_factor: PositiveFloat = 1.0
+    seed_offset: NonNegativeInt = 0
+    epochs: NonNegativeInt | None = None
+    seed: NonNegativeInt | None = None
+    batch_size: PositiveInt | None = None
+    optim: Node | None = None
+    lr_schedule: Literal["onecycle", "cosine", "step", "constant"] | None = None
+    gradient_clip: PositiveFloat | None = None
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    early_stopping: PositiveInt | None = None
+    keep: Literal["best", "last"] | None = None
 
 
 class Config(Recipe):
@@ -95,8 +119,8 @@ class Config(Recipe):
 
     alpha: Annotated[Any, AfterValidator(partial(_number, knob="alpha", accept=SHARE))]
     temperature: Annotated[Any, AfterValidator(partial(_number, knob="temperature", accept=POSITIVE))]
-    stages: Annotated[list[Literal["teacher", "baseline", "distill", "finetune"]], Field(min_length=1)]
-    finetune: Finetune
+    stages: Annotated[list[str], Field(min_length=1)]
+    stage: dict[Annotated[str, Field(pattern=r"^\w+$")], StageConfig]
     force: bool
     debug: bool
     output_dir: str

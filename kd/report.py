@@ -17,10 +17,11 @@ from rich import box
 from rich.table import Table
 
 from kd.benchmark import cost, latency
+from kd.chain import Role
 from kd.command import run_command
 from kd.data.base import DataModule
 from kd.evaluate import paired, summary
-from kd.stages import ROLES, Role, load_net, logits_of, name_of
+from kd.stages import load_net, logits_of, name_of
 from kd.store import Done
 from kd.summary import write_summary
 
@@ -28,21 +29,17 @@ SCHEMA = 1
 
 
 def make_report(
-    stages: Mapping[str, Done], data: DataModule, *, name: str, seed: int, command: str, config: Mapping[str, Any]
+    done: Mapping[Role, Done], data: DataModule, *, name: str, seed: int, command: str, config: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Measure the stages' nets on the test part, and compare them; the dictionary that `report.json` holds.
 
     Args:
-        stages: finished stages by name, as in `stages=`.
+        done: the finished stage of each role.
         command: the line that made the run.
         config: the run's checked config, plain values only.
     """
-    done = {ROLES[stage]: each for stage, each in stages.items()}
     split = data.split
     models = [_model(role, done, data) for role in done]
-    for model in models:  # a student that was distilled and then fine-tuned has had the epochs of both
-        own = [each.record for stage, each in stages.items() if ROLES[stage] == model["role"]]
-        model |= {total: sum(record[total] for record in own) for total in ("epochs", "seconds")}
     return {
         "schema": SCHEMA,
         "name": name,
@@ -78,8 +75,8 @@ def _model(role: Role, done: Mapping[Role, Done], data: DataModule) -> dict[str,
         "test": summary(logits_of(stage, data, test), test.labels, teacher),
         "val": {which: row["val/acc"] for which, row in stage.record["val"].items()},
         "stage": stage.key,
-        "epochs": stage.record["epochs"],
-        "seconds": stage.record["seconds"],
+        "epochs": stage.record["total"]["epochs"],
+        "seconds": stage.record["total"]["seconds"],
     }
 
 

@@ -5,6 +5,7 @@ import itertools
 import json
 import shutil
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import yaml
 from rich.console import Console
 from safetensors.torch import save_file
 
+from kd.chain import LABELS_ONLY, Link, Role, chain_of
 from kd.config import Config
 from kd.construct import construct
 from kd.data.base import DataModule
@@ -21,7 +23,7 @@ from kd.nets.build import build_net
 from kd.objective import Objective
 from kd.optim import make_optimizer
 from kd.report import as_markdown, as_table, make_report, verdict
-from kd.stages import ROLES, check_chain, complete, make_stage
+from kd.stages import complete, make_stage
 from kd.store import Done, Store
 
 
@@ -39,24 +41,25 @@ def run(config: Config, command: str) -> Path:
         Interrupted: by Ctrl-C; what was finished stays finished.
     """
     output = writable(Path(config.output_dir).expanduser())
-    check_chain(config)  # and the loss with it, before the data is read
+    chain = chain_of(config)  # and the losses with it, before the data is read
     data: DataModule = construct(config.data, "data")
-    preflight(config, data)
+    preflight(chain, config, data)
     store = Store(output / "store")
     with RunFolder(output / "runs", config.name) as folder:
         stages: dict[str, Done] = {}
-        for name in config.stages:
-            stage = make_stage(name, config, data, stages)
-            folder.follow(name, store.root / f"{stage.key}.partial" / "tensorboard")
+        for link in chain:
+            stage = make_stage(link, config, data, stages)
+            folder.follow(link.name, store.root / f"{stage.key}.partial" / "tensorboard")
             started = time.perf_counter()
-            done, reused = complete(stage, store, data, force=config.force)
-            folder.follow(name, done.folder / "tensorboard")
+            stages[link.name], reused = complete(stage, store, data, force=config.force)
+            folder.follow(link.name, stages[link.name].folder / "tensorboard")
             how = "already there" if reused else f"trained in {time.perf_counter() - started:.0f} s"
-            say(f"{name}: {how}, validation accuracy {100 * done.record['val']['best']['val/acc']:.2f} % ({done.key})")
-            stages[name] = done
+            accuracy = 100 * stages[link.name].record["val"]["best"]["val/acc"]
+            say(f"{link.name}: {how}, validation accuracy {accuracy:.2f} % ({stage.key})")
         plain = config.model_dump()
-        report = make_report(stages, data, name=config.name, seed=config.seed, command=command, config=plain)
-        _write(folder.path, report, stages, data)
+        done = by_role(chain, stages)
+        report = make_report(done, data, name=config.name, seed=config.seed, command=command, config=plain)
+        _write(folder.path, report, done, data)
     console = Console()
     console.print(as_table(report))
     for line in verdict(report):
@@ -75,40 +78,41 @@ def check_labels(objective: Objective, data: DataModule) -> None:
             )
 
 
-def _write(folder: Path, report: dict[str, Any], stages: dict[str, Done], data: DataModule) -> None:
+def by_role(chain: Sequence[Link], stages: Mapping[str, Done]) -> dict[Role, Done]:
+    """The stages that the run compares; of several students the last one, which builds on the others."""
+    return {link.role: stages[link.name] for link in chain if link.role}
+
+
+def _write(folder: Path, report: dict[str, Any], done: Mapping[Role, Done], data: DataModule) -> None:
     (folder / "report.json").write_text(json.dumps(report, indent=1))
     (folder / "report.md").write_text(as_markdown(report))
     (folder / "config.yaml").write_text(yaml.safe_dump(report["config"], sort_keys=False))
-    by_role = {ROLES[name]: done for name, done in stages.items()}
-    if "student" in by_role:
+    if "student" in done:
         mean, std = data.statistics
         about = {
             "schema": report["schema"],
-            "net": by_role["student"].record["spec"]["net"],
+            "net": done["student"].record["spec"]["net"],
             "shape": list(data.shape),
             "classes": list(data.classes),
             "mean": mean,
             "std": std,
         }
-        save_file(by_role["student"].weights(), folder / "student.safetensors", {"kd": json.dumps(about)})
+        save_file(done["student"].weights(), folder / "student.safetensors", {"kd": json.dumps(about)})
 
 
-def preflight(config: Config, data: DataModule) -> None:
+def preflight(chain: Sequence[Link], config: Config, data: DataModule) -> None:
     """Build once, and throw away, what the stages will be made of: a mistake in the last shows before the first.
 
     Raises:
         UserError: for what cannot be built.
     """
-    check_labels(Objective(config.loss, data.shape), data)
     ranks = int(config.trainer.get("devices", 1)) * int(config.trainer.get("num_nodes", 1))
-    for where, recipe, node in (
-        ("student.", config, config.student.net),
-        ("teacher.", config.teacher, config.teacher.net),
-    ):
-        key = where.removeprefix("student.")  # the student's recipe is at top level
-        net = build_net(node, data.shape, f"{where}net")
-        make_optimizer(net.parameters(), 2, optim=recipe.optim, schedule=recipe.lr_schedule, where=f"{key}optim")
-        data.train_loader(recipe.batch_size, recipe.seed, ranks, where=f"{key}batch_size")
+    for link in chain:
+        if link.objective != LABELS_ONLY:
+            check_labels(Objective(link.objective, data.shape), data)
+        net, at, recipe = build_net(link.net, data.shape, link.where), link.recipe_at, link.recipe
+        make_optimizer(net.parameters(), 2, optim=recipe.optim, schedule=recipe.lr_schedule, where=f"{at}optim")
+        data.train_loader(recipe.batch_size, recipe.seed, ranks, where=f"{at}batch_size")
 
 
 class RunFolder:

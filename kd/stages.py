@@ -5,20 +5,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from kd.chain import LABELS_ONLY, Link
 from kd.code_hash import code_of
-from kd.config import Config, Recipe
+from kd.config import Config
 from kd.construct import resolve_target
 from kd.data.base import DataModule, Images
-from kd.errors import UserError
 from kd.evaluate import predict_logits, summary
 from kd.nets.build import Shape, build_net
-from kd.objective import teacher_stage
 from kd.store import Done, Store, checksum, key_of, whole
 from kd.teachers.checkpoint import existing, load_weights
 from kd.teachers.frozen import Frozen
@@ -28,10 +27,6 @@ RECIPE = 1
 
 # Trainer options that change how a stage runs but not what comes out of it.
 RUNTIME_ONLY = {"accelerator", "strategy", "log_every_n_steps", "deterministic", "enable_progress_bar"}
-
-Role = Literal["teacher", "baseline", "student"]
-ROLES: dict[str, Role] = {"teacher": "teacher", "baseline": "baseline", "distill": "student", "finetune": "student"}
-LABELS_ONLY: dict[str, Any] = {"ce_weight": 1.0, "terms": {}}
 
 
 @dataclass(frozen=True)
@@ -61,67 +56,31 @@ class Stage:
         """Names the result in the store."""
         return key_of(self.spec)
 
-    @property
-    def role(self) -> Role:
-        """What the net is to the run."""
-        return ROLES[self.name]
 
-
-def check_chain(config: Config) -> None:
-    """Refuse a chain in which a stage comes before one that it builds on, or lacks what it needs.
-
-    Raises:
-        UserError: naming the stage and what it needs; and for whatever is wrong in the loss.
-    """
-    needs = {"distill": teacher_stage(config.loss), "finetune": "distill"}
-    for i, name in enumerate(config.stages):
-        needed = needs.get(name)
-        if needed and needed not in config.stages[:i]:
-            raise UserError(
-                f"stages: found [{', '.join(config.stages)}]; {name} builds on {needed}, which must come before it "
-                "(a finished stage is not trained again)"
-            )
-    if "finetune" in config.stages:
-        _slower(config)
-
-
-def make_stage(name: str, config: Config, data: DataModule, done: Mapping[str, Done]) -> Stage:
-    """The stage called `name` in this config.
+def make_stage(link: Link, config: Config, data: DataModule, done: Mapping[str, Done]) -> Stage:
+    """The stage that a link of the chain asks for.
 
     Args:
         done: the run's stages before it, by name.
     """
-    recipe: Recipe = config.teacher if name == "teacher" else config
-    net = config.teacher.net if name == "teacher" else config.student.net
-    key = data.key(unlabeled=name == "distill")  # only a teacher tells something of images without labels
-    spec: dict[str, Any] = {"recipe": RECIPE, "net": net, "shape": list(data.shape), "data": key}
-    if name == "teacher" and config.teacher.path:
-        path = existing(Path(config.teacher.path).expanduser(), "teacher.path")
+    # Only a teacher tells something of images without labels.
+    key = data.key(unlabeled=link.objective != LABELS_ONLY)
+    spec: dict[str, Any] = {"recipe": RECIPE, "net": link.net, "shape": list(data.shape), "data": key}
+    if link.path:
+        path = existing(Path(link.path).expanduser(), f"{link.name}.path")
         spec |= {"weights": checksum(path), "epochs": 0}
-        return Stage(name, spec | {"code": code_of(net)}, weights=path)
-    spec |= recipe.model_dump(include=set(Recipe.model_fields))
-    spec["objective"] = config.loss if name == "distill" else LABELS_ONLY
-    start = None
-    if name == "finetune":
-        start = done["distill"]
-        spec |= {"start": start.key, "epochs": config.finetune.epochs, "optim": _slower(config)}
+        return Stage(link.name, spec | {"code": code_of(link.net)}, weights=path)
+    spec |= link.recipe.model_dump()
+    spec["objective"] = link.objective
     spec["epochs"] = min(spec["epochs"], config.trainer.get("max_epochs", spec["epochs"]))
     spec["trainer"] = {k: v for k, v in config.trainer.items() if k not in RUNTIME_ONLY | {"max_epochs"}}
     runtime = {k: v for k, v in config.trainer.items() if k in RUNTIME_ONLY}
-    spec["code"] = code_of(net, *_targets(spec["objective"]))
-    answering = teacher_stage(config.loss) if name == "distill" else None
-    teacher = done[answering] if answering else None
-    if teacher:
-        spec["teacher"] = teacher.key
-    reference = teacher or (done.get("teacher") if name != "teacher" else None)
-    return Stage(name, spec, runtime, teacher=teacher, reference=reference, start=start)
-
-
-def _slower(config: Config) -> dict[str, Any]:
-    """The student's optimiser at the learning rate of the stage `finetune`."""
-    if "lr" not in config.optim:
-        raise UserError("finetune.lr_factor: it multiplies optim.lr, which is not set")
-    return {**config.optim, "lr": config.optim["lr"] * config.finetune.lr_factor}
+    spec["code"] = code_of(link.net, *_targets(spec["objective"]))
+    teacher = done[link.teacher] if link.teacher else None
+    start = done[link.start] if link.start else None
+    spec |= {which: stage.key for which, stage in (("teacher", teacher), ("start", start)) if stage}
+    reference = teacher or (done.get("teacher") if link.role != "teacher" else None)
+    return Stage(link.name, spec, runtime, teacher=teacher, reference=reference, start=start)
 
 
 def _targets(node: Any) -> list[Mapping[str, Any]]:
@@ -156,7 +115,10 @@ def complete(stage: Stage, store: Store, data: DataModule, *, force: bool = Fals
         if stage.start:
             net.load_state_dict(stage.start.weights())
         result = _train(stage, net, data, store, folder) if stage.spec["epochs"] else _keep(net, data, folder)
-        record = {"name": stage.name, "spec": stage.spec, "finished": datetime.now(UTC).isoformat(), **result}
+        before = stage.start.record["total"] if stage.start else {}
+        total = {each: result[each] + before.get(each, 0) for each in ("epochs", "seconds")}
+        now = datetime.now(UTC).isoformat()
+        record = {"name": stage.name, "spec": stage.spec, "finished": now, **result, "total": total}
         return store.publish(stage.key, record), False
 
 

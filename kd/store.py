@@ -27,7 +27,8 @@ class Done:
     Attributes:
         folder: holds `weights.safetensors`, `stage.json` and `tensorboard/`.
         record: what `stage.json` says: schema, key, spec, `val` (metrics of the `best` and the `last` epoch),
-            `history` (metrics by epoch), epochs, seconds, sha256 of the weights.
+            `history` (metrics by epoch), epochs, seconds, `total` (epochs and seconds with those of the stage that it
+            started from), sha256 of the weights.
     """
 
     key: str

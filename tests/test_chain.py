@@ -12,13 +12,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import kd.fit
+from kd.chain import chain_of
 from kd.config import Config, check
 from kd.construct import construct
 from kd.data.base import DataModule
 from kd.distiller import Distiller
 from kd.errors import Interrupted, UserError
 from kd.run import run
-from kd.stages import Stage, check_chain, make_stage
+from kd.stages import Stage, make_stage
 from kd.store import Done
 
 
@@ -34,7 +35,9 @@ def data() -> DataModule:
 
 def stage(name: str, data: DataModule, *overrides: str) -> Stage:
     finished = {each: done(each) for each in ("teacher", "baseline", "distill")}
-    return make_stage(name, check(composed(*overrides)), data, finished)
+    config = check(composed("stages=[teacher,baseline,distill,finetune]", *overrides))
+    (link,) = (link for link in chain_of(config) if link.name == name)
+    return make_stage(link, config, data, finished)
 
 
 class TestChain:
@@ -50,7 +53,7 @@ class TestChain:
     )
     def test_refused(self, stages: str, loss: str, message: str) -> None:
         with pytest.raises(UserError, match=message):
-            check_chain(check(composed(f"stages={stages}", f"loss={loss}")))
+            chain_of(check(composed(f"stages={stages}", f"loss={loss}")))
 
     @pytest.mark.parametrize(
         ("stages", "loss"),
@@ -64,7 +67,45 @@ class TestChain:
         ],
     )
     def test_accepted(self, stages: str, loss: str) -> None:
-        check_chain(check(composed(f"stages={stages}", f"loss={loss}")))
+        chain_of(check(composed(f"stages={stages}", f"loss={loss}")))
+
+    def test_an_unknown_stage(self) -> None:
+        with pytest.raises(UserError, match=r"stages: there is no 'distil'; accepted are .*; did you mean 'distill'\?"):
+            chain_of(check(composed("stages=[teacher,distil]")))
+
+    def test_weights_of_another_net_are_no_start(self) -> None:
+        with pytest.raises(UserError, match=r"stage\.distill\.start: teacher is another net than distill"):
+            chain_of(check(composed("stage.distill.start=teacher")))
+
+    def test_a_stage_says_what_it_does_otherwise_than_its_recipe(self) -> None:
+        stage = "{net: student, loss: labels, epochs: 7, seed_offset: 5, lr_factor: 0.5, ema: 0.9, keep: last}"
+        config = check(composed(f"+stage.mine={stage}", "stages=[mine]", "seed=2", "optim.lr=0.2", "batch_size=32"))
+        (link,) = chain_of(config)
+        assert (link.recipe.epochs, link.recipe.seed, link.recipe.ema, link.recipe.keep) == (7, 7, 0.9, "last")
+        assert link.recipe.optim["lr"] == pytest.approx(0.1)
+        assert link.recipe.batch_size == 32  # what it does not say is the student's
+
+    def test_the_teachers_net_comes_with_the_teachers_recipe(self) -> None:
+        again = "+stage.again={net: teacher, loss: method, teacher: teacher}"
+        config = check(composed(again, "stages=[teacher,again]", "teacher.epochs=9", "epochs=3"))
+        assert [link.recipe.epochs for link in chain_of(config)] == [9, 9]
+
+    def test_an_assistant_stands_between(self) -> None:
+        chain = {link.name: link for link in chain_of(check(composed("experiment=assistant", "loss=dkd")))}
+        assert list(chain) == ["teacher", "assistant", "baseline", "distill"]
+        assert chain["assistant"].teacher == "teacher"
+        assert chain["distill"].teacher == "assistant"
+        assert [link.role for link in chain.values()] == ["teacher", None, "baseline", "student"]
+        assert chain["assistant"].objective == chain["distill"].objective
+
+    def test_each_generation_teaches_the_next(self) -> None:
+        chain = {link.name: link for link in chain_of(check(composed("experiment=born_again")))}
+        assert [chain[name].teacher for name in ("distill", "born_again", "born_again_2")] == [
+            "teacher",
+            "distill",
+            "born_again",
+        ]
+        assert len({chain[name].recipe.seed for name in ("distill", "born_again", "born_again_2")}) == 3
 
 
 class TestKeys:
@@ -84,7 +125,7 @@ class TestKeys:
         assert "kd.schedules" not in stage("distill", data).spec["code"]
 
     def test_finetune_starts_from_distill_and_knows_labels_only(self, data: DataModule) -> None:
-        made = stage("finetune", data, "finetune.epochs=3", "finetune.lr_factor=0.5", "optim.lr=0.4")
+        made = stage("finetune", data, "stage.finetune.epochs=3", "stage.finetune.lr_factor=0.5", "optim.lr=0.4")
         assert made.start == done("distill")
         assert made.teacher is None
         assert made.spec["start"] == "key-of-distill"
@@ -95,8 +136,8 @@ class TestKeys:
     def test_finetune_key(self, data: DataModule) -> None:
         plain = stage("finetune", data).key
         for override in (
-            "finetune.epochs=3",
-            "finetune.lr_factor=0.3",
+            "stage.finetune.epochs=3",
+            "stage.finetune.lr_factor=0.3",
             "seed=1",
             "batch_size=64",
             "student.net.hidden=[8]",
@@ -113,11 +154,11 @@ class TestKeys:
 
     def test_finetune_settings_are_no_part_of_other_stages(self, data: DataModule) -> None:
         for name in ("teacher", "baseline", "distill"):
-            assert stage(name, data, "finetune.epochs=3").key == stage(name, data).key
+            assert stage(name, data, "stage.finetune.epochs=3").key == stage(name, data).key
 
     def test_finetune_needs_a_learning_rate(self) -> None:
-        with pytest.raises(UserError, match=r"finetune.lr_factor: it multiplies optim.lr, which is not set"):
-            check_chain(check(composed("experiment=finetune", "~optim.lr")))
+        with pytest.raises(UserError, match=r"stage.finetune.lr_factor: it multiplies optim.lr, which is not set"):
+            chain_of(check(composed("experiment=finetune", "~optim.lr")))
 
 
 def finished(config: Config) -> tuple[dict[str, Any], dict[str, Tensor], Path]:
@@ -157,13 +198,33 @@ class TestRuns:
 
     def test_finetune_is_the_student(self, tmp_path: Path) -> None:
         chain = "stages=[teacher,baseline,distill,finetune]"
-        report, weights, _ = finished(check(tiny(tmp_path, chain, "finetune.epochs=3")))
+        report, weights, _ = finished(check(tiny(tmp_path, chain, "stage.finetune.epochs=3")))
         _, distilled, _ = finished(check(tiny(tmp_path)))
-        _, untouched, _ = finished(check(tiny(tmp_path, chain, "finetune.epochs=0")))
+        _, untouched, _ = finished(check(tiny(tmp_path, chain, "stage.finetune.epochs=0")))
         student = report["models"][-1]
         assert (student["role"], student["epochs"]) == ("student", 2 + 3)
         assert all(torch.equal(untouched[k], distilled[k]) for k in distilled)
         assert not any(torch.equal(weights[k], distilled[k]) for k in distilled)
+
+    def test_assistant_chain(self, tmp_path: Path) -> None:
+        report, _, _ = finished(check(tiny(tmp_path, "experiment=assistant", "stage.assistant.net.width=4")))
+        assert [model["role"] for model in report["models"]] == ["teacher", "baseline", "student"]
+        spec = json.loads((stored(report, tmp_path, "student") / "stage.json").read_text())["spec"]
+        assistant = json.loads((tmp_path / "store" / spec["teacher"] / "stage.json").read_text())
+        assert assistant["name"] == "assistant"
+        assert assistant["spec"]["net"]["width"] == 4
+        assert assistant["spec"]["teacher"] == stored(report, tmp_path, "teacher").name
+
+    def test_born_again_chain(self, tmp_path: Path) -> None:
+        report, _, _ = finished(check(tiny(tmp_path, "experiment=born_again")))
+        names = []
+        key = stored(report, tmp_path, "student").name
+        while key:
+            stage = json.loads((tmp_path / "store" / key / "stage.json").read_text())
+            names.append(stage["name"])
+            key = stage["spec"].get("teacher")
+        assert names == ["born_again_2", "born_again", "distill", "teacher"]
+        assert report["models"][-1]["epochs"] == 2  # its own; it started afresh
 
     def test_schedule_runs_over_the_steps_of_training(self, tmp_path: Path) -> None:
         override = "temperature={schedule: linear, start: 8, end: 2}"

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from kd.chain import Link, chain_of
 from kd.config import Config
 from kd.construct import construct
 from kd.data.base import DataModule
@@ -20,14 +21,18 @@ from kd.store import Done, Store, key_of, whole
 Make = Callable[..., Config]
 
 
+def link(config: Config, name: str) -> Link:
+    return next(link for link in chain_of(config) if link.name == name)
+
+
 def keys(config: Config) -> dict[str, str]:
     """Each stage's key, without training: the teacher's own key stands in for its result."""
     data = construct(config.data, "data")
-    done = {"teacher": Done(make_stage("teacher", config, data, {}).key, Path(), {})}
-    return {
-        name: make_stage(name, config, data, done if name != "teacher" else {}).key
-        for name in ("teacher", "baseline", "distill")
+    links = {
+        link.name: link for link in chain_of(config.model_copy(update={"stages": ["teacher", "baseline", "distill"]}))
     }
+    done = {"teacher": Done(make_stage(links["teacher"], config, data, {}).key, Path(), {})}
+    return {name: make_stage(link, config, data, done if name != "teacher" else {}).key for name, link in links.items()}
 
 
 @pytest.mark.parametrize(
@@ -91,7 +96,9 @@ def test_key_follows_a_users_own_code(make_config: Make, tmp_path: Path, monkeyp
 
 def done(config: Config, name: str = "teacher", **options: bool) -> tuple[Done, bool]:
     data: DataModule = construct(config.data, "data")
-    return complete(make_stage(name, config, data, {}), Store(Path(config.output_dir) / "store"), data, **options)
+    return complete(
+        make_stage(link(config, name), config, data, {}), Store(Path(config.output_dir) / "store"), data, **options
+    )
 
 
 def test_a_stage_is_trained_once_unless_forced(make_config: Make) -> None:
@@ -122,9 +129,9 @@ def test_baseline_and_student_start_from_the_same_weights(make_config: Make) -> 
     config = make_config("epochs=0")
     data = construct(config.data, "data")
     store = Store(Path(config.output_dir) / "store")
-    teacher, _ = complete(make_stage("teacher", config, data, {}), store, data)
+    teacher, _ = complete(make_stage(link(config, "teacher"), config, data, {}), store, data)
     made = [
-        complete(make_stage(name, config, data, {"teacher": teacher}), store, data)[0]
+        complete(make_stage(link(config, name), config, data, {"teacher": teacher}), store, data)[0]
         for name in ("baseline", "distill")
     ]
     assert made[0].key != made[1].key
