@@ -30,6 +30,7 @@ from kd.errors import Interrupted, UserError
 from kd.log import say
 from kd.objective import Objective
 from kd.optim import make_optimizer
+from kd.teachers.watch import Watched
 from kd.view_grid import ViewGrid
 
 
@@ -42,6 +43,7 @@ def fit(
     runtime: Mapping[str, Any],
     *,
     teacher: Teacher | None = None,
+    watched: Watched | None = None,
     reference: Tensor | None = None,
 ) -> dict[str, Any]:
     """Train one stage, from where an earlier attempt in the same folder was stopped if there was one.
@@ -53,6 +55,7 @@ def fit(
         folder: gets `weights.safetensors` and `tensorboard/`; checkpoints are kept there while training.
         runtime: the Trainer options that change nothing in the result.
         teacher: answers for views; needed where the objective asks for it.
+        watched: what that teacher says of validation images, to be logged as `teacher/...` in each epoch.
         reference: the teacher's classes on the validation part, for `val/agreement`.
 
     Returns:
@@ -79,7 +82,7 @@ def fit(
         pool=data.training(unlabeled) if data.augment.mixes else None,
     )
     history = History(name)
-    trainer = _make_trainer(spec, folder, runtime, history)
+    trainer = _make_trainer(spec, folder, runtime, [history, *([WatchLog(watched)] if watched else [])])
     ranks = trainer.world_size
     train, val = data.train_loader(spec["batch_size"], spec["seed"], ranks, unlabeled), data.val_loader(ranks=ranks)
     last, best = folder / "last.ckpt", folder / "best.ckpt"
@@ -145,7 +148,21 @@ class History(Callback):
         self.rows = list(state_dict["rows"])
 
 
-def _make_trainer(spec: Mapping[str, Any], folder: Path, runtime: Mapping[str, Any], history: History) -> L.Trainer:
+class WatchLog(Callback):
+    """Logs in each epoch what the teacher's soft labels are worth, at the temperature that they then have."""
+
+    def __init__(self, watched: Watched) -> None:
+        self.watched = watched
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """At the temperature of the epoch's first step."""
+        assert isinstance(pl_module, Distiller)
+        temperature = pl_module.objective.temperature(trainer.global_step / pl_module.steps)
+        for name, value in self.watched.at(temperature).items():
+            pl_module.log(f"teacher/{name}", value, on_step=False, on_epoch=True)
+
+
+def _make_trainer(spec: Mapping[str, Any], folder: Path, runtime: Mapping[str, Any], own: list[Callback]) -> L.Trainer:
     _quiet()
     options = {
         "enable_progress_bar": sys.stderr.isatty(),
@@ -158,7 +175,7 @@ def _make_trainer(spec: Mapping[str, Any], folder: Path, runtime: Mapping[str, A
         "use_distributed_sampler": False,  # the loaders share the images out among ranks themselves
         "default_root_dir": str(folder),
         "logger": TensorBoardLogger(str(folder), name="tensorboard", version="", default_hp_metric=False),
-        "callbacks": _callbacks(spec, folder, history),
+        "callbacks": own + _callbacks(spec, folder),
     }
     if options["enable_progress_bar"]:
         options["callbacks"].append(RichProgressBar(leave=False))
@@ -169,13 +186,13 @@ def _make_trainer(spec: Mapping[str, Any], folder: Path, runtime: Mapping[str, A
         raise UserError(f"trainer: {error}") from error
 
 
-def _callbacks(spec: Mapping[str, Any], folder: Path, history: History) -> list[Callback]:
+def _callbacks(spec: Mapping[str, Any], folder: Path) -> list[Callback]:
     # Two of them, because `save_last` beside `monitor` rewrites last.ckpt only when the best changes.
     best = ModelCheckpoint(folder, "best", monitor="val/acc", mode="max", save_top_k=1, enable_version_counter=False)
     last = ModelCheckpoint(
         folder, "last", save_top_k=1, every_n_epochs=1, save_on_train_epoch_end=True, enable_version_counter=False
     )
-    callbacks: list[Callback] = [history, best, last, ViewGrid()]
+    callbacks: list[Callback] = [best, last, ViewGrid()]
     if spec["ema"] is not None:
         callbacks.append(EMAWeightAveraging(decay=spec["ema"]))
     if spec["early_stopping"] is not None:

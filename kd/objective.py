@@ -164,6 +164,14 @@ class Objective(nn.Module):
         """Whether any term asks for the teacher's logits."""
         return any("logits_t" in term.signals for term in self.terms)  # type: ignore[operator]
 
+    def temperature(self, progress: float) -> float:
+        """What the teacher's answers are softened by: the temperature of the first term with one; 1 without any."""
+        for term in self.terms:
+            numbers: Any = {**term.constants, **{k: at(progress) for k, at in term.scheduled.items()}}  # type: ignore[operator,dict-item,union-attr]
+            if "temperature" in numbers:
+                return float(numbers["temperature"])
+        return 1.0
+
     def forward(self, signals: Mapping[str, Any]) -> dict[str, Any]:
         """All parts of the loss by name, and their weighted sum as `loss`; scalars.
 

@@ -24,6 +24,7 @@ from kd.evaluate import paired, summary
 from kd.stages import load_net, logits_of, name_of
 from kd.store import Done
 from kd.summary import write_summary
+from kd.teachers.watch import concerns
 
 SCHEMA = 1
 
@@ -60,6 +61,7 @@ def make_report(
         },
         "models": models,
         "comparison": compare(models, done, data),
+        "teaching": teaching(models, done, data),
     }
 
 
@@ -103,6 +105,15 @@ def compare(models: Sequence[Mapping[str, Any]], done: Mapping[Role, Done], data
         found["speedup"] = teacher["latency_ms"]["median"] / student["latency_ms"]["median"]
         found["compression"] = teacher["params"] / student["params"]
     return found
+
+
+def teaching(models: Sequence[Mapping[str, Any]], done: Mapping[Role, Done], data: DataModule) -> dict[str, Any] | None:
+    """What the soft labels that the student learned from were worth, and what about them should worry the user."""
+    taught = done["student"].record["taught"] if "student" in done else {}
+    if not taught:
+        return None
+    baseline = next((model["val"]["best"] for model in models if model["role"] == "baseline"), None)
+    return {**taught, "concerns": concerns(taught, len(data.classes), baseline)}
 
 
 def environment() -> dict[str, Any]:
@@ -190,7 +201,7 @@ def verdict(report: Mapping[str, Any]) -> list[str]:
             f"Next to the teacher: {_times(found['speedup'], 'faster', 'slower')}, "
             f"{_times(found['compression'], 'fewer parameters', 'more parameters')}{kept}."
         )
-    return lines
+    return [*lines, *(report["teaching"] or {"concerns": ()})["concerns"]]
 
 
 def _times(ratio: float, above: str, below: str) -> str:
@@ -235,9 +246,20 @@ def as_markdown(report: Mapping[str, Any]) -> str:
             f"stage {model['stage']}."
             for model in report["models"]
         ),
+        *_soft_labels(report["teaching"]),
         "",
     ]
     return "\n".join(lines)
+
+
+def _soft_labels(taught: Mapping[str, Any] | None) -> list[str]:
+    if not taught:
+        return []
+    return [
+        f"- The soft labels that the student learned from, on validation: entropy {taught['entropy']:.3f} nats, "
+        f"{taught['label_probability']:.3f} for the true class, divergence {taught['instability']:.3f} nats between "
+        "two views of an image."
+    ]
 
 
 def main() -> None:

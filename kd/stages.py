@@ -1,7 +1,7 @@
 """Stages: what each one's result depends on, its key, and getting it done once."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,12 +21,18 @@ from kd.nets.build import Shape, build_net
 from kd.store import Done, Store, checksum, key_of, whole
 from kd.teachers.checkpoint import existing, load_weights
 from kd.teachers.frozen import Frozen
+from kd.teachers.watch import Watched
+from kd.views import make_views
 
 # Part of every key. Raise it when a change to the project changes what training gives.
 RECIPE = 1
 
 # Trainer options that change how a stage runs but not what comes out of it.
 RUNTIME_ONLY = {"accelerator", "strategy", "log_every_n_steps", "deterministic", "enable_progress_bar"}
+
+
+# Validation images of which a teacher is asked about two views; a few hundred tell its steadiness well enough.
+WATCHED_VIEWS = 256
 
 
 @dataclass(frozen=True)
@@ -117,8 +123,12 @@ def complete(stage: Stage, store: Store, data: DataModule, *, force: bool = Fals
         result = _train(stage, net, data, store, folder) if stage.spec["epochs"] else _keep(net, data, folder)
         before = stage.start.record["total"] if stage.start else {}
         total = {each: result[each] + before.get(each, 0) for each in ("epochs", "seconds")}
+        last = result["history"][-1]
+        taught = {key.removeprefix("teacher/"): last[key] for key in last if key.startswith("teacher/")}
+        if stage.start and not taught:
+            taught = stage.start.record["taught"]
         now = datetime.now(UTC).isoformat()
-        record = {"name": stage.name, "spec": stage.spec, "finished": now, **result, "total": total}
+        record = {"name": stage.name, "spec": stage.spec, "finished": now, **result, "total": total, "taught": taught}
         return store.publish(stage.key, record), False
 
 
@@ -128,8 +138,10 @@ def _train(stage: Stage, net: nn.Module, data: DataModule, store: Store, folder:
     reference = None
     if stage.reference:
         reference = logits_of(stage.reference, data, data.split.val).argmax(1)
-    teacher = frozen(stage.teacher, data) if stage.teacher else None
-    result = fit(net, stage.spec, stage.name, data, folder, stage.runtime, teacher=teacher, reference=reference)
+    taught: dict[str, Any] = {}
+    if stage.teacher:
+        taught = {"teacher": frozen(stage.teacher, data), "watched": watched(stage.teacher, data)}
+    result = fit(net, stage.spec, stage.name, data, folder, stage.runtime, reference=reference, **taught)
     return {**result, "reference": stage.reference.key if stage.reference else None}
 
 
@@ -155,10 +167,29 @@ def frozen(done: Done, data: DataModule) -> Frozen:
 
 def logits_of(done: Done, data: DataModule, images: Images) -> Tensor:
     """A finished stage's logits [N, C] for images as they are, computed once and kept beside its weights."""
-    path = done.folder / f"logits-{images.fingerprint[:16]}.safetensors"
+    return _kept(done, f"logits-{images.fingerprint[:16]}", lambda: predict_logits(load_net(done), data, images))
+
+
+def watched(done: Done, data: DataModule) -> Watched:
+    """What a teacher says of the validation images, and of two views each of some; computed once."""
+    val, teacher = data.split.val, frozen(done, data)
+    alone = data.augment.model_copy(update={"mixup": 0, "cutmix": 0})  # two pictures in one are no views of an image
+    some = torch.linspace(0, len(val) - 1, min(WATCHED_VIEWS, len(val))).long()
+
+    def views() -> Tensor:
+        pixels = val.pixels[some]
+        return torch.stack([teacher(make_views(pixels, some, seed=0, view=v, augment=alone)) for v in range(2)])
+
+    name = key_of({"images": val.fingerprint, "augment": alone.model_dump(mode="json")})
+    return Watched(logits_of(done, data, val), val.labels, _kept(done, f"views-{name}", views))
+
+
+def _kept(done: Done, name: str, compute: Callable[[], Tensor]) -> Tensor:
+    """A finished stage's logits, under a name beside its weights."""
+    path = done.folder / f"{name}.safetensors"
     if path.exists():
         return load_file(path)["logits"]
-    logits = predict_logits(load_net(done), data, images)
+    logits = compute().contiguous()
     with whole(path) as temporary:
         save_file({"logits": logits}, temporary)
     return logits

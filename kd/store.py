@@ -28,7 +28,8 @@ class Done:
         folder: holds `weights.safetensors`, `stage.json` and `tensorboard/`.
         record: what `stage.json` says: schema, key, spec, `val` (metrics of the `best` and the `last` epoch),
             `history` (metrics by epoch), epochs, seconds, `total` (epochs and seconds with those of the stage that it
-            started from), sha256 of the weights.
+            started from), `taught` (what its teacher's soft labels were worth in the end; empty without a teacher),
+            sha256 of the weights.
     """
 
     key: str

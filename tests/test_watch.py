@@ -1,0 +1,121 @@
+"""What a teacher's soft labels are worth: the measures by hand, the warnings, and where they end up."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from composed import loss_node, tiny
+
+import kd.stages
+from kd.config import check
+from kd.nets.build import Shape
+from kd.objective import Objective
+from kd.report import verdict
+from kd.run import run
+from kd.teachers.watch import Watched, concerns
+
+LOGITS = [[2.0, 0.0, -1.0], [0.5, 1.5, 0.0]]
+LABELS = [0, 2]
+VIEWS = [[[1.0, 0.0, 0.0]], [[0.0, 2.0, 0.0]]]
+GOOD = {"accuracy": 0.9, "entropy": 0.5, "label_probability": 0.8, "instability": 0.1}
+
+
+def softmax(z: list[float], t: float) -> list[float]:
+    e = [math.exp(x / t) for x in z]
+    return [x / sum(e) for x in e]
+
+
+@pytest.mark.parametrize("t", [1.0, 3.0])
+def test_measures(t: float) -> None:
+    found = Watched(torch.tensor(LOGITS), torch.tensor(LABELS), torch.tensor(VIEWS)).at(t)
+    p = [softmax(z, t) for z in LOGITS]
+    a, b = softmax(VIEWS[0][0], t), softmax(VIEWS[1][0], t)
+    divergence = [sum(x * math.log(x / y) for x, y in zip(*pair, strict=True)) for pair in ((a, b), (b, a))]
+    assert found == pytest.approx(
+        {
+            "accuracy": 0.5,
+            "entropy": -sum(x * math.log(x) for row in p for x in row) / 2,
+            "label_probability": (p[0][0] + p[1][2]) / 2,
+            "instability": sum(divergence) / 2,
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("changed", "baseline", "words"),
+    [
+        ({}, 0.8, None),
+        ({}, None, None),
+        ({"accuracy": 0.7}, 0.8, "teacher.epochs"),
+        ({"accuracy": 0.7}, None, None),
+        ({"entropy": 0.01}, 0.8, "raise the temperature"),
+        ({"instability": 1.0}, 0.8, "lower alpha, augment less"),
+    ],
+)
+def test_concerns(changed: dict[str, float], baseline: float | None, words: str | None) -> None:
+    found = concerns(GOOD | changed, 10, baseline)
+    assert len(found) == (words is not None)
+    assert not words or words in found[0]
+
+
+@pytest.mark.parametrize(
+    ("method", "overrides", "expected"),
+    [
+        ("kd", ["temperature=3"], [3, 3]),
+        ("kd", ["temperature={schedule: linear, start: 8, end: 2}"], [8, 2]),
+        ("mse_logits", [], [1, 1]),
+        ("dkd", [], [4, 4]),
+        ("label_smoothing", [], [1, 1]),
+    ],
+)
+def test_temperature_of_the_soft_labels(method: str, overrides: list[str], expected: list[float]) -> None:
+    objective = Objective(loss_node(method, *overrides), Shape(1, 8, 10))
+    assert [objective.temperature(0.0), objective.temperature(1.0)] == expected
+
+
+def rows(folder: Path, role: str) -> list[dict[str, float]]:
+    report = json.loads((folder / "report.json").read_text())
+    key = next(model["stage"] for model in report["models"] if model["role"] == role)
+    found: list[dict[str, float]] = json.loads((folder.parents[1] / "store" / key / "stage.json").read_text())[
+        "history"
+    ]
+    return found
+
+
+def test_logged_in_each_epoch_and_reported(tmp_path: Path) -> None:
+    folder = run(check(tiny(tmp_path, "temperature={schedule: linear, start: 9, end: 1}")), "a test")
+    history = rows(folder, "student")
+    assert history[0]["teacher/entropy"] > history[1]["teacher/entropy"]  # the temperature falls
+    assert history[0]["teacher/accuracy"] == history[1]["teacher/accuracy"] == rows(folder, "teacher")[-1]["val/acc"]
+    assert not any("teacher/entropy" in row for row in rows(folder, "baseline"))
+    report = json.loads((folder / "report.json").read_text())
+    assert report["teaching"]["entropy"] == history[-1]["teacher/entropy"]
+    assert "divergence" in (folder / "report.md").read_text()
+
+
+def test_concerns_are_told(tmp_path: Path) -> None:
+    folder = run(check(tiny(tmp_path, "teacher.epochs=0", "epochs=6")), "a test")
+    report = json.loads((folder / "report.json").read_text())
+    assert any("train the teacher longer" in line for line in verdict(report))
+    assert "train the teacher longer" in (folder / "report.md").read_text()
+
+
+def test_without_a_teacher_there_is_nothing_to_tell(tmp_path: Path) -> None:
+    folder = run(check(tiny(tmp_path, "loss=label_smoothing", "stages=[baseline,distill]")), "a test")
+    assert json.loads((folder / "report.json").read_text())["teaching"] is None
+
+
+def test_fine_tuning_keeps_what_was_told_of_the_distillation(tmp_path: Path) -> None:
+    run_folder = run(check(tiny(tmp_path, "experiment=finetune", "stage.finetune.epochs=1")), "a test")
+    assert json.loads((run_folder / "report.json").read_text())["teaching"]["entropy"] > 0
+
+
+def test_a_teacher_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    make_views = kd.stages.make_views
+    monkeypatch.setattr(kd.stages, "make_views", lambda *a, **k: asked.append(k["view"]) or make_views(*a, **k))
+    for temperature in (1, 2, 3):
+        run(check(tiny(tmp_path, f"temperature={temperature}")), "a test")
+    assert asked == [0, 1]
