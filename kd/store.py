@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,7 @@ class Store:
         Waits for as long as another process holds it. The operating system lets go of a dead process's lock.
         """
         self.root.mkdir(parents=True, exist_ok=True)
+        folder = self.root / f"{key}.partial"
         lock = FileLock(self.root / f"{key}.lock")
         try:
             lock.acquire(timeout=0.05)
@@ -81,10 +82,11 @@ class Store:
             say(f"{name}: another process is training it; waiting")
             lock.acquire()
         try:
-            folder = self.root / f"{key}.partial"
             folder.mkdir(exist_ok=True)
             yield folder
         finally:
+            with suppress(OSError):  # an attempt's files stay, for the next one to go on from
+                folder.rmdir()
             lock.release()
 
     def publish(self, key: str, record: dict[str, Any]) -> Done:

@@ -37,7 +37,7 @@ def test_commands_compose(command: str) -> None:
     if " -m kd.train -m " in command:  # of a sweep, its first job
         overrides = [word.partition(",")[0] for word in overrides]
     if "--config-dir" in command:
-        overrides = [word for word in overrides if not word.startswith(("loss=", "student=", "data="))]
+        overrides = [word for word in overrides if not word.startswith(("loss=", "student=", "data=", "experiment="))]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         check(compose("train", [*overrides, "name=test"]))
 
@@ -52,7 +52,7 @@ def test_make_targets_exist() -> None:
 def test_own_files_run(tmp_path: Path) -> None:
     written = 0
     for kind, text in BLOCKS:
-        name = re.match(r"# (\S+\.(?:py|yaml))\n", text)
+        name = re.match(r"(?:# @package _global_\n)?# (\S+\.(?:py|yaml))\n", text)
         if kind in ("python", "yaml") and name:
             path = tmp_path / name[1]
             path.parent.mkdir(parents=True, exist_ok=True)

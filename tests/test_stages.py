@@ -149,6 +149,18 @@ def test_weights_from_a_file(make_config: Make, tmp_path: Path) -> None:
     assert done(make_config(f"teacher.path={plain}"))[0].record["sha256"] == trained.record["sha256"]
 
 
+def test_who_finds_it_done_leaves_no_trace(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with store.claim("k", "teacher") as folder:
+        assert folder.is_dir()
+    with store.claim("k", "teacher") as folder:
+        (folder / "last.ckpt").touch()
+    assert {path.name for path in tmp_path.iterdir()} == {"k.lock", "k.partial"}
+    with store.claim("done", "teacher"):
+        pass
+    assert not (tmp_path / "done.partial").exists()
+
+
 def test_a_damaged_file_is_not_used(make_config: Make) -> None:
     trained, _ = done(make_config())
     path = trained.folder / "weights.safetensors"
