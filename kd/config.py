@@ -51,7 +51,8 @@ class Recipe(Strict):
         gradient_clip: largest norm of the gradient, null for no limit.
         ema: decay per step of the averaged weights that are validated and kept instead of the last ones; null for none.
         early_stopping: epochs without a better validation accuracy after which to stop; null to go on to the end.
-        keep: which weights the stage ends with: those of the epoch that was best on validation, or the last.
+        keep: which weights the stage ends with: those of the epoch that was best on validation (of several that are
+            equally good the last), or those of the last epoch.
     """
 
     epochs: NonNegativeInt

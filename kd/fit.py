@@ -98,7 +98,7 @@ def fit(
     save_file({k: v.contiguous().cpu() for k, v in state.items()}, folder / "weights.safetensors")
     last.unlink(missing_ok=True)
     best.unlink(missing_ok=True)
-    top = max(rows, key=lambda row: row["val/acc"])
+    top = max(rows, key=lambda row: (row["val/acc"], row["epoch"]))  # as `Best` has it
     return {
         "history": rows,
         "val": {"best": top, "last": rows[-1]},
@@ -148,6 +148,19 @@ class History(Callback):
         self.rows = list(state_dict["rows"])
 
 
+class Best(ModelCheckpoint):
+    """Keeps the epoch that is best on validation; of several that are equally good the last.
+
+    A small validation part is soon told right altogether, long before training has come to rest.
+    """
+
+    def check_monitor_top_k(self, trainer: L.Trainer, current: Tensor | None = None) -> bool:
+        """Whether this epoch is to be kept."""
+        return super().check_monitor_top_k(trainer, current) or (
+            current is not None and self.best_model_score is not None and bool(current == self.best_model_score)
+        )
+
+
 class WatchLog(Callback):
     """Logs in each epoch what the teacher's soft labels are worth, at the temperature that they then have."""
 
@@ -188,7 +201,7 @@ def _make_trainer(spec: Mapping[str, Any], folder: Path, runtime: Mapping[str, A
 
 def _callbacks(spec: Mapping[str, Any], folder: Path) -> list[Callback]:
     # Two of them, because `save_last` beside `monitor` rewrites last.ckpt only when the best changes.
-    best = ModelCheckpoint(folder, "best", monitor="val/acc", mode="max", save_top_k=1, enable_version_counter=False)
+    best = Best(folder, "best", monitor="val/acc", mode="max", save_top_k=1, enable_version_counter=False)
     last = ModelCheckpoint(
         folder, "last", save_top_k=1, every_n_epochs=1, save_on_train_epoch_end=True, enable_version_counter=False
     )

@@ -179,6 +179,19 @@ def test_a_later_schema_is_refused(make_config: Make) -> None:
         Store(trained.folder.parent).find(trained.key)
 
 
+def test_of_equally_good_epochs_the_last_is_kept(make_config: Make) -> None:
+    slow = ("optim=sgd", "epochs=3", "lr_schedule=constant")
+    records = {}
+    for keep, rate in (("best", 1e-6), ("last", 1e-6), ("best", 30.0), ("last", 30.0)):
+        records[keep, rate], _ = done(make_config(*slow, f"optim.lr={rate}", f"keep={keep}"), "baseline")
+    tied, early = records["best", 1e-6].record, records["best", 30.0].record
+    assert len({row["val/acc"] for row in tied["history"]}) == 1
+    assert tied["val"]["best"]["epoch"] == 2
+    assert tied["sha256"] == records["last", 1e-6].record["sha256"]
+    assert max(early["history"], key=lambda row: row["val/acc"])["epoch"] == early["val"]["best"]["epoch"] < 2
+    assert early["sha256"] != records["last", 30.0].record["sha256"]
+
+
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "file"
 
