@@ -130,6 +130,18 @@ def test_each_net_gets_its_own_normalisation(digits: Digits) -> None:
     assert torch.allclose(seen[0], (x - 0.25) / 0.5)
 
 
+def test_what_a_loss_learns_is_optimised_and_checkpointed_beside_the_net(digits: Digits, tmp_path: Path) -> None:
+    module = distiller(Frozen(DropNet(), *digits.statistics), digits)
+    module.objective = Objective({"terms": {"ctkd": {"loss": {"_target_": "kd.losses.ctkd.CTKD"}}}}, digits.shape)
+    (theta,) = module.objective.parameters()
+    trainer = train(module, digits, tmp_path, 1)
+    assert any(p is theta for group in trainer.optimizers[0].param_groups for p in group["params"])
+    assert theta.item() != 1.0  # where it starts
+    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
+    assert checkpoint["objective.terms.0.loss.theta"] == theta
+    assert not any("theta" in name for name in module.net.state_dict())
+
+
 def test_objective_without_teacher_needs_none(digits: Digits, tmp_path: Path) -> None:
     train(distiller(None, digits, terms=False), digits, tmp_path, 1)
 
