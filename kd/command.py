@@ -17,7 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kd.config import Config, check
-from kd.errors import Interrupted, UserError, nearest
+from kd.errors import Interrupted, UnusedError, UserError, nearest
+from kd.log import say
 
 # Absolute, so that a command works from any folder and under any name.
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -62,9 +63,11 @@ def job(function: Callable[[Config], object]) -> Callable[[DictConfig], None]:
         try:
             function(check(cfg, typed_keys(HydraConfig.get().overrides.task)))
         except (UserError, Interrupted, KeyboardInterrupt) as error:
-            if HydraConfig.get().mode is RunMode.MULTIRUN:
+            if HydraConfig.get().mode is not RunMode.MULTIRUN:
+                raise Leave from error
+            if not isinstance(error, UnusedError):
                 raise  # Hydra goes on with the other jobs
-            raise Leave from error
+            say(f"left out of the sweep: {' '.join(HydraConfig.get().overrides.task)}: {error}")
 
     return run
 

@@ -105,13 +105,19 @@ class Distiller(L.LightningModule):
             assert self.teacher is not None
             signals["logits_t"] = self.teacher(x)
         parts = self.objective(signals)
-        for name, value in parts.items():
-            self.log(f"train/{name}", value, prog_bar=name == "loss")
-        self.train_acc(*accuracy(logits, target))
-        self.log("train/acc", self.train_acc, on_step=False, on_epoch=True)
-        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        self.train_acc.update(*accuracy(logits, target))
+        if self._is_written(batch_idx):
+            for name, value in parts.items():
+                self.log(f"train/{name}", value, prog_bar=name == "loss")
+            self.log("train/acc", self.train_acc, on_step=False, on_epoch=True)
+            self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         loss: Tensor = parts["loss"]
         return loss
+
+    def _is_written(self, batch_idx: int) -> bool:
+        """Whether the logger or the epoch's row takes this step's values; `log` costs 0.3 ms for each, taken or not."""
+        t: Any = self.trainer  # the type checker does not see its `log_every_n_steps`
+        return batch_idx == 0 or t.is_last_batch or (t.global_step + 1) % max(1, t.log_every_n_steps) == 0
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Cross-entropy, accuracy and agreement with the reference, averaged over all images exactly."""

@@ -8,6 +8,10 @@ class UserError(Exception):
     """Something the user can mend: shown as its message alone, without a traceback, with exit code 2."""
 
 
+class UnusedError(UserError):
+    """A recipe sets a number that the chosen loss does not depend on. A sweep over losses goes on without that one."""
+
+
 class Interrupted(Exception):  # noqa: N818 - no error, a wish
     """The user, or the cluster, asked the run to stop: exit code 130, with the line that resumes."""
 

@@ -9,6 +9,7 @@ import lightning.pytorch as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
 from kd.data.digits import Digits
@@ -129,6 +130,18 @@ def test_each_net_gets_its_own_normalisation(digits: Digits) -> None:
     assert torch.allclose(seen[0], (x - 0.25) / 0.5)
 
 
+def test_what_a_loss_learns_is_optimised_and_checkpointed_beside_the_net(digits: Digits, tmp_path: Path) -> None:
+    module = distiller(Frozen(DropNet(), *digits.statistics), digits)
+    module.objective = Objective({"terms": {"ctkd": {"loss": {"_target_": "kd.losses.ctkd.CTKD"}}}}, digits.shape)
+    (theta,) = module.objective.parameters()
+    trainer = train(module, digits, tmp_path, 1)
+    assert any(p is theta for group in trainer.optimizers[0].param_groups for p in group["params"])
+    assert theta.item() != 1.0  # where it starts
+    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
+    assert checkpoint["objective.terms.0.loss.theta"] == theta
+    assert not any("theta" in name for name in module.net.state_dict())
+
+
 def test_objective_without_teacher_needs_none(digits: Digits, tmp_path: Path) -> None:
     train(distiller(None, digits, terms=False), digits, tmp_path, 1)
 
@@ -139,6 +152,41 @@ def test_what_is_logged(digits: Digits, tmp_path: Path) -> None:
     trainer = train(module, digits, tmp_path, 1)
     wanted = {"train/loss", "train/loss_ce", "train/loss_kd", "train/acc", "val/loss", "val/acc", "val/agreement", "lr"}
     assert wanted <= set(trainer.callback_metrics)
+
+
+class Written(CSVLogger):
+    """Keeps what Lightning hands to a logger, by step."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.rows: dict[int, dict[str, float]] = {}
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.rows.setdefault(step, {}).update(metrics)
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_every_term_and_weight_is_logged_by_the_step(every: int, digits: Digits, tmp_path: Path) -> None:
+    node = {"weight": {"schedule": "linear", "start": 1, "end": 0}, "loss": KD_LOSS["loss"]}
+    module = distiller(Frozen(DropNet(), *digits.statistics), digits)
+    module.objective = Objective({"ce_weight": 0.5, "terms": {"kd": node}}, digits.shape)
+    logger = Written(tmp_path)
+    trainer = L.Trainer(
+        accelerator="cpu", max_epochs=2, logger=logger, log_every_n_steps=every, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+    )  # fmt: skip
+    trainer.fit(module, digits.train_loader(50, 0), digits.val_loader())  # 4 steps an epoch
+    steps = {step: row for step, row in logger.rows.items() if "train/loss" in row}
+    assert sorted(steps) == list(range(every - 1, 8, every))
+    for step, row in steps.items():
+        assert {"train/loss", "train/loss_ce", "train/weight_ce", "train/loss_kd", "train/weight_kd", "lr"} <= set(row)
+        assert row["train/weight_kd"] == pytest.approx(1 - step / 8)
+        total = 0.5 * row["train/loss_ce"] + row["train/weight_kd"] * row["train/loss_kd"]
+        assert row["train/loss"] == pytest.approx(total, rel=1e-5)
+    assert float(trainer.callback_metrics["train/weight_kd"]) == pytest.approx(
+        1 - 7 / 8
+    )  # an epoch's row: its last step
+    assert all("train/acc" in logger.rows[step] for step in (3, 7))
 
 
 def test_validation_metrics_are_means_over_images(digits: Digits, tmp_path: Path) -> None:

@@ -5,12 +5,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from composed import CONF, METHODS, composed
+from composed import CONF, METHODS, composed, loss_node
 from omegaconf import OmegaConf
 
 from kd.command import typed_keys
 from kd.config import check
-from kd.errors import UserError
+from kd.errors import UnusedError, UserError
 from kd.knobs import uses
 
 USED = {
@@ -36,8 +36,18 @@ def test_which_method_uses_which(method: str, knob: str) -> None:
 
 
 def test_a_schedule_is_never_a_mere_default() -> None:
-    with pytest.raises(UserError, match="temperature: the chosen loss does not use it"):
+    with pytest.raises(UnusedError, match="temperature: the chosen loss does not use it"):
         check(composed("loss=mse_logits", "experiment=temperature_falls"))
+    with pytest.raises(UserError) as typed:
+        check(composed("loss=mse_logits", "experiment=temperature_falls", "temperature=3"), ["temperature"])
+    assert not isinstance(typed.value, UnusedError)
+
+
+@pytest.mark.parametrize("method", sorted(USED["alpha"]))
+def test_alpha_is_the_weight_of_the_teachers_side(method: str) -> None:
+    node = loss_node(method, "alpha=0.3")
+    name = "kd" if method == "kd_dist" else method
+    assert (node["ce_weight"], node["terms"][name]["weight"]) == (pytest.approx(0.7), 0.3)
 
 
 def test_the_name_shows_the_knobs_that_count() -> None:
@@ -90,3 +100,13 @@ def test_a_sweeps_jobs_are_checked_too(tmp_path: Path) -> None:
     done = command("hydra.mode=MULTIRUN", "loss=mse_logits", "temperature=2,3", f"output_dir={tmp_path}")
     assert done.returncode != 0
     assert "temperature: the chosen loss does not use it" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_sweep_over_methods_leaves_out_those_that_a_recipe_does_not_concern(tmp_path: Path) -> None:
+    sweep = ["sweep=methods", "loss=mse_logits,kd", "seed=0", "experiment=temperature_falls"]
+    done = command(*sweep, f"output_dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("left out of the sweep: loss=mse_logits seed=0") == 1
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert "_kd_Tcosine-8.0-2.0" in folder.name

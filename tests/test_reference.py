@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from composed import loss_node
 
 from kd.losses import (
     ctkd_loss,
@@ -284,3 +285,32 @@ def test_dml_each_net_learns_from_the_others_answer_alone() -> None:
     p_s, p_p = s.softmax(1), t.softmax(1)
     torch.testing.assert_close(a.grad, (p_s - p_p) / B)
     torch.testing.assert_close(b.grad, ((p_p - F.one_hot(y, C)) + (p_p - p_s)) / B)
+
+
+def rises(over: float, **ends: float) -> dict[str, object]:
+    return {"schedule": "cosine" if "start" in ends else "warmup", **ends, "over": over}
+
+
+# The weight of the labels, that of the term, and its numbers, as the authors train CIFAR-100 (NKD and OFA: ImageNet).
+AUTHORS = {
+    "ctkd": (0.1, 0.9, {"low": 1.0, "span": 20.0, "reversal": rises(0.042, start=0.0, end=1.0)}),
+    "dist": (1.0, 1.0, {"temperature": 1.0, "inter_weight": 1.0, "intra_weight": 1.0}),
+    "dkd": (1.0, rises(0.083, end=1.0), {"temperature": 4.0, "target_weight": 1.0, "non_target_weight": 8.0}),
+    "kd_standardized": (0.1, 9.0, {"temperature": 2.0, "standardize": True}),
+    "label_smoothing": (0.9, 0.1, {}),
+    "mlkd": (0.1, 0.9, {"temperatures": [2.0, 3.0, 4.0, 5.0, 6.0]}),
+    "nkd": (1.0, 1.0, {"temperature": 1.0, "gamma": 1.5}),
+    "ofa": (1.0, 1.0, {"temperature": 1.0, "epsilon": 1.5}),
+    "soft_ce": (0.1, 0.9, {"temperature": 4.0}),
+    "tfkd_reg": (0.9, 0.1, {"temperature": 20.0, "correct": 0.99}),
+    "tfkd_self": (0.05, 0.95, {"temperature": 6.0}),
+}
+
+
+@pytest.mark.parametrize("method", AUTHORS)
+def test_configured_as_the_authors_do(method: str) -> None:
+    node = loss_node(method)
+    (term,) = node["terms"].values()
+    numbers = {name: value for name, value in term["loss"].items() if name != "_target_"}
+    ce_weight, weight, expected = AUTHORS[method]
+    assert (node["ce_weight"], term["weight"], numbers) == (pytest.approx(ce_weight), weight, expected)

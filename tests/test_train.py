@@ -138,6 +138,16 @@ def test_events_of_every_stage_are_in_the_run(make_config: Make) -> None:
         assert len(events.Scalars("val/acc")) == 2
 
 
+def test_the_students_file_holds_nothing_of_a_loss_that_learns(make_config: Make) -> None:
+    folder = run(make_config("loss=dml", "stages=[distill]"), "")
+    assert set(load_file(folder / "student.safetensors")) == {
+        "hidden.0.weight",
+        "hidden.0.bias",
+        "fc.weight",
+        "fc.bias",
+    }
+
+
 def test_second_run_trains_nothing_and_changing_temperature_trains_one_stage(
     make_config: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,7 +15,7 @@ def dist_loss(
 
     Huang et al. 2022, eq. 8 to 10, whose beta and gamma are the two weights: Pearson's correlation of the two nets'
     probabilities, over the classes for each image and over the batch for each class. No factor T^2, as in the paper
-    and the authors' code (other libraries add one).
+    (appendix A.1); the authors' code has one since it takes a temperature. At T = 1 they are the same.
 
     Args:
         logits_s: the student's, [B, C].

@@ -8,9 +8,9 @@ def tfkd_reg_loss(logits_s: Tensor, target: Tensor, temperature: float = 20.0, c
     """KL(softmax(u / T) || softmax(s)), mean over the batch, in nats; u is a teacher made by hand.
 
     Yuan et al. 2020, eq. 8 and 9: u is `correct` at the target and (1 - correct) / (C - 1) elsewhere. The authors' code
-    is followed in that u goes through a softmax once more, that T is not applied to the student, and that there is no
-    T^2. The code's `mean` over images and classes, times its multiplier of 100 for the 100 classes of CIFAR-100, is the
-    mean over images taken here.
+    for CIFAR-100 is followed in that u goes through a softmax once more, that T is not applied to the student (eq. 9
+    applies it), and that there is no T^2. The code's `mean` over images and classes, times its multiplier of 100 for
+    the 100 classes, is the mean over images taken here.
 
     Args:
         logits_s: the student's, [B, C].
