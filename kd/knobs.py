@@ -47,6 +47,11 @@ def used_knobs(*, _root_: Container) -> str:
     return "".join(f"_{KNOBS[knob]}{_in_a_name(OmegaConf.select(_root_, knob))}" for knob in used)
 
 
+def after_underscore(word: str | None) -> str:
+    """A part of the run's name that may be missing: `_word`, or nothing."""
+    return f"_{word}" if word and word != "null" else ""
+
+
 def one_minus(value: Any) -> Any:
     """1 minus a number or a schedule of the config."""
     if isinstance(value, DictConfig):
@@ -70,4 +75,5 @@ def _numbers(node: Any, prefix: str) -> list[str]:
 
 
 OmegaConf.register_new_resolver("one_minus", one_minus, replace=True)
+OmegaConf.register_new_resolver("after_underscore", after_underscore, replace=True)
 OmegaConf.register_new_resolver("used_knobs", used_knobs, replace=True)

@@ -60,6 +60,10 @@ def test_the_name_shows_the_knobs_that_count() -> None:
     }
 
 
+def test_the_name_shows_the_recipe() -> None:
+    assert check(composed("experiment=finetune", "seed=3")).name == "digits_mlp_to_mlp_kd_T2.0_a0.9_finetune_s3"
+
+
 def test_methods_bring_their_authors_values_and_the_command_line_wins() -> None:
     assert check(composed("loss=tfkd_self")).temperature == 6.0
     assert check(composed("loss=tfkd_self")).alpha == 0.95
