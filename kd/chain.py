@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from kd.config import Config, Node, Recipe, StageConfig
+from kd.config import Config, Node, Normalization, Recipe, StageConfig, Trains
 from kd.errors import UserError, nearest
 from kd.objective import teacher_stage
 
@@ -24,7 +24,9 @@ class Link:
         objective: what it trains on.
         teacher: the earlier stage whose net answers for the views; None where the objective asks for none.
         start: the earlier stage to take the weights from; None for fresh ones.
-        path: a file to take the weights from, without training.
+        path: a file to take the weights from.
+        trains: all of the net, its last layer alone (head), or none of it.
+        normalization: what the weights in `path` were trained with, where the config says it.
     """
 
     name: str
@@ -37,6 +39,8 @@ class Link:
     teacher: str | None = None
     start: str | None = None
     path: str | None = None
+    trains: Trains = "all"
+    normalization: Normalization | None = None
 
 
 def chain_of(config: Config) -> list[Link]:
@@ -78,8 +82,14 @@ def _link(name: str, stage: StageConfig, config: Config) -> Link:
         objective,
         teacher=_teacher(stage, objective),
         start=stage.start,
-        path=config.teacher.path if name == "teacher" else None,
+        **(_given(config) if name == "teacher" else {}),
     )
+
+
+def _given(config: Config) -> dict[str, Any]:
+    """What the teacher starts from, and how much of it is trained."""
+    teacher = config.teacher
+    return {"path": teacher.path, "trains": teacher.trains, "normalization": teacher.normalization}
 
 
 def _teacher(stage: StageConfig, objective: Mapping[str, Any]) -> str | None:

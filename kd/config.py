@@ -22,7 +22,9 @@ from pydantic_core import PydanticCustomError
 from kd.errors import UserError, nearest
 from kd.knobs import KNOBS, refuse_unused
 from kd.schedules import POSITIVE, SHARE, Accept, make_schedule
+from kd.teachers.header import net_of
 
+Trains = Literal["all", "head", "none"]
 Node = dict[str, Any]  # `_target_` and its keywords; those are checked against the target's signature when it is built
 
 
@@ -66,11 +68,40 @@ class Recipe(Strict):
     keep: Literal["best", "last"]
 
 
+class Normalization(Strict):
+    """Mean and standard deviation of each channel, for pixels in [0, 1]."""
+
+    mean: Annotated[list[float], Field(min_length=1)]
+    std: Annotated[list[PositiveFloat], Field(min_length=1)]
+
+
 class Teacher(Recipe):
-    """The teacher's net and recipe; `path` names weights to load instead of training."""
+    """The teacher's net and recipe.
+
+    Attributes:
+        path: a file with weights to start from, or a run's folder; null to start afresh.
+        finetune: what is trained from there: all of it, the last layer alone (head), or none; null trains all, but
+            none where there is a `path`.
+        normalization: what the weights in `path` were trained with, where the file does not say it itself; null for
+            the net's own, or else the data's.
+    """
 
     net: Node
     path: str | None
+    finetune: Trains | None
+    normalization: Normalization | None
+
+    @property
+    def trains(self) -> Trains:
+        """What the teacher's stage trains."""
+        return self.finetune or ("none" if self.path else "all")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _net(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("net") is None and isinstance(given.get("path"), str):
+            return {**given, "net": net_of(given["path"], "teacher")}
+        return given
 
 
 class Student(Strict):

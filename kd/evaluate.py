@@ -11,21 +11,26 @@ from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from kd.data.base import DataModule, Images
+from kd.nets.build import normalization_of
+from kd.views import normalize, to_unit
 
 BOOTSTRAP = 10_000
 
 
 @torch.no_grad()
 def predict_logits(net: nn.Module, data: DataModule, images: Images, batch_size: int = 256) -> Tensor:
-    """A net's logits for images as they are (no augmentation), under the data set's normalisation.
+    """A net's logits for images as they are (no augmentation), under the net's own normalisation or the data set's.
 
     Returns:
         float32 [N, C] on the CPU, in the order of `images`. The net is left in evaluation mode.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     net = net.to(device).eval()
-    starts = range(0, len(images), batch_size)  # a batch at a time: the images may be more than fit in memory
-    parts = [net(data.normalize(images.pixels[i : i + batch_size].to(device))).float().cpu() for i in starts]
+    mean, std = normalization_of(net, data.statistics)
+    parts = []
+    for i in range(0, len(images), batch_size):  # a batch at a time: the images may be more than fit in memory
+        x = to_unit(images.pixels[i : i + batch_size].to(device))
+        parts.append(net(normalize(x, mean, std)).float().cpu())
     logits = torch.cat(parts)
     net.cpu()
     return logits

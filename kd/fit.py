@@ -27,7 +27,9 @@ from kd.construct import check_keywords
 from kd.data.base import DataModule
 from kd.distiller import Distiller, Teacher
 from kd.errors import Interrupted, UserError
+from kd.head_only import HeadOnly, still_average
 from kd.log import say
+from kd.nets.build import normalization_of
 from kd.objective import Objective
 from kd.optim import make_optimizer
 from kd.teachers.watch import Watched
@@ -74,7 +76,7 @@ def fit(
         Objective(spec["objective"], data.shape, class_weights=data.loss_weights),
         partial(make_optimizer, optim=spec["optim"], schedule=spec["lr_schedule"]),
         augment=data.augment,
-        normalization=data.statistics,
+        normalization=normalization_of(net, data.statistics),
         seed=spec["seed"],
         views=data.views,
         teacher=teacher,
@@ -82,7 +84,9 @@ def fit(
         pool=data.training(unlabeled) if data.augment.mixes else None,
     )
     history = History(name)
-    trainer = _make_trainer(spec, folder, runtime, [history, *([WatchLog(watched)] if watched else [])])
+    own = [history, *([WatchLog(watched)] if watched else [])]
+    own += [HeadOnly(data.shape)] if spec.get("trains") == "head" else []
+    trainer = _make_trainer(spec, folder, runtime, own)
     ranks = trainer.world_size
     train, val = data.train_loader(spec["batch_size"], spec["seed"], ranks, unlabeled), data.val_loader(ranks=ranks)
     last, best = folder / "last.ckpt", folder / "best.ckpt"
@@ -207,7 +211,8 @@ def _callbacks(spec: Mapping[str, Any], folder: Path) -> list[Callback]:
     )
     callbacks: list[Callback] = [best, last, ViewGrid()]
     if spec["ema"] is not None:
-        callbacks.append(EMAWeightAveraging(decay=spec["ema"]))
+        average = still_average if spec.get("trains") == "head" else EMAWeightAveraging
+        callbacks.append(average(decay=spec["ema"]))
     if spec["early_stopping"] is not None:
         callbacks.append(EarlyStopping("val/acc", mode="max", patience=spec["early_stopping"]))
     return callbacks

@@ -30,13 +30,14 @@ def make_optimizer(
     """An optimiser from its config node, and the schedule of its learning rate, to be stepped once a batch.
 
     Args:
+        parameters: those that need no gradient are left out.
         steps: batches in the whole stage, > 0.
         optim: `_target_` and keywords of a `torch.optim` class.
         schedule: `onecycle` warms up to `lr` over the first 30 % and anneals to almost nothing (Smith & Topin 2017,
             as in torch); `cosine` anneals from `lr` to 0 (Loshchilov & Hutter 2016, without restarts); `step` divides
             by 10 at 1/2 and 3/4 of the steps (He et al. 2015, on CIFAR-10); `constant` does nothing.
     """
-    optimizer: Optimizer = construct(optim, where, params=list(parameters))
+    optimizer: Optimizer = construct(optim, where, params=[p for p in parameters if p.requires_grad])
     lr = optimizer.param_groups[0]["lr"]
     match schedule:
         case "onecycle":

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 from safetensors.torch import save_file
+from torch import nn
 
 from kd.chain import LABELS_ONLY, Link, Role, chain_of
 from kd.config import Config
@@ -20,6 +21,7 @@ from kd.data.base import DataModule
 from kd.errors import UserError
 from kd.log import say
 from kd.nets.build import build_net
+from kd.nets.head import head_of
 from kd.objective import Objective
 from kd.optim import make_optimizer
 from kd.report import as_markdown, as_table, make_report, verdict
@@ -88,7 +90,7 @@ def _write(folder: Path, report: dict[str, Any], done: Mapping[Role, Done], data
     (folder / "report.md").write_text(as_markdown(report))
     (folder / "config.yaml").write_text(yaml.safe_dump(report["config"], sort_keys=False))
     if "student" in done:
-        mean, std = data.statistics
+        mean, std = done["student"].record.get("normalization", data.statistics)
         about = {
             "schema": report["schema"],
             "net": done["student"].record["spec"]["net"],
@@ -110,9 +112,24 @@ def preflight(chain: Sequence[Link], config: Config, data: DataModule) -> None:
     for link in chain:
         if link.objective != LABELS_ONLY:
             check_labels(Objective(link.objective, data.shape), data)
-        net, at, recipe = build_net(link.net, data.shape, link.where), link.recipe_at, link.recipe
+        at, recipe = link.recipe_at, link.recipe
+        net = build_net(link.net, data.shape, link.where, load=not (link.path or link.start))
+        if link.trains == "head":
+            check_head(net, data, at)
         make_optimizer(net.parameters(), 2, optim=recipe.optim, schedule=recipe.lr_schedule, where=f"{at}optim")
         data.train_loader(recipe.batch_size, recipe.seed, ranks, where=f"{at}batch_size")
+
+
+def check_head(net: nn.Module, data: DataModule, at: str) -> None:
+    """Refuse to train the last layer alone of a net that has no such layer.
+
+    Raises:
+        UserError: it has none.
+    """
+    try:
+        head_of(net, data.shape)
+    except ValueError as error:
+        raise UserError(f"{at}finetune: head cannot be trained alone: {error}; accepted are all, none") from error
 
 
 class RunFolder:

@@ -17,10 +17,10 @@ from kd.config import Config
 from kd.construct import resolve_target
 from kd.data.base import DataModule, Images
 from kd.evaluate import predict_logits, summary
-from kd.nets.build import Shape, build_net
-from kd.store import Done, Store, checksum, key_of, whole
-from kd.teachers.checkpoint import existing, load_weights
+from kd.nets.build import Shape, build_net, normalization_of, set_normalization
+from kd.store import Done, Store, key_of, whole
 from kd.teachers.frozen import Frozen
+from kd.teachers.source import file_of, load_start, net_spec, start_spec
 from kd.teachers.watch import Watched
 from kd.views import make_views
 
@@ -71,11 +71,12 @@ def make_stage(link: Link, config: Config, data: DataModule, done: Mapping[str, 
     """
     # Only a teacher tells something of images without labels.
     key = data.key(unlabeled=link.objective != LABELS_ONLY)
-    spec: dict[str, Any] = {"recipe": RECIPE, "net": link.net, "shape": list(data.shape), "data": key}
-    if link.path:
-        path = existing(Path(link.path).expanduser(), f"{link.name}.path")
-        spec |= {"weights": checksum(path), "epochs": 0}
-        return Stage(link.name, spec | {"code": code_of(link.net)}, weights=path)
+    spec: dict[str, Any] = {"recipe": RECIPE, "shape": list(data.shape), "data": key}
+    file = file_of(link, data)
+    spec |= net_spec(link.net, *_targets(link.objective), load=not (file or link.start)) | start_spec(link, file)
+    if link.trains == "none":
+        spec |= {"epochs": 0, "code": code_of(link.net)} | ({} if file else {"seed": link.recipe.seed})
+        return Stage(link.name, spec, weights=file)
     spec |= link.recipe.model_dump()
     spec["objective"] = link.objective
     spec["epochs"] = min(spec["epochs"], config.trainer.get("max_epochs", spec["epochs"]))
@@ -86,7 +87,7 @@ def make_stage(link: Link, config: Config, data: DataModule, done: Mapping[str, 
     start = done[link.start] if link.start else None
     spec |= {which: stage.key for which, stage in (("teacher", teacher), ("start", start)) if stage}
     reference = teacher or (done.get("teacher") if link.role != "teacher" else None)
-    return Stage(link.name, spec, runtime, teacher=teacher, reference=reference, start=start)
+    return Stage(link.name, spec, runtime, teacher=teacher, reference=reference, weights=file, start=start)
 
 
 def _targets(node: Any) -> list[Mapping[str, Any]]:
@@ -115,11 +116,7 @@ def complete(stage: Stage, store: Store, data: DataModule, *, force: bool = Fals
         if done and not force:
             return done, True
         torch.manual_seed(stage.spec.get("seed", 0))
-        net = build_net(stage.spec["net"], data.shape, f"{stage.name}.net")
-        if stage.weights:
-            load_weights(net, stage.weights, f"{stage.name}.path")
-        if stage.start:
-            net.load_state_dict(stage.start.weights())
+        net = _start(stage, data)
         result = _train(stage, net, data, store, folder) if stage.spec["epochs"] else _keep(net, data, folder)
         before = stage.start.record["total"] if stage.start else {}
         total = {each: result[each] + before.get(each, 0) for each in ("epochs", "seconds")}
@@ -129,7 +126,29 @@ def complete(stage: Stage, store: Store, data: DataModule, *, force: bool = Fals
             taught = stage.start.record["taught"]
         now = datetime.now(UTC).isoformat()
         record = {"name": stage.name, "spec": stage.spec, "finished": now, **result, "total": total, "taught": taught}
+        record["normalization"] = [list(each) for each in normalization_of(net, data.statistics)]
         return store.publish(stage.key, record), False
+
+
+def _start(stage: Stage, data: DataModule) -> nn.Module:
+    """The net that a stage begins with: fresh, pretrained, from a file, or from an earlier stage."""
+    net = build_net(stage.spec["net"], data.shape, f"{stage.name}.net", load=not (stage.weights or stage.start))
+    if stage.weights:
+        load_start(net, stage.weights, f"{stage.name}.path", stage.spec["epochs"] > 0, data.shape)
+    if said := stage.spec.get("normalization"):
+        where = f"{stage.name}.normalization"
+        set_normalization(net, (tuple(said["mean"]), tuple(said["std"])), data.shape.channels, where)
+    if stage.start:
+        net.load_state_dict(stage.start.weights())
+        _normalized_as(net, stage.start)
+    return net
+
+
+def _normalized_as(net: nn.Module, done: Done) -> None:
+    """Feed a net as the finished stage's was."""
+    if said := done.record.get("normalization"):  # a stage of an earlier version was fed with the data's
+        mean, std = said
+        set_normalization(net, (tuple(mean), tuple(std)), len(mean), done.key)
 
 
 def _train(stage: Stage, net: nn.Module, data: DataModule, store: Store, folder: Path) -> dict[str, Any]:
@@ -155,14 +174,17 @@ def _keep(net: nn.Module, data: DataModule, folder: Path) -> dict[str, Any]:
 
 def load_net(done: Done) -> nn.Module:
     """The net of a finished stage with its weights, in evaluation mode."""
-    net = build_net(done.record["spec"]["net"], Shape(*done.record["spec"]["shape"]), f"{done.record['name']}.net")
+    spec = done.record["spec"]
+    net = build_net(spec["net"], Shape(*spec["shape"]), f"{done.record['name']}.net", load=False)
     net.load_state_dict(done.weights())
+    _normalized_as(net, done)
     return net.eval()
 
 
 def frozen(done: Done, data: DataModule) -> Frozen:
     """A finished stage as a teacher."""
-    return Frozen(load_net(done), *data.statistics)
+    net = load_net(done)
+    return Frozen(net, *normalization_of(net, data.statistics))
 
 
 def logits_of(done: Done, data: DataModule, images: Images) -> Tensor:

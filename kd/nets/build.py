@@ -1,13 +1,15 @@
 """From a config node to a net that is known to take this data set's images."""
 
+import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from kd.construct import construct
+from kd.construct import construct, resolve_target
 from kd.errors import UserError
+from kd.nets.pretrained import Normalization, Pretrained
 
 
 class Shape(NamedTuple):
@@ -18,12 +20,18 @@ class Shape(NamedTuple):
     num_classes: int
 
 
-def build_net(node: Mapping[str, Any], shape: Shape, where: str) -> nn.Module:
+def build_net(node: Mapping[str, Any], shape: Shape, where: str, *, load: bool = True) -> nn.Module:
     """Build a net, and try it on two blank images.
+
+    A net that was trained before wants its images under the mean and standard deviation of that training. It says so
+    in an attribute `normalization`, which is set here for the pretrained nets of the libraries, and which a net of
+    anybody's may set itself: (mean, std), a tuple of a number per channel each, for pixels in [0, 1].
 
     Args:
         node: `_target_` and keywords.
         where: the node's key in the config, for messages.
+        load: False for a net whose weights come from elsewhere: where it is a pretrained one, only its normalisation
+            is taken over.
 
     Returns:
         the net in train mode, its batch-norm statistics untouched by the trial.
@@ -32,16 +40,74 @@ def build_net(node: Mapping[str, Any], shape: Shape, where: str) -> nn.Module:
         UserError: where it cannot be built, cannot take such images, or does not give logits [B, number of classes].
     """
     channels, size, classes = shape
-    net = construct(node, where, num_classes=classes, in_channels=channels, image_size=size)
+    pretrained = pretrained_of(node, where)
+    try:
+        normalization = pretrained.normalization(channels) if pretrained else None
+    except ValueError as error:
+        raise UserError(f"{where}.{error}") from error
+    named = node if load else without_pretrained(node)
+    net = construct(named, where, num_classes=classes, in_channels=channels, image_size=size)
     if not isinstance(net, nn.Module):
         raise UserError(f"{where}: {node['_target_']} gave a {type(net).__name__}, not a torch.nn.Module")
+    set_normalization(net, normalization, channels, where)
     try:
         with torch.no_grad():
             logits = net.eval()(torch.zeros(2, channels, size, size))
-    except (RuntimeError, ValueError) as error:
-        first = str(error).splitlines()[0]
+    except (RuntimeError, ValueError, AssertionError, IndexError) as error:
+        first = str(error).partition("\n")[0]
         raise UserError(f"{where}: {node['_target_']} cannot take {channels}x{size}x{size} images: {first}") from error
     found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if found != (2, classes):
         raise UserError(f"{where}: {node['_target_']} gives {found} for two images, needed are logits (2, {classes})")
     return net.train()
+
+
+def pretrained_of(node: Mapping[str, Any], where: str) -> Pretrained | None:
+    """The weights that come with the net that a node names, where it asks for them.
+
+    Whether a net has any is for its own file to say, by a function `pretrained_weights` that takes the node's keywords.
+
+    Raises:
+        UserError: for a net or for weights that there are not.
+    """
+    target, keywords = resolve_target(node, where)
+    known = getattr(sys.modules.get(str(getattr(target, "__module__", ""))), "pretrained_weights", None)
+    if not keywords.get("pretrained") or known is None:
+        return None
+    try:
+        found: Pretrained | None = known(**keywords)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where}: {error}") from error
+    return found
+
+
+def without_pretrained(node: Mapping[str, Any]) -> dict[str, Any]:
+    """The node of the same net with fresh weights."""
+    return {name: value for name, value in node.items() if name != "pretrained"}
+
+
+def set_normalization(net: nn.Module, normalization: Normalization | None, channels: int, where: str) -> None:
+    """Note the mean and standard deviation per channel that a net wants; None leaves what it says itself.
+
+    Raises:
+        UserError: there are not as many as channels, or a deviation is not above 0.
+    """
+    if normalization is not None:
+        net.normalization = normalization  # type: ignore[assignment]
+    own = getattr(net, "normalization", None)
+    if isinstance(own, tuple):
+        mean, std = own
+        if not len(mean) == len(std) == channels or min(std) <= 0:
+            raise UserError(f"{where}: its normalisation is {own}; the images have {channels} channel(s)")
+
+
+def normalization_of(net: nn.Module, statistics: Normalization) -> Normalization:
+    """The mean and standard deviation per channel that a net is fed with, for pixels in [0, 1].
+
+    Whatever gives a net pixels asks this: its own, where it was trained before, or else those of the data.
+
+    Args:
+        statistics: the data set's.
+    """
+    own = getattr(net, "normalization", None)
+    return own if isinstance(own, tuple) else statistics

@@ -1,39 +1,110 @@
 """Any classification net of torchvision, by its name there."""
 
 import difflib
+import re
 from typing import Any
 
 import torchvision.models
-from torch import nn
+from torch import Tensor, nn
+from torchvision.models import WeightsEnum
+
+from kd.nets.pretrained import Pretrained, first_convolution, for_gray, hub_state
+
+INCEPTIONS = ("googlenet", "inception_v3")
 
 
-def torchvision_net(name: str, num_classes: int, in_channels: int = 3, **options: Any) -> nn.Module:
-    """Build a torchvision classification net with fresh weights.
+def torchvision_net(
+    name: str, num_classes: int, in_channels: int = 3, pretrained: bool | str = False, **options: Any
+) -> nn.Module:
+    """Build a torchvision classification net, with fresh weights or those that come with it.
 
     Input [B, in_channels, H, W], output logits [B, num_classes]. For other than 3 channels the first convolution is
-    replaced by one that takes them.
+    replaced by one that takes them. Pretrained weights go into all layers but the last, which starts afresh unless it
+    has as many classes; for gray images the first convolution's are summed over the colours.
 
     Args:
         name: as in `torchvision.models.list_models(module=torchvision.models)`, e.g. `mobilenet_v3_small`.
+        pretrained: true for the weights that torchvision takes to be the best, or the name of others, e.g.
+            `IMAGENET1K_V1`. They want their own normalisation: see `pretrained_weights`.
         options: passed on to torchvision's builder, e.g. `dropout=0.1`.
 
     Raises:
         ValueError: for a name that torchvision does not have, with the nearest that it has.
+        UserError: the weights are in no cache and cannot be downloaded.
     """
+    weights = _weights(name, pretrained)
+    if name in INCEPTIONS:
+        # Auxiliary heads return a tuple in training. Without `transform_input` the net is fed as it was trained; with
+        # it, pictures under ImageNet's normalisation are brought to that first, but only those of three channels.
+        options = {"aux_logits": False, "init_weights": not weights, "transform_input": False, **options}
+    net: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
+    if in_channels != 3:
+        _replace_first_convolution(net, in_channels)
+    if weights:
+        _load(net, weights, f"{name}, pretrained", in_channels)
+    return net
+
+
+def pretrained_weights(name: str, pretrained: bool | str = False, **_: Any) -> Pretrained | None:
+    """Which weights `torchvision_net` takes for these keywords, and the normalisation that they want; None for none.
+
+    Raises:
+        ValueError: for a name that torchvision does not have.
+    """
+    weights = _weights(name, pretrained)
+    if weights is None:
+        return None
+    preset = weights.transforms()
+    mean, std = (0.5,) * 3, (0.5,) * 3
+    if name not in INCEPTIONS:  # these two say ImageNet's and change it to this themselves, see `transform_input`
+        mean, std = tuple(preset.mean), tuple(preset.std)
+    return Pretrained(f"torchvision {weights!r} {weights.url.rpartition('/')[2]}", mean, std)
+
+
+def _weights(name: str, pretrained: bool | str) -> WeightsEnum | None:
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
         close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
         raise ValueError(f"name: torchvision has no net {name!r}; nearest: {', '.join(close) or 'none'}")
-    if name in ("googlenet", "inception_v3"):
-        options = {"aux_logits": False, "init_weights": True, **options}  # auxiliary heads return a tuple in training
-    net: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
-    if in_channels != 3:
-        _replace_first_convolution(net, in_channels)
-    return net
+    if not pretrained:
+        return None
+    choice = torchvision.models.get_model_weights(name)
+    if pretrained is True:
+        return choice.DEFAULT
+    if pretrained not in choice.__members__:
+        raise ValueError(f"pretrained: found {pretrained!r}, accepted are true, false, {', '.join(choice.__members__)}")
+    return choice[pretrained]
+
+
+def _load(net: nn.Module, weights: WeightsEnum, where: str, in_channels: int) -> None:
+    state = hub_state(weights.url, where)
+    for name in [name for name in state if re.search(r"\.(norm|relu|conv)\.\d\.", name)]:  # DenseNet's of 2017
+        state[re.sub(r"\.(norm|relu|conv)\.(\d)\.", r".\1\2.", name)] = state.pop(name)
+    own, first = net.state_dict(), f"{first_convolution(net)}.weight"
+    if in_channels == 1:
+        state[first] = for_gray(state[first])
+    classes = len(weights.meta["categories"])
+    head = {name for name in state if name in own and _is_head(state[name], own[name], classes)}
+    for name in [name for name in state if name in head or name.startswith(("aux", "AuxLogits"))]:
+        del state[name]  # in place: the dictionary carries versions that old layers ask for
+    try:
+        left, unexpected = net.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise ValueError(f"{where}: {weights!r} does not fit the net: {str(error).splitlines()[-1].strip()}") from error
+    absent = [name for name in left if name not in head and not name.endswith("num_batches_tracked")]
+    if absent or unexpected:
+        raise ValueError(f"{where}: {weights!r} does not fit: missing {absent[:10]}, unexpected {unexpected[:10]}")
+
+
+def _is_head(theirs: Tensor, ours: Tensor, classes: int) -> bool:
+    """Whether a tensor is the last layer's, for another number of classes."""
+    return theirs.ndim > 0 and theirs.shape != ours.shape and len(theirs) == classes
 
 
 def _replace_first_convolution(net: nn.Module, in_channels: int) -> None:
-    path, old = next((path, module) for path, module in net.named_modules() if isinstance(module, nn.Conv2d))
+    path = first_convolution(net)
+    old = net.get_submodule(path)
+    assert isinstance(old, nn.Conv2d)
     new = nn.Conv2d(
         in_channels,
         old.out_channels,

@@ -1,0 +1,22 @@
+"""Training the last layer alone: the body's weights and batch-norm statistics stay what they are, bit for bit."""
+
+import lightning.pytorch as L
+from lightning.pytorch.callbacks import Callback
+
+from kd.nets.build import Shape
+from kd.nets.head import freeze_body, still_body
+
+
+class HeadOnly(Callback):
+    """Freezes the body of the net before the optimiser is made, and keeps it in evaluation mode while it trains."""
+
+    def __init__(self, shape: Shape) -> None:
+        self.shape = shape
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Take the gradient from all but the last layer."""
+        freeze_body(pl_module.net, self.shape)  # type: ignore[arg-type]
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Lightning has put all of it into train mode; after a validation it restores what it found."""
+        still_body(pl_module.net)  # type: ignore[arg-type]

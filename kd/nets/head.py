@@ -1,0 +1,75 @@
+"""The last layer of a net, and training it alone."""
+
+import torch
+from torch import Tensor, nn
+
+from kd.nets.build import Shape
+
+
+def head_of(net: nn.Module, shape: Shape) -> dict[str, nn.Module]:
+    """The layer that gives the logits, by its path in the net; several where a net averages several.
+
+    It is what the net names itself, as timm's do (`get_classifier`), or else the last linear layer or convolution in
+    the forward pass with an output for each class.
+
+    Raises:
+        ValueError: there is no such layer, or another one with parameters comes after it.
+    """
+    if callable(own := getattr(net, "get_classifier", None)):
+        named = own()
+        found = list(named) if isinstance(named, tuple) else [named]
+    else:
+        found = _in_order(net, shape)[-1:]
+        if not found or not _gives(found[0], shape.num_classes):
+            raise ValueError(f"{type(net).__name__} does not end in a layer with {shape.num_classes} outputs")
+    return {path: module for path, module in net.named_modules() if any(module is each for each in found)}
+
+
+def head_tensors(net: nn.Module, shape: Shape) -> list[str]:
+    """The names of the last layer's tensors in the net's state dict."""
+    return [
+        f"{path}.{name}" if path else name
+        for path, module in head_of(net, shape).items()
+        for name in module.state_dict()
+    ]
+
+
+def _gives(module: nn.Module, classes: int) -> bool:
+    return classes in (getattr(module, "out_features", None), getattr(module, "out_channels", None))
+
+
+def _in_order(net: nn.Module, shape: Shape) -> list[nn.Module]:
+    """The modules that have parameters of their own, as a blank image meets them."""
+    met: list[nn.Module] = []
+
+    def note(module: nn.Module, inputs: tuple[Tensor, ...], output: object) -> None:
+        met.append(module)
+
+    own = [module for module in net.modules() if next(module.parameters(recurse=False), None) is not None]
+    hooks = [module.register_forward_hook(note) for module in own]
+    modes = {module: module.training for module in net.modules()}
+    device = next(net.parameters()).device
+    try:
+        with torch.no_grad():
+            net.eval()(torch.zeros(2, shape.channels, shape.image_size, shape.image_size, device=device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, mode in modes.items():
+            module.training = mode
+    return met
+
+
+def freeze_body(net: nn.Module, shape: Shape) -> None:
+    """Leave a gradient to the last layer's parameters alone."""
+    net.requires_grad_(False)
+    for module in head_of(net, shape).values():
+        module.requires_grad_(True)
+
+
+def still_body(net: nn.Module) -> None:
+    """Put all but what has a gradient into evaluation mode: batch-norm statistics do not move, nothing drops out."""
+    net.eval()
+    for module in net.modules():
+        if any(parameter.requires_grad for parameter in module.parameters(recurse=False)):
+            module.train()

@@ -1,0 +1,121 @@
+"""Any net of timm, by its name there; timm is an extra of this project (`pip install "kd[timm]"`)."""
+
+import difflib
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from kd.errors import UserError
+from kd.nets.pretrained import Pretrained, hub_state, missing
+
+
+def timm_net(name: str, num_classes: int, in_channels: int = 3, pretrained: bool = False, **options: Any) -> nn.Module:
+    """Build a net of timm, with fresh weights or those that come with it.
+
+    Input [B, in_channels, H, W], output logits [B, num_classes]. Pretrained weights go into all layers but the last,
+    which starts afresh unless it has as many classes; for gray images timm sums the first convolution's over the
+    colours. They want their own normalisation: see `pretrained_weights`.
+
+    Args:
+        name: as in `timm.list_models()`, with the weights' tag or without: `resnet18`, `resnet18.a1_in1k`.
+        options: passed on to timm, e.g. `drop_rate=0.1`, or `img_size=32` for a transformer.
+
+    Raises:
+        ValueError: for a name that timm does not have, with the nearest that it has.
+        UserError: timm is not installed; the weights are in no cache and cannot be downloaded.
+    """
+    timm = _timm(name)
+    if not pretrained:
+        fresh: nn.Module = timm.create_model(name, num_classes=num_classes, in_chans=in_channels, **options)
+        return fresh
+    # timm is handed the tensors, so that how files are read and what is said where there are none is decided here.
+    overlay = {"state_dict": _state(name, timm)}
+    try:
+        net: nn.Module = timm.create_model(
+            name,
+            pretrained=True,
+            pretrained_cfg_overlay=overlay,
+            num_classes=num_classes,
+            in_chans=in_channels,
+            **options,
+        )
+    except RuntimeError as error:
+        raise ValueError(f"{name}, pretrained: {str(error).splitlines()[-1].strip()}") from error
+    for kept in {"pretrained_cfg", "default_cfg"} & vars(net).keys():  # or every copy of the net would hold them twice
+        setattr(net, kept, {k: v for k, v in getattr(net, kept).items() if k != "state_dict"})
+    return net
+
+
+def pretrained_weights(name: str, pretrained: bool = False, **_: Any) -> Pretrained | None:
+    """Which weights `timm_net` takes for these keywords, and the normalisation that they want; None for none.
+
+    Raises:
+        ValueError: for a name that timm does not have, or a net that it has no weights for.
+        UserError: timm is not installed.
+    """
+    if not pretrained:
+        return None
+    cfg = _config(name, _timm(name))
+    source = cfg.hf_hub_id or str(cfg.url).rpartition("/")[2]
+    return Pretrained(f"timm {cfg.architecture or name}.{cfg.tag} {source}", tuple(cfg.mean), tuple(cfg.std))
+
+
+def _timm(name: str) -> ModuleType:
+    """timm, where it is installed and has a net of this name."""
+    try:
+        import timm
+    except ImportError as error:
+        raise UserError(f"{name}: its nets need timm, which is not installed; install it: pip install timm") from error
+    architecture = name.partition(".")[0]
+    if not timm.is_model(architecture):
+        close = difflib.get_close_matches(architecture, timm.list_models(), n=3, cutoff=0.4)
+        raise ValueError(f"name: timm has no net {name!r}; nearest: {', '.join(close) or 'none'}")
+    tags = [each.partition(".")[2] for each in timm.list_models(f"{architecture}.*", pretrained=True)]
+    if "." in name and name.partition(".")[2] not in tags:
+        raise ValueError(f"name: timm has no weights {name!r}; {architecture} has {', '.join(tags) or 'none'}")
+    return timm
+
+
+def _config(name: str, timm: ModuleType) -> Any:
+    """What timm knows of the net's weights."""
+    cfg = timm.get_pretrained_cfg(name)
+    if cfg is None or cfg.custom_load or not (cfg.hf_hub_id or cfg.url):
+        raise ValueError(f"pretrained: {name} has no weights, or none that timm keeps as plain tensors")
+    return cfg
+
+
+def _state(name: str, timm: ModuleType) -> dict[str, Any]:
+    """The tensors, from Hugging Face's cache or downloaded into it; of the few that are not there from torch.hub's."""
+    cfg = _config(name, timm)
+    if not cfg.hf_hub_id:
+        return hub_state(cfg.url, name)
+    repository, _, revision = cfg.hf_hub_id.partition("@")
+    file = _from_hub(repository, revision or None, name)
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{name}: {file} is no weights file, or a damaged one; remove it to load it anew") from error
+
+
+def _from_hub(repository: str, revision: str | None, name: str) -> Path:
+    """The repository's file of tensors, from Hugging Face's cache, or downloaded into it."""
+    import huggingface_hub as hub  # comes with timm
+
+    file = "model.safetensors"
+    cached = hub.try_to_load_from_cache(repository, file, revision=revision)
+    if isinstance(cached, str):
+        return Path(cached)
+    try:
+        # One question without retries: where there is no network, the download below would ask for half a minute.
+        hub.get_hf_file_metadata(hub.hf_hub_url(repository, file, revision=revision))
+        return Path(hub.hf_hub_download(repository, file, revision=revision))
+    except Exception as error:  # the client's own, its HTTP library's, or the system's
+        folder = hub.constants.HF_HUB_CACHE
+        remedy = (
+            f"copy the cache's folder models--{repository.replace('/', '--')} here: hf download {repository} {file}"
+        )
+        raise missing(name, f"{repository}/{file}", "Hugging Face", folder, remedy, error) from error

@@ -1,0 +1,71 @@
+"""Which file a teacher's weights are in, and what that file says of itself; torch is not needed to know it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from kd.errors import UserError
+
+STUDENT = "student.safetensors"
+
+
+def weights_file(path: str | Path, where: str) -> Path:
+    """The file itself, or the student's weights where the path is a run's folder.
+
+    Args:
+        where: the config's key for the path, for messages.
+
+    Raises:
+        UserError: there is no such file, or the folder is no run's.
+    """
+    found = Path(path).expanduser()
+    if found.is_dir():
+        if not (found / STUDENT).is_file():
+            raise UserError(f"{where}: the folder {found.resolve()} has no {STUDENT}, so it is no run's; name a file")
+        found /= STUDENT
+    if not found.is_file():
+        raise UserError(f"{where}: there is no file {found.resolve()}")
+    return found
+
+
+def header_of(path: Path) -> dict[str, Any] | None:
+    """What a run wrote into the header of its student's file: net, shape, classes, mean and std; None for other files.
+
+    A file that is damaged counts as another file here: reading its tensors tells what is wrong with it.
+    """
+    if path.suffix != ".safetensors":
+        return None
+    try:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            if size > path.stat().st_size:
+                return None
+            found = json.loads(json.loads(file.read(size))["__metadata__"]["kd"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if isinstance(found, dict) and isinstance(found.get("net"), dict) else None
+
+
+def net_of(path: str | Path, where: str) -> dict[str, Any]:
+    """The node of the net that a file names itself; a file is data, so it may name none but the project's own nets.
+
+    Args:
+        where: the config's prefix of `path` and `net`, for messages.
+
+    Raises:
+        UserError: it names none, or one of another package.
+    """
+    file = weights_file(path, f"{where}.path")
+    header = header_of(file)
+    if header is None:
+        raise UserError(
+            f"{where}.net: {file} does not name its net, as a run's student does; choose it: "
+            f"{where}=resnet18 {where}.path={file}"
+        )
+    node: dict[str, Any] = header["net"]
+    if not str(node.get("_target_")).startswith("kd.nets."):
+        raise UserError(
+            f"{where}.net: {file} names {node.get('_target_')!r}; a file may choose among the nets in kd.nets only. "
+            f"Where you trust it, give {where}.net yourself"
+        )
+    return node
