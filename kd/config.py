@@ -99,9 +99,12 @@ class Teacher(Recipe):
     @model_validator(mode="before")
     @classmethod
     def _net(cls, given: Any) -> Any:
-        if isinstance(given, dict) and given.get("net") is None and isinstance(given.get("path"), str):
-            return {**given, "net": net_of(given["path"], "teacher")}
-        return given
+        if not isinstance(given, dict) or given.get("net") is not None:
+            return given
+        path = given.get("path")
+        if not isinstance(path, str):
+            raise UserError(f"teacher.path: found {path!r}, needed is the file with the weights, where no net is named")
+        return {**given, "net": net_of(path, "teacher")}
 
 
 class Student(Strict):

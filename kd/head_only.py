@@ -1,7 +1,10 @@
 """Training the last layer alone: the body's weights and batch-norm statistics stay what they are, bit for bit."""
 
+from functools import partial
+
 import lightning.pytorch as L
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, WeightAveraging
+from torch import Tensor
 
 from kd.nets.build import Shape
 from kd.nets.head import freeze_body, still_body
@@ -20,3 +23,15 @@ class HeadOnly(Callback):
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Lightning has put all of it into train mode; after a validation it restores what it found."""
         still_body(pl_module.net)  # type: ignore[arg-type]
+
+
+def still_average(decay: float) -> WeightAveraging:
+    """Averaged weights by the step, as Lightning's `EMAWeightAveraging`, but exact for those that do not move.
+
+    There `decay * a + (1 - decay) * a` is not quite `a`, and the difference would add up over the steps.
+    """
+    return WeightAveraging(avg_fn=partial(_toward, decay=decay))
+
+
+def _toward(average: Tensor, current: Tensor, steps: object, decay: float) -> Tensor:
+    return average + (1 - decay) * (current - average)

@@ -1,6 +1,7 @@
 """What the libraries of nets share about weights that come with them: names, normalisation, files, gray images."""
 
 import contextlib
+import pickle
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -71,7 +72,7 @@ def hub_state(url: str, where: str) -> dict[str, Any]:
             state: dict[str, Any] = torch.hub.load_state_dict_from_url(
                 url, map_location="cpu", progress=False, check_hash=True, weights_only=True
             )
-    except (OSError, RuntimeError, LookupError, EOFError, ValueError) as error:
+    except (OSError, RuntimeError, LookupError, EOFError, ValueError, pickle.UnpicklingError) as error:
         if file.exists():
             raise UserError(
                 f"{where}: {file} is no weights file, or a damaged one; remove it to load it anew"

@@ -83,8 +83,8 @@ def _timm(name: str) -> ModuleType:
 def _config(name: str, timm: ModuleType) -> Any:
     """What timm knows of the net's weights."""
     cfg = timm.get_pretrained_cfg(name)
-    if cfg is None or cfg.custom_load or not (cfg.hf_hub_id or cfg.url):
-        raise ValueError(f"pretrained: {name} has no weights, or none that timm keeps as plain tensors")
+    if cfg is None or not (cfg.hf_hub_id or (cfg.url and not cfg.custom_load)):  # custom: not plain tensors there
+        raise ValueError(f"pretrained: timm has no weights for {name!r}")
     return cfg
 
 

@@ -1,0 +1,427 @@
+"""A teacher's weights from a file: every format, every wrapper's prefix, every way not to fit."""
+
+import argparse
+import copy
+import json
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from composed import TINY, composed
+from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from kd.config import Config, check
+from kd.construct import construct
+from kd.errors import UserError
+from kd.nets.mlp import MLP
+from kd.nets.resnet import ResNet
+from kd.run import run
+from kd.stages import complete, load_net, make_stage
+from kd.store import Done, Store
+from kd.teachers.checkpoint import load_weights, read_weights
+from kd.teachers.header import header_of, weights_file
+
+Make = Callable[..., Config]
+State = dict[str, Tensor]
+
+
+def net(seed: int = 0, classes: int = 10) -> ResNet:
+    """Convolutions and batch norm, and counters among the tensors."""
+    torch.manual_seed(seed)
+    made = ResNet(classes, 18, 1, 8, width=2)
+    made.bn1.running_mean += 0.5
+    return made
+
+
+def fresh() -> ResNet:
+    return net(seed=1)
+
+
+def same(a: State, b: State) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def save(content: Any) -> Callable[[Path], None]:
+    return lambda path: torch.save(content, path)
+
+
+STATE = net().state_dict()
+FORMATS: dict[str, tuple[str, Callable[[Path], None]]] = {
+    "safetensors": ("a.safetensors", lambda path: save_file(STATE, path)),
+    "plain": ("a.pt", save(STATE)),
+    "plain pth": ("a.pth", save(dict(STATE))),
+    "before zip": ("a.pth", lambda path: torch.save(STATE, path, _use_new_zipfile_serialization=False)),
+    "state_dict": ("a.pt", save({"epoch": 3, "state_dict": STATE, "optimizer": {"lr": 0.1}})),
+    "model": ("a.pt", save({"model": STATE, "epoch": 3})),
+    "net": ("a.pth", save({"net": STATE, "acc": 91.2})),
+    "model_state_dict": ("a.pt", save({"model_state_dict": STATE})),
+    "nested": ("a.pt", save({"model": {"state_dict": STATE, "args": {"depth": 18}}})),
+    "Lightning": (
+        "a.ckpt",
+        save(
+            {
+                "state_dict": {f"model.{k}": v for k, v in STATE.items()} | {"criterion.weight": torch.ones(10)},
+                "pytorch-lightning_version": "2.6.6",
+                "callbacks": {},
+                "optimizer_states": [{"state": {}, "param_groups": []}],
+                "hyper_parameters": {"lr": 0.1},
+            }
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_formats(kind: str, tmp_path: Path) -> None:
+    name, write = FORMATS[kind]
+    write(tmp_path / name)
+    found = fresh()
+    assert not same(found.state_dict(), STATE)
+    load_weights(found, tmp_path / name, "teacher.path")
+    assert same(found.state_dict(), STATE)
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "module.", "model.", "net.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "net._orig_mod.",
+        "model.module.", "model.net.", "module.model._orig_mod.",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside other tensors"])
+def test_prefixes(prefix: str, beside: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = {"objective.temperature": torch.ones(1), "teacher.fc.weight": torch.ones(2)} if beside else {}
+    torch.save({prefix + k: v for k, v in STATE.items()} | other, tmp_path / "a.pt")
+    found = fresh()
+    load_weights(found, tmp_path / "a.pt", "teacher.path")
+    assert same(found.state_dict(), STATE)
+    said = capsys.readouterr().err
+    assert ("objective.temperature, teacher.fc.weight" in said) == beside
+
+
+def test_a_name_that_fits_keeps_what_looks_like_a_prefix(tmp_path: Path) -> None:
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = nn.Linear(2, 3)
+
+    torch.save(Wrapped().state_dict(), tmp_path / "a.pt")
+    wrapped = Wrapped()
+    load_weights(wrapped, tmp_path / "a.pt", "teacher.path")
+    assert same(wrapped.state_dict(), torch.load(tmp_path / "a.pt"))
+
+
+def test_a_prefix_that_is_no_wrappers_stays(tmp_path: Path) -> None:
+    torch.save({f"encoder.{k}": v for k, v in STATE.items()}, tmp_path / "a.pt")
+    with pytest.raises(UserError, match=r"missing: conv1\.weight") as error:
+        load_weights(fresh(), tmp_path / "a.pt", "teacher.path")
+    assert "unexpected: encoder.conv1.weight" in str(error.value)
+
+
+def test_counters_of_batch_norm_may_be_absent(tmp_path: Path) -> None:
+    torch.save({k: v for k, v in STATE.items() if not k.endswith("num_batches_tracked")}, tmp_path / "a.pt")
+    found = fresh()
+    load_weights(found, tmp_path / "a.pt", "teacher.path")
+    assert same(found.state_dict(), STATE)
+
+
+def refused(state: State, tmp_path: Path) -> str:
+    torch.save(state, tmp_path / "a.pt")
+    target = fresh()
+    before = copy.deepcopy(target.state_dict())
+    with pytest.raises(UserError) as error:
+        load_weights(target, tmp_path / "a.pt", "teacher.path")
+    assert same(target.state_dict(), before), "nothing of it may have been loaded"
+    return str(error.value)
+
+
+def test_missing_unexpected_and_wrongly_shaped_in_one_message(tmp_path: Path) -> None:
+    state = dict(STATE)
+    del state["fc.weight"], state["fc.bias"]
+    state |= {"head.weight": torch.ones(1), "conv1.weight": torch.zeros(4, 1, 3, 3, 1)}
+    said = refused(state, tmp_path)
+    lines = said.splitlines()
+    assert lines[0].startswith("teacher.path: the weights in ")
+    assert lines[1:4] == [
+        "  missing: fc.weight, fc.bias",
+        "  unexpected: head.weight",
+        "  of another shape: conv1.weight [4, 1, 3, 3, 1], the net has [2, 1, 3, 3]",
+    ]
+    assert lines[4] == f"  the net is ResNet with {len(STATE)} tensors; the file has {len(STATE) - 1}"
+    assert "classes" not in said
+
+
+def test_the_first_ten_and_how_many_more(tmp_path: Path) -> None:
+    said = refused({f"{k}.gone": v for k, v in STATE.items()}, tmp_path)
+    tracked = sum(k.endswith("num_batches_tracked") for k in STATE)
+    missing, unexpected = said.splitlines()[1:3]
+    assert missing.count(", ") == unexpected.count(", ") == 9
+    assert missing.endswith(f" and {len(STATE) - tracked - 10} more")
+    assert unexpected.endswith(f" and {len(STATE) - 10} more")
+
+
+def test_wrapped_and_of_another_width(tmp_path: Path) -> None:
+    said = refused({f"module.{k}": v for k, v in ResNet(10, 18, 1, 8, width=3).state_dict().items()}, tmp_path)
+    assert "missing" not in said
+    assert "conv1.weight [3, 1, 3, 3], the net has [2, 1, 3, 3]" in said
+    assert "classes" not in said
+
+
+@pytest.mark.parametrize("where", ["fc.weight", "fc.bias"])
+def test_another_number_of_classes_is_told(where: str, tmp_path: Path) -> None:
+    state = net(classes=7).state_dict()
+    said = refused({**STATE, where: state[where]}, tmp_path)
+    assert "the file is for 7 classes, the data has 10" in said
+
+
+def test_the_last_layer_may_start_afresh_where_training_follows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = net(classes=7).state_dict()
+    torch.save(state, tmp_path / "a.pt")
+    found = fresh()
+    own = copy.deepcopy(found.fc.state_dict())
+    load_weights(found, tmp_path / "a.pt", "teacher.path", head=["fc.weight", "fc.bias"])
+    assert same(found.fc.state_dict(), own)
+    assert all(torch.equal(v, found.state_dict()[k]) for k, v in state.items() if not k.startswith("fc."))
+    assert "is for 7 classes; fc.weight, fc.bias start afresh" in capsys.readouterr().err
+
+
+class Evil:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.folder),)
+
+
+def test_a_pickle_that_needs_more_is_refused_with_the_way_to_convert(tmp_path: Path) -> None:
+    configured = {"state_dict": STATE, "hyper_parameters": OmegaConf.create({"lr": 0.1})}
+    for name, content, needed, convert in (
+        ("a.ckpt", configured, "omegaconf.dictconfig.DictConfig", "torch.save(x['state_dict'], 'weights.pt')"),
+        ("b.pt", nn.Linear(2, 2), "torch.nn.modules.linear.Linear", "torch.save(x.state_dict(), 'weights.pt')"),
+        ("c.pt", {"model": STATE, "args": argparse.Namespace()}, "argparse.Namespace", "x['state_dict']"),
+        ("d.pt", {"model": STATE, "x": Evil(tmp_path / "owned")}, "mkdir", "refused"),
+    ):
+        torch.save(content, tmp_path / name)
+        with pytest.raises(UserError) as error:
+            read_weights(tmp_path / name, "teacher.path")
+        for word in ("teacher.path", name, needed, "refused", "weights_only=False", convert):
+            assert word in str(error.value), (name, word)
+    assert not (tmp_path / "owned").exists()
+
+
+def test_the_way_to_convert_works(tmp_path: Path) -> None:
+    configured = {
+        "state_dict": {f"net.{k}": v for k, v in STATE.items()},
+        "hyper_parameters": OmegaConf.create({"lr": 1}),
+    }
+    torch.save(configured, tmp_path / "a.ckpt")
+    with pytest.raises(UserError) as error:
+        read_weights(tmp_path / "a.ckpt", "teacher.path")
+    code = str(error.value).partition("convert it once: ")[2]
+    code = code.replace("PATH", repr(str(tmp_path / "a.ckpt"))).replace("weights.pt", str(tmp_path / "weights.pt"))
+    exec(code, {})
+    found = fresh()
+    load_weights(found, tmp_path / "weights.pt", "teacher.path")
+    assert same(found.state_dict(), STATE)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.pt", b"", "empty"),
+        ("a.pt", b"hello world\n", "no weights file"),
+        ("a.pt", b"<html>404</html>", "no weights file"),
+        ("a.pt", bytes(range(256)), "no weights file"),
+        ("a.pt", b"PK\x03\x04aaaa", "no weights file"),
+        ("a.pt", pickle.dumps({"a": 1}), "no weights file"),
+        ("a.safetensors", b"", "no weights file"),
+        ("a.safetensors", b"\xff" * 64, "no weights file"),
+        ("a.safetensors", b"hello world, this is not it", "no weights file"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_what_is_no_weights_file(name: str, content: bytes, words: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert header_of(tmp_path / name) is None
+    with pytest.raises(UserError) as error:
+        read_weights(tmp_path / name, "teacher.path")
+    assert words in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_half_a_file(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a{suffix}"
+    torch.save(STATE, path) if suffix == ".pt" else save_file(STATE, path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(UserError, match="no weights file, or a damaged one"):
+        read_weights(path, "teacher.path")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"epoch": 3, "optimizer": {}}, ["keys epoch, optimizer", "state_dict, model_state_dict, model, net"]),
+        ({"state_dict": {"a": 1}}, ["['state_dict']", "keys a"]),
+        ({"model": {}}, ["['model']"]),
+        ([torch.ones(1)], ["a list"]),
+        (torch.ones(1), ["a Tensor"]),
+    ],
+)
+def test_a_file_without_a_state_dict(content: Any, words: list[str], tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "a.pt")
+    with pytest.raises(UserError, match="holds no state dict") as error:
+        read_weights(tmp_path / "a.pt", "teacher.path")
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_no_file_and_a_folder_that_is_no_runs(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no file"):
+        weights_file(tmp_path / "a.pt", "teacher.path")
+    with pytest.raises(UserError, match=r"has no student\.safetensors"):
+        weights_file(tmp_path, "teacher.path")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's, with a student of its own normalisation."""
+    out = tmp_path_factory.mktemp("first")
+    return run(check(composed(*TINY, "name=test", f"output_dir={out}", "stages=[teacher,distill]")), "")
+
+
+class TestRunFolder:
+    """A run's student as another run's teacher."""
+
+    def teacher(self, make_config: Make, *overrides: str) -> tuple[Done, Config]:
+        config = check(
+            composed(
+                *[o for o in TINY if ".net." not in o], "name=t", f"output_dir={make_config().output_dir}", *overrides
+            )
+        )
+        data = construct(config.data, "data")
+        stage = make_stage("teacher", config, data, {})
+        return complete(stage, Store(Path(config.output_dir) / "store"), data)[0], config
+
+    @pytest.mark.parametrize("name", ["", "student.safetensors"])
+    def test_the_file_names_its_net(self, name: str, folder: Path, make_config: Make) -> None:
+        done, config = self.teacher(make_config, "teacher=checkpoint", f"teacher.path={folder / name}")
+        assert config.teacher.net == {"_target_": "kd.nets.mlp.MLP", "hidden": [8]}
+        assert same(load_net(done).state_dict(), load_file(folder / "student.safetensors"))
+        assert done.record["epochs"] == 0
+
+    def test_the_net_given_agrees(self, folder: Path, make_config: Make) -> None:
+        done, _ = self.teacher(make_config, "teacher=mlp", "teacher.net.hidden=[8]", f"teacher.path={folder}")
+        assert same(load_net(done).state_dict(), load_file(folder / "student.safetensors"))
+
+    @pytest.mark.parametrize(
+        ("overrides", "words"),
+        [
+            (["teacher=mlp", "teacher.net.hidden=[9]"], ["hidden [8] where teacher.net has [9]"]),
+            (["teacher=resnet18"], ["_target_ 'kd.nets.mlp.MLP' where teacher.net has 'kd.nets.resnet.ResNet'"]),
+        ],
+    )
+    def test_the_net_given_is_another(
+        self, overrides: list[str], words: list[str], folder: Path, make_config: Make
+    ) -> None:
+        with pytest.raises(UserError) as error:
+            self.teacher(make_config, *overrides, f"teacher.path={folder}")
+        for word in ["teacher.path", str(folder), "teacher=checkpoint", *words]:
+            assert word in str(error.value)
+
+    def test_its_normalisation_stays(self, folder: Path, make_config: Make) -> None:
+        """On other data the net is fed as in the run that trained it."""
+        header = header_of(folder / "student.safetensors")
+        assert header
+        other = "data.limit=150"
+        done, config = self.teacher(make_config, "teacher=checkpoint", f"teacher.path={folder}", other)
+        mean, std = construct(config.data, "data").statistics
+        assert (list(mean), list(std)) != (header["mean"], header["std"])
+        assert done.record["normalization"] == [header["mean"], header["std"]]
+        assert load_net(done).normalization == (tuple(header["mean"]), tuple(header["std"]))
+        said = "teacher.normalization={mean: [0.5], std: [0.25]}"
+        done, _ = self.teacher(make_config, "teacher=checkpoint", f"teacher.path={folder}", said)
+        assert done.record["normalization"] == [[0.5], [0.25]]
+
+    def with_header(self, folder: Path, tmp_path: Path, **changes: Any) -> Path:
+        path = tmp_path / "changed.safetensors"
+        header = {**(header_of(folder / "student.safetensors") or {}), **changes}
+        save_file(load_file(folder / "student.safetensors"), path, {"kd": json.dumps(header)})
+        return path
+
+    def test_classes_in_another_order_are_refused(
+        self, folder: Path, tmp_path: Path, make_config: Make, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        path = self.with_header(folder, tmp_path, classes=list("1023456789"))
+        with pytest.raises(UserError, match="same classes in another order"):
+            self.teacher(make_config, "teacher=checkpoint", f"teacher.path={path}")
+        self.teacher(make_config, "teacher=checkpoint", f"teacher.path={path}", "teacher.finetune=all")
+        path = self.with_header(folder, tmp_path, classes=list("abcdefghij"))
+        self.teacher(make_config, "teacher=checkpoint", f"teacher.path={path}")
+        assert "calls its classes a, b, c, d, e ...; the data calls them 0, 1, 2, 3, 4 ..." in capsys.readouterr().err
+
+    @pytest.mark.parametrize("target", ["builtins.print", "torch.hub.load", "kd.run.run", "mine.nets.Big", None])
+    def test_a_file_may_not_choose_what_is_called(
+        self, target: str | None, folder: Path, tmp_path: Path, make_config: Make
+    ) -> None:
+        path = self.with_header(folder, tmp_path, net={"_target_": target})
+        with pytest.raises(UserError, match=r"teacher\.net: .* may choose among the nets in kd\.nets only"):
+            self.teacher(make_config, "teacher=checkpoint", f"teacher.path={path}")
+
+    def test_a_file_that_names_no_net(self, folder: Path, tmp_path: Path, make_config: Make) -> None:
+        save_file(load_file(folder / "student.safetensors"), tmp_path / "plain.safetensors")
+        with pytest.raises(UserError, match=r"teacher\.net: .*does not name its net"):
+            self.teacher(make_config, "teacher=checkpoint", f"teacher.path={tmp_path / 'plain.safetensors'}")
+        net = "teacher.net={_target_: kd.nets.mlp.MLP, hidden: [8]}"
+        done, _ = self.teacher(make_config, "teacher=checkpoint", f"teacher.path={tmp_path / 'plain.safetensors'}", net)
+        assert same(load_net(done).state_dict(), load_file(folder / "student.safetensors"))
+
+    def test_a_path_must_be_given(self) -> None:
+        with pytest.raises(UserError, match=r"teacher\.path: found None, needed is the file"):
+            check(composed("teacher=checkpoint"))
+
+
+MINE = """
+from torch import nn
+
+
+class Big(nn.Module):
+    def __init__(self, num_classes, in_channels, image_size, width=12):
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(in_channels * image_size**2, width), nn.ReLU())
+        self.fc = nn.Linear(width, num_classes)
+
+    def forward(self, x):
+        return self.fc(self.body(x))
+"""
+
+
+def test_a_module_of_ones_own_from_a_file(make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_own_nets.py").write_text(MINE)
+    monkeypatch.syspath_prepend(tmp_path)
+    from my_own_nets import Big  # type: ignore[import-not-found]
+
+    big = Big(10, 1, 8, width=5)
+    torch.save({"model": nn.DataParallel(big).state_dict()}, tmp_path / "big.pth")
+    folder = run(
+        make_config(
+            "~teacher.net", "+teacher.net={_target_: my_own_nets.Big, width: 5}", f"teacher.path={tmp_path / 'big.pth'}"
+        ),
+        "",
+    )
+    teacher = json.loads((folder / "report.json").read_text())["models"][0]
+    assert (teacher["net"], teacher["epochs"]) == ("Big(width=5)", 0)
+    (stored,) = (folder.parents[1] / "store").glob(f"{teacher['stage']}/weights.safetensors")
+    assert same(load_file(stored), big.state_dict())
+
+
+def test_mlp_and_resnet_do_not_share_names() -> None:
+    assert not MLP(10, 1, 8).state_dict().keys() & (STATE.keys() - {"fc.weight", "fc.bias"})
