@@ -8,7 +8,9 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from kd.chain import Link, chain_of
 from kd.command import CONF
+from kd.config import Config
 
 METHODS = sorted(path.stem for path in (CONF / "loss").glob("*.yaml"))
 
@@ -45,3 +47,8 @@ def tiny(folder: Path, *overrides: str) -> DictConfig:
     """The config of a run that takes a second: 200 images, 2 epochs, results in `folder`."""
     budget = ["data.limit=200", "epochs=2", "teacher.epochs=2", "batch_size=50", "teacher.batch_size=50"]
     return composed("trainer=cpu", f"output_dir={folder}", *budget, *overrides)
+
+
+def link(config: Config, name: str) -> Link:
+    """The stage of this name in the config's chain."""
+    return next(link for link in chain_of(config) if link.name == name)

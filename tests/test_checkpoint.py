@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from composed import TINY, composed
+from composed import TINY, composed, link
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -308,7 +308,7 @@ class TestRunFolder:
             )
         )
         data = construct(config.data, "data")
-        stage = make_stage("teacher", config, data, {})
+        stage = make_stage(link(config, "teacher"), config, data, {})
         return complete(stage, Store(Path(config.output_dir) / "store"), data)[0], config
 
     @pytest.mark.parametrize("name", ["", "student.safetensors"])

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from composed import TINY, composed
+from composed import TINY, composed, link
 from torch import Tensor, nn
 
 import kd.fit
@@ -54,7 +54,7 @@ def make(tmp_path: Path) -> Make:
 
 def staged(config: Config) -> tuple[Stage, DataModule]:
     data: DataModule = construct(config.data, "data")
-    return make_stage("teacher", config, data, {}), data
+    return make_stage(link(config, "teacher"), config, data, {}), data
 
 
 def done(config: Config) -> Done:

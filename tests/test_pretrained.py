@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision.models
-from composed import TINY, composed
+from composed import TINY, composed, link
 from safetensors.torch import safe_open, save_file
 from torch import Tensor, nn
 
@@ -319,7 +319,7 @@ class TestNormalisationAndKeys:
     """A pretrained net is fed with what it was trained with, wherever it meets pixels."""
 
     def spec(self, config: Config, name: str = "teacher") -> dict[str, Any]:
-        return make_stage(name, config, construct(config.data, "data"), {}).spec
+        return make_stage(link(config, name), config, construct(config.data, "data"), {}).spec
 
     def test_the_key_names_the_weights(self, make: Callable[..., Config]) -> None:
         spec = self.spec(make(*PRETRAINED))
@@ -397,7 +397,7 @@ class TestNormalisationAndKeys:
         config = make("teacher=mlp", "teacher.normalization={mean: [0.5,0.5,0.5], std: [0.2,0.2,0.2]}")
         data = construct(config.data, "data")
         with pytest.raises(UserError, match=r"teacher\.normalization: its normalisation .*1 channel"):
-            complete(make_stage("teacher", config, data, {}), Store(tmp_path), data)
+            complete(make_stage(link(config, "teacher"), config, data, {}), Store(tmp_path), data)
 
 
 def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from composed import link
 from safetensors.torch import load_file
 
-from kd.chain import Link, chain_of
+from kd.chain import chain_of
 from kd.config import Config
 from kd.construct import construct
 from kd.data.base import DataModule
@@ -19,10 +20,6 @@ from kd.stages import complete, make_stage
 from kd.store import Done, Store, key_of, whole
 
 Make = Callable[..., Config]
-
-
-def link(config: Config, name: str) -> Link:
-    return next(link for link in chain_of(config) if link.name == name)
 
 
 def keys(config: Config) -> dict[str, str]:
