@@ -79,9 +79,8 @@ def _other_classes(found: Tensor, expected: Tensor) -> bool:
 def unwrapped(state: dict[str, Tensor], names: Collection[str]) -> tuple[dict[str, Tensor], list[str]]:
     """A state dict under the net's own names, without what wrappers put before them.
 
-    Of all ways to take prefixes off, none included, the one that gives just the net's names is taken, of several the
-    shortest; what does not carry the prefix is left out then, such as a loss that learned. Where none does, it is the
-    one that gives most of them, for the message.
+    Of all ways to take prefixes off, none included, the one that gives most of the net's names is taken, of several the
+    shortest; what does not carry the prefix is left out, such as a loss that learned.
 
     Args:
         names: those of the net.
@@ -89,17 +88,9 @@ def unwrapped(state: dict[str, Tensor], names: Collection[str]) -> tuple[dict[st
     Returns:
         the state dict, and the names in the file of what was left out of it.
     """
-    needed = {name for name in names if not name.endswith(COUNTER)}
-
-    def fits(candidate: Mapping[str, str]) -> bool:
-        return {name for name in candidate if not name.endswith(COUNTER)} == needed
-
     best = {name: name for name in state}
     for candidate in _strippings(best):
-        if fits(candidate):
-            best = candidate
-            break
-        if len(needed & candidate.keys()) > len(needed & best.keys()):
+        if len(set(names) & candidate.keys()) > len(set(names) & best.keys()):
             best = candidate
     kept = set(best.values())
     return {name: state[origin] for name, origin in best.items()}, [name for name in state if name not in kept]
