@@ -34,9 +34,9 @@ def torchvision_net(
     """
     weights = _weights(name, pretrained)
     if name in INCEPTIONS:
-        # Auxiliary heads return a tuple in training. Without `transform_input` the net is fed as it was trained; with
-        # it, pictures under ImageNet's normalisation are brought to that first, but only those of three channels.
-        options = {"aux_logits": False, "init_weights": not weights, "transform_input": False, **options}
+        # Auxiliary heads return a tuple in training. `transform_input`, which is off, would take pictures of three
+        # channels under ImageNet's normalisation to what the net was trained with; here they come so.
+        options = {"aux_logits": False, "init_weights": not weights, **options}
     net: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
     if in_channels != 3:
         _replace_first_convolution(net, in_channels)
