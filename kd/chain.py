@@ -1,10 +1,10 @@
 """The chain of stages: what each one trains, on what, and after which others; read from the config, before any data."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from kd.config import Config, Node, Normalization, Recipe, StageConfig, Trains
+from kd.config import Config, Node, Normalization, Recipe, StageConfig, Teacher, Trains
 from kd.errors import UserError, nearest
 from kd.objective import teacher_stage
 
@@ -27,6 +27,7 @@ class Link:
         path: a file to take the weights from.
         trains: all of the net, its last layer alone (head), or none of it.
         normalization: what the weights in `path` were trained with, where the config says it.
+        members: the earlier stages whose nets it consists of.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Link:
     path: str | None = None
     trains: Trains = "all"
     normalization: Normalization | None = None
+    members: tuple[str, ...] = ()
 
 
 def chain_of(config: Config) -> list[Link]:
@@ -55,6 +57,8 @@ def chain_of(config: Config) -> list[Link]:
         if name not in config.stage:
             accepted = ", ".join(config.stage)
             raise UserError(f"stages: there is no {name!r}; accepted are {accepted}{nearest(name, config.stage)}")
+        if name == "teacher" and config.teacher.members:
+            links |= _members(config)
         links[name] = link = _link(name, config.stage[name], config)
         for needed in (link.teacher, link.start):
             if needed and (needed == name or needed not in links):
@@ -72,7 +76,7 @@ def _link(name: str, stage: StageConfig, config: Config) -> Link:
     net = stage.net if isinstance(stage.net, dict) else config.teacher.net if of_teacher else config.student.net
     named = {"labels": LABELS_ONLY, "method": config.loss}
     objective = named[stage.loss] if isinstance(stage.loss, str) else stage.loss
-    return Link(
+    link = Link(
         name,
         _role(name, stage),
         net,
@@ -82,14 +86,43 @@ def _link(name: str, stage: StageConfig, config: Config) -> Link:
         objective,
         teacher=_teacher(stage, objective),
         start=stage.start,
-        **(_given(config) if name == "teacher" else {}),
     )
+    return replace(link, **_given(config)) if name == "teacher" else link
+
+
+def _members(config: Config) -> dict[str, Link]:
+    """The stages of a teacher's members: `teacher_1` and so on."""
+    found = {}
+    for i in range(len(config.teacher.members or ())):
+        alone = config.model_copy(update={"teacher": config.teacher.member(i)})
+        link = _link("teacher", config.stage["teacher"], alone)
+        name, at = f"teacher_{i + 1}", f"teacher.members[{i}]."
+        found[name] = replace(link, name=name, role=None, where=f"{at}net", recipe_at=at)
+    return found
 
 
 def _given(config: Config) -> dict[str, Any]:
     """What the teacher starts from, and how much of it is trained."""
     teacher = config.teacher
+    if teacher.members:
+        return {"net": _ensemble(teacher), "trains": "none", "members": tuple(_members(config))}
     return {"path": teacher.path, "trains": teacher.trains, "normalization": teacher.normalization}
+
+
+def _ensemble(teacher: Teacher) -> Node:
+    """The net that a teacher's members are together."""
+    members = [teacher.member(i).net for i in range(len(teacher.members or ()))]
+    if teacher.weights is not None and len(teacher.weights) != len(members):
+        raise UserError(f"teacher.weights: found {teacher.weights}, needed is one for each of {len(members)} members")
+    node: Node = {"_target_": "kd.teachers.ensemble.Ensemble", "members": members, "average": teacher.average}
+    if teacher.weights is not None:
+        node["weights"] = teacher.weights
+    if teacher.average == "probabilities":
+        temperature = teacher.average_temperature
+        if not isinstance(temperature, (int, float)) or temperature <= 0:
+            raise UserError(f"teacher.average_temperature: found {temperature!r}, accepted is a number above 0")
+        node["temperature"] = float(temperature)
+    return node
 
 
 def _teacher(stage: StageConfig, objective: Mapping[str, Any]) -> str | None:

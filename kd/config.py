@@ -84,17 +84,39 @@ class Teacher(Recipe):
             none where there is a `path`.
         normalization: what the weights in `path` were trained with, where the file does not say it itself; null for
             the net's own, or else the data's.
+        members: several teachers that answer as one; each says what it does otherwise than this one. None for one.
+        weights, average, average_temperature: how they do; see `kd.teachers.ensemble.Ensemble`.
     """
 
     net: Node
     path: str | None
     finetune: Trains | None
     normalization: Normalization | None
+    members: Annotated[list[Node], Field(min_length=1)] | None = None
+    weights: list[PositiveFloat] | None = None
+    average: Literal["logits", "probabilities"] = "logits"
+    average_temperature: Any = None  # often `${temperature}`, which may be a schedule; it counts for probabilities
 
     @property
     def trains(self) -> Trains:
         """What the teacher's stage trains."""
         return self.finetune or ("none" if self.path else "all")
+
+    def member(self, number: int) -> "Teacher":
+        """One of the members; what it does not say itself is as here.
+
+        Raises:
+            UserError: for a key that a teacher does not have, or a value out of range.
+        """
+        assert self.members is not None
+        own = self.members[number]
+        net = own.get("net", {})
+        whole = {**self.model_dump(), **own, "net": net if "_target_" in net else {**self.net, **net}}
+        try:
+            return Teacher.model_validate({**whole, "members": None})
+        except ValidationError as error:
+            lines = (describe(each, f"teacher.members[{number}].", Teacher) for each in error.errors())
+            raise UserError("\n".join(lines)) from None
 
     @model_validator(mode="before")
     @classmethod
@@ -194,22 +216,28 @@ def check(cfg: DictConfig, typed: Collection[str] = ()) -> Config:
     try:
         config = Config.model_validate(plain)
     except ValidationError as error:
-        raise UserError("\n".join(_describe(each) for each in error.errors())) from None
+        raise UserError("\n".join(describe(each) for each in error.errors())) from None
     refuse_unused(cfg, typed)
     return config
 
 
-def _describe(error: Any) -> str:
+def describe(error: Any, prefix: str = "", model: type[BaseModel] | None = None) -> str:
+    """A line for what pydantic found wrong: the key, what was found, what is accepted.
+
+    Args:
+        prefix: of the key.
+        model: what the keys are those of; None for the whole config.
+    """
     key = ".".join(map(str, error["loc"]))
     if error["type"] == "extra_forbidden":
-        return f"{key}: no such key{nearest(key, known_keys(Config))}"
+        return f"{prefix}{key}: no such key{nearest(key, known_keys(model or Config))}"
     if error["type"] == "number":
         return str(error["msg"])
     if error["type"] == "missing":
-        return f"{key}: must be given"
+        return f"{prefix}{key}: must be given"
     if not key:
         return str(error["ctx"]["error"])
-    return f"{key}: found {error['input']!r}; {error['msg'][0].lower()}{error['msg'][1:]}"
+    return f"{prefix}{key}: found {error['input']!r}; {error['msg'][0].lower()}{error['msg'][1:]}"
 
 
 def known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:

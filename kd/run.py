@@ -55,7 +55,8 @@ def run(config: Config, command: str) -> Path:
             started = time.perf_counter()
             stages[link.name], reused = complete(stage, store, data, force=config.force)
             folder.follow(link.name, stages[link.name].folder / "tensorboard")
-            how = "already there" if reused else f"trained in {time.perf_counter() - started:.0f} s"
+            trained = f"trained in {time.perf_counter() - started:.0f} s" if stage.spec["epochs"] else "taken as it is"
+            how = "already there" if reused else trained
             accuracy = 100 * stages[link.name].record["val"]["best"]["val/acc"]
             say(f"{link.name}: {how}, validation accuracy {accuracy:.2f} % ({stage.key})")
         plain = config.model_dump()

@@ -19,6 +19,7 @@ from kd.data.base import DataModule, Images
 from kd.evaluate import predict_logits, summary
 from kd.nets.build import Shape, build_net, normalization_of, set_normalization
 from kd.store import Done, Store, key_of, whole
+from kd.teachers.ensemble import Ensemble
 from kd.teachers.frozen import Frozen
 from kd.teachers.source import file_of, load_start, net_spec, start_spec
 from kd.teachers.watch import Watched
@@ -47,6 +48,7 @@ class Stage:
         reference: the finished stage that `val/agreement` compares with; no part of the result.
         weights: a file to take the net's weights from.
         start: the finished stage to take them from.
+        members: the finished stages whose nets the net consists of.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Stage:
     reference: Done | None = None
     weights: Path | None = None
     start: Done | None = None
+    members: tuple[Done, ...] = ()
 
     @property
     def key(self) -> str:
@@ -72,11 +75,14 @@ def make_stage(link: Link, config: Config, data: DataModule, done: Mapping[str, 
     # Only a teacher tells something of images without labels.
     key = data.key(unlabeled=link.objective != LABELS_ONLY)
     spec: dict[str, Any] = {"recipe": RECIPE, "shape": list(data.shape), "data": key}
-    file = file_of(link, data)
-    spec |= net_spec(link.net, *_targets(link.objective), load=not (file or link.start)) | start_spec(link, file)
+    file, members = file_of(link, data), tuple(done[name] for name in link.members)
+    load = not (file or link.start or members)
+    spec |= net_spec(link.net, *_targets(link.objective), load=load) | start_spec(link, file)
     if link.trains == "none":
-        spec |= {"epochs": 0, "code": code_of(link.net)} | ({} if file else {"seed": link.recipe.seed})
-        return Stage(link.name, spec, weights=file)
+        spec |= {"epochs": 0, "code": code_of(*_targets(link.net))}
+        spec |= {"members": [each.key for each in members]} if members else {}
+        spec |= {"seed": link.recipe.seed} if load else {}
+        return Stage(link.name, spec, weights=file, members=members)
     spec |= link.recipe.model_dump()
     spec["objective"] = link.objective
     spec["epochs"] = min(spec["epochs"], config.trainer.get("max_epochs", spec["epochs"]))
@@ -118,8 +124,8 @@ def complete(stage: Stage, store: Store, data: DataModule, *, force: bool = Fals
         torch.manual_seed(stage.spec.get("seed", 0))
         net = _start(stage, data)
         result = _train(stage, net, data, store, folder) if stage.spec["epochs"] else _keep(net, data, folder)
-        before = stage.start.record["total"] if stage.start else {}
-        total = {each: result[each] + before.get(each, 0) for each in ("epochs", "seconds")}
+        before = [each.record["total"] for each in (stage.start, *stage.members) if each]
+        total = {each: result[each] + sum(one[each] for one in before) for each in ("epochs", "seconds")}
         last = result["history"][-1]
         taught = {key.removeprefix("teacher/"): last[key] for key in last if key.startswith("teacher/")}
         if stage.start and not taught:
@@ -132,7 +138,8 @@ def complete(stage: Stage, store: Store, data: DataModule, *, force: bool = Fals
 
 def _start(stage: Stage, data: DataModule) -> nn.Module:
     """The net that a stage begins with: fresh, pretrained, from a file, or from an earlier stage."""
-    net = build_net(stage.spec["net"], data.shape, f"{stage.name}.net", load=not (stage.weights or stage.start))
+    load = not (stage.weights or stage.start or stage.members)
+    net = build_net(stage.spec["net"], data.shape, f"{stage.name}.net", load=load)
     if stage.weights:
         load_start(net, stage.weights, f"{stage.name}.path", stage.spec["epochs"] > 0, data.shape)
     if said := stage.spec.get("normalization"):
@@ -141,14 +148,16 @@ def _start(stage: Stage, data: DataModule) -> nn.Module:
     if stage.start:
         net.load_state_dict(stage.start.weights())
         _normalized_as(net, stage.start)
+    if stage.members:
+        assert isinstance(net, Ensemble)
+        net.join([each.weights() for each in stage.members], [each.record["normalization"] for each in stage.members])
     return net
 
 
 def _normalized_as(net: nn.Module, done: Done) -> None:
     """Feed a net as the finished stage's was."""
-    if said := done.record.get("normalization"):  # a stage of an earlier version was fed with the data's
-        mean, std = said
-        set_normalization(net, (tuple(mean), tuple(std)), len(mean), done.key)
+    mean, std = done.record["normalization"]
+    set_normalization(net, (tuple(mean), tuple(std)), len(mean), done.key)
 
 
 def _train(stage: Stage, net: nn.Module, data: DataModule, store: Store, folder: Path) -> dict[str, Any]:
@@ -219,7 +228,13 @@ def _kept(done: Done, name: str, compute: Callable[[], Tensor]) -> Tensor:
 
 def name_of(done: Done) -> str:
     """A net's name for people: what builds it, with those options that are not the builder's defaults."""
-    target, options = resolve_target(done.record["spec"]["net"], "net")
+    return _name_of(done.record["spec"]["net"])
+
+
+def _name_of(node: Mapping[str, Any]) -> str:
+    target, options = resolve_target(node, "net")
+    if target is Ensemble:
+        return f"Ensemble of {len(options['members'])}: {', '.join(map(_name_of, options['members']))}"
     name = str(options.pop("name", target.__name__))
     defaults = {key: parameter.default for key, parameter in inspect.signature(target).parameters.items()}
     changed = {k: v for k, v in options.items() if v != defaults.get(k) and v != list(_items(defaults.get(k)))}
