@@ -182,8 +182,9 @@ class TestTorchvision:
     def test_without_a_network_one_message(self, hub: Path) -> None:
         with pytest.raises(UserError) as error:
             build_net(node("resnet18"), Shape(3, 32, 7), "teacher.net")
-        for word in ("resnet18", "resnet18-f37072fd.pth", str(hub), "https://download.pytorch.org", "no network",
-                     f"put it there: {hub / 'resnet18-f37072fd.pth'}", "pretrained=false"):  # fmt: skip
+        for word in ("resnet18", "resnet18-f37072fd.pth", str(hub), "https://download.pytorch.org",
+                     "no network", f"put it here: {hub / 'resnet18-f37072fd.pth'}",
+                     "teacher.net: resnet18", "pretrained=false"):  # fmt: skip
             assert word in str(error.value)
 
     def test_weights_from_elsewhere_need_no_file(self, hub: Path) -> None:
@@ -264,7 +265,7 @@ class TestTimm:
         with pytest.raises(UserError) as error:
             build_net(timm_node("resnet18"), Shape(3, 32, 7), "teacher.net")
         for word in ("timm/resnet18.a1_in1k/model.safetensors", str(hugging), "Hugging Face", "no network",
-                     "models--timm--resnet18.a1_in1k", "pretrained=false"):  # fmt: skip
+                     "copy models--timm--resnet18.a1_in1k", "pretrained=false", "teacher.net: resnet18"):  # fmt: skip
             assert word in str(error.value)
 
     def test_a_damaged_file(self, hugging: Path) -> None:

@@ -46,7 +46,10 @@ def build_net(node: Mapping[str, Any], shape: Shape, where: str, *, load: bool =
     except ValueError as error:
         raise UserError(f"{where}.{error}") from error
     named = node if load else without_pretrained(node)
-    net = construct(named, where, num_classes=classes, in_channels=channels, image_size=size)
+    try:
+        net = construct(named, where, num_classes=classes, in_channels=channels, image_size=size)
+    except UserError as error:  # of the net's own, such as weights that are not there: it does not know its key
+        raise error if str(error).startswith(where) else UserError(f"{where}: {error}") from error
     if not isinstance(net, nn.Module):
         raise UserError(f"{where}: {node['_target_']} gave a {type(net).__name__}, not a torch.nn.Module")
     set_normalization(net, normalization, channels, where)

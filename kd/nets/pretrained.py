@@ -77,7 +77,7 @@ def hub_state(url: str, where: str) -> dict[str, Any]:
             raise UserError(
                 f"{where}: {file} is no weights file, or a damaged one; remove it to load it anew"
             ) from error
-        raise missing(where, file.name, url, str(file.parent), f"put it there: {file}", error) from error
+        raise missing(where, file.name, url, str(file.parent), f"download it and put it here: {file}", error) from error
     return state
 
 
@@ -86,6 +86,6 @@ def missing(where: str, file: str, source: str, folder: str, remedy: str, error:
     reason = str(error).strip().partition("\n")[0]
     return UserError(
         f"{where}: its weights {file} are not in {folder}, and cannot be downloaded from {source} ({reason}).\n"
-        f"  Download them where there is a network and {remedy}\n"
-        "  or start from scratch: pretrained=false"
+        f"  Where there is a network, {remedy}\n"
+        "  Or start from scratch: pretrained=false"
     )

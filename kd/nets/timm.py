@@ -115,7 +115,6 @@ def _from_hub(repository: str, revision: str | None, name: str) -> Path:
         return Path(hub.hf_hub_download(repository, file, revision=revision))
     except Exception as error:  # the client's own, its HTTP library's, or the system's
         folder = hub.constants.HF_HUB_CACHE
-        remedy = (
-            f"copy the cache's folder models--{repository.replace('/', '--')} here: hf download {repository} {file}"
-        )
+        copied = f"models--{repository.replace('/', '--')}"
+        remedy = f"run `hf download {repository} {file}`, and copy {copied} from its cache into this one"
         raise missing(name, f"{repository}/{file}", "Hugging Face", folder, remedy, error) from error
