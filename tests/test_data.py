@@ -30,7 +30,7 @@ from kd.data.images import Pixels, Store
 from kd.data.mnist import MNIST
 from kd.distiller import Distiller, accuracy
 from kd.errors import UserError
-from kd.evaluate import summary
+from kd.evaluate import predict_logits, summary
 from kd.objective import Objective, label_loss
 from kd.teachers.frozen import Frozen
 from kd.views import Augment, make_views, normalize
@@ -234,6 +234,31 @@ def test_metrics_of_two_classes() -> None:
     assert summary(logits[:3], labels[:3])["auroc"] is None
     assert summary(logits[:3], labels[:3])["sensitivity"] is None
     assert "auroc" not in summary(torch.randn(6, 3), labels)
+
+
+class Large(DataModule):
+    """Blank pictures of 300x300 pixels."""
+
+    def read(self) -> Source:
+        pixels = torch.zeros(1, 3, 1, 1, dtype=torch.uint8).expand(60, 3, 300, 300)
+        return Source(Images(pixels, torch.arange(60) % 2), None, ("a", "b"))
+
+
+def test_nets_are_shown_fewer_large_images_at_once() -> None:
+    """What a net holds of a batch grows with the images, so a batch is bounded in pixels."""
+    seen: list[int] = []
+
+    class Counting(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(x.shape[0])
+            return x.mean((2, 3))[:, :2]
+
+    data = Large(test_fraction=0.5, val_fraction=0.5)
+    logits = predict_logits(Counting(), data, data.split.test)
+    assert logits.shape == (30, 2)
+    assert seen == [11, 11, 8]  # 2^20 pixels
+    assert [len(labels) for _, labels, _ in data.val_loader()] == [11, 4]
+    assert Made().evaluation_batch == 256
 
 
 @pytest.fixture

@@ -230,9 +230,25 @@ class DataModule(ABC):
             )
         return self._loader(images, order)
 
-    def val_loader(self, batch_size: int = 256, ranks: int = 1) -> DataLoader[Batch]:
-        """The validation part once, in order; each image on exactly one rank."""
-        return self._loader(self.split.val, InOrder(len(self.split.val), batch_size, ranks))
+    @property
+    def evaluation_batch(self) -> int:
+        """Images that a net is shown at once where it does not train.
+
+        256 of up to 64x64 pixels and fewer of larger ones, so that what a net holds of them does not grow with their
+        size.
+        """
+        _, _, height, width = self.split.train.pixels.shape
+        return max(1, min(256, 2**20 // (height * width)))
+
+    def val_loader(self, batch_size: int | None = None, ranks: int = 1) -> DataLoader[Batch]:
+        """The validation part once, in order; each image on exactly one rank.
+
+        Args:
+            batch_size: images per batch on each rank; None for `evaluation_batch`.
+            ranks: processes that validate together.
+        """
+        val = self.split.val
+        return self._loader(val, InOrder(len(val), batch_size or self.evaluation_batch, ranks))
 
     def _loader(self, images: Images, batches: Sampler[list[int]]) -> DataLoader[Batch]:
         # The sampler yields whole batches of positions, so a batch is one gather instead of B items and a collate.
