@@ -15,7 +15,7 @@ from kd.data.batches import Batch, EpochOrder, Gather, InOrder
 from kd.data.cache import Cache, Mode
 from kd.data.folder import find_images, plain
 from kd.data.images import Images, Pixels, Source, Split
-from kd.data.parts import assert_apart, hold_out, stratified
+from kd.data.parts import assert_apart, check_counts, hold_out, stratified
 from kd.errors import UserError, nearest
 from kd.nets.build import Shape
 from kd.views import Augment, normalize, to_unit
@@ -133,8 +133,12 @@ class DataModule(ABC):
         """Train, validation and test. The official test set is the test part; nothing else ever goes into it."""
         source = self.read()
         rest, val, test = source.train, source.val, source.test
+        check_counts(
+            rest, [name for name, part in (("validation", val), ("test", test)) if part is None], source.classes
+        )
         if test is None:
-            rest, test = hold_out(rest, self.test_fraction, "test", source.classes, self.split_seed)
+            least = 1 if val else 2  # of each class must stay, as validation is still to come
+            rest, test = hold_out(rest, self.test_fraction, "test", source.classes, self.split_seed, least)
         if val is None:
             rest, val = hold_out(rest, self.val_fraction, "validation", source.classes, self.split_seed)
         assert_apart({"train": rest, "validation": val, "test": test})
