@@ -14,6 +14,7 @@ from PIL import Image
 from kd.data.cache import Cache
 from kd.data.chest_xray import ChestXRay
 from kd.data.decode import DecodeError, decode
+from kd.data.folder import find_images
 from kd.data.image_folder import ImageFolder
 from kd.errors import UserError
 
@@ -94,6 +95,7 @@ KINDS: list[tuple[str, Image.Image, dict[str, Any], tuple[int, int, int], tuple[
 def test_any_kind_of_picture_is_decoded(kind: Any, tmp_path: Path) -> None:
     name, image, options, top, bottom = kind
     path = save(tmp_path / name, image, **options)
+    assert find_images(tmp_path) == [path]
     rgb = decode(path, SIZE, 3)
     assert rgb.shape == (3, SIZE, SIZE)
     assert rgb.dtype == np.uint8
