@@ -224,12 +224,12 @@ def test_accuracy_counts_labelled_images_by_their_dominant_label() -> None:
 
 
 def test_metrics_of_two_classes() -> None:
-    logits = torch.tensor([[2.0, 0], [1, 0], [0, 1], [0, 3], [1, 0], [0, 200]])
+    logits = torch.tensor([[2.0, 0], [0, 2], [0, 1], [0, 3], [1, 0], [0, 200]])
     labels = torch.tensor([0, 0, 0, 1, 1, 1])
     found = summary(logits, labels)
     assert found["sensitivity"] == pytest.approx(2 / 3)
-    assert found["specificity"] == pytest.approx(2 / 3)
-    assert found["balanced_accuracy"] == pytest.approx(2 / 3)
+    assert found["specificity"] == pytest.approx(1 / 3)
+    assert found["balanced_accuracy"] == pytest.approx(1 / 2)
     scores = (logits[:, 1] - logits[:, 0]).tolist()
     pairs = [(p > n) + 0.5 * (p == n) for p in scores[3:] for n in scores[:3]]
     assert found["auroc"] == pytest.approx(sum(pairs) / 9)
@@ -329,6 +329,27 @@ def test_each_net_sees_the_same_mixed_view_under_its_own_normalisation(monkeypat
     x = make_views(batch[0], batch[2], seed=1, view=0, augment=data.augment, pool=data.split.train)
     assert torch.equal(distiller.net.seen[0], normalize(x, *data.statistics))  # type: ignore[union-attr,operator,index]
     assert torch.equal(teacher.net.seen[0], normalize(x, teacher.mean, teacher.std))  # type: ignore[union-attr,operator,index]
+
+
+@pytest.mark.parametrize("cycle", [None, 2])
+def test_views_are_new_in_each_epoch_or_come_again(cycle: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = Made(augment={"brightness": 0.5}, views=cycle)
+    distiller = Distiller(
+        Recorder(),
+        Objective({}, data.shape),
+        configure,
+        augment=data.augment,
+        normalization=data.statistics,
+        seed=1,
+        views=data.views,
+    )
+    batch = next(iter(data.train_loader(16, 0)))
+    seen = []
+    for epoch in range(4):
+        monkeypatch.setattr(Distiller, "current_epoch", epoch)
+        seen.append(distiller.view(batch))
+    same = [[torch.equal(one, other) for other in seen] for one in seen]
+    assert same == [[i == j or (cycle is not None and (i - j) % cycle == 0) for j in range(4)] for i in range(4)]
 
 
 def test_another_process_opens_a_mapped_store_by_its_file(tmp_path: Path, pool: Path) -> None:
