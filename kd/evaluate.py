@@ -6,7 +6,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.stats import binomtest
-from sklearn.metrics import balanced_accuracy_score, recall_score, roc_auc_score
+from sklearn.metrics import recall_score, roc_auc_score
 from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_calibration_error
 
@@ -18,20 +18,18 @@ BOOTSTRAP = 10_000
 
 
 @torch.no_grad()
-def predict_logits(net: nn.Module, data: DataModule, images: Images, batch_size: int = 256) -> Tensor:
-    """A net's logits for images as they are (no augmentation), under the net's own normalisation or the data set's.
+def predict_logits(net: nn.Module, data: DataModule, images: Images) -> Tensor:
+    """A net's logits for images as they are (no augmentation), under the net's own normalisation or the data's.
 
     Returns:
         float32 [N, C] on the CPU, in the order of `images`. The net is left in evaluation mode.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     net = net.to(device).eval()
+    size = data.evaluation_batch  # a batch at a time: the images may be more than fit in memory
+    batches = (images.pixels[i : i + size].to(device) for i in range(0, len(images), size))
     mean, std = normalization_of(net, data.statistics)
-    parts = []
-    for i in range(0, len(images), batch_size):  # a batch at a time: the images may be more than fit in memory
-        x = to_unit(images.pixels[i : i + batch_size].to(device))
-        parts.append(net(normalize(x, mean, std)).float().cpu())
-    logits = torch.cat(parts)
+    logits = torch.cat([net(normalize(to_unit(pixels), mean, std)).float().cpu() for pixels in batches])
     net.cpu()
     return logits
 
@@ -56,12 +54,18 @@ def summary(logits: Tensor, labels: Tensor, teacher: Tensor | None = None) -> di
     return {
         "accuracy": right / len(labels),
         "accuracy_ci95": [float(interval.low), float(interval.high)],
-        "balanced_accuracy": float(balanced_accuracy_score(labels.numpy(), chosen.numpy())),
+        "balanced_accuracy": _balanced_accuracy(chosen, labels),
         "nll": float(F.cross_entropy(logits.double(), labels)),
         "ece": float(ece),
         "agreement": float((chosen == teacher.argmax(1)).double().mean()) if teacher is not None else None,
         **(_of_two_classes(logits, labels) if logits.shape[1] == 2 else {}),
     }
+
+
+def _balanced_accuracy(chosen: Tensor, labels: Tensor) -> float:
+    total = torch.bincount(labels).double()
+    right = torch.bincount(labels[chosen == labels], minlength=len(total)).double()
+    return float((right / total)[total > 0].mean())
 
 
 def _of_two_classes(logits: Tensor, labels: Tensor) -> dict[str, Any]:

@@ -223,6 +223,7 @@ def as_table(report: Mapping[str, Any]) -> Table:
 def as_markdown(report: Mapping[str, Any]) -> str:
     """`report.md`: the comparison, and all that is needed to read and repeat it."""
     data, env = report["data"], report["environment"]
+    without = f", and {data['unlabeled']} without labels" if data.get("unlabeled") else ""
     lines = [
         f"# {report['name']}",
         "",
@@ -236,7 +237,9 @@ def as_markdown(report: Mapping[str, Any]) -> str:
         "",
         f"- Command: `{report['command']}`",
         f"- Data: {data['name']}, {len(data['classes'])} classes; {data['train']} training, {data['val']} validation "
-        f"and {data['test']} test images. Weights were chosen on validation; test was read once for each model.",
+        f"and {data['test']} test images{without}. Weights were chosen on validation; test was read once for each "
+        "model.",
+        *(f"- Left out, not to be decoded: `{each['file']}`: {each['reason']}" for each in data.get("skipped", ())),
         f"- Seed {report['seed']}, commit {report['git'] or 'unknown'}, finished {report['finished']}.",
         f"- Python {env['python']}, torch {env['torch']}, Lightning {env['lightning']}, {env['device']}; "
         f"latency on the CPU with {env['threads']} threads.",

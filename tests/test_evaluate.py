@@ -49,6 +49,13 @@ def test_summary_against_formulas() -> None:
     assert summary(logits, labels)["agreement"] is None
 
 
+@pytest.mark.filterwarnings("error")
+def test_balanced_accuracy_is_over_the_classes_present() -> None:
+    chosen, labels = [0, 1, 1, 2, 3, 1], torch.tensor([0, 0, 1, 1, 1, 1])  # 2 and 3 are chosen, but never true
+    assert summary(logits_for(chosen, 5), labels)["balanced_accuracy"] == pytest.approx((1 / 2 + 2 / 4) / 2)
+    assert summary(logits_for([4, 0], 5), torch.tensor([4, 4]))["balanced_accuracy"] == pytest.approx(1 / 2)
+
+
 def test_paired_counts_only_the_images_that_differ() -> None:
     labels = torch.zeros(100, dtype=torch.int64)
     student = logits_for([0] * 80 + [1] * 20)

@@ -12,7 +12,9 @@ import torch
 from PIL import Image
 
 from kd.data.cache import Cache
+from kd.data.chest_xray import ChestXRay
 from kd.data.decode import DecodeError, decode
+from kd.data.folder import find_images
 from kd.data.image_folder import ImageFolder
 from kd.errors import UserError
 
@@ -93,6 +95,7 @@ KINDS: list[tuple[str, Image.Image, dict[str, Any], tuple[int, int, int], tuple[
 def test_any_kind_of_picture_is_decoded(kind: Any, tmp_path: Path) -> None:
     name, image, options, top, bottom = kind
     path = save(tmp_path / name, image, **options)
+    assert find_images(tmp_path) == [path]
     rgb = decode(path, SIZE, 3)
     assert rgb.shape == (3, SIZE, SIZE)
     assert rgb.dtype == np.uint8
@@ -217,7 +220,8 @@ def test_bad_files_are_skipped_and_noted(cache: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("train", "test", "said"),
     [
-        ({"cat": 5, "dog": 1}, None, "'dog' has 1 image to share"),
+        ({"cat": 5, "dog": 1}, None, "'dog' has 1 image to share out between train, validation and test"),
+        ({"cat": 50, "dog": 2}, None, "'dog' has 2 images to share .* at least 3"),
         ({"cat": 5, "dog": 0}, None, "no image in the class folder .*dog"),
         ({"cat": 5}, None, "two classes or more; found folders: cat"),
         ({"cat": 5, "dog": 5}, {"cat": 2, "dog": 2, "fox": 2}, "class fox, which train lacks"),
@@ -234,6 +238,58 @@ def test_folders_that_cannot_be_trained_on(
         folder(tmp_path / "test", test)
     with pytest.raises(UserError, match=said):
         _ = ImageFolder(str(tmp_path), image_size=SIZE).split
+
+
+def test_a_rare_class_is_in_every_part(tmp_path: Path) -> None:
+    for dogs in (3, 4):
+        folder(tmp_path / str(dogs), {"cat": 60, "dog": dogs})
+        for seed in range(5):
+            data = ImageFolder(str(tmp_path / str(dogs)), image_size=4, split_seed=seed, limit=5 if dogs == 4 else None)
+            assert torch.bincount(data.split.test.labels).tolist() == [12, 1]
+            assert torch.bincount(data.split.val.labels).tolist() == [4, 1]
+            assert torch.bincount(data.split.train.labels).tolist() == ([4, 1] if dogs == 4 else [44, 1])
+
+
+def test_a_class_of_which_no_file_can_be_decoded(tmp_path: Path) -> None:
+    for part in ("train", "val", "test"):
+        folder(tmp_path / part, {"cat": 2, "dog": 2})
+    for i in range(2):
+        (tmp_path / "train" / "dog" / f"{i}.png").write_text("hello")
+    with pytest.raises(UserError, match=r"no image in the class folder .*train/dog can be decoded"):
+        _ = ImageFolder(str(tmp_path), image_size=4, on_bad_image="skip").split
+
+
+def xray_folder(root: Path) -> Path:
+    """The Kaggle layout, with several pictures of each patient, and numbers that test gives anew."""
+    for i in range(20):
+        for j in range(2):
+            save(root / "train" / "PNEUMONIA" / f"person{i}_bacteria_{j}.jpeg", scene(top=(i, j, 0)))
+            save(root / "train" / "NORMAL" / f"IM-{i:04}-000{j}.jpeg", scene(top=(i, j, 9)))
+    save(root / "val" / "PNEUMONIA" / "person3_virus_1.jpeg", scene())
+    save(root / "val" / "NORMAL" / "NORMAL2-IM-0003-0001.jpeg", scene())
+    save(root / "test" / "PNEUMONIA" / "person3_fungus_1.jpeg", scene())
+    save(root / "test" / "NORMAL" / "IM-0100-0001.jpeg", scene())
+    return root
+
+
+def test_validation_of_xrays_is_carved_out_of_train_and_val_by_patient(tmp_path: Path) -> None:
+    xray_folder(tmp_path / "chest_xray")
+    for seed in range(5):
+        split = ChestXRay(str(tmp_path), image_size=4, split_seed=seed).split
+        assert split.classes == ("NORMAL", "PNEUMONIA")
+        assert len(split.train) + len(split.val) == 82
+        assert len(split.test) == 2
+        train, val = set(split.train.groups or ()), set(split.val.groups or ())
+        assert not train & val
+        assert len(train | val) == 41  # person3 of train and of val is one patient
+        assert len(val) == 4
+
+
+def test_a_patient_of_test_who_is_in_train_is_refused(tmp_path: Path) -> None:
+    xray_folder(tmp_path)
+    save(tmp_path / "test" / "PNEUMONIA" / "person3_virus_9.jpeg", scene())
+    with pytest.raises(UserError, match=r"test/PNEUMONIA/person3_virus_9.jpeg and .*person3_virus_1.jpeg are of one"):
+        _ = ChestXRay(str(tmp_path), image_size=4).split
 
 
 @pytest.mark.parametrize(
@@ -349,10 +405,15 @@ def test_changed_added_and_removed_files_are_noticed(tmp_path: Path) -> None:
     save(root / "cat/0.png", scene(top=(11, 0, 100)))
     assert (root / "cat/0.png").stat().st_size == size  # only its time tells
     changed = fingerprint()
+    written = (root / "cat/1.png").stat().st_mtime_ns
+    save(root / "cat/1.png", scene(top=(14, 0, 101)))
+    os.utime(root / "cat/1.png", ns=(written, written))  # as a copy that keeps times does
+    assert (root / "cat/1.png").stat().st_size == size
+    kept_time = fingerprint()
     save(root / "cat/new.png", scene(top=(1, 2, 3)))
     added = fingerprint()
     (root / "dog/3.png").unlink()
-    assert len({before, changed, added, fingerprint()}) == 4
+    assert len({before, changed, kept_time, added, fingerprint()}) == 5
 
 
 @pytest.mark.parametrize("harm", ["cut", "flip", "facts", "manifest", "no_manifest"])

@@ -200,6 +200,21 @@ def test_labels_are_mixed_as_the_pictures_are(augment: Augment) -> None:
     assert (target.max(1).values < 0.95).any()
 
 
+def test_cutmix_takes_a_rectangle_from_the_other_picture() -> None:
+    pool = Images(
+        torch.arange(200, dtype=torch.uint8)[:, None, None, None].repeat(1, 1, 16, 16), torch.zeros(200).long()
+    )
+    index = torch.arange(200)
+    x = make_views(pool.pixels[index], index, seed=0, view=0, augment=Augment(cutmix=1.0), pool=pool)[:, 0]
+    other = partners(index, 0, 0, 200)
+    taken = x != (index / 255)[:, None, None]
+    assert torch.equal(x[taken], (other / 255)[:, None, None].expand_as(x)[taken])
+    rows, columns = taken.any(2), taken.any(1)
+    assert torch.equal(taken, rows[:, :, None] & columns[:, None, :])
+    for side in (rows, columns):
+        assert (side.int().diff(dim=1) == 1).sum(1).max() <= 1  # in one piece
+
+
 def test_mixup_ratios_are_of_the_beta_distribution() -> None:
     labels = torch.zeros(4000, dtype=torch.int64)
     labels[2000:] = 1

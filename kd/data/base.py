@@ -15,7 +15,7 @@ from kd.data.batches import Batch, EpochOrder, Gather, InOrder
 from kd.data.cache import Cache, Mode
 from kd.data.folder import find_images, plain
 from kd.data.images import Images, Pixels, Source, Split
-from kd.data.parts import assert_apart, hold_out, stratified
+from kd.data.parts import assert_apart, check_counts, hold_out, stratified
 from kd.errors import UserError, nearest
 from kd.nets.build import Shape
 from kd.views import Augment, normalize, to_unit
@@ -133,8 +133,12 @@ class DataModule(ABC):
         """Train, validation and test. The official test set is the test part; nothing else ever goes into it."""
         source = self.read()
         rest, val, test = source.train, source.val, source.test
+        check_counts(
+            rest, [name for name, part in (("validation", val), ("test", test)) if part is None], source.classes
+        )
         if test is None:
-            rest, test = hold_out(rest, self.test_fraction, "test", source.classes, self.split_seed)
+            least = 1 if val else 2  # of each class must stay, as validation is still to come
+            rest, test = hold_out(rest, self.test_fraction, "test", source.classes, self.split_seed, least)
         if val is None:
             rest, val = hold_out(rest, self.val_fraction, "validation", source.classes, self.split_seed)
         assert_apart({"train": rest, "validation": val, "test": test})
@@ -230,9 +234,25 @@ class DataModule(ABC):
             )
         return self._loader(images, order)
 
-    def val_loader(self, batch_size: int = 256, ranks: int = 1) -> DataLoader[Batch]:
-        """The validation part once, in order; each image on exactly one rank."""
-        return self._loader(self.split.val, InOrder(len(self.split.val), batch_size, ranks))
+    @property
+    def evaluation_batch(self) -> int:
+        """Images that a net is shown at once where it does not train.
+
+        256 of up to 64x64 pixels and fewer of larger ones, so that what a net holds of them does not grow with their
+        size.
+        """
+        _, _, height, width = self.split.train.pixels.shape
+        return max(1, min(256, 2**20 // (height * width)))
+
+    def val_loader(self, batch_size: int | None = None, ranks: int = 1) -> DataLoader[Batch]:
+        """The validation part once, in order; each image on exactly one rank.
+
+        Args:
+            batch_size: images per batch on each rank; None for `evaluation_batch`.
+            ranks: processes that validate together.
+        """
+        val = self.split.val
+        return self._loader(val, InOrder(len(val), batch_size or self.evaluation_batch, ranks))
 
     def _loader(self, images: Images, batches: Sampler[list[int]]) -> DataLoader[Batch]:
         # The sampler yields whole batches of positions, so a batch is one gather instead of B items and a collate.

@@ -84,7 +84,8 @@ def _key(files: Sequence[Path], size: int, channels: int) -> str:
     for file in files:
         try:
             found = file.stat()
-            state = f"{found.st_size} {found.st_mtime_ns}"
+            # The time of the last change of any kind too: a copy may bring the time of its content with it.
+            state = f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
         except OSError:
             state = "unreadable"
         digest.update(os.fsencode(file.absolute()) + f"\0{state}\0".encode())

@@ -1,16 +1,19 @@
 """Chest X-rays of children, normal or with pneumonia (Kermany, Zhang & Goldbaum 2018), in the Kaggle layout."""
 
+import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from kd.data.base import Source
-from kd.data.folder import part_folders
+from kd.data.folder import find_images, part_folders
 from kd.data.image_folder import ImageFolder
 from kd.errors import UserError
 
 # The patient in a name like person12_virus_34.jpeg, IM-0115-0001.jpeg or NORMAL2-IM-0529-0001-0002.jpeg.
 PATIENT = r"^(person\d+)_|^((?:NORMAL2-)?IM-\d+)-"
+PATIENT_AND_KIND = re.compile(r"^person\d+_[a-z]+|^(?:NORMAL2-)?IM-\d+")
 
 
 class ChestXRay(ImageFolder):
@@ -53,6 +56,25 @@ class ChestXRay(ImageFolder):
 
     def read(self) -> Source:
         """All of it, the official validation part joined to train."""
+        check_test_patients(self.parts())
         source = super().read()
         train = source.train.joined(source.val) if source.val else source.train
         return replace(source, train=train, val=None)
+
+
+def check_test_patients(folders: Mapping[str, Path]) -> None:
+    """Check that no patient of test is in train or val, by number and kind, as the number alone does not tell.
+
+    Raises:
+        UserError: one is; names the files.
+    """
+    seen: dict[str, Path] = {}
+    for part in ("train", "val", "test"):
+        for file in find_images(folders[part]) if part in folders else ():
+            match = PATIENT_AND_KIND.search(file.name)
+            if match and part != "test":
+                seen[match[0]] = file
+            elif match and match[0] in seen:
+                raise UserError(
+                    f"data.root: {file} and {seen[match[0]]} are of one patient; test needs others than train"
+                )

@@ -62,6 +62,11 @@ class ImageFolder(DataModule):
         ]
         pixels, good = self.decode([path for *_, path in entries], self.image_size, self.channels, "data.root")
         entries = [entries[i] for i in good]
+        left = {(part, label) for part, label, _ in entries}
+        for part, label in ((part, label) for part in listings for label in range(len(classes))):
+            if (part, label) not in left:
+                folder = plain(str(folders[part] / classes[label]))
+                raise UserError(f"data.root: no image in the class folder {folder} can be decoded")
         groups = [self.group(path, part) for part, _, path in entries] if self.group_pattern else None
         every = Images(pixels, torch.tensor([label for _, label, _ in entries]), groups)
         found = {name: every.at([i for i, (part, *_) in enumerate(entries) if part == name]) for name in listings}
