@@ -9,6 +9,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     NonNegativeInt,
@@ -76,7 +77,7 @@ class Normalization(Strict):
 
 
 class Teacher(Recipe):
-    """The teacher's net and recipe.
+    """The teacher's net and recipe, and how its answers are kept.
 
     Attributes:
         path: a file with weights to start from, or a run's folder; null to start afresh.
@@ -84,12 +85,18 @@ class Teacher(Recipe):
             none where there is a `path`.
         normalization: what the weights in `path` were trained with, where the file does not say it itself; null for
             the net's own, or else the data's.
+        outputs: the type that its logits are rounded to, kept or not.
+        cache: whether they are kept, by image and view, for all later epochs and runs; that changes no result.
+        cache_limit: how much room all kept outputs may take, in GB (10^9 bytes).
     """
 
     net: Node
     path: str | None
     finetune: Trains | None
     normalization: Normalization | None
+    outputs: Literal["float16", "float32"]
+    cache: Annotated[Literal["auto", "off"], BeforeValidator(lambda found: "off" if found is False else found)]  # YAML
+    cache_limit: PositiveFloat
 
     @property
     def trains(self) -> Trains:
