@@ -9,6 +9,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     NonNegativeInt,
@@ -76,7 +77,7 @@ class Normalization(Strict):
 
 
 class Teacher(Recipe):
-    """The teacher's net and recipe.
+    """The teacher's net and recipe, and how its answers are kept.
 
     Attributes:
         path: a file with weights to start from, or a run's folder; null to start afresh.
@@ -86,6 +87,9 @@ class Teacher(Recipe):
             the net's own, or else the data's.
         members: several teachers that answer as one; each says what it does otherwise than this one. None for one.
         weights, average, average_temperature: how they do; see `kd.teachers.ensemble.Ensemble`.
+        outputs: the type that its logits are rounded to, kept or not.
+        cache: whether they are kept, by image and view, for all later epochs and runs; that changes no result.
+        cache_limit: how much room all kept outputs may take, in GB (10^9 bytes).
     """
 
     net: Node
@@ -96,6 +100,9 @@ class Teacher(Recipe):
     weights: list[PositiveFloat] | None = None
     average: Literal["logits", "probabilities"] = "logits"
     average_temperature: Any = None  # often `${temperature}`, which may be a schedule; it counts for probabilities
+    outputs: Literal["float16", "float32"]
+    cache: Annotated[Literal["auto", "off"], BeforeValidator(lambda found: "off" if found is False else found)]  # YAML
+    cache_limit: PositiveFloat
 
     @property
     def trains(self) -> Trains:

@@ -1,7 +1,7 @@
 """The only LightningModule: trains a net on an objective, with or without a teacher."""
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import lightning.pytorch as L
 import torch
@@ -12,17 +12,8 @@ from torchmetrics import MeanMetric
 
 from kd.data.base import Batch, Images
 from kd.objective import Objective
+from kd.teachers.live import Teacher
 from kd.views import Augment, make_views, mixed_target, normalize, to_unit
-
-
-class Teacher(Protocol):
-    """What answers for the views: x [B, C, H, W] in [0, 1] -> logits [B, num_classes], without gradient."""
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """The logits."""
-
-    def to(self, device: torch.device) -> Any:
-        """Move to a device."""
 
 
 class Distiller(L.LightningModule):
@@ -74,7 +65,10 @@ class Distiller(L.LightningModule):
             self.teacher.to(self.device)
 
     def on_train_epoch_start(self) -> None:
-        """Seed what a net draws by itself, so that a run resumed at this epoch draws the same."""
+        """Seed what a net draws by itself, so that a run resumed at this epoch draws the same; prepare the teacher."""
+        if self.teacher is not None:
+            with self.trainer.precision_plugin.forward_context():  # as a training step is
+                self.teacher.prepare(self._which()["view"])
         torch.manual_seed((self.seed * 1_000_003 + self.current_epoch + 1) % 2**63)
 
     def view(self, batch: Batch) -> Tensor:
@@ -103,7 +97,7 @@ class Distiller(L.LightningModule):
         signals |= {"epoch": self.current_epoch, "progress": self.trainer.global_step / self.steps}
         if self.objective.needs_teacher:
             assert self.teacher is not None
-            signals["logits_t"] = self.teacher(x)
+            signals["logits_t"] = self.teacher(x, batch[2], self._which()["view"])
         parts = self.objective(signals)
         self.train_acc.update(*accuracy(logits, target))
         if self._is_written(batch_idx):

@@ -25,13 +25,14 @@ from torch import Tensor, nn
 
 from kd.construct import check_keywords
 from kd.data.base import DataModule
-from kd.distiller import Distiller, Teacher
+from kd.distiller import Distiller
 from kd.errors import Interrupted, UserError
 from kd.head_only import HeadOnly, still_average
 from kd.log import say
 from kd.nets.build import normalization_of
 from kd.objective import Objective
 from kd.optim import make_optimizer
+from kd.teachers.live import Teacher
 from kd.teachers.watch import Watched
 from kd.view_grid import ViewGrid
 

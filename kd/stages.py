@@ -19,9 +19,12 @@ from kd.data.base import DataModule, Images
 from kd.evaluate import predict_logits, summary
 from kd.nets.build import Shape, build_net, normalization_of, set_normalization
 from kd.store import Done, Store, key_of, whole
+from kd.teachers.cached import Cached
 from kd.teachers.ensemble import Ensemble
 from kd.teachers.frozen import Frozen
+from kd.teachers.live import Live, Teacher
 from kd.teachers.source import file_of, load_start, net_spec, start_spec
+from kd.teachers.view_files import Room, ViewFiles
 from kd.teachers.watch import Watched
 from kd.views import make_views
 
@@ -31,6 +34,8 @@ RECIPE = 2
 # Trainer options that change how a stage runs but not what comes out of it.
 RUNTIME_ONLY = {"accelerator", "strategy", "log_every_n_steps", "deterministic", "enable_progress_bar"}
 
+# Trainer options under which an epoch may not see all images, whose views are then not worth computing all.
+PARTIAL_EPOCHS = {"limit_train_batches", "overfit_batches", "fast_dev_run", "max_steps", "max_time"}
 
 # Validation images of which a teacher is asked about two views; a few hundred tell its steadiness well enough.
 WATCHED_VIEWS = 256
@@ -49,6 +54,7 @@ class Stage:
         weights: a file to take the net's weights from.
         start: the finished stage to take them from.
         members: the finished stages whose nets the net consists of.
+        room: where the teacher's outputs are kept; None does not keep them.
     """
 
     name: str
@@ -59,6 +65,7 @@ class Stage:
     weights: Path | None = None
     start: Done | None = None
     members: tuple[Done, ...] = ()
+    room: Room | None = None
 
     @property
     def key(self) -> str:
@@ -92,8 +99,18 @@ def make_stage(link: Link, config: Config, data: DataModule, done: Mapping[str, 
     teacher = done[link.teacher] if link.teacher else None
     start = done[link.start] if link.start else None
     spec |= {which: stage.key for which, stage in (("teacher", teacher), ("start", start)) if stage}
+    if teacher:
+        spec["outputs"] = config.teacher.outputs
     reference = teacher or (done.get("teacher") if link.role != "teacher" else None)
-    return Stage(link.name, spec, runtime, teacher=teacher, reference=reference, weights=file, start=start)
+    return Stage(
+        link.name, spec, runtime, teacher=teacher, reference=reference, weights=file, start=start, room=_room(config)
+    )
+
+
+def _room(config: Config) -> Room | None:
+    if config.teacher.cache == "off" or PARTIAL_EPOCHS & set(config.trainer):
+        return None
+    return Room(Path(config.output_dir).expanduser() / "cache" / "teacher", config.teacher.cache_limit)
 
 
 def _targets(node: Any) -> list[Mapping[str, Any]]:
@@ -168,7 +185,7 @@ def _train(stage: Stage, net: nn.Module, data: DataModule, store: Store, folder:
         reference = logits_of(stage.reference, data, data.split.val).argmax(1)
     taught: dict[str, Any] = {}
     if stage.teacher:
-        taught = {"teacher": frozen(stage.teacher, data), "watched": watched(stage.teacher, data)}
+        taught = {"teacher": teacher_of(stage, stage.teacher, data), "watched": watched(stage.teacher, data)}
     result = fit(net, stage.spec, stage.name, data, folder, stage.runtime, reference=reference, **taught)
     return {**result, "reference": stage.reference.key if stage.reference else None}
 
@@ -194,6 +211,25 @@ def frozen(done: Done, data: DataModule) -> Frozen:
     """A finished stage as a teacher."""
     net = load_net(done)
     return Frozen(net, *normalization_of(net, data.statistics))
+
+
+def teacher_of(stage: Stage, done: Done, data: DataModule) -> Teacher:
+    """A finished stage as what answers for another stage's views, computed once where they are kept."""
+    answers = frozen(done, data)
+    live = Live(answers, stage.spec["outputs"])
+    if stage.room is None:
+        return live
+    images = data.training(stage.spec["data"]["unlabeled"] is not None)
+    net = done.record["spec"]["net"]
+    key = {
+        "teacher": [done.record["sha256"], net, code_of(net), answers.mean, answers.std],
+        **{name: stage.spec[name] for name in ("recipe", "seed", "shape", "outputs")},
+        "data": {name: stage.spec["data"][name] for name in ("train", "unlabeled", "augment")},
+        "precision": stage.spec["trainer"].get("precision"),
+        "torch": torch.__version__,  # another one may differ in the last bit
+    }
+    files = ViewFiles(stage.room, key_of(key), len(images), data.shape.num_classes, stage.spec["outputs"])
+    return Cached(live, images, augment=data.augment, seed=stage.spec["seed"], files=files)
 
 
 def logits_of(done: Done, data: DataModule, images: Images) -> Tensor:

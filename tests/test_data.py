@@ -35,6 +35,7 @@ from kd.errors import UserError
 from kd.evaluate import predict_logits, summary
 from kd.objective import Objective, label_loss
 from kd.teachers.frozen import Frozen
+from kd.teachers.live import Live
 from kd.views import Augment, make_views, normalize
 
 DATA = Path(os.environ.get("KD_DATA_DIR", "data"))
@@ -315,7 +316,7 @@ def test_each_net_sees_the_same_mixed_view_under_its_own_normalisation(monkeypat
         augment=data.augment,
         normalization=data.statistics,
         seed=1,
-        teacher=teacher,
+        teacher=Live(teacher),
         pool=data.split.train,
     )
     monkeypatch.setattr(distiller, "log", lambda *args, **options: None)
@@ -328,7 +329,7 @@ def test_each_net_sees_the_same_mixed_view_under_its_own_normalisation(monkeypat
     distiller.training_step(batch, 0)
     x = make_views(batch[0], batch[2], seed=1, view=0, augment=data.augment, pool=data.split.train)
     assert torch.equal(distiller.net.seen[0], normalize(x, *data.statistics))  # type: ignore[union-attr,operator,index]
-    assert torch.equal(teacher.net.seen[0], normalize(x, teacher.mean, teacher.std))  # type: ignore[union-attr,operator,index]
+    assert torch.equal(teacher.net.seen[0][:16], normalize(x, teacher.mean, teacher.std))  # type: ignore[union-attr,operator,index]
 
 
 @pytest.mark.parametrize("cycle", [None, 2])

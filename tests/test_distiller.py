@@ -20,6 +20,7 @@ from kd.nets.resnet import ResNet
 from kd.objective import Objective
 from kd.optim import make_optimizer
 from kd.teachers.frozen import Frozen
+from kd.teachers.live import Live
 
 KD_LOSS = {"weight": 0.5, "loss": {"_target_": "kd.losses.kd.kd_loss", "temperature": 3.0}}
 
@@ -45,7 +46,7 @@ class Watch(Callback):
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self.student.append(all(m.training for m in pl_module.net.modules()))
-        self.teacher.append(any(m.training for m in pl_module.teacher.net.modules()))
+        self.teacher.append(any(m.training for m in pl_module.teacher.answers.net.modules()))
 
 
 def distiller(teacher: Frozen | None, data: Digits, net: nn.Module | None = None, terms: bool = True) -> Distiller:
@@ -58,7 +59,7 @@ def distiller(teacher: Frozen | None, data: Digits, net: nn.Module | None = None
         augment=data.augment,
         normalization=data.statistics,
         seed=0,
-        teacher=teacher,
+        teacher=Live(teacher) if teacher else None,
     )
 
 

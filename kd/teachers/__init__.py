@@ -1,1 +1,1 @@
-"""Teachers: how a teacher answers. Each is a callable `x [B, C, H, W] in [0, 1] -> logits [B, num_classes]`."""
+"""Teachers: nets that answer x [B, C, H, W] in [0, 1] with logits [B, num_classes], each time or once and for all."""

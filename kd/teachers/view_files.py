@@ -1,0 +1,189 @@
+"""Files of a teacher's outputs: a folder for each view, published whole, verified when opened, the oldest removed."""
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from kd.log import say
+from kd.store import checksum
+
+LOGITS, MANIFEST = "logits.npy", "manifest.json"
+GB = 10**9
+
+_verified: dict[Path, tuple[int, ...]] = {}  # files that this process found to be whole, and their state then
+
+
+@dataclass(frozen=True)
+class Room:
+    """Where all teachers' outputs are, and how much there may be of them.
+
+    Attributes:
+        folder: holds a folder for each teacher and set of views.
+        limit: of all that is in it, in GB (10^9 bytes).
+    """
+
+    folder: Path
+    limit: float
+
+
+@dataclass(frozen=True)
+class ViewFiles:
+    """The outputs of one teacher for one set of views: in `<room>/<key>-<device>/view-<n>/`.
+
+    Several processes may use it at once.
+
+    Attributes:
+        key: names all that the outputs depend on, but for the number of the view.
+        rows: images.
+        classes: logits for each.
+        dtype: of a logit: float16 or float32.
+        device: type of what computes them, as each has last bits of its own.
+    """
+
+    room: Room
+    key: str
+    rows: int
+    classes: int
+    dtype: str
+    device: str = "cpu"
+
+    @property
+    def folder(self) -> Path:
+        """Holds a folder for each view."""
+        return self.room.folder / f"{self.key}-{self.device}"
+
+    def open(self, view: int) -> NDArray[np.floating] | None:
+        """Map a view's logits [rows, classes] into memory; None where they are not there, or damaged, which is said.
+
+        A file is checked against its checksum when this process first opens it.
+        """
+        folder = self._folder(view)
+        path = folder / LOGITS
+        if not folder.exists():
+            return None
+        try:
+            if _verified.get(path) != _state(path):
+                state = _state(path)
+                self._verify(folder)
+                _verified[path] = state
+            rows: NDArray[np.floating] = np.load(path, mmap_mode="r")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            if folder.exists():  # another process may have made room meanwhile
+                say(f"{folder} is damaged ({error}); computing the teacher's outputs again")
+            return None
+        with suppress(OSError):  # a folder that may only be read serves as well
+            os.utime(folder / MANIFEST)  # when it was last used
+        return rows
+
+    @contextmanager
+    def claim(self, view: int) -> Iterator[None]:
+        """Hold the only right to write, for as long as the process lives; waits for another process that does.
+
+        Raises:
+            OSError: the folder cannot be written into.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder / "lock")
+        try:
+            lock.acquire(timeout=0.05)
+        except Timeout:
+            say(f"teacher: another process is computing its outputs (view {view}); waiting")
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def write(self, view: int, parts: Iterable[NDArray[np.floating]]) -> None:
+        """Publish a view, whole or not at all, in the place of a damaged one if any; call it under `claim`.
+
+        Args:
+            parts: logits [some rows, classes] of the type `dtype`, one after another.
+
+        Raises:
+            OSError: there is no room for it, or it cannot be written; nothing is left of it then.
+        """
+        final = self._folder(view)
+        partial = final.with_name(f"{final.name}.partial")
+        for left in (final, partial):  # damaged, or of a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        self._make_room()
+        partial.mkdir()
+        shape = (self.rows, self.classes)
+        header = {"descr": npy.dtype_to_descr(np.dtype(self.dtype)), "fortran_order": False, "shape": shape}
+        try:
+            with (partial / LOGITS).open("wb") as file:  # a map of a full disk would kill the process instead
+                npy.write_array_header_1_0(file, header)
+                for part in parts:
+                    file.write(np.ascontiguousarray(part, self.dtype).data)
+            manifest = self._expected() | {"sha256": checksum(partial / LOGITS)}
+            (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
+            partial.rename(final)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+    def _folder(self, view: int) -> Path:
+        return self.folder / f"view-{view}"
+
+    def _expected(self) -> dict[str, Any]:
+        return {"rows": self.rows, "classes": self.classes, "dtype": self.dtype}
+
+    def _verify(self, folder: Path) -> None:
+        """Raise unless the logits are those that were written, and of this shape and type."""
+        manifest = json.loads((folder / MANIFEST).read_text())
+        for name, expected in self._expected().items():
+            if manifest[name] != expected:
+                raise ValueError(f"{MANIFEST}: {name} is {manifest[name]}, not {expected}")
+        if checksum(folder / LOGITS) != manifest["sha256"]:
+            raise ValueError(f"the checksum of {LOGITS} is wrong")
+
+    def _make_room(self) -> None:
+        """Remove the views of others that were not used for longest, until one more fits; never one of its own.
+
+        Its own it needs all: were they removed in turn, none would be there when the next run asks for them.
+        """
+        needed = self.rows * self.classes * np.dtype(self.dtype).itemsize
+        views = sorted(_views(self.room.folder))
+        total = sum(size for _, size, _ in views)
+        for _, size, folder in views:
+            if total + needed > self.room.limit * GB and folder.parent != self.folder:
+                _remove(folder)
+                total -= size
+        if total + needed > self.room.limit * GB:
+            raise OSError(errno.EDQUOT, f"teacher.cache_limit of {self.room.limit:g} GB reached")
+        if needed > 0.95 * shutil.disk_usage(self.folder).free:  # before hours of computing, not after
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _views(room: Path) -> Iterator[tuple[int, int, Path]]:
+    """Of each view: when it was last used, its size in bytes, its folder."""
+    for manifest in room.glob(f"*/view-*/{MANIFEST}"):
+        if manifest.parent.suffix != ".partial":
+            with suppress(OSError):  # another process may be removing it
+                size = (manifest.parent / LOGITS).stat().st_size
+                yield manifest.stat().st_mtime_ns, size, manifest.parent
+
+
+def _remove(folder: Path) -> None:
+    """Remove a view so that no half of it is ever seen; who has it mapped keeps it until done."""
+    gone = folder.with_name(f".{folder.name}.{os.getpid()}")
+    with suppress(OSError):  # another process may have done it
+        folder.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)

@@ -1,0 +1,625 @@
+"""The teacher's outputs are computed once for each view, and reading them gives what asking gives, bit for bit."""
+
+import copy
+import errno
+import json
+import multiprocessing
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from composed import TINY, composed
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+
+import kd.fit
+from kd.config import Config, check
+from kd.construct import construct
+from kd.data.base import DataModule, Images
+from kd.data.digits import Digits
+from kd.errors import Interrupted, UserError
+from kd.nets.resnet import ResNet
+from kd.run import run
+from kd.teachers.cached import Cached
+from kd.teachers.frozen import Frozen
+from kd.teachers.live import CHUNK, Answers, Live
+from kd.teachers.view_files import LOGITS, MANIFEST, Room, ViewFiles
+from kd.views import Augment, make_views
+
+Make = Callable[..., Config]
+AUGMENT = Augment(crop_padding=1, rotation=10)
+
+
+class Sums:
+    """Answers with sums over an image's pixels, and counts the images that it was asked about."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.asked += int((x.flatten(1).sum(1) > 0).sum())  # not the blank ones that fill a batch up
+        return torch.stack([x.double().sum((1, 2, 3)), -x.double().amax((1, 2, 3))], dim=1).float()
+
+    def to(self, device: torch.device) -> None:
+        pass
+
+
+def images(count: int = 100) -> Images:
+    generator = torch.Generator().manual_seed(0)
+    return Images(torch.randint(1, 256, (count, 1, 8, 8), generator=generator, dtype=torch.uint8), torch.zeros(count))
+
+
+def cached(folder: Path, answers: Any = None, key: str = "key", limit: float = 1.0, seed: int = 0) -> Cached:
+    part = images()
+    files = ViewFiles(Room(folder, limit), key, len(part), 2, "float32")
+    return Cached(Live(answers or Sums(), "float32"), part, augment=AUGMENT, seed=seed, files=files)
+
+
+def batch(view: int, *index: int) -> tuple[Tensor, Tensor, int]:
+    """What the training gives the teacher."""
+    where = torch.tensor(index)
+    return make_views(images().pixels[where], where, seed=0, view=view, augment=AUGMENT), where, view
+
+
+def folder_of(teacher: Cached, view: int) -> Path:
+    return teacher.files.folder / f"view-{view}"
+
+
+class TestLive:
+    @pytest.mark.parametrize(("channels", "size"), [(1, 8), (3, 16)])
+    @pytest.mark.parametrize("autocast", [False, True])
+    def test_logits_do_not_depend_on_the_batch(self, channels: int, size: int, autocast: bool) -> None:
+        torch.manual_seed(0)
+        net = ResNet(10, 18, channels, size, width=8)
+        x = torch.rand(150, channels, size, size)
+        net(x)  # moves the batch norms
+        live = Live(Frozen(net, (0.5,) * channels, (0.2,) * channels), "float32")
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            whole = live.ask(x)
+            for size_of_batch in (1, 2, 7, 50, 64, 128):
+                order = torch.randperm(150)
+                found = torch.empty_like(whole)
+                for index in torch.split(order, size_of_batch):
+                    found[index] = live.ask(x[index].contiguous(memory_format=torch.channels_last))
+                assert torch.equal(found, whole), size_of_batch
+
+    def test_rounds_to_nearest_and_stays_finite(self) -> None:
+        class Fixed(Sums):
+            def __call__(self, x: Tensor) -> Tensor:
+                return torch.tensor([[0.1, 1 / 3, 1e5, -1e5]]).expand(len(x), 4)
+
+        x = torch.zeros(3, 1, 2, 2)
+        expected = [float(np.float16(0.1)), float(np.float16(1 / 3)), 65504.0, -65504.0]
+        half = Live(Fixed(), "float16")(x, torch.arange(3), 0)
+        assert half.dtype == torch.float32
+        assert half.tolist() == [expected] * 3
+        single = Live(Fixed(), "float32")(x, torch.arange(3), 0)
+        assert torch.equal(single, Fixed()(x))
+
+    def test_a_net_is_given_batches_of_one_size_and_layout(self) -> None:
+        seen = []
+
+        class Spy(Sums):
+            def __call__(self, x: Tensor) -> Tensor:
+                seen.append((tuple(x.shape), x.stride()))
+                return super().__call__(x)
+
+        for count in (1, 64, 65, 200):
+            x = torch.rand(count, 3, 4, 4)
+            Live(Spy()).ask(x)
+            Live(Spy()).ask(x.contiguous(memory_format=torch.channels_last))
+        assert len(set(seen)) == 1
+        assert seen[0][0] == (CHUNK, 3, 4, 4)
+
+
+class TestOnce:
+    def test_the_first_to_need_a_view_computes_it_and_all_others_read(self, tmp_path: Path) -> None:
+        first, second = cached(tmp_path), cached(tmp_path)
+        for view in (0, 1, 0, 1):
+            for teacher in (first, second):
+                teacher.prepare(view)
+                found = teacher(*batch(view, 3, 99, 3, 0))
+                assert torch.equal(found, cached(tmp_path).live(*batch(view, 3, 99, 3, 0)))
+        assert first.live.answers.asked == 200  # 100 images in 2 views
+        assert second.live.answers.asked == 0
+
+    def test_what_is_read_was_kept_by_index_and_view(self, tmp_path: Path) -> None:
+        teacher = cached(tmp_path)
+        teacher.prepare(1)
+        x, index, view = batch(1, 5, 6)
+        assert torch.equal(teacher(torch.full_like(x, torch.nan), index, view), teacher.live(x, index, view))
+
+    def test_another_view_than_the_prepared_one_is_asked_about(self, tmp_path: Path) -> None:
+        teacher = cached(tmp_path)
+        teacher.prepare(0)
+        assert torch.equal(teacher(*batch(7, 5)), teacher.live(*batch(7, 5)))
+
+    def test_copies_share_it_and_another_process_opens_it_anew(self, tmp_path: Path) -> None:
+        teacher = cached(tmp_path)
+        teacher.prepare(0)
+        assert copy.deepcopy(teacher) is teacher
+        sent = pickle.loads(pickle.dumps(teacher))
+        assert sent.rows is None
+        assert isinstance(teacher.rows, np.memmap)
+        sent.prepare(0)
+        assert torch.equal(sent(*batch(0, 1)), teacher(*batch(0, 1)))
+
+    def test_a_file_is_mapped_and_never_read_whole(self, tmp_path: Path) -> None:
+        rows, classes = 400_000, 100  # 80 MB
+        files = ViewFiles(Room(tmp_path, 1.0), "key", rows, classes, "float16")
+        with files.claim(0):
+            files.write(0, (np.full((rows // 100, classes), i, np.float16) for i in range(100)))
+        if not Path("/proc/self/statm").exists():
+            pytest.skip("no way to tell the memory in use")
+
+        def resident() -> int:
+            return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+        before = resident()
+        mapped = files.open(0)
+        assert mapped is not None
+        assert mapped[np.array([0, 4_000, 399_999])][:, 7].tolist() == [0, 1, 99]
+        assert resident() - before < 8_000_000
+
+    def test_layout_and_manifest(self, tmp_path: Path) -> None:
+        teacher = cached(tmp_path)
+        teacher.prepare(4)
+        folder = tmp_path / "key-cpu" / "view-4"
+        assert {path.name for path in folder.iterdir()} == {LOGITS, MANIFEST}
+        manifest = json.loads((folder / MANIFEST).read_text())
+        assert {k: manifest[k] for k in ("rows", "classes", "dtype")} == {"rows": 100, "classes": 2, "dtype": "float32"}
+        assert np.load(folder / LOGITS).shape == (100, 2)
+
+
+def flip(folder: Path) -> None:
+    content = bytearray((folder / LOGITS).read_bytes())
+    content[-3] ^= 1
+    (folder / LOGITS).write_bytes(content)
+
+
+def cut(folder: Path) -> None:
+    with (folder / LOGITS).open("r+b") as file:
+        file.truncate(500)
+
+
+def edit(**changes: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        (folder / MANIFEST).write_text(json.dumps(manifest | changes))
+
+    return change
+
+
+DAMAGES: dict[str, Callable[[Path], Any]] = {
+    "flipped bit": flip,
+    "truncated": cut,
+    "empty": lambda folder: (folder / LOGITS).write_bytes(b""),
+    "no logits": lambda folder: (folder / LOGITS).unlink(),
+    "no manifest": lambda folder: (folder / MANIFEST).unlink(),
+    "manifest is no JSON": lambda folder: (folder / MANIFEST).write_text("{"),
+    "manifest is a list": lambda folder: (folder / MANIFEST).write_text("[]"),
+    "manifest without keys": lambda folder: (folder / MANIFEST).write_text("{}"),
+    "other rows": edit(rows=99),
+    "other type": edit(dtype="float16"),
+    "other checksum": edit(sha256="0" * 64),
+}
+
+
+class TestDamage:
+    @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+    def test_a_damaged_view_is_named_and_computed_again(
+        self, damage: Callable[[Path], Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        writer, reader = cached(tmp_path / "a"), cached(tmp_path / "b")
+        writer.prepare(0)
+        damage(folder_of(writer, 0))
+        folder_of(reader, 0).parent.mkdir(parents=True)
+        shutil.copytree(folder_of(writer, 0), folder_of(reader, 0))  # a path that this process has not verified yet
+        expected = reader.live(*batch(0, 1, 2))
+        reader.live.answers.asked = 0
+        reader.prepare(0)
+        assert torch.equal(reader(*batch(0, 1, 2)), expected)
+        assert reader.live.answers.asked == 100
+        said = capsys.readouterr().err
+        assert "view-0 is damaged (" in said
+        again = cached(tmp_path / "b")
+        again.prepare(0)
+        assert again.live.answers.asked == 0
+        assert "damaged" not in capsys.readouterr().err
+
+    def test_damage_after_the_first_opening_is_found(self, tmp_path: Path) -> None:
+        teacher = cached(tmp_path)
+        teacher.prepare(0)
+        teacher.prepare(1)
+        flip(folder_of(teacher, 0))
+        teacher.prepare(0)
+        assert teacher.live.answers.asked == 300
+
+    @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+    def test_an_interrupted_write_leaves_nothing(self, error: type[BaseException], tmp_path: Path) -> None:
+        class Breaks(Sums):
+            def __call__(self, x: Tensor) -> Tensor:
+                if self.asked:
+                    raise error
+                return super().__call__(x)
+
+        broken = cached(tmp_path, Breaks())
+        with pytest.raises(error):
+            broken.prepare(0)
+        assert list((tmp_path / "key-cpu").glob("view*")) == []
+        teacher = cached(tmp_path)
+        teacher.prepare(0)
+        assert teacher.live.answers.asked == 100
+
+
+class Slow(Sums):
+    """Leaves a mark for each batch, and takes its time."""
+
+    def __init__(self, folder: Path, seconds: float) -> None:
+        super().__init__()
+        self.folder, self.seconds = folder, seconds
+
+    def __call__(self, x: Tensor) -> Tensor:
+        (self.folder / f"{os.getpid()}-{time.monotonic_ns()}").touch()
+        time.sleep(self.seconds)
+        return super().__call__(x)
+
+
+def _prepare(folder: Path, marks: Path, seconds: float) -> None:
+    teacher = cached(folder, Slow(marks, seconds))
+    teacher.prepare(0)
+    assert teacher.rows is not None
+    (marks.parent / f"sum-{os.getpid()}").write_text(repr(float(teacher.rows.sum())))
+
+
+class TestSeveralProcesses:
+    def test_one_computes_and_the_others_wait(self, tmp_path: Path) -> None:
+        (marks := tmp_path / "marks").mkdir()
+        context = multiprocessing.get_context("spawn")
+        jobs = [context.Process(target=_prepare, args=(tmp_path / "cache", marks, 0.3)) for _ in range(2)]
+        for job in jobs:
+            job.start()
+        for job in jobs:
+            job.join(120)
+        assert [job.exitcode for job in jobs] == [0, 0]
+        assert len(list(marks.iterdir())) == -(-100 // CHUNK)
+        assert len({path.read_text() for path in tmp_path.glob("sum-*")}) == 1
+
+    def test_a_killed_process_holds_nothing_and_its_half_is_not_used(self, tmp_path: Path) -> None:
+        (marks := tmp_path / "marks").mkdir()
+        job = multiprocessing.get_context("spawn").Process(target=_prepare, args=(tmp_path / "cache", marks, 600.0))
+        job.start()
+        while not list(marks.iterdir()):
+            time.sleep(0.05)
+        job.kill()
+        job.join(60)
+        assert list((tmp_path / "cache" / "key-cpu").glob("view-0.partial"))
+        teacher = cached(tmp_path / "cache")
+        teacher.prepare(0)
+        assert teacher.live.answers.asked == 100
+        assert [path.name for path in (tmp_path / "cache" / "key-cpu").glob("view*")] == ["view-0"]
+
+
+class TestNoRoom:
+    def check_live(self, teacher: Cached, capsys: pytest.CaptureFixture[str], reason: str, asked: int = 0) -> None:
+        for view in (0, 1, 2):
+            teacher.prepare(view)
+            assert teacher.rows is None
+            assert torch.equal(teacher(*batch(view, 3, 9)), Live(Sums(), "float32")(*batch(view, 3, 9)))
+        said = capsys.readouterr().err
+        assert said.count("teacher.cache: cannot keep") == 1
+        assert reason in said
+        assert teacher.live.answers.asked == 6 + asked
+        assert list(teacher.files.folder.glob("view*")) == []
+
+    def test_disk_full_is_seen_before_computing(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        usage = shutil.disk_usage(tmp_path)._replace(free=800)
+        monkeypatch.setattr("kd.teachers.view_files.shutil.disk_usage", lambda path: usage)
+        self.check_live(cached(tmp_path), capsys, os.strerror(errno.ENOSPC))
+
+    def test_disk_full_while_writing(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def full(*args: Any) -> str:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr("kd.teachers.view_files.checksum", full)
+        self.check_live(cached(tmp_path), capsys, os.strerror(errno.ENOSPC), asked=100)
+
+    def test_unwritable(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        (tmp_path / "cache").touch()  # a file where a folder should be: holds for root too
+        self.check_live(cached(tmp_path / "cache"), capsys, os.strerror(errno.ENOTDIR))
+
+    def test_what_is_there_is_read_even_so(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        cached(tmp_path).prepare(1)
+        usage = shutil.disk_usage(tmp_path)._replace(free=0)
+        monkeypatch.setattr("kd.teachers.view_files.shutil.disk_usage", lambda path: usage)
+        teacher = cached(tmp_path)
+        found = []
+        for view in (0, 1, 2):
+            teacher.prepare(view)
+            found.append(teacher.rows is not None)
+        assert found == [False, True, False]
+
+
+class TestLimit:
+    SIZE = 100 * 2 * 4 + 128  # bytes of a view's file
+
+    def test_least_recently_used_views_of_others_go_first(self, tmp_path: Path) -> None:
+        limit = 3.5 * self.SIZE / 1e9
+        old, new = cached(tmp_path, key="old", limit=limit), cached(tmp_path, key="new", limit=limit)
+        old.prepare(0)
+        old.prepare(1)
+        old.prepare(2)
+        for age, view in ((300, 1), (200, 0), (100, 2)):
+            used = time.time() - age
+            os.utime(folder_of(old, view) / MANIFEST, (used, used))
+        old.prepare(1)  # the oldest no more
+        new.prepare(0)
+        left = {path.name for path in old.files.folder.glob("view*")}
+        assert left == {"view-1", "view-2"}
+        assert folder_of(new, 0).exists()
+        again = cached(tmp_path, key="old", limit=limit)
+        again.prepare(1)
+        assert again.live.answers.asked == 0
+
+    def test_its_own_are_never_removed(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        teacher = cached(tmp_path, limit=2.5 * self.SIZE / 1e9)
+        for view in range(5):
+            teacher.prepare(view)
+            assert torch.equal(teacher(*batch(view, 3)), Live(Sums(), "float32")(*batch(view, 3)))
+        assert {path.name for path in teacher.files.folder.glob("view*")} == {"view-0", "view-1"}
+        said = capsys.readouterr().err
+        assert said.count("teacher.cache: cannot keep") == 1
+        assert "teacher.cache_limit" in said
+        teacher.prepare(0)
+        assert teacher.rows is not None
+
+    def test_a_mapped_view_that_another_process_removes_stays_readable(self, tmp_path: Path) -> None:
+        teacher = cached(tmp_path, limit=1.5 * self.SIZE / 1e9)
+        teacher.prepare(0)
+        before = teacher(*batch(0, 3, 50))
+        cached(tmp_path, key="other", limit=1.5 * self.SIZE / 1e9).prepare(0)
+        assert not folder_of(teacher, 0).exists()
+        assert torch.equal(teacher(*batch(0, 3, 50)), before)
+
+
+RESNET = ("teacher=resnet18", "teacher.net.width=4", "student=cnn", "student.net.width=2")
+CHAIN = ("name=test", "trainer=cpu", "stages=[teacher,distill]", "teacher.epochs=1", "epochs=2")
+# A batch of one image, where the last bit of a net's logits is most likely to differ from that in a larger batch.
+SINGLE = ("data.limit=50", "batch_size=1", "teacher.batch_size=20", *RESNET)
+
+
+class Counting:
+    """Answers as another does, and counts how often it was asked about each picture, by its pixels."""
+
+    def __init__(self, answers: Answers, counts: Counter[bytes]) -> None:
+        self.answers, self.counts = answers, counts
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.counts.update(each.numpy().tobytes() for each in x.contiguous() if each.any())  # blank ones fill up
+        return self.answers(x)
+
+    def to(self, device: torch.device) -> None:
+        self.answers.to(device)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Counter[bytes]:
+    """How often teachers' nets were asked about each view of an image in training."""
+    counts: Counter[bytes] = Counter()
+    original = Live.__init__
+
+    def count(self: Live, answers: Answers, *args: Any) -> None:
+        original(self, Counting(answers, counts), *args)
+
+    monkeypatch.setattr(Live, "__init__", count)
+    return counts
+
+
+def student(folder: Path, *overrides: str) -> dict[str, Tensor]:
+    made = run(check(composed(*CHAIN, f"output_dir={folder}", *overrides)), "a test")
+    return load_file(made / "student.safetensors")
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> Path:
+    """Images without labels."""
+    (folder := tmp_path / "pool").mkdir()
+    for i in range(30):
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (8, 8), np.uint8)).save(folder / f"{i}.png")
+    return folder
+
+
+class TestStudent:
+    def check_same(self, tmp_path: Path, asked: Counter[bytes], *overrides: str) -> None:
+        on = student(tmp_path / "on", *SINGLE, *overrides)
+        assert list((tmp_path / "on" / "cache" / "teacher").glob("*/view-0/logits.npy"))
+        asked.clear()
+        again = student(tmp_path / "on", *SINGLE, *overrides, "force=true")
+        assert not asked, "the teacher was trained to the same weights, so all is there"
+        off = student(tmp_path / "off", *SINGLE, *overrides, "teacher.cache=off")
+        assert asked
+        assert not (tmp_path / "off" / "cache" / "teacher").exists()
+        assert same(on, off)
+        assert same(on, again)
+
+    def test_the_same_bits_with_and_without(self, tmp_path: Path, asked: Counter[bytes]) -> None:
+        self.check_same(tmp_path, asked)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("outputs", ["float16", "float32"])
+    @pytest.mark.parametrize(
+        "overrides",
+        [
+            (),
+            ("data.views=2",),
+            ("+data.augment.mixup=1.0", "+data.augment.cutmix=1.0"),
+            ("POOL",),
+            ("POOL", "+data.augment.mixup=1.0"),
+            ("trainer.precision=bf16-mixed",),
+            ("ema=0.9", "loss=dkd"),
+            ("batch_size=7", "student=mlp", "teacher=mlp"),
+            ("loss=tfkd_self", "stages=[baseline,distill]"),
+        ],
+        ids=" ".join,
+    )
+    def test_the_same_bits_in_all_settings(
+        self, overrides: tuple[str, ...], outputs: str, tmp_path: Path, pool: Path, asked: Counter[bytes]
+    ) -> None:
+        named = (each.replace("POOL", f"data.unlabeled={pool}") for each in overrides)
+        if "student=mlp" in overrides:
+            options = [each for each in SINGLE if "net.width" not in each and "teacher=" not in each]
+            on, off = (
+                student(tmp_path / cache, *options, *overrides, f"teacher.outputs={outputs}", f"teacher.cache={cache}")
+                for cache in ("auto", "off")
+            )
+            assert same(on, off)
+            return
+        self.check_same(tmp_path, asked, *named, f"teacher.outputs={outputs}")
+
+    @pytest.mark.slow
+    def test_rounding_is_part_of_the_result(self, tmp_path: Path) -> None:
+        half, single = (student(tmp_path, *SINGLE, f"teacher.outputs={each}") for each in ("float16", "float32"))
+        assert not same(half, single)
+
+    @pytest.mark.slow
+    def test_a_sweep_asks_once_about_each_view_of_each_image(self, tmp_path: Path, asked: Counter[bytes]) -> None:
+        settings = [(t, a) for t in (1, 2, 4, 8) for a in (0.3, 0.6, 0.9)]
+        students = [student(tmp_path, *TINY, "epochs=3", f"temperature={t}", f"alpha={a}") for t, a in settings]
+        assert len({tuple(each["fc.bias"].tolist()) for each in students}) == 12
+        data: DataModule = construct(check(composed(*CHAIN, *TINY)).data, "data")
+        every = torch.arange(200)
+        expected: Counter[bytes] = Counter()
+        for view in range(3):
+            x = make_views(data.split.train.pixels[every], every, seed=0, view=view, augment=data.augment)
+            expected.update(each.numpy().tobytes() for each in x)
+        assert sum(asked.values()) == 200 * 3
+        assert asked == expected
+
+    @pytest.mark.slow
+    def test_views_are_computed_once_in_a_run_that_repeats_them(self, tmp_path: Path, asked: Counter[bytes]) -> None:
+        student(tmp_path, *TINY, "epochs=5", "data.views=2", "loss=dkd")
+        student(tmp_path, *TINY, "epochs=3", "data.views=2", "student.net.hidden=[9]", "batch_size=33")
+        assert sum(asked.values()) == 200 * 2
+
+    @pytest.mark.parametrize(
+        "override",
+        [
+            "seed=1",
+            "data.augment.crop_padding=0",
+            "data.limit=190",
+            "data.split_seed=1",
+            "teacher.seed=1",
+            "teacher.outputs=float32",
+            "trainer.precision=bf16-mixed",
+        ],
+    )
+    def test_other_views_or_another_teacher_are_other_outputs(
+        self, override: str, tmp_path: Path, asked: Counter[bytes], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # A teacher as it starts, and one normalisation: neither changes with the images or their augmentation.
+        monkeypatch.setattr(DataModule, "statistics", ((0.3,), (0.4,)))
+        student(tmp_path, *TINY, "epochs=1", "teacher.epochs=0")
+        asked.clear()
+        student(tmp_path, *TINY, "epochs=1", "teacher.epochs=0", override)
+        assert sum(asked.values()) == (190 if "limit" in override else 200)
+
+    def test_a_trial_run_does_not_compute_whole_views(self, tmp_path: Path, asked: Counter[bytes]) -> None:
+        student(tmp_path, *TINY, "trainer=smoke", "trainer.accelerator=cpu")
+        assert sum(asked.values()) == 2 * 50
+        assert not (tmp_path / "cache" / "teacher").exists()
+
+
+class Stop(kd.fit.History):
+    """Interrupts before the third epoch, as Ctrl-C would."""
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.current_epoch == 2:
+            raise SystemExit
+
+
+@pytest.mark.slow
+def test_a_resumed_training_reads_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: Counter[bytes]
+) -> None:
+    budget = (*TINY, "epochs=4", "teacher.epochs=0")
+    whole = student(tmp_path / "off", *budget, "teacher.cache=off")
+    asked.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(kd.fit, "History", Stop)
+        with pytest.raises(Interrupted):
+            student(tmp_path / "on", *budget)
+    resumed = student(tmp_path / "on", *budget)
+    assert same(whole, resumed)
+    assert sum(asked.values()) == 200 * 4
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("teacher.cache=on", "teacher.cache: found"),
+        ("teacher.outputs=float64", "teacher.outputs: found 'float64'"),
+        ("teacher.cache_limit=0", "teacher.cache_limit: found"),
+    ],
+)
+def test_wrong_settings_are_refused(override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check(composed(override))
+
+
+def test_off_may_be_written_without_quotes_in_yaml() -> None:
+    cfg = composed()
+    cfg.teacher.cache = False  # what YAML makes of it
+    assert check(cfg).teacher.cache == "off"
+
+
+def test_digits_views_are_what_the_teacher_is_asked_about(tmp_path: Path) -> None:
+    data = Digits(limit=200, augment={"crop_padding": 1, "mixup": 1.0})
+    part = data.training()
+    net = ResNet(10, 18, 1, 8, width=4)
+    live = Live(Frozen(net, *data.statistics), "float32")
+    files = ViewFiles(Room(tmp_path, 1.0), "key", len(part), 10, "float32")
+    teacher = Cached(live, part, augment=data.augment, seed=5, files=files)
+    teacher.prepare(3)
+    index = torch.tensor([7, 199, 0])
+    x = make_views(part.pixels[index], index, seed=5, view=3, augment=data.augment, pool=part)
+    assert torch.equal(teacher(x, index, 3), live.ask(x))
+
+
+@pytest.mark.slow
+def test_two_ranks_share_the_files_and_end_as_without(tmp_path: Path) -> None:
+    ranks = ("trainer=ddp", "trainer.accelerator=cpu", "batch_size=20", "teacher.batch_size=50")
+    found = {}
+    for cache in ("auto", "off"):
+        options = [
+            *CHAIN,
+            *TINY,
+            "teacher.epochs=1",
+            *ranks,
+            f"teacher.cache={cache}",
+            f"output_dir={tmp_path / cache}",
+        ]
+        command = [sys.executable, "-m", "kd.train", "model=mlp_to_mlp", *options]
+        subprocess.run(command, check=True, capture_output=True, cwd=Path(__file__).parents[1])
+        found[cache] = load_file(next((tmp_path / cache / "runs").glob("*/student.safetensors")))
+    assert same(found["auto"], found["off"])
+    views = (tmp_path / "auto" / "cache" / "teacher").glob("*/view-*")
+    assert {path.name for path in views} == {"view-0", "view-1"}
