@@ -355,7 +355,8 @@ class TestNormalisationAndKeys:
         folder = run(config, "")
         (teacher, _), (baseline, _), (student, answering) = seen
         assert teacher == baseline == student == GRAY
-        assert (answering.mean, answering.std) == GRAY
+        net = answering.live.answers
+        assert (net.mean, net.std) == GRAY
         with safe_open(folder / "student.safetensors", "pt") as file:
             about = json.loads(file.metadata()["kd"])
         assert (tuple(about["mean"]), tuple(about["std"])) == GRAY
