@@ -379,10 +379,10 @@ def test_without_files_and_network_one_message_says_what_to_do(
 
     monkeypatch.setattr("urllib.request.urlopen", no_network)
     with pytest.raises(UserError) as caught:
-        source(root=str(tmp_path)).read()
-    for each in [str(tmp_path), "could not be downloaded", *named]:
+        source(root=str(tmp_path / "new")).read()
+    for each in [str(tmp_path / "new"), "could not be downloaded", *named]:
         assert each in str(caught.value)
-    assert not any(path.is_file() for path in tmp_path.rglob("*"))
+    assert list(tmp_path.iterdir()) == [], "nothing may be left of the attempt"
 
 
 def write_idx(folder: Path, part: str, count: int) -> None:

@@ -305,6 +305,10 @@ def test_bad_input_is_one_message(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    def no_network(*args: object, **options: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr("urllib.request.urlopen", no_network)
     out = tmp_path / "out"
     given = {override.lstrip("+").partition("=")[0] for override in overrides}
     rest = [argument for argument in ARGUMENTS if argument.partition("=")[0] not in given]

@@ -47,13 +47,15 @@ class TorchvisionReader(DataModule):
             ) from error
 
     def _download(self, train: bool, place: Path) -> Any:
+        made = [folder for folder in (place, *place.parents) if not folder.exists()]
         try:
             with contextlib.redirect_stdout(sys.stderr):  # torchvision announces its downloads there
                 return self.reader(str(self.root), train=train, download=True)
         except (OSError, RuntimeError) as error:
             why = str(error).strip().splitlines()[0]
-            with contextlib.suppress(OSError):  # not empty, or not there
-                place.rmdir()  # torchvision makes it before it asks for the network
+            for folder in made:  # torchvision makes some of them before it asks for the network
+                with contextlib.suppress(OSError):  # not empty, or not there
+                    folder.rmdir()
             raise UserError(
                 f"data.root: no {self.reader.__name__} in {place.resolve()}, and it could not be downloaded ({why}).\n"
                 f"  Expected there are the files {', '.join(self.files)}.\n"
