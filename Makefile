@@ -26,11 +26,14 @@ $(STAMP): pyproject.toml constraints.txt
 train: $(STAMP) ## teacher, baseline and student on the embedded digits, compared; ARGS="..." overrides
 	@$(BIN)/python -m kd.train model=resnet18_to_cnn $(ARGS)
 
+# As many tests at once as there are cores, so one thread for each; ARGS="-n 0" runs them in one process.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
+
 test: $(STAMP) check ## lint, types, and all tests, the slow ones too
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(PYTEST) $(ARGS)
 
 test-fast: $(STAMP) ## the tests that take seconds
-	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	@$(PYTEST) -m "not slow" $(ARGS)
 
 check: $(STAMP) ## lint and types
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . && $(BIN)/mypy

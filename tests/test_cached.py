@@ -283,6 +283,7 @@ def _prepare(folder: Path, marks: Path, seconds: float) -> None:
     (marks.parent / f"sum-{os.getpid()}").write_text(repr(float(teacher.rows.sum())))
 
 
+@pytest.mark.slow
 class TestSeveralProcesses:
     def test_one_computes_and_the_others_wait(self, tmp_path: Path) -> None:
         (marks := tmp_path / "marks").mkdir()

@@ -53,7 +53,7 @@ def test_alpha_is_the_weight_of_the_teachers_side(method: str) -> None:
 def test_the_name_shows_the_knobs_that_count() -> None:
     names = {method: check(composed(f"loss={method}")).name for method in ("kd", "dkd", "mse_logits", "dml")}
     assert names == {
-        "kd": "digits_mlp_to_mlp_kd_T2.0_a0.9_s0",
+        "kd": "digits_mlp_to_mlp_kd_T2.0_a0.5_s0",
         "dkd": "digits_mlp_to_mlp_dkd_T4.0_s0",
         "mse_logits": "digits_mlp_to_mlp_mse_logits_a0.9_s0",
         "dml": "digits_mlp_to_mlp_dml_s0",
@@ -61,7 +61,7 @@ def test_the_name_shows_the_knobs_that_count() -> None:
 
 
 def test_the_name_shows_the_recipe() -> None:
-    assert check(composed("experiment=finetune", "seed=3")).name == "digits_mlp_to_mlp_kd_T2.0_a0.9_finetune_s3"
+    assert check(composed("experiment=finetune", "seed=3")).name == "digits_mlp_to_mlp_kd_T2.0_a0.5_finetune_s3"
 
 
 def test_methods_bring_their_authors_values_and_the_command_line_wins() -> None:

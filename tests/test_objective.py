@@ -90,7 +90,7 @@ class TestFormula:
         assert found == pytest.approx(0.5 * ce() + 2 * kd(1.0) + 3 * kd(4.0), rel=1e-5)
 
     def test_mixture_of_two_methods_has_the_terms_of_both(self) -> None:
-        node = loss_node("kd_dist", "temperature=4.0")
+        node = loss_node("kd_dist", "temperature=4.0", "alpha=0.9")
         assert set(node["terms"]) == {"kd", "dist"}
         both = Objective(node, SHAPE)(signals())
         single = Objective(loss_node("dist", "temperature=4.0"), SHAPE)(signals())

@@ -21,7 +21,7 @@ COMMANDS = [
     for kind, text in BLOCKS
     if kind == "bash"
     for line in text.splitlines()
-    if line.startswith("python -m kd.train")
+    if line.startswith("python -m kd.train") and "/RUN" not in line  # a run that is not there
 ]
 
 

@@ -92,7 +92,7 @@ class TestFromTheCommandLine:
         config = check(composed("temperature={schedule: linear, start: 8, end: 2}"), ["temperature"])
         node = {"schedule": "linear", "start": 8, "end": 2}
         assert config.loss["terms"]["kd"]["loss"]["temperature"] == node
-        assert config.name == "digits_mlp_to_mlp_kd_Tlinear-8-2_a0.9_s0"
+        assert config.name == "digits_mlp_to_mlp_kd_Tlinear-8-2_a0.5_s0"
 
     def test_alpha_moves_both_sides(self) -> None:
         config = check(composed("alpha={schedule: linear, start: 1, end: 0.2}"), ["alpha"])
@@ -105,7 +105,7 @@ class TestFromTheCommandLine:
 
     def test_a_function_of_ones_own(self) -> None:
         config = check(composed("temperature={_target_: own_schedule.rise, low: 2.0}"))
-        assert config.name == "digits_mlp_to_mlp_kd_Trise-2.0_a0.9_s0"
+        assert config.name == "digits_mlp_to_mlp_kd_Trise-2.0_a0.5_s0"
 
     @pytest.mark.parametrize(
         ("override", "message"),

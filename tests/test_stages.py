@@ -215,6 +215,7 @@ def _hold(root: Path, seconds: float) -> None:
         time.sleep(seconds)
 
 
+@pytest.mark.slow
 def test_two_processes_take_turns_and_a_dead_one_holds_nothing(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     other = context.Process(target=_hold, args=(tmp_path, 60.0))
