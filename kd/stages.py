@@ -243,9 +243,12 @@ def watched(done: Done, data: DataModule) -> Watched:
     alone = data.augment.model_copy(update={"mixup": 0, "cutmix": 0})  # two pictures in one are no views of an image
     some = torch.linspace(0, len(val) - 1, min(WATCHED_VIEWS, len(val))).long()
 
+    def said(view: int) -> Tensor:
+        parts = torch.split(some, data.evaluation_batch)
+        return torch.cat([teacher(make_views(val.pixels[i], i, seed=0, view=view, augment=alone)) for i in parts])
+
     def views() -> Tensor:
-        pixels = val.pixels[some]
-        return torch.stack([teacher(make_views(pixels, some, seed=0, view=v, augment=alone)) for v in range(2)])
+        return torch.stack([said(view) for view in range(2)])
 
     name = key_of({"images": val.fingerprint, "augment": alone.model_dump(mode="json")})
     return Watched(logits_of(done, data, val), val.labels, _kept(done, f"views-{name}", views))

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from kd.data.images import Images
 from kd.log import console, say
-from kd.teachers.live import Live
+from kd.teachers.live import Live, chunk_of
 from kd.teachers.view_files import ViewFiles
 from kd.views import Augment, make_views
 
-STEP = 512  # images computed at a time
+STEP = 8  # chunks of images made ready at a time
 PATIENCE = 3.0  # seconds of computing after which it is shown
 
 
@@ -81,7 +81,9 @@ class Cached:
     def _compute(self, view: int) -> Iterator[NDArray[np.floating]]:
         """All rows of a view, some at a time."""
         pool = self.images if self.augment.mixes else None
-        for index in _shown(torch.split(torch.arange(len(self.images)), STEP), f"teacher's outputs for view {view}"):
+        count, _, *size = self.images.pixels.shape
+        steps = torch.split(torch.arange(count), STEP * chunk_of(*size))
+        for index in _shown(steps, f"teacher's outputs for view {view}"):
             pixels, here = self.images.pixels[index].to(self.live.device), index.to(self.live.device)
             x = make_views(pixels, here, seed=self.seed, view=view, augment=self.augment, pool=pool)
             yield self.live.ask(x.contiguous(memory_format=torch.channels_last)).cpu().numpy()

@@ -8,9 +8,15 @@ from torch import Tensor
 # On a CPU a net is always given so many pictures at once, blank ones where fewer are asked about: the last bit of its
 # logits depends on the size of the batch (not on what else is in it), and must not depend on who asks.
 CHUNK = 64
+PIXELS = 2**20  # of large pictures fewer, so that what a net holds of them does not grow with their size
 
 Outputs = Literal["float16", "float32"]
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in get_args(Outputs)}
+
+
+def chunk_of(height: int, width: int) -> int:
+    """How many pictures of this size a net is given at once on a CPU."""
+    return max(1, min(CHUNK, PIXELS // (height * width)))
 
 
 class Answers(Protocol):
@@ -72,8 +78,9 @@ class Live:
             return self._rounded(self.answers(x))
         found = []
         # Strides are a part of it: they choose the kernel. So each chunk is copied into memory of the same layout.
-        chunk = torch.empty((CHUNK, *x.shape[1:]), dtype=x.dtype, memory_format=torch.channels_last)
-        for part in torch.split(x, CHUNK):
+        size = chunk_of(*x.shape[2:])
+        chunk = torch.empty((size, *x.shape[1:]), dtype=x.dtype, memory_format=torch.channels_last)
+        for part in torch.split(x, size):
             chunk[: len(part)] = part
             chunk[len(part) :] = 0
             found.append(self.answers(chunk)[: len(part)].float())  # autocast to bf16 cannot join float16
