@@ -145,8 +145,10 @@ class TestRuns:
         first = run(check(tiny(tmp_path, *options, "teacher.members=[{seed: 0}, {seed: 1}]")), "a test")
         said = capsys.readouterr().err
         assert said.count(": trained") == 4  # two members, baseline, student; the ensemble itself learns nothing
-        run(check(tiny(tmp_path, *options, "teacher.members=[{seed: 1}, {seed: 2}]")), "a test")
+        second = run(check(tiny(tmp_path, *options, "teacher.members=[{seed: 1}, {seed: 2}]")), "a test")
         assert "teacher_1: already there" in capsys.readouterr().err
+        keys = {report_of(folder)["models"][0]["stage"] for folder in (first, second)}
+        assert len(keys) == 2, "of the same nets, but other ones"
         teacher = report_of(first)["models"][0]
         assert teacher["role"] == "teacher"
         assert teacher["net"].startswith("Ensemble of 2")

@@ -4,8 +4,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from kd.construct import construct
+from kd.errors import UserError
 
 LOSS = '''
 import torch
@@ -79,6 +83,23 @@ def train(package: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     line = [sys.executable, "-m", "kd.train", "--config-dir", str(package / "conf"), *overrides]
     environment = {"PYTHONPATH": str(package / "src"), "OMP_NUM_THREADS": "1", "HOME": str(package), "PATH": ""}
     return subprocess.run(line, capture_output=True, text=True, check=False, cwd=package, env=environment)
+
+
+class Base:
+    def __init__(self, root: str = "data", limit: int | None = None) -> None:
+        self.given = (root, limit)
+
+
+class Child(Base):
+    def __init__(self, noise: int = 1, **options: Any) -> None:
+        super().__init__(**options)
+
+
+def test_keywords_that_are_handed_on_are_those_of_the_base() -> None:
+    node = {"_target_": "test_extend.Child", "limit": 3}
+    assert construct(node, "data", root="here", other=1).given == ("here", 3)
+    with pytest.raises(UserError, match=r"data\.nois: no such parameter; accepted are .*did you mean 'noise'"):
+        construct({**node, "nois": 2}, "data")
 
 
 @pytest.mark.slow

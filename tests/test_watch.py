@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -115,7 +116,13 @@ def test_fine_tuning_keeps_what_was_told_of_the_distillation(tmp_path: Path) -> 
 def test_a_teacher_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     make_views = kd.stages.make_views
-    monkeypatch.setattr(kd.stages, "make_views", lambda *a, **k: asked.append(k["view"]) or make_views(*a, **k))
+
+    def spy(*args: Any, **options: Any) -> torch.Tensor:
+        asked.append(options["view"])
+        assert not options["augment"].mixes, "two pictures in one are no view of an image"
+        return make_views(*args, **options)
+
+    monkeypatch.setattr(kd.stages, "make_views", spy)
     for temperature in (1, 2, 3):
-        run(check(tiny(tmp_path, f"temperature={temperature}")), "a test")
+        run(check(tiny(tmp_path, f"temperature={temperature}", "data/augment=strong")), "a test")
     assert asked == [0, 1]
