@@ -33,7 +33,7 @@ from kd.nets.resnet import ResNet
 from kd.run import run
 from kd.teachers.cached import Cached
 from kd.teachers.frozen import Frozen
-from kd.teachers.live import CHUNK, Answers, Live
+from kd.teachers.live import CHUNK, Answers, Live, chunk_of
 from kd.teachers.view_files import LOGITS, MANIFEST, Room, ViewFiles
 from kd.views import Augment, make_views
 
@@ -74,6 +74,11 @@ def batch(view: int, *index: int) -> tuple[Tensor, Tensor, int]:
 
 def folder_of(teacher: Cached, view: int) -> Path:
     return teacher.files.folder / f"view-{view}"
+
+
+@pytest.mark.parametrize(("side", "count"), [(8, CHUNK), (32, CHUNK), (224, 20), (4000, 1)])
+def test_fewer_large_pictures_are_asked_about_at_once(side: int, count: int) -> None:
+    assert chunk_of(side, side) == count
 
 
 class TestLive:
@@ -121,6 +126,9 @@ class TestLive:
             Live(Spy()).ask(x.contiguous(memory_format=torch.channels_last))
         assert len(set(seen)) == 1
         assert seen[0][0] == (CHUNK, 3, 4, 4)
+        seen.clear()
+        Live(Spy()).ask(torch.rand(30, 1, 224, 224))
+        assert [shape[0] for shape, _ in seen] == [20, 20]
 
 
 class TestOnce:
