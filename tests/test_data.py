@@ -36,7 +36,7 @@ from kd.evaluate import predict_logits, summary
 from kd.objective import Objective, label_loss
 from kd.teachers.frozen import Frozen
 from kd.teachers.live import Live
-from kd.views import Augment, make_views, normalize
+from kd.views import Augment, make_views, normalize, to_unit
 
 DATA = Path(os.environ.get("KD_DATA_DIR", "data"))
 
@@ -513,7 +513,7 @@ def test_two_processes_measure_what_one_does() -> None:
         return dict(found)
 
     one, two = measured(1), measured(2, strategy="ddp_spawn")
-    logits = Fixed()(data.normalize(data.split.val.pixels[:]))
+    logits = Fixed()(normalize(to_unit(data.split.val.pixels[:]), *data.statistics))
     assert one["val/acc"] == pytest.approx(float((logits.argmax(1) == data.split.val.labels).float().mean()), abs=1e-6)
     assert one.keys() == two.keys() == {"val/loss", "val/acc", "val/agreement"}
     assert two == pytest.approx(one, rel=1e-6)

@@ -21,6 +21,7 @@ from kd.objective import Objective
 from kd.optim import make_optimizer
 from kd.teachers.frozen import Frozen
 from kd.teachers.live import Live
+from kd.views import normalize, to_unit
 
 KD_LOSS = {"weight": 0.5, "loss": {"_target_": "kd.losses.kd.kd_loss", "temperature": 3.0}}
 
@@ -198,7 +199,7 @@ def test_validation_metrics_are_means_over_images(digits: Digits, tmp_path: Path
     found = trainer.validate(module, digits.val_loader(100), verbose=False)[0]
     val = digits.split.val
     with torch.no_grad():
-        logits = module.net.eval()(digits.normalize(val.pixels[torch.arange(len(val))]))
+        logits = module.net.eval()(normalize(to_unit(val.pixels[torch.arange(len(val))]), *digits.statistics))
     chosen = logits.argmax(1)
     assert found["val/acc"] == pytest.approx(float((chosen == val.labels).double().mean()), abs=1e-6)
     assert found["val/loss"] == pytest.approx(float(nn.functional.cross_entropy(logits, val.labels)), abs=1e-5)

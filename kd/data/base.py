@@ -8,7 +8,6 @@ from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from pydantic import ValidationError
-from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from kd.data.batches import Batch, EpochOrder, Gather, InOrder
@@ -18,7 +17,7 @@ from kd.data.images import Images, Pixels, Source, Split
 from kd.data.parts import assert_apart, check_counts, hold_out, stratified
 from kd.errors import UserError, nearest
 from kd.nets.build import Shape
-from kd.views import Augment, normalize, to_unit
+from kd.views import Augment
 
 __all__ = ["Batch", "DataModule", "Images", "Source", "Split"]  # what a source, or whoever uses one, needs
 
@@ -187,10 +186,6 @@ class DataModule(ABC):
         """The images to train on: the training part, and with `unlabeled` the pool after it, with labels -1."""
         pool = self.split.unlabeled if unlabeled else None
         return self.split.train.joined(pool) if pool else self.split.train
-
-    def normalize(self, pixels: Tensor) -> Tensor:
-        """uint8 pixels [B, C, H, W] as a net of this data set takes them: float32, zero mean, unit variance."""
-        return normalize(to_unit(pixels), *self.statistics)
 
     def key(self, unlabeled: bool = False) -> dict[str, Any]:
         """All that a training result depends on in the data, and nothing else: not the folder, not the test part.
