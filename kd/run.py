@@ -91,7 +91,7 @@ def _write(folder: Path, report: dict[str, Any], done: Mapping[Role, Done], data
     (folder / "report.md").write_text(as_markdown(report))
     (folder / "config.yaml").write_text(yaml.safe_dump(report["config"], sort_keys=False))
     if "student" in done:
-        mean, std = done["student"].record.get("normalization", data.statistics)
+        mean, std = done["student"].record["normalization"]
         about = {
             "schema": report["schema"],
             "net": done["student"].record["spec"]["net"],
