@@ -14,11 +14,11 @@ setup: $(STAMP) ## make the virtual environment and install the project into it,
 $(STAMP): pyproject.toml constraints.txt
 	@if command -v uv >/dev/null 2>&1; then \
 		uv venv --quiet --allow-existing --python $(PYTHON) $(VENV) && \
-		uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable ".[dev]"; \
+		uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable ".[all,dev]"; \
 	else \
 		$(PYTHON) -m venv $(VENV) && \
 		$(BIN)/python -m pip install --progress-bar off --disable-pip-version-check \
-			--constraint constraints.txt --editable ".[dev]" | grep -v "already satisfied"; \
+			--constraint constraints.txt --editable ".[all,dev]" | grep -v "already satisfied"; \
 		$(BIN)/python -c "import kd, torch, lightning, hydra"; \
 	fi
 	@touch $(STAMP)
