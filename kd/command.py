@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -16,9 +16,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from kd.config import Config, check
 from kd.errors import Interrupted, UnusedError, UserError, nearest
 from kd.log import say
+
+T = TypeVar("T")
 
 # Absolute, so that a command works from any folder and under any name.
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -43,7 +44,7 @@ def run_command(main: Callable[[], Any], module: str) -> NoReturn:
     except (UserError, ConfigCompositionException, MissingConfigException, OverrideParseException) as error:
         if debug:
             raise
-        print(f"kd: {explain(error)}", file=sys.stderr)
+        print(f"kd: {explain(error, module.rpartition('.')[2])}", file=sys.stderr)
         sys.exit(2)
     except (Interrupted, KeyboardInterrupt):
         print(f"kd: interrupted; the same command goes on from here:\n  {this_command(module)}", file=sys.stderr)
@@ -55,13 +56,17 @@ class Leave(BaseException):
     """Carries an error past Hydra, which would announce it in its own words."""
 
 
-def job(function: Callable[[Config], object]) -> Callable[[DictConfig], None]:
-    """Make a Hydra job of a function of the checked config."""
+def job(function: Callable[[T], object], checked: Callable[[DictConfig, set[str]], T]) -> Callable[[DictConfig], None]:
+    """Make a Hydra job of a function of the checked config.
+
+    Args:
+        checked: checks the composed config, given the top-level keys that were typed.
+    """
 
     @functools.wraps(function)
     def run(cfg: DictConfig) -> None:
         try:
-            function(check(cfg, typed_keys(HydraConfig.get().overrides.task)))
+            function(checked(cfg, typed_keys(HydraConfig.get().overrides.task)))
         except (UserError, Interrupted, KeyboardInterrupt) as error:
             if HydraConfig.get().mode is not RunMode.MULTIRUN:
                 raise Leave from error
@@ -82,15 +87,19 @@ def this_command(module: str) -> str:
     return shlex.join(["python", "-m", module, *sys.argv[1:]])
 
 
-def explain(error: Exception) -> str:
-    """An error of the user's in words: what was found, what is accepted, and the nearest match."""
+def explain(error: Exception, config: str = "train") -> str:
+    """An error of the user's in words: what was found, what is accepted, and the nearest match.
+
+    Args:
+        config: the name of the command's config.
+    """
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, member = str(error.missing_cfg_file).rpartition("/")
         options = [str(option) for option in error.options or []]
         return f"{group}: there is no {member!r}; accepted are {', '.join(options)}{nearest(member, options)}"
     cause = error.__cause__ or error.__context__
     if isinstance(cause, OmegaConfBaseException) and cause.full_key:
-        return f"{cause.full_key}: no such key{nearest(str(cause.full_key), _keys())}"
+        return f"{cause.full_key}: no such key{nearest(str(cause.full_key), _keys(config))}"
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OverrideParseException):
@@ -98,16 +107,16 @@ def explain(error: Exception) -> str:
     return str(error).strip().splitlines()[0]
 
 
-def _keys() -> list[str]:
+def _keys(config: str) -> list[str]:
     """All dotted keys of the config with the groups that were asked for, and the names of all groups."""
     GlobalHydra.instance().clear()
     groups = [path.name for path in CONF.iterdir() if path.is_dir()]
     chosen = [argument for argument in sys.argv[1:] if argument.partition("=")[0] in groups and "," not in argument]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         try:
-            cfg = compose("train", chosen)
+            cfg = compose(config, chosen)
         except HydraException:
-            cfg = compose("train")
+            cfg = compose(config)
     return [*groups, *_walk(OmegaConf.to_container(cfg, resolve=False))]  # type: ignore[arg-type]
 
 

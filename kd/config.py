@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 from functools import partial
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -25,6 +25,7 @@ from kd.knobs import KNOBS, refuse_unused
 from kd.schedules import POSITIVE, SHARE, Accept, make_schedule
 from kd.teachers.header import net_of
 
+M = TypeVar("M", bound=BaseModel)
 Trains = Literal["all", "head", "none"]
 Node = dict[str, Any]  # `_target_` and its keywords; those are checked against the target's signature when it is built
 
@@ -202,6 +203,13 @@ class Config(Recipe):
         return self
 
 
+class Command(Strict):
+    """What the commands about finished runs share; see conf/base/command.yaml."""
+
+    debug: bool
+    trust: list[str]
+
+
 def check(cfg: DictConfig, typed: Collection[str] = ()) -> Config:
     """The composed config as a checked object.
 
@@ -214,6 +222,17 @@ def check(cfg: DictConfig, typed: Collection[str] = ()) -> Config:
     for knob in KNOBS:
         if type(cfg.get(knob)) is int:
             cfg[knob] = float(cfg[knob])  # 4 and 4.0 are one setting, so one name and one key in the store
+    config = check_as(Config, cfg)
+    refuse_unused(cfg, typed)
+    return config
+
+
+def check_as(model: type[M], cfg: DictConfig) -> M:
+    """The composed config of a command as the object that says what may stand in it.
+
+    Raises:
+        UserError: with a line for each key that is wrong.
+    """
     try:
         plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
@@ -221,23 +240,21 @@ def check(cfg: DictConfig, typed: Collection[str] = ()) -> Config:
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key or 'config'}: {error.msg or error}") from None
     try:
-        config = Config.model_validate(plain)
+        return model.model_validate(plain)
     except ValidationError as error:
-        raise UserError("\n".join(describe(each) for each in error.errors())) from None
-    refuse_unused(cfg, typed)
-    return config
+        raise UserError("\n".join(describe(each, model=model) for each in error.errors())) from None
 
 
-def describe(error: Any, prefix: str = "", model: type[BaseModel] | None = None) -> str:
+def describe(error: Any, prefix: str = "", model: type[BaseModel] = Config) -> str:
     """A line for what pydantic found wrong: the key, what was found, what is accepted.
 
     Args:
         prefix: of the key.
-        model: what the keys are those of; None for the whole config.
+        model: what the keys are those of.
     """
     key = ".".join(map(str, error["loc"]))
     if error["type"] == "extra_forbidden":
-        return f"{prefix}{key}: no such key{nearest(key, known_keys(model or Config))}"
+        return f"{prefix}{key}: no such key{nearest(key, known_keys(model))}"
     if error["type"] == "number":
         return str(error["msg"])
     if error["type"] == "missing":

@@ -9,14 +9,16 @@ python -m kd.train sweep=methods seed=0,1,2             all methods, one teacher
 python -m kd.train trainer=smoke                        two batches of everything, to see that it runs
 """
 
+from functools import partial
+
 import hydra
 
 from kd.command import CONF, job, run_command, this_command
-from kd.config import Config
+from kd.config import Config, check
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
-@job
+@partial(job, checked=check)
 def main(config: Config) -> None:
     """Run the stages, and report."""
     from kd.run import run  # torch takes seconds to import, so `--help` and a misspelt key do without

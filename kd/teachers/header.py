@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from kd.errors import UserError
+from kd.trust import trusted
 
 STUDENT = "student.safetensors"
 
@@ -63,9 +64,5 @@ def net_of(path: str | Path, where: str) -> dict[str, Any]:
             f"{where}=resnet18 {where}.path={file}"
         )
     node: dict[str, Any] = header["net"]
-    if not str(node.get("_target_")).startswith("kd.nets."):
-        raise UserError(
-            f"{where}.net: {file} names {node.get('_target_')!r}; a file may choose among the nets in kd.nets only. "
-            f"Where you trust it, give {where}.net yourself"
-        )
+    trusted(node, "net", f"{where}.net: {file}", remedy=f"give {where}.net yourself")
     return node

@@ -1,0 +1,144 @@
+"""A finished run, read back from its folder: what it says, its nets, its data. Nothing of it is run on trust."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kd.errors import UserError, nearest
+from kd.teachers.header import STUDENT, header_of
+from kd.trust import trusted
+
+if TYPE_CHECKING:  # torch takes seconds to import; a folder that is no run is refused before
+    from torch import nn
+
+    from kd.data.base import DataModule
+    from kd.store import Done
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run.
+
+    Attributes:
+        folder: as `kd.run` wrote it.
+        report: what its `report.json` says.
+        trust: packages whose nets and data may be built besides the project's own.
+    """
+
+    folder: Path
+    report: Mapping[str, Any]
+    trust: tuple[str, ...] = ()
+
+    @property
+    def roles(self) -> list[str]:
+        """Of teacher, baseline and student those that the run has."""
+        return [model["role"] for model in self.report["models"]]
+
+    def stage(self, role: str) -> "Done":
+        """The finished stage of a role.
+
+        Raises:
+            UserError: the run has no such role, or the stage is in no store near the folder.
+        """
+        from kd.store import Store
+
+        keys = {model["role"]: model["stage"] for model in self.report["models"]}
+        if role not in keys:
+            raise UserError(f"{self.folder}: the run has no {role}; it has {', '.join(keys)}{nearest(role, keys)}")
+        roots = self._stores()
+        for root in roots:
+            if done := Store(root).find(keys[role]):
+                trusted(done.record["spec"]["net"], "net", str(done.folder), self.trust)
+                return done
+        looked = ", ".join(map(str, roots)) or "no folder called store near it"
+        raise UserError(
+            f"{self.folder}: the weights of the {role} (stage {keys[role]}) are not there; looked in {looked}"
+        )
+
+    def _stores(self) -> list[Path]:
+        """Where its stages may be: beside the folder that the run is in, or where it was told to write."""
+        written = Path(str(self.report["config"]["output_dir"])).expanduser().resolve()
+        around = [parent / "store" for parent in (*self.folder.parents, written)]
+        return list(dict.fromkeys(root for root in around if root.is_dir()))
+
+    def net(self, role: str) -> "nn.Module":
+        """The net of a role with its weights, in evaluation mode, with the `normalization` it wants as an attribute.
+
+        The student's is in the run's folder; the others' are in the store.
+
+        Raises:
+            UserError: it is not there, is damaged, or names a net that is not trusted.
+        """
+        from kd.nets.build import Shape, build_net, set_normalization
+        from kd.stages import load_net
+        from kd.teachers.checkpoint import load_weights
+
+        file = self.folder / STUDENT
+        if role != "student":
+            return load_net(self.stage(role))
+        header = header_of(file)
+        if header is None:
+            raise UserError(
+                f"{self.folder}: the run has no {STUDENT}, or it is damaged; it has {', '.join(self.roles)}"
+            )
+        trusted(header["net"], "net", str(file), self.trust)
+        try:
+            shape, normalization = Shape(*header["shape"]), (tuple(header["mean"]), tuple(header["std"]))
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{file}: its header is damaged ({error!r})") from error
+        net = build_net(header["net"], shape, str(file), load=False)
+        load_weights(net, file, str(file))
+        set_normalization(net, normalization, shape.channels, str(file))
+        return net.eval()
+
+    def data(self, **changes: Any) -> "DataModule":
+        """The data that the run was trained on.
+
+        Args:
+            changes: keys of the run's `data` node that are to be otherwise, such as `root`.
+
+        Raises:
+            UserError: it is not there, or names a source that is not trusted.
+        """
+        from kd.construct import construct
+
+        node = {**self.report["config"]["data"], **changes}
+        trusted(node, "data", f"{self.folder}: its config", self.trust)
+        data: DataModule = construct(node, "data")
+        return data
+
+
+def open_run(path: str | Path, where: str = "run", trust: Sequence[str] = ()) -> Finished:
+    """The finished run in a folder.
+
+    Args:
+        where: the config's key for the path, for messages.
+        trust: packages whose nets and data may be built besides the project's own.
+
+    Raises:
+        UserError: there is no such folder, it is no run's, the run is not finished, or a later kd wrote it.
+    """
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        beside = [each.name for each in folder.parent.glob("*")] if folder.parent.is_dir() else []
+        raise UserError(f"{where}: there is no folder {folder.absolute()}{nearest(folder.name, beside)}")
+    folder = folder.resolve()
+    file = folder / "report.json"
+    if folder.name.endswith(".partial"):
+        raise UserError(f"{where}: {folder} is not finished; the command that began it goes on where it stopped")
+    if not file.is_file():
+        inside = sorted(each.parent.name for each in folder.glob("*/report.json"))
+        hint = f"; these folders in it are: {', '.join(inside[-5:])}" if inside else ""
+        raise UserError(f"{where}: {folder} has no report.json, so it is no run's{hint}")
+    try:
+        report = json.loads(file.read_text())
+        schema, _, _ = report["schema"], report["models"], report["config"]["data"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{where}: {file} is damaged or no report of kd ({error!r})") from error
+    if schema > SCHEMA:
+        raise UserError(f"{where}: {file} was written by a later kd (schema {schema}; this one reads {SCHEMA})")
+    return Finished(folder, report, tuple(trust))
