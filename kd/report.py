@@ -16,11 +16,11 @@ import torch
 from rich import box
 from rich.table import Table
 
-from kd.benchmark import cost, latency
 from kd.chain import Role
 from kd.command import run_command
+from kd.costs import cost, latency
 from kd.data.base import DataModule
-from kd.evaluate import paired, summary
+from kd.metrics import paired, summary
 from kd.stages import load_net, logits_of, name_of
 from kd.store import Done
 from kd.summary import write_summary

@@ -16,7 +16,7 @@ from kd.code_hash import code_of
 from kd.config import Config
 from kd.construct import resolve_target
 from kd.data.base import DataModule, Images
-from kd.evaluate import predict_logits, summary
+from kd.metrics import predict_logits, summary
 from kd.nets.build import Shape, build_net, normalization_of, set_normalization
 from kd.store import Done, Store, key_of, whole
 from kd.teachers.cached import Cached
