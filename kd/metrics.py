@@ -6,15 +6,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.stats import binomtest
-from sklearn.metrics import recall_score, roc_auc_score
+from sklearn.metrics import confusion_matrix, recall_score, roc_auc_score
 from torch import Tensor, nn
-from torchmetrics.functional.classification import multiclass_calibration_error
 
 from kd.data.base import DataModule, Images
 from kd.nets.build import normalization_of
 from kd.views import normalize, to_unit
 
 BOOTSTRAP = 10_000
+BINS = 15
+CONFUSION = 100  # classes up to which a report holds the whole confusion matrix
 
 
 @torch.no_grad()
@@ -35,30 +36,39 @@ def predict_logits(net: nn.Module, data: DataModule, images: Images) -> Tensor:
 
 
 def summary(logits: Tensor, labels: Tensor, teacher: Tensor | None = None) -> dict[str, Any]:
-    """Metrics of logits [N, C] against labels [N].
+    """Metrics of logits [N, C] against labels [N], N at least 1.
 
     Args:
         teacher: the teacher's logits [N, C] for the same images.
 
     Returns:
         `accuracy` (a fraction) with `accuracy_ci95` (Wilson 1927, score interval), `balanced_accuracy` (mean recall
-        over the classes present), `nll` (nats per image), `ece` (expected calibration error, 15 equal bins of
-        confidence, Guo et al. 2017), and `agreement`, the share of images on which the teacher chooses the same class
-        (None without a teacher). For two classes also `sensitivity` and `specificity`, the recall of the second class
-        and of the first, and `auroc`, the area under the ROC curve of the second (None where a class is not present).
+        over the classes present), `nll` (nats per image), `brier` (squared distance of the probabilities from the
+        label's one-hot vector, summed over the classes, mean over the images, in [0, 2]; Brier 1950), `ece` (expected
+        calibration error, Guo et al. 2017, eq. 3) with its `reliability` bins, `auroc` (area under the ROC curve, of
+        each class against the rest, mean over the classes; None where a class is not present), `confusion` (counts
+        [C][C], true class by chosen class; None for more than 100 classes), and `agreement`, the share of images on
+        which the teacher chooses the same class (None without a teacher). For two classes also `sensitivity` and
+        `specificity`, the recall of the second class and of the first.
     """
-    chosen = logits.argmax(1)
+    chosen, classes = logits.argmax(1), logits.shape[1]
     right = int((chosen == labels).sum())
     interval = binomtest(right, len(labels)).proportion_ci(method="wilson")
-    ece = multiclass_calibration_error(logits.softmax(1), labels, num_classes=logits.shape[1], n_bins=15)
+    bins = reliability(logits, labels)
+    apart = [each["count"] * abs(each["confidence"] - each["accuracy"]) for each in bins if each["count"]]
+    counts = confusion_matrix(labels.numpy(), chosen.numpy(), labels=range(classes)) if classes <= CONFUSION else None
     return {
         "accuracy": right / len(labels),
         "accuracy_ci95": [float(interval.low), float(interval.high)],
         "balanced_accuracy": _balanced_accuracy(chosen, labels),
         "nll": float(F.cross_entropy(logits.double(), labels)),
-        "ece": float(ece),
+        "brier": float((logits.double().softmax(1) - F.one_hot(labels, classes)).square().sum(1).mean()),
+        "ece": sum(apart) / len(labels),
         "agreement": float((chosen == teacher.argmax(1)).double().mean()) if teacher is not None else None,
-        **(_of_two_classes(logits, labels) if logits.shape[1] == 2 else {}),
+        "auroc": auroc(logits, labels),
+        **(_of_two_classes(chosen, labels) if classes == 2 else {}),
+        "confusion": None if counts is None else counts.tolist(),
+        "reliability": bins,
     }
 
 
@@ -68,14 +78,45 @@ def _balanced_accuracy(chosen: Tensor, labels: Tensor) -> float:
     return float((right / total)[total > 0].mean())
 
 
-def _of_two_classes(logits: Tensor, labels: Tensor) -> dict[str, Any]:
-    truth, chosen, present = labels.numpy(), logits.argmax(1).numpy(), set(labels.tolist())
-    score = (logits[:, 1].double() - logits[:, 0].double()).numpy()  # no ties, as probabilities near 0 and 1 have
-    return {
-        "sensitivity": float(recall_score(truth, chosen, pos_label=1)) if 1 in present else None,
-        "specificity": float(recall_score(truth, chosen, pos_label=0)) if 0 in present else None,
-        "auroc": float(roc_auc_score(truth, score)) if present == {0, 1} else None,
-    }
+def reliability(logits: Tensor, labels: Tensor) -> list[dict[str, Any]]:
+    """How often a net is right by how sure it is: 15 bins of equal width, (0, 1/15] to (14/15, 1] (Guo et al. 2017).
+
+    Returns:
+        for each bin `count` (images), and their mean `confidence` (the probability of the chosen class) and
+        `accuracy`, fractions; both None in an empty bin.
+    """
+    confidence, chosen = logits.double().softmax(1).max(1)
+    where = ((confidence * BINS).ceil().long() - 1).clamp(0, BINS - 1)
+    count = torch.bincount(where, minlength=BINS)
+    sums = (torch.bincount(where, each, BINS) for each in (confidence, (chosen == labels).double()))
+    means = torch.stack([each / count for each in sums], 1).tolist()
+    return [
+        {"count": int(n), "confidence": sure if n else None, "accuracy": right if n else None}
+        for n, (sure, right) in zip(count, means, strict=True)
+    ]
+
+
+def auroc(logits: Tensor, labels: Tensor) -> float | None:
+    """Area under the ROC curve of each class against the rest, mean over the classes; None where one is not present.
+
+    For two classes that is the area under the one curve that there is.
+    """
+    # Ranked by log odds: probabilities near 0 and 1 have ties, which logits have not. For the class with the highest
+    # logit they are taken from the other logits, as 1 minus its probability has no digits left.
+    logits = logits.double()
+    log_p, (top, chosen) = logits.log_softmax(1), logits.max(1, keepdim=True)
+    others = logits.scatter(1, chosen, -torch.inf).logsumexp(1, keepdim=True)
+    odds = (log_p - torch.log1p(-log_p.exp())).scatter(1, chosen, top - others)
+    if int(torch.bincount(labels, minlength=logits.shape[1]).min()) == 0:
+        return None
+    areas = [roc_auc_score((labels == label).numpy(), odds[:, label].numpy()) for label in range(logits.shape[1])]
+    return float(np.mean(areas))
+
+
+def _of_two_classes(chosen: Tensor, labels: Tensor) -> dict[str, Any]:
+    found, present = (labels.numpy(), chosen.numpy()), set(labels.tolist())
+    names = (("sensitivity", 1), ("specificity", 0))
+    return {name: float(recall_score(*found, pos_label=one)) if one in present else None for name, one in names}
 
 
 def paired(student: Tensor, baseline: Tensor, labels: Tensor, seed: int = 0) -> dict[str, Any]:

@@ -41,12 +41,52 @@ def test_summary_against_formulas() -> None:
     confidence, ece = np.exp(log_p).max(1), 0.0
     for i in range(15):
         inside = (confidence > i / 15) & (confidence <= (i + 1) / 15)
+        assert found["reliability"][i]["count"] == inside.sum()
         if inside.any():
             ece += inside.mean() * abs(confidence[inside].mean() - (chosen == y)[inside].mean())
-    assert found["ece"] == pytest.approx(ece, abs=1e-5)
+            assert found["reliability"][i]["confidence"] == pytest.approx(confidence[inside].mean())
+            assert found["reliability"][i]["accuracy"] == pytest.approx((chosen == y)[inside].mean())
+        else:
+            assert found["reliability"][i] == {"count": 0, "confidence": None, "accuracy": None}
+    assert found["ece"] == pytest.approx(ece, abs=1e-9)
 
+    one_hot = np.eye(4)[y]
+    assert found["brier"] == pytest.approx(((np.exp(log_p) - one_hot) ** 2).sum(1).mean(), abs=1e-9)
+
+    areas = []  # the share of pairs, one of the class and one of the rest, that the probability puts in order
+    for c in range(4):
+        inside, outside = np.exp(log_p[y == c, c]), np.exp(log_p[y != c, c])
+        areas.append((inside[:, None] > outside).mean() + 0.5 * (inside[:, None] == outside).mean())
+    assert found["auroc"] == pytest.approx(np.mean(areas), abs=1e-9)
+
+    assert found["confusion"] == [[int(((y == t) & (chosen == p)).sum()) for p in range(4)] for t in range(4)]
     assert found["agreement"] == pytest.approx(np.mean(chosen == np.roll(chosen, 1)))
     assert summary(logits, labels)["agreement"] is None
+
+
+def test_auroc_ranks_what_probabilities_cannot_tell_apart() -> None:
+    # All probabilities are 1 or 0 in float64; the logits still have an order.
+    logits, labels = torch.tensor([[0.0, 90.0], [0.0, 80.0], [0.0, 70.0], [0.0, 60.0]]), torch.tensor([1, 0, 1, 0])
+    assert summary(logits, labels)["auroc"] == pytest.approx(3 / 4)
+    three = torch.nn.functional.pad(logits, (0, 1), value=-50.0)[:, [2, 0, 1]]
+    rest = torch.tensor([[75.0, 0.0, 0.0]])  # its class is found without fault; of the others the same two pairs
+    found = summary(torch.cat([three, rest]), torch.tensor([2, 1, 2, 1, 0]))
+    assert found["auroc"] == pytest.approx(np.mean([1, 4 / 6, 5 / 6]))
+
+
+def test_auroc_needs_all_classes() -> None:
+    assert summary(logits_for([0, 1, 0]), torch.tensor([0, 1, 0]))["auroc"] is None
+
+
+def test_a_large_confusion_matrix_is_left_out() -> None:
+    assert summary(logits_for([0, 1], 101), torch.tensor([0, 1]))["confusion"] is None
+    assert len(summary(logits_for([0, 1], 100), torch.tensor([0, 1]))["confusion"]) == 100
+
+
+def test_a_net_that_is_sure_is_in_the_last_bin() -> None:
+    found = summary(logits_for([0, 1], margin=1000), torch.tensor([0, 0]))
+    assert found["reliability"][-1] == {"count": 2, "confidence": 1.0, "accuracy": 0.5}
+    assert found["ece"] == pytest.approx(0.5)
 
 
 @pytest.mark.filterwarnings("error")
