@@ -1,6 +1,12 @@
 """What a command says while it works: plain lines on stderr, so that stdout holds results alone."""
 
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
 from rich.console import Console
+from rich.progress import track
+
+T = TypeVar("T")
 
 console = Console(stderr=True, highlight=False)
 
@@ -8,3 +14,8 @@ console = Console(stderr=True, highlight=False)
 def say(message: str) -> None:
     """One line to the person at the terminal, or to the job's log."""
     console.print(message, markup=False, soft_wrap=True)
+
+
+def waiting(steps: Sequence[T], what: str) -> Iterator[T]:
+    """Go through the steps, with a bar that shows how far it is, on a terminal alone, and that leaves no trace."""
+    yield from track(steps, what, console=console, transient=True, disable=not console.is_terminal)

@@ -10,7 +10,9 @@ from sklearn.metrics import confusion_matrix, recall_score, roc_auc_score
 from torch import Tensor, nn
 
 from kd.data.base import DataModule, Images
+from kd.log import waiting
 from kd.nets.build import normalization_of
+from kd.nets.pretrained import Normalization
 from kd.views import normalize, to_unit
 
 BOOTSTRAP = 10_000
@@ -18,21 +20,26 @@ BINS = 15
 CONFUSION = 100  # classes up to which a report holds the whole confusion matrix
 
 
-@torch.no_grad()
 def predict_logits(net: nn.Module, data: DataModule, images: Images) -> Tensor:
     """A net's logits for images as they are (no augmentation), under the net's own normalisation or the data's.
 
     Returns:
         float32 [N, C] on the CPU, in the order of `images`. The net is left in evaluation mode.
     """
+    return ask(net, images, normalization_of(net, data.statistics))
+
+
+@torch.no_grad()
+def ask(net: nn.Module, images: Images, normalization: Normalization) -> Tensor:
+    """A net's logits for images of any data set, under this normalisation; otherwise as `predict_logits`."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     net = net.to(device).eval()
-    size = data.evaluation_batch  # a batch at a time: the images may be more than fit in memory
-    batches = (images.pixels[i : i + size].to(device) for i in range(0, len(images), size))
-    mean, std = normalization_of(net, data.statistics)
-    logits = torch.cat([net(normalize(to_unit(pixels), mean, std)).float().cpu() for pixels in batches])
+    size = images.pixels.batch  # a batch at a time: the images may be more than fit in memory
+    found = []
+    for i in waiting(range(0, len(images), size), f"asking a net about {len(images)} images"):
+        found.append(net(normalize(to_unit(images.pixels[i : i + size].to(device)), *normalization)).float().cpu())
     net.cpu()
-    return logits
+    return torch.cat(found)
 
 
 def summary(logits: Tensor, labels: Tensor, teacher: Tensor | None = None) -> dict[str, Any]:

@@ -231,13 +231,8 @@ class DataModule(ABC):
 
     @property
     def evaluation_batch(self) -> int:
-        """Images that a net is shown at once where it does not train.
-
-        256 of up to 64x64 pixels and fewer of larger ones, so that what a net holds of them does not grow with their
-        size.
-        """
-        _, _, height, width = self.split.train.pixels.shape
-        return max(1, min(256, 2**20 // (height * width)))
+        """Images that a net is shown at once where it does not train; see `kd.data.images.Pixels.batch`."""
+        return self.split.train.pixels.batch
 
     def val_loader(self, batch_size: int | None = None, ranks: int = 1) -> DataLoader[Batch]:
         """The validation part once, in order; each image on exactly one rank.

@@ -149,6 +149,16 @@ class Pixels:
         return found
 
     @property
+    def batch(self) -> int:
+        """Images that a net is shown at once where it does not train.
+
+        256 of up to 64x64 pixels and fewer of larger ones, so that what a net holds of them does not grow with their
+        size.
+        """
+        _, _, height, width = self.shape
+        return max(1, min(256, 2**20 // (height * width)))
+
+    @property
     def facts(self) -> Facts:
         """Those of the chosen rows."""
         every = Facts.joined([store.facts for store in self.stores])
