@@ -24,7 +24,7 @@ from kd.nets.build import build_net
 from kd.nets.head import head_of
 from kd.objective import Objective
 from kd.optim import make_optimizer
-from kd.report import as_markdown, as_table, make_report, verdict
+from kd.run_report import as_markdown, as_table, make_report, verdict
 from kd.stages import complete, make_stage
 from kd.store import Done, Store
 

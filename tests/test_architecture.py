@@ -69,8 +69,9 @@ def test_nets_know_neither_role_nor_loss() -> None:
         assert not {name for name in _imports(path) if name.startswith(("kd.losses", "kd.objective", "kd.teachers"))}
 
 
-def test_training_code_is_not_imported_before_a_config_is_accepted() -> None:
-    # `--help` and a misspelt key must not wait for torch.
-    code = "import sys, kd.train; print([m for m in ('torch', 'lightning', 'sklearn') if m in sys.modules])"
+@pytest.mark.parametrize("module", ["kd.train", "kd.report", "kd.summary", "kd.evaluate", "kd.benchmark"])
+def test_training_code_is_not_imported_before_it_is_needed(module: str) -> None:
+    # `--help`, a misspelt key and a table of many runs must not wait for torch.
+    code = f"import sys, {module}; print([m for m in ('torch', 'lightning', 'sklearn') if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=KD.parent)
     assert out.stdout.strip() == "[]"

@@ -76,6 +76,10 @@ def test_run_folder_and_report(make_config: Make, capsys: pytest.CaptureFixture[
         assert shape_of({k: model[k] for k in rest}) == rest
         assert model["latency_ms"]["batch"] == 1
         assert 0 < model["latency_ms"]["median"] <= model["latency_ms"]["p95"]
+        record = json.loads((folder.parents[1] / "store" / model["stage"] / "stage.json").read_text())
+        for i, row in enumerate(record["history"]):
+            assert {name: values[i] for name, values in model["history"].items()} == row
+        assert model["history"]["epoch"] == [0, 1]
     assert report["schema"] == 1
     assert report["command"] == "python -m kd.train x=1"
     data = {"name": "digits", "classes": list("0123456789"), "train": 200, "val": 135, "test": 449}

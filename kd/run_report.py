@@ -1,0 +1,266 @@
+"""The report of a run: the models side by side, and what distillation bought."""
+
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich import box
+from rich.table import Table
+
+from kd.chain import Role
+from kd.costs import cost, latency
+from kd.data.base import DataModule
+from kd.metrics import paired, summary
+from kd.stages import load_net, logits_of, name_of
+from kd.store import Done
+from kd.teachers.watch import concerns
+
+SCHEMA = 1
+
+
+def make_report(
+    done: Mapping[Role, Done], data: DataModule, *, name: str, seed: int, command: str, config: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Measure the stages' nets on the test part, and compare them; the dictionary that `report.json` holds.
+
+    Args:
+        done: the finished stage of each role.
+        command: the line that made the run.
+        config: the run's checked config, plain values only.
+    """
+    split = data.split
+    models = [_model(role, done, data) for role in done]
+    return {
+        "schema": SCHEMA,
+        "name": name,
+        "seed": seed,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "git": git_sha(),
+        "command": command,
+        "config": dict(config),
+        "environment": environment(),
+        "data": {
+            "name": data.name,
+            "classes": list(split.classes),
+            "train": len(split.train),
+            "val": len(split.val),
+            "test": len(split.test),
+            "unlabeled": len(split.unlabeled) if split.unlabeled else 0,
+            "skipped": data.skipped,
+        },
+        "models": models,
+        "comparison": compare(models, done, data),
+        "teaching": teaching(models, done, data),
+    }
+
+
+def _model(role: Role, done: Mapping[Role, Done], data: DataModule) -> dict[str, Any]:
+    stage, test = done[role], data.split.test
+    teacher = logits_of(done["teacher"], data, test) if "teacher" in done else None
+    net, shape = load_net(stage), data.shape
+    return {
+        "role": role,
+        "net": name_of(stage),
+        **cost(net, shape),
+        "latency_ms": latency(net, shape),
+        "test": summary(logits_of(stage, data, test), test.labels, teacher),
+        "val": {which: row["val/acc"] for which, row in stage.record["val"].items()},
+        "stage": stage.key,
+        "epochs": stage.record["total"]["epochs"],
+        "seconds": stage.record["total"]["seconds"],
+        "history": columns(stage.record["history"]),
+    }
+
+
+def columns(history: Sequence[Mapping[str, float]]) -> dict[str, list[float | None]]:
+    """The metrics of each epoch of a stage, by name: `epoch` (from 0), `val/acc`, ...; null where an epoch has none."""
+    names = dict.fromkeys(name for row in history for name in row)
+    return {name: [row.get(name) for row in history] for name in names}
+
+
+def compare(models: Sequence[Mapping[str, Any]], done: Mapping[Role, Done], data: DataModule) -> dict[str, Any]:
+    """What distillation bought, and what the student costs next to the teacher; null where a model is missing.
+
+    `gain` is in accuracy, student over baseline, paired over the test images. `gap_closed` is the share that gain is
+    of what the teacher is ahead of the baseline, null where it is not ahead. `retention` is the student's accuracy,
+    `speedup` the teacher's latency and `compression` the teacher's parameters, each over the other's.
+    """
+    by_role = {model["role"]: model for model in models}
+    student, baseline, teacher = (by_role.get(role) for role in ("student", "baseline", "teacher"))
+    found: dict[str, Any] = dict.fromkeys(
+        ("gain", "gain_ci95", "p_value", "gap_closed", "retention", "speedup", "compression")
+    )
+    if student and baseline:
+        test = data.split.test
+        found |= paired(logits_of(done["student"], data, test), logits_of(done["baseline"], data, test), test.labels)
+        if teacher and (gap := teacher["test"]["accuracy"] - baseline["test"]["accuracy"]) > 0:
+            found["gap_closed"] = found["gain"] / gap
+    if student and teacher:
+        if teacher["test"]["accuracy"] > 0:
+            found["retention"] = student["test"]["accuracy"] / teacher["test"]["accuracy"]
+        found["speedup"] = teacher["latency_ms"]["median"] / student["latency_ms"]["median"]
+        found["compression"] = teacher["params"] / student["params"]
+    return found
+
+
+def teaching(models: Sequence[Mapping[str, Any]], done: Mapping[Role, Done], data: DataModule) -> dict[str, Any] | None:
+    """What the soft labels that the student learned from were worth, and what about them should worry the user."""
+    taught = done["student"].record["taught"] if "student" in done else {}
+    if not taught:
+        return None
+    baseline = next((model["val"]["best"] for model in models if model["role"] == "baseline"), None)
+    return {**taught, "concerns": concerns(taught, len(data.classes), baseline)}
+
+
+def environment() -> dict[str, Any]:
+    """What the numbers were measured with."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "lightning": version("lightning"),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def git_sha() -> str | None:
+    """The commit of the project's checkout, with `+` where it has changes; None outside a checkout."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        sha = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changes = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return sha + ("+" if changes.strip() else "")
+
+
+COLUMNS = ("", "net", "params", "MACs", "size", "latency", "test accuracy", "agrees")
+
+
+def rows(report: Mapping[str, Any]) -> list[list[str]]:
+    """The comparison as text, a row a model, in the order of `COLUMNS`."""
+    table = []
+    for model in report["models"]:
+        low, high = model["test"]["accuracy_ci95"]
+        agreement = model["test"]["agreement"]
+        table.append(
+            [
+                model["role"],
+                model["net"],
+                _short(model["params"]),
+                _short(model["macs"]),
+                f"{_short(model['bytes'])}B",
+                f"{model['latency_ms']['median']:.2f} ms",
+                f"{100 * model['test']['accuracy']:.2f} % [{100 * low:.1f}, {100 * high:.1f}]",
+                "" if agreement is None else f"{100 * agreement:.1f} %",
+            ]
+        )
+    return table
+
+
+def _short(count: float) -> str:
+    """Three significant digits and a decimal prefix: 93.9 k, 11.2 M."""
+    power = 0
+    while count >= 999.5 and power < 3:
+        count, power = count / 1000, power + 1
+    return f"{count:.3g} {' kMG'[power]}".rstrip()
+
+
+def verdict(report: Mapping[str, Any]) -> list[str]:
+    """What the comparison says, in sentences; nothing about what was not run."""
+    found, lines = report["comparison"], []
+    if found["gain"] is not None:
+        low, high = (100 * bound for bound in found["gain_ci95"])
+        sure = "" if low > 0 or high < 0 else "; on these test images that may be chance"
+        lines.append(
+            f"Gain of distillation: {100 * found['gain']:+.2f} points [95 %: {low:+.2f} to {high:+.2f}; "
+            f"McNemar p = {found['p_value']:.2g}]{sure}."
+        )
+    if found["gap_closed"] is not None and found["gap_closed"] > 0:
+        lines.append(f"Of the teacher's lead over the baseline, {100 * found['gap_closed']:.0f} % is closed.")
+    elif found["gap_closed"] is not None:
+        lines.append("None of the teacher's lead over the baseline is closed.")
+    elif found["gain"] is not None and found["speedup"] is not None:
+        lines.append("The teacher is not ahead of the baseline, so there was no gap to close.")
+    if found["speedup"] is not None:
+        kept = f", keeping {100 * found['retention']:.1f} % of its accuracy" if found["retention"] is not None else ""
+        lines.append(
+            f"Next to the teacher: {_times(found['speedup'], 'faster', 'slower')}, "
+            f"{_times(found['compression'], 'fewer parameters', 'more parameters')}{kept}."
+        )
+    return [*lines, *(report["teaching"] or {"concerns": ()})["concerns"]]
+
+
+def _times(ratio: float, above: str, below: str) -> str:
+    return f"{ratio:.1f} times {above}" if ratio >= 1 else f"{1 / ratio:.1f} times {below}"
+
+
+def as_table(report: Mapping[str, Any]) -> Table:
+    """The comparison for the terminal; fits in 80 columns."""
+    threads = report["environment"]["threads"]
+    about = f"[95 % interval] of accuracy; latency of one image on the CPU, {threads} threads"
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, caption=about.replace("[", "\\["))
+    for i, column in enumerate(COLUMNS):
+        table.add_column(column, justify="left" if i < 2 else "right", no_wrap=i != 1, overflow="fold")
+    for row in rows(report):
+        table.add_row(*(cell.replace(" [", "\n\\[") for cell in row))
+    return table
+
+
+def as_markdown(report: Mapping[str, Any]) -> str:
+    """`report.md`: the comparison, and all that is needed to read and repeat it."""
+    data, env = report["data"], report["environment"]
+    without = f", and {data['unlabeled']} without labels" if data.get("unlabeled") else ""
+    lines = [
+        f"# {report['name']}",
+        "",
+        "| " + " | ".join(COLUMNS) + " |",
+        "|" + "|".join("---" if i < 2 else "---:" for i in range(len(COLUMNS))) + "|",
+        *("| " + " | ".join(row) + " |" for row in rows(report)),
+        "",
+        *(f"- {line}" for line in verdict(report)),
+        "",
+        "## How",
+        "",
+        f"- Command: `{report['command']}`",
+        f"- Data: {data['name']}, {len(data['classes'])} classes; {data['train']} training, {data['val']} validation "
+        f"and {data['test']} test images{without}. Weights were chosen on validation; test was read once for each "
+        "model.",
+        *(f"- Left out, not to be decoded: `{each['file']}`: {each['reason']}" for each in data.get("skipped", ())),
+        f"- Seed {report['seed']}, commit {report['git'] or 'unknown'}, finished {report['finished']}.",
+        f"- Python {env['python']}, torch {env['torch']}, Lightning {env['lightning']}, {env['device']}; "
+        f"latency on the CPU with {env['threads']} threads.",
+        *(
+            f"- {model['role']}: {model['epochs']} epochs in {model['seconds']:.0f} s, validation accuracy "
+            f"{100 * model['val']['best']:.2f} % at best and {100 * model['val']['last']:.2f} % at the end, "
+            f"stage {model['stage']}."
+            for model in report["models"]
+        ),
+        *_soft_labels(report["teaching"]),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _soft_labels(taught: Mapping[str, Any] | None) -> list[str]:
+    if not taught:
+        return []
+    return [
+        f"- The soft labels that the student learned from, on validation: entropy {taught['entropy']:.3f} nats, "
+        f"{taught['label_probability']:.3f} for the true class, divergence {taught['instability']:.3f} nats between "
+        "two views of an image."
+    ]
