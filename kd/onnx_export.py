@@ -1,0 +1,130 @@
+"""ONNX files: a net with its normalisation, in float32 and in int8."""
+
+import contextlib
+import io
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kd.nets.build import Shape
+from kd.nets.pretrained import Normalization
+from kd.store import whole
+
+INPUT, OUTPUT = "images", "logits"
+
+
+class Normalized(nn.Module):
+    """A net that takes pixels in [0, 1], float32 [B, C, H, W], and normalises them itself; returns logits [B, classes].
+
+    Args:
+        normalization: mean and standard deviation per channel.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, net: nn.Module, normalization: Normalization) -> None:
+        super().__init__()
+        self.net = net
+        for name, values in zip(("mean", "std"), normalization, strict=True):
+            self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(-1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [B, classes] of images [B, C, H, W] in [0, 1]."""
+        logits: Tensor = self.net((images - self.mean) / self.std)
+        return logits
+
+
+def write_onnx(
+    net: nn.Module, shape: Shape, normalization: Normalization, path: Path, *, metadata: Mapping[str, str]
+) -> Path:
+    """Write a net as one ONNX file that takes any number of images with pixels in [0, 1].
+
+    Its input is `images`, float32 [batch, channels, size, size]; its output `logits`, float32 [batch, classes].
+
+    Args:
+        normalization: mean and standard deviation per channel that the net is fed under; goes into the graph.
+        metadata: goes into the file's metadata, as strings.
+    """
+    import onnx
+
+    # The net comes back in the mode it had.
+    training = net.training
+    images = torch.rand(2, shape.channels, shape.image_size, shape.image_size)
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                Normalized(net, normalization).cpu().eval(),
+                (images,),
+                dynamo=True,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                verbose=False,
+            )
+    finally:
+        net.train(training)
+    assert program is not None
+    model = program.model_proto
+    onnx.helper.set_model_props(model, dict(metadata))
+    with whole(path) as temporary:
+        onnx.save(model, temporary)
+    return path
+
+
+def quantize(source: Path, path: Path, calibration: Iterator[np.ndarray[Any, Any]]) -> Path:
+    """Write an ONNX file of ours in int8: weights per channel, activations by the range that images give them.
+
+    Static, as pairs of quantise and dequantise (QDQ), which ONNX Runtime fuses into int8 kernels.
+
+    Args:
+        source: the float32 file; its metadata is kept.
+        calibration: float32 [B, C, H, W] in [0, 1]; training images, a few hundred.
+    """
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def get_next(self) -> dict[str, Any] | None:
+            images = next(calibration, None)
+            return None if images is None else {INPUT: images}
+
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        prepared, made = Path(folder) / "prepared.onnx", Path(folder) / "int8.onnx"
+        quant_pre_process(source, prepared)
+        quantize_static(
+            prepared,
+            made,
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            extra_options={"QDQKeepRemovableActivations": False},
+        )
+        model = onnx.load(made)
+        onnx.helper.set_model_props(model, {each.key: each.value for each in onnx.load(source).metadata_props})
+        with whole(path) as temporary:
+            onnx.save(model, temporary)
+    return path
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what the exporter and the quantiser say of their own steps; errors are exceptions and get through."""
+    loud = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(loud)
