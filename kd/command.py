@@ -35,10 +35,13 @@ def run_command(main: Callable[[], Any], module: str) -> NoReturn:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its exceptions on instead of leaving with its own exit code
     debug = any(argument.removeprefix("+") == "debug=true" for argument in sys.argv[1:])
     try:
+        error: BaseException | None = None
         try:
             main()
         except Leave as leave:
-            raise leave.__cause__ from None  # type: ignore[misc]
+            error = leave.__cause__
+        if error:
+            raise error
     except (UserError, ConfigCompositionException, MissingConfigException, OverrideParseException) as error:
         if debug:
             raise
@@ -98,7 +101,8 @@ def explain(error: Exception, config: str = "train") -> str:
         return str(error)
     if isinstance(error, OverrideParseException):
         return f"{error.override}: not an override of the form KEY=VALUE: {error.message}"
-    return str(error).strip().splitlines()[0]
+    first = str(error).strip().splitlines()[0]
+    return f"{first}: -m runs each of the values, [...] is a list" if first.startswith("Ambiguous value") else first
 
 
 def _keys(config: str) -> list[str]:

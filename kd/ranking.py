@@ -42,16 +42,17 @@ def show(runs: Sequence[tuple[Sequence[str], Mapping[str, Any]]]) -> None:
     if not runs:
         return
     rows = ranked(runs)
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for column, justify in (("", "right"), ("", "left"), ("validation", "right"), ("test", "right"), ("gain", "right")):
         table.add_column(column, justify=justify, no_wrap=column != "", overflow="fold")  # type: ignore[arg-type]
     for i, row in enumerate(rows, start=1):
         numbers = [_spread(row["val"]), _spread(row["test"]), _spread(row["gain"], "+")]
-        table.add_row(str(i), row["label"], *numbers)
+        table.add_row(str(i), row["label"] or "all", *numbers)
     seeds = max(len(row["val"]) for row in rows)
     over = f"; mean ± standard deviation over {seeds} seeds" if seeds > 1 else ""
-    table.caption = f"ranked by validation accuracy; in per cent, the gain over the baseline in points{over}"
-    Console().print(table, highlight=False)
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(f"Ranked by validation; accuracies in per cent, gain over the baseline in points{over}.")
 
 
 def _spread(values: Sequence[float], sign: str = "") -> str:

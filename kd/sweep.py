@@ -17,7 +17,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from hydra._internal.callbacks import Callbacks
-from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -141,7 +140,10 @@ class Sweep(Callback):
             return
         task = Task({entry.overrides: entry.job for entry in todo if entry.job})
         launcher = Plugins.instance().instantiate_launcher(self.context, task, self.config)
-        size = 1 if isinstance(launcher, BasicLauncher) else self.config.hydra.sweeper.max_batch_size or len(todo)
+        # One at a time in this process. By its name, because Hydra loads its plugins' modules once more.
+        size = (
+            1 if type(launcher).__name__ == "BasicLauncher" else self.config.hydra.sweeper.max_batch_size or len(todo)
+        )
         for i in range(0, len(todo), size):
             batch = todo[i : i + size]
             for entry in batch:
@@ -279,9 +281,10 @@ def _name(entries: Sequence[Entry]) -> None:
     for entry in entries:
         if entry.config is None or times[entry.config.name] == 1:
             continue
-        own = any(override.startswith("name=") for override in entry.overrides)
-        words = [word for word in entry.swept if own or word.partition("=")[0] not in SHOWN]
-        name = _with(entry.config, _plain("_".join(word.rpartition(".")[2] for word in words), 60))
+        own = any(override.startswith("name=") for override in entry.overrides)  # then it shows nothing
+        words = [word.partition("=") for word in entry.swept]
+        more = [f"{key.rpartition('.')[2]}-{value}" for key, _, value in words if own or key not in SHOWN]
+        name = _with(entry.config, _plain("_".join(more), 60))
         if name in taken:
             name = _with(entry.config, hashlib.sha256(" ".join(entry.swept).encode()).hexdigest()[:8])
         taken.add(name)
