@@ -140,10 +140,11 @@ class Sweep(Callback):
             return
         task = Task({entry.overrides: entry.job for entry in todo if entry.job})
         launcher = Plugins.instance().instantiate_launcher(self.context, task, self.config)
-        # One at a time in this process. By its name, because Hydra loads its plugins' modules once more.
-        size = (
-            1 if type(launcher).__name__ == "BasicLauncher" else self.config.hydra.sweeper.max_batch_size or len(todo)
-        )
+        kind = type(launcher).__name__  # no isinstance: Hydra loads its plugins' modules once more
+        if kind == "JoblibLauncher":
+            _refuse_devices(todo)
+        # Without a launcher of another kind the jobs share this process, one after another.
+        size = 1 if kind == "BasicLauncher" else self.config.hydra.sweeper.max_batch_size or len(todo)
         for i in range(0, len(todo), size):
             batch = todo[i : i + size]
             for entry in batch:
@@ -310,6 +311,16 @@ def _command(overrides: Sequence[str]) -> str:
     flags = [word for word in sys.argv[1:] if "=" not in word and word not in ("-m", "--multirun")]
     own = [override for override in overrides if not override.startswith("sweep=")]
     return shlex.join(["python", "-m", "kd.train", *flags, *own])
+
+
+def _refuse_devices(entries: Sequence[Entry]) -> None:
+    """A process of joblib's pool cannot start those that several devices need."""
+    found = [entry.config.trainer.get("devices", 1) for entry in entries if entry.config]
+    if many := [devices for devices in found if devices not in (1, "1", "auto")]:
+        raise UserError(
+            f"trainer.devices: found {many[0]} with hydra/launcher=joblib; several devices take one job at a time: "
+            "leave the launcher out, or take submitit_local or submitit_slurm"
+        )
 
 
 def _log_of(entry: Entry, folder: Path) -> Path:
