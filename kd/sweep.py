@@ -284,7 +284,7 @@ def _name(entries: Sequence[Entry]) -> None:
             continue
         own = any(override.startswith("name=") for override in entry.overrides)  # then it shows nothing
         words = [word.partition("=") for word in entry.swept]
-        more = [f"{key.rpartition('.')[2]}-{value}" for key, _, value in words if own or key not in SHOWN]
+        more = [f"{key.rpartition('.')[2]}-{_plain(value, 40)}" for key, _, value in words if own or key not in SHOWN]
         name = _with(entry.config, _plain("_".join(more), 60))
         if name in taken:
             name = _with(entry.config, hashlib.sha256(" ".join(entry.swept).encode()).hexdigest()[:8])
