@@ -8,8 +8,12 @@ import hashlib
 import importlib.util
 import sysconfig
 from collections.abc import Mapping
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
+
+# Part of every key. Raise it when a change to the project changes what training gives.
+RECIPE = 2
 
 INSTALLED = tuple(sysconfig.get_path(kind) for kind in ("purelib", "platlib", "stdlib"))
 
@@ -27,17 +31,26 @@ def code_of(*nodes: Mapping[str, Any]) -> dict[str, str]:
 
 def _source_file(target: str) -> tuple[str, Path] | None:
     """The module that a dotted path starts with, and its file; None for an installed or built-in one."""
-    module = target.rpartition(".")[0]
-    while module:
-        try:
-            spec = importlib.util.find_spec(module)
-        except (ImportError, ValueError):
-            spec = None  # not a module but a class in one: look one step up
-        if spec and spec.origin:
-            mine = spec.origin.endswith(".py") and not spec.origin.startswith(INSTALLED)
-            return (module, Path(spec.origin)) if mine else None
-        module = module.rpartition(".")[0]
-    return None
+    package, *names = target.split(".")[:-1] or [""]
+    spec = _spec(package, None)
+    for name in names:  # step by step, so that nothing is imported: torch takes seconds
+        inner = _spec(f"{spec.name}.{name}", spec.submodule_search_locations) if spec else None
+        if inner is None:
+            break  # not a module but a class in one
+        spec = inner
+    if spec is None or not spec.origin or not spec.origin.endswith(".py") or spec.origin.startswith(INSTALLED):
+        return None
+    return spec.name, Path(spec.origin)
+
+
+def _spec(name: str, inside: list[str] | None) -> ModuleSpec | None:
+    """Where a module is; one of a package is looked for in the package's folders."""
+    if "." in name:
+        return PathFinder.find_spec(name, inside) if inside else None
+    try:
+        return importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        return None
 
 
 def _bare(source: str) -> str:
@@ -46,3 +59,19 @@ def _bare(source: str) -> str:
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node, clean=False):
             node.body = node.body[1:] or [ast.Pass()]
     return ast.unparse(tree)
+
+
+def targets(node: Any) -> list[Mapping[str, Any]]:
+    """All nodes in a config that name code, at any depth."""
+    if isinstance(node, list):
+        return [found for each in node for found in targets(each)]
+    if not isinstance(node, Mapping):
+        return []
+    own = (
+        [node]
+        if "_target_" in node
+        else [{"_target_": f"kd.schedules.{node['schedule']}"}]
+        if "schedule" in node
+        else []
+    )
+    return own + [found for each in node.values() for found in targets(each)]

@@ -12,12 +12,10 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from kd.errors import Interrupted, UnusedError, UserError, nearest
-from kd.log import say
+from kd.errors import Interrupted, UserError, nearest
 
 T = TypeVar("T")
 
@@ -29,7 +27,7 @@ def run_command(main: Callable[[], Any], module: str) -> NoReturn:
     """Run a command's Hydra main and leave the process with its exit code.
 
     0 done; 2 the user can mend it, told in a few lines on stderr; 130 interrupted, with the line that resumes;
-    1 a defect of ours, with its traceback.
+    1 some part has failed and is named, or a defect of ours, with its traceback.
 
     Args:
         module: what comes after `python -m`.
@@ -37,10 +35,13 @@ def run_command(main: Callable[[], Any], module: str) -> NoReturn:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its exceptions on instead of leaving with its own exit code
     debug = any(argument.removeprefix("+") == "debug=true" for argument in sys.argv[1:])
     try:
+        error: BaseException | None = None
         try:
             main()
         except Leave as leave:
-            raise leave.__cause__ from None  # type: ignore[misc]
+            error = leave.__cause__
+        if error:
+            raise error
     except (UserError, ConfigCompositionException, MissingConfigException, OverrideParseException) as error:
         if debug:
             raise
@@ -68,11 +69,7 @@ def job(function: Callable[[T], object], checked: Callable[[DictConfig, set[str]
         try:
             function(checked(cfg, typed_keys(HydraConfig.get().overrides.task)))
         except (UserError, Interrupted, KeyboardInterrupt) as error:
-            if HydraConfig.get().mode is not RunMode.MULTIRUN:
-                raise Leave from error
-            if not isinstance(error, UnusedError):
-                raise  # Hydra goes on with the other jobs
-            say(f"left out of the sweep: {' '.join(HydraConfig.get().overrides.task)}: {error}")
+            raise Leave from error
 
     return run
 
@@ -104,7 +101,8 @@ def explain(error: Exception, config: str = "train") -> str:
         return str(error)
     if isinstance(error, OverrideParseException):
         return f"{error.override}: not an override of the form KEY=VALUE: {error.message}"
-    return str(error).strip().splitlines()[0]
+    first = str(error).strip().splitlines()[0]
+    return f"{first}: -m runs each of the values, [...] is a list" if first.startswith("Ambiguous value") else first
 
 
 def _keys(config: str) -> list[str]:

@@ -9,7 +9,7 @@ class UserError(Exception):
 
 
 class UnusedError(UserError):
-    """A recipe sets a number that the chosen loss does not depend on. A sweep over losses goes on without that one."""
+    """A number was set that the chosen loss does not depend on. A sweep over losses goes on without that one."""
 
 
 class Interrupted(Exception):  # noqa: N818 - no error, a wish

@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning.pytorch as L
 import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import (
     Callback,
@@ -20,6 +21,7 @@ from lightning.pytorch.callbacks import (
     RichProgressBar,
 )
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -194,14 +196,28 @@ def _make_trainer(spec: Mapping[str, Any], folder: Path, runtime: Mapping[str, A
         "default_root_dir": str(folder),
         "logger": TensorBoardLogger(str(folder), name="tensorboard", version="", default_hp_metric=False),
         "callbacks": own + _callbacks(spec, folder),
+        # One process of ours starts the others. Lightning's way on SLURM, a task for each device, would run the whole
+        # command in each; and its checkpoint at SIGUSR1, in the middle of an epoch, would not resume to the same bits.
+        "plugins": [LightningEnvironment()],
     }
     if options["enable_progress_bar"]:
         options["callbacks"].append(RichProgressBar(leave=False))
     check_keywords(L.Trainer, options, "trainer")
     try:
-        return L.Trainer(**options)
+        trainer = L.Trainer(**options)
     except (MisconfigurationException, TypeError, ValueError) as error:
         raise UserError(f"trainer: {error}") from error
+    if trainer.num_nodes > 1:
+        raise UserError(
+            f"trainer.num_nodes: found {trainer.num_nodes}; a training takes one node, and several devices of it with "
+            "trainer=ddp; hydra/launcher=submitit_slurm spreads the jobs of a sweep over nodes"
+        )
+    if isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher):
+        raise UserError(
+            f"trainer.strategy: found {options['strategy']!r} for {trainer.num_devices} devices, which would start the "
+            "whole command once more for each; accepted is ddp_spawn (trainer=ddp)"
+        )
+    return trainer
 
 
 def _callbacks(spec: Mapping[str, Any], folder: Path) -> list[Callback]:

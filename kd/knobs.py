@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import Container, DictConfig, OmegaConf
 
-from kd.errors import UnusedError, UserError
+from kd.errors import UnusedError
 
 # Each knob, and how a run's name shows it. A method uses those that its file in conf/loss refers to.
 KNOBS = {"temperature": "T", "alpha": "a"}
@@ -21,13 +21,12 @@ def refuse_unused(cfg: DictConfig, typed: Collection[str]) -> None:
             one for its default, so it comes from a recipe.
 
     Raises:
-        UserError: naming the knob, and the numbers that the loss has; `UnusedError` where a recipe turned it.
+        UnusedError: naming the knob, and the numbers that the loss has.
     """
     for knob in KNOBS:
         if (knob in typed or isinstance(cfg[knob], DictConfig)) and not uses(cfg, knob):
             numbers = ", ".join(_numbers(OmegaConf.to_container(cfg.loss, resolve=True), "loss"))
-            kind = UserError if knob in typed else UnusedError
-            raise kind(f"{knob}: the chosen loss does not use it, so it would change nothing; it has {numbers}")
+            raise UnusedError(f"{knob}: the chosen loss does not use it, so it would change nothing; it has {numbers}")
 
 
 def uses(cfg: Container, knob: str) -> bool:

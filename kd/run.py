@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,24 @@ from kd.objective import Objective
 from kd.optim import make_optimizer
 from kd.run_report import as_markdown, as_table, make_report, verdict
 from kd.stages import complete, make_stage
-from kd.store import Done, Store
+from kd.store import Done, Store, put
 
 
-def run(config: Config, command: str) -> Path:
+def run(
+    config: Config,
+    command: str,
+    *,
+    folder: "RunFolder | None" = None,
+    since: datetime | None = None,
+    out: Console | None = None,
+) -> Path:
     """Finish the run's stages, measure their nets, and write the run's folder.
 
     Args:
         command: the line that repeats the run.
+        folder: to be filled; None for a new one.
+        since: where the config says `force`, stages that were finished after that time are not trained again.
+        out: what the comparison is shown on; None for stdout.
 
     Returns:
         the run's folder.
@@ -47,13 +58,13 @@ def run(config: Config, command: str) -> Path:
     data: DataModule = construct(config.data, "data")
     preflight(chain, config, data)
     store = Store(output / "store")
-    with RunFolder(output / "runs", config.name) as folder:
+    with folder or RunFolder(output / "runs", config.name) as folder:
         stages: dict[str, Done] = {}
         for link in chain:
             stage = make_stage(link, config, data, stages)
             folder.follow(link.name, store.root / f"{stage.key}.partial" / "tensorboard")
             started = time.perf_counter()
-            stages[link.name], reused = complete(stage, store, data, force=config.force)
+            stages[link.name], reused = complete(stage, store, data, force=config.force, since=since)
             folder.follow(link.name, stages[link.name].folder / "tensorboard")
             trained = f"trained in {time.perf_counter() - started:.0f} s" if stage.spec["epochs"] else "taken as it is"
             how = "already there" if reused else trained
@@ -63,7 +74,7 @@ def run(config: Config, command: str) -> Path:
         done = by_role(chain, stages)
         report = make_report(done, data, name=config.name, seed=config.seed, command=command, config=plain)
         _write(folder.path, report, done, data)
-    console = Console()
+    console = out or Console()
     console.print(as_table(report))
     for line in verdict(report):
         console.print(line, highlight=False)
@@ -175,7 +186,22 @@ class RunFolder:
             link.unlink()
             if events.is_dir():
                 shutil.copytree(events, link)
-        self.path.rename(self.final)
+        put(self.path, self.final)
+
+
+class JobFolder(RunFolder):
+    """The folder of one job of a sweep: its name is given, and it takes an older one's place.
+
+    Only one process at a time may fill it.
+    """
+
+    def __init__(self, final: Path) -> None:
+        self.final = final
+
+    def __enter__(self) -> "JobFolder":
+        shutil.rmtree(self.path, ignore_errors=True)  # of an attempt that was killed
+        (self.path / "tensorboard").mkdir(parents=True)
+        return self
 
 
 def writable(folder: Path) -> Path:

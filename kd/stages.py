@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from kd.chain import LABELS_ONLY, Link
-from kd.code_hash import code_of
+from kd.code_hash import RECIPE, code_of, targets
 from kd.config import Config
 from kd.construct import resolve_target
 from kd.data.base import DataModule, Images
@@ -27,9 +27,6 @@ from kd.teachers.source import file_of, load_start, net_spec, start_spec
 from kd.teachers.view_files import Room, ViewFiles
 from kd.teachers.watch import Watched
 from kd.views import make_views
-
-# Part of every key. Raise it when a change to the project changes what training gives.
-RECIPE = 2
 
 # Trainer options that change how a stage runs but not what comes out of it.
 RUNTIME_ONLY = {"accelerator", "strategy", "log_every_n_steps", "deterministic", "enable_progress_bar"}
@@ -84,9 +81,9 @@ def make_stage(link: Link, config: Config, data: DataModule, done: Mapping[str, 
     spec: dict[str, Any] = {"recipe": RECIPE, "shape": list(data.shape), "data": key}
     file, members = file_of(link, data), tuple(done[name] for name in link.members)
     load = not (file or link.start or members)
-    spec |= net_spec(link.net, *_targets(link.objective), load=load) | start_spec(link, file)
+    spec |= net_spec(link.net, *targets(link.objective), load=load) | start_spec(link, file)
     if link.trains == "none":
-        spec |= {"epochs": 0, "code": code_of(*_targets(link.net))}
+        spec |= {"epochs": 0, "code": code_of(*targets(link.net))}
         spec |= {"members": [each.key for each in members]} if members else {}
         spec |= {"seed": link.recipe.seed} if load else {}
         return Stage(link.name, spec, weights=file, members=members)
@@ -95,7 +92,7 @@ def make_stage(link: Link, config: Config, data: DataModule, done: Mapping[str, 
     spec["epochs"] = min(spec["epochs"], config.trainer.get("max_epochs", spec["epochs"]))
     spec["trainer"] = {k: v for k, v in config.trainer.items() if k not in RUNTIME_ONLY | {"max_epochs"}}
     runtime = {k: v for k, v in config.trainer.items() if k in RUNTIME_ONLY}
-    spec["code"] = code_of(link.net, *_targets(spec["objective"]))
+    spec["code"] = code_of(link.net, *targets(spec["objective"]))
     teacher = done[link.teacher] if link.teacher else None
     start = done[link.start] if link.start else None
     spec |= {which: stage.key for which, stage in (("teacher", teacher), ("start", start)) if stage}
@@ -113,30 +110,26 @@ def _room(config: Config) -> Room | None:
     return Room(Path(config.output_dir).expanduser() / "cache" / "teacher", config.teacher.cache_limit)
 
 
-def _targets(node: Any) -> list[Mapping[str, Any]]:
-    """All nodes in a config that name code, at any depth."""
-    if isinstance(node, list):
-        return [found for each in node for found in _targets(each)]
-    if not isinstance(node, Mapping):
-        return []
-    own = (
-        [node]
-        if "_target_" in node
-        else [{"_target_": f"kd.schedules.{node['schedule']}"}]
-        if "schedule" in node
-        else []
-    )
-    return own + [found for each in node.values() for found in _targets(each)]
+def complete(
+    stage: Stage, store: Store, data: DataModule, *, force: bool = False, since: datetime | None = None
+) -> tuple[Done, bool]:
+    """The finished stage: found in the store, or trained now; and whether it was there already.
 
+    Args:
+        force: train it again, unless it was finished after `since`.
+    """
 
-def complete(stage: Stage, store: Store, data: DataModule, *, force: bool = False) -> tuple[Done, bool]:
-    """The finished stage: found in the store, or trained now; and whether it was there already."""
+    def counts(done: Done | None) -> bool:
+        if done is None or not force:
+            return done is not None
+        return since is not None and datetime.fromisoformat(done.record["finished"]) >= since
+
     done = store.find(stage.key)
-    if done and not force:
+    if done and counts(done):
         return done, True
     with store.claim(stage.key, stage.name) as folder:
         done = store.find(stage.key)  # another process may have finished it while this one waited
-        if done and not force:
+        if done and counts(done):
             return done, True
         torch.manual_seed(stage.spec.get("seed", 0))
         net = _start(stage, data)

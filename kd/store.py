@@ -75,34 +75,53 @@ class Store:
         """
         self.root.mkdir(parents=True, exist_ok=True)
         folder = self.root / f"{key}.partial"
-        lock = FileLock(self.root / f"{key}.lock")
-        try:
-            lock.acquire(timeout=0.05)
-        except Timeout:
-            say(f"{name}: another process is training it; waiting")
-            lock.acquire()
-        try:
+        with held(self.root / f"{key}.lock", f"{name}: another process is training it; waiting"):
             folder.mkdir(exist_ok=True)
-            yield folder
-        finally:
-            with suppress(OSError):  # an attempt's files stay, for the next one to go on from
-                folder.rmdir()
-            lock.release()
+            try:
+                yield folder
+            finally:
+                with suppress(OSError):  # an attempt's files stay, for the next one to go on from
+                    folder.rmdir()
 
     def publish(self, key: str, record: dict[str, Any]) -> Done:
         """Turn the folder that was claimed for `key` into a finished stage, in the place of an older one if any."""
         partial, final = self.root / f"{key}.partial", self.root / key
         record = {"schema": SCHEMA, "key": key, **record, "sha256": checksum(partial / "weights.safetensors")}
         (partial / "stage.json").write_text(json.dumps(record, indent=1))
-        if final.exists():
-            old = self.root / f"{key}.old"
-            shutil.rmtree(old, ignore_errors=True)
-            final.rename(old)
-            partial.rename(final)
-            shutil.rmtree(old)
-        else:
-            partial.rename(final)
+        put(partial, final)
         return Done(key, final, record)
+
+
+@contextmanager
+def held(path: Path, waiting: str) -> Iterator[None]:
+    """Hold a lock. Waits, and says so, as long as another process has it; a dead one's is taken by the system.
+
+    Args:
+        waiting: what to say.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0.05)
+    except Timeout:
+        say(waiting)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def put(folder: Path, final: Path) -> None:
+    """Rename a folder that is complete, in the place of an older one if there is any."""
+    if not final.exists():
+        folder.rename(final)
+        return
+    old = final.with_name(f"{final.name}.old.partial")
+    shutil.rmtree(old, ignore_errors=True)
+    final.rename(old)
+    folder.rename(final)
+    shutil.rmtree(old)
 
 
 def key_of(spec: dict[str, Any]) -> str:

@@ -5,7 +5,8 @@ python -m kd.train data=cifar10 temperature=8 alpha=0.7
 python -m kd.train model=resnet34_to_cnn student.net.width=16
 python -m kd.train teacher=torchvision teacher.net.name=resnet50 student=mlp
 python -m kd.train loss=dkd 'temperature={schedule: cosine, start: 8, end: 2}'
-python -m kd.train sweep=methods seed=0,1,2             all methods, one teacher
+python -m kd.train -m temperature=1,2,4,8 alpha=0.1,0.5,0.9   twelve runs, one teacher; again: what is missing
+python -m kd.train sweep=methods seed=0,1,2             all methods
 python -m kd.train trainer=smoke                        two batches of everything, to see that it runs
 """
 
@@ -15,6 +16,7 @@ import hydra
 
 from kd.command import CONF, job, run_command, this_command
 from kd.config import Config, check
+from kd.sweep import sweep_name  # noqa: F401 - named in conf/train.yaml
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")

@@ -1,0 +1,428 @@
+"""A sweep, as a user sees it: folders, lines, exit codes; what is done again and what is not."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from composed import CONF, TINY, composed
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
+
+from kd.code_hash import code_of
+from kd.command import run_command
+from kd.config import check
+from kd.errors import UnusedError
+from kd.ranking import ranked
+from kd.sweep import sweep_name
+from kd.train import main
+
+PAIR = ("model=mlp_to_mlp", *TINY, "epochs=1", "teacher.epochs=1")
+GRID = ("temperature=1,2,4,8", "alpha=0.1,0.5,0.9")
+ROOT = Path(__file__).parents[1]
+
+
+class Ran:
+    """What a command in this process left."""
+
+    def __init__(self, out: Path, capture: pytest.CaptureFixture[str], arguments: tuple[str, ...]) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            flags = [word for word in arguments if word == "-m"]  # which come first
+            words = [*PAIR, f"output_dir={out}", *(word for word in arguments if word != "-m")]
+            patch.setattr(sys, "argv", ["kd.train", *flags, *words])
+            with pytest.raises(SystemExit) as end:
+                run_command(main, "kd.train")
+        self.code = int(end.value.code or 0)
+        self.out, self.err = capture.readouterr()
+        self.sweeps = sorted((out / "sweeps").glob("*"))
+
+    @property
+    def sweep(self) -> Path:
+        (only,) = self.sweeps
+        return only
+
+    @property
+    def runs(self) -> list[Path]:
+        return sorted(path.parent for path in self.sweep.glob("*/report.json"))
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Any:
+    return lambda *arguments: Ran(tmp_path / "out", capsys, arguments)
+
+
+def process(out: Path, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+    line = [sys.executable, "-m", "kd.train", "-m", *PAIR, f"output_dir={out}", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        line, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+    )
+
+
+def stages(out: Path, name: str) -> list[Path]:
+    """The finished stages of this name in the store."""
+    files = (out / "store").glob("*/stage.json")
+    return [file.parent for file in files if json.loads(file.read_text())["name"] == name]
+
+
+def test_twelve_jobs_then_the_same_again(sweep: Any, tmp_path: Path) -> None:
+    first = sweep("-m", *GRID)
+    assert first.code == 0, first.err
+    assert {path.name for path in first.runs} == {
+        f"digits_mlp_to_mlp_kd_T{t}_a{a}_s0" for t in ("1.0", "2.0", "4.0", "8.0") for a in ("0.1", "0.5", "0.9")
+    }
+    assert first.sweep.name.startswith("digits_mlp_to_mlp_kd_temperature_alpha_")
+    assert re.findall(r"^\[(\d+)/12\] temperature=\d alpha=0.\d: student ", first.err, re.M) == list(
+        map(str, range(1, 13))
+    )
+    for run in first.runs:
+        files = {path.name for path in run.iterdir()}
+        assert files >= {"report.json", "report.md", "student.safetensors", "config.yaml", "tensorboard"}
+    out = tmp_path / "out"
+    assert [len(stages(out, name)) for name in ("teacher", "baseline", "distill")] == [1, 1, 12]
+    assert not (out / "runs").exists()
+    table = first.out.splitlines()
+    assert f"tensorboard --logdir {first.sweep}" in table[-1]
+    rows = [re.split(r" {2,}", line.strip()) for line in table if re.match(r" *\d+ ", line)]
+    of_runs = {}
+    for run in first.runs:
+        report = json.loads((run / "report.json").read_text())
+        student = next(model for model in report["models"] if model["role"] == "student")
+        label = f"temperature={report['config']['temperature']:.0f} alpha={report['config']['alpha']}"
+        of_runs[label] = [f"{100 * student['val']['best']:.2f}", f"{100 * student['test']['accuracy']:.2f}"]
+    assert {row[1]: row[2:4] for row in rows} == of_runs
+    assert [float(row[2]) for row in rows] == sorted((float(val) for val, _ in of_runs.values()), reverse=True)
+
+    before = {path: path.stat().st_mtime_ns for path in first.sweep.rglob("*") if path.is_file()}
+    again = sweep("-m", *reversed(GRID))
+    assert again.code == 0
+    assert again.sweep == first.sweep
+    assert again.err.count("done before") == 12
+    assert {path: path.stat().st_mtime_ns for path in again.sweep.rglob("*") if path.is_file()} == before
+    assert sorted(again.out.splitlines()) == sorted(first.out.splitlines())
+
+
+def test_a_failing_job_stops_no_other_and_is_tried_again(sweep: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import kd.run
+
+    report, broken = kd.run.make_report, [True]
+
+    def fails_at_two(*args: Any, **options: Any) -> Any:
+        if broken[0] and options["config"]["temperature"] == 2:
+            raise ZeroDivisionError("a defect\nof ours")
+        return report(*args, **options)
+
+    monkeypatch.setattr(kd.run, "make_report", fails_at_two)
+    first = sweep("-m", "temperature=1,2,0,4")
+    assert first.code == 1
+    assert [path.name for path in first.runs] == [f"digits_mlp_to_mlp_kd_T{t}_a0.5_s0" for t in ("1.0", "4.0")]
+    assert [path for path in first.sweep.iterdir() if path.name.endswith(".partial")] == []
+    assert "2 of 4 jobs failed" in first.err
+    assert "temperature=2: ZeroDivisionError: a defect" in first.err
+    assert "temperature=0: temperature: found 0.0, accepted is a number above 0" in first.err
+    logs = [Path(line) for line in re.findall(r"log: (.*)", first.err)]
+    assert len(logs) == 2
+    text = {log.name: log.read_text() for log in logs}
+    assert "ZeroDivisionError: a defect" in text["digits_mlp_to_mlp_kd_T2.0_a0.5_s0.log"]
+    assert "Traceback" in text["digits_mlp_to_mlp_kd_T2.0_a0.5_s0.log"]
+    assert "found 0.0" in text["temperature-0.log"]
+    assert "Traceback" not in first.err
+
+    broken[0] = False
+    again = sweep("-m", "temperature=1,2,0,4")
+    assert again.code == 1
+    assert again.err.count("done before") == 2
+    assert "[2/4] temperature=2: student" in again.err
+    assert "ZeroDivision" not in again.err + logs[0].read_text() + logs[1].read_text()
+    assert len(again.runs) == 3
+
+
+def test_a_mistake_that_all_jobs_share_ends_at_once(sweep: Any) -> None:
+    for arguments, words in (
+        (("temprature=1,2",), "temprature: no such key; did you mean 'temperature'?"),
+        (("temperature=0,-1",), "temperature: found 0.0, accepted is a number above 0"),
+        (("epochs=x", "seed=0,1"), "epochs: found 'x'"),
+        (("loss=kdd,nkdd",), "loss: there is no 'kdd'"),
+        (("temperature=1,2", "loss=mse_logits"), "temperature: the chosen loss does not use it"),
+    ):
+        ran = sweep("-m", *arguments)
+        assert ran.code == 2
+        assert words in ran.err
+        assert len(ran.err.splitlines()) == 1
+        assert ran.sweeps == []
+
+
+def test_without_m_the_message_says_so(sweep: Any) -> None:
+    ran = sweep("temperature=1,2")
+    assert ran.code == 2
+    assert "-m runs each of the values" in ran.err
+
+
+def test_results_of_another_config_or_code_do_not_count(sweep: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = ("-m", "name=mine", "stages=[baseline]")
+    assert sweep(*one, "seed=1,2").code == 0
+    more = sweep(*one, "seed=1,2,3", "debug=true")
+    assert (more.sweep.name, more.err.count("done before")) == ("mine", 2)
+    other = sweep(*one, "seed=1,2,3", "batch_size=40")
+    assert other.err.count("done before") == 0
+    configs = [json.loads((run / "report.json").read_text())["config"] for run in other.runs]
+    assert [config["batch_size"] for config in configs] == [40, 40, 40]
+    assert sweep(*one, "seed=1,2,3", "batch_size=40").err.count("done before") == 3
+    monkeypatch.setattr("kd.sweep_job.code_of", lambda *nodes: {"kd.losses.kd": "edited"})
+    assert sweep(*one, "seed=1,2,3", "batch_size=40").err.count("done before") == 0
+
+
+def test_force_does_all_again_and_shared_stages_once(sweep: Any, tmp_path: Path) -> None:
+    assert sweep("-m", "temperature=1,2").code == 0
+    (teacher,) = stages(tmp_path / "out", "teacher")
+    first = json.loads((teacher / "stage.json").read_text())["finished"]
+    forced = sweep("-m", "temperature=1,2", "force=true")
+    assert forced.err.count("done before") == 0
+    said = "".join(log.read_text() for log in sorted(forced.sweep.glob("logs/*.log")))
+    assert (said.count("teacher: trained"), said.count("distill: trained")) == (1, 2)
+    assert json.loads((teacher / "stage.json").read_text())["finished"] > first
+
+
+@pytest.mark.slow
+def test_a_job_is_the_same_bit_for_bit_as_the_run_alone(sweep: Any, tmp_path: Path) -> None:
+    ran = sweep("-m", "temperature=1,4", "loss=ctkd,kd")  # one process; ctkd draws weights of its own
+    assert ran.err.count("left out of the sweep: ") == 2  # ctkd learns its temperature
+    ran = sweep("-m", "name=both", "loss=ctkd,kd", "seed=0,1")
+    last = ran.sweeps[-1] if ran.sweeps[-1].name == "both" else ran.sweeps[0]
+    (job,) = last.glob("*loss-kd*_s1")
+    report = json.loads((job / "report.json").read_text())
+    words = shlex.split(report["command"])
+    assert words[:3] == ["python", "-m", "kd.train"]
+    assert "-m" not in words[3:]
+    line = [sys.executable, *words[1:], f"output_dir={tmp_path / 'alone'}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    subprocess.run(line, check=True, cwd=ROOT, env=environment, capture_output=True)
+    (alone,) = (tmp_path / "alone" / "runs").iterdir()
+    a, b = (load_file(folder / "student.safetensors") for folder in (job, alone))
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_jobs_whose_usual_names_are_the_same_get_names_of_their_own(sweep: Any) -> None:
+    ran = sweep("-m", "optim.lr=0.01,0.02", "student.net.hidden=[8],[4,4]", "stages=[baseline]")
+    assert ran.code == 0
+    names = [path.name for path in ran.runs]
+    stem = "digits_mlp_to_mlp_kd_T2.0_a0.5_hidden"
+    assert names == [f"{stem}-{hidden}_lr-0.0{lr}_s0" for hidden in ("4-4", "8") for lr in (1, 2)]
+    for run in ran.runs:
+        assert json.loads((run / "report.json").read_text())["name"] == run.name
+
+
+def test_interrupted_it_ends_with_the_line_that_resumes(sweep: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import kd.run
+
+    def stopped(*args: Any, **options: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kd.run, "make_report", stopped)
+        ran = sweep("-m", "temperature=1,2")
+    assert ran.code == 130
+    assert "python -m kd.train" in ran.err
+    assert ran.runs == []
+    assert len(sweep("-m", "temperature=1,2").runs) == 2
+
+
+PARSER = OverridesParser.create()
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+SWEEPS = sorted(path.stem for path in (CONF / "sweep").glob("*.yaml"))
+
+
+def test_the_presets_ship() -> None:
+    assert SWEEPS == ["methods", "seeds", "students", "temperature_alpha"]
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_preset_composes_with_every_experiment(name: str, experiment: str) -> None:
+    preset = OmegaConf.load(CONF / "sweep" / f"{name}.yaml")
+    assert preset.hydra.mode == "MULTIRUN"
+    for key, values in preset.hydra.sweeper.params.items():
+        options = list(PARSER.parse_override(f"{key}={values}").sweep_string_iterator())
+        assert len(options) > 1
+        for value in (options[0], options[-1]):
+            cfg = composed(f"experiment={experiment}", f"sweep={name}", f"{key}={value}", "data=digits")
+            typed = OmegaConf.to_container(cfg)[key] if key in cfg and key not in ("loss", "student") else None
+            assert typed is None or str(typed) == value
+            try:
+                check(cfg, [key])
+            except UnusedError:
+                assert key == "loss"
+
+
+def test_the_command_line_wins_over_a_preset(sweep: Any) -> None:
+    ran = sweep("sweep=seeds", "seed=3,4", "stages=[baseline]")
+    assert ran.code == 0
+    assert [path.name[-3:] for path in ran.runs] == ["_s3", "_s4"]
+    assert "mean ± standard deviation over 2 seeds" in " ".join(ran.out.split())
+
+
+def test_a_method_without_use_for_a_swept_knob_is_left_out(sweep: Any) -> None:
+    ran = sweep("-m", "loss=mse_logits,kd", "temperature=2,3")
+    assert ran.code == 0
+    assert ran.err.count("left out of the sweep: loss=mse_logits temperature=") == 2
+    assert len(ran.runs) == 2
+
+
+def test_the_folders_name_is_that_of_the_sweep() -> None:
+    def name(*overrides: str, params: Any = None) -> str:
+        choices = {"data": "digits", "teacher": "resnet18", "student": "cnn", "loss": "kd", "experiment": None}
+        hydra = {"overrides": {"task": list(overrides)}, "runtime": {"choices": choices}}
+        return sweep_name(_root_=OmegaConf.create({"hydra": {**hydra, "sweeper": {"params": params}}}))
+
+    one = name("temperature=1,2", "seed=0")
+    assert re.fullmatch(r"digits_resnet18_to_cnn_kd_temperature_[0-9a-f]{6}", one)
+    assert one == name("seed=0", "temperature=1,2", "force=true", "debug=true", "output_dir=x")
+    assert one != name("temperature=1,2", "seed=1")
+    assert re.fullmatch(r"digits_resnet18_kd_student_[0-9a-f]{6}", name("student=mlp,cnn"))
+    assert re.fullmatch(r"digits_kd_model_[0-9a-f]{6}", name("model=mlp_to_mlp,resnet34_to_cnn"))
+    assert re.fullmatch(r"resnet18_to_cnn_kd_data_[0-9a-f]{6}", name("data=digits,mnist"))
+    assert name("temperature=1,2", "name=mine") == "mine"
+    assert name(params={"seed": "0,1"}) == name("seed=0,1")
+
+
+def test_rank_is_by_the_mean_over_seeds_on_validation() -> None:
+    def report(val: float, test: float, gain: float | None) -> dict[str, Any]:
+        models = [
+            {"role": "teacher", "val": {"best": 1.0}, "test": {"accuracy": 1.0}},
+            {"role": "student", "val": {"best": val}, "test": {"accuracy": test}},
+        ]
+        return {"models": models, "comparison": {"gain": gain}}
+
+    rows = ranked(
+        [
+            (("alpha=0", "seed=0"), report(0.7, 0.9, None)),
+            (("alpha=1", "seed=0"), report(0.9, 0.5, 0.1)),
+            (("alpha=1", "seed=1"), report(0.6, 0.7, 0.3)),
+        ]
+    )
+    assert [row["label"] for row in rows] == ["alpha=1", "alpha=0"]  # 0.75 before 0.7, whatever the test says
+    assert rows[0] == {"label": "alpha=1", "val": [0.9, 0.6], "test": [0.5, 0.7], "gain": [0.1, 0.3]}
+    assert rows[1]["gain"] == []
+
+
+def test_code_is_found_without_importing_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "not_to_be_imported" / "inner"
+    package.mkdir(parents=True)
+    for folder in (package.parent, package):
+        (folder / "__init__.py").write_text("raise RuntimeError('imported')\n")
+    (package / "huber.py").write_text("class Huber: pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    names = [set(code_of({"_target_": f"not_to_be_imported.inner{end}"})) for end in (".huber.Huber.of", ".Thing")]
+    assert names == [{"not_to_be_imported.inner.huber"}, {"not_to_be_imported.inner"}]
+    assert code_of({"_target_": "torch.nn.Linear"}, {"_target_": "no.such.thing"}, {"_target_": "print"}, {}) == {}
+
+
+def test_a_finished_sweep_is_told_without_torch(tmp_path: Path, sweep: Any) -> None:
+    arguments = ("-m", "temperature=1,2")
+    assert sweep(*arguments).code == 0
+    code = (
+        "import sys; sys.argv = ['kd.train', *sys.argv[1:]]\n"
+        "from kd.command import run_command; from kd.train import main\n"
+        "try: run_command(main, 'kd.train')\n"
+        "finally: print('torch' in sys.modules)\n"
+    )
+    line = [sys.executable, "-c", code, "-m", *PAIR, f"output_dir={tmp_path / 'out'}", *arguments[1:]]
+    done = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stderr.count("done before") == 2
+    assert done.stdout.splitlines()[-1] == "False"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", [("joblib", "hydra.launcher.n_jobs=2"), ("submitit_local",)])
+def test_jobs_in_parallel_share_the_teacher(tmp_path: Path, launcher: tuple[str, ...]) -> None:
+    arguments = ("temperature=1,2", "student.net.hidden=[8],[-1]", f"hydra/launcher={launcher[0]}", *launcher[1:])
+    ran = process(tmp_path, *arguments)
+    _, err = ran.communicate(timeout=300)
+    assert ran.returncode == 1, err
+    assert len(re.findall(r"^\[\d/4\] .*: student ", err, re.M)) == 2
+    assert len(re.findall(r"^\[\d/4\] .*: failed: RuntimeError", err, re.M)) == 2
+    said = "".join(log.read_text() for log in tmp_path.glob("sweeps/*/logs/*.log"))
+    assert said.count("teacher: trained") == 1
+    assert len(stages(tmp_path, "teacher")) == 1
+    commands = [json.loads(file.read_text())["command"] for file in tmp_path.glob("sweeps/*/*/report.json")]
+    assert len(commands) == 2
+    assert all(each.startswith("python -m kd.train model=mlp_to_mlp") for each in commands)
+    again = process(tmp_path, *arguments)
+    _, err = again.communicate(timeout=300)
+    assert err.count("done before") == 2
+
+
+@pytest.mark.slow
+def test_a_killed_process_of_the_pool_takes_no_other_job_with_it(tmp_path: Path) -> None:
+    (tmp_path / "killer.py").write_text(
+        "import os, signal\nfrom kd.nets.mlp import MLP\n"
+        "def build(**options):\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{tmp_path}")
+        line = [
+            *(sys.executable, "-m", "kd.train", "-m", *PAIR, "stages=[baseline]", f"output_dir={tmp_path / 'out'}"),
+            "student.net._target_=kd.nets.mlp.MLP,killer.build",
+            *("seed=0,1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"),
+        ]
+        done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 1, done.stderr
+    assert len(list((tmp_path / "out").glob("sweeps/*/*/report.json"))) == 2
+    assert "2 of 4 jobs failed" in done.stderr
+    assert "its process died" in done.stderr
+
+
+@pytest.mark.slow
+def test_killed_and_started_again_and_twice_at_once(tmp_path: Path) -> None:
+    arguments = ("temperature=1,2,4", "epochs=30", "student.net.hidden=[64,64]")
+    first = process(tmp_path, *arguments)
+    assert first.stderr
+    for line in first.stderr:
+        if line.startswith("[1/3]"):
+            break
+    time.sleep(0.5)
+    first.send_signal(signal.SIGKILL)
+    first.communicate(timeout=60)
+    both = [process(tmp_path, *arguments) for _ in range(2)]
+    said = [each.communicate(timeout=300)[1] for each in both]
+    assert [each.returncode for each in both] == [0, 0], said
+    assert all("[1/3] temperature=1: done before" in each for each in said)
+    (folder,) = (tmp_path / "sweeps").iterdir()
+    assert len(list(folder.glob("*/report.json"))) == 3
+    assert list(folder.glob("*.partial")) == []
+    assert len(stages(tmp_path, "distill")) == 3
+
+
+def test_what_several_devices_cannot_do_is_refused_with_the_way_that_works(sweep: Any) -> None:
+    two = ("trainer.accelerator=cpu", "trainer.devices=2")
+    for arguments, words in (
+        (two, "trainer.strategy: found 'auto' for 2 devices"),
+        ((*two, "trainer.strategy=ddp"), "accepted is ddp_spawn (trainer=ddp)"),
+        ((*two, "trainer.strategy=ddp_spawn", "trainer.num_nodes=2"), "trainer.num_nodes: found 2"),
+        (
+            ("-m", "seed=0,1", "trainer=ddp", "hydra/launcher=joblib"),
+            "trainer.devices: found 2 with hydra/launcher=joblib",
+        ),
+    ):
+        ran = sweep(*arguments)
+        assert ran.code == 2, ran.err
+        assert words in ran.err
+
+
+@pytest.mark.slow
+def test_several_devices_in_a_sweep(tmp_path: Path) -> None:
+    two = ("trainer=ddp", "trainer.accelerator=cpu", "batch_size=20", "stages=[baseline]")
+    ran = process(tmp_path, *two, "seed=0,1")
+    _, err = ran.communicate(timeout=300)
+    assert ran.returncode == 0, err
+    assert len(list(tmp_path.glob("sweeps/*/*/report.json"))) == 2
