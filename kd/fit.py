@@ -34,7 +34,6 @@ from kd.objective import Objective
 from kd.optim import make_optimizer
 from kd.teachers.live import Teacher
 from kd.teachers.watch import Watched
-from kd.view_grid import ViewGrid
 
 
 def fit(
@@ -210,7 +209,7 @@ def _callbacks(spec: Mapping[str, Any], folder: Path) -> list[Callback]:
     last = ModelCheckpoint(
         folder, "last", save_top_k=1, every_n_epochs=1, save_on_train_epoch_end=True, enable_version_counter=False
     )
-    callbacks: list[Callback] = [best, last, ViewGrid()]
+    callbacks: list[Callback] = [best, last]
     if spec["ema"] is not None:
         average = still_average if spec.get("trains") == "head" else EMAWeightAveraging
         callbacks.append(average(decay=spec["ema"]))

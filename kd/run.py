@@ -5,11 +5,12 @@ import itertools
 import json
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+from matplotlib.figure import Figure
 from rich.console import Console
 from safetensors.torch import save_file
 from torch import nn
@@ -17,15 +18,17 @@ from torch import nn
 from kd.chain import LABELS_ONLY, Link, Role, chain_of
 from kd.config import Config
 from kd.construct import construct
+from kd.dashboard import begin, finish
 from kd.data.base import DataModule
 from kd.errors import UserError
+from kd.figures import figures_of_run
 from kd.log import say
 from kd.nets.build import build_net
 from kd.nets.head import head_of
 from kd.objective import Objective
 from kd.optim import make_optimizer
 from kd.run_report import as_markdown, as_table, make_report, verdict
-from kd.stages import complete, make_stage
+from kd.stages import complete, logits_of, make_stage
 from kd.store import Done, Store
 
 
@@ -47,14 +50,14 @@ def run(config: Config, command: str) -> Path:
     data: DataModule = construct(config.data, "data")
     preflight(chain, config, data)
     store = Store(output / "store")
-    with RunFolder(output / "runs", config.name) as folder:
+    with RunFolder(output / "runs", config.name) as folder, begin(folder.events, config, data) as events:
         stages: dict[str, Done] = {}
         for link in chain:
             stage = make_stage(link, config, data, stages)
             folder.follow(link.name, store.root / f"{stage.key}.partial" / "tensorboard")
             started = time.perf_counter()
             stages[link.name], reused = complete(stage, store, data, force=config.force)
-            folder.follow(link.name, stages[link.name].folder / "tensorboard")
+            folder.settle(link.name, stages[link.name].folder / "tensorboard", output)
             trained = f"trained in {time.perf_counter() - started:.0f} s" if stage.spec["epochs"] else "taken as it is"
             how = "already there" if reused else trained
             accuracy = 100 * stages[link.name].record["val"]["best"]["val/acc"]
@@ -63,6 +66,7 @@ def run(config: Config, command: str) -> Path:
         done = by_role(chain, stages)
         report = make_report(done, data, name=config.name, seed=config.seed, command=command, config=plain)
         _write(folder.path, report, done, data)
+        finish(events, config, report, figures_of(done, data))
     console = Console()
     console.print(as_table(report))
     for line in verdict(report):
@@ -84,6 +88,14 @@ def check_labels(objective: Objective, data: DataModule) -> None:
 def by_role(chain: Sequence[Link], stages: Mapping[str, Done]) -> dict[Role, Done]:
     """The stages that the run compares; of several students the last one, which builds on the others."""
     return {link.role: stages[link.name] for link in chain if link.role}
+
+
+def figures_of(done: Mapping[Role, Done], data: DataModule) -> Iterator[tuple[str, Figure]]:
+    """The figures of a run's models, each with its name; see `kd.figures`."""
+    test = data.split.test
+    histories = {str(role): each.record["history"] for role, each in done.items()}
+    logits = {str(role): logits_of(each, data, test) for role, each in done.items()}
+    return figures_of_run(histories, logits, test.pixels, test.labels, data.classes)
 
 
 def _write(folder: Path, report: dict[str, Any], done: Mapping[Role, Done], data: DataModule) -> None:
@@ -137,7 +149,8 @@ class RunFolder:
     """`<root>/<time>_<name>`, under the name `<time>_<name>.partial` until all of it is there.
 
     While a stage trains, the folder links to where its TensorBoard events are being written, so that a dashboard over
-    `<root>` shows them live and under a readable name; the finished folder holds them itself.
+    `<root>` shows them live and under a readable name; the finished folder holds them itself. Of several runs that
+    share a stage one holds its events: twelve runs with one teacher have its curves once, not twelve times.
     """
 
     def __init__(self, root: Path, name: str) -> None:
@@ -148,6 +161,11 @@ class RunFolder:
         """The folder while it is being filled."""
         return self.final.with_name(self.final.name + ".partial")
 
+    @property
+    def events(self) -> Path:
+        """Its TensorBoard folder, which holds the run's own events and a folder for each stage."""
+        return self.path / "tensorboard"
+
     def __enter__(self) -> "RunFolder":
         stem = self.final.name
         for i in itertools.count(2):  # another process may have taken the name in the same second
@@ -157,20 +175,30 @@ class RunFolder:
                     break
                 self.path.rmdir()
             self.final = self.final.with_name(f"{stem}_{i}")
-        (self.path / "tensorboard").mkdir()
+        self.events.mkdir()
         return self
 
     def follow(self, stage: str, events: Path) -> None:
         """Show a stage's events under its name."""
-        link = self.path / "tensorboard" / stage
+        link = self.events / stage
         link.unlink(missing_ok=True)
         link.symlink_to(events.resolve(), target_is_directory=True)
+
+    def settle(self, stage: str, events: Path, output: Path) -> None:
+        """Show a finished stage's events, unless another run in the output folder does, finished or in progress."""
+        (self.events / stage).unlink(missing_ok=True)
+        own = (self.path.resolve(), self.final.resolve())  # an earlier one of this name will have gone
+        names = [file.name for file in events.glob("*tfevents*")]
+        places = [f"{runs}/tensorboard/*/{name}" for name in names for runs in ("runs/*", "sweeps/*/*")]
+        shown = (file.absolute().parents[2].resolve() for place in places for file in output.glob(place))
+        if all(run in own for run in shown):
+            self.follow(stage, events)
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if kind is not None:
             shutil.rmtree(self.path, ignore_errors=True)
             return
-        for link in (self.path / "tensorboard").iterdir():
+        for link in [each for each in self.events.iterdir() if each.is_symlink()]:
             events = link.resolve()
             link.unlink()
             if events.is_dir():
