@@ -1,173 +1,81 @@
-"""What a run shows of itself in TensorBoard, beside its stages' curves: its row in the table of runs, figures, texts.
+"""`python -m kd.dashboard [PATH]`: TensorBoard over the runs and sweeps in and under a folder, those in progress too.
 
-The curves are in the stages' own events, and there alone; the charts of the Custom Scalars tab are made of them.
+PATH is `outputs` (or KD_OUTPUT_DIR) if none is given, or a sweep's folder, or a run's. What is typed after it is handed
+on to TensorBoard, such as `--port 6007`. Each run has the name that says what it is, without the time at which it
+began; a second one of the same name is `NAME~2`. What the store keeps for itself is not shown.
 """
 
-import inspect
-from collections.abc import Iterable, Mapping
+import argparse
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
-from typing import Any
 
-import yaml
-from matplotlib.figure import Figure
-from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
+from kd.command import run_command
+from kd.errors import UserError
+from kd.log import say
 
-from kd.config import Config
-from kd.construct import resolve_target
-from kd.data.base import DataModule
-from kd.figures import as_array
-from kd.knobs import in_a_name
-from kd.objective import read_terms
-from kd.report import as_markdown
-from kd.schedules import make_schedule
-from kd.view_grid import view_grid
-
-# Charts by category. A chart has a line for each chosen run that has a tag of this pattern.
-LAYOUT = {
-    "Student, baseline, teacher": {
-        "validation accuracy": ["Multiline", ["^val/acc$"]],
-        "validation loss": ["Multiline", ["^val/loss$"]],
-        "agreement with the teacher on validation": ["Multiline", ["^val/agreement$"]],
-    },
-    "Loss": {
-        "loss": ["Multiline", ["^train/loss$"]],
-        "its terms, unweighted": ["Multiline", ["^train/loss_"]],
-    },
-    "Schedules": {
-        "temperature": ["Multiline", ["^train/.+_temperature$"]],
-        "weights of the terms (alpha: the teacher's side)": ["Multiline", ["^train/weight_"]],
-        "learning rate": ["Multiline", ["^lr$"]],
-    },
-    "The teacher's soft labels": {
-        "entropy": ["Multiline", ["^teacher/entropy$"]],
-        "probability of the true class": ["Multiline", ["^teacher/label_probability$"]],
-    },
-}
-
-# The columns of the table of runs, each with a value of its type: TensorBoard takes them from any one run.
-KNOBS: Mapping[str, str | float] = {
-    "data": "",
-    "train_images": 0.0,
-    "teacher": "",
-    "student": "",
-    "method": "",
-    "temperature": 0.0,
-    "alpha": 0.0,
-    "schedules": "",
-    "seed": 0.0,
-    "epochs": 0.0,
-    "batch_size": 0.0,
-    "optimizer": "",
-    "lr": 0.0,
-    "lr_schedule": "",
-    "teacher_epochs": 0.0,
-}
-RESULTS = (
-    "test_accuracy",
-    "val_accuracy",
-    "gain",
-    "agreement",
-    "gap_closed",
-    "ece",
-    "nll",
-    "baseline_test_accuracy",
-    "teacher_test_accuracy",
-    "params",
-    "latency_ms",
-    "speedup",
-)
+EVERY = 2.0  # seconds between two looks for new runs
 
 
-def begin(folder: Path, config: Config, data: DataModule) -> SummaryWriter:
-    """Open a run's events, with what can be shown before it has trained: charts, config, and views of some images.
-
-    Args:
-        folder: gets the event file.
-    """
-    events = SummaryWriter(str(folder))
-    events.add_custom_scalars(LAYOUT)
-    plain = yaml.safe_dump(config.model_dump(), sort_keys=False)
-    events.add_text("config", f"```yaml\n{plain}\n```")
-    events.add_image("views", view_grid(data, config.seed))
-    events.flush()
-    return events
-
-
-def finish(
-    events: SummaryWriter, config: Config, report: Mapping[str, Any], figures: Iterable[tuple[str, Figure]]
-) -> None:
-    """Add what the finished run shows: the report, its figures by name, and its row in the table of runs."""
-    events.add_text("report", as_markdown(report))
-    for name, figure in figures:
-        events.add_image(name, as_array(figure), dataformats="HWC")
-    found = {f"result/{name}": value for name, value in results(report).items() if value is not None}
-    for name, value in found.items():
-        events.add_scalar(name, value)
-    parts: Any = hparams  # it has no types
-    columns, _, _ = parts(KNOBS, dict.fromkeys(f"result/{name}" for name in RESULTS))
-    _, start, end = parts({k: v for k, v in knobs(config, report).items() if v is not None}, {})
-    writer: Any = events.file_writer  # `add_hparams` would make a run of its own of them, named by the time
-    for each in (columns, start, end):
-        writer.add_summary(each)
-
-
-def knobs(config: Config, report: Mapping[str, Any]) -> dict[str, str | float | None]:
-    """A run's settings, with the keys and types of `KNOBS`; None for one that it does not have.
-
-    A knob that moves while training counts as what it starts with; `schedules` says how it moves.
-    """
-    nets = {model["role"]: model["net"] for model in report["models"]}
-    used = {knob: getattr(config, knob) for knob in config.used}
-    start = {knob: make_schedule(value, knob)(0.0) for knob, value in used.items()}
-    moving = [f"{knob} {in_a_name(value)}" for knob, value in used.items() if isinstance(value, Mapping)]
-    lr = config.optim.get("lr")
-    return {
-        "data": report["data"]["name"],
-        "train_images": float(report["data"]["train"]),
-        "teacher": nets.get("teacher", "none"),
-        "student": nets.get("student", nets.get("baseline", "none")),
-        "method": method(config.loss) if "student" in nets else "none",
-        "temperature": start.get("temperature"),
-        "alpha": start.get("alpha"),
-        "schedules": ", ".join(moving) or "none",
-        "seed": float(config.seed),
-        "epochs": float(config.epochs),
-        "batch_size": float(config.batch_size),
-        "optimizer": str(config.optim["_target_"]).rpartition(".")[2],
-        "lr": float(lr) if isinstance(lr, (int, float)) else None,
-        "lr_schedule": config.lr_schedule,
-        "teacher_epochs": float(config.teacher.epochs) if "teacher" in nets else None,
-    }
-
-
-def method(loss: Mapping[str, Any]) -> str:
-    """A loss's terms, each with the numbers that are not its function's defaults: `dkd(non_target_weight=6)`."""
-    parts = []
-    for name, term in read_terms(loss).items():
-        keywords = resolve_target(loss["terms"][name]["loss"], "loss")[1]
-        defaults = {key: each.default for key, each in inspect.signature(term.target).parameters.items()}
-        own = [
-            f"{key}={value}"
-            for key, value in keywords.items()
-            if key != "temperature" and not isinstance(value, (Mapping, list)) and value != defaults.get(key)
-        ]
-        parts.append(f"{name}({', '.join(own)})" if own else name)
-    return " + ".join(parts) or "labels"
-
-
-def results(report: Mapping[str, Any]) -> dict[str, float | None]:
-    """What came of a run, with the keys of `RESULTS`; None for what it did not measure. Accuracies are fractions."""
-    models = {model["role"]: model for model in report["models"]}
-    tests = {role: model["test"]["accuracy"] for role, model in models.items()}
-    found: dict[str, float | None] = {
-        **dict.fromkeys(RESULTS),
-        **{name: report["comparison"][name] for name in ("gain", "gap_closed", "speedup")},
-        **{f"{role}_test_accuracy": tests.get(role) for role in ("baseline", "teacher")},
-    }
-    if "student" in models:
-        student = models["student"]
-        found |= {"test_accuracy": tests["student"], "val_accuracy": student["val"]["best"]}
-        found |= {name: student["test"][name] for name in ("agreement", "ece", "nll")}
-        found |= {"params": student["params"], "latency_ms": student["latency_ms"]["median"]}
+def runs_in(folder: Path) -> dict[str, Path]:
+    """Where each run's events are, by the name to show it under, the oldest of one name first."""
+    found: dict[str, Path] = {}
+    places = [folder.glob(f"{'*/' * depth}tensorboard") for depth in range(4)]
+    for events in sorted((each for place in places for each in place), key=lambda each: each.parent.name):
+        parts = events.absolute().parts
+        if "store" in parts[-3:] or (events.parent / "stage.json").exists():
+            continue
+        name = re.sub(r"^\d{8}-\d{6}_|\.partial$", "", events.parent.name)
+        count = 2
+        unique = name
+        while unique in found:
+            unique, count = f"{name}~{count}", count + 1
+        found[unique] = events.resolve()
     return found
+
+
+def refresh(shown: Path, runs: dict[str, Path]) -> None:
+    """Make `shown` hold a link for each run, and none to one that has gone."""
+    for link in shown.iterdir():
+        if runs.get(link.name) != Path(os.readlink(link)):
+            link.unlink()
+    for name, events in runs.items():
+        if not (shown / name).is_symlink():
+            (shown / name).symlink_to(events, target_is_directory=True)
+
+
+def main() -> None:
+    """Show runs and sweeps in TensorBoard."""
+    parser = argparse.ArgumentParser("python -m kd.dashboard", description=main.__doc__)
+    output = Path(os.environ.get("KD_OUTPUT_DIR", "outputs"))
+    parser.add_argument("path", nargs="?", type=Path, default=output, metavar="PATH", help="default: %(default)s")
+    words = sys.argv[1:]
+    first = 1 if words and (not words[0].startswith("-") or words[0] in ("-h", "--help")) else 0
+    known, rest = parser.parse_args(words[:first]), words[first:]  # `--port 6007` alone names no PATH
+    if not known.path.is_dir():
+        raise UserError(f"{known.path.absolute()}: there is no such folder")
+    if not runs_in(known.path):
+        say(f"No run in {known.path.absolute()} yet; one that begins will be shown.")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the clean-up below is done
+    with tempfile.TemporaryDirectory(prefix="kd-dashboard-") as shown:
+        refresh(Path(shown), runs_in(known.path))
+        line = [sys.executable, "-m", "tensorboard.main", "--logdir", shown, "--reload_interval", "5", *rest]
+        board = subprocess.Popen(line)
+        try:
+            while board.poll() is None:
+                try:
+                    board.wait(EVERY)
+                except subprocess.TimeoutExpired:
+                    refresh(Path(shown), runs_in(known.path))
+        finally:
+            board.terminate()
+            board.wait()
+    sys.exit(board.returncode)
+
+
+if __name__ == "__main__":
+    run_command(main, "kd.dashboard")

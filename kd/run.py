@@ -5,7 +5,7 @@ import itertools
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from torch import nn
 from kd.chain import LABELS_ONLY, Link, Role, chain_of
 from kd.config import Config
 from kd.construct import construct
-from kd.dashboard import begin, finish
 from kd.data.base import DataModule
 from kd.errors import UserError
 from kd.figures import figures_of_run
@@ -27,6 +26,7 @@ from kd.nets.build import build_net
 from kd.nets.head import head_of
 from kd.objective import Objective
 from kd.optim import make_optimizer
+from kd.run_events import begin, finish
 from kd.run_report import as_markdown, as_table, make_report, verdict
 from kd.stages import complete, logits_of, make_stage
 from kd.store import Done, Store
@@ -66,7 +66,8 @@ def run(config: Config, command: str) -> Path:
         done = by_role(chain, stages)
         report = make_report(done, data, name=config.name, seed=config.seed, command=command, config=plain)
         _write(folder.path, report, done, data)
-        finish(events, config, report, figures_of(done, data))
+        own = {link.role for link in chain if link.role and folder.shows(link.name)}
+        finish(events, config, report, figures_of(done, data, own))
     console = Console()
     console.print(as_table(report))
     for line in verdict(report):
@@ -90,12 +91,16 @@ def by_role(chain: Sequence[Link], stages: Mapping[str, Done]) -> dict[Role, Don
     return {link.role: stages[link.name] for link in chain if link.role}
 
 
-def figures_of(done: Mapping[Role, Done], data: DataModule) -> Iterator[tuple[str, Figure]]:
-    """The figures of a run's models, each with its name; see `kd.figures`."""
+def figures_of(done: Mapping[Role, Done], data: DataModule, own: Collection[str]) -> Iterator[tuple[str, Figure]]:
+    """The figures of a run's models, each with its name; see `kd.figures`.
+
+    Args:
+        own: the roles to draw by themselves, beside the figures that compare all of them.
+    """
     test = data.split.test
     histories = {str(role): each.record["history"] for role, each in done.items()}
     logits = {str(role): logits_of(each, data, test) for role, each in done.items()}
-    return figures_of_run(histories, logits, test.pixels, test.labels, data.classes)
+    return figures_of_run(histories, logits, test.pixels, test.labels, data.classes, own)
 
 
 def _write(folder: Path, report: dict[str, Any], done: Mapping[Role, Done], data: DataModule) -> None:
@@ -185,7 +190,11 @@ class RunFolder:
         link.symlink_to(events.resolve(), target_is_directory=True)
 
     def settle(self, stage: str, events: Path, output: Path) -> None:
-        """Show a finished stage's events, unless another run in the output folder does, finished or in progress."""
+        """Show a finished stage's events, unless another run in the output folder does, finished or in progress.
+
+        Args:
+            output: holds `runs` and `sweeps`.
+        """
         (self.events / stage).unlink(missing_ok=True)
         own = (self.path.resolve(), self.final.resolve())  # an earlier one of this name will have gone
         names = [file.name for file in events.glob("*tfevents*")]
@@ -193,6 +202,10 @@ class RunFolder:
         shown = (file.absolute().parents[2].resolve() for place in places for file in output.glob(place))
         if all(run in own for run in shown):
             self.follow(stage, events)
+
+    def shows(self, stage: str) -> bool:
+        """Whether a stage's events are in this folder."""
+        return (self.events / stage).is_symlink()
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if kind is not None:
