@@ -69,7 +69,7 @@ def confusion_matrix(labels: Tensor, chosen: Tensor, classes: Sequence[str], who
     n = len(classes)
     counts = np.bincount((labels * n + chosen).numpy(), minlength=n * n).reshape(n, n)
     shares = counts / counts.sum(1, keepdims=True).clip(min=1)
-    side = min(12.0, max(4.8, 2 + 0.42 * n))
+    side = min(12.0, max(4.2, 1.6 + 0.34 * n))
     figure, axes = _figure(side + 0.8, side)
     # Under a square root the few mistakes of a good net are seen.
     picture = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1))

@@ -179,6 +179,14 @@ class WatchLog(Callback):
             pl_module.log(f"teacher/{name}", value, on_step=False, on_epoch=True)
 
 
+class Curves(TensorBoardLogger):
+    """Leaves out `epoch`, which Lightning adds to whatever is logged, so several times to a step."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """As the values come, at the optimiser step they belong to."""
+        super().log_metrics({name: value for name, value in metrics.items() if name != "epoch"}, step)
+
+
 def _make_trainer(spec: Mapping[str, Any], folder: Path, runtime: Mapping[str, Any], own: list[Callback]) -> L.Trainer:
     _quiet()
     options = {
@@ -191,7 +199,7 @@ def _make_trainer(spec: Mapping[str, Any], folder: Path, runtime: Mapping[str, A
         "num_sanity_val_steps": 0,
         "use_distributed_sampler": False,  # the loaders share the images out among ranks themselves
         "default_root_dir": str(folder),
-        "logger": TensorBoardLogger(str(folder), name="tensorboard", version="", default_hp_metric=False),
+        "logger": Curves(str(folder), name="tensorboard", version="", default_hp_metric=False),
         "callbacks": own + _callbacks(spec, folder),
     }
     if options["enable_progress_bar"]:
