@@ -17,6 +17,12 @@ def _threads() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def _figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None are drawn, which takes longer than these runs; a module that looks at them has a fixture of this name."""
+    monkeypatch.setattr("kd.run.figures_of", lambda *_: iter(()))
+
+
 @pytest.fixture
 def make_config(tmp_path: Path) -> Callable[..., Config]:
     """Compose and check a tiny run's config, with these overrides on top; output goes to the test's own folder."""

@@ -26,6 +26,12 @@ from kd.dashboard import main, refresh, runs_in
 from kd.run import run
 from kd.run_events import method
 
+
+@pytest.fixture(autouse=True)
+def _figures() -> None:
+    """Drawn, as they are for people."""
+
+
 Make = Callable[..., Config]
 ROW, END, COLUMNS = (f"_hparams_/{name}" for name in ("session_start_info", "session_end_info", "experiment"))
 
