@@ -21,7 +21,7 @@ from kd.data.base import DataModule
 from kd.figures import as_array
 from kd.knobs import in_a_name
 from kd.objective import read_terms
-from kd.report import as_markdown
+from kd.run_report import as_markdown
 from kd.schedules import make_schedule
 from kd.view_grid import view_grid
 
@@ -64,7 +64,7 @@ KNOBS: Mapping[str, tuple[str, type]] = {
     "batch_size": ("batch size", float),
     "optimizer": ("optimizer", str),
     "lr": ("learning rate", float),
-    "lr_schedule": ("its schedule", str),
+    "lr_schedule": ("learning-rate schedule", str),
     "teacher_epochs": ("teacher's epochs", float),
 }
 RESULTS = {
