@@ -17,11 +17,11 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_calibration_error
+
+from kd.metrics import reliability
 
 Axes = Any  # matplotlib's, which has no types
 
-BINS = 15  # of confidence, as in the report's `ece`
 ROLES: Mapping[str, Mapping[str, Any]] = {
     "teacher": {"color": "#0072B2", "linestyle": "--", "marker": "s", "hatch": ""},
     "baseline": {"color": "#E69F00", "linestyle": ":", "marker": "^", "hatch": "////"},
@@ -53,7 +53,7 @@ def figures_of_run(
     for role, each in probabilities.items():
         if role in own:
             yield f"confusion/{role}", confusion_matrix(labels, each.argmax(1), classes, role)
-            yield f"reliability/{role}", reliability_diagram(each, labels, role)
+            yield f"reliability/{role}", reliability_diagram(reliability(logits[role], labels), role)
     if len(probabilities) > 1:
         yield "disagreement", disagreement_gallery(images, labels, probabilities, classes)
 
@@ -96,40 +96,41 @@ def _confusions(counts: NDArray[np.int64], names: Sequence[str]) -> str:
     return "\n".join(["most frequent confusions, in images:", *lines]) if words else "no two classes are confused twice"
 
 
-def reliability_diagram(probabilities: Tensor, labels: Tensor, who: str) -> Figure:
-    """How often the net is right where it is so sure: accuracy against confidence, in 15 equal bins.
+def reliability_diagram(bins: Sequence[Mapping[str, Any]], who: str) -> Figure:
+    """How often the net is right where it is so sure: accuracy against confidence, and how many images are how sure.
 
     Args:
-        probabilities: [N, C]; the confidence is the chosen class's.
-        labels: [N].
-        who: whose they are, for the title, which also has the expected calibration error (Guo et al. 2017).
+        bins: as `kd.metrics.reliability` and a report have them.
+        who: whose they are, for the title, which also has the expected calibration error (Guo et al. 2017, eq. 3).
     """
-    top = probabilities.max(1)
-    confidence, right = top.values.numpy(), (top.indices == labels).numpy()
-    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    figure, (upper, lower) = _figure(5.6, 6.4, rows=2, sharex=True, height_ratios=[3, 1])
+    figure, (upper, lower) = _figure(5.0, 6.0, rows=2, sharex=True, height_ratios=[3, 1])
     upper.plot([0, 1], [0, 1], color="black", linestyle="--", linewidth=1, label="as sure as right")
-    for i in np.unique(bins):
-        inside = bins == i
-        hits, count = int(right[inside].sum()), int(inside.sum())
-        low, high = binomtest(hits, count).proportion_ci(method="wilson")
-        upper.bar((i + 0.5) / BINS, hits / count, 1 / BINS, color="#56B4E9", edgecolor="white")
-        upper.plot([confidence[inside].mean()] * 2, [low, high], color="black", linewidth=1.2)
-        upper.plot(confidence[inside].mean(), hits / count, "o", color="black", markersize=4)
-        lower.bar((i + 0.5) / BINS, count, 1 / BINS, color="#999999", edgecolor="white")
-        lower.text((i + 0.5) / BINS, count, f" {count}", ha="center", va="bottom", fontsize=8)
+    for i, each in enumerate(bins):
+        count, confidence, accuracy = each["count"], each["confidence"], each["accuracy"]
+        middle, width = (i + 0.5) / len(bins), 1 / len(bins)
+        if count:
+            interval = binomtest(round(accuracy * count), count).proportion_ci(method="wilson")
+            upper.bar(middle, accuracy, width, color="#56B4E9", edgecolor="white")
+            upper.plot([confidence] * 2, [interval.low, interval.high], color="black", linewidth=1.2)
+            upper.plot(confidence, accuracy, "o", color="black", markersize=4)
+            lower.bar(middle, count, width, color="#999999", edgecolor="white")
+            lower.text(middle, count, f"{count}", ha="center", va="bottom", fontsize=8)
     upper.plot([], [], "o-", color="black", markersize=4, linewidth=1.2, label="mean confidence; 95 % interval")
-    ece = multiclass_calibration_error(probabilities, labels, num_classes=probabilities.shape[1], n_bins=BINS)
+    full = [(each["count"], each["confidence"], each["accuracy"]) for each in bins if each["count"]]
+    total = sum(count for count, _, _ in full)
+    ece, sure, right = (
+        sum(count * value for (count, _, _), value in zip(full, values, strict=True)) / total
+        for values in ([abs(a - c) for _, c, a in full], [c for _, c, _ in full], [a for _, _, a in full])
+    )
     upper.set_title(
-        f"{who}: expected calibration error {float(ece):.4f}\n"
-        f"{100 * right.mean():.2f} % right, mean confidence {100 * confidence.mean():.2f} %"
+        f"{who}: expected calibration error {ece:.4f}\n{100 * right:.2f} % right, mean confidence {100 * sure:.2f} %"
     )
     upper.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="share of images told right")
+    lower.set(xlabel="confidence: probability of the chosen class", ylabel="test images (log)", yscale="log")
+    lower.set_ylim(0.7, 6 * total)
     upper.yaxis.set_major_formatter(PercentFormatter(1, 0))
     lower.xaxis.set_major_formatter(PercentFormatter(1, 0))
     figure.legend(loc="outside lower center", ncols=2, fontsize=9)
-    lower.set(xlabel="confidence: probability of the chosen class", ylabel="test images (log)", yscale="log")
-    lower.set_ylim(0.7, 6 * len(labels))
     return figure
 
 

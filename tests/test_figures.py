@@ -86,17 +86,20 @@ def test_many_classes_are_summed_up_in_words() -> None:
 
 
 def test_reliability_diagram() -> None:
-    # Confidences 0.52 (right), 0.53 (wrong), 0.91 (right), 0.97 (right): bins 7 of [7/15, 8/15), 13 and 14 of 15.
-    first = torch.tensor([0.52, 0.53, 0.91, 0.97], dtype=torch.float64)
-    probabilities, labels = torch.stack([first, 1 - first], 1), torch.tensor([0, 1, 0, 0])
-    upper, lower = reliability_diagram(probabilities, labels, "student").axes
+    bins = [{"count": 0, "confidence": None, "accuracy": None} for _ in range(15)]
+    bins[7] = {"count": 2, "confidence": 0.525, "accuracy": 0.5}
+    bins[13] = {"count": 1, "confidence": 0.91, "accuracy": 1.0}
+    bins[14] = {"count": 1, "confidence": 0.97, "accuracy": 1.0}
+    upper, lower = reliability_diagram(bins, "student").axes
     bars = {round(bar.get_x() * 15): bar.get_height() for bar in upper.patches}
     assert bars == {7: 0.5, 13: 1.0, 14: 1.0}
     assert {round(bar.get_x() * 15): bar.get_height() for bar in lower.patches} == {7: 2, 13: 1, 14: 1}
-    assert [text.get_text().strip() for text in lower.texts] == ["2", "1", "1"]
+    assert [text.get_text() for text in lower.texts] == ["2", "1", "1"]
+    points = [(line.get_xdata()[0], line.get_ydata()[0]) for line in upper.lines if len(line.get_xdata()) == 1]
+    assert points == [(0.525, 0.5), (0.91, 1.0), (0.97, 1.0)]
     ece = 2 / 4 * abs(0.5 - 0.525) + 1 / 4 * (1 - 0.91) + 1 / 4 * (1 - 0.97)
     assert upper.get_title() == (
-        f"student: expected calibration error {ece:.4f}\n75.00 % right, mean confidence {25 * 2.93:.2f} %"
+        f"student: expected calibration error {ece:.4f}\n75.00 % right, mean confidence {25 * (2 * 0.525 + 0.91 + 0.97):.2f} %"
     )
 
 
