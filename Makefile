@@ -41,8 +41,8 @@ check: $(STAMP) ## lint and types
 format: $(STAMP) ## put the code into the house's layout
 	@$(BIN)/ruff check --fix --quiet . && $(BIN)/ruff format --quiet .
 
-dashboard: $(STAMP) ## TensorBoard over the runs, the ones in progress too
-	@$(BIN)/tensorboard --logdir $${KD_OUTPUT_DIR:-outputs}/runs
+dashboard: $(STAMP) ## TensorBoard over all runs and sweeps, those in progress too; ARGS="outputs/sweeps/NAME --port 6007"
+	@$(BIN)/python -m kd.dashboard $(ARGS)
 
 clean: ## remove caches; keeps the virtual environment, the data and the outputs
 	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

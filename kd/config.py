@@ -15,13 +15,14 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    PrivateAttr,
     ValidationError,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
 
 from kd.errors import UserError, nearest
-from kd.knobs import KNOBS, refuse_unused
+from kd.knobs import KNOBS, refuse_unused, uses
 from kd.schedules import POSITIVE, SHARE, Accept, make_schedule
 from kd.teachers.header import net_of
 
@@ -195,6 +196,12 @@ class Config(Recipe):
     student: Student
     loss: Node
     trainer: Node
+    _used: tuple[str, ...] = PrivateAttr(())
+
+    @property
+    def used(self) -> tuple[str, ...]:
+        """Of `alpha` and `temperature` those that the loss depends on."""
+        return self._used
 
     @model_validator(mode="after")
     def _chain(self) -> Self:
@@ -224,6 +231,7 @@ def check(cfg: DictConfig, typed: Collection[str] = ()) -> Config:
             cfg[knob] = float(cfg[knob])  # 4 and 4.0 are one setting, so one name and one key in the store
     config = check_as(Config, cfg)
     refuse_unused(cfg, typed)
+    config._used = tuple(knob for knob in KNOBS if uses(cfg, knob))
     return config
 
 

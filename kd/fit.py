@@ -36,7 +36,6 @@ from kd.objective import Objective
 from kd.optim import make_optimizer
 from kd.teachers.live import Teacher
 from kd.teachers.watch import Watched
-from kd.view_grid import ViewGrid
 
 
 def fit(
@@ -182,6 +181,14 @@ class WatchLog(Callback):
             pl_module.log(f"teacher/{name}", value, on_step=False, on_epoch=True)
 
 
+class Curves(TensorBoardLogger):
+    """Leaves out `epoch`, which Lightning adds to whatever is logged, so several times to a step."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """As the values come, at the optimiser step they belong to."""
+        super().log_metrics({name: value for name, value in metrics.items() if name != "epoch"}, step)
+
+
 def _make_trainer(spec: Mapping[str, Any], folder: Path, runtime: Mapping[str, Any], own: list[Callback]) -> L.Trainer:
     _quiet()
     options = {
@@ -194,7 +201,7 @@ def _make_trainer(spec: Mapping[str, Any], folder: Path, runtime: Mapping[str, A
         "num_sanity_val_steps": 0,
         "use_distributed_sampler": False,  # the loaders share the images out among ranks themselves
         "default_root_dir": str(folder),
-        "logger": TensorBoardLogger(str(folder), name="tensorboard", version="", default_hp_metric=False),
+        "logger": Curves(str(folder), name="tensorboard", version="", default_hp_metric=False),
         "callbacks": own + _callbacks(spec, folder),
         # One process of ours starts the others. Lightning's way on SLURM, a task for each device, would run the whole
         # command in each; and its checkpoint at SIGUSR1, in the middle of an epoch, would not resume to the same bits.
@@ -226,7 +233,7 @@ def _callbacks(spec: Mapping[str, Any], folder: Path) -> list[Callback]:
     last = ModelCheckpoint(
         folder, "last", save_top_k=1, every_n_epochs=1, save_on_train_epoch_end=True, enable_version_counter=False
     )
-    callbacks: list[Callback] = [best, last, ViewGrid()]
+    callbacks: list[Callback] = [best, last]
     if spec["ema"] is not None:
         average = still_average if spec.get("trains") == "head" else EMAWeightAveraging
         callbacks.append(average(decay=spec["ema"]))

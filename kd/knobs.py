@@ -2,7 +2,7 @@
 
 import copy
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from omegaconf import Container, DictConfig, OmegaConf
@@ -43,7 +43,7 @@ def uses(cfg: Container, knob: str) -> bool:
 def used_knobs(*, _root_: Container) -> str:
     """The knobs that the loss depends on, for the run's name: `_T4.0_a0.9`."""
     used = [knob for knob in KNOBS if uses(_root_, knob)]
-    return "".join(f"_{KNOBS[knob]}{_in_a_name(OmegaConf.select(_root_, knob))}" for knob in used)
+    return "".join(f"_{KNOBS[knob]}{in_a_name(OmegaConf.select(_root_, knob))}" for knob in used)
 
 
 def after_underscore(word: str | None) -> str:
@@ -58,9 +58,9 @@ def one_minus(value: Any) -> Any:
     return 1 - value if isinstance(value, (int, float)) else value  # what is no number is refused where it stands
 
 
-def _in_a_name(value: Any) -> str:
+def in_a_name(value: Any) -> str:
     """A number or a schedule as part of a file name: `4.0`, `cosine-8-2`."""
-    if not isinstance(value, DictConfig):
+    if not isinstance(value, Mapping):
         return str(value)
     words = [str(part).rpartition(".")[2] if key == "_target_" else str(part) for key, part in value.items()]
     return re.sub(r"[^A-Za-z0-9.-]+", "-", "-".join(words))

@@ -132,6 +132,8 @@ class Term(nn.Module):
         value = self.loss(**{name: signals[name] for name in self.signals}, **self.constants, **numbers)
         # A loss that learns keeps in `logged` what it wants to be seen, by name.
         numbers |= getattr(self.loss, "logged", {})
+        softened = {"temperature": self.constants["temperature"]} if "temperature" in self.constants else {}
+        numbers = softened | numbers  # seen even where it does not move, next to those that do
         return {
             f"loss_{self.name}": value,
             f"weight_{self.name}": self.weight(progress),
@@ -180,7 +182,7 @@ class Objective(nn.Module):
 
         Returns:
             `loss`; `loss_ce` and `loss_NAME` of each term, unweighted, float32; `weight_ce` and `weight_NAME`; and
-            `NAME_NUMBER` for each number of a term that is scheduled or learned.
+            `NAME_NUMBER` for each number of a term that is scheduled or learned, and for its temperature.
         """
         logits_s: Tensor = signals["logits_s"]
         with torch.autocast(logits_s.device.type, enabled=False):

@@ -5,12 +5,13 @@ import itertools
 import json
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import yaml
+from matplotlib.figure import Figure
 from rich.console import Console
 from safetensors.torch import save_file
 from torch import nn
@@ -20,13 +21,15 @@ from kd.config import Config
 from kd.construct import construct
 from kd.data.base import DataModule
 from kd.errors import UserError
+from kd.figures import figures_of_run
 from kd.log import say
 from kd.nets.build import build_net
 from kd.nets.head import head_of
 from kd.objective import Objective
 from kd.optim import make_optimizer
+from kd.run_events import begin, finish
 from kd.run_report import as_markdown, as_table, make_report, verdict
-from kd.stages import complete, make_stage
+from kd.stages import complete, logits_of, make_stage
 from kd.store import Done, Store, put
 
 
@@ -58,14 +61,15 @@ def run(
     data: DataModule = construct(config.data, "data")
     preflight(chain, config, data)
     store = Store(output / "store")
-    with folder or RunFolder(output / "runs", config.name) as folder:
+    folder = folder or RunFolder(output / "runs", config.name)
+    with folder, begin(folder.events, config, data) as events:
         stages: dict[str, Done] = {}
         for link in chain:
             stage = make_stage(link, config, data, stages)
             folder.follow(link.name, store.root / f"{stage.key}.partial" / "tensorboard")
             started = time.perf_counter()
             stages[link.name], reused = complete(stage, store, data, force=config.force, since=since)
-            folder.follow(link.name, stages[link.name].folder / "tensorboard")
+            folder.settle(link.name, stages[link.name].folder / "tensorboard", output)
             trained = f"trained in {time.perf_counter() - started:.0f} s" if stage.spec["epochs"] else "taken as it is"
             how = "already there" if reused else trained
             accuracy = 100 * stages[link.name].record["val"]["best"]["val/acc"]
@@ -74,6 +78,8 @@ def run(
         done = by_role(chain, stages)
         report = make_report(done, data, name=config.name, seed=config.seed, command=command, config=plain)
         _write(folder.path, report, done, data)
+        own = {link.role for link in chain if link.role and folder.shows(link.name)}
+        finish(events, config, report, figures_of(done, data, own))
     console = out or Console()
     console.print(as_table(report))
     for line in verdict(report):
@@ -95,6 +101,18 @@ def check_labels(objective: Objective, data: DataModule) -> None:
 def by_role(chain: Sequence[Link], stages: Mapping[str, Done]) -> dict[Role, Done]:
     """The stages that the run compares; of several students the last one, which builds on the others."""
     return {link.role: stages[link.name] for link in chain if link.role}
+
+
+def figures_of(done: Mapping[Role, Done], data: DataModule, own: Collection[str]) -> Iterator[tuple[str, Figure]]:
+    """The figures of a run's models, each with its name; see `kd.figures`.
+
+    Args:
+        own: the roles to draw by themselves, beside the figures that compare all of them.
+    """
+    test = data.split.test
+    histories = {str(role): each.record["history"] for role, each in done.items()}
+    logits = {str(role): logits_of(each, data, test) for role, each in done.items()}
+    return figures_of_run(histories, logits, test.pixels, test.labels, data.classes, own)
 
 
 def _write(folder: Path, report: dict[str, Any], done: Mapping[Role, Done], data: DataModule) -> None:
@@ -148,7 +166,8 @@ class RunFolder:
     """`<root>/<time>_<name>`, under the name `<time>_<name>.partial` until all of it is there.
 
     While a stage trains, the folder links to where its TensorBoard events are being written, so that a dashboard over
-    `<root>` shows them live and under a readable name; the finished folder holds them itself.
+    `<root>` shows them live and under a readable name; the finished folder holds them itself. Of several runs that
+    share a stage one holds its events: twelve runs with one teacher have its curves once, not twelve times.
     """
 
     def __init__(self, root: Path, name: str) -> None:
@@ -159,6 +178,11 @@ class RunFolder:
         """The folder while it is being filled."""
         return self.final.with_name(self.final.name + ".partial")
 
+    @property
+    def events(self) -> Path:
+        """Its TensorBoard folder, which holds the run's own events and a folder for each stage."""
+        return self.path / "tensorboard"
+
     def __enter__(self) -> "RunFolder":
         stem = self.final.name
         for i in itertools.count(2):  # another process may have taken the name in the same second
@@ -168,20 +192,38 @@ class RunFolder:
                     break
                 self.path.rmdir()
             self.final = self.final.with_name(f"{stem}_{i}")
-        (self.path / "tensorboard").mkdir()
+        self.events.mkdir()
         return self
 
     def follow(self, stage: str, events: Path) -> None:
         """Show a stage's events under its name."""
-        link = self.path / "tensorboard" / stage
+        link = self.events / stage
         link.unlink(missing_ok=True)
         link.symlink_to(events.resolve(), target_is_directory=True)
+
+    def settle(self, stage: str, events: Path, output: Path) -> None:
+        """Show a finished stage's events, unless another run in the output folder does, finished or in progress.
+
+        Args:
+            output: holds `runs` and `sweeps`.
+        """
+        (self.events / stage).unlink(missing_ok=True)
+        own = (self.path.resolve(), self.final.resolve())  # an earlier one of this name will have gone
+        names = [file.name for file in events.glob("*tfevents*")]
+        places = [f"{runs}/tensorboard/*/{name}" for name in names for runs in ("runs/*", "sweeps/*/*")]
+        shown = (file.absolute().parents[2].resolve() for place in places for file in output.glob(place))
+        if all(run in own for run in shown):
+            self.follow(stage, events)
+
+    def shows(self, stage: str) -> bool:
+        """Whether a stage's events are in this folder."""
+        return (self.events / stage).is_symlink()
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if kind is not None:
             shutil.rmtree(self.path, ignore_errors=True)
             return
-        for link in (self.path / "tensorboard").iterdir():
+        for link in [each for each in self.events.iterdir() if each.is_symlink()]:
             events = link.resolve()
             link.unlink()
             if events.is_dir():

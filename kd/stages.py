@@ -185,9 +185,14 @@ def _train(stage: Stage, net: nn.Module, data: DataModule, store: Store, folder:
 
 def _keep(net: nn.Module, data: DataModule, folder: Path) -> dict[str, Any]:
     """Finish a stage that trains for no epoch: its net as it is, and how good that is on validation."""
+    from torch.utils.tensorboard import SummaryWriter
+
     save_file({k: v.contiguous() for k, v in net.state_dict().items()}, folder / "weights.safetensors")
     found = summary(predict_logits(net, data, data.split.val), data.split.val.labels)
     row = {"epoch": 0, "val/acc": found["accuracy"], "val/loss": found["nll"], "seconds": 0.0}
+    with SummaryWriter(str(folder / "tensorboard")) as events:
+        for name in ("val/acc", "val/loss"):
+            events.add_scalar(name, row[name])
     return {"history": [row], "val": {"best": row, "last": row}, "epochs": 0, "seconds": 0.0, "reference": None}
 
 

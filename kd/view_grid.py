@@ -1,34 +1,32 @@
-"""A look at what the nets are shown: the first batch of views of each training, in TensorBoard."""
+"""A look at what the nets are shown: some training images, and their views in the first epochs."""
 
-from typing import Any
-
-import lightning.pytorch as L
+import torch
 import torch.nn.functional as F
-from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from kd.distiller import Distiller
+from kd.data.base import DataModule
+from kd.views import make_views, to_unit
 
-IMAGES = 64
+IMAGES = 8
+VIEWS = 7
 SIDE = 64  # pixels that a small image is enlarged to, about, to be seen at all
 
 
-class ViewGrid(Callback):
-    """Logs `data/views` once a training."""
+def view_grid(data: DataModule, seed: int) -> Tensor:
+    """Eight training images, each in a row: as it is, then its views in the first seven epochs.
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Draw the views again, which gives the same ones."""
-        if trainer.global_step == 0 and batch_idx == 0 and isinstance(trainer.logger, TensorBoardLogger):
-            assert isinstance(pl_module, Distiller)
-            trainer.logger.experiment.add_image("data/views", grid(pl_module.view(batch)), 0)
+    Args:
+        seed: of the run, whose views of these images are the same ones.
 
-
-def grid(x: Tensor) -> Tensor:
-    """The first images of x [B, C, H, W] in [0, 1], eight in a row: float32 [3, height, width] in [0, 1]."""
-    x = F.interpolate(x[:IMAGES].float().cpu(), scale_factor=max(1, SIDE // x.shape[3]), mode="nearest")
-    picture: Tensor = make_grid(x)
+    Returns:
+        float32 [3, height, width] in [0, 1].
+    """
+    train = data.split.train
+    index = torch.linspace(0, len(train) - 1, min(IMAGES, len(train))).long()
+    pixels, pool = train.pixels[index], train if data.augment.mixes else None
+    numbers = [epoch if data.views is None else epoch % data.views for epoch in range(VIEWS)]
+    views = [make_views(pixels, index, seed=seed, view=v, augment=data.augment, pool=pool) for v in numbers]
+    rows = torch.stack([to_unit(pixels), *views], 1).flatten(0, 1)
+    picture: Tensor = make_grid(F.interpolate(rows, scale_factor=max(1, SIDE // rows.shape[3])), nrow=1 + VIEWS)
     return picture

@@ -9,11 +9,18 @@ from composed import TINY, composed
 
 from kd.config import Config, check
 from kd.data.digits import Digits
+from kd.run import run
 
 
 @pytest.fixture(autouse=True)
 def _threads() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None are drawn, which takes longer than these runs; a module that looks at them has a fixture of this name."""
+    monkeypatch.setattr("kd.run.figures_of", lambda *_: iter(()))
 
 
 @pytest.fixture
@@ -30,3 +37,15 @@ def make_config(tmp_path: Path) -> Callable[..., Config]:
 def digits() -> Digits:
     """The embedded digits, 200 images of them to train on."""
     return Digits(test_fraction=0.25, limit=200, augment={"crop_padding": 1})
+
+
+@pytest.fixture(scope="session")
+def three_runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The folders of three runs that share teacher and baseline: plain, with a temperature that falls, and DKD."""
+    out = tmp_path_factory.mktemp("three")
+    more = ([], ["temperature={schedule: linear, start: 9, end: 1}"], ["loss=dkd"])
+    names = ("digits_kd_T2.0_a0.5_s0", "digits_kd_Tlinear-9-1_a0.5_s0", "digits_dkd_T4.0_s0")
+    small = (*TINY, "trainer.log_every_n_steps=1", f"output_dir={out}")
+    return [
+        run(check(composed(*small, f"name={name}", *each)), "a test") for name, each in zip(names, more, strict=True)
+    ]

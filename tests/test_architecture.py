@@ -69,7 +69,9 @@ def test_nets_know_neither_role_nor_loss() -> None:
         assert not {name for name in _imports(path) if name.startswith(("kd.losses", "kd.objective", "kd.teachers"))}
 
 
-@pytest.mark.parametrize("module", ["kd.train", "kd.report", "kd.summary", "kd.evaluate", "kd.benchmark"])
+@pytest.mark.parametrize(
+    "module", ["kd.train", "kd.report", "kd.summary", "kd.evaluate", "kd.benchmark", "kd.dashboard"]
+)
 def test_training_code_is_not_imported_before_it_is_needed(module: str) -> None:
     # `--help`, a misspelt key and a table of many runs must not wait for torch.
     code = f"import sys, {module}; print([m for m in ('torch', 'lightning', 'sklearn') if m in sys.modules])"

@@ -460,13 +460,12 @@ def test_the_report_has_skipped_files_and_metrics_of_two_classes(run: dict[str, 
 
 
 @pytest.mark.slow
-def test_the_first_views_are_in_tensorboard(run: dict[str, Any]) -> None:
+def test_views_are_in_tensorboard(run: dict[str, Any]) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    for stage in ("teacher", "baseline", "distill"):
-        events = EventAccumulator(str(run["folder"] / "tensorboard" / stage)).Reload()
-        (picture,) = events.Images("data/views")
-        assert picture.width > 64
+    events = EventAccumulator(str(run["folder"] / "tensorboard")).Reload()
+    (picture,) = events.Images("views")
+    assert picture.width > 8 * 24
 
 
 @pytest.mark.slow

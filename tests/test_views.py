@@ -7,12 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from scipy.stats import beta, chisquare, kstest
 
+from kd.data.digits import Digits
 from kd.data.images import Images
 from kd.errors import UserError
-from kd.view_grid import grid
+from kd.view_grid import view_grid
 from kd.views import Augment, Draw, make_views, mixed_target, partners, to_unit, uniform
 
 SIZE, CLASSES, COUNT = 12, 4, 40
@@ -262,8 +262,19 @@ def test_the_pool_is_not_copied_with_the_module_that_holds_it() -> None:
     assert copy.deepcopy({"pool": POOL})["pool"] is POOL
 
 
-def test_the_grid_is_a_picture() -> None:
-    x = grid(views(list(range(20))))
-    assert x.shape[0] == 3
-    assert min(x.shape[1:]) > 64
-    Image.fromarray((x * 255).byte().permute(1, 2, 0).numpy())
+@pytest.mark.parametrize("count", [None, 2])
+def test_the_grid_shows_images_and_their_views(count: int | None) -> None:
+    data = Digits(test_fraction=0.25, limit=200, augment={"crop_padding": 1}, views=count)
+    x = view_grid(data, seed=3)
+    size, gap = 64, 2  # an 8x8 image enlarged eight times, and the frame between two
+    assert x.shape == (3, 8 * (size + gap) + gap, 8 * (size + gap) + gap)
+    for row, i in enumerate([0, 28, 56, 85, 113, 142, 170, 199]):
+        for column in range(8):
+            top, left = gap + row * (size + gap), gap + column * (size + gap)
+            found = x[:, top : top + size : 8, left : left + size : 8]
+            pixels, epoch = data.split.train.pixels[torch.tensor([i])], column - 1
+            wanted = to_unit(pixels)
+            if column:
+                view = epoch if count is None else epoch % count
+                wanted = make_views(pixels, torch.tensor([i]), seed=3, view=view, augment=data.augment)
+            assert torch.equal(found, wanted[0].expand(3, -1, -1))

@@ -1,0 +1,81 @@
+"""`python -m kd.dashboard [PATH]`: TensorBoard over the runs and sweeps in and under a folder, those in progress too.
+
+PATH is `outputs` (or KD_OUTPUT_DIR) if none is given, or a sweep's folder, or a run's. What is typed after it is handed
+on to TensorBoard, such as `--port 6007`. Each run has the name that says what it is, without the time at which it
+began; a second one of the same name is `NAME~2`. What the store keeps for itself is not shown.
+"""
+
+import argparse
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from kd.command import run_command
+from kd.errors import UserError
+from kd.log import say
+
+EVERY = 2.0  # seconds between two looks for new runs
+
+
+def runs_in(folder: Path) -> dict[str, Path]:
+    """Where each run's events are, by the name to show it under, the oldest of one name first."""
+    found: dict[str, Path] = {}
+    places = [folder.glob(f"{'*/' * depth}tensorboard") for depth in range(4)]
+    for events in sorted((each for place in places for each in place), key=lambda each: each.parent.name):
+        parts = events.absolute().parts
+        if "store" in parts[-3:] or (events.parent / "stage.json").exists():
+            continue
+        name = re.sub(r"^\d{8}-\d{6}_|\.partial$", "", events.parent.name)
+        count = 2
+        unique = name
+        while unique in found:
+            unique, count = f"{name}~{count}", count + 1
+        found[unique] = events.resolve()
+    return found
+
+
+def refresh(shown: Path, runs: dict[str, Path]) -> None:
+    """Make `shown` hold a link for each run, and none to one that has gone."""
+    for link in shown.iterdir():
+        if runs.get(link.name) != Path(os.readlink(link)):
+            link.unlink()
+    for name, events in runs.items():
+        if not (shown / name).is_symlink():
+            (shown / name).symlink_to(events, target_is_directory=True)
+
+
+def main() -> None:
+    """Show runs and sweeps in TensorBoard."""
+    parser = argparse.ArgumentParser("python -m kd.dashboard", description=main.__doc__)
+    output = Path(os.environ.get("KD_OUTPUT_DIR", "outputs"))
+    parser.add_argument("path", nargs="?", type=Path, default=output, metavar="PATH", help="default: %(default)s")
+    words = sys.argv[1:]
+    first = 1 if words and (not words[0].startswith("-") or words[0] in ("-h", "--help")) else 0
+    known, rest = parser.parse_args(words[:first]), words[first:]  # `--port 6007` alone names no PATH
+    if not known.path.is_dir():
+        raise UserError(f"{known.path.absolute()}: there is no such folder")
+    if not runs_in(known.path):
+        say(f"No run in {known.path.absolute()} yet; one that begins will be shown.")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the clean-up below is done
+    with tempfile.TemporaryDirectory(prefix="kd-dashboard-") as shown:
+        refresh(Path(shown), runs_in(known.path))
+        line = [sys.executable, "-m", "tensorboard.main", "--logdir", shown, "--reload_interval", "5", *rest]
+        board = subprocess.Popen(line)
+        try:
+            while board.poll() is None:
+                try:
+                    board.wait(EVERY)
+                except subprocess.TimeoutExpired:
+                    refresh(Path(shown), runs_in(known.path))
+        finally:
+            board.terminate()
+            board.wait()
+    sys.exit(board.returncode)
+
+
+if __name__ == "__main__":
+    run_command(main, "kd.dashboard")

@@ -1,0 +1,257 @@
+"""Figures of one run's models: what they confuse, how far their confidence can be trusted, where they disagree.
+
+Each function takes plain arrays and gives a matplotlib `Figure`, drawn without pyplot's global state. Colours are those
+of Okabe and Ito (2008), or run from light to dark in one hue, so that they survive colour blindness and a printer;
+roles differ by line and hatching too.
+"""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+from numpy.typing import NDArray
+from scipy.stats import binomtest
+from torch import Tensor
+
+from kd.metrics import reliability
+
+Axes = Any  # matplotlib's, which has no types
+
+ROLES: Mapping[str, Mapping[str, Any]] = {
+    "teacher": {"color": "#0072B2", "linestyle": "--", "marker": "s", "hatch": ""},
+    "baseline": {"color": "#E69F00", "linestyle": ":", "marker": "^", "hatch": "////"},
+    "student": {"color": "#009E73", "linestyle": "-", "marker": "o", "hatch": "...."},
+}
+NAMED = 20  # up to so many classes each cell of a confusion matrix has its number
+
+
+def figures_of_run(
+    histories: Mapping[str, Sequence[Mapping[str, float]]],
+    logits: Mapping[str, Tensor],
+    images: Any,
+    labels: Tensor,
+    classes: Sequence[str],
+    own: Collection[str],
+) -> Iterator[tuple[str, Figure]]:
+    """All figures of a run, each with its name, one at a time.
+
+    Args:
+        histories: of each role, its epochs' metrics, as a stage's record has them.
+        logits: of each role, [N, C] for the test images.
+        images: the test images; `images[i]` are the uint8 pixels [K, channels, height, width] of the positions i [K].
+        labels: their classes [N].
+        classes: their names.
+        own: the roles to draw by themselves.
+    """
+    yield "learning_curves", learning_curves(histories)
+    probabilities = {role: each.double().softmax(1) for role, each in logits.items()}
+    for role, each in probabilities.items():
+        if role in own:
+            yield f"confusion/{role}", confusion_matrix(labels, each.argmax(1), classes, role)
+            yield f"reliability/{role}", reliability_diagram(reliability(logits[role], labels), role)
+    if len(probabilities) > 1:
+        yield "disagreement", disagreement_gallery(images, labels, probabilities, classes)
+
+
+def confusion_matrix(labels: Tensor, chosen: Tensor, classes: Sequence[str], who: str) -> Figure:
+    """How the images of each true class (a row) were classified (columns): shares as colours, and counts.
+
+    Args:
+        labels, chosen: classes [N], from 0.
+        classes: names; above 20 of them the counts give way to a list of the most frequent confusions.
+        who: whose choices these are, for the title.
+    """
+    n = len(classes)
+    counts = np.bincount((labels * n + chosen).numpy(), minlength=n * n).reshape(n, n)
+    shares = counts / counts.sum(1, keepdims=True).clip(min=1)
+    side = min(12.0, max(4.2, 1.6 + 0.34 * n))
+    figure, axes = _figure(side + 0.8, side)
+    # Under a square root the few mistakes of a good net are seen.
+    picture = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1))
+    bar = figure.colorbar(picture, ax=axes, shrink=0.8, format=PercentFormatter(1, 0), ticks=[0, 0.05, 0.2, 0.5, 1])
+    bar.set_label("share of the true class's images")
+    names, size = [_short(name) for name in classes], min(10.0, 48 * side / n)
+    axes.set_xticks(range(n), names, fontsize=size, rotation=90 if n * max(map(len, names)) > 30 else 0)
+    axes.set_yticks(range(n), names, fontsize=size)
+    axes.set_ylabel("true class")
+    axes.set_xlabel("chosen class" if n <= NAMED else f"chosen class\n\n{_confusions(counts, names)}")
+    axes.set_title(f"{who}: {np.trace(counts)} of {counts.sum()} test images right")
+    for row, column in zip(*np.nonzero(counts), strict=True) if n <= NAMED else ():
+        ink = "white" if shares[row, column] > 0.35 else "black"
+        axes.text(column, row, counts[row, column], ha="center", va="center", color=ink, fontsize=9)
+    return figure
+
+
+def _confusions(counts: NDArray[np.int64], names: Sequence[str]) -> str:
+    """The most frequent mistakes in words, three in a line."""
+    wrong = counts * (1 - np.eye(len(counts), dtype=np.int64))
+    most = [divmod(int(i), len(counts)) for i in np.argsort(-wrong, axis=None, kind="stable")[:9]]
+    words = [f"{names[row]} as {names[column]}: {wrong[row, column]}" for row, column in most if wrong[row, column] > 1]
+    lines = [";  ".join(words[i : i + 3]) for i in range(0, len(words), 3)]
+    return "\n".join(["most frequent confusions, in images:", *lines]) if words else "no two classes are confused twice"
+
+
+def reliability_diagram(bins: Sequence[Mapping[str, Any]], who: str) -> Figure:
+    """How often the net is right where it is so sure: accuracy against confidence, and how many images are how sure.
+
+    Args:
+        bins: as `kd.metrics.reliability` and a report have them.
+        who: whose they are, for the title, which also has the expected calibration error (Guo et al. 2017, eq. 3).
+    """
+    figure, (upper, lower) = _figure(5.0, 6.0, rows=2, sharex=True, height_ratios=[3, 1])
+    upper.plot([0, 1], [0, 1], color="black", linestyle="--", linewidth=1, label="as sure as right")
+    for i, each in enumerate(bins):
+        count, confidence, accuracy = each["count"], each["confidence"], each["accuracy"]
+        middle, width = (i + 0.5) / len(bins), 1 / len(bins)
+        if count:
+            interval = binomtest(round(accuracy * count), count).proportion_ci(method="wilson")
+            upper.bar(middle, accuracy, width, color="#56B4E9", edgecolor="white")
+            upper.plot([confidence] * 2, [interval.low, interval.high], color="black", linewidth=1.2)
+            upper.plot(confidence, accuracy, "o", color="black", markersize=4)
+            lower.bar(middle, count, width, color="#999999", edgecolor="white")
+            lower.text(middle, count, f"{count}", ha="center", va="bottom", fontsize=8)
+    upper.plot([], [], "o-", color="black", markersize=4, linewidth=1.2, label="mean confidence; 95 % interval")
+    full = [(each["count"], each["confidence"], each["accuracy"]) for each in bins if each["count"]]
+    total = sum(count for count, _, _ in full)
+    ece, sure, right = (
+        sum(count * value for (count, _, _), value in zip(full, values, strict=True)) / total
+        for values in ([abs(a - c) for _, c, a in full], [c for _, c, _ in full], [a for _, _, a in full])
+    )
+    upper.set_title(
+        f"{who}: expected calibration error {ece:.4f}\n{100 * right:.2f} % right, mean confidence {100 * sure:.2f} %"
+    )
+    upper.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="share of images told right")
+    lower.set(xlabel="confidence: probability of the chosen class", ylabel="test images (log)", yscale="log")
+    lower.set_ylim(0.7, 6 * total)
+    upper.yaxis.set_major_formatter(PercentFormatter(1, 0))
+    lower.xaxis.set_major_formatter(PercentFormatter(1, 0))
+    figure.legend(loc="outside lower center", ncols=2, fontsize=9)
+    return figure
+
+
+def disagreement(probabilities: Sequence[Tensor]) -> Tensor:
+    """How far several nets are apart on each image: the Jensen-Shannon divergence (Lin 1991, eq. 5.1), equal weights.
+
+    Args:
+        probabilities: of each net, [N, C].
+
+    Returns:
+        [N], in nats; from 0, where all say the same, to the logarithm of the number of nets.
+    """
+
+    def entropy(p: Tensor) -> Tensor:
+        return -(p * p.clamp(min=1e-30).log()).sum(1)
+
+    mean = sum(probabilities[1:], probabilities[0]) / len(probabilities)
+    return entropy(mean) - sum((entropy(p) for p in probabilities[1:]), entropy(probabilities[0])) / len(probabilities)
+
+
+def disagreement_gallery(
+    images: Any, labels: Tensor, probabilities: Mapping[str, Tensor], classes: Sequence[str], count: int = 12
+) -> Figure:
+    """The test images on which the models are furthest apart, and what each says of them.
+
+    Args:
+        images: as in `figures_of_run`.
+        labels: [N].
+        probabilities: of each role, [N, C].
+        count: how many images at most.
+    """
+    apart = disagreement(list(probabilities.values()))
+    shown = apart.argsort(descending=True, stable=True)[:count]
+    columns = min(3, len(shown))
+    rows = -(-len(shown) // columns)
+    figure, grid = _figure(4.6 * columns, 1.85 * rows + 0.7, rows, 2 * columns, width_ratios=[1, 1.25] * columns)
+    for axes in grid.flat[2 * len(shown) :]:
+        axes.set_visible(False)
+    for i, pixels, picture, bars in zip(shown.tolist(), images[shown], grid.flat[0::2], grid.flat[1::2], strict=False):
+        picture.imshow(_displayed(pixels), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        picture.set(xticks=[], yticks=[])
+        picture.set_title(f"test image {i}", fontsize=9)
+        picture.set_xlabel(f"{apart[i]:.2f} nats apart", fontsize=9)
+        _bars(bars, {role: each[i].numpy() for role, each in probabilities.items()}, int(labels[i]), classes)
+    figure.legend(*grid.flat[1].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=10)
+    figure.suptitle("The test images on which the models disagree most, and their probabilities", fontsize=12)
+    return figure
+
+
+def _bars(axes: Axes, said: Mapping[str, NDArray[np.float64]], label: int, classes: Sequence[str]) -> None:
+    """Of one image, what each model says of the true class, of those that any model chooses, and of likely others."""
+    likely = np.argsort(-sum(said.values(), np.zeros(len(classes))), kind="stable").tolist()
+    chosen = {int(each.argmax()) for each in said.values()}
+    others = sorted(set(likely) - {label}, key=lambda c: (c not in chosen, likely.index(c)))
+    shown = [label, *others[: max(2, len(chosen - {label}))]]
+    for row, (role, each) in enumerate(said.items()):
+        style, thick = ROLES[role], 0.84 / len(said)
+        at = np.arange(len(shown)) + (row - (len(said) - 1) / 2) * thick
+        axes.barh(at, each[shown], thick, label=role, color=style["color"], hatch=style["hatch"], edgecolor="white")
+        for y, share in zip(at, each[shown], strict=True):
+            axes.text(share, y, f" {100 * share:.0f} %", va="center", fontsize=7)
+    axes.set_yticks(range(len(shown)), [f"true: {_short(classes[label])}", *(_short(classes[c]) for c in shown[1:])])
+    axes.set(xlim=(0, 1.32), ylim=(len(shown) - 0.5, -0.5), xticks=[0, 0.5, 1])
+    axes.tick_params(labelsize=9)
+    axes.xaxis.set_major_formatter(PercentFormatter(1, 0))
+
+
+def _displayed(pixels: Tensor) -> NDArray[np.uint8]:
+    """A picture [channels, height, width] as matplotlib takes it: gray [height, width], colour [height, width, 3]."""
+    picture: NDArray[np.uint8] = pixels.permute(1, 2, 0).numpy()
+    return picture[:, :, 0] if picture.shape[2] == 1 else picture
+
+
+def learning_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
+    """Validation accuracy and loss of each role by epoch; a role that was not trained is a level line.
+
+    Args:
+        histories: of each role, a row for each epoch with `epoch` (from 0), `val/acc` and `val/loss`.
+    """
+    figure, both = _figure(9.6, 4.0, columns=2)
+    for axes, key, name in zip(both, ("val/acc", "val/loss"), ("accuracy", "cross-entropy in nats"), strict=True):
+        for role, rows in histories.items():
+            style = {k: v for k, v in ROLES[role].items() if k != "hatch"}
+            if len(rows) == 1:
+                axes.axhline(rows[0][key], color=style["color"], linestyle=style["linestyle"], linewidth=1)
+            epochs, values = [row["epoch"] + 1 for row in rows], [row[key] for row in rows]
+            axes.plot(epochs, values, **style, markersize=4, markevery=max(1, len(rows) // 10), label=role)
+        axes.set(xlabel="epoch", ylabel=f"validation {name}")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(color="#dddddd", linewidth=0.6)
+    both[0].yaxis.set_major_formatter(PercentFormatter(1))
+    both[1].set_ylim(bottom=0)
+    both[0].legend()
+    return figure
+
+
+def as_array(figure: Figure) -> NDArray[np.uint8]:
+    """The figure's pixels: [height, width, 3]."""
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
+
+
+def export(figure: Figure, path: Path) -> None:
+    """Write the figure as what the path ends in: `.png` with 150 dots an inch, or `.svg`.
+
+    Raises:
+        ValueError: for another ending.
+    """
+    if path.suffix not in (".png", ".svg"):
+        raise ValueError(f"{path}: accepted are .png and .svg")
+    figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def _figure(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, Any]:
+    """A figure of this size in inches, and its axes."""
+    figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
+    keys = {k: v for k, v in options.items() if k.endswith("_ratios")}
+    rest = {k: v for k, v in options.items() if k not in keys}
+    return figure, figure.subplots(rows, columns, **rest, **keys)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 18 else f"{name[:17]}…"

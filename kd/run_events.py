@@ -1,0 +1,208 @@
+"""What a run shows of itself in TensorBoard, beside its stages' curves: its row in the table of runs, figures, texts.
+
+The curves are in the stages' own events, and there alone; the charts of the Custom Scalars tab are made of them.
+"""
+
+import inspect
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from matplotlib.figure import Figure
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
+from torch.utils.tensorboard import SummaryWriter
+
+from kd.config import Config
+from kd.construct import resolve_target
+from kd.data.base import DataModule
+from kd.figures import as_array
+from kd.knobs import in_a_name
+from kd.objective import read_terms
+from kd.run_report import as_markdown
+from kd.schedules import make_schedule
+from kd.view_grid import view_grid
+
+# Charts by category. A chart has a line for each chosen run that has a tag of this pattern.
+LAYOUT = {
+    "Student, baseline, teacher": {
+        "validation accuracy": ["Multiline", ["^val/acc$"]],
+        "validation loss": ["Multiline", ["^val/loss$"]],
+        "agreement with the teacher on validation": ["Multiline", ["^val/agreement$"]],
+    },
+    "Loss": {
+        "loss": ["Multiline", ["^train/loss$"]],
+        "its terms, unweighted": ["Multiline", ["^train/loss_"]],
+    },
+    "Schedules": {
+        "temperature": ["Multiline", ["^train/.+_temperature$"]],
+        "weights of the terms (alpha: the teacher's side)": ["Multiline", ["^train/weight_"]],
+        "learning rate": ["Multiline", ["^lr$"]],
+    },
+    "The teacher's soft labels": {
+        "entropy": ["Multiline", ["^teacher/entropy$"]],
+        "probability of the true class": ["Multiline", ["^teacher/label_probability$"]],
+    },
+}
+
+# The table of runs: its columns with what they are called and the type of their values. Those whose names are in
+# SHOWN are seen at once, the others at a click.
+SHOWN = ("alpha", "method", "seed", "student", "temperature")
+KNOBS: Mapping[str, tuple[str, type]] = {
+    "data": ("data", str),
+    "train_images": ("training images", float),
+    "teacher": ("teacher", str),
+    "student": ("student", str),
+    "method": ("method", str),
+    "temperature": ("T", float),
+    "alpha": ("alpha", float),
+    "schedules": ("schedules", str),
+    "seed": ("seed", float),
+    "epochs": ("epochs", float),
+    "batch_size": ("batch size", float),
+    "optimizer": ("optimizer", str),
+    "lr": ("learning rate", float),
+    "lr_schedule": ("learning-rate schedule", str),
+    "teacher_epochs": ("teacher's epochs", float),
+}
+RESULTS = {
+    "test_accuracy": "test accuracy",
+    "val_accuracy": "validation accuracy",
+    "gain": "gain",
+    "agreement": "agreement",
+    "gap_closed": "gap closed",
+    "ece": "ECE",
+    "nll": "NLL",
+    "baseline_test_accuracy": "baseline's test accuracy",
+    "teacher_test_accuracy": "teacher's test accuracy",
+    "params": "parameters",
+    "latency_ms": "latency in ms",
+    "speedup": "speedup",
+}
+
+
+def begin(folder: Path, config: Config, data: DataModule) -> SummaryWriter:
+    """Open a run's events, with what can be shown before it has trained: charts, config, and views of some images.
+
+    Args:
+        folder: gets the event file.
+    """
+    events = SummaryWriter(str(folder))
+    events.add_custom_scalars(LAYOUT)
+    plain = yaml.safe_dump(config.model_dump(), sort_keys=False)
+    events.add_text("config", f"```yaml\n{plain}\n```")
+    events.add_image("views", view_grid(data, config.seed))
+    events.flush()
+    return events
+
+
+def finish(
+    events: SummaryWriter, config: Config, report: Mapping[str, Any], figures: Iterable[tuple[str, Figure]]
+) -> None:
+    """Add what the finished run shows: the report, figures by name, and its row in the table of runs."""
+    events.add_text("report", as_markdown(report))
+    for name, figure in figures:
+        events.add_image(name, as_array(figure), dataformats="HWC")
+    found = {f"result/{name}": value for name, value in results(report).items() if value is not None}
+    for name, value in found.items():
+        events.add_scalar(name, value)
+    add_row(events, knobs(config, report))
+
+
+def add_row(events: SummaryWriter, values: Mapping[str, str | float | None]) -> None:
+    """Make the run a row of the HParams tab.
+
+    `SummaryWriter.add_hparams` would make another run of it, named by the time, and could call no column by a name for
+    people. All runs have the same columns: TensorBoard takes them from any one.
+
+    Args:
+        values: of `KNOBS`; None leaves the field empty.
+    """
+    kinds = {str: api_pb2.DATA_TYPE_STRING, float: api_pb2.DATA_TYPE_FLOAT64}
+    columns = [
+        api_pb2.HParamInfo(name=name, display_name=called, type=kinds[kind], differs=name in SHOWN)
+        for name, (called, kind) in KNOBS.items()
+    ]
+    metrics = [
+        api_pb2.MetricInfo(name=api_pb2.MetricName(tag=f"result/{name}"), display_name=called)
+        for name, called in RESULTS.items()
+    ]
+    start = plugin_data_pb2.SessionStartInfo(start_time_secs=time.time())
+    for name, value in values.items():
+        if isinstance(value, str):
+            start.hparams[name].string_value = value
+        elif value is not None:
+            start.hparams[name].number_value = value
+    end = plugin_data_pb2.SessionEndInfo(status=api_pb2.STATUS_SUCCESS, end_time_secs=time.time())
+    content = {
+        metadata.EXPERIMENT_TAG: {"experiment": api_pb2.Experiment(hparam_infos=columns, metric_infos=metrics)},
+        metadata.SESSION_START_INFO_TAG: {"session_start_info": start},
+        metadata.SESSION_END_INFO_TAG: {"session_end_info": end},
+    }
+    writer: Any = events.file_writer
+    for tag, each in content.items():
+        about = metadata.create_summary_metadata(plugin_data_pb2.HParamsPluginData(**each))
+        writer.add_summary(Summary(value=[Summary.Value(tag=tag, metadata=about)]))
+
+
+def knobs(config: Config, report: Mapping[str, Any]) -> dict[str, str | float | None]:
+    """A run's settings, with the keys and types of `KNOBS`; None for one that it does not have.
+
+    A knob that moves while training counts as what it starts with; `schedules` says how it moves.
+    """
+    nets = {model["role"]: model["net"] for model in report["models"]}
+    used = {knob: getattr(config, knob) for knob in config.used}
+    start = {knob: make_schedule(value, knob)(0.0) for knob, value in used.items()}
+    moving = [f"{knob} {in_a_name(value)}" for knob, value in used.items() if isinstance(value, Mapping)]
+    lr = config.optim.get("lr")
+    return {
+        "data": report["data"]["name"],
+        "train_images": float(report["data"]["train"]),
+        "teacher": nets.get("teacher", "none"),
+        "student": nets.get("student", nets.get("baseline", "none")),
+        "method": method(config.loss) if "student" in nets else "none",
+        "temperature": start.get("temperature"),
+        "alpha": start.get("alpha"),
+        "schedules": ", ".join(moving) or "none",
+        "seed": float(config.seed),
+        "epochs": float(config.epochs),
+        "batch_size": float(config.batch_size),
+        "optimizer": str(config.optim["_target_"]).rpartition(".")[2],
+        "lr": float(lr) if isinstance(lr, (int, float)) else None,
+        "lr_schedule": config.lr_schedule,
+        "teacher_epochs": float(config.teacher.epochs) if "teacher" in nets else None,
+    }
+
+
+def method(loss: Mapping[str, Any]) -> str:
+    """A loss's terms, each with the numbers that are not its function's defaults: `dkd(non_target_weight=6)`."""
+    parts = []
+    for name, term in read_terms(loss).items():
+        keywords = resolve_target(loss["terms"][name]["loss"], "loss")[1]
+        defaults = {key: each.default for key, each in inspect.signature(term.target).parameters.items()}
+        own = [
+            f"{key}={value}"
+            for key, value in keywords.items()
+            if key != "temperature" and not isinstance(value, (Mapping, list)) and value != defaults.get(key)
+        ]
+        parts.append(f"{name}({', '.join(own)})" if own else name)
+    return " + ".join(parts) or "labels"
+
+
+def results(report: Mapping[str, Any]) -> dict[str, float | None]:
+    """What came of a run, with the keys of `RESULTS`; None for what it did not measure. Accuracies are fractions."""
+    models = {model["role"]: model for model in report["models"]}
+    tests = {role: model["test"]["accuracy"] for role, model in models.items()}
+    found: dict[str, float | None] = {
+        **dict.fromkeys(RESULTS),
+        **{name: report["comparison"][name] for name in ("gain", "gap_closed", "speedup")},
+        **{f"{role}_test_accuracy": tests.get(role) for role in ("baseline", "teacher")},
+    }
+    if "student" in models:
+        student = models["student"]
+        found |= {"test_accuracy": tests["student"], "val_accuracy": student["val"]["best"]}
+        found |= {name: student["test"][name] for name in ("agreement", "ece", "nll")}
+        found |= {"params": student["params"], "latency_ms": student["latency_ms"]["median"]}
+    return found
