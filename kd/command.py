@@ -16,7 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from kd.errors import Interrupted, UnusedError, UserError, nearest
+from kd.errors import Failed, Interrupted, UnusedError, UserError, nearest
 from kd.log import say
 
 T = TypeVar("T")
@@ -29,7 +29,7 @@ def run_command(main: Callable[[], Any], module: str) -> NoReturn:
     """Run a command's Hydra main and leave the process with its exit code.
 
     0 done; 2 the user can mend it, told in a few lines on stderr; 130 interrupted, with the line that resumes;
-    1 a defect of ours, with its traceback.
+    1 nothing came of it, or a defect of ours, with its traceback.
 
     Args:
         module: what comes after `python -m`.
@@ -46,6 +46,9 @@ def run_command(main: Callable[[], Any], module: str) -> NoReturn:
             raise
         print(f"kd: {explain(error, module.rpartition('.')[2])}", file=sys.stderr)
         sys.exit(2)
+    except Failed as error:
+        print(f"kd: {error}", file=sys.stderr)
+        sys.exit(1)
     except (Interrupted, KeyboardInterrupt):
         print(f"kd: interrupted; the same command goes on from here:\n  {this_command(module)}", file=sys.stderr)
         sys.exit(130)
@@ -67,7 +70,7 @@ def job(function: Callable[[T], object], checked: Callable[[DictConfig, set[str]
     def run(cfg: DictConfig) -> None:
         try:
             function(checked(cfg, typed_keys(HydraConfig.get().overrides.task)))
-        except (UserError, Interrupted, KeyboardInterrupt) as error:
+        except (UserError, Failed, Interrupted, KeyboardInterrupt) as error:
             if HydraConfig.get().mode is not RunMode.MULTIRUN:
                 raise Leave from error
             if not isinstance(error, UnusedError):

@@ -29,11 +29,12 @@ from kd.stages import complete, make_stage
 from kd.store import Done, Store
 
 
-def run(config: Config, command: str) -> Path:
+def run(config: Config, command: str, root: Path | None = None) -> Path:
     """Finish the run's stages, measure their nets, and write the run's folder.
 
     Args:
         command: the line that repeats the run.
+        root: where to put the run's folder; None for `runs` in the output folder.
 
     Returns:
         the run's folder.
@@ -47,7 +48,7 @@ def run(config: Config, command: str) -> Path:
     data: DataModule = construct(config.data, "data")
     preflight(chain, config, data)
     store = Store(output / "store")
-    with RunFolder(output / "runs", config.name) as folder:
+    with RunFolder(root or output / "runs", config.name) as folder:
         stages: dict[str, Done] = {}
         for link in chain:
             stage = make_stage(link, config, data, stages)
