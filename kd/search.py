@@ -3,11 +3,11 @@
 import csv
 import json
 import math
-import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 import optuna
@@ -173,7 +173,7 @@ class Trials:
         (self.folder / "locks").mkdir(parents=True, exist_ok=True)
         self.lock = FileLock(self.folder / "study.lock")
         self.process = uuid.uuid4().hex[:12]
-        self.begun, self.tried = time.perf_counter(), 0
+        self.begun, self.tried = perf_counter(), 0
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         with self.lock:
             self.study = self._study(tuning.storage or f"sqlite:///{(self.folder / 'study.db').resolve()}")
@@ -185,7 +185,7 @@ class Trials:
         wait = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
         tuning = self.request.tuning
         never = optuna.pruners.NopPruner()
-        median = optuna.pruners.MedianPruner(tuning.startup_trials, tuning.warmup_epochs)
+        median = optuna.pruners.MedianPruner(tuning.startup_trials, tuning.warmup_epochs + 1)  # its first step
         try:
             storage = optuna.storages.RDBStorage(url, engine_kwargs=wait)
             return optuna.create_study(
@@ -217,8 +217,8 @@ class Trials:
         for key in sorted({*before, *settings}):
             if before.get(key) != settings.get(key):
                 raise UserError(
-                    f"study: {self.name!r} was begun with {key}={before.get(key)}, found is {settings.get(key)}; trials of "
-                    "both cannot be compared, so give this search another study=NAME"
+                    f"study: {self.name!r} was begun with {key}={before.get(key)}, found is {settings.get(key)}; "
+                    "trials of both cannot be compared, so give this search another study=NAME"
                 )
 
     def at_work(self) -> FileLock:
@@ -257,7 +257,7 @@ class Trials:
         """Whether there is a trial left to begin: for this process, and now."""
         tuning = self.request.tuning
         left = tuning.n_trials - self.counted() - len(self.running())
-        late = tuning.timeout is not None and time.perf_counter() - self.begun > tuning.timeout
+        late = tuning.timeout is not None and perf_counter() - self.begun > tuning.timeout
         return left > 0 and not late
 
     def run(self, evaluation: Evaluation) -> None:

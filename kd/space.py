@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 from kd.config import Strict, describe
 from kd.errors import UserError, nearest
 from kd.knobs import KNOBS, uses
+from kd.log import say
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
@@ -164,6 +165,8 @@ def read_space(node: Mapping[str, Any], compose: Compose, asked: Collection[str]
             raise UserError(f"search.space.{knob.name}: no such knob{nearest(knob.name, [*keys, *groups])}")
         elif asked is None or knob.name in asked:
             raise UserError(f"search.space.{knob.name}: the chosen loss does not use it; it has {_numbers(cfg)}")
+        else:
+            say(f"left out of the search: {knob.name}, which the chosen loss does not use")
     if not kept:
         raise UserError(
             "search.space: there is nothing to search; name a knob with its range, such as "

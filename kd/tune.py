@@ -8,11 +8,12 @@ python -m kd.tune 'search.space.optim.lr={low: 0.001, high: 0.01, log: true}' 's
 python -m kd.tune n_trials=40                           goes on from 20: a search is resumed by its own command
 """
 
+import copy
+import functools
 import re
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Annotated, Any, NoReturn
 
 import hydra
@@ -98,7 +99,7 @@ def accept(cfg: DictConfig, typed: Collection[str]) -> Request:
     overrides = tuple(each for each in task if not typed_keys([each]) & own)
     node, asked = _replaced(tuning.search.space, task)
     base = _composed(overrides, [])
-    space = read_space(node, partial(_composed, overrides), asked, own)
+    space = read_space(node, functools.partial(_composed, overrides), asked, own)
     choices = base.hydra.runtime.choices
     about = "{data}_{teacher}_to_{student}_{loss}".format(**choices)
     about += f"_{choices['experiment']}" if choices["experiment"] else ""
@@ -107,7 +108,12 @@ def accept(cfg: DictConfig, typed: Collection[str]) -> Request:
 
 
 def _composed(overrides: Sequence[str], more: Sequence[str]) -> DictConfig:
-    return compose("tune", [*overrides, *more], return_hydra_config=True)
+    return _composed_once((*overrides, *more))
+
+
+@functools.cache  # a trial's knobs are looked up in the same config again and again
+def _composed_once(overrides: tuple[str, ...]) -> DictConfig:
+    return compose("tune", list(overrides), return_hydra_config=True)
 
 
 def _plain(node: Any) -> Any:
@@ -116,10 +122,11 @@ def _plain(node: Any) -> Any:
 
 def _of_train(cfg: DictConfig) -> DictConfig:
     """The part of a composed config that `kd.train` has too."""
-    with open_dict(cfg):
+    part = copy.copy(cfg)
+    with open_dict(part):
         for key in (*Tuning.model_fields, "hydra"):
-            cfg.pop(key, None)
-    return cfg
+            part.pop(key, None)
+    return part
 
 
 def _replaced(space: Node, overrides: Sequence[str]) -> tuple[Node, set[str] | None]:
@@ -140,7 +147,7 @@ def _replaced(space: Node, overrides: Sequence[str]) -> tuple[Node, set[str] | N
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="tune")
-@partial(job, checked=accept)
+@functools.partial(job, checked=accept)
 def main(request: Request) -> None:
     """Search, and compare."""
     from kd.search import tune  # torch takes seconds to import
