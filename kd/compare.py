@@ -40,8 +40,7 @@ def compare_settings(
         what `result.json` holds: `settings`, by name, with `overrides` and lists over the seeds of `validation` and
         `test` (the student's accuracies, fractions); `bought`, tuned less default on test by seed.
     """
-    own = _settings_of(request)
-    settings = {DEFAULT: []} if dict(tuned) == own else {DEFAULT: [], TUNED: overrides_of(tuned)}
+    settings = {DEFAULT: []} if tuned == request.own else {DEFAULT: [], TUNED: overrides_of(tuned)}
     found: dict[str, dict[str, Any]] = {}
     for name, overrides in settings.items():
         reports = []
@@ -71,14 +70,6 @@ def compare_settings(
     }
     _write(result, request, folder)
     return result
-
-
-def _settings_of(request: "Request") -> dict[str, str] | None:
-    """The recipe's own setting as a trial writes it; None where some of it is outside its range."""
-    if request.default is None:
-        return None
-    knobs = {knob.name: knob for knob in request.space.knobs}
-    return {name: knobs[name].written(value) for name, value in request.default.items()}
 
 
 def _report(config: Config, command: str, root: Path) -> dict[str, Any]:
@@ -115,10 +106,13 @@ def as_markdown(result: Mapping[str, Any], request: "Request") -> str:
     environment = result["environment"]
     tuned = result["settings"].get(TUNED, {"overrides": []})["overrides"]
     paste = shlex.join(["python", "-m", "kd.train", *request.overrides, *tuned])
+    flatters = (
+        " The validation column flatters the tuned setting, which was chosen on the same images." if tuned else ""
+    )
     chose = (
         f"Chosen on validation by {result['trials']} trials, all with seed {result['seed']}; accuracies in %, mean and "
-        f"standard deviation over seeds {seeds}. Test was read for these runs alone, after the search. The validation "
-        "column flatters the tuned setting, which was chosen on the same images."
+        f"standard deviation over seeds {seeds}. Test was read for these runs alone, after the search."
+        f"{flatters}"
     )
     how = (
         f"Command: `{result['command']}`; commit {result['git'] or 'unknown'}, torch {environment['torch']}, "

@@ -67,12 +67,14 @@ def tune(request: "Request", command: str) -> Path:
         if trials.open():
             evaluation.teachers(request.config, links)
         trials.run(evaluation)
-        if others := trials.running():
-            say(f"{len(others)} trials still run in other processes; the last of them goes on to the comparison")
+        if busy := trials.running():
+            say(f"{len(busy)} trials still run in other processes; the last of them goes on to the comparison")
             return trials.folder
     best = trials.best()
     tuned = best.user_attrs["setting"]
-    say(f"Best of {trials.counted()} trials: trial {best.number + 1}, {words(tuned)}, validation {best.value:.4f}")
+    level = len([trial for trial in trials.finished() if trial.value == best.value])
+    tie = f"; {level} trials reach it, and this was the first" if level > 1 else ""
+    say(f"Best of {trials.counted()} trials: trial {best.number + 1}, {words(tuned)}, validation {best.value:.4f}{tie}")
     trials.tell_importance()
     compare_settings(request, tuned, trials.folder, trials.name, trials.counted(), command)
     return trials.folder
@@ -306,13 +308,15 @@ class Trials:
             self._say(trial, setting, f"{value:.4f}")
 
     def _say(self, trial: Trial, setting: Mapping[str, str], outcome: str) -> None:
-        trials = self.study.get_trials(deepcopy=False)
-        lost = sum(each.state is TrialState.FAIL for each in trials)
+        lost = len(self.study.get_trials(deepcopy=False, states=(TrialState.FAIL,)))
         of = f"trial {trial.number + 1}/{self.request.tuning.n_trials + lost}"
-        complete = any(each.state is TrialState.COMPLETE for each in trials)
-        best = f" (best {self.best().value:.4f}, trial {self.best().number + 1})" if complete else ""
-        own = " (the recipe's own)" if trial.number == 0 and self.request.default is not None else ""
+        best = f" (best {self.best().value:.4f}, trial {self.best().number + 1})" if self.finished() else ""
+        own = " (the recipe's own)" if setting == self.request.own else ""
         say(f"{of}: {words(setting)}{own} -> {outcome}{best}")
+
+    def finished(self) -> list[FrozenTrial]:
+        """The trials that came to their end, and were not stopped before."""
+        return self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
 
     def best(self) -> FrozenTrial:
         """The finished trial that is best on validation; of several the first, which may be the recipe's own.
@@ -320,9 +324,9 @@ class Trials:
         Raises:
             Failed: none has finished.
         """
-        trials = self.study.get_trials(deepcopy=False)
-        finished = [trial for trial in trials if trial.state is TrialState.COMPLETE]
+        finished = self.finished()
         if not finished:
+            trials = self.study.get_trials(deepcopy=False)
             last = next((each.user_attrs["error"] for each in reversed(trials) if "error" in each.user_attrs), None)
             why = f"; the last one failed: {last}" if last else ""
             raise Failed(f"search {self.name}: none of {len(trials)} trials came to an end{why}")
@@ -344,7 +348,7 @@ class Trials:
 
     def tell_importance(self) -> None:
         """Which knob made most of the differences between trials, where there are enough to say."""
-        finished = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        finished = self.finished()
         if len(finished) < IMPORTANCE_FROM or len({trial.value for trial in finished}) == 1:
             return
         evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)

@@ -74,6 +74,14 @@ class Request:
     default: Mapping[str, Any] | None
     about: str
 
+    @property
+    def own(self) -> dict[str, str] | None:
+        """The recipe's own setting as it stands on the command line; None as for `default`."""
+        if self.default is None:
+            return None
+        knobs = {knob.name: knob for knob in self.space.knobs}
+        return {name: knobs[name].written(value) for name, value in self.default.items()}
+
     def compose(self, overrides: Sequence[str]) -> DictConfig:
         """The command's config under further overrides."""
         return _composed(self.overrides, overrides)

@@ -2,10 +2,12 @@
 
 import contextlib
 import csv
+import functools
 import io
 import json
 import math
 import os
+import re
 import shlex
 import statistics
 import subprocess
@@ -37,6 +39,7 @@ from kd.stages import complete, make_stage
 from kd.store import Store
 from kd.tune import start
 
+MORE = ["epochs=6", "optim.lr=0.02", "startup_trials=2"]  # so that settings differ in accuracy, and TPE chooses some
 ARGUMENTS = ["model=mlp_to_mlp", *TINY, "study=s", "seeds=[1,2]"]
 
 
@@ -104,7 +107,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Whole]:
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed), contextlib.redirect_stderr(said):
         patch.setattr(kd.stages, "predict_logits", counted)
         patch.setattr(kd.search, "compare_settings", compared)
-        found.code = command(*ARGUMENTS, f"output_dir={out}", "n_trials=4", "epochs=6", "optim.lr=0.02")
+        found.code = command(*ARGUMENTS, f"output_dir={out}", "n_trials=4", *MORE)
     found.said, found.printed = said.getvalue(), printed.getvalue()
     return found
 
@@ -173,7 +176,7 @@ def test_comparison_is_over_seeds_and_as_in_the_reports(whole: Whole) -> None:
 def test_after_the_end_nothing_is_done_again(whole: Whole, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kd.fit.fit", lambda *args, **options: pytest.fail("trained again"))
     before = sorted((whole.out / "tune/s/runs").iterdir())
-    assert command(*ARGUMENTS, f"output_dir={whole.out}", "n_trials=4", "epochs=6", "optim.lr=0.02") == 0
+    assert command(*ARGUMENTS, f"output_dir={whole.out}", "n_trials=4", *MORE) == 0
     assert sorted((whole.out / "tune/s/runs").iterdir()) == before
     assert len(rows(whole.out)) == 4
 
@@ -181,24 +184,24 @@ def test_after_the_end_nothing_is_done_again(whole: Whole, monkeypatch: pytest.M
 def test_an_interrupted_search_is_the_same_search(
     whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    more = ["epochs=6", "optim.lr=0.02"]
-    assert searched(tmp_path, "n_trials=2", *more) == 0
+    assert searched(tmp_path, "n_trials=2", *MORE) == 0
     with monkeypatch.context() as patch:
 
         def stopped(self: Any, config: Any, trial: optuna.Trial, pruning: bool) -> float:
             raise Interrupted("distill")
 
         patch.setattr("kd.search.Evaluation.value", stopped)
-        assert searched(tmp_path, "n_trials=4", *more) == 130
+        assert searched(tmp_path, "n_trials=4", *MORE) == 130
     assert "python -m kd.tune" in capsys.readouterr().err
     states = [trial.state for trial in study(tmp_path).trials]
     assert states == [TrialState.COMPLETE] * 2 + [TrialState.FAIL, TrialState.WAITING]
-    assert searched(tmp_path, "n_trials=4", *more) == 0
+    assert searched(tmp_path, "n_trials=4", *MORE) == 0
     settings = [(row["temperature"], row["alpha"]) for row in rows(tmp_path) if row["state"] == "complete"]
     assert settings == [(row["temperature"], row["alpha"]) for row in rows(whole.out)]
 
 
-def test_a_killed_processs_trial_is_taken_up_again(tmp_path: Path) -> None:
+def test_a_killed_processs_trial_is_taken_up_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_curves(monkeypatch, [[0.5]] * 9)
     assert searched(tmp_path, "n_trials=1") == 0
     dead = study(tmp_path).ask()
     dead.suggest_float("temperature", 1.0, 16.0, log=True)
@@ -210,13 +213,16 @@ def test_a_killed_processs_trial_is_taken_up_again(tmp_path: Path) -> None:
     assert trials[2].params == dead.params
 
 
-def test_trials_of_other_settings_are_not_mixed_in(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_trials_of_other_settings_are_not_mixed_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_curves(monkeypatch, [[0.5]] * 9)
     assert searched(tmp_path, "n_trials=1") == 0
     assert searched(tmp_path, "n_trials=2", "epochs=1") == 2
     said = capsys.readouterr().err
     assert "'s' was begun with epochs=2, found is 1" in said
     assert "study=NAME" in said
-    assert searched(tmp_path, "n_trials=1", "seeds=[7]", "teacher.cache=off", "study=null") == 0
+    assert searched(tmp_path, "n_trials=1", "seeds=[7]", "study=null") == 0
     assert searched(tmp_path, "n_trials=1", "epochs=1", "study=null") == 0
     assert len(list((tmp_path / "tune").glob("digits_mlp_to_mlp_kd_*"))) == 2
 
@@ -226,6 +232,8 @@ def fake_curves(monkeypatch: pytest.MonkeyPatch, curves: Sequence[Sequence[float
     left = iter(curves)
 
     def fake(stage: Any, store: Any, data: Any, *, watch: Callable[..., None] | None = None) -> Any:
+        if stage.name != "distill":
+            return kd.stages.Done("key", Path(), {}), False
         history = [{"epoch": i, "train/loss": 1.0, "val/acc": 0.5, name: value} for i, value in enumerate(next(left))]
         for row in history:
             if watch:
@@ -283,7 +291,10 @@ def test_a_dropped_stage_leaves_nothing_and_can_be_trained_later(tmp_path: Path)
     assert (len(done.record["history"]), reused, seen) == (2, False, [0, 0, 1])
 
 
-def test_a_failed_trial_is_recorded_and_the_search_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_trial_is_recorded_and_the_search_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_curves(monkeypatch, [[0.5]] * 9)
     knob = "search.space.lr_schedule={choices: [onecycle, linear]}"
     only = ["~search.space.temperature", "~search.space.alpha"]
     assert searched(tmp_path, "n_trials=4", "startup_trials=1", knob, *only) == 0
@@ -324,10 +335,10 @@ def test_a_space_of_ones_own_from_a_folder_of_ones_own(tmp_path: Path) -> None:
         "  loss: {choices: [kd, dist]}\n"
         "  alpha: {low: 0.25, high: 0.75, step: 0.25}\n"
     )
-    arguments = ["--config-dir", str(tmp_path / "conf"), "search=mine", "n_trials=6", "startup_trials=6"]
+    arguments = ["--config-dir", str(tmp_path / "conf"), "search=mine", "n_trials=5"]
     assert searched(tmp_path, *arguments) == 0
     table = rows(tmp_path)
-    assert len(table) == 6
+    assert len(table) == 5
     for row in table:
         assert 0.001 <= float(row["optim.lr"]) <= 0.01
         assert row["student.net.hidden"] in ("[4]", "[8]", "[4, 4]")
@@ -339,14 +350,15 @@ def test_a_space_of_ones_own_from_a_folder_of_ones_own(tmp_path: Path) -> None:
     assert {(int(row["student.net.hidden"][1]), int(row["epochs"])) for row in table} <= tried
 
 
-def composing(*overrides: str) -> Callable[[Sequence[str]], DictConfig]:
+@functools.cache
+def _composed(overrides: tuple[str, ...]) -> DictConfig:
     GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("tune", ["model=mlp_to_mlp", *overrides], return_hydra_config=True)
 
-    def made(more: Sequence[str]) -> DictConfig:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            return compose("tune", ["model=mlp_to_mlp", *overrides, *more], return_hydra_config=True)
 
-    return made
+def composing(*overrides: str) -> Callable[[Sequence[str]], DictConfig]:
+    return lambda more: _composed((*overrides, *MORE))
 
 
 def test_what_a_range_means() -> None:
@@ -402,32 +414,47 @@ def test_a_value_survives_the_command_line(value: Any) -> None:
         assert compose("train", [f"+x={text_of(value)}"]).x == value
 
 
+BAD_SPACE: list[tuple[Any, str]] = [
+    ({"temprature": {"low": 1, "high": 2}}, "temprature: no such knob; did you mean 'temperature'"),
+    ({"optim": {"lrr": {"low": 1, "high": 2}}}, "optim.lrr: no such knob; did you mean 'optim.lr'"),
+    ({"temperature": 3}, "temperature: found 3; accepted is {low: 1, high: 16}"),
+    ({"temperature": {"lo": 1, "high": 2}}, "temperature.lo: no such key; did you mean 'low'"),
+    ({"temperature": {"low": 1}}, "temperature: needed are low and high"),
+    ({"temperature": {"low": 3, "high": 2}}, "temperature: found low 3 and high 2"),
+    ({"temperature": {"low": 1, "high": math.inf}}, "temperature: found low 1 and high inf"),
+    ({"temperature": {"low": "a", "high": 2}}, "temperature: found 'a', accepted is a number"),
+    ({"temperature": {"low": 0, "high": 2, "log": True}}, "temperature: log needs a low above 0"),
+    ({"temperature": {"low": 1, "high": 2, "step": -1}}, "temperature: found step -1"),
+    ({"temperature": {"choices": [1]}}, "temperature.choices: found [1]"),
+    ({"temperature": {"choices": [1, 2], "low": 1}}, "temperature: choices stand alone"),
+    ({"optim": {"low": 1, "high": 2}}, "optim: is a group of files"),
+    ({"student": {"net": {"choices": [1, 2]}}}, "student.net: no such knob"),
+    ({"seed": {"choices": [1, 2]}}, "seed: cannot be searched"),
+    ({"n_trials": {"choices": [1, 2]}}, "n_trials: cannot be searched"),
+    ({"data": {"split_seed": {"choices": [1, 2]}}}, "data.split_seed: cannot be searched"),
+    ({"data": {"choices": ["digits", "mnist"]}}, "data: cannot be searched"),
+    ({}, "there is nothing to search"),
+]
+
+
+@pytest.mark.parametrize(("node", "words"), BAD_SPACE, ids=[str(node) for node, _ in BAD_SPACE])
+def test_what_is_no_space(node: Any, words: str) -> None:
+    with pytest.raises(UserError, match=re.escape(f"search.space{'.' * bool(node)}{': ' * (not node)}{words}")):
+        read_space(node, composing(), None, {"n_trials"})
+
+
 BAD: list[tuple[Sequence[str], Sequence[str]]] = [
     (["n_trial=3"], ["n_trial", "'n_trials'"]),
     (["n_trials=0"], ["n_trials", "0"]),
     (["seeds=[1,1]"], ["seeds"]),
     (["seeds=[]"], ["seeds"]),
-    (["startup_trials=0"], ["startup_trials"]),
     (["study=a/b"], ["study"]),
     (["search=kdd"], ["search", "'kd'"]),
     (["storage=nonsense://x"], ["storage", "nonsense"]),
     (["temperature=0"], ["temperature", "above 0"]),
     (["search.space.temprature={low: 1, high: 2}"], ["search.space.temprature", "'temperature'"]),
-    (["search.space.optim.lrr={low: 1, high: 2}"], ["search.space.optim.lrr", "'optim.lr'"]),
-    (["search.space.temperature=3"], ["search.space.temperature", "3", "{low: 1, high: 16}"]),
-    (["search.space.temperature={lo: 1, high: 2}"], ["search.space.temperature.lo", "'low'"]),
-    (["search.space.temperature={low: 1}"], ["search.space.temperature", "low and high"]),
-    (["search.space.temperature={low: 3, high: 2}"], ["search.space.temperature", "3", "2"]),
-    (["search.space.temperature={low: a, high: 2}"], ["search.space.temperature", "'a'", "number"]),
-    (["search.space.temperature={low: 0, high: 2, log: true}"], ["search.space.temperature", "log"]),
-    (["search.space.temperature={low: 1, high: 2, step: 0}"], ["search.space.temperature", "step"]),
-    (["search.space.temperature={choices: [1]}"], ["search.space.temperature.choices"]),
     (["search.space.temperature={choices: [1, 2], low: 1}"], ["search.space.temperature", "choices"]),
-    (["search.space.optim={low: 1, high: 2}"], ["search.space.optim", "choices"]),
     (["search.space.loss={choices: [kd, dkdd]}"], ["loss", "dkdd", "'dkd'"]),
-    (["search.space.seed={choices: [1, 2]}"], ["search.space.seed", "cannot be searched"]),
-    (["search.space.n_trials={choices: [1, 2]}"], ["search.space.n_trials", "cannot be searched"]),
-    (["search.space.data.split_seed={choices: [1, 2]}"], ["search.space.data.split_seed", "cannot be searched"]),
     (["loss=dkd", "search=kd"], ["search.space.alpha", "does not use it", "loss.terms.dkd.loss.target_weight"]),
     (["loss=dkd", "search.space.alpha={low: 0.1, high: 0.5}"], ["search.space.alpha", "does not use it"]),
     (["loss=dml"], ["search.space", "nothing to search", "loss.terms.dml.weight"]),
