@@ -77,7 +77,7 @@ def _report(config: Config, command: str, root: Path) -> dict[str, Any]:
     plain = json.loads(json.dumps(config.model_dump()))
     for path in sorted(root.glob(f"*_{config.name}/report.json")):
         report: dict[str, Any] = json.loads(path.read_text())
-        if report["config"] == plain and not config.force:
+        if report["config"] == plain:
             say(f"{config.name}: already there")
             return report
     with contextlib.redirect_stdout(io.StringIO()):  # its own table; it is in the run's folder
@@ -99,7 +99,10 @@ def _write(result: Mapping[str, Any], request: "Request", folder: Path) -> None:
 def as_markdown(result: Mapping[str, Any], request: "Request") -> str:
     """Both settings side by side, and what the search bought."""
     seeds = ", ".join(map(str, result["seeds"]))
-    lines = [f"| student, {len(result['seeds'])} seeds | validation | test |", "|---|---:|---:|"]
+    lines = [
+        f"| student, {len(result['seeds'])} seed{'s' * (len(result['seeds']) > 1)} | validation | test |",
+        "|---|---:|---:|",
+    ]
     for name, found in result["settings"].items():
         setting = " ".join(found["overrides"]) or "the recipe's own"
         lines.append(f"| {name}: {setting} | {spread(found['validation'])} | {spread(found['test'])} |")

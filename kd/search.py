@@ -349,7 +349,8 @@ class Trials:
     def tell_importance(self) -> None:
         """Which knob made most of the differences between trials, where there are enough to say."""
         finished = self.finished()
-        if len(finished) < IMPORTANCE_FROM or len({trial.value for trial in finished}) == 1:
+        few = len(finished) < IMPORTANCE_FROM or len(self.request.space.knobs) < 2
+        if few or len({trial.value for trial in finished}) == 1:
             return
         evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
         shares = optuna.importance.get_param_importances(self.study, evaluator=evaluator)

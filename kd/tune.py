@@ -25,6 +25,7 @@ from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, Posit
 
 from kd.command import CONF, job, run_command, this_command, typed_keys
 from kd.config import Config, Node, Strict, check, check_as
+from kd.errors import UserError
 from kd.space import Space, read_space
 
 OF_SPACE = "search.space."
@@ -105,14 +106,17 @@ def accept(cfg: DictConfig, typed: Collection[str]) -> Request:
     tuning = check_as(Tuning, OmegaConf.create({key: _plain(cfg[key]) for key in own}))
     task = list(HydraConfig.get().overrides.task)
     overrides = tuple(each for each in task if not typed_keys([each]) & own)
-    node, asked = _replaced(tuning.search.space, task)
+    node, asked = as_typed(tuning.search.space, task)
     base = _composed(overrides, [])
     space = read_space(node, functools.partial(_composed, overrides), asked, own)
     choices = base.hydra.runtime.choices
     about = "{data}_{teacher}_to_{student}_{loss}".format(**choices)
     about += f"_{choices['experiment']}" if choices["experiment"] else ""
     default = space.defaults(base)
-    return Request(tuning, check(_of_train(base), typed), space, overrides, default, about)
+    config = check(_of_train(base), typed)
+    if config.force:
+        raise UserError("force: found true; what is finished is not trained again in a search, so accepted is false")
+    return Request(tuning, config, space, overrides, default, about)
 
 
 def _composed(overrides: Sequence[str], more: Sequence[str]) -> DictConfig:
@@ -137,7 +141,7 @@ def _of_train(cfg: DictConfig) -> DictConfig:
     return part
 
 
-def _replaced(space: Node, overrides: Sequence[str]) -> tuple[Node, set[str] | None]:
+def as_typed(space: Node, overrides: Sequence[str]) -> tuple[Node, set[str] | None]:
     """The space with each range as it was typed, and the knobs that were; None for all, where a file was chosen.
 
     Hydra would mix the keys of a range that is typed with those of the range in the file.

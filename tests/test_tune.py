@@ -23,21 +23,21 @@ import torch
 from composed import CONF, TINY, composed, link
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
 import kd.search
 import kd.stages
 from kd.compare import bought, spread
-from kd.config import check
+from kd.config import check, check_as
 from kd.construct import construct
 from kd.data.base import DataModule
 from kd.errors import Dropped, Interrupted, UserError
 from kd.space import read_space, text_of
 from kd.stages import complete, make_stage
 from kd.store import Store
-from kd.tune import start
+from kd.tune import Tuning, as_typed, start
 
 MORE = ["epochs=6", "optim.lr=0.02", "startup_trials=2"]  # so that settings differ in accuracy, and TPE chooses some
 ARGUMENTS = ["model=mlp_to_mlp", *TINY, "study=s", "seeds=[1,2]"]
@@ -291,6 +291,23 @@ def test_a_dropped_stage_leaves_nothing_and_can_be_trained_later(tmp_path: Path)
     assert (len(done.record["history"]), reused, seen) == (2, False, [0, 0, 1])
 
 
+def test_who_watches_is_shown_the_epochs_of_an_earlier_attempt_too(tmp_path: Path) -> None:
+    config = check(composed(*TINY, "stages=[baseline]", f"output_dir={tmp_path}"))
+    data: DataModule = construct(config.data, "data")
+    stage, store, seen = make_stage(link(config, "baseline"), config, data, {}), Store(tmp_path / "store"), []
+
+    def crash(row: Mapping[str, float]) -> None:
+        if row["epoch"] == 1:
+            raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError):
+        complete(stage, store, data, watch=crash)
+    complete(stage, store, data, watch=lambda row: seen.append((row["epoch"], row["val/acc"])))
+    done = store.find(stage.key)
+    assert done is not None
+    assert seen == [(row["epoch"], row["val/acc"]) for row in done.record["history"]]
+
+
 def test_a_failed_trial_is_recorded_and_the_search_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -320,7 +337,9 @@ def test_the_time_is_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     fake_curves(monkeypatch, [[0.5]] * 9)
     clock = iter(range(0, 10_000, 10))
     monkeypatch.setattr("kd.search.perf_counter", lambda: float(next(clock)))
-    assert searched(tmp_path, "timeout=35", "loss=label_smoothing", "stages=[distill]") == 0
+    range_of_its_own = "search.space.alpha={choices: [0.1, 0.2]}"  # and not mixed with the file's
+    assert searched(tmp_path, "timeout=35", "loss=label_smoothing", "stages=[distill]", range_of_its_own) == 0
+    assert {row["alpha"] for row in rows(tmp_path)} <= {"0.1", "0.2"}
     assert len(rows(tmp_path)) == 2  # begun at 0, looked at 10, 20, 30 and 40
 
 
@@ -459,6 +478,7 @@ BAD: list[tuple[Sequence[str], Sequence[str]]] = [
     (["loss=dkd", "search.space.alpha={low: 0.1, high: 0.5}"], ["search.space.alpha", "does not use it"]),
     (["loss=dml"], ["search.space", "nothing to search", "loss.terms.dml.weight"]),
     (["stages=[baseline]"], ["stages", "distill"]),
+    (["force=true"], ["force"]),
 ]
 
 
@@ -494,6 +514,18 @@ def test_what_was_bought_in_a_sentence() -> None:
     assert not bought({"bought": [0.01, 0.011, 0.012]}).endswith("chance.")
     assert "no telling" in bought({"bought": [0.01]})
     assert "bought nothing" in bought({"bought": []})
+
+
+def test_commands_in_the_readme_can_be_searched() -> None:
+    lines = [line.partition("  #")[0] for line in (CONF.parent / "README.md").read_text().splitlines()]
+    commands = [shlex.split(line)[3:] for line in lines if line.startswith("python -m kd.tune")]
+    assert len(commands) >= 3
+    for words in commands:
+        overrides = [f"++{word}" if word.startswith("search.space.") else word for word in words]
+        cfg = composing(*overrides)([])
+        check_as(Tuning, OmegaConf.create({key: OmegaConf.select(cfg, key) for key in Tuning.model_fields}))
+        node, asked = as_typed(cfg.search.space, overrides)
+        read_space(node, composing(*[word for word in overrides if "search" not in word]), asked, set())
 
 
 def test_help_needs_neither_torch_nor_optuna() -> None:
