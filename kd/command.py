@@ -15,7 +15,7 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from kd.errors import Interrupted, UserError, nearest
+from kd.errors import Failed, Interrupted, UserError, nearest
 
 T = TypeVar("T")
 
@@ -47,6 +47,9 @@ def run_command(main: Callable[[], Any], module: str) -> NoReturn:
             raise
         print(f"kd: {explain(error, module.rpartition('.')[2])}", file=sys.stderr)
         sys.exit(2)
+    except Failed as error:
+        print(f"kd: {error}", file=sys.stderr)
+        sys.exit(1)
     except (Interrupted, KeyboardInterrupt):
         print(f"kd: interrupted; the same command goes on from here:\n  {this_command(module)}", file=sys.stderr)
         sys.exit(130)
@@ -68,7 +71,7 @@ def job(function: Callable[[T], object], checked: Callable[[DictConfig, set[str]
     def run(cfg: DictConfig) -> None:
         try:
             function(checked(cfg, typed_keys(HydraConfig.get().overrides.task)))
-        except (UserError, Interrupted, KeyboardInterrupt) as error:
+        except (UserError, Failed, Interrupted, KeyboardInterrupt) as error:
             raise Leave from error
 
     return run

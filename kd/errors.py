@@ -16,6 +16,14 @@ class Interrupted(Exception):  # noqa: N818 - no error, a wish
     """The user, or the cluster, asked the run to stop: exit code 130, with the line that resumes."""
 
 
+class Failed(Exception):  # noqa: N818 - the word for it
+    """Nothing came of what was asked for, through no mistake that could be told before: exit code 1, with a message."""
+
+
+class Dropped(Exception):  # noqa: N818 - no error, a decision
+    """Whoever watches a stage gives it up in the middle: what there is of it is removed."""
+
+
 def nearest(word: str, known: Collection[str]) -> str:
     """The known word most like `word`, as a phrase to end a message with; empty where none is like it.
 

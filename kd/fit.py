@@ -4,7 +4,7 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,7 @@ def fit(
     teacher: Teacher | None = None,
     watched: Watched | None = None,
     reference: Tensor | None = None,
+    watch: Callable[[Mapping[str, float]], None] | None = None,
 ) -> dict[str, Any]:
     """Train one stage, from where an earlier attempt in the same folder was stopped if there was one.
 
@@ -61,6 +62,7 @@ def fit(
         teacher: answers for views; needed where the objective asks for it.
         watched: what that teacher says of validation images, to be logged as `teacher/...` in each epoch.
         reference: the teacher's classes on the validation part, for `val/agreement`.
+        watch: is shown each epoch's row, those of an earlier attempt too; what it raises ends the training.
 
     Returns:
         `history`, a row of metrics for each epoch; `val`, the rows of the `best` and the `last` epoch; `epochs` and
@@ -85,7 +87,7 @@ def fit(
         reference=reference,
         pool=data.training(unlabeled) if data.augment.mixes else None,
     )
-    history = History(name)
+    history = History(name, watch)
     own = [history, *([WatchLog(watched)] if watched else [])]
     own += [HeadOnly(data.shape)] if spec.get("trains") == "head" else []
     trainer = _make_trainer(spec, folder, runtime, own)
@@ -118,8 +120,8 @@ class History(Callback):
 
     state_key = "History"
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, watch: Callable[[Mapping[str, float]], None] | None = None) -> None:
+        self.name, self.watch = name, watch
         self.rows: list[dict[str, float]] = []
         self.before = 0.0  # seconds of training before a resume
         self.started = time.perf_counter()
@@ -128,6 +130,8 @@ class History(Callback):
         """Start the clock, after an earlier attempt's time."""
         self.before = self.rows[-1]["seconds"] if self.rows else 0.0
         self.started = time.perf_counter()
+        for row in self.rows if self.watch else ():
+            self.watch(row)  # type: ignore[misc]
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keep the epoch's metrics; validation has already run."""
@@ -138,6 +142,8 @@ class History(Callback):
                 f"{self.name}: epoch {len(self.rows)}/{epochs}  train/loss {row['train/loss']:.4f}  "
                 f"val/loss {row['val/loss']:.4f}  val/acc {row['val/acc']:.4f}  {row['seconds']:.0f} s"
             )
+        if self.watch:
+            self.watch(self.rows[-1])
 
     def row(self, trainer: L.Trainer, epoch: int) -> dict[str, float]:
         """The metrics that the trainer has now, and the seconds of training so far."""

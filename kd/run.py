@@ -45,7 +45,7 @@ def run(
 
     Args:
         command: the line that repeats the run.
-        folder: to be filled; None for a new one.
+        folder: to be filled; None for a new one in `runs` in the output folder.
         since: where the config says `force`, stages that were finished after that time are not trained again.
         out: what the comparison is shown on; None for stdout.
 

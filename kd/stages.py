@@ -1,6 +1,7 @@
 """Stages: what each one's result depends on, its key, and getting it done once."""
 
 import inspect
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -16,6 +17,7 @@ from kd.code_hash import RECIPE, code_of, targets
 from kd.config import Config
 from kd.construct import resolve_target
 from kd.data.base import DataModule, Images
+from kd.errors import Dropped
 from kd.metrics import predict_logits, summary
 from kd.nets.build import Shape, build_net, normalization_of, set_normalization
 from kd.store import Done, Store, key_of, whole
@@ -36,6 +38,8 @@ PARTIAL_EPOCHS = {"limit_train_batches", "overfit_batches", "fast_dev_run", "max
 
 # Validation images of which a teacher is asked about two views; a few hundred tell its steadiness well enough.
 WATCHED_VIEWS = 256
+
+Watch = Callable[[Mapping[str, float]], None]  # is shown an epoch's metrics, and may raise `Dropped`
 
 
 @dataclass(frozen=True)
@@ -111,12 +115,22 @@ def _room(config: Config) -> Room | None:
 
 
 def complete(
-    stage: Stage, store: Store, data: DataModule, *, force: bool = False, since: datetime | None = None
+    stage: Stage,
+    store: Store,
+    data: DataModule,
+    *,
+    force: bool = False,
+    since: datetime | None = None,
+    watch: Watch | None = None,
 ) -> tuple[Done, bool]:
     """The finished stage: found in the store, or trained now; and whether it was there already.
 
     Args:
         force: train it again, unless it was finished after `since`.
+        watch: is shown each epoch's metrics while training.
+
+    Raises:
+        Dropped: by `watch`; nothing of the stage is kept then.
     """
 
     def counts(done: Done | None) -> bool:
@@ -133,7 +147,11 @@ def complete(
             return done, True
         torch.manual_seed(stage.spec.get("seed", 0))
         net = _start(stage, data)
-        result = _train(stage, net, data, store, folder) if stage.spec["epochs"] else _keep(net, data, folder)
+        try:
+            result = _train(stage, net, data, folder, watch) if stage.spec["epochs"] else _keep(net, data, folder)
+        except Dropped:
+            shutil.rmtree(folder)
+            raise
         before = [each.record["total"] for each in (stage.start, *stage.members) if each]
         total = {each: result[each] + sum(one[each] for one in before) for each in ("epochs", "seconds")}
         last = result["history"][-1]
@@ -170,7 +188,7 @@ def _normalized_as(net: nn.Module, done: Done) -> None:
     set_normalization(net, (tuple(mean), tuple(std)), len(mean), done.key)
 
 
-def _train(stage: Stage, net: nn.Module, data: DataModule, store: Store, folder: Path) -> dict[str, Any]:
+def _train(stage: Stage, net: nn.Module, data: DataModule, folder: Path, watch: Watch | None) -> dict[str, Any]:
     from kd.fit import fit  # brings Lightning in, which a run with nothing left to train does without
 
     reference = None
@@ -179,7 +197,7 @@ def _train(stage: Stage, net: nn.Module, data: DataModule, store: Store, folder:
     taught: dict[str, Any] = {}
     if stage.teacher:
         taught = {"teacher": teacher_of(stage, stage.teacher, data), "watched": watched(stage.teacher, data)}
-    result = fit(net, stage.spec, stage.name, data, folder, stage.runtime, reference=reference, **taught)
+    result = fit(net, stage.spec, stage.name, data, folder, stage.runtime, reference=reference, watch=watch, **taught)
     return {**result, "reference": stage.reference.key if stage.reference else None}
 
 

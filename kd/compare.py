@@ -1,0 +1,145 @@
+"""After a search: the best setting beside the recipe's own, both run on seeds of their own; here test is read first."""
+
+import io
+import json
+import math
+import shlex
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from scipy.stats import t as student_t
+
+from kd.config import Config
+from kd.log import say
+from kd.run import RunFolder, run
+from kd.space import overrides_of, text_of
+from kd.store import whole
+
+if TYPE_CHECKING:  # as a command it is not imported but run
+    from kd.tune import Request
+
+DEFAULT, TUNED = "default", "tuned"
+
+
+def compare_settings(
+    request: "Request", tuned: Mapping[str, str], folder: Path, study: str, trials: int, command: str
+) -> dict[str, Any]:
+    """Run both settings on all seeds, and write `result.json` and `result.md`.
+
+    Args:
+        tuned: what stands after `KNOB=`, by knob.
+        folder: the search's; the runs go into `runs` in it.
+        trials: how many chose.
+        command: the line that repeats it.
+
+    Returns:
+        what `result.json` holds: `settings`, by name, with `overrides` and lists over the seeds of `validation` and
+        `test` (the student's accuracies, fractions); `bought`, tuned less default on test by seed.
+    """
+    settings = {DEFAULT: []} if tuned == request.own else {DEFAULT: [], TUNED: overrides_of(tuned)}
+    found: dict[str, dict[str, Any]] = {}
+    for name, overrides in settings.items():
+        reports = []
+        for seed in request.tuning.seeds:
+            config = request.configured([*overrides, f"seed={seed}", f"name={text_of(f'{study}_{name}_s{seed}')}"])
+            line = shlex.join(["python", "-m", "kd.train", *request.overrides, *overrides, f"seed={seed}"])
+            reports.append(_report(config, line, folder / "runs"))
+        students = [next(each for each in report["models"] if each["role"] == "student") for report in reports]
+        found[name] = {
+            "overrides": overrides,
+            "validation": [each["val"][request.config.keep] for each in students],
+            "test": [each["test"]["accuracy"] for each in students],
+        }
+    result = {
+        "schema": 1,
+        "study": study,
+        "trials": trials,
+        "seed": request.config.seed,
+        "seeds": request.tuning.seeds,
+        "settings": found,
+        "bought": [a - b for a, b in zip(found[TUNED]["test"], found[DEFAULT]["test"], strict=True)]
+        if TUNED in found
+        else [],
+        "command": command,
+        "git": reports[0]["git"],
+        "environment": reports[0]["environment"],
+    }
+    _write(result, request, folder)
+    return result
+
+
+def _report(config: Config, command: str, root: Path) -> dict[str, Any]:
+    """The report of a run, which is there already if an earlier attempt got so far."""
+    plain = json.loads(json.dumps(config.model_dump()))
+    for path in sorted(root.glob(f"*_{config.name}/report.json")):
+        report: dict[str, Any] = json.loads(path.read_text())
+        if report["config"] == plain:
+            say(f"{config.name}: already there")
+            return report
+    quiet = Console(file=io.StringIO())  # its own table is in the run's folder
+    folder = run(config, command, folder=RunFolder(root, config.name), out=quiet)
+    loaded: dict[str, Any] = json.loads((folder / "report.json").read_text())
+    return loaded
+
+
+def _write(result: Mapping[str, Any], request: "Request", folder: Path) -> None:
+    text = as_markdown(result, request)
+    for name, content in (("result.json", json.dumps(result, indent=1)), ("result.md", text)):
+        with whole(folder / name) as path:
+            path.write_text(content)
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console.print(text)
+    console.print(f"Report: {folder / 'result.md'}; runs beside it, trials in {folder / 'trials.csv'}")
+
+
+def as_markdown(result: Mapping[str, Any], request: "Request") -> str:
+    """Both settings side by side, and what the search bought."""
+    seeds = ", ".join(map(str, result["seeds"]))
+    lines = [
+        f"| student, {len(result['seeds'])} seed{'s' * (len(result['seeds']) > 1)} | validation | test |",
+        "|---|---:|---:|",
+    ]
+    for name, found in result["settings"].items():
+        setting = " ".join(found["overrides"]) or "the recipe's own"
+        lines.append(f"| {name}: {setting} | {spread(found['validation'])} | {spread(found['test'])} |")
+    environment = result["environment"]
+    tuned = result["settings"].get(TUNED, {"overrides": []})["overrides"]
+    paste = shlex.join(["python", "-m", "kd.train", *request.overrides, *tuned])
+    flatters = (
+        " The validation column flatters the tuned setting, which was chosen on the same images." if tuned else ""
+    )
+    chose = (
+        f"Chosen on validation by {result['trials']} trials, all with seed {result['seed']}; accuracies in %, mean and "
+        f"standard deviation over seeds {seeds}. Test was read for these runs alone, after the search."
+        f"{flatters}"
+    )
+    how = (
+        f"Command: `{result['command']}`; commit {result['git'] or 'unknown'}, torch {environment['torch']}, "
+        f"{environment['device']}, {environment['threads']} threads."
+    )
+    return "\n".join([*lines, "", bought(result), "", f"    {paste}", "", chose, "", how, ""])
+
+
+def bought(result: Mapping[str, Any]) -> str:
+    """What the search bought on test, paired by seed, in a sentence."""
+    gains = [100 * gain for gain in result["bought"]]
+    if not gains:
+        return "No trial was better than the recipe's own setting, so it stays; tuning bought nothing."
+    mean = statistics.fmean(gains)
+    if len(gains) == 1:
+        return f"Tuning bought {mean:+.2f} points on test; with one seed there is no telling whether that is chance."
+    half = student_t.ppf(0.975, len(gains) - 1) * statistics.stdev(gains) / math.sqrt(len(gains))
+    sure = "" if abs(mean) > half else "; that may be chance"
+    return (
+        f"Tuning bought {mean:+.2f} points on test [95 % over {len(gains)} seeds: {mean - half:+.2f} to "
+        f"{mean + half:+.2f}]{sure}."
+    )
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean ± sample standard deviation, in per cent."""
+    mean = f"{100 * statistics.fmean(values):.2f}"
+    return mean if len(values) == 1 else f"{mean} ± {100 * statistics.stdev(values):.2f}"
