@@ -20,8 +20,8 @@ from kd.data.base import Images
 from kd.errors import UserError
 from kd.evaluation_text import as_markdown, sentences, tables
 from kd.finished import Finished
-from kd.judged import Judged, of_other, of_own, own_data, shape_of
-from kd.log import say, waiting
+from kd.judged import Judged, of_other, of_own, own_data
+from kd.log import waiting
 from kd.metrics import ask, paired, summary
 from kd.nets.build import normalization_of
 from kd.run_report import environment, git_sha
@@ -48,12 +48,12 @@ def evaluate(finished: Finished, config: "Evaluate", command: str) -> Path:
     Raises:
         UserError: the run's files or the data are not there, or do not fit each other.
     """
-    folder = _folder(config.out, finished.folder)
+    folder = finished.room(config.out)
     classes = tuple(finished.report["data"]["classes"])
-    nets, missing = load_nets(finished)
+    nets, missing = finished.nets()
     other = "_target_" in config.data
     own, lacking = own_data(finished, config.data, f"{config.output_dir}/cache", needed=not other)
-    judged = of_other(config.data, classes, shape_of(finished), own) if other else of_own(own)
+    judged = of_other(config.data, classes, finished.shape, own) if other else of_own(own)
     found: dict[str, Any] = {
         "schema": SCHEMA,
         "run": str(finished.folder),
@@ -77,25 +77,6 @@ def evaluate(finished: Finished, config: "Evaluate", command: str) -> Path:
             nets, judged.images, config.corruptions, sorted(set(config.severities)), config.seed
         )
     return _publish(found, judged, folder)
-
-
-def load_nets(finished: Finished) -> tuple[dict[str, nn.Module], dict[str, str]]:
-    """The run's nets by role, and for those that are not to be had the reason: a run may have been moved alone.
-
-    Raises:
-        UserError: there is none at all.
-    """
-    nets, missing = dict[str, nn.Module](), dict[str, str]()
-    for role in finished.roles:
-        try:
-            nets[role] = finished.net(role)
-        except UserError as error:
-            missing[role] = str(error)
-    if not nets:
-        raise UserError("\n".join(missing.values()))
-    for reason in missing.values():
-        say(f"left out: {reason}")
-    return nets, missing
 
 
 def compare(
@@ -213,23 +194,6 @@ def under_corruptions(
         role: float(np.mean([list(levels.values()) for levels in each.values()])) for role, each in accuracy.items()
     }
     return {"severities": list(severities), "seed": seed, "accuracy": accuracy, "mean": mean}
-
-
-def _folder(out: str | None, run: Path) -> Path:
-    """Where the results go.
-
-    Raises:
-        UserError: nothing can be written there; told before anything is measured.
-    """
-    folder = Path(out).expanduser() if out is not None else run
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".write_test"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"out: cannot write into {folder.resolve()}: {error.strerror}; name another folder") from error
-    return folder.resolve()
 
 
 def _publish(found: Mapping[str, Any], judged: Judged, folder: Path) -> Path:

@@ -11,7 +11,6 @@ from kd.data.base import DataModule, Images
 from kd.errors import UserError
 from kd.finished import Finished
 from kd.nets.build import Shape
-from kd.teachers.header import STUDENT, header_of
 
 
 @dataclass(frozen=True)
@@ -33,17 +32,6 @@ class Judged:
     other: bool = False
     left_out: int = 0
     skipped: Sequence[Mapping[str, str]] = field(default_factory=list)
-
-
-def shape_of(finished: Finished) -> Shape:
-    """What the run's nets were built for.
-
-    Raises:
-        UserError: nothing says it any more.
-    """
-    if header := header_of(finished.folder / STUDENT):
-        return Shape(*header["shape"])
-    return Shape(*finished.stage(finished.roles[0]).record["spec"]["shape"])
 
 
 def own_data(
