@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from kd.nets.build import Shape, normalization_of
+from kd.onnx_export import quantize, write_onnx
 
 Pass = Callable[[], object]
 
@@ -58,13 +59,12 @@ class Subject:
         path = self.folder / f"{backend}.onnx"
         if not path.exists():
             try:
-                from kd.onnx_export import quantize, write_onnx
+                if backend == "onnx":
+                    write_onnx(self.net, self.shape, normalization_of(self.net, UNSCALED), path, metadata={})
+                else:
+                    quantize(self.file("onnx"), path, self._images())
             except ImportError as error:
                 raise UnavailableError(f"{error.name} is not installed: pip install 'kd[export]'") from error
-            if backend == "onnx":
-                write_onnx(self.net, self.shape, normalization_of(self.net, UNSCALED), path, metadata={})
-            else:
-                quantize(self.file("onnx"), path, self._images())
         return path
 
     def _images(self) -> Iterator[NDArray[np.float32]]:

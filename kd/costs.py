@@ -67,7 +67,7 @@ def peak_activations(net: nn.Module, shape: Shape, batch: int = 1) -> int:
     x = torch.zeros(batch, shape.channels, shape.image_size, shape.image_size)
     with torch.no_grad(), _LiveTensors(x, *net.parameters(), *net.buffers()) as counter:
         net(x)
-    return counter.peak
+    return int(counter.peak)
 
 
 def latency(net: nn.Module, shape: Shape, *, batch: int = 1, seconds: float = 0.5) -> dict[str, Any]:

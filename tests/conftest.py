@@ -9,6 +9,7 @@ from composed import TINY, composed
 
 from kd.config import Config, check
 from kd.data.digits import Digits
+from kd.run import run
 
 
 @pytest.fixture(autouse=True)
@@ -30,3 +31,11 @@ def make_config(tmp_path: Path) -> Callable[..., Config]:
 def digits() -> Digits:
     """The embedded digits, 200 images of them to train on."""
     return Digits(test_fraction=0.25, limit=200, augment={"crop_padding": 1})
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of tiny nets on the digits; not to be changed."""
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("out")
+    return run(check(composed(*TINY, "name=test", f"output_dir={out}")), "python -m kd.train")
