@@ -55,7 +55,8 @@ def _blur(pictures: Pictures, index: NDArray[np.int64], level: int, seed: int) -
 def _brightness(pictures: Pictures, index: NDArray[np.int64], level: int, seed: int) -> Pictures:
     value = pictures.max(1, keepdims=True)  # V of HSV; hue and saturation stay when all channels grow alike
     lighter = (value + BRIGHTNESS[level]).clip(max=1)
-    return np.where(value > 0, pictures * lighter / np.where(value > 0, value, 1), lighter)
+    found: Pictures = np.where(value > 0, pictures * lighter / np.where(value > 0, value, 1), lighter)
+    return found
 
 
 def _jpeg(pictures: Pictures, index: NDArray[np.int64], level: int, seed: int) -> Pictures:

@@ -3,11 +3,14 @@
 import copy
 import statistics
 import timeit
+import weakref
 from typing import Any
 
 import torch
 from safetensors.torch import save
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from kd.nets.build import Shape
@@ -29,6 +32,42 @@ def count_macs(net: nn.Module, shape: Shape) -> int:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         net(torch.empty(1, shape.channels, shape.image_size, shape.image_size, device="meta"))
     return int(counter.get_total_flops()) // 2
+
+
+class _LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up the memory of the tensors that operations make, and takes off what is freed."""
+
+    def __init__(self, *known: Tensor) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now: int = 0
+        self.peak: int = 0
+        self._counted: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet(each.untyped_storage() for each in known)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        for storage in (each.untyped_storage() for each in tree_leaves(found) if isinstance(each, Tensor)):
+            if storage not in self._counted:  # a view, or an operation in place, makes no new one
+                self._counted.add(storage)
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self._freed, storage.nbytes()).atexit = False
+        self.peak = max(self.peak, self.now)
+        return found
+
+    def _freed(self, size: int) -> None:
+        self.now -= size
+
+
+def peak_activations(net: nn.Module, shape: Shape, batch: int = 1) -> int:
+    """The most bytes of tensors that a forward pass without gradients holds at once, beyond weights and images.
+
+    As PyTorch runs it on the CPU, operation by operation: what an operation takes for itself while it runs, as some
+    convolutions do, is not in it, nor what a compiler would save by joining operations.
+    """
+    net = net.cpu().eval()
+    x = torch.zeros(batch, shape.channels, shape.image_size, shape.image_size)
+    with torch.no_grad(), _LiveTensors(x, *net.parameters(), *net.buffers()) as counter:
+        net(x)
+    return int(counter.peak)
 
 
 def latency(net: nn.Module, shape: Shape, *, batch: int = 1, seconds: float = 0.5) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kd.errors import UserError, nearest
+from kd.log import say
 from kd.teachers.header import STUDENT, header_of
 from kd.trust import trusted
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:  # torch takes seconds to import; a folder that is no run is r
     from torch import nn
 
     from kd.data.base import DataModule
+    from kd.nets.build import Shape
     from kd.store import Done
 
 SCHEMA = 1
@@ -94,6 +96,56 @@ class Finished:
         load_weights(net, file, str(file))
         set_normalization(net, normalization, shape.channels, str(file))
         return net.eval()
+
+    def nets(self) -> tuple[dict[str, "nn.Module"], dict[str, str]]:
+        """The nets by role; and for those that are not to be had, as when a run was moved alone, the reason.
+
+        Raises:
+            UserError: there is none at all.
+        """
+        nets: dict[str, nn.Module] = {}
+        missing: dict[str, str] = {}
+        for role in self.roles:
+            try:
+                nets[role] = self.net(role)
+            except UserError as error:
+                missing[role] = str(error)
+        if not nets:
+            raise UserError("\n".join(missing.values()))
+        for reason in missing.values():
+            say(f"left out: {reason}")
+        return nets, missing
+
+    @property
+    def shape(self) -> "Shape":
+        """What its nets were built for.
+
+        Raises:
+            UserError: nothing says it any more.
+        """
+        from kd.nets.build import Shape
+
+        if header := header_of(self.folder / STUDENT):
+            return Shape(*header["shape"])
+        return Shape(*self.stage(self.roles[0]).record["spec"]["shape"])
+
+    def room(self, out: str | None) -> Path:
+        """The folder that a command's results go into: its own, or the one named by the config's `out`.
+
+        Raises:
+            UserError: nothing can be written there; to be told before anything is measured.
+        """
+        folder = Path(out).expanduser() if out is not None else self.folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            probe = folder / ".write_test"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise UserError(
+                f"out: cannot write into {folder.resolve()}: {error.strerror}; name another folder"
+            ) from error
+        return folder.resolve()
 
     def data(self, **changes: Any) -> "DataModule":
         """The data that the run was trained on.

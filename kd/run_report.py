@@ -123,12 +123,13 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "lightning": version("lightning"),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name(),
         "threads": torch.get_num_threads(),
     }
 
 
-def _cpu() -> str:
+def cpu_name() -> str:
+    """The processor, as it calls itself."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -161,9 +162,9 @@ def rows(report: Mapping[str, Any]) -> list[list[str]]:
             [
                 model["role"],
                 model["net"],
-                _short(model["params"]),
-                _short(model["macs"]),
-                f"{_short(model['bytes'])}B",
+                short(model["params"]),
+                short(model["macs"]),
+                f"{short(model['bytes'])}B",
                 f"{model['latency_ms']['median']:.2f} ms",
                 f"{100 * model['test']['accuracy']:.2f} % [{100 * low:.1f}, {100 * high:.1f}]",
                 "" if agreement is None else f"{100 * agreement:.1f} %",
@@ -172,7 +173,7 @@ def rows(report: Mapping[str, Any]) -> list[list[str]]:
     return table
 
 
-def _short(count: float) -> str:
+def short(count: float) -> str:
     """Three significant digits and a decimal prefix: 93.9 k, 11.2 M."""
     power = 0
     while count >= 999.5 and power < 3:

@@ -49,3 +49,11 @@ def three_runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [
         run(check(composed(*small, f"name={name}", *each)), "a test") for name, each in zip(names, more, strict=True)
     ]
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of tiny nets on the digits; not to be changed."""
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("out")
+    return run(check(composed(*TINY, "name=test", f"output_dir={out}")), "python -m kd.train")

@@ -8,21 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from composed import TINY, composed
 from safetensors.torch import load_file
 
-from kd.config import check
 from kd.errors import UserError
 from kd.finished import open_run
-from kd.run import run
 from kd.trust import trusted
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.set_num_threads(1)
-    out = tmp_path_factory.mktemp("out")
-    return run(check(composed(*TINY, "name=test", f"output_dir={out}")), "python -m kd.train")
 
 
 def edited(folder: Path, to: Path, change: Callable[[dict[str, Any]], object]) -> Path:
