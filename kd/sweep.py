@@ -243,7 +243,8 @@ class Sweep(Callback):
 def sweep_name(*, _root_: Container) -> str:
     """The name of a sweep's folder: that of its runs as far as they share it, what is swept, and a hash of the rest.
 
-    The same for the same overrides, so that the same command finds what is done. `name=` on the command line is taken as it is.
+    The same for the same overrides, so that the same command finds what is done. A `name=` typed there is taken as it
+    is.
     """
     parsed = _parsed(_root_)
     given = {each.get_key_element(): each for each in parsed}

@@ -20,7 +20,7 @@ COMMANDS = [
     line.partition("  #")[0].strip()
     for kind, text in BLOCKS
     if kind == "bash"
-    for line in text.splitlines()
+    for line in text.replace("\\\n", " ").splitlines()
     if line.startswith("python -m kd.train") and "/RUN" not in line  # a run that is not there
 ]
 
@@ -34,7 +34,8 @@ def test_the_two_commands_are_within_twenty_lines() -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_compose(command: str) -> None:
     overrides = [word for word in shlex.split(command)[3:] if "=" in word]
-    if " -m kd.train -m " in command:  # of a sweep, its first job
+    overrides = [word for word in overrides if not word.startswith("hydra")]
+    if " -m kd.train -m " in command or "sweep=" in command:  # of a sweep, its first job
         overrides = [word.partition(",")[0] for word in overrides]
     if "--config-dir" in command:
         overrides = [word for word in overrides if not word.startswith(("loss=", "student=", "data=", "experiment="))]
