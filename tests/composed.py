@@ -37,6 +37,13 @@ def composed(*overrides: str) -> DictConfig:
     return cfg
 
 
+def composed_command(name: str, *overrides: str) -> DictConfig:
+    """The config of another command, under these overrides."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose(name, list(overrides))
+
+
 def loss_node(name: str, *overrides: str) -> dict[str, Any]:
     """The config node of `loss=name`, resolved."""
     cfg = composed(f"loss={name}", *overrides)

@@ -11,8 +11,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
+from kd.benchmark import Benchmark
 from kd.command import CONF
-from kd.config import check
+from kd.config import Command, check, check_as
+from kd.evaluate import Evaluate
 
 README = (CONF.parent / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
@@ -41,6 +43,15 @@ def test_commands_compose(command: str) -> None:
         overrides = [word for word in overrides if not word.startswith(("loss=", "student=", "data=", "experiment="))]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         check(compose("train", [*overrides, "name=test"]))
+
+
+@pytest.mark.parametrize(("name", "model"), [("evaluate", Evaluate), ("benchmark", Benchmark)])
+def test_commands_about_a_run_compose(name: str, model: type[Command]) -> None:
+    lines = [line.partition("  #")[0] for _, text in BLOCKS for line in text.splitlines() if f"kd.{name} run=" in line]
+    assert lines
+    for line in lines:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            check_as(model, compose(name, shlex.split(line)[3:]))
 
 
 def test_make_targets_exist() -> None:

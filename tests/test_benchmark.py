@@ -1,0 +1,281 @@
+"""`kd.benchmark`: counts by hand, turns, and backends that are not there. No speed is asserted."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from composed import composed_command
+from torch import nn
+
+from kd.backends import Subject, UnavailableError
+from kd.benchmark import Benchmark, _checked
+from kd.cost_figure import figure_of
+from kd.cost_text import latency_rows, sentences
+from kd.costs import peak_activations
+from kd.costs_of_run import Cell, benchmark, ratios, row
+from kd.errors import UserError
+from kd.finished import open_run
+from kd.nets.build import Shape
+from kd.nets.mlp import MLP
+from kd.timing import LEAST, ROUNDS, median_and_p95, times
+
+SHAPE = Shape(1, 8, 10)
+
+
+def config(run: Path, *overrides: str) -> Benchmark:
+    return _checked(composed_command("benchmark", f"run={run}", "seconds=0.01", *overrides), set())
+
+
+class Residual(nn.Module):
+    """A block whose input is needed until the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.expand(-1, 4, -1, -1).contiguous()  # a copy, held until the sum
+        return torch.relu_(self.second(torch.relu(self.first(x)))).add(x)
+
+
+@pytest.mark.parametrize(
+    ("net", "floats"),
+    [
+        # Two layers' outputs at once; a flattened image is a view of it.
+        (nn.Sequential(nn.Flatten(), nn.Linear(64, 80), nn.ReLU(), nn.Linear(80, 10)), 80 + 80),
+        (nn.Sequential(nn.Flatten(), nn.Linear(64, 80), nn.ReLU(inplace=True), nn.Linear(80, 10)), 80 + 10),
+        (nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Linear(8, 200), nn.Linear(200, 300)), 200 + 300),
+        (nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Flatten()), 4 * 64 + 4 * 64),
+        # The copy, the first layer's output and what ReLU makes of it.
+        (Residual(), 3 * 4 * 64),
+    ],
+    ids=["relu", "in place", "widest pair", "batch norm", "residual"],
+)
+@pytest.mark.parametrize("batch", [1, 64])
+def test_peak_activations_by_hand(net: nn.Module, floats: int, batch: int) -> None:
+    assert peak_activations(net, SHAPE, batch) == 4 * floats * batch
+    assert peak_activations(net, SHAPE, batch) == 4 * floats * batch  # nothing is left over from the first time
+
+
+def test_all_take_turns() -> None:
+    said: list[str] = []
+    found = times({name: lambda name=name: said.append(name) for name in "abc"}, seconds=1e-6)
+    turns = [name for i, name in enumerate(said) if i == 0 or said[i - 1] != name]
+    rounds = [set(turns[i : i + 3]) for i in range(0, 3 * (len(turns) // 3), 3)]
+    # Where one round ends with what the next begins with, the two turns look like one.
+    assert 2 * ROUNDS < len(turns) <= 3 * ROUNDS
+    assert rounds[0] == set("abc")
+    assert len({tuple(turns[i : i + 3]) for i in range(0, len(turns), 3)}) > 1  # not always in the same order
+    for name, milliseconds in found.items():
+        assert len(milliseconds) >= LEAST * ROUNDS
+        assert said.count(name) > len(milliseconds)  # some passes warm up and do not count
+
+
+def test_times_are_in_milliseconds() -> None:
+    import time
+
+    found = times({"sleep": lambda: time.sleep(0.002)}, seconds=1e-6)
+    assert 2 <= np.median(found["sleep"]) < 200
+
+
+def test_median_and_p95() -> None:
+    assert median_and_p95([float(i) for i in range(1, 101)]) == (50.5, 95.0)
+    found = row(Cell("cpu", "eager", 64, "student"), [4.0] * 9 + [50.0])
+    assert found == {
+        "device": "cpu",
+        "backend": "eager",
+        "batch": 64,
+        "median": 4.0,
+        "p95": 4.0,
+        "images_per_second": 16_000.0,
+        "passes": 10,
+    }
+
+
+def model(role: str, scale: float, *backends: str) -> dict[str, Any]:
+    rows = [
+        row(Cell("cpu", backend, batch, role), [scale * batch, scale * batch, 3 * scale * batch])
+        for backend in backends
+        for batch in (1, 64)
+    ]
+    return {
+        "role": role,
+        "net": role.upper(),
+        "stage": "key",
+        **{key: int(1000 * scale) for key in ("params", "macs", "bytes")},
+        "onnx_bytes": None,
+        "onnx_int8_bytes": None,
+        "peak_activation_bytes": {"cpu": {"1": int(100 * scale), "64": int(6400 * scale)}},
+        "latency": rows,
+    }
+
+
+def test_ratios_to_the_teacher() -> None:
+    found = ratios(model("student", 2, "eager", "compile"), model("teacher", 10, "eager"))
+    assert [found[key] for key in ("params", "macs", "bytes")] == [5, 5, 5]
+    assert found["peak_activation_bytes"] == {"cpu": {"1": 5, "64": 5}}
+    assert found["latency"] == [{"device": "cpu", "backend": "eager", "batch": batch, "ratio": 5} for batch in (1, 64)]
+
+
+def made_up() -> dict[str, Any]:
+    teacher, student = model("teacher", 10, "eager"), model("student", 2, "eager", "compile")
+    for each in (teacher, student):
+        each["to_teacher"] = ratios(each, teacher)
+    missing = {"device": "cpu", "backend": "compile", "role": "teacher", "reason": "no compiler"}
+    return {
+        "name": "x",
+        "models": [teacher, student],
+        "environment": {"device": "A CPU", "cpu": "A CPU", "threads": 2},
+        "seconds": 1.0,
+        "rounds": 20,
+        "missing": {},
+        "unavailable": [{**missing, "batch": 1}, {**missing, "batch": 64}],
+    }
+
+
+def test_the_table_has_a_row_for_each_latency() -> None:
+    rows = latency_rows(made_up())
+    assert [each[1:4] for each in rows] == [
+        ["eager", "1", "teacher"],
+        ["eager", "1", "student"],
+        ["compile", "1", "student"],
+        ["eager", "64", "teacher"],
+        ["eager", "64", "student"],
+        ["compile", "64", "student"],
+    ]
+    assert rows[1][4:] == ["2", "2", "500", "5x"]
+    said = sentences(made_up())
+    assert "2 threads" in said[0]
+    assert said[-1] == "Not run: compile on cpu (teacher): no compiler"
+    assert sum("Not run" in line for line in said) == 1
+
+
+def test_the_picture_shows_each_latency() -> None:
+    found = made_up()
+    found["models"][1]["latency"][0]["p95"] = 3.5
+    figure = figure_of(found)
+    assert [axes.get_title(loc="left").partition(",")[0] for axes in figure.axes] == [
+        "1 image at once",
+        "64 images at once",
+    ]
+    first = figure.axes[0]
+    assert [label.get_text() for label in first.get_yticklabels()] == ["eager", "compile"]
+    lines = [tuple(line.get_xdata()) for line in first.lines if len(line.get_xdata()) == 2]
+    assert (2.0, 3.5) in lines
+    assert {text.get_text() for text in figure.legends[0].get_texts()} == {"teacher: TEACHER", "student: STUDENT"}
+    assert "ms" in first.get_xlabel()
+
+
+def test_a_run_is_measured(finished: Path, tmp_path: Path) -> None:
+    asked = config(finished, "backends=[eager]", f"out={tmp_path}", "threads=2", "batches=[1,8]")
+    file = benchmark(open_run(finished), asked, "python -m kd.benchmark x=1")
+    assert torch.get_num_threads() == 1  # as before
+    assert {path.name for path in tmp_path.iterdir()} == {f"benchmark.{kind}" for kind in ("json", "md", "png", "svg")}
+    found = json.loads(file.read_text())
+    assert found["environment"]["threads"] == 2
+    report = json.loads((finished / "report.json").read_text())
+    for each, before in zip(found["models"], report["models"], strict=True):
+        assert [each[key] for key in ("role", "params", "macs", "bytes")] == [
+            before[key] for key in ("role", "params", "macs", "bytes")
+        ]
+        here = [one for one in each["latency"] if one["device"] == "cpu"]
+        assert [(one["backend"], one["batch"]) for one in here] == [("eager", 1), ("eager", 8)]
+        assert all(0 < one["median"] <= one["p95"] for one in here)
+    # 64 inputs to 16 or 8 hidden ones.
+    assert found["models"][0]["to_teacher"]["params"] == 1
+    ratio = (64 * 16 + 16 + 16 * 10 + 10) / (64 * 8 + 8 + 8 * 10 + 10)
+    assert found["models"][2]["to_teacher"]["params"] == pytest.approx(ratio)
+    text = (tmp_path / "benchmark.md").read_text()
+    assert "python -m kd.benchmark x=1" in text
+    assert "| cpu | eager | 8 | student |" in text
+    assert (tmp_path / "benchmark.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_backends_give_the_same_answers(tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    net = MLP(num_classes=10, in_channels=1, image_size=8, hidden=[16]).eval()
+    net.normalization = ((0.3,), (0.5,))  # type: ignore[assignment]
+    subject = Subject(net, SHAPE, tmp_path, threads=1)
+    run = subject.runs("onnx", "cpu", 5)
+    assert np.shape(run()[0]) == (5, 10)  # type: ignore[index]
+    images = torch.rand(5, 1, 8, 8)
+    session = onnxruntime.InferenceSession(str(subject.file("onnx")), providers=["CPUExecutionProvider"])
+    found = session.run(None, {session.get_inputs()[0].name: images.numpy()})[0]
+    with torch.no_grad():
+        assert np.abs(found - net((images - 0.3) / 0.5).numpy()).max() < 1e-5
+    assert np.shape(subject.runs("onnx_int8", "cpu", 2)()[0]) == (2, 10)  # type: ignore[index]
+    assert {path.name for path in tmp_path.glob("*.onnx")} == {"onnx.onnx", "onnx_int8.onnx"}
+
+
+def test_a_backend_that_is_not_there_is_named(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)  # as if it were not installed
+
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("No working C++ compiler found\nand more")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    file = benchmark(open_run(finished), config(finished, f"out={tmp_path}", "batches=[1]"), "")
+    found = json.loads(file.read_text())
+    reasons = {each["backend"]: each["reason"] for each in found["unavailable"] if each["device"] == "cpu"}
+    assert reasons == {
+        "compile": "RuntimeError: No working C++ compiler found",
+        "onnx": "onnxruntime is not installed: pip install 'kd[export]'",
+        "onnx_int8": "onnxruntime is not installed: pip install 'kd[export]'",
+    }
+    assert {one["backend"] for each in found["models"] for one in each["latency"]} == {"eager"}
+    out = " ".join(capsys.readouterr().out.split())
+    assert "Not run: compile on cpu (teacher, baseline, student): RuntimeError: No working C++ compiler found" in out
+
+
+def test_onnx_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    pytest.importorskip("onnxruntime")
+    subject = Subject(MLP(num_classes=10, in_channels=1, image_size=8), SHAPE, tmp_path, threads=1)
+    with pytest.raises(UnavailableError, match="onnx is not installed"):
+        subject.runs("onnx", "cpu", 1)
+
+
+@pytest.mark.slow
+def test_all_backends(finished: Path, tmp_path: Path) -> None:
+    found = json.loads(benchmark(open_run(finished), config(finished, f"out={tmp_path}"), "").read_text())
+    assert [each for each in found["unavailable"] if each["device"] == "cpu"] == []
+    for each in found["models"]:
+        cells = {(one["backend"], one["batch"]) for one in each["latency"] if one["device"] == "cpu"}
+        assert cells == {(name, batch) for name in ("eager", "compile", "onnx", "onnx_int8") for batch in (1, 64)}
+        assert each["onnx_int8_bytes"] > 0
+        assert each["onnx_bytes"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run=nowhere"], "run: there is no folder"),
+        (["run=x.partial"], "is not finished"),
+        (
+            ["run=.", "backends=[eagre]"],
+            "backends: found 'eagre'; accepted are eager, compile, onnx, onnx_int8",
+        ),
+        (["run=.", "thread=2"], "thread: no such key; did you mean 'threads'?"),
+    ],
+)
+def test_bad_input_is_one_message(arguments: list[str], said: str, tmp_path: Path) -> None:
+    (tmp_path / "x.partial").mkdir()
+    words = [sys.executable, "-m", "kd.benchmark", *arguments]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_numbers_out_of_range(finished: Path) -> None:
+    for override, said in (("threads=0", "threads: found 0"), ("batches=[0]", "batches"), ("batches=[]", "batches")):
+        with pytest.raises(UserError, match=said):
+            config(finished, override)
