@@ -19,6 +19,7 @@ from kd.evaluate import paired, summary
 from kd.stages import load_net, logits_of, name_of
 from kd.store import Done
 from kd.teachers.watch import concerns
+from kd.units import short
 
 SCHEMA = 1
 
@@ -161,23 +162,15 @@ def rows(report: Mapping[str, Any]) -> list[list[str]]:
             [
                 model["role"],
                 model["net"],
-                _short(model["params"]),
-                _short(model["macs"]),
-                f"{_short(model['bytes'])}B",
+                short(model["params"]),
+                short(model["macs"]),
+                f"{short(model['bytes'])}B",
                 f"{model['latency_ms']['median']:.2f} ms",
                 f"{100 * model['test']['accuracy']:.2f} % [{100 * low:.1f}, {100 * high:.1f}]",
                 "" if agreement is None else f"{100 * agreement:.1f} %",
             ]
         )
     return table
-
-
-def _short(count: float) -> str:
-    """Three significant digits and a decimal prefix: 93.9 k, 11.2 M."""
-    power = 0
-    while count >= 999.5 and power < 3:
-        count, power = count / 1000, power + 1
-    return f"{count:.3g} {' kMG'[power]}".rstrip()
 
 
 def verdict(report: Mapping[str, Any]) -> list[str]:
