@@ -19,14 +19,10 @@ from scipy.stats import binomtest
 from torch import Tensor
 
 from kd.metrics import reliability
+from kd.palette import GRAY, ROLES, SKY
 
 Axes = Any  # matplotlib's, which has no types
 
-ROLES: Mapping[str, Mapping[str, Any]] = {
-    "teacher": {"color": "#0072B2", "linestyle": "--", "marker": "s", "hatch": ""},
-    "baseline": {"color": "#E69F00", "linestyle": ":", "marker": "^", "hatch": "////"},
-    "student": {"color": "#009E73", "linestyle": "-", "marker": "o", "hatch": "...."},
-}
 NAMED = 20  # up to so many classes each cell of a confusion matrix has its number
 
 
@@ -110,10 +106,10 @@ def reliability_diagram(bins: Sequence[Mapping[str, Any]], who: str) -> Figure:
         middle, width = (i + 0.5) / len(bins), 1 / len(bins)
         if count:
             interval = binomtest(round(accuracy * count), count).proportion_ci(method="wilson")
-            upper.bar(middle, accuracy, width, color="#56B4E9", edgecolor="white")
+            upper.bar(middle, accuracy, width, color=SKY, edgecolor="white")
             upper.plot([confidence] * 2, [interval.low, interval.high], color="black", linewidth=1.2)
             upper.plot(confidence, accuracy, "o", color="black", markersize=4)
-            lower.bar(middle, count, width, color="#999999", edgecolor="white")
+            lower.bar(middle, count, width, color=GRAY, edgecolor="white")
             lower.text(middle, count, f"{count}", ha="center", va="bottom", fontsize=8)
     upper.plot([], [], "o-", color="black", markersize=4, linewidth=1.2, label="mean confidence; 95 % interval")
     full = [(each["count"], each["confidence"], each["accuracy"]) for each in bins if each["count"]]

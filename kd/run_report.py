@@ -19,6 +19,7 @@ from kd.metrics import paired, summary
 from kd.stages import load_net, logits_of, name_of
 from kd.store import Done
 from kd.teachers.watch import concerns
+from kd.units import short
 
 SCHEMA = 1
 
@@ -171,14 +172,6 @@ def rows(report: Mapping[str, Any]) -> list[list[str]]:
             ]
         )
     return table
-
-
-def short(count: float) -> str:
-    """Three significant digits and a decimal prefix: 93.9 k, 11.2 M."""
-    power = 0
-    while count >= 999.5 and power < 3:
-        count, power = count / 1000, power + 1
-    return f"{count:.3g} {' kMG'[power]}".rstrip()
 
 
 def verdict(report: Mapping[str, Any]) -> list[str]:

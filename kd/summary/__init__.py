@@ -1,0 +1,103 @@
+"""Many runs side by side: those that differ by their seed alone become one row, with mean, spread and tests."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from kd.errors import UserError
+from kd.log import say
+from kd.summary.groups import Row, group
+from kd.summary.reports import find_runs
+from kd.summary.significance import Gain, corrected, finite, gain_of
+from kd.summary.tables import (
+    accuracy_table,
+    as_csv,
+    as_markdown,
+    cost_table,
+    in_common,
+    in_markdown,
+    measured_on,
+    said,
+)
+
+NOTES = (
+    "Rows are ranked by the student's validation accuracy, the one to choose by; test stands beside it. ± is the "
+    "standard deviation over the seeds; none is shown where all seeds have the same value.",
+    "Gain: student over the baseline of the same seed. With several seeds, the interval is Student's t of the mean and "
+    "p that of the paired t-test, both over the seeds (Wilcoxon's signed ranks cannot go below p = 0.05 with five or "
+    "fewer). With one seed, interval (bootstrap) and p (McNemar) are over the test images. All p are two-sided; those "
+    "corrected are Holm's over all rows, which also holds for rows that share a baseline.",
+)
+
+
+def write_summary(paths: Sequence[Path]) -> str:
+    """Compare all runs in and under these folders.
+
+    `summary.csv`, `summary.md` and `summary.html` are written into the first.
+
+    Returns:
+        the Markdown.
+
+    Raises:
+        UserError: there is nothing to read, or no right to write.
+    """
+    rows, aside = group(find_runs(paths))
+    gains = corrected([_gain(row) for row in rows])
+    folder = paths[0] if paths[0].is_dir() else paths[0].parent
+    title = f"Summary of {folder.resolve().name}"
+    about = f"{sum(len(row.runs) for row in rows)} runs in {len(rows)} rows; those of a row differ by their seed alone."
+    if aside:
+        about += f" {aside} were set aside: a later run has the same settings and seed."
+    markdown = _markdown(title, about, rows, gains)
+    texts = {
+        "summary.csv": as_csv(rows, gains),
+        "summary.md": markdown,
+        "summary.html": _page(title, about, rows, gains),
+    }
+    try:
+        for name, text in texts.items():
+            (folder / name).write_text(text)
+    except OSError as error:
+        raise UserError(f"{folder.resolve()}: cannot write the summary there: {error.strerror}") from error
+    say(f"Written to {folder}: {', '.join(texts)}")
+    return markdown
+
+
+def _gain(row: Row) -> Gain:
+    """Paired by seed, in the order of the seeds."""
+    both = [run.report["comparison"] for run in row.runs if finite([run.report["comparison"]["gain"]])]
+    images = [((each["gain_ci95"] and tuple(each["gain_ci95"])), each["p_value"]) for each in both]
+    return gain_of([each["gain"] for each in both], images)
+
+
+def _markdown(title: str, about: str, rows: Sequence[Row], gains: Sequence[Gain]) -> str:
+    common = " ".join(f"`{knob}={value}`" for knob, value in in_common(rows).items())
+    parts = [
+        f"# {in_markdown(title)}",
+        about,
+        "\n".join(f"- {in_markdown(line)}" for line in said(rows, gains)),
+        f"The same in all runs: {in_markdown(common)}" if common else "",
+        as_markdown(accuracy_table(rows, gains)).rstrip(),
+        *NOTES,
+        as_markdown(cost_table(rows)).rstrip(),
+        f"Latency: one image, measured on {'; '.join(measured_on(rows)) or 'an unknown machine'}.",
+    ]
+    return "\n\n".join(each for each in parts if each) + "\n"
+
+
+def _page(title: str, about: str, rows: Sequence[Row], gains: Sequence[Gain]) -> str:
+    from kd.page import render  # matplotlib takes a second
+    from kd.summary.figures import pictures
+
+    return render(
+        "summary.html.jinja",
+        title=title,
+        about=about,
+        said=said(rows, gains),
+        common=in_common(rows),
+        all_common=in_common(rows, all_knobs=True),
+        accuracy=accuracy_table(rows, gains),
+        cost=cost_table(rows),
+        notes=NOTES,
+        pictures=list(pictures(rows, gains)),
+        places=measured_on(rows),
+    )

@@ -1,0 +1,192 @@
+"""Rows of a summary: runs whose settings are the same but for the seed, named by what sets them apart."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from kd.knobs import KNOBS
+from kd.summary.reports import Run
+from kd.summary.significance import finite, mean
+
+# What changes no result, or the seed alone.
+APART = {"seed", "name", "output_dir", "force", "debug", "teacher.cache", "teacher.cache_limit"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """Runs that differ by their seed alone.
+
+    Attributes:
+        settings: all knobs of their config, dotted, and `loss`, the names of its terms.
+        parts: what sets this row apart from the others, as people write it: {"temperature": "4"}.
+        runs: one for each seed, in its order.
+    """
+
+    settings: Mapping[str, Any]
+    parts: Mapping[str, str]
+    runs: Sequence[Run]
+
+    @property
+    def label(self) -> str:
+        """Names the row; `all runs` where there is only this one."""
+        return " ".join(f"{knob}={value}" for knob, value in self.parts.items()) or "all runs"
+
+    def values(self, role: str, *path: str) -> list[float]:
+        """A number of a role's models, of each run that has it."""
+        return finite(dig(run.model(role), *path) for run in self.runs)
+
+    def compared(self, name: str) -> list[float]:
+        """A number of the runs' comparisons, of each run that has it."""
+        return finite(run.report["comparison"].get(name) for run in self.runs)
+
+    @cached_property
+    def validation(self) -> float | None:
+        """The mean over the seeds of the student's validation accuracy, by which rows are ranked."""
+        return mean(self.values("student", "val", "best"))
+
+
+def dig(node: Any, *path: str) -> Any:
+    """What is at this path in a tree of mappings; None where the tree ends before."""
+    for name in path:
+        node = node.get(name) if isinstance(node, Mapping) else None
+    return node
+
+
+def group(runs: Iterable[Run]) -> tuple[list[Row], int]:
+    """The rows, the best on validation first, and how many runs were set aside.
+
+    Of several runs with the same settings and seed the last one counts.
+    """
+    latest = sorted(runs, key=lambda run: str(run.report["finished"]))
+    following = _following(latest)
+    groups: dict[str, dict[int, Run]] = {}
+    settings: dict[str, dict[str, Any]] = {}
+    for run in latest:
+        own = {knob: value for knob, value in settings_of(run).items() if knob not in following}
+        key = _text(own)
+        settings[key] = own
+        groups.setdefault(key, {})[run.seed] = run
+    parts = _parts(list(settings.values()))
+    rows = [
+        Row(settings[key], parts[i], [by_seed[seed] for seed in sorted(by_seed)])
+        for i, (key, by_seed) in enumerate(groups.items())
+    ]
+    unknown = float("-inf")
+    rows.sort(key=lambda row: (-(unknown if row.validation is None else row.validation), _natural(row)))
+    return rows, len(latest) - sum(len(row.runs) for row in rows)
+
+
+def settings_of(run: Run) -> dict[str, Any]:
+    """A run's knobs by dotted name, those apart that change no result; and `loss`, the names of the loss's terms."""
+    config = run.report["config"]
+    terms = dig(config, "loss", "terms")
+    flat = {knob: value for knob, value in _leaves(config, "") if knob not in APART}
+    return {"loss": "+".join(terms) if isinstance(terms, Mapping) and terms else "labels", **flat}
+
+
+def _leaves(node: Any, prefix: str) -> Iterable[tuple[str, Any]]:
+    """All that a config holds, by dotted name; a schedule is one value."""
+    if isinstance(node, Mapping) and node and "schedule" not in node:
+        for name, value in node.items():
+            yield from _leaves(value, f"{prefix}.{name}" if prefix else str(name))
+    else:
+        yield prefix, node
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def _following(runs: Sequence[Run]) -> set[str]:
+    """Seeds of other parts (`teacher.seed`) that are the run's own in each run."""
+    flat = [dict(_leaves(run.report["config"], "")) for run in runs]
+    names = {name for each in flat for name in each if name.endswith(".seed")}
+    return {n for n in names if all(e.get(n) == run.seed for e, run in zip(flat, runs, strict=True))}
+
+
+def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The knobs that have more than one value: the loss, temperature and alpha first, then the others by depth.
+
+    A knob that only some have (an option of one loss) counts if it differs among those.
+    """
+    names = list(dict.fromkeys(name for each in settings for name in each))
+    first = {name: i for i, name in enumerate(("loss", *KNOBS))}
+    names.sort(key=lambda name: (first.get(name, len(first)), name.count(".")))
+    return [name for name in names if len({_text(each[name]) for each in settings if name in each}) > 1]
+
+
+def _parts(settings: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """What sets each of the settings apart from the others.
+
+    A number inside the loss is told only where it is not the temperature, alpha or 1 - alpha in another place, and
+    only for the losses among whose rows it differs; alpha and temperature only where the loss has them.
+    """
+    parts: list[dict[str, str]] = [{} for _ in settings]
+    for knob in differing(settings):
+        inside = knob.startswith("loss.") or knob == "teacher.average_temperature"
+        for own, found in zip(settings, parts, strict=True):
+            if knob not in own or (knob in KNOBS and not _uses(own, knob)):
+                continue
+            rivals = [each for each in settings if knob in each and (not inside or each["loss"] == own["loss"])]
+            derived = inside and any(all(_follows(each[knob], each.get(j)) for each in rivals) for j in KNOBS)
+            if len({_text(each[knob]) for each in rivals}) > 1 and not derived:
+                found |= [part(knob, own[knob])]
+    return _told_apart(parts, settings)
+
+
+def _told_apart(parts: list[dict[str, str]], settings: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Parts that are alike get what else differs, if only that one row has a knob and another has not."""
+    for alike in _alike(parts):
+        names = dict.fromkeys(name for i in alike for name in settings[i])
+        for name in names:
+            if len({_text(settings[i][name]) if name in settings[i] else "" for i in alike}) > 1:
+                for i in alike:
+                    parts[i] |= [part(name, settings[i].get(name, "(none)"))]
+    return parts
+
+
+def _alike(parts: Sequence[Mapping[str, str]]) -> list[list[int]]:
+    found: dict[str, list[int]] = {}
+    for i, each in enumerate(parts):
+        found.setdefault(_text(each), []).append(i)
+    return [alike for alike in found.values() if len(alike) > 1]
+
+
+def _uses(settings: Mapping[str, Any], knob: str) -> bool:
+    """Whether a number of the loss is this knob, or 1 minus it."""
+    inside = [value for name, value in settings.items() if name.startswith("loss.")]
+    return not inside or any(_follows(value, settings[knob]) for value in inside)
+
+
+def _follows(value: Any, knob: Any) -> bool:
+    if knob is None or isinstance(value, bool):
+        return False
+    if isinstance(value, (int, float)) and isinstance(knob, (int, float)):
+        return value == knob or abs(value - (1 - knob)) < 1e-12
+    return bool(value == knob) or value == {"schedule": "one_minus", "of": knob}
+
+
+def display(value: Any) -> str:
+    """A knob's value as one types it."""
+    if isinstance(value, Mapping) and "schedule" in value:
+        return f"{value['schedule']}({', '.join(f'{k}={display(v)}' for k, v in value.items() if k != 'schedule')})"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def part(knob: str, value: Any) -> tuple[str, str]:
+    """A knob and its value as people call them: `student` and `CNN`, `dkd.weight` and `8`."""
+    if knob.endswith("._target_"):
+        return knob.removesuffix("._target_").removesuffix(".net"), display(value).rpartition(".")[2]
+    if knob.startswith("loss.terms."):
+        knob = knob.removeprefix("loss.terms.").replace(".loss.", ".")
+    return knob, display(value)
+
+
+def _natural(row: Row) -> list[tuple[int, float, str]]:
+    """Sorts rows that are equally good: by their knobs, numbers as numbers."""
+    values = [row.settings.get(knob) for knob in ("loss", *KNOBS)]
+    return [(0, v, "") if isinstance(v, (int, float)) else (1, 0.0, str(v)) for v in [*values, row.label]]

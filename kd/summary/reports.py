@@ -1,0 +1,67 @@
+"""Reading the reports of many runs."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kd.errors import UserError
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        folder: of the run.
+        report: what its `report.json` says.
+    """
+
+    folder: Path
+    report: dict[str, Any]
+
+    def model(self, role: str) -> dict[str, Any] | None:
+        """The report's entry of a role; None where the run has no such model."""
+        return next((model for model in self.report["models"] if model["role"] == role), None)
+
+    @property
+    def seed(self) -> int:
+        """The run's."""
+        return int(self.report["seed"])
+
+
+def find_runs(paths: Sequence[Path]) -> list[Run]:
+    """All finished runs in and under these folders, each once.
+
+    Raises:
+        UserError: a path that does not exist, no report at all, a damaged one, or one written by a later kd.
+    """
+    files: dict[Path, None] = {}
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"{path.resolve()}: there is no such folder")
+        found = [path] if path.is_file() else sorted(path.rglob("report.json"))
+        files |= {file.resolve(): None for file in found if not file.parent.name.endswith(".partial")}
+    if not files:
+        raise UserError(f"{', '.join(str(path.resolve()) for path in paths)}: no report.json in there")
+    return [Run(file.parent, _read(file)) for file in files]
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        report = json.loads(file.read_text())
+        if report["schema"] > SCHEMA:
+            raise UserError(f"{file}: written by a later kd (schema {report['schema']}; this one reads {SCHEMA})")
+        # What nothing can be said without; all else may be missing.
+        _ = (
+            [report[name] for name in ("name", "seed", "finished")],
+            dict(report["config"]),
+            report["comparison"]["gain"],
+        )
+        _ = [(model["role"], model["stage"], model["test"]["accuracy"]) for model in report["models"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file}: is no report of kd ({error!r})") from error
+    return dict(report)

@@ -1,0 +1,263 @@
+"""The rows of a summary as tables of text, for Markdown and HTML alike; and its runs as CSV."""
+
+import csv
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from io import StringIO
+from typing import Any
+
+from kd.summary.groups import Row, differing, display, part
+from kd.summary.reports import Run
+from kd.summary.significance import LEVEL, Gain, deviation, mean
+from kd.units import short
+
+ROLES = ("teacher", "baseline", "student")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a table shows, and the number to sort by."""
+
+    text: str
+    number: float | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of text.
+
+    Attributes:
+        columns: headings, with units.
+        cells: by row.
+        words: how many of the first columns are words, the others being numbers.
+    """
+
+    columns: Sequence[str]
+    cells: Sequence[Sequence[Cell]]
+    words: int = 2
+
+
+def accuracy_table(rows: Sequence[Row], gains: Sequence[Gain]) -> Table:
+    """Rows by validation accuracy: accuracies in per cent, the gain in points, its test."""
+    columns = (
+        "#",
+        "runs",
+        "seeds",
+        "validation, %",
+        "student on test, %",
+        "baseline on test, %",
+        "teacher on test, %",
+        "gain, points [95 %]",
+        "p",
+        "p, corrected",
+        "reading",
+    )
+    cells = []
+    for rank, (row, gain) in enumerate(zip(rows, gains, strict=True), 1):
+        accuracies = [row.values(role, "test", "accuracy") for role in ("student", "baseline", "teacher")]
+        shown = [spread(each, 100, 2) for each in (row.values("student", "val", "best"), *accuracies)]
+        tests = [Cell("" if p is None else p_text(p), p) for p in (gain.p, gain.corrected)]
+        first = (Cell(str(rank), rank), Cell(row.label), Cell(str(len(row.runs)), len(row.runs)))
+        cells.append((*first, *shown, _gain(gain), *tests, Cell(gain.reading)))
+    return Table(columns, cells)
+
+
+def _gain(gain: Gain) -> Cell:
+    found = spread(gain.values, 100, 2, sign="+")
+    if gain.interval:
+        low, high = (100 * bound for bound in gain.interval)
+        return Cell(f"{found.text} [{low:+.2f}, {high:+.2f}]", found.number)
+    return found
+
+
+def cost_table(rows: Sequence[Row]) -> Table:
+    """What else is known of each row's student: what it costs, and how far its probabilities can be trusted."""
+    columns: dict[str, Callable[[Row], Cell]] = {
+        "parameters": lambda row: _count(row.values("student", "params")),
+        "MACs": lambda row: _count(row.values("student", "macs")),
+        "latency, ms": lambda row: spread(row.values("student", "latency_ms", "median"), 1, 3),
+        "times faster than teacher": lambda row: spread(row.compared("speedup"), 1, 1),
+        "times fewer parameters": lambda row: spread(row.compared("compression"), 1, 1),
+        "agrees with teacher, %": lambda row: spread(row.values("student", "test", "agreement"), 100, 1),
+        "keeps of teacher's accuracy, %": lambda row: spread(row.compared("retention"), 100, 1),
+        "gap to teacher closed, %": lambda row: spread(row.compared("gap_closed"), 100, 0),
+        "ECE": lambda row: spread(row.values("student", "test", "ece"), 1, 4),
+        "NLL, nats": lambda row: spread(row.values("student", "test", "nll"), 1, 4),
+    }
+    cells = []
+    for rank, row in enumerate(rows, 1):
+        first = Cell(str(rank), rank), Cell(row.label), Cell(", ".join(nets(row, "student")))
+        cells.append((*first, *(column(row) for column in columns.values())))
+    return Table(("#", "runs", "student", *columns), cells, words=3)
+
+
+def nets(row: Row, role: str) -> list[str]:
+    """The names of a role's nets in a row; more than one only where something else than the config changed."""
+    models = [model for run in row.runs if (model := run.model(role))]
+    return list(dict.fromkeys(str(model.get("net", "?")) for model in models))
+
+
+def spread(values: Sequence[float], factor: float, digits: int, sign: str = "") -> Cell:
+    """Mean ± sample standard deviation; the mean alone where there is one value or all are the same."""
+    middle, sd = mean(values), deviation(values)
+    if middle is None:
+        return Cell("")
+    text = f"{factor * middle:{sign},.{digits}f}"
+    if sd and len(set(values)) > 1:
+        text += f" ± {factor * sd:,.{digits}f}"
+    return Cell(text, factor * middle)
+
+
+def _count(values: Sequence[float]) -> Cell:
+    """The mean with three digits and a decimal prefix; the runs of a row have the same net."""
+    middle = mean(values)
+    return Cell("") if middle is None else Cell(short(middle), middle)
+
+
+def p_text(p: float) -> str:
+    """Two significant digits."""
+    return f"{p:.2g}" if p >= 0.001 else "< 0.001"
+
+
+def as_markdown(table: Table) -> str:
+    """The table as Markdown."""
+    lines = ["| " + " | ".join(table.columns) + " |"]
+    lines.append("|" + "".join("---|" if i in range(1, table.words) else "---:|" for i in range(len(table.columns))))
+    for cells in table.cells:
+        lines.append("| " + " | ".join(in_markdown(cell.text) for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def in_markdown(text: str) -> str:
+    """Text that may hold anything, as one line of Markdown that shows it."""
+    return " ".join(text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").split())
+
+
+# Of the many knobs of a config, those worth a line above the table where all runs have them in common.
+TELLING = (
+    "data._target_",
+    "data.limit",
+    "teacher.net._target_",
+    "teacher.epochs",
+    "student.net._target_",
+    "loss",
+    "temperature",
+    "alpha",
+    "epochs",
+    "batch_size",
+    "optim._target_",
+    "optim.lr",
+    "lr_schedule",
+    "stages",
+)
+
+
+def in_common(rows: Sequence[Row], *, all_knobs: bool = False) -> dict[str, str]:
+    """The knobs that are the same in all rows: those that tell most, or all of them."""
+    first, changed = rows[0].settings, set(differing([row.settings for row in rows]))
+    same = {knob for knob in first if knob not in changed and all(knob in row.settings for row in rows)}
+    if all_knobs:
+        return {knob: display(first[knob]) for knob in sorted(same)}
+    return dict(part(knob, first[knob]) for knob in TELLING if knob in same)
+
+
+def said(rows: Sequence[Row], gains: Sequence[Gain]) -> list[str]:
+    """What the tables say, in sentences."""
+    lines = [_best(rows[0], gains[0])] if rows[0].validation is not None else []
+    tested = [gain for gain in gains if gain.corrected is not None]
+    if tested:
+        found = [gain for gain in tested if gain.corrected is not None and gain.corrected < LEVEL]
+        better = sum(gain.mean is not None and gain.mean > 0 for gain in found)
+        lines.append(
+            f"{len(tested)} {'row was' if len(tested) == 1 else 'rows were'} tested against the baseline: {better} "
+            f"better and {len(found) - better} worse beyond chance, at {100 * LEVEL:.0f} % for any false finding among "
+            "all (Holm)."
+        )
+    single = sum(len(row.runs) == 1 for row in rows)
+    if single:
+        whose = "This row has" if len(rows) == 1 else f"{single} of {len(rows)} rows have"
+        lines.append(
+            f"{whose} one seed: its test (McNemar) and interval are over the test images of the same trained nets. How "
+            "far the result moves with the seed is unknown."
+        )
+    ahead = [row for row in rows if (row.compared("gap_closed"))]
+    both = [row for row in rows if row.values("teacher", "test", "accuracy") and row.compared("gain")]
+    if both and not ahead:
+        lines.append("In no run is the teacher ahead of the baseline on test: there was no gap to close.")
+    return lines
+
+
+def _best(row: Row, gain: Gain) -> str:
+    text = f"Best on validation: {row.label}, with {spread(row.values('student', 'val', 'best'), 100, 2).text} %; "
+    text += f"on test it has {spread(row.values('student', 'test', 'accuracy'), 100, 2).text} %"
+    if gain.mean is not None:
+        text += f", {100 * gain.mean:+.2f} points over the baseline ({gain.reading or 'not tested'})"
+    return text + "."
+
+
+def as_csv(rows: Sequence[Row], gains: Sequence[Gain]) -> str:
+    """One line a run: its row and that row's statistics, the knobs that differ, and all numbers of its models.
+
+    Accuracies are fractions; what a run does not have is empty.
+    """
+    knobs = differing([row.settings for row in rows])
+    lines = []
+    for row, gain in zip(rows, gains, strict=True):
+        accuracies = row.values("student", "test", "accuracy")
+        low, high = gain.interval or (None, None)
+        about = {
+            "row": row.label,
+            "row.seeds": len(row.runs),
+            "row.val.mean": row.validation,
+            "row.test.mean": mean(accuracies),
+            "row.test.sd": deviation(accuracies),
+            "row.gain.mean": gain.mean,
+            "row.gain.sd": deviation(gain.values),
+            "row.gain.low": low,
+            "row.gain.high": high,
+            "row.gain.test": gain.test,
+            "row.gain.p": gain.p,
+            "row.gain.p_holm": gain.corrected,
+        }
+        own = {knob: display(row.settings[knob]) for knob in knobs if knob in row.settings}
+        lines += [{**about, **_head(run), **own, **dict(_numbers(run))} for run in row.runs]
+    out = StringIO()
+    writer = csv.DictWriter(out, list(dict.fromkeys(name for line in lines for name in line)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return out.getvalue()
+
+
+def _head(run: Run) -> dict[str, Any]:
+    names = ("name", "seed", "finished", "git", "command")
+    return {"folder": run.folder.name, **{name: run.report.get(name) for name in names}}
+
+
+def _numbers(run: Run) -> Iterator[tuple[str, Any]]:
+    for role in ROLES:
+        model = run.model(role) or {}
+        yield from _flat(role, {name: value for name, value in model.items() if name not in ("role", "history")})
+    for name in ("comparison", "environment"):
+        yield from _flat(name, run.report.get(name))
+
+
+def _flat(prefix: str, node: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(node, Mapping):
+        for name, value in node.items():
+            yield from _flat(f"{prefix}.{name}", value)
+    elif isinstance(node, list) and len(node) == 2:  # an interval
+        yield from zip((f"{prefix}.low", f"{prefix}.high"), node, strict=True)
+    else:
+        yield prefix, node if not isinstance(node, float) or math.isfinite(node) else None
+
+
+def measured_on(rows: Sequence[Row]) -> list[str]:
+    """What the runs were measured with; several lines where latencies are not to be compared across rows."""
+    places = dict.fromkeys(
+        f"{env.get('device', '?')}, {env.get('threads', '?')} threads, torch {env.get('torch', '?')}"
+        for row in rows
+        for run in row.runs
+        if isinstance(env := run.report.get("environment"), Mapping)
+    )
+    return list(places)
