@@ -189,6 +189,7 @@ class Config(Recipe):
     stage: dict[Annotated[str, Field(pattern=r"^\w+$")], StageConfig]
     force: bool
     debug: bool
+    pictures: bool
     output_dir: str
     name: Annotated[str, Field(pattern=r"^[^/\\\n]+$")]  # a folder's name
     data: Node

@@ -5,7 +5,7 @@ of Okabe and Ito (2008), or run from light to dark in one hue, so that they surv
 roles differ by line and hatching too.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,6 @@ def figures_of_run(
     images: Any,
     labels: Tensor,
     classes: Sequence[str],
-    own: Collection[str],
 ) -> Iterator[tuple[str, Figure]]:
     """All figures of a run, each with its name, one at a time.
 
@@ -42,14 +41,12 @@ def figures_of_run(
         images: the test images; `images[i]` are the uint8 pixels [K, channels, height, width] of the positions i [K].
         labels: their classes [N].
         classes: their names.
-        own: the roles to draw by themselves.
     """
     yield "learning_curves", learning_curves(histories)
     probabilities = {role: each.double().softmax(1) for role, each in logits.items()}
     for role, each in probabilities.items():
-        if role in own:
-            yield f"confusion/{role}", confusion_matrix(labels, each.argmax(1), classes, role)
-            yield f"reliability/{role}", reliability_diagram(reliability(logits[role], labels), role)
+        yield f"confusion/{role}", confusion_matrix(labels, each.argmax(1), classes, role)
+        yield f"reliability/{role}", reliability_diagram(reliability(logits[role], labels), role)
     if len(probabilities) > 1:
         yield "disagreement", disagreement_gallery(images, labels, probabilities, classes)
 

@@ -39,6 +39,14 @@ def picture(figure: Figure, caption: str, alt: str) -> Picture:
     return Picture(f"data:image/svg+xml;base64,{data}", caption, alt, round(96 * figure.get_figwidth()))
 
 
+def image(figure: Figure, caption: str, alt: str) -> Picture:
+    """Draw a figure as PNG: for one that is made of images, of which SVG has nothing."""
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=110, metadata={"Software": None})
+    data = base64.b64encode(out.getvalue()).decode()
+    return Picture(f"data:image/png;base64,{data}", caption, alt, round(96 * figure.get_figwidth()))
+
+
 def render(template: str, **values: Any) -> str:
     """A page from a template in `kd/templates`. Whatever the values hold is shown as text, `<script>` too."""
     environment = Environment(

@@ -5,7 +5,7 @@ import itertools
 import json
 import shutil
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from kd.nets.head import head_of
 from kd.objective import Objective
 from kd.optim import make_optimizer
 from kd.run_events import begin, finish
+from kd.run_page import as_page
 from kd.run_report import as_markdown, as_table, make_report, verdict
 from kd.stages import complete, logits_of, make_stage
 from kd.store import Done, Store, put
@@ -77,14 +78,16 @@ def run(
         plain = config.model_dump()
         done = by_role(chain, stages)
         report = make_report(done, data, name=config.name, seed=config.seed, command=command, config=plain)
-        _write(folder.path, report, done, data)
+        figures = dict(figures_of(done, data)) if config.pictures else {}
+        _write(folder.path, report, figures, done, data)
         own = {link.role for link in chain if link.role and folder.shows(link.name)}
-        finish(events, config, report, figures_of(done, data, own))
+        shown = {name: each for name, each in figures.items() if "/" not in name or name.rpartition("/")[2] in own}
+        finish(events, config, report, shown)
     console = out or Console()
     console.print(as_table(report))
     for line in verdict(report):
         console.print(line, highlight=False)
-    console.print(f"Report: {folder.final / 'report.md'}", highlight=False, soft_wrap=True)
+    console.print(f"Report: {folder.final / 'report.html'}", highlight=False, soft_wrap=True)
     return folder.final
 
 
@@ -103,21 +106,24 @@ def by_role(chain: Sequence[Link], stages: Mapping[str, Done]) -> dict[Role, Don
     return {link.role: stages[link.name] for link in chain if link.role}
 
 
-def figures_of(done: Mapping[Role, Done], data: DataModule, own: Collection[str]) -> Iterator[tuple[str, Figure]]:
-    """The figures of a run's models, each with its name; see `kd.figures`.
-
-    Args:
-        own: the roles to draw by themselves, beside the figures that compare all of them.
-    """
+def figures_of(done: Mapping[Role, Done], data: DataModule) -> Iterator[tuple[str, Figure]]:
+    """The figures of a run's models, each with its name; see `kd.figures`."""
     test = data.split.test
     histories = {str(role): each.record["history"] for role, each in done.items()}
     logits = {str(role): logits_of(each, data, test) for role, each in done.items()}
-    return figures_of_run(histories, logits, test.pixels, test.labels, data.classes, own)
+    return figures_of_run(histories, logits, test.pixels, test.labels, data.classes)
 
 
-def _write(folder: Path, report: dict[str, Any], done: Mapping[Role, Done], data: DataModule) -> None:
+def _write(
+    folder: Path,
+    report: dict[str, Any],
+    figures: Mapping[str, Figure],
+    done: Mapping[Role, Done],
+    data: DataModule,
+) -> None:
     (folder / "report.json").write_text(json.dumps(report, indent=1))
     (folder / "report.md").write_text(as_markdown(report))
+    (folder / "report.html").write_text(as_page(report, figures))
     (folder / "config.yaml").write_text(yaml.safe_dump(report["config"], sort_keys=False))
     if "student" in done:
         mean, std = done["student"].record["normalization"]

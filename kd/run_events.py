@@ -5,7 +5,7 @@ The curves are in the stages' own events, and there alone; the charts of the Cus
 
 import inspect
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -98,12 +98,10 @@ def begin(folder: Path, config: Config, data: DataModule) -> SummaryWriter:
     return events
 
 
-def finish(
-    events: SummaryWriter, config: Config, report: Mapping[str, Any], figures: Iterable[tuple[str, Figure]]
-) -> None:
+def finish(events: SummaryWriter, config: Config, report: Mapping[str, Any], figures: Mapping[str, Figure]) -> None:
     """Add what the finished run shows: the report, figures by name, and its row in the table of runs."""
     events.add_text("report", as_markdown(report))
-    for name, figure in figures:
+    for name, figure in figures.items():
         events.add_image(name, as_array(figure), dataformats="HWC")
     found = {f"result/{name}": value for name, value in results(report).items() if value is not None}
     for name, value in found.items():

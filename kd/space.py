@@ -23,7 +23,7 @@ Compose = Callable[[Sequence[str]], DictConfig]  # the command's config under fu
 FORMS = "{low: 1, high: 16}, with log: true or step: 1 if need be, or {choices: [a, b]}"
 
 # What makes no setting better or worse, or decides which images or which luck it is judged by.
-FIXED = {"seed", "stages", "stage", "force", "debug", "output_dir", "name", "hydra"}
+FIXED = {"seed", "stages", "stage", "force", "debug", "pictures", "output_dir", "name", "hydra"}
 OF_DATA = ("data.augment", "data.views", "data.class_weights")
 
 

@@ -40,7 +40,7 @@ from kd.sweep_job import Job, Task, describe
 SHOWN = {"data", "model", "teacher", "student", "loss", "experiment", "alpha", "temperature", "seed"}
 
 # What a sweep's name does not depend on: forced, or shown with tracebacks, it is the same sweep.
-APART = {"force", "debug", "output_dir", "name", "sweep"}
+APART = {"force", "debug", "pictures", "output_dir", "name", "sweep"}
 
 
 @dataclass

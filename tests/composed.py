@@ -16,6 +16,7 @@ METHODS = sorted(path.stem for path in (CONF / "loss").glob("*.yaml"))
 
 # A run of seconds: 200 images, two epochs, perceptrons.
 TINY = (
+    "pictures=false",
     "data.limit=200",
     "epochs=2",
     "teacher.epochs=2",

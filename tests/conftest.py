@@ -17,12 +17,6 @@ def _threads() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture(autouse=True)
-def _figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """None are drawn, which takes longer than these runs; a module that looks at them has a fixture of this name."""
-    monkeypatch.setattr("kd.run.figures_of", lambda *_: iter(()))
-
-
 @pytest.fixture
 def make_config(tmp_path: Path) -> Callable[..., Config]:
     """Compose and check a tiny run's config, with these overrides on top; output goes to the test's own folder."""
@@ -45,7 +39,7 @@ def three_runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     out = tmp_path_factory.mktemp("three")
     more = ([], ["temperature={schedule: linear, start: 9, end: 1}"], ["loss=dkd"])
     names = ("digits_kd_T2.0_a0.5_s0", "digits_kd_Tlinear-9-1_a0.5_s0", "digits_dkd_T4.0_s0")
-    small = (*TINY, "trainer.log_every_n_steps=1", f"output_dir={out}")
+    small = (*TINY, "pictures=true", "trainer.log_every_n_steps=1", f"output_dir={out}")
     return [
         run(check(composed(*small, f"name={name}", *each)), "a test") for name, each in zip(names, more, strict=True)
     ]

@@ -27,11 +27,6 @@ from kd.run import run
 from kd.run_events import method
 
 
-@pytest.fixture(autouse=True)
-def _figures() -> None:
-    """Drawn, as they are for people."""
-
-
 Make = Callable[..., Config]
 ROW, END, COLUMNS = (f"_hparams_/{name}" for name in ("session_start_info", "session_end_info", "experiment"))
 
@@ -197,7 +192,12 @@ def test_nothing_is_logged_twice_and_little_in_all(three_runs: list[Path]) -> No
 
 def test_the_next_run_holds_what_went_with_a_deleted_one(tmp_path: Path) -> None:
     def again(seed: int) -> Path:
-        return run(check(composed(*TINY, "name=x", f"output_dir={tmp_path}", f"seed={seed}", "teacher.seed=0")), "")
+        return run(
+            check(
+                composed(*TINY, "pictures=true", "name=x", f"output_dir={tmp_path}", f"seed={seed}", "teacher.seed=0")
+            ),
+            "",
+        )
 
     first, second = again(0), again(1)
     assert not (second / "tensorboard" / "teacher").exists()
@@ -219,7 +219,7 @@ def test_the_next_run_holds_what_went_with_a_deleted_one(tmp_path: Path) -> None
     ids=["two batches", "one stage", "no baseline"],
 )
 def test_whatever_is_missing(overrides: list[str], roles: set[str], make_config: Make) -> None:
-    folder = run(make_config(*overrides), "")
+    folder = run(make_config(*overrides, "pictures=true"), "")
     found = image_tags(folder)
     assert {tag.partition("/")[2] for tag in found if tag.startswith("confusion/")} == roles
     assert ("disagreement" in found) == (len(roles) > 1)

@@ -43,8 +43,12 @@ HISTORIES = {
 def test_all_of_a_run(classes: int, tmp_path: Path) -> None:
     images, logits, labels = some(classes)
     names = [f"a rather long name of class {i}" for i in range(classes)]
-    found = dict(figures_of_run(HISTORIES, logits, images, labels, names, own=["student"]))
-    assert set(found) == {"learning_curves", "confusion/student", "reliability/student", "disagreement"}
+    found = dict(figures_of_run(HISTORIES, logits, images, labels, names))
+    assert set(found) == {
+        "learning_curves",
+        "disagreement",
+        *(f"{kind}/{role}" for kind in ("confusion", "reliability") for role in ROLES),
+    }
     for name, figure in found.items():
         pixels = as_array(figure)
         assert (pixels.dtype, pixels.ndim, pixels.shape[2]) == (np.uint8, 3, 3)
@@ -58,7 +62,7 @@ def test_all_of_a_run(classes: int, tmp_path: Path) -> None:
 def test_one_model_disagrees_with_nobody() -> None:
     images, logits, labels = some(3)
     alone = {"baseline": logits["baseline"]}
-    found = dict(figures_of_run({"baseline": HISTORIES["baseline"]}, alone, images, labels, "abc", own=["baseline"]))
+    found = dict(figures_of_run({"baseline": HISTORIES["baseline"]}, alone, images, labels, "abc"))
     assert set(found) == {"learning_curves", "confusion/baseline", "reliability/baseline"}
 
 

@@ -11,7 +11,7 @@ from kd.summary.reports import Run
 from kd.summary.significance import finite, mean
 
 # What changes no result, or the seed alone.
-APART = {"seed", "name", "output_dir", "force", "debug", "teacher.cache", "teacher.cache_limit"}
+APART = {"seed", "name", "output_dir", "force", "debug", "pictures", "teacher.cache", "teacher.cache_limit"}
 
 
 @dataclass(frozen=True)

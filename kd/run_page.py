@@ -1,0 +1,111 @@
+"""`report.html`: one run for people, in one file: what distillation bought, the models side by side, and pictures."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+from matplotlib.figure import Figure
+
+from kd.page import Picture, image, picture, render
+from kd.run_report import verdict
+from kd.summary.tables import Cell, Table
+from kd.units import short
+
+
+def as_page(report: Mapping[str, Any], figures: Mapping[str, Figure]) -> str:
+    """The page of a run.
+
+    Args:
+        report: what `report.json` holds.
+        figures: by name, as `kd.figures.figures_of_run` gives them; may be none.
+    """
+    groups = [_curves(figures), _by_role(report, figures, "confusion"), _by_role(report, figures, "reliability")]
+    return render(
+        "run.html.jinja",
+        report=report,
+        said=verdict(report),
+        quality=quality_table(report),
+        costs=cost_table(report),
+        groups=[each for each in groups if each[1]],
+        gallery=_gallery(report, figures),
+        config=yaml.safe_dump(report["config"], sort_keys=False, allow_unicode=True),
+    )
+
+
+def quality_table(report: Mapping[str, Any]) -> Table:
+    """What the models can do: a row each, measured on the test part but for one column."""
+    words = ("", "net")
+    numbers = ("accuracy, % [95 %]", "balanced accuracy, %", "agrees with the teacher, %", "NLL, nats", "ECE, %")
+    cells = []
+    for model in report["models"]:
+        test = model["test"]
+        low, high = (100 * bound for bound in test["accuracy_ci95"])
+        accuracy = Cell(f"{100 * test['accuracy']:.2f} [{low:.1f}, {high:.1f}]", test["accuracy"])
+        balanced, agreement, ece = (_percent(test[key]) for key in ("balanced_accuracy", "agreement", "ece"))
+        nll, best = Cell(f"{test['nll']:.3f}", test["nll"]), _percent(model["val"]["best"])
+        cells.append([Cell(model["role"]), Cell(model["net"]), accuracy, balanced, agreement, nll, ece, best])
+    return Table((*words, *numbers, "validation accuracy, %"), cells)
+
+
+def cost_table(report: Mapping[str, Any]) -> Table:
+    """What the models cost: a row each, and how many times less that is than the teacher's."""
+    columns = ("", "net", "parameters", "MACs an image", "file", "latency, ms", "95th percentile, ms", "training")
+    teacher = next((model for model in report["models"] if model["role"] == "teacher"), None)
+    cells = []
+    for model in report["models"]:
+        latency, than = model["latency_ms"], None if model is teacher else teacher
+        times = than and than["latency_ms"]["median"] / latency["median"]
+        cells.append(
+            [
+                Cell(model["role"]),
+                Cell(model["net"]),
+                Cell(short(model["params"]) + _less(than and than["params"] / model["params"]), model["params"]),
+                Cell(short(model["macs"]) + _less(than and than["macs"] / max(1, model["macs"])), model["macs"]),
+                Cell(f"{short(model['bytes'])}B" + _less(than and than["bytes"] / model["bytes"]), model["bytes"]),
+                Cell(f"{latency['median']:.2f}{_less(times)}", latency["median"]),
+                Cell(f"{latency['p95']:.2f}", latency["p95"]),
+                Cell(f"{model['epochs']} epochs, {model['seconds']:.0f} s", model["seconds"]),
+            ]
+        )
+    return Table(columns, cells)
+
+
+def _percent(share: float | None) -> Cell:
+    return Cell("") if share is None else Cell(f"{100 * share:.2f}", share)
+
+
+def _less(ratio: float | None) -> str:
+    """How many times less than the teacher's, as an addition to a cell."""
+    return "" if ratio is None else f" (1/{ratio:.3g})" if ratio >= 1 else f" (×{1 / ratio:.3g})"
+
+
+Group = tuple[str, Sequence[Picture]]
+
+
+def _curves(figures: Mapping[str, Figure]) -> Group:
+    caption = "Accuracy and cross-entropy on the validation images after each epoch, by model."
+    found = figures.get("learning_curves")
+    return "Learning curves", [picture(found, caption, "Learning curves by model")] if found else []
+
+
+def _by_role(report: Mapping[str, Any], figures: Mapping[str, Figure], kind: str) -> Group:
+    titles = {"confusion": "What they confuse", "reliability": "How far their confidence can be trusted"}
+    captions = {
+        "confusion": "Rows are true classes, columns the classes chosen, on the {n} test images.",
+        "reliability": "Accuracy of the test images in each bin of confidence; on the diagonal a net is as sure as it "
+        "is right. Below, how many of the {n} images are in each bin.",
+    }
+    roles = [model["role"] for model in report["models"] if f"{kind}/{model['role']}" in figures]
+    caption = captions[kind].format(n=report["data"]["test"])
+    return titles[kind], [
+        picture(figures[f"{kind}/{role}"], f"{role.capitalize()}. {caption}", f"{kind} of the {role}") for role in roles
+    ]
+
+
+def _gallery(report: Mapping[str, Any], figures: Mapping[str, Figure]) -> Picture | None:
+    caption = (
+        f"Of the {report['data']['test']} test images those on which the models' probabilities differ most, with the "
+        "probability that each model gives to the true class and to those that it takes for likelier."
+    )
+    found = figures.get("disagreement")
+    return image(found, caption, "Test images on which the models disagree") if found else None

@@ -1,0 +1,66 @@
+"""A run's page: what a reader looks for, in one file, with nothing in it that a name could break."""
+
+import copy
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kd.run_page import as_page, cost_table, quality_table
+from kd.run_report import verdict
+
+
+@pytest.fixture
+def report(finished: Path) -> dict[str, Any]:
+    return json.loads((finished / "report.json").read_text())  # type: ignore[no-any-return]
+
+
+def test_the_page_of_a_run(three_runs: list[Path]) -> None:
+    page, report = (three_runs[0] / "report.html").read_text(), json.loads((three_runs[0] / "report.json").read_text())
+    for title in ("can do", "cost", "Learning curves", "confuse", "confidence", "Where they differ", "repeat it"):
+        assert re.search(f"<h2>[^<]*{title}", page), title
+    assert page.count("<img") == 1 + 3 + 3 + 1
+    assert page.count('src="data:image/') == page.count("<img")
+    assert not re.search(r"href=|src=\"(?!data:)|url\(", page), "nothing is fetched"
+    assert report["command"] in page
+    assert all(model["stage"] in page for model in report["models"])
+    assert "temperature: 2.0" in page  # the config
+
+
+def test_without_pictures(finished: Path, report: dict[str, Any]) -> None:
+    page = (finished / "report.html").read_text()
+    assert "<img" not in page
+    assert all(line.replace("'", "&#39;") in page for line in verdict(report))
+
+
+def test_names_are_shown_and_not_run(report: dict[str, Any]) -> None:
+    evil = "<script>alert(1)</script>"
+    report |= {"name": evil, "command": f"python {evil}"}
+    report["data"] |= {"skipped": [{"file": evil, "reason": evil}], "name": evil}
+    report["config"]["name"] = evil
+    page = as_page(report, {})
+    assert evil not in page
+    assert page.count("&lt;script&gt;alert(1)") >= 6
+
+
+def test_tables(report: dict[str, Any]) -> None:
+    teacher, _, student = report["models"]
+    teacher |= {"params": 1000, "macs": 500, "bytes": 4000}
+    student |= {"params": 250, "macs": 1000, "bytes": 4000}
+    student["test"] |= {"accuracy": 0.5, "accuracy_ci95": [0.4, 0.6], "agreement": None, "ece": 0.0123}
+    costs = [cell.text for cell in cost_table(report).cells[2]]
+    assert costs[2:5] == ["250 (1/4)", "1 k (×2)", "4 kB (1/1)"]
+    assert "(" not in cost_table(report).cells[0][2].text  # the teacher is not compared with itself
+    row = [cell.text for cell in quality_table(report).cells[2]]
+    assert row[2] == "50.00 [40.0, 60.0]"
+    assert (row[4], row[6]) == ("", "1.23")
+
+
+def test_whatever_is_missing(report: dict[str, Any]) -> None:
+    alone = copy.deepcopy(report)
+    alone["models"] = [model for model in report["models"] if model["role"] == "student"]
+    alone["comparison"] = dict.fromkeys(report["comparison"])
+    alone["teaching"] = None
+    assert '<ul class="said">' not in as_page(alone, {})
