@@ -25,9 +25,11 @@ class Link:
         teacher: the earlier stage whose net answers for the views; None where the objective asks for none.
         start: the earlier stage to take the weights from; None for fresh ones.
         path: a file to take the weights from.
-        trains: all of the net, its last layer alone (head), or none of it.
+        trains: all of the net, its last layer alone (head), none of it, or only what the loss learns itself (loss).
         normalization: what the weights in `path` were trained with, where the config says it.
         members: the earlier stages whose nets it consists of.
+        taps: what a loss looks at in the net, by path; None for the net's own choice.
+        teacher_net, teacher_taps: the same of the stage that teaches.
     """
 
     name: str
@@ -40,9 +42,12 @@ class Link:
     teacher: str | None = None
     start: str | None = None
     path: str | None = None
-    trains: Trains = "all"
+    trains: Trains | Literal["loss"] = "all"
     normalization: Normalization | None = None
     members: tuple[str, ...] = ()
+    taps: list[str] | None = None
+    teacher_net: Node | None = None
+    teacher_taps: list[str] | None = None
 
 
 def chain_of(config: Config) -> list[Link]:
@@ -66,6 +71,9 @@ def chain_of(config: Config) -> list[Link]:
                     f"stages: found [{', '.join(config.stages)}]; {name} builds on {needed}, which must come before "
                     "it (a finished stage is not trained again)"
                 )
+        if link.teacher:
+            taught_by = links[link.teacher]
+            links[name] = link = replace(link, teacher_net=taught_by.net, teacher_taps=taught_by.taps)
         if link.start and links[link.start].net != link.net:
             raise UserError(f"stage.{name}.start: {link.start} is another net than {name}, so its weights do not fit")
     return list(links.values())
@@ -73,21 +81,34 @@ def chain_of(config: Config) -> list[Link]:
 
 def _link(name: str, stage: StageConfig, config: Config) -> Link:
     of_teacher = stage.net == "teacher"
-    net = stage.net if isinstance(stage.net, dict) else config.teacher.net if of_teacher else config.student.net
     named = {"labels": LABELS_ONLY, "method": config.loss}
     objective = named[stage.loss] if isinstance(stage.loss, str) else stage.loss
+    net, where, taps = _net(name, stage, objective, config)
     link = Link(
         name,
         _role(name, stage),
         net,
-        f"stage.{name}.net" if isinstance(stage.net, dict) else f"{stage.net}.net",
+        where,
         _recipe(name, stage, config.teacher if of_teacher else config),
         "teacher." if of_teacher else "",
         objective,
         teacher=_teacher(stage, objective),
         start=stage.start,
+        trains=stage.trains,
+        taps=taps,
     )
     return replace(link, **_given(config)) if name == "teacher" else link
+
+
+def _net(name: str, stage: StageConfig, objective: Node, config: Config) -> tuple[Node, str, list[str] | None]:
+    """What builds a stage's net, the config's key of that, and the taps that the config names for it."""
+    if isinstance(stage.net, dict):
+        return stage.net, f"stage.{name}.net", stage.taps
+    if stage.net == "teacher":
+        return config.teacher.net, "teacher.net", stage.taps or config.teacher.taps
+    if objective.get("net"):  # a method may make another net of the student's, which has other modules
+        return objective["net"], "loss.net", stage.taps
+    return config.student.net, "student.net", stage.taps or config.student.taps
 
 
 def _members(config: Config) -> dict[str, Link]:

@@ -21,6 +21,8 @@ INSTALLED = tuple(sysconfig.get_path(kind) for kind in ("purelib", "platlib", "s
 def code_of(*nodes: Mapping[str, Any]) -> dict[str, str]:
     """A hash for each module that a `_target_` lives in; comments, docstrings and layout do not change it.
 
+    Nor does a class's `taps`, its choice of where to be looked at: those in use are in the key themselves.
+
     Installed packages are left out: their versions stand in the report.
     """
     files = (_source_file(str(node.get("_target_", ""))) for node in nodes)
@@ -58,6 +60,8 @@ def _bare(source: str) -> str:
     for node in ast.walk(tree):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node, clean=False):
             node.body = node.body[1:] or [ast.Pass()]
+        if isinstance(node, ast.ClassDef):
+            node.body = [each for each in node.body if not _is_taps(each)] or [ast.Pass()]
     return ast.unparse(tree)
 
 
@@ -75,3 +79,10 @@ def targets(node: Any) -> list[Mapping[str, Any]]:
         else []
     )
     return own + [found for each in node.values() for found in targets(each)]
+
+
+def _is_taps(statement: ast.stmt) -> bool:
+    names = [statement.name] if isinstance(statement, ast.FunctionDef) else []
+    if isinstance(statement, ast.Assign):
+        names = [target.id for target in statement.targets if isinstance(target, ast.Name)]
+    return names == ["taps"]

@@ -92,6 +92,7 @@ class Teacher(Recipe):
         outputs: the type that its logits are rounded to, kept or not.
         cache: whether they are kept, by image and view, for all later epochs and runs; that changes no result.
         cache_limit: how much room all kept outputs may take, in GB (10^9 bytes).
+        taps: as the student's, in the same order: each is paired with one of the student's.
     """
 
     net: Node
@@ -105,6 +106,7 @@ class Teacher(Recipe):
     outputs: Literal["float16", "float32"]
     cache: Annotated[Literal["auto", "off"], BeforeValidator(lambda found: "off" if found is False else found)]  # YAML
     cache_limit: PositiveFloat
+    taps: Annotated[list[str], Field(min_length=1)] | None = None
 
     @property
     def trains(self) -> Trains:
@@ -139,9 +141,14 @@ class Teacher(Recipe):
 
 
 class Student(Strict):
-    """The student's net, which is the baseline's too. Its recipe is at top level."""
+    """The student's net, which is the baseline's too. Its recipe is at top level.
+
+    Attributes:
+        taps: paths of the modules that a loss looks at, where it asks for features; null for the net's own choice.
+    """
 
     net: Node
+    taps: Annotated[list[str], Field(min_length=1)] | None = None
 
 
 class StageConfig(Strict):
@@ -154,6 +161,8 @@ class StageConfig(Strict):
         start: the earlier stage whose weights it starts from; null for fresh ones.
         lr_factor: multiplies the recipe's optim.lr.
         seed_offset: added to the recipe's seed.
+        trains: `all`, or `loss` to leave the net as it is and train what the loss learns itself.
+        taps: what a loss looks at in a net of the stage's own, as `student.taps`.
 
     The others are those of `Recipe`; null leaves the recipe as it is.
     """
@@ -164,6 +173,8 @@ class StageConfig(Strict):
     start: str | None = None
     lr_factor: PositiveFloat = 1.0
     seed_offset: NonNegativeInt = 0
+    trains: Literal["all", "loss"] = "all"
+    taps: Annotated[list[str], Field(min_length=1)] | None = None
     epochs: NonNegativeInt | None = None
     seed: NonNegativeInt | None = None
     batch_size: PositiveInt | None = None

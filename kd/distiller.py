@@ -11,8 +11,10 @@ from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 
 from kd.data.base import Batch, Images
+from kd.features import Taps, named
 from kd.objective import Objective
 from kd.teachers.live import Teacher
+from kd.teachers.observed import Observed
 from kd.views import Augment, make_views, mixed_target, normalize, to_unit
 
 
@@ -31,6 +33,7 @@ class Distiller(L.LightningModule):
         teacher: answers for the views of a batch; None where the objective needs none.
         reference: classes that a teacher chose for the validation images, int64 [number of them]; for
             `val/agreement` alone.
+        taps: what the objective wants to see of the net besides its logits; None where that is nothing.
         pool: the training images, which the second picture of a mixed view comes from; None where views do not mix.
     """
 
@@ -46,6 +49,7 @@ class Distiller(L.LightningModule):
         views: int | None = None,
         teacher: Teacher | None = None,
         reference: Tensor | None = None,
+        taps: Taps | None = None,
         pool: Images | None = None,
     ) -> None:
         super().__init__()
@@ -54,7 +58,7 @@ class Distiller(L.LightningModule):
         self.objective = objective.to(memory_format=torch.channels_last)  # it may hold a net too
         self.configure = configure
         self.augment, self.normalization, self.seed, self.views = augment, normalization, seed, views
-        self.teacher = teacher
+        self.teacher, self.taps = teacher, taps
         self.reference, self.pool = reference, pool
         self.train_acc = MeanMetric()
         self.val_loss, self.val_acc, self.val_agreement = MeanMetric(), MeanMetric(), MeanMetric()
@@ -91,11 +95,13 @@ class Distiller(L.LightningModule):
         """One batch of views, both nets' logits, the objective; returns the loss, a scalar."""
         x = self.view(batch).contiguous(memory_format=torch.channels_last)
         normalized = normalize(x, *self.normalization)
-        logits = self.net(normalized)
+        logits, seen = self.taps(self.net, normalized) if self.taps else (self.net(normalized), {})
         target = self.target(batch, logits.shape[1])
-        signals = {"logits_s": logits, "target": target, "index": batch[2], "x": normalized}
-        signals |= {"epoch": self.current_epoch, "progress": self.trainer.global_step / self.steps}
-        if self.objective.needs_teacher:
+        signals: dict[str, Any] = {"logits_s": logits, "target": target, "index": batch[2], "x": normalized}
+        signals |= {"epoch": self.current_epoch, "progress": self.trainer.global_step / self.steps, **named(seen, "s")}
+        if isinstance(self.teacher, Observed):
+            signals |= self.teacher.look(x)
+        elif self.objective.needs_teacher:
             assert self.teacher is not None
             signals["logits_t"] = self.teacher(x, batch[2], self._which()["view"])
         parts = self.objective(signals)

@@ -29,11 +29,12 @@ from kd.construct import check_keywords
 from kd.data.base import DataModule
 from kd.distiller import Distiller
 from kd.errors import Interrupted, UserError
-from kd.head_only import HeadOnly, still_average
+from kd.head_only import HeadOnly, LossOnly, still_average
 from kd.log import say
 from kd.nets.build import normalization_of
 from kd.objective import Objective
 from kd.optim import make_optimizer
+from kd.tapped import hook
 from kd.teachers.live import Teacher
 from kd.teachers.watch import Watched
 
@@ -50,6 +51,7 @@ def fit(
     watched: Watched | None = None,
     reference: Tensor | None = None,
     watch: Callable[[Mapping[str, float]], None] | None = None,
+    learned: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Any]:
     """Train one stage, from where an earlier attempt in the same folder was stopped if there was one.
 
@@ -57,39 +59,30 @@ def fit(
         net: with the weights to start from.
         spec: as `kd.stages.Stage.spec`; all that the result depends on.
         name: what the stage is called, for people.
-        folder: gets `weights.safetensors` and `tensorboard/`; checkpoints are kept there while training.
+        folder: gets `weights.safetensors` and `tensorboard/`, and `learned.safetensors` where the loss learns something
+            itself; checkpoints are kept there while training.
         runtime: the Trainer options that change nothing in the result.
         teacher: answers for views; needed where the objective asks for it.
         watched: what that teacher says of validation images, to be logged as `teacher/...` in each epoch.
         reference: the teacher's classes on the validation part, for `val/agreement`.
         watch: is shown each epoch's row, those of an earlier attempt too; what it raises ends the training.
+        learned: what the loss of the stage that this one starts from had learned itself.
 
     Returns:
-        `history`, a row of metrics for each epoch; `val`, the rows of the `best` and the `last` epoch; `epochs` and
-        `seconds` of training.
+        `history`, a row of metrics for each epoch; `val`, the rows of the `best` and the `last` epoch; `epochs`,
+        `steps` and `seconds` of training; `training_params`, the parameters that only training had.
 
     Raises:
         Interrupted: by Ctrl-C; the next call goes on from the last finished epoch.
         UserError: for settings that the Trainer or the optimiser refuses.
     """
-    # A loss may hold a net of its own, whose start must depend on the seed alone and differ from the student's.
-    torch.manual_seed((spec["seed"] * 1_000_003 + 500_009) % 2**63)
     unlabeled = spec["data"]["unlabeled"] is not None
-    distiller = Distiller(
-        net,
-        Objective(spec["objective"], data.shape, class_weights=data.loss_weights),
-        partial(make_optimizer, optim=spec["optim"], schedule=spec["lr_schedule"]),
-        augment=data.augment,
-        normalization=normalization_of(net, data.statistics),
-        seed=spec["seed"],
-        views=data.views,
-        teacher=teacher,
-        reference=reference,
-        pool=data.training(unlabeled) if data.augment.mixes else None,
-    )
+    distiller = _distiller(net, spec, data, unlabeled, teacher, reference)
+    distiller.objective.go_on_from(learned or {})
     history = History(name, watch)
     own = [history, *([WatchLog(watched)] if watched else [])]
-    own += [HeadOnly(data.shape)] if spec.get("trains") == "head" else []
+    only: dict[str, Callback] = {"head": HeadOnly(data.shape), "loss": LossOnly()}
+    own += [only[spec["trains"]]] if "trains" in spec else []
     trainer = _make_trainer(spec, folder, runtime, own)
     ranks = trainer.world_size
     train, val = data.train_loader(spec["batch_size"], spec["seed"], ranks, unlabeled), data.val_loader(ranks=ranks)
@@ -100,19 +93,54 @@ def fit(
         trainer.fit(distiller, train, val, ckpt_path=str(last) if last.exists() else None, weights_only=True)
     except SystemExit:  # how Lightning leaves after Ctrl-C, once it has closed its loops
         raise Interrupted(name) from None
-    rows = torch.load(last, weights_only=True)["callbacks"]["History"]["rows"]
-    checkpoint = torch.load(best if spec["keep"] == "best" else last, weights_only=True)["state_dict"]
-    state = {k.removeprefix("net."): v for k, v in checkpoint.items() if k.startswith("net.")}
-    save_file({k: v.contiguous().cpu() for k, v in state.items()}, folder / "weights.safetensors")
+    end = torch.load(last, weights_only=True)
+    state = torch.load(best, weights_only=True)["state_dict"] if spec["keep"] == "best" else end["state_dict"]
+    save_file({k: v.contiguous().cpu() for k, v in _under("net.", state).items()}, folder / "weights.safetensors")
+    if found := distiller.objective.learned(_under("objective.", state)):
+        save_file({k: v.contiguous().cpu() for k, v in found.items()}, folder / "learned.safetensors")
     last.unlink(missing_ok=True)
     best.unlink(missing_ok=True)
+    rows = end["callbacks"]["History"]["rows"]
     top = max(rows, key=lambda row: (row["val/acc"], row["epoch"]))  # as `Best` has it
     return {
         "history": rows,
         "val": {"best": top, "last": rows[-1]},
         "epochs": len(rows),
+        "steps": end["global_step"],
         "seconds": rows[-1]["seconds"],
+        "training_params": sum(parameter.numel() for parameter in distiller.objective.parameters()),
     }
+
+
+def _distiller(
+    net: nn.Module,
+    spec: Mapping[str, Any],
+    data: DataModule,
+    unlabeled: bool,
+    teacher: Teacher | None,
+    reference: Tensor | None,
+) -> Distiller:
+    """What trains the net, as the stage's spec says."""
+    # A loss may hold a net of its own, whose start must depend on the seed alone and differ from the student's.
+    torch.manual_seed((spec["seed"] * 1_000_003 + 500_009) % 2**63)
+    taps, offered = hook(net, spec, teacher, data.shape, data.training(unlabeled).labels)
+    return Distiller(
+        net,
+        Objective(spec["objective"], data.shape, class_weights=data.loss_weights, offered=offered),
+        partial(make_optimizer, optim=spec["optim"], schedule=spec["lr_schedule"]),
+        augment=data.augment,
+        normalization=normalization_of(net, data.statistics),
+        seed=spec["seed"],
+        views=data.views,
+        teacher=teacher,
+        reference=reference,
+        taps=taps,
+        pool=data.training(unlabeled) if data.augment.mixes else None,
+    )
+
+
+def _under(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
 class History(Callback):
@@ -241,7 +269,7 @@ def _callbacks(spec: Mapping[str, Any], folder: Path) -> list[Callback]:
     )
     callbacks: list[Callback] = [best, last]
     if spec["ema"] is not None:
-        average = still_average if spec.get("trains") == "head" else EMAWeightAveraging
+        average = still_average if "trains" in spec else EMAWeightAveraging
         callbacks.append(average(decay=spec["ema"]))
     if spec["early_stopping"] is not None:
         callbacks.append(EarlyStopping("val/acc", mode="max", patience=spec["early_stopping"]))
@@ -257,5 +285,6 @@ def _quiet() -> None:
         ".*exists and is not empty.*",
         ".*The number of training batches.*",
         ".*Checkpoint directory.*",
+        ".*in eval mode at the start of training.*",
     ):
         warnings.filterwarnings("ignore", message)

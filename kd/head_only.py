@@ -1,4 +1,4 @@
-"""Training the last layer alone: the body's weights and batch-norm statistics stay what they are, bit for bit."""
+"""Training the last layer alone, or nothing of the net: the rest, batch-norm statistics too, stays bit for bit."""
 
 from functools import partial
 
@@ -23,6 +23,18 @@ class HeadOnly(Callback):
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Lightning has put all of it into train mode; after a validation it restores what it found."""
         still_body(pl_module.net)  # type: ignore[arg-type]
+
+
+class LossOnly(Callback):
+    """Leaves the net as it is, in evaluation mode, while what the loss learns itself is trained."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Take the gradient from the whole net."""
+        pl_module.net.requires_grad_(False)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Lightning has put it into train mode."""
+        pl_module.net.eval()  # type: ignore[union-attr]
 
 
 def still_average(decay: float) -> WeightAveraging:

@@ -18,11 +18,15 @@ from kd.nets.build import Shape
 from kd.schedules import ANY, NOT_NEGATIVE, POSITIVE, is_schedule, make_schedule
 
 # What a loss may ask for by parameter name. Shapes: logits [B, C]; target int64 [B], or soft labels [B, C] whose rows
-# sum to 1; index [B]; x, the student's input, [B, channels, H, W]; epoch, an int from 0; progress in [0, 1].
-SIGNALS = ("logits_s", "logits_t", "target", "index", "x", "epoch", "progress")
+# sum to 1; index [B]; x, the student's input, [B, channels, H, W]; epoch, an int from 0; progress in [0, 1]. Of the
+# student's net and of the teacher's: feats, a list of tensors [B, ...], one for each tap; preacts, the same before each
+# tap's last activation; pooled, what the last linear layer gets, [B, D]; head, that layer.
+FEATURES = ("feats_s", "feats_t", "preacts_s", "preacts_t", "pooled_s", "pooled_t", "head_s", "head_t")
+SIGNALS = ("logits_s", "logits_t", "target", "index", "x", "epoch", "progress", *FEATURES)
 
-# What a loss that is a module may ask for when it is built.
-OFFERED = ("num_classes", "in_channels", "image_size")
+# What a loss that is a module may ask for when it is built: of the taps the shapes of one image, of the pooled
+# embeddings the width, and the labels of all training images, int64 [N], -1 for none.
+OFFERED = ("num_classes", "in_channels", "image_size", "shapes_s", "shapes_t", "width_s", "width_t", "labels")
 
 
 class Request(NamedTuple):
@@ -85,7 +89,7 @@ def read_terms(node: Mapping[str, Any], where: str = "loss") -> dict[str, Reques
     Raises:
         UserError: for whatever is wrong in it.
     """
-    _check_keys(node, ("ce_weight", "terms", "teacher"), where)
+    _check_keys(node, ("ce_weight", "terms", "teacher", "net"), where)
     make_schedule(node.get("ce_weight", 1.0), f"{where}.ce_weight", NOT_NEGATIVE)
     if node.get("teacher", "teacher") not in ("teacher", "baseline"):
         raise UserError(f"{where}.teacher: found {node['teacher']!r}, accepted are teacher, baseline")
@@ -97,18 +101,23 @@ def read_terms(node: Mapping[str, Any], where: str = "loss") -> dict[str, Reques
 
 def teacher_stage(node: Mapping[str, Any]) -> str | None:
     """The stage whose net answers as the teacher: `teacher`, or what the node says; None where no loss asks for it."""
-    asked = any("logits_t" in term.signals for term in read_terms(node).values())
+    asked = any(name.endswith("_t") for name in signals_of(node))
     return str(node.get("teacher", "teacher")) if asked else None
+
+
+def signals_of(node: Mapping[str, Any]) -> set[str]:
+    """All that the terms of an objective's config node ask for."""
+    return {name for term in read_terms(node).values() for name in term.signals}
 
 
 class Term(nn.Module):
     """One summand: a loss, its weight, and the numbers and signals that it takes.
 
     Args:
-        shape: of the images and classes, for losses that hold a net or a layer of their own.
+        offered: what of `OFFERED` there is, for losses that hold a net or a layer of their own.
     """
 
-    def __init__(self, name: str, node: Mapping[str, Any], where: str, shape: Shape) -> None:
+    def __init__(self, name: str, node: Mapping[str, Any], where: str, offered: Mapping[str, Any]) -> None:
         super().__init__()
         request = read_term(node, where)
         self.name, self.signals = name, request.signals
@@ -117,7 +126,6 @@ class Term(nn.Module):
         self.constants = {k: v for k, v in request.call.items() if k not in self.scheduled}
         self.loss = request.target
         if isinstance(request.target, type):
-            offered = dict(zip(OFFERED, (shape.num_classes, shape.channels, shape.image_size), strict=True))
             built = {
                 k: construct(v, f"{where}.loss.{k}", **offered) if isinstance(v, Mapping) and "_target_" in v else v
                 for k, v in request.build.items()
@@ -146,6 +154,9 @@ class Objective(nn.Module):
 
     Built from a config node `{ce_weight: W, terms: {NAME: {weight: W, loss: {...}}}}`, as the files in `conf/loss`.
     A module for the sake of losses that learn: what they own is trained and checkpointed, but no part of the net.
+
+    Args:
+        offered: what a loss that learns may ask for besides the shape when it is built, by name.
     """
 
     def __init__(
@@ -154,17 +165,38 @@ class Objective(nn.Module):
         shape: Shape,
         where: str = "loss",
         class_weights: tuple[float, ...] | None = None,
+        offered: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         names = read_terms(node, where)
+        built = {"num_classes": shape.num_classes, "in_channels": shape.channels, "image_size": shape.image_size}
+        built |= offered or {}
         self.class_weights = class_weights
         self.ce_weight = make_schedule(node.get("ce_weight", 1.0), f"{where}.ce_weight", NOT_NEGATIVE)
-        self.terms = nn.ModuleList(Term(name, node["terms"][name], f"{where}.terms.{name}", shape) for name in names)
+        self.terms = nn.ModuleList(Term(name, node["terms"][name], f"{where}.terms.{name}", built) for name in names)
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether any term asks for the teacher's logits."""
-        return any("logits_t" in term.signals for term in self.terms)  # type: ignore[operator]
+        """Whether any term asks for something of the teacher's."""
+        return any(name.endswith("_t") for term in self.terms for name in term.signals)  # type: ignore[union-attr]
+
+    def learned(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the losses have learned, of a state dict of this objective; under the term's name, not its number."""
+        prefixes = {f"terms.{i}.loss.": f"{term.name}." for i, term in enumerate(self.terms)}
+        return {
+            ours + name.removeprefix(theirs): tensor
+            for name, tensor in state.items()
+            for theirs, ours in prefixes.items()
+            if name.startswith(theirs)
+        }
+
+    def go_on_from(self, learned: Mapping[str, Tensor]) -> None:
+        """Take over what an earlier stage learned, where a term of the same name has the same tensor."""
+        own = self.learned(self.state_dict())
+        with torch.no_grad():
+            for name in own.keys() & learned.keys():
+                if own[name].shape == learned[name].shape:
+                    own[name].copy_(learned[name])
 
     def temperature(self, progress: float) -> float:
         """What the teacher's answers are softened by: the temperature of the first term with one; 1 without any."""
@@ -214,6 +246,8 @@ def label_loss(logits: Tensor, target: Tensor, class_weights: tuple[float, ...] 
 
 
 def _full(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_full(each) for each in value]
     return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 

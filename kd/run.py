@@ -32,6 +32,7 @@ from kd.run_page import as_page
 from kd.run_report import as_markdown, as_table, make_report, verdict
 from kd.stages import complete, logits_of, make_stage
 from kd.store import Done, Store, put
+from kd.tapped import try_out
 
 
 def run(
@@ -147,7 +148,7 @@ def preflight(chain: Sequence[Link], config: Config, data: DataModule) -> None:
     ranks = int(config.trainer.get("devices", 1)) * int(config.trainer.get("num_nodes", 1))
     for link in chain:
         if link.objective != LABELS_ONLY:
-            check_labels(Objective(link.objective, data.shape), data)
+            check_labels(try_out(link, data), data)
         at, recipe = link.recipe_at, link.recipe
         net = build_net(link.net, data.shape, link.where, load=not (link.path or link.start))
         if link.trains == "head":

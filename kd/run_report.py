@@ -72,6 +72,8 @@ def _model(role: Role, done: Mapping[Role, Done], data: DataModule) -> dict[str,
         "test": summary(logits_of(stage, data, test), test.labels, teacher),
         "val": {which: row["val/acc"] for which, row in stage.record["val"].items()},
         "stage": stage.key,
+        "training_params": stage.record.get("training_params", 0),  # stages of before they were counted have none
+        "step_ms": _step_ms(stage),
         "epochs": stage.record["total"]["epochs"],
         "seconds": stage.record["total"]["seconds"],
         "history": columns(stage.record["history"]),
@@ -82,6 +84,12 @@ def columns(history: Sequence[Mapping[str, float]]) -> dict[str, list[float | No
     """The metrics of each epoch of a stage, by name: `epoch` (from 0), `val/acc`, ...; null where an epoch has none."""
     names = dict.fromkeys(name for row in history for name in row)
     return {name: [row.get(name) for row in history] for name in names}
+
+
+def _step_ms(stage: Done) -> float | None:
+    """What an optimiser step took, with its share of validation, in milliseconds; None where none was taken."""
+    steps = stage.record.get("steps", 0)
+    return 1000 * stage.record["seconds"] / steps if steps else None
 
 
 def compare(models: Sequence[Mapping[str, Any]], done: Mapping[Role, Done], data: DataModule) -> dict[str, Any]:
@@ -244,10 +252,20 @@ def as_markdown(report: Mapping[str, Any]) -> str:
             f"stage {model['stage']}."
             for model in report["models"]
         ),
+        *_only_in_training(report["models"]),
         *_soft_labels(report["teaching"]),
         "",
     ]
     return "\n".join(lines)
+
+
+def _only_in_training(models: Sequence[Mapping[str, Any]]) -> list[str]:
+    added = {model["role"]: model.get("training_params", 0) for model in models}
+    return [
+        f"- {role}: training had {count:,} parameters more, which are no part of the net."
+        for role, count in added.items()
+        if count
+    ]
 
 
 def _soft_labels(taught: Mapping[str, Any] | None) -> list[str]:

@@ -18,13 +18,17 @@ from kd.config import Config
 from kd.construct import resolve_target
 from kd.data.base import DataModule, Images
 from kd.errors import Dropped
+from kd.features import kinds_of, study
 from kd.metrics import predict_logits, summary
 from kd.nets.build import Shape, build_net, normalization_of, set_normalization
+from kd.objective import signals_of
 from kd.store import Done, Store, key_of, whole
+from kd.tapped import taps_of
 from kd.teachers.cached import Cached
 from kd.teachers.ensemble import Ensemble
 from kd.teachers.frozen import Frozen
 from kd.teachers.live import Live, Teacher
+from kd.teachers.observed import Observed
 from kd.teachers.source import file_of, load_start, net_spec, start_spec
 from kd.teachers.view_files import Room, ViewFiles
 from kd.teachers.watch import Watched
@@ -32,6 +36,9 @@ from kd.views import make_views
 
 # Trainer options that change how a stage runs but not what comes out of it.
 RUNTIME_ONLY = {"accelerator", "strategy", "log_every_n_steps", "deterministic", "enable_progress_bar"}
+
+# Beside a stage's weights: what its loss learned itself, for a stage that starts from it.
+LEARNED = "learned.safetensors"
 
 # Trainer options under which an epoch may not see all images, whose views are then not worth computing all.
 PARTIAL_EPOCHS = {"limit_train_batches", "overfit_batches", "fast_dev_run", "max_steps", "max_time"}
@@ -102,6 +109,8 @@ def make_stage(link: Link, config: Config, data: DataModule, done: Mapping[str, 
     spec |= {which: stage.key for which, stage in (("teacher", teacher), ("start", start)) if stage}
     if teacher:
         spec["outputs"] = config.teacher.outputs
+    if taps := taps_of(link, data.shape):
+        spec["taps"] = taps
     reference = teacher or (done.get("teacher") if link.role != "teacher" else None)
     return Stage(
         link.name, spec, runtime, teacher=teacher, reference=reference, weights=file, start=start, room=_room(config)
@@ -176,6 +185,8 @@ def _start(stage: Stage, data: DataModule) -> nn.Module:
     if stage.start:
         net.load_state_dict(stage.start.weights())
         _normalized_as(net, stage.start)
+    elif stage.teacher and callable(inherit := getattr(net, "inherit", None)):
+        inherit(stage.teacher.weights())
     if stage.members:
         assert isinstance(net, Ensemble)
         net.join([each.weights() for each in stage.members], [each.record["normalization"] for each in stage.members])
@@ -197,6 +208,8 @@ def _train(stage: Stage, net: nn.Module, data: DataModule, folder: Path, watch: 
     taught: dict[str, Any] = {}
     if stage.teacher:
         taught = {"teacher": teacher_of(stage, stage.teacher, data), "watched": watched(stage.teacher, data)}
+    if stage.start and (learned := stage.start.folder / LEARNED).exists():
+        taught["learned"] = load_file(learned)
     result = fit(net, stage.spec, stage.name, data, folder, stage.runtime, reference=reference, watch=watch, **taught)
     return {**result, "reference": stage.reference.key if stage.reference else None}
 
@@ -211,7 +224,15 @@ def _keep(net: nn.Module, data: DataModule, folder: Path) -> dict[str, Any]:
     with SummaryWriter(str(folder / "tensorboard")) as events:
         for name in ("val/acc", "val/loss"):
             events.add_scalar(name, row[name])
-    return {"history": [row], "val": {"best": row, "last": row}, "epochs": 0, "seconds": 0.0, "reference": None}
+    return {
+        "history": [row],
+        "val": {"best": row, "last": row},
+        "epochs": 0,
+        "seconds": 0.0,
+        "reference": None,
+        "steps": 0,
+        "training_params": 0,
+    }
 
 
 def load_net(done: Done) -> nn.Module:
@@ -232,6 +253,10 @@ def frozen(done: Done, data: DataModule) -> Frozen:
 def teacher_of(stage: Stage, done: Done, data: DataModule) -> Teacher:
     """A finished stage as what answers for another stage's views, computed once where they are kept."""
     answers = frozen(done, data)
+    if kinds := kinds_of(signals_of(stage.spec["objective"]), "t"):  # which are kept nowhere: it is asked each time
+        taps = stage.spec.get("taps", {}).get("teacher", [])
+        points = study(answers.net, taps, data.shape, where="teacher.taps")
+        return Observed(answers, points, kinds, stage.spec["outputs"])
     live = Live(answers, stage.spec["outputs"])
     if stage.room is None:
         return live
@@ -293,6 +318,7 @@ def _name_of(node: Mapping[str, Any]) -> str:
     name = str(options.pop("name", target.__name__))
     defaults = {key: parameter.default for key, parameter in inspect.signature(target).parameters.items()}
     changed = {k: v for k, v in options.items() if v != defaults.get(k) and v != list(_items(defaults.get(k)))}
+    changed = {k: _name_of(v) if isinstance(v, Mapping) and "_target_" in v else v for k, v in changed.items()}
     return f"{name}({', '.join(f'{k}={v}' for k, v in changed.items())})" if changed else name
 
 

@@ -14,6 +14,12 @@ from kd.config import Config
 
 METHODS = sorted(path.stem for path in (CONF / "loss").glob("*.yaml"))
 
+# Those that look into the nets.
+ON_FEATURES = (
+    *("fitnet", "at", "sp", "cc", "rkd", "pkt", "vid", "nst", "ft", "ab", "fsp", "ofd", "crd", "reviewkd", "simkd"),
+    *("srrl", "kdsvd", "mgd", "cosine_features"),
+)
+
 # A run of seconds: 200 images, two epochs, perceptrons.
 TINY = (
     "pictures=false",

@@ -26,7 +26,6 @@ from kd.dashboard import main, refresh, runs_in
 from kd.run import run
 from kd.run_events import method
 
-
 Make = Callable[..., Config]
 ROW, END, COLUMNS = (f"_hparams_/{name}" for name in ("session_start_info", "session_end_info", "experiment"))
 

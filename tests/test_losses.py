@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from composed import METHODS, loss_node
-from torch import Tensor
+from torch import Tensor, nn
 
 import kd.losses
 from kd.losses.dkd import _warn_of_two_classes, dkd_loss
@@ -18,16 +18,46 @@ from kd.objective import Objective, read_terms
 pytestmark = pytest.mark.filterwarnings("ignore:dkd. with two classes")
 NODES = {name: loss_node(name) for name in METHODS}
 SIZE = 8
+SHAPES = ((6, 4, 4), (8, 2, 2))  # of the taps, of both nets
+WIDTH = 8
+STUDENT = ("logits_s", "feats_s", "preacts_s", "pooled_s")
+TEACHER = ("logits_t", "feats_t", "preacts_t", "pooled_t")
 
 
 def objective(method: str, classes: int = 10) -> Objective:
     torch.manual_seed(1)
-    return Objective(NODES[method], Shape(1, SIZE, classes))
+    labels = torch.arange(20) % min(classes, 4)
+    offered = {"shapes_s": SHAPES, "shapes_t": SHAPES, "width_s": WIDTH, "width_t": WIDTH, "labels": labels}
+    return Objective(NODES[method], Shape(1, SIZE, classes), offered=offered)
+
+
+def features(batch: int, scale: float, g: torch.Generator) -> dict[str, Any]:
+    """What a net with two taps shows: maps before and after their ReLU, and an embedding."""
+    preacts = [(scale * torch.randn(batch, *shape, generator=g)).requires_grad_() for shape in SHAPES]
+    feats = [p.detach().relu().requires_grad_() for p in preacts]
+    pooled = (scale * torch.randn(batch, WIDTH, generator=g).abs()).requires_grad_()
+    return {"feats": feats, "preacts": preacts, "pooled": pooled}
+
+
+def leaves(given: dict[str, Any], names: tuple[str, ...]) -> list[Tensor]:
+    """The tensors of these signals."""
+    return [t for name in names for t in (given[name] if isinstance(given[name], list) else [given[name]])]
+
+
+def at_once(change: Any, value: Any) -> Any:
+    """A change of tensors, for a list of them too."""
+    if isinstance(value, list):
+        return [change(each) for each in value]
+    return change(value) if isinstance(value, Tensor) else value
 
 
 def signals(batch: int = 16, classes: int = 10, scale: float = 1.0, seed: int = 0) -> dict[str, Any]:
     g = torch.Generator().manual_seed(seed)
-    return {
+    torch.manual_seed(seed)
+    head = nn.Linear(WIDTH, classes).requires_grad_(False)
+    sides = {f"{k}_{side}": v for side in "st" for k, v in features(batch, scale, g).items()}
+    return sides | {
+        "head_t": head,
         "logits_s": (scale * torch.randn(batch, classes, generator=g)).requires_grad_(),
         "logits_t": (scale * torch.randn(batch, classes, generator=g)).requires_grad_(),
         "target": torch.randint(classes, (batch,), generator=g),
@@ -53,9 +83,10 @@ def check_sound(method: str, given: dict[str, Any]) -> None:
             assert value.dtype == torch.float32
             assert torch.isfinite(value), name
     parts["loss"].backward()
-    assert torch.isfinite(given["logits_s"].grad).all()
-    assert given["logits_s"].grad.any()
-    assert given["logits_t"].grad is None
+    slopes = [leaf.grad for leaf in leaves(given, STUDENT) if leaf.grad is not None]
+    assert all(torch.isfinite(slope).all() for slope in slopes)
+    assert any(slope.any() for slope in slopes) or len(given["target"]) == 1  # a batch of one has nothing to relate
+    assert all(leaf.grad is None for leaf in leaves(given, TEACHER))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -80,13 +111,26 @@ class TestEveryMethod:
         given["logits_s"] = torch.zeros(16, 10, requires_grad=True)
         check_sound(method, given)
 
+    def test_all_features_equal_or_zero(self, method: str) -> None:
+        """As where a layer is dead: no root or norm may have an infinite slope there."""
+        for value in (0.0, 1.0):
+            given = signals()
+            for name in STUDENT[1:]:
+                given[name] = at_once(lambda t, v=value: torch.full_like(t, v).requires_grad_(), given[name])
+            parts = objective(method)(given)
+            parts["loss"].backward()
+            assert torch.isfinite(parts["loss"])
+            for leaf in leaves(given, STUDENT):
+                assert leaf.grad is None or leaf.grad.abs().max() < 1e6
+
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
     def test_half_precision_is_computed_in_full(self, method: str, dtype: torch.dtype) -> None:
-        halves = signals() | {name: signals()[name].detach().to(dtype) for name in ("logits_s", "logits_t")}
-        fulls = halves | {name: halves[name].float() for name in ("logits_s", "logits_t")}
-        made = objective(method)
+        both = STUDENT + TEACHER
+        halves = signals() | {name: at_once(lambda t: t.detach().to(dtype), signals()[name]) for name in both}
+        fulls = halves | {name: at_once(Tensor.float, halves[name]) for name in both}
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            half = made(halves)["loss"]
+            half = objective(method)(halves)["loss"]
+        made = objective(method)  # another, as some keep what they have seen
         expected = made.ce_weight(1.0) * torch.nn.functional.cross_entropy(fulls["logits_s"], fulls["target"])
         for term in made.terms:  # called as they are, outside of autocast
             numbers = {name: schedule(1.0) for name, schedule in term.scheduled.items()}
@@ -98,13 +142,15 @@ class TestEveryMethod:
     def test_the_term_alone_moves_the_student(self, method: str) -> None:
         given = signals()
         terms_alone(method, given).backward()
-        assert given["logits_s"].grad.abs().sum() > 1e-3
+        slopes = [leaf.grad for leaf in leaves(given, STUDENT) if leaf.grad is not None]
+        assert sum(slope.abs().sum() for slope in slopes) > 1e-4
 
     def test_zero_at_equal_logits_where_the_docstring_says_so(self, method: str) -> None:
         docs = [documentation(term.target) for term in read_terms(NODES[method]).values()]
         claimed = all(re.search(r"\b0 where the two (agree|are equal)", doc) for doc in docs)
         given = signals(scale=3)
-        given["logits_t"] = given["logits_s"].detach().clone()
+        for theirs, ours in zip(TEACHER, STUDENT, strict=True):
+            given[theirs] = at_once(lambda t: t.detach().clone(), given[ours])
         value = terms_alone(method, given).item()
         assert (abs(value) < 2e-6) == claimed, value
         if claimed:
@@ -112,14 +158,14 @@ class TestEveryMethod:
 
     def test_same_for_any_order_of_the_batch(self, method: str) -> None:
         given, order = signals(), torch.randperm(16, generator=torch.Generator().manual_seed(2))
-        turned = {k: v[order] if isinstance(v, Tensor) else v for k, v in given.items()}
+        turned = {k: at_once(lambda t: t[order], v) for k, v in given.items()}
         a, b = objective(method)(given)["loss"], objective(method)(turned)["loss"]
         assert b.item() == pytest.approx(a.item(), rel=1e-5)
 
     def test_pairing_of_the_batch_matters(self, method: str) -> None:
         """Were the inputs not matched row by row, the test above would prove nothing."""
         given = signals()
-        shifted = {k: v.roll(1, 0) if k != "logits_s" and isinstance(v, Tensor) else v for k, v in given.items()}
+        shifted = {k: v if k in STUDENT else at_once(lambda t: t.roll(1, 0), v) for k, v in given.items()}
         a, b = objective(method)(given)["loss"], objective(method)(shifted)["loss"]
         assert b.item() != pytest.approx(a.item(), rel=1e-5)
 

@@ -140,7 +140,10 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("node", "message"),
         [
-            ({"ce_wieght": 1}, "loss.ce_wieght: no such key; accepted are ce_weight, terms, teacher; did you mean"),
+            (
+                {"ce_wieght": 1},
+                "loss.ce_wieght: no such key; accepted are ce_weight, terms, teacher, net; did you mean",
+            ),
             ({"ce_weight": -1}, "loss.ce_weight: found -1, accepted is a number from 0"),
             ({"ce_weight": "1"}, "loss.ce_weight: found '1'"),
             ({"teacher": "nobody"}, "loss.teacher: found 'nobody', accepted are teacher, baseline"),

@@ -3,9 +3,15 @@
 A loss names its inputs as parameters and is given those: `logits_s` and `logits_t` (student's and teacher's logits,
 [B, C]), `target` (labels, int64 [B], or soft labels [B, C]), `index` (the images' indices in the training set, [B]),
 `x` (the student's input, [B, channels, H, W]), `epoch` (int, from 0), `progress` (share of training done, in [0, 1]).
+Of what the nets compute on the way, with `_s` for the student's and `_t` for the teacher's: `feats` (a list of tensors
+[B, ...], one for each tap), `preacts` (the same before each tap's last activation), `pooled` (what the last linear
+layer gets, [B, D]), `head` (that layer, a module).
 
 A method that learns is an `nn.Module` beside its function: what it owns is optimised and checkpointed with the student
-and is no part of it. What it puts into its `logged`, a mapping of names to numbers, is logged.
+and is no part of it. For layers that fit it may ask, when it is built, for `shapes_s`, `shapes_t` (of one image at each
+tap), `width_s`, `width_t` (of the pooled embeddings) and `labels` (of all training images, int64 [N], -1 for none),
+besides `num_classes`, `in_channels` and `image_size`. What it puts into its `logged`, a mapping of names to numbers,
+is logged.
 
 `from kd.losses import NAME_loss` finds the function in `kd/losses/NAME.py`; a new file needs no entry here.
 """
@@ -14,7 +20,7 @@ import importlib
 import pkgutil
 from typing import Any
 
-__all__ = [f"{module.name}_loss" for module in pkgutil.iter_modules(__path__)]
+__all__ = [f"{module.name}_loss" for module in pkgutil.iter_modules(__path__) if module.name[0] != "_"]
 
 
 def __getattr__(name: str) -> Any:

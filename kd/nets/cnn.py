@@ -13,6 +13,8 @@ class CNN(nn.Module):
         width: channels of the first convolution; the other three have twice as many.
     """
 
+    taps = ("features.3", "features.8")  # the two groups
+
     def __init__(self, num_classes: int, in_channels: int = 3, width: int = 32) -> None:
         super().__init__()
         wide = 2 * width

@@ -14,6 +14,8 @@ class ShallowCNN(nn.Module):
         width: channels of the convolution.
     """
 
+    taps = ("relu",)
+
     def __init__(self, num_classes: int, in_channels: int, image_size: int, width: int = 4) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, width, 3, padding=1)

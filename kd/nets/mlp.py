@@ -24,6 +24,11 @@ class MLP(nn.Module):
         self.hidden = nn.Sequential(*layers)
         self.fc = nn.Linear(hidden[-1] if hidden else in_channels * image_size**2, num_classes)
 
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """Each hidden layer, after its ReLU."""
+        return tuple(f"hidden.{i}" for i, module in enumerate(self.hidden) if isinstance(module, nn.ReLU))
+
     def forward(self, x: Tensor) -> Tensor:
         """x [B, in_channels, image_size, image_size] -> logits [B, num_classes]."""
         logits: Tensor = self.fc(self.hidden(x.flatten(1)))

@@ -51,6 +51,8 @@ class ResNet(nn.Module):
         ValueError: for a depth or a stem that is not among these.
     """
 
+    taps = ("layer1", "layer2", "layer3", "layer4")
+
     def __init__(
         self,
         num_classes: int,

@@ -41,8 +41,8 @@ def start_spec(link: Link, file: Path | None) -> dict[str, Any]:
     spec: dict[str, Any] = {"weights": checksum(file)} if file else {}
     if link.normalization:
         spec["normalization"] = link.normalization.model_dump()
-    if link.trains == "head":
-        spec["trains"] = "head"
+    if link.trains in ("head", "loss"):
+        spec["trains"] = link.trains
     return spec
 
 

@@ -1,0 +1,53 @@
+"""Knowledge Transfer via Distillation of Activation Boundaries (Heo et al., 2019)."""
+
+from torch import Tensor, nn
+
+from kd.losses._maps import as_map, channels, connector, same_size
+
+
+def ab_loss(preacts_s: list[Tensor], preacts_t: list[Tensor], margin: float = 1.0) -> Tensor:
+    """How far each student's neuron is from being on or off, by `margin`, as the teacher's is; squared.
+
+    Heo et al. 2019, section 3: (margin - s)^2 where the teacher's neuron is above 0 and s <= margin, (margin + s)^2
+    where it is not and s > -margin; summed over an image's values, mean over the batch. Of n taps the last counts 1 and
+    each one before half of the next, as in the authors' code.
+
+    Args:
+        preacts_s: the student's taps before their ReLU, through the connectors, [B, C, H, W] each.
+        preacts_t: the teacher's, the same shapes; no gradient flows to it.
+        margin: the paper's mu, > 0.
+
+    Returns:
+        scalar >= 0. At equal values it is not 0: those within the margin are to leave it.
+    """
+    total = preacts_s[0].new_zeros(())
+    for i, (s, t) in enumerate(zip(preacts_s, preacts_t, strict=True), start=1):
+        on = t.detach() > 0
+        short = ((margin - s).clamp(min=0) * on + (margin + s).clamp(min=0) * ~on).pow(2)
+        total = total + 2.0 ** (i - len(preacts_s)) * short.flatten(1).sum(1).mean()
+    return total
+
+
+class AB(nn.Module):
+    """The loss with its connectors, one for each tap: 1x1 convolution and batch norm.
+
+    Args:
+        margin: > 0.
+    """
+
+    def __init__(
+        self, shapes_s: tuple[tuple[int, ...], ...], shapes_t: tuple[tuple[int, ...], ...], margin: float = 1.0
+    ) -> None:
+        super().__init__()
+        if margin <= 0:
+            raise ValueError(f"margin: found {margin}, accepted is a number above 0")
+        self.margin = margin
+        self.connectors = nn.ModuleList(
+            connector(channels(s), channels(t)) for s, t in zip(shapes_s, shapes_t, strict=True)
+        )
+
+    def forward(self, preacts_s: list[Tensor], preacts_t: list[Tensor]) -> Tensor:
+        """`ab_loss` of all pairs of taps; the larger map of a pair is averaged down. A scalar."""
+        pairs = [same_size(as_map(s), as_map(t)) for s, t in zip(preacts_s, preacts_t, strict=True)]
+        connected = [connect(s) for connect, (s, _) in zip(self.connectors, pairs, strict=True)]
+        return ab_loss(connected, [t for _, t in pairs], self.margin)

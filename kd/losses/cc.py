@@ -1,0 +1,34 @@
+"""Correlation Congruence for Knowledge Distillation (Peng et al., 2019)."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from kd.losses._maps import unit
+
+
+def cc_loss(pooled_s: Tensor, pooled_t: Tensor, gamma: float = 0.4, order: int = 2) -> Tensor:
+    """Mean squared difference of the two nets' correlations of images, over all B^2 pairs.
+
+    Peng et al. 2019, section 3: the correlation of two embeddings of length 1 is the Gaussian kernel by its
+    Taylor series, sum over p to `order` of exp(-2 gamma) (2 gamma)^p / p! (x . y)^p.
+
+    Args:
+        pooled_s: the student's embeddings, [B, D].
+        pooled_t: the teacher's, of any width; no gradient flows to it.
+        gamma: of the kernel, > 0.
+        order: P of the series.
+
+    Returns:
+        scalar >= 0; 0 where the two agree. It compares the images of a batch with each other, on each device alone:
+        ranks do not share their batches.
+    """
+    return (_correlation(pooled_s, gamma, order) - _correlation(pooled_t.detach(), gamma, order)).pow(2).mean()
+
+
+def _correlation(pooled: Tensor, gamma: float, order: int) -> Tensor:
+    x = unit(pooled)
+    cosine = x @ x.T
+    powers = [(2 * gamma) ** p / math.factorial(p) * cosine**p for p in range(order + 1)]
+    return math.exp(-2 * gamma) * torch.stack(powers).sum(0)

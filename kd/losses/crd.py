@@ -1,0 +1,136 @@
+"""Contrastive Representation Distillation (Tian, Krishnan & Isola, 2020)."""
+
+import math
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from kd.losses._maps import unit
+
+EPSILON = 1e-7
+
+
+def crd_loss(positive: Tensor, negatives: Tensor, images: int) -> Tensor:
+    """-[log P / (P + K/N) + sum over the K negatives of log (K/N) / (P' + K/N)], mean over the batch, in nats.
+
+    Tian, Krishnan & Isola 2020, section 3, by noise-contrastive estimation (as the authors' code has it; 1e-7 is
+    added to the denominators): tells an image's own embedding in the other net from those of images of other classes.
+
+    Args:
+        positive: P, the normalised score of an image's own, [B], > 0.
+        negatives: P' of K others, [B, K], > 0.
+        images: N, those in the memory.
+
+    Returns:
+        scalar >= 0. Its minimum is not 0.
+    """
+    noise = negatives.shape[1] / images
+    own = (positive / (positive + noise + EPSILON)).log()
+    others = (noise / (negatives + noise + EPSILON)).log().sum(1)
+    return -(own + others).mean()
+
+
+class CRD(nn.Module):
+    """The loss with the nets' embeddings, both of which learn, and a memory of all training images for each net.
+
+    An image's negatives are drawn, with replacement, from the images of other classes; the images of a class in a batch
+    share theirs. An image without a label has all as negatives. The memories and the constants that scores are divided
+    by (N times the mean score of the first batch) are part of the checkpoint. Across ranks the images' new embeddings
+    are gathered, so that all have the same memories; scores are computed on each rank's own batch.
+
+    Args:
+        feat_dim: width of the embeddings.
+        nce_k: negatives of an image; at most as many as there are images.
+        nce_t: temperature of the scores, > 0.
+        nce_m: share of the old embedding in the memory's new one, in [0, 1).
+    """
+
+    bank_s: Tensor
+    bank_t: Tensor
+    scale: Tensor
+    labels: Tensor
+    order: Tensor
+    first: Tensor
+    count: Tensor
+
+    def __init__(
+        self,
+        width_s: int,
+        width_t: int,
+        labels: Tensor,
+        feat_dim: int = 128,
+        nce_k: int = 16384,
+        nce_t: float = 0.07,
+        nce_m: float = 0.5,
+    ) -> None:
+        super().__init__()
+        if nce_t <= 0 or not 0 <= nce_m < 1 or nce_k < 1 or feat_dim < 1:
+            raise ValueError(f"found nce_t {nce_t}, nce_m {nce_m}, nce_k {nce_k}, feat_dim {feat_dim}")
+        self.draws, self.temperature, self.momentum = min(nce_k, len(labels)), nce_t, nce_m
+        self.embed_s, self.embed_t = nn.Linear(width_s, feat_dim), nn.Linear(width_t, feat_dim)
+        reach = 1 / math.sqrt(feat_dim / 3)
+        for name in ("bank_s", "bank_t"):
+            self.register_buffer(name, torch.empty(len(labels), feat_dim).uniform_(-reach, reach))
+        self.register_buffer("scale", torch.zeros(2))  # of the student's scores and the teacher's; 0 for not yet known
+        # Images in the order of their class, so that those of all other classes are two stretches of it.
+        known = {"labels": labels, "order": labels.argsort(stable=True)}
+        counts = torch.bincount(labels[labels >= 0], minlength=1)
+        known |= {"count": counts, "first": int((labels < 0).sum()) + counts.cumsum(0) - counts}
+        for name, tensor in known.items():
+            self.register_buffer(name, tensor.clone(), persistent=False)
+
+    def forward(self, pooled_s: Tensor, pooled_t: Tensor, index: Tensor) -> Tensor:
+        """`crd_loss` with the student's embedding against the teacher's memory, plus the other way round; a scalar."""
+        v_s, v_t = unit(self.embed_s(pooled_s)), unit(self.embed_t(pooled_t.detach()))
+        negatives = self.negatives(index)
+        total = v_s.new_zeros(())
+        for side, (v, bank) in enumerate(((v_s, self.bank_t), (v_t, self.bank_s))):
+            chosen = torch.cat([index[:, None], negatives], dim=1)
+            scores = (v @ bank.clone().T).gather(1, chosen).div(self.temperature).exp()
+            normalised = scores / self._scale(side, scores)
+            total = total + crd_loss(normalised[:, 0], normalised[:, 1:], len(bank))
+        if self.training:
+            self._remember(v_s.detach(), v_t.detach(), index)
+        return total
+
+    @torch.no_grad()
+    def negatives(self, index: Tensor) -> Tensor:
+        """For images [B] the positions of K images of other classes, [B, K]."""
+        label = self.labels[index]
+        known = label >= 0
+        count = torch.where(known, self.count[label.clamp(min=0)], 0)
+        count = torch.where(count == len(self.labels), 0, count)  # of one class alone there are no others
+        first = torch.where(known, self.first[label.clamp(min=0)], 0)
+        draw = torch.rand(self.draws, device=index.device, dtype=torch.float64)
+        place = (draw * (len(self.labels) - count)[:, None]).long()
+        return self.order[torch.where(place < first[:, None], place, place + count[:, None])]
+
+    @torch.no_grad()
+    def _scale(self, side: int, scores: Tensor) -> Tensor:
+        if self.scale[side] == 0:
+            mean = scores.mean() * len(self.labels)
+            if _together():
+                dist.all_reduce(mean)
+                mean /= dist.get_world_size()
+            self.scale[side] = mean
+        return self.scale[side].clone()
+
+    @torch.no_grad()
+    def _remember(self, v_s: Tensor, v_t: Tensor, index: Tensor) -> None:
+        index, v_s, v_t = (_from_all_ranks(each) for each in (index, v_s, v_t))
+        for bank, v in ((self.bank_s, v_s), (self.bank_t, v_t)):
+            bank[index] = unit(self.momentum * bank[index] + (1 - self.momentum) * v)
+
+
+def _together() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _from_all_ranks(tensor: Tensor) -> Tensor:
+    """The ranks' batches one after another; they are equally large."""
+    if not _together():
+        return tensor
+    parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, tensor.contiguous())
+    return torch.cat(parts)

@@ -1,0 +1,112 @@
+"""Self-supervised Knowledge Distillation Using Singular Value Decomposition (Lee, Kim & Song, 2018)."""
+
+import torch
+from torch import Tensor, nn
+
+from kd.losses._maps import as_map, channels, unit
+
+SPARE = 3  # more singular vectors of the student's than of the teacher's, as theirs may come in another order
+WIDTH = 8.0  # of the radial basis function: exp(-d^2 / 8)
+
+
+def kdsvd_loss(feats_s: list[Tensor], feats_t: list[Tensor], rank: int = 1) -> Tensor:
+    """How the taps' main directions in channel space relate from each tap to the next; squared difference.
+
+    Lee, Kim & Song 2018, section 3: each image's maps [H * W, C] are summed up by their first `rank` right singular
+    vectors. The student's are matched to the teacher's by the largest absolute cosine, both are scaled by the teacher's
+    singular values (of length 1), and exp(-(v_i - u_j)^2 / 8) relates each channel of a tap with each of the one
+    before. Summed over channels and vectors, mean over the batch.
+
+    Args:
+        feats_s: the student's taps, [B, C, H, W] each; at least two.
+        feats_t: the teacher's, with as many channels; no gradient flows to it.
+        rank: singular vectors, >= 1.
+
+    Returns:
+        scalar >= 0; 0 where the two agree.
+
+    Raises:
+        ValueError: for fewer than two taps, or unequal numbers of channels.
+    """
+    if len(feats_s) < 2:
+        raise ValueError("kdsvd: needs two taps or more, as it relates each to the next")
+    before: tuple[Tensor, Tensor] | None = None
+    total = feats_s[0].new_zeros(())
+    for s, t in zip(feats_s, feats_t, strict=True):
+        a, b = as_map(s).flatten(2).transpose(1, 2), as_map(t.detach()).flatten(2).transpose(1, 2)
+        if a.shape[2] != b.shape[2]:
+            raise ValueError(f"kdsvd: {a.shape[2]} channels of the student's and {b.shape[2]} of the teacher's")
+        with torch.no_grad():
+            sizes, theirs = _decomposed(b, rank)
+        ours = _aligned(_directions(a, rank + SPARE), theirs)
+        sizes = unit(sizes)[:, None]
+        now = ours * sizes, theirs * sizes
+        if before is not None:
+            difference = _related(now[0], before[0]) - _related(now[1], before[1])
+            total = total + difference.pow(2).flatten(1).sum(1).mean()
+        before = now
+    return total
+
+
+def _related(v: Tensor, u: Tensor) -> Tensor:
+    """[B, C, k] and [B, D, k] -> [B, C, D, k]; the tap with fewer vectors decides."""
+    k = min(v.shape[2], u.shape[2])
+    return torch.exp(-(v[:, :, None, :k] - u[:, None, :, :k]).pow(2) / WIDTH)
+
+
+def _decomposed(x: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The largest singular values [B, k] and right singular vectors [B, C, k] of x [B, N, C]."""
+    _, values, vectors = torch.linalg.svd(x, full_matrices=False)
+    return values[:, :rank], vectors[:, :rank].transpose(1, 2)
+
+
+def _directions(x: Tensor, rank: int) -> Tensor:
+    """The first right singular vectors of x [B, N, C], [B, C, k], with a gradient that stays finite.
+
+    torch's own divides by the differences of squared singular values, which are 0 where two are equal. Here the vectors
+    are computed without gradient and then moved by what is 0 in value: the first-order change of an eigenvector of
+    x^T x, with d / (d^2 + tiny) for 1 / d.
+    """
+    with torch.no_grad():
+        _, values, rows = torch.linalg.svd(x, full_matrices=False)
+        square = values.pow(2)
+        tiny = 1e-10 * square[:, :1, None].pow(2) + 1e-30
+        v, known = rows[:, :rank].transpose(1, 2), rows.transpose(1, 2)
+        gap = square[:, None, :rank] - square[:, :, None]  # [B, all, k]
+        inverse = gap / (gap.pow(2) + tiny)
+        rest = square[:, None, :rank] / (square[:, None, :rank].pow(2) + tiny)  # to directions of singular value 0
+    moved = x.transpose(1, 2) @ (x @ v)
+    change = moved - moved.detach()
+    within = known.transpose(1, 2) @ change
+    turned: Tensor = v + known @ (inverse * within) + rest * (change - known @ within)
+    return turned
+
+
+def _aligned(ours: Tensor, theirs: Tensor) -> Tensor:
+    """For each of the teacher's vectors the student's that is most like it, turned the same way; [B, C, k]."""
+    cosine = (unit(ours.detach()).transpose(1, 2) @ theirs).detach()
+    best = cosine.abs().argmax(1, keepdim=True)
+    sign = torch.where(cosine.gather(1, best) < 0, -1.0, 1.0).to(ours)
+    return ours.gather(2, best.expand(-1, ours.shape[1], -1)) * sign
+
+
+class KDSVD(nn.Module):
+    """The loss; where student and teacher have unequal numbers of channels, with a 1x1 convolution that learns.
+
+    Args:
+        rank: singular vectors, >= 1.
+    """
+
+    def __init__(
+        self, shapes_s: tuple[tuple[int, ...], ...], shapes_t: tuple[tuple[int, ...], ...], rank: int = 1
+    ) -> None:
+        super().__init__()
+        if rank < 1 or len(shapes_s) < 2:
+            raise ValueError(f"needs a rank from 1 and two taps or more; found rank {rank} and {len(shapes_s)} taps")
+        self.rank = rank
+        sizes = [(channels(s), channels(t)) for s, t in zip(shapes_s, shapes_t, strict=True)]
+        self.fit = nn.ModuleList(nn.Conv2d(s, t, 1, bias=False) if s != t else nn.Identity() for s, t in sizes)
+
+    def forward(self, feats_s: list[Tensor], feats_t: list[Tensor]) -> Tensor:
+        """`kdsvd_loss` of all taps; a scalar."""
+        return kdsvd_loss([fit(as_map(s)) for fit, s in zip(self.fit, feats_s, strict=True)], feats_t, self.rank)

@@ -1,0 +1,42 @@
+"""Relational Knowledge Distillation (Park et al., 2019)."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from kd.losses._maps import unit
+
+
+def rkd_loss(pooled_s: Tensor, pooled_t: Tensor, distance_weight: float = 25.0, angle_weight: float = 50.0) -> Tensor:
+    """distance_weight * RKD-D + angle_weight * RKD-A, each the mean Huber distance of the two nets' relations.
+
+    Park et al. 2019, section 3.2: the distances of all pairs of images, divided by their mean; and the cosines of the
+    angles of all triplets. As in the authors' code the mean is over all B^2 and B^3, where equal images count as 0; the
+    mean distance is over those above 0.
+
+    Args:
+        pooled_s: the student's embeddings, [B, D].
+        pooled_t: the teacher's, of any width; no gradient flows to it.
+        distance_weight, angle_weight: >= 0; 0 leaves that part out. The angles take memory of B^3.
+
+    Returns:
+        scalar >= 0; 0 where the two agree up to a factor. It compares the images of a batch with each other, on each
+        device alone: ranks do not share their batches.
+    """
+    total, fixed = pooled_s.new_zeros(()), pooled_t.detach()
+    if distance_weight:
+        total = total + distance_weight * F.smooth_l1_loss(_distances(pooled_s), _distances(fixed))
+    if angle_weight:
+        total = total + angle_weight * F.smooth_l1_loss(_angles(pooled_s), _angles(fixed))
+    return total
+
+
+def _distances(x: Tensor) -> Tensor:
+    squared = (x[:, None] - x[None]).pow(2).sum(2)
+    apart = squared > 0
+    distance = squared.where(apart, 1.0).sqrt().where(apart, 0.0)  # the root has no slope at 0
+    return distance / (distance.sum() / apart.sum().clamp(min=1)).where(apart.any(), 1.0)
+
+
+def _angles(x: Tensor) -> Tensor:
+    toward = unit(x[None] - x[:, None], dim=2)
+    return toward @ toward.transpose(1, 2)

@@ -1,0 +1,590 @@
+"""Each method on features against its formula, written out here in numpy and loops in float64, to 1e-9."""
+
+import math
+from collections.abc import Callable
+from itertools import pairwise, product
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from composed import METHODS, ON_FEATURES, loss_node
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from kd.losses import (
+    ab_loss,
+    at_loss,
+    cc_loss,
+    cosine_features_loss,
+    crd_loss,
+    fitnet_loss,
+    fsp_loss,
+    ft_loss,
+    kdsvd_loss,
+    mgd_loss,
+    nst_loss,
+    ofd_loss,
+    pkt_loss,
+    reviewkd_loss,
+    rkd_loss,
+    simkd_loss,
+    sp_loss,
+    srrl_loss,
+    vid_loss,
+)
+from kd.losses._maps import as_map, same_size
+from kd.losses.crd import CRD
+from kd.losses.ft import FT
+from kd.losses.kdsvd import _directions
+from kd.losses.mgd import MGD
+from kd.losses.ofd import OFD
+from kd.losses.reviewkd import ReviewKD
+from kd.losses.vid import VID
+from kd.nets.build import Shape
+from kd.objective import FEATURES, Objective, read_terms
+
+Array = NDArray[np.float64]
+B = 5
+rng = np.random.default_rng(0)
+MAPS_S = [rng.normal(0, 1, (B, 3, 6, 6)), rng.normal(0, 2, (B, 4, 3, 3))]
+MAPS_T = [rng.normal(0, 1, (B, 3, 6, 6)), rng.normal(0, 3, (B, 4, 3, 3))]
+EMB_S, EMB_T = rng.normal(0, 1, (B, 6)), rng.normal(0, 2, (B, 6))
+EMB_WIDE = rng.normal(0, 2, (B, 9))
+
+
+def t(x: Any) -> Tensor:
+    return torch.tensor(x, dtype=torch.float64)
+
+
+def maps(arrays: list[Array]) -> list[Tensor]:
+    return [t(a) for a in arrays]
+
+
+def norm(v: Any) -> float:
+    return math.sqrt(sum(float(x) ** 2 for x in np.asarray(v).ravel()))
+
+
+def unit(v: Array) -> Array:
+    return v / norm(v)
+
+
+def cosine(a: Array, b: Array) -> float:
+    return float(np.dot(a, b)) / norm(a) / norm(b)
+
+
+def huber(a: float, b: float) -> float:
+    d = abs(a - b)
+    return 0.5 * d * d if d < 1 else d - 0.5
+
+
+def at(form: str) -> float:
+    total = 0.0
+    for s, u in zip(MAPS_S, MAPS_T, strict=True):
+        parts = []
+        for b in range(B):
+            q_s, q_t = (unit((m[b] ** 2).mean(0)) for m in (s, u))
+            parts.append(norm(q_s - q_t) if form == "paper" else float(((q_s - q_t) ** 2).mean()))
+        total += sum(parts) / B
+    return total
+
+
+def sp() -> float:
+    grams = []
+    for m in (MAPS_S[1], MAPS_T[1]):
+        g = [[float((m[i] * m[j]).sum()) for j in range(B)] for i in range(B)]
+        grams.append([[v / norm(row) for v in row] for row in g])
+    return sum((grams[0][i][j] - grams[1][i][j]) ** 2 for i in range(B) for j in range(B)) / B**2
+
+
+def cc(gamma: float, order: int, teacher: Array) -> float:
+    def kernel(x: Array, y: Array) -> float:
+        c = cosine(x, y)
+        return math.exp(-2 * gamma) * sum((2 * gamma * c) ** p / math.factorial(p) for p in range(order + 1))
+
+    pairs = list(product(range(B), repeat=2))
+    return sum((kernel(EMB_S[i], EMB_S[j]) - kernel(teacher[i], teacher[j])) ** 2 for i, j in pairs) / B**2
+
+
+def rkd_distance() -> float:
+    tables = []
+    for e in (EMB_S, EMB_WIDE):
+        d = {(i, j): norm(e[i] - e[j]) for i, j in product(range(B), repeat=2)}
+        mean = sum(d.values()) / (B * B - B)
+        tables.append({k: v / mean for k, v in d.items()})
+    return sum(huber(tables[0][k], tables[1][k]) for k in tables[0]) / B**2
+
+
+def rkd_angle() -> float:
+    total = 0.0
+    for i, j, k in product(range(B), repeat=3):
+        if i in (j, k):
+            continue  # no direction: both are 0
+        a, b = (cosine(e[j] - e[i], e[k] - e[i]) for e in (EMB_S, EMB_WIDE))
+        total += huber(a, b)
+    return total / B**3
+
+
+def pkt(epsilon: float) -> float:
+    def shares(e: Array, i: int) -> list[float]:
+        k = [(cosine(e[i], e[j]) + 1) / 2 for j in range(B)]
+        return [v / sum(k) for v in k]
+
+    total = 0.0
+    for i in range(B):
+        for p, q in zip(shares(EMB_WIDE, i), shares(EMB_S, i), strict=True):
+            total += p * math.log((p + epsilon) / (q + epsilon))
+    return total / B**2
+
+
+def vid(variances: list[Array]) -> float:
+    total = 0.0
+    for s, u, v in zip(MAPS_S, MAPS_T, variances, strict=True):
+        terms = [0.5 * ((s[i] - u[i]) ** 2 / v[i[1]] + math.log(v[i[1]])) for i in np.ndindex(*s.shape)]
+        total += sum(terms) / s.size
+    return total
+
+
+def nst() -> float:
+    total = 0.0
+    for s, u in zip(MAPS_S, MAPS_T, strict=True):
+        for b in range(B):
+            a, c = ([unit(channel.ravel()) for channel in m[b]] for m in (s, u))
+
+            def mean(xs: list[Array], ys: list[Array]) -> float:
+                return sum(float(np.dot(x, y)) ** 2 for x in xs for y in ys) / len(xs) / len(ys)
+
+            total += (mean(c, c) + mean(a, a) - 2 * mean(a, c)) / B
+    return total
+
+
+def ft() -> float:
+    total = sum(float(abs(unit(MAPS_S[1][b]) - unit(MAPS_T[1][b])).sum()) for b in range(B))
+    return total / MAPS_S[1].size
+
+
+def ab(margin: float) -> float:
+    total = 0.0
+    for weight, s, u in zip((0.5, 1.0), MAPS_S, MAPS_T, strict=True):
+        for i in np.ndindex(*s.shape):
+            if u[i] > 0 and s[i] <= margin:
+                total += weight * (s[i] - margin) ** 2 / B
+            elif u[i] <= 0 and s[i] > -margin:
+                total += weight * (s[i] + margin) ** 2 / B
+    return float(total)
+
+
+def pooled(m: Array, size: int) -> Array:
+    step = m.shape[-1] // size
+    return m.reshape(*m.shape[:-2], size, step, size, step).mean((-3, -1))
+
+
+def fsp() -> float:
+    def flow(m: list[Array], b: int) -> Array:
+        one, two = pooled(m[0][b], 3), m[1][b]
+        return np.array([[(one[i] * two[j]).sum() / 9 for j in range(4)] for i in range(3)])
+
+    return sum(float(((flow(MAPS_S, b) - flow(MAPS_T, b)) ** 2).mean()) for b in range(B)) / B
+
+
+def ofd(margins: list[Array]) -> float:
+    total = 0.0
+    for weight, s, u, m in zip((0.5, 1.0), MAPS_S, MAPS_T, margins, strict=True):
+        for i in np.ndindex(*s.shape):
+            target = max(u[i], m[i[1]])
+            if not s[i] <= target <= 0:
+                total += weight * (target - s[i]) ** 2 / B
+    return float(total)
+
+
+def review() -> float:
+    total = 0.0
+    for s, u in zip(MAPS_S, MAPS_T, strict=True):
+        height = s.shape[2]
+        found, weights = [((s - u) ** 2).mean()], [1.0]
+        for level in (size for size in (4, 2, 1) if size < height):
+            d = torch.nn.functional.adaptive_avg_pool2d(t(s - u), level).numpy()  # its cells overlap where uneven
+            found.append((d**2).mean())
+            weights.append(weights[-1] / 2)
+        total += float(np.dot(found, weights)) / sum(weights)
+    return total
+
+
+def svd(rank: int) -> float:
+    total = 0.0
+    for b in range(B):
+        before: Any = None
+        for s, u in zip(MAPS_S, MAPS_T, strict=True):
+            a, c = (m[b].reshape(m.shape[1], -1).T for m in (s, u))
+            _, sizes, rows = np.linalg.svd(c)
+            theirs = rows[:rank].T
+            ours_all = np.linalg.svd(a)[2][: rank + 3].T
+            ours = np.zeros_like(theirs)
+            for k in range(rank):
+                likeness = [float(np.dot(ours_all[:, j], theirs[:, k])) for j in range(ours_all.shape[1])]
+                j = int(np.argmax(np.abs(likeness)))
+                ours[:, k] = ours_all[:, j] * np.sign(likeness[j])
+            sizes = unit(sizes[:rank])
+            now = ours * sizes, theirs * sizes
+            if before is not None:
+                for i, j, k in product(range(now[0].shape[0]), range(before[0].shape[0]), range(rank)):
+                    related = [math.exp(-((n[i, k] - p[j, k]) ** 2) / 8) for n, p in zip(now, before, strict=True)]
+                    total += (related[0] - related[1]) ** 2 / B
+            before = now
+    return total
+
+
+P = np.abs(rng.normal(1, 0.3, B))
+NEGATIVES = np.abs(rng.normal(0.5, 0.2, (B, 7)))
+
+
+def crd(images: int) -> float:
+    total = 0.0
+    for b in range(B):
+        noise = 7 / images
+        total -= math.log(P[b] / (P[b] + noise + 1e-7))
+        total -= sum(math.log(noise / (q + noise + 1e-7)) for q in NEGATIVES[b])
+    return total / B
+
+
+VARIANCES = [np.array([0.5, 1.0, 2.0]), np.array([0.3, 0.7, 1.5, 4.0])]
+MARGINS = [np.array([-0.1, -0.5, -0.9]), np.array([-2.0, -1.0, -0.3, 0.0])]
+LOGITS_S, LOGITS_T = rng.normal(0, 1, (B, 3)), rng.normal(0, 1, (B, 3))
+
+FORMULAS: dict[str, tuple[Tensor, float]] = {
+    "fitnet": (fitnet_loss(t(MAPS_S[0]), t(MAPS_T[0])), float(((MAPS_S[0] - MAPS_T[0]) ** 2).mean())),
+    "at authors": (at_loss(maps(MAPS_S), maps(MAPS_T)), at("authors")),
+    "at paper": (at_loss(maps(MAPS_S), maps(MAPS_T), form="paper"), at("paper")),
+    "sp": (sp_loss(maps(MAPS_S), maps(MAPS_T)), sp()),
+    "cc": (cc_loss(t(EMB_S), t(EMB_WIDE)), cc(0.4, 2, EMB_WIDE)),
+    "cc other": (cc_loss(t(EMB_S), t(EMB_T), gamma=0.9, order=4), cc(0.9, 4, EMB_T)),
+    "rkd": (rkd_loss(t(EMB_S), t(EMB_WIDE)), 25 * rkd_distance() + 50 * rkd_angle()),
+    "rkd distance": (rkd_loss(t(EMB_S), t(EMB_WIDE), 1.0, 0.0), rkd_distance()),
+    "rkd angle": (rkd_loss(t(EMB_S), t(EMB_WIDE), 0.0, 2.0), 2 * rkd_angle()),
+    "pkt": (pkt_loss(t(EMB_S), t(EMB_WIDE)), pkt(1e-7)),
+    "vid": (vid_loss(maps(MAPS_S), maps(MAPS_T), maps(VARIANCES)), vid(VARIANCES)),
+    "nst": (nst_loss(maps(MAPS_S), maps(MAPS_T)), nst()),
+    "ft": (ft_loss(t(MAPS_S[1]), t(MAPS_T[1])), ft()),
+    "ab": (ab_loss(maps(MAPS_S), maps(MAPS_T), margin=0.8), ab(0.8)),
+    "fsp": (fsp_loss(maps(MAPS_S), maps(MAPS_T)), fsp()),
+    "ofd": (ofd_loss(maps(MAPS_S), maps(MAPS_T), maps(MARGINS)), ofd(MARGINS)),
+    "crd": (crd_loss(t(P), t(NEGATIVES), 40), crd(40)),
+    "reviewkd": (reviewkd_loss(maps(MAPS_S), maps(MAPS_T)), review()),
+    "simkd": (simkd_loss(maps(MAPS_S), maps(MAPS_T)), float(((MAPS_S[1] - MAPS_T[1]) ** 2).mean())),
+    "srrl": (
+        srrl_loss(t(EMB_S), t(EMB_T), t(LOGITS_S), t(LOGITS_T)),
+        float(((EMB_S - EMB_T) ** 2).mean() + ((LOGITS_S - LOGITS_T) ** 2).mean()),
+    ),
+    "kdsvd": (kdsvd_loss(maps(MAPS_S), maps(MAPS_T)), svd(1)),
+    "kdsvd of two": (kdsvd_loss(maps(MAPS_S), maps(MAPS_T), rank=2), svd(2)),
+    "mgd": (mgd_loss(t(MAPS_S[1]), t(MAPS_T[1])), float(((MAPS_S[1] - MAPS_T[1]) ** 2).sum()) / B),
+    "cosine_features": (
+        cosine_features_loss(t(EMB_S), t(EMB_T)),
+        sum(1 - cosine(EMB_S[b], EMB_T[b]) for b in range(B)) / B,
+    ),
+}
+
+
+@pytest.mark.parametrize("method", FORMULAS)
+def test_value_is_the_papers(method: str) -> None:
+    found, expected = FORMULAS[method]
+    assert found.dtype == torch.float64
+    assert found.item() == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+def flat(loss: Callable[..., Tensor], **options: Any) -> Callable[..., Tensor]:
+    return lambda a, b: loss([a, b], maps(MAPS_T), **options)
+
+
+SLOPES: dict[str, tuple[Callable[..., Tensor], list[Array]]] = {
+    "fitnet": (lambda a: fitnet_loss(a, t(MAPS_T[0])), MAPS_S[:1]),
+    "at authors": (flat(at_loss), MAPS_S),
+    "at paper": (flat(at_loss, form="paper"), MAPS_S),
+    "sp": (flat(sp_loss, pairs=None), MAPS_S),
+    "cc": (lambda a: cc_loss(a, t(EMB_T)), [EMB_S]),
+    "rkd": (lambda a: rkd_loss(a, t(EMB_WIDE)), [EMB_S]),
+    "pkt": (lambda a: pkt_loss(a, t(EMB_WIDE)), [EMB_S]),
+    "vid": (lambda a, b, u, v: vid_loss([a, b], maps(MAPS_T), [u, v]), [*MAPS_S, *VARIANCES]),
+    "nst": (flat(nst_loss), MAPS_S),
+    "ft": (lambda a: ft_loss(a, t(MAPS_T[1])), MAPS_S[1:]),
+    "ab": (flat(ab_loss), MAPS_S),
+    "fsp": (flat(fsp_loss), MAPS_S),
+    "ofd": (flat(ofd_loss, margins=maps(MARGINS)), MAPS_S),
+    "crd": (lambda p, n: crd_loss(p, n, 40), [P, NEGATIVES]),
+    "reviewkd": (flat(reviewkd_loss), MAPS_S),
+    "simkd": (lambda a: simkd_loss([a], maps(MAPS_T[1:])), MAPS_S[1:]),
+    "srrl": (lambda a, b: srrl_loss(a, t(EMB_T), b, t(LOGITS_T)), [EMB_S, LOGITS_S]),
+    "kdsvd": (flat(kdsvd_loss), MAPS_S),
+    "mgd": (lambda a: mgd_loss(a, t(MAPS_T[1])), MAPS_S[1:]),
+    "cosine_features": (lambda a: cosine_features_loss(a, t(EMB_T)), [EMB_S]),
+}
+
+
+@pytest.mark.parametrize("method", SLOPES)
+def test_gradient_by_finite_differences(method: str) -> None:
+    """Along random directions, as all single values would take long; and there is a slope at all."""
+    loss, arrays = SLOPES[method]
+    leaves = [t(a).requires_grad_() for a in arrays]
+    slopes = torch.autograd.grad(loss(*leaves), leaves)
+    assert all(slope.abs().sum() > 0 for slope in slopes) or method == "sp"
+    g = np.random.default_rng(1)
+    for _ in range(3):
+        ways = [t(g.normal(0, 1, a.shape)) for a in arrays]
+        step = 1e-6
+        up, down = (loss(*(t(a) + sign * step * w for a, w in zip(arrays, ways, strict=True))) for sign in (1, -1))
+        expected = float((up - down) / (2 * step))
+        found = float(sum((slope * w).sum() for slope, w in zip(slopes, ways, strict=True)))
+        assert found == pytest.approx(expected, rel=1e-5, abs=1e-7)
+
+
+def test_singular_vectors_have_a_finite_gradient_where_values_are_equal() -> None:
+    x = torch.eye(4, dtype=torch.float64)[None].requires_grad_()
+    weights = torch.arange(8, dtype=torch.float64).reshape(1, 4, 2)
+    (_directions(x, 2) * weights).sum().backward()
+    assert torch.isfinite(x.grad).all()
+    assert x.grad.abs().max() < 1e6
+    assert _directions(torch.zeros(1, 3, 4), 2).isfinite().all()
+
+
+class TestAdapters:
+    def test_tokens_are_maps_without_the_class_token(self) -> None:
+        tokens = torch.arange(2 * 10 * 3).reshape(2, 10, 3).float()  # one class token and nine of a picture
+        found = as_map(tokens)
+        assert found.shape == (2, 3, 3, 3)
+        assert found[1, 2, 1, 0] == tokens[1, 1 + 3, 2]
+
+    def test_the_larger_map_is_averaged_down(self) -> None:
+        big, small = torch.randn(2, 3, 4, 4), torch.randn(2, 5, 2, 2)
+        one, two = same_size(big, small)
+        assert torch.equal(two, small)
+        torch.testing.assert_close(one[0, 0, 0, 0], big[0, 0, :2, :2].mean())
+        assert same_size(small, big)[1].shape == (2, 3, 2, 2)
+
+    def test_vid_starts_at_its_variance_and_learns_it(self) -> None:
+        vid = VID(((3, 4, 4),), ((5, 4, 4),), variance=5.0)
+        assert torch.nn.functional.softplus(vid.raw[0]).tolist() == pytest.approx([5.0 - 1e-5] * 5, rel=1e-6)
+        vid([torch.randn(2, 3, 4, 4)], [torch.randn(2, 5, 4, 4)]).backward()
+        assert vid.raw[0].grad.abs().sum() > 0
+
+    def test_ofd_margins_are_means_of_negative_values_over_all_images_so_far(self) -> None:
+        ofd = OFD(((4, 3, 3),), ((4, 3, 3),))
+        batches = [MAPS_T[1][:2], MAPS_T[1][2:]]
+        for batch in batches:
+            ofd([t(batch).float()], [t(batch).float()])
+        values = [MAPS_T[1][:, c] for c in range(4)]
+        expected = [v[v < 0].mean() for v in values]
+        assert (ofd.sum_0 / ofd.count_0).tolist() == pytest.approx(expected, rel=1e-6)
+        before = ofd.state_dict()["sum_0"].clone()
+        ofd.eval()([t(batches[0]).float()], [t(batches[0]).float()])
+        assert torch.equal(before, ofd.sum_0)  # not while it does not train
+
+    def test_ft_leaves_a_paraphraser_that_was_trained_before(self) -> None:
+        torch.manual_seed(0)
+        fixed = FT(((3, 4, 4),), ((6, 4, 4),), reconstruction=0.0)
+        before = {k: v.clone() for k, v in fixed.paraphraser.state_dict().items()}
+        fixed([torch.randn(8, 3, 4, 4)], [torch.randn(8, 6, 4, 4)]).backward()
+        assert all(torch.equal(before[k], v) for k, v in fixed.paraphraser.state_dict().items())  # batch norm too
+        assert not any(p.requires_grad for p in fixed.paraphraser.parameters())
+        assert all(p.grad is not None for p in fixed.translator.parameters())
+        along = FT(((3, 4, 4),), ((6, 4, 4),)).train()
+        along([torch.randn(8, 3, 4, 4)], [torch.randn(8, 6, 4, 4)]).backward()
+        assert all(p.grad is not None for p in along.parameters())
+
+    def test_mgd_masks_whole_channels_of_an_image(self) -> None:
+        torch.manual_seed(0)
+        mgd = MGD(((40, 2, 2),), ((40, 2, 2),), masked=0.5)
+        mgd.generate = nn.Identity()
+        ones = torch.ones(50, 40, 2, 2)
+        lost = mgd([ones], [ones], torch.arange(50)).item() / (40 * 4)
+        assert lost == pytest.approx(0.5, abs=0.05)
+        mgd.masked = 0.0
+        assert mgd([ones], [ones], torch.arange(50)).item() == 0
+
+    def test_reviewkd_fuses_from_the_deepest_up(self) -> None:
+        """The shallow student map must hear of the deep one, and not the other way round."""
+        torch.manual_seed(0)
+        review = ReviewKD(((3, 8, 8), (6, 4, 4)), ((5, 4, 4), (7, 2, 2)), 6, 7).eval()
+        feats = [torch.randn(2, 3, 8, 8, requires_grad=True), torch.randn(2, 6, 4, 4, requires_grad=True)]
+        pooled_s = torch.randn(2, 6, requires_grad=True)
+        deep, through = review.fusions[0](as_map(pooled_s), None, (1, 1))
+        middle, through = review.fusions[1](feats[1], through, (2, 2))
+        shallow, _ = review.fusions[2](feats[0], through, (4, 4))
+        assert [m.shape[1:] for m in (deep, middle, shallow)] == [(7, 1, 1), (7, 2, 2), (5, 4, 4)]
+        gradient = torch.autograd.grad(shallow.sum(), [*feats, pooled_s], retain_graph=True)
+        assert all(g.abs().sum() > 0 for g in gradient)
+        assert torch.autograd.grad(deep.sum(), feats, allow_unused=True) == (None, None)
+
+
+class TestCRD:
+    LABELS = torch.tensor([0, 2, 1, 0, -1, 2, 1, 0, 2, -1])
+
+    def made(self, **options: Any) -> CRD:
+        torch.manual_seed(0)
+        return CRD(4, 6, self.LABELS, **{"feat_dim": 8, "nce_k": 6, **options}).double()
+
+    def batch(self, seed: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+        g = torch.Generator().manual_seed(seed)
+        pooled_s, pooled_t = (torch.randn(4, width, generator=g, dtype=torch.float64) for width in (4, 6))
+        return pooled_s, pooled_t, torch.tensor([3, 1, 6, 4])
+
+    def test_value_and_memory_are_the_papers(self) -> None:
+        crd = self.made()
+        pooled_s, pooled_t, index = self.batch()
+        banks = {"s": crd.bank_s.numpy().copy(), "t": crd.bank_t.numpy().copy()}
+        torch.manual_seed(5)
+        drawn = crd.negatives(index).numpy()
+        torch.manual_seed(5)
+        found = crd(pooled_s, pooled_t, index)
+        with torch.no_grad():
+            v = {"s": crd.embed_s(pooled_s).numpy(), "t": crd.embed_t(pooled_t).numpy()}
+        v = {side: np.stack([unit(row) for row in rows]) for side, rows in v.items()}
+        total = 0.0
+        for one, other in (("s", "t"), ("t", "s")):
+            scores = [
+                [math.exp(float(np.dot(v[one][b], banks[other][i])) / 0.07) for i in (int(index[b]), *drawn[b])]
+                for b in range(4)
+            ]
+            scale = float(np.mean(scores)) * 10
+            for row in scores:
+                p = [score / scale for score in row]
+                total -= math.log(p[0] / (p[0] + 0.6 + 1e-7)) / 4
+                total -= sum(math.log(0.6 / (q + 0.6 + 1e-7)) for q in p[1:]) / 4
+        assert found.item() == pytest.approx(total, rel=1e-9)
+        for side, bank in (("s", crd.bank_s), ("t", crd.bank_t)):
+            expected = banks[side].copy()
+            for b, i in enumerate(index.tolist()):
+                expected[i] = unit(0.5 * banks[side][i] + 0.5 * v[side][b])
+            np.testing.assert_allclose(bank.numpy(), expected, rtol=1e-9)
+        assert crd.scale.ne(0).all()
+
+    def test_negatives_are_of_other_classes_and_all_of_them_come(self) -> None:
+        crd = self.made(nce_k=10)
+        index = torch.arange(10)
+        drawn = [crd.negatives(index) for _ in range(100)]
+        for i, label in enumerate(self.LABELS.tolist()):
+            met = {int(j) for each in drawn for j in each[i]}
+            others = {j for j in range(10) if label < 0 or self.LABELS[j] != label}
+            assert met == others
+
+    def test_no_more_negatives_than_images(self) -> None:
+        assert self.made(nce_k=16384).negatives(torch.arange(3)).shape == (3, 10)
+        assert CRD(4, 6, torch.zeros(5, dtype=torch.int64)).negatives(torch.arange(2)).shape == (2, 5)  # one class
+
+    def test_state_resumes_exactly(self) -> None:
+        one, other = self.made(), CRD(4, 6, self.LABELS, feat_dim=8, nce_k=6).double()
+        one(*self.batch(1))
+        other.load_state_dict(one.state_dict())
+        found = []
+        for crd in (one, other):
+            torch.manual_seed(9)
+            found.append([crd(*self.batch(2)).item(), crd(*self.batch(3)).item(), crd.bank_s.clone()])
+        assert found[0][:2] == found[1][:2]
+        assert torch.equal(found[0][2], found[1][2])
+        assert {"bank_s", "bank_t", "scale"} <= set(one.state_dict())
+
+    def test_memory_rests_while_it_does_not_train(self) -> None:
+        crd = self.made().eval()
+        before = crd.bank_s.clone()
+        crd(*self.batch())
+        assert torch.equal(before, crd.bank_s)
+
+
+NODES = {method: loss_node(method) for method in METHODS}
+
+
+def test_who_looks_into_the_nets() -> None:
+    asked = {m: {n for term in read_terms(node).values() for n in term.signals} for m, node in NODES.items()}
+    assert {m for m, names in asked.items() if names & set(FEATURES)} == set(ON_FEATURES)
+
+
+kinds = st.sampled_from(["maps", "vectors", "tokens"])
+sizes = st.integers(1, 5)
+
+
+@st.composite
+def shape(draw: Callable[..., Any], wide: int | None = None) -> tuple[int, ...]:
+    """Of a tap of an image: maps of any size, a vector, or tokens."""
+    channels, kind = wide or draw(sizes), draw(kinds)
+    if kind == "vectors":
+        return (channels,)
+    if kind == "tokens":
+        return draw(st.integers(1, 10)), channels
+    return channels, draw(sizes), draw(sizes)
+
+
+@pytest.mark.parametrize("method", ON_FEATURES)
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(data=st.data(), batch=st.integers(1, 4), taps=st.integers(2, 3), widths=st.tuples(sizes, sizes))
+def test_takes_any_shapes(method: str, data: Any, batch: int, taps: int, widths: tuple[int, int]) -> None:
+    wide = data.draw(sizes) if method == "simkd" else None  # its student has the teacher's channels
+    shapes = {side: tuple(data.draw(shape(wide)) for _ in range(taps)) for side in "st"}
+    torch.manual_seed(0)
+    signals: dict[str, Any] = {"target": torch.zeros(batch, dtype=torch.int64), "index": torch.arange(batch)}
+    for side, width in zip("st", widths, strict=True):
+        feats = [torch.randn(batch, *each, requires_grad=True) for each in shapes[side]]
+        signals |= {f"feats_{side}": feats, f"preacts_{side}": feats, f"logits_{side}": torch.randn(batch, 3)}
+        signals |= {f"pooled_{side}": torch.randn(batch, width, requires_grad=True)}
+    signals |= {"head_t": nn.Linear(widths[1], 3), "epoch": 0, "progress": 1.0, "x": torch.zeros(batch, 1, 2, 2)}
+    offered = {"shapes_s": shapes["s"], "shapes_t": shapes["t"], "width_s": widths[0], "width_t": widths[1]}
+    objective = Objective(NODES[method], Shape(1, 2, 3), offered=offered | {"labels": torch.arange(6) % 3})
+    loss = objective(signals)["loss"]
+    assert loss.shape == ()
+    assert torch.isfinite(loss)
+    if loss.requires_grad:
+        loss.backward()
+    asked = [
+        leaf for n in ("feats_s", "pooled_s") for leaf in (signals[n] if isinstance(signals[n], list) else [signals[n]])
+    ]
+    assert all(leaf.grad is None or leaf.grad.isfinite().all() for leaf in asked)
+    given_t = [*signals["feats_t"], signals["pooled_t"]]
+    assert all(leaf.grad is None for leaf in given_t)
+
+
+# The weight of the labels, that of the term, and its numbers: as the authors train CIFAR, or who compared them all.
+AUTHORS: dict[str, tuple[float, Any, dict[str, Any]]] = {
+    "fitnet": (1.0, 100.0, {"tap": None}),
+    "at": (1.0, 1000.0, {"form": "authors", "power": 2.0}),
+    "sp": (1.0, 3000.0, {"pairs": 1}),
+    "cc": (1.0, 100.0, {"gamma": 0.4, "order": 2}),
+    "rkd": (1.0, 1.0, {"distance_weight": 25.0, "angle_weight": 50.0}),
+    "pkt": (1.0, 30000.0, {"epsilon": 1e-7}),
+    "vid": (1.0, 1.0, {"variance": 5.0}),
+    "nst": (1.0, 50.0, {"pairs": None}),
+    "ft": (1.0, 200.0, {"rate": 0.5, "reconstruction": 0.005}),
+    "ab": (1.0, 0.003, {"margin": 1.0}),
+    "fsp": (1.0, 50.0, {}),
+    "ofd": (1.0, 0.001, {}),
+    "crd": (1.0, 0.8, {"feat_dim": 128, "nce_k": 16384, "nce_t": 0.07, "nce_m": 0.5}),
+    "reviewkd": (1.0, {"schedule": "warmup", "end": 5.0, "over": 0.083}, {"most": 512}),
+    "simkd": (0.0, 1.0, {}),
+    "srrl": (1.0, 1.0, {}),
+    "kdsvd": (1.0, 1.0, {"rank": 1}),
+    "mgd": (1.0, 7e-5, {"masked": 0.15}),
+    "cosine_features": (1.0, 1.0, {}),
+}
+
+
+@pytest.mark.parametrize("method", ON_FEATURES)
+def test_configured_as_the_authors_do(method: str) -> None:
+    node = NODES[method]
+    (term,) = node["terms"].values()
+    numbers = {name: value for name, value in term["loss"].items() if name != "_target_"}
+    assert (node["ce_weight"], term["weight"], numbers) == AUTHORS[method]
+    assert set(node["terms"]) == {method}
+
+
+@pytest.mark.parametrize("method", ["fsp", "kdsvd"])
+def test_one_tap_is_refused_where_two_are_related(method: str) -> None:
+    from kd.errors import UserError
+
+    offered = {"shapes_s": ((3, 2, 2),), "shapes_t": ((3, 2, 2),)}
+    with pytest.raises(UserError, match="two taps or more"):
+        Objective(NODES[method], Shape(1, 2, 3), offered=offered)
+
+
+def test_flows_are_of_neighbours() -> None:
+    assert len(list(pairwise(MAPS_S))) == 1
+    three = [*maps(MAPS_S), t(MAPS_S[1])]
+    assert fsp_loss(three, [*maps(MAPS_T), t(MAPS_T[1])]).item() > fsp_loss(maps(MAPS_S), maps(MAPS_T)).item()

@@ -1,0 +1,212 @@
+"""Whole runs of the methods on features: chains of two stages, the teacher's last layer, several ranks."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from composed import composed, tiny
+from safetensors.torch import load_file
+from torch import Tensor
+
+from kd.chain import chain_of
+from kd.config import check
+from kd.data.digits import Digits
+from kd.errors import UserError
+from kd.finished import open_run
+from kd.losses.crd import CRD
+from kd.nets.build import Shape, build_net
+from kd.nets.simkd import SimKD
+from kd.nets.torchvision import torchvision_net
+from kd.run import run
+from kd.tapped import taps_of, try_out
+
+CNN = {"_target_": "kd.nets.cnn.CNN", "width": 4}
+RESNET = {"_target_": "kd.nets.resnet.ResNet", "depth": 18, "width": 4}
+SHAPE = Shape(1, 8, 10)
+SMALL = ("model=resnet18_to_cnn", "teacher.net.width=4", "student.net.width=4")
+
+
+def stages_of(folder: Path) -> dict[str, Path]:
+    """The finished stages in a store, by name."""
+    found = (folder / "store").glob("*/stage.json")
+    return {json.loads(path.read_text())["name"]: path.parent for path in found}
+
+
+class TestSimKD:
+    def test_ends_in_the_teachers_last_layer(self) -> None:
+        torch.manual_seed(0)
+        teacher = build_net(RESNET, SHAPE, "net")
+        net = build_net({"_target_": "kd.nets.simkd.SimKD", "student": CNN, "teacher": RESNET}, SHAPE, "net").eval()
+        assert isinstance(net, SimKD)
+        net.inherit(teacher.state_dict())
+        assert torch.equal(net.net.fc.weight, teacher.fc.weight)
+        assert torch.equal(net.net.fc.bias, teacher.fc.bias)
+        assert not any(p.requires_grad for p in net.net.fc.parameters())
+        x = torch.randn(3, 1, 8, 8)
+        body = build_net(CNN, SHAPE, "net").eval()
+        own = {k: v for k, v in net.net.state_dict().items() if not k.startswith(("features.8", "fc"))}
+        missing = body.load_state_dict(own, strict=False).missing_keys
+        assert missing == ["fc.weight", "fc.bias"]  # the student's own layers are all there
+        relu, pool, projector = net.net.features[8]
+        assert pool.output_size == (1, 1)  # the teacher's maps, of 8 pixels, are of 1 there; the student's of 4
+        maps = projector(pool(body.features(x)))
+        assert maps.shape == (3, 32, 1, 1)
+        torch.testing.assert_close(net(x), teacher.fc(maps.flatten(1)))
+        assert relu(torch.tensor(-1.0)) == 0
+
+    def test_counts_all_that_is_kept(self) -> None:
+        net = SimKD(CNN, RESNET, 10, 1, 8)
+        body = sum(p.numel() for p in build_net(CNN, SHAPE, "net").features.parameters())
+        projector = 8 * 16 + 16 * 16 * 9 + 16 * 32 + 2 * (16 + 16 + 32)
+        assert sum(p.numel() for p in net.parameters()) == body + projector + 32 * 10 + 10
+
+    @pytest.mark.parametrize(
+        ("student", "message"),
+        [
+            ({"_target_": "kd.nets.mlp.MLP"}, r"student.net: MLP does not end in the average of its last maps"),
+            ({"_target_": "kd.nets.cnn_shallow.ShallowCNN"}, "ShallowCNN does not end in the average"),
+            ({**CNN, "pretrained": True}, "starts afresh"),
+        ],
+    )
+    def test_refused(self, student: dict[str, Any], message: str) -> None:
+        with pytest.raises(UserError, match=message):
+            build_net({"_target_": "kd.nets.simkd.SimKD", "student": student, "teacher": RESNET}, SHAPE, "loss.net")
+
+    def test_of_torchvisions(self) -> None:
+        node = {"_target_": "kd.nets.torchvision.torchvision_net", "name": "resnet18"}
+        net = SimKD(CNN, node, 5, 3, 64)
+        net.inherit(torchvision_net("resnet18", 5).state_dict())
+        assert net(torch.randn(2, 3, 64, 64)).shape == (2, 5)
+        with pytest.raises(UserError, match=r"loss.net.teacher: is another net than the teacher"):
+            net.inherit(build_net(RESNET, SHAPE, "net").state_dict())
+
+    def test_pairs_its_projector_with_the_teachers_last_maps(self, digits: Digits) -> None:
+        chain = {link.name: link for link in chain_of(check(composed(*SMALL, "loss=simkd")))}
+        assert taps_of(chain["distill"], digits.shape) == {"student": ["net.features.8"], "teacher": ["layer4"]}
+        assert chain["distill"].role == "student"
+        assert chain["baseline"].net["_target_"] == "kd.nets.cnn.CNN"
+
+    def test_a_run_is_read_back_from_its_header(self, tmp_path: Path) -> None:
+        folder = run(check(tiny(tmp_path, *SMALL, "loss=simkd", "epochs=1")), "a test")
+        student = open_run(folder).net("student")
+        teacher = load_file(stages_of(tmp_path)["teacher"] / "weights.safetensors")
+        assert torch.equal(student.net.fc.weight, teacher["fc.weight"])  # after training too
+        report = json.loads((folder / "report.json").read_text())
+        (model,) = (each for each in report["models"] if each["role"] == "student")
+        assert model["params"] == sum(p.numel() for p in student.parameters())
+        assert model["net"] == "SimKD(student=CNN(width=4), teacher=ResNet(depth=18, width=4))"
+        assert model["training_params"] == 0
+
+
+def test_what_training_added_is_reported_and_no_part_of_the_student(tmp_path: Path) -> None:
+    folder = run(check(tiny(tmp_path, *SMALL, "loss=vid", "epochs=1")), "a test")
+    report = json.loads((folder / "report.json").read_text())
+    model = {each["role"]: each for each in report["models"]}
+    added = (8 * 16 + 16 * 16 + 16 * 16 + 16) + (8 * 32 + 32 * 32 + 32 * 32 + 32)  # three 1x1 and the variances, twice
+    assert model["student"]["training_params"] == added
+    assert model["student"]["params"] == model["baseline"]["params"]
+    assert model["baseline"]["training_params"] == 0
+    assert set(load_file(folder / "student.safetensors")) == set(build_net(CNN, SHAPE, "net").state_dict())
+    assert (
+        f"- student: training had {added:,} parameters more, which are no part of the net."
+        in (folder / "report.md").read_text()
+    )
+    assert model["student"]["step_ms"] > 0
+
+
+def test_the_paraphraser_is_trained_first_and_then_stays(tmp_path: Path) -> None:
+    options = ("experiment=ft", "epochs=1", "stage.paraphrase.epochs=1", *SMALL)
+    run(
+        check(composed("trainer=cpu", f"output_dir={tmp_path}", "data.limit=200", "teacher.epochs=1", *options)),
+        "a test",
+    )
+    found = stages_of(tmp_path)
+    before, after = (load_file(found[name] / "learned.safetensors") for name in ("paraphrase", "distill"))
+    folded = [name for name in before if name.startswith("ft.paraphraser.")]
+    assert len(folded) == len(before)
+    assert all(torch.equal(before[name], after[name]) for name in folded)
+    assert any("translator" in name for name in after)
+    torch.manual_seed(0)
+    fresh = build_net(CNN, SHAPE, "net").state_dict()
+    student = load_file(found["paraphrase"] / "weights.safetensors")
+    assert all(torch.equal(fresh[name], student[name]) for name in fresh)  # meanwhile the student does not move
+    assert not torch.equal(student["fc.weight"], load_file(found["distill"] / "weights.safetensors")["fc.weight"])
+
+
+@pytest.mark.parametrize(("experiment", "first"), [("fitnet", "hints"), ("ab", "boundaries"), ("fsp", "flow")])
+def test_a_first_stage_learns_the_teachers_inside_alone(experiment: str, first: str, digits: Digits) -> None:
+    chain = {link.name: link for link in chain_of(check(composed(*SMALL, f"experiment={experiment}")))}
+    assert list(chain) == ["teacher", "baseline", first, "distill"]
+    assert chain[first].objective["ce_weight"] == 0
+    assert list(chain[first].objective["terms"]) == [experiment]
+    assert (chain[first].recipe.keep, chain["distill"].start) == ("last", first)
+    assert [link.role for link in chain.values()][-1] == "student"
+    try_out(chain[first], digits)
+
+
+def test_the_chosen_method_follows_the_hints() -> None:
+    chain = {link.name: link for link in chain_of(check(composed(*SMALL, "experiment=fitnet", "loss=dkd")))}
+    assert list(chain["distill"].objective["terms"]) == ["dkd"]
+
+
+def test_other_training_images_join_in(digits: Digits) -> None:
+    """Each method is tried before training with the labels of all images that it will meet."""
+    chain = chain_of(check(composed(*SMALL, "loss=crd")))
+    crd = try_out(chain[-1], digits).terms[0].loss
+    assert isinstance(crd, CRD)
+    assert len(crd.bank_s) == len(digits.split.train)
+
+
+LABELS = torch.arange(12) % 3
+
+
+def batch_of(rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    g = torch.Generator().manual_seed(rank)
+    return torch.randn(4, 5, generator=g), torch.randn(4, 7, generator=g), torch.arange(4) + 4 * rank
+
+
+def remember(rank: int, folder: str) -> None:
+    """A rank of two, with its own half of the images."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    crd = CRD(5, 7, LABELS, feat_dim=6, nce_k=8)
+    loss = crd(*batch_of(rank))
+    torch.save({"loss": loss.detach(), **crd.state_dict()}, f"{folder}/rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_ranks_have_the_same_memory(tmp_path: Path) -> None:
+    """That of both, as one process would have it that sees their batches at once."""
+    torch.multiprocessing.spawn(remember, (str(tmp_path),), nprocs=2)
+    one, two = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2))
+    for name in ("bank_s", "bank_t", "scale"):
+        assert torch.equal(one[name], two[name]), name
+    assert one["loss"] != two["loss"]
+    torch.manual_seed(0)
+    alone = CRD(5, 7, LABELS, feat_dim=6, nce_k=8)
+    before = alone.bank_s.clone()
+    alone(*(torch.cat([a, b]) for a, b in zip(batch_of(0), batch_of(1), strict=True)))
+    torch.testing.assert_close(one["bank_s"], alone.bank_s)
+    torch.testing.assert_close(one["bank_t"], alone.bank_t)
+    assert not torch.equal(before[:8], alone.bank_s[:8])
+    assert torch.equal(before[8:], alone.bank_s[8:])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["crd", "reviewkd"])
+def test_two_ranks_train(method: str, tmp_path: Path) -> None:
+    """Hooks, adapters and memories under DDP, where a parameter without a gradient would end the run."""
+    options = [
+        *("trainer=ddp", "trainer.accelerator=cpu", "data.limit=200", "batch_size=20", "teacher.batch_size=50"),
+        *("teacher.epochs=1", "epochs=2", "stages=[teacher,distill]", f"loss={method}", f"output_dir={tmp_path}"),
+    ]
+    command = [sys.executable, "-m", "kd.train", *SMALL, *options]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (stages_of(tmp_path)["distill"] / "learned.safetensors").exists()

@@ -1,0 +1,328 @@
+"""Taps: what is seen of a net from outside is what was there, and looking changes nothing."""
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from composed import composed
+from torch import Tensor, nn
+
+from kd.chain import chain_of
+from kd.config import check
+from kd.data.digits import Digits
+from kd.errors import UserError
+from kd.features import Place, Taps, default_taps, pair, study
+from kd.nets.build import Shape
+from kd.nets.cnn import CNN
+from kd.nets.cnn_shallow import ShallowCNN
+from kd.nets.mlp import MLP
+from kd.nets.resnet import ResNet
+from kd.nets.torchvision import torchvision_net
+from kd.stages import make_stage
+from kd.store import Done
+from kd.tapped import try_out
+from kd.teachers.frozen import Frozen
+from kd.teachers.observed import Observed
+
+SHAPE = Shape(3, 16, 5)
+ALL = ("feats", "preacts", "pooled", "head")
+
+
+class InPlace(nn.Module):
+    """The module after each tap writes over what the tap returned; dropout does so in training alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.bn = nn.BatchNorm2d(4)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(4, 6, 3, padding=1)
+        self.drop = nn.Dropout(0.5, inplace=True)
+        self.plain = nn.Conv2d(6, 6, 1)
+        self.unused = nn.Linear(2, 2)
+        self.fc = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.bn(self.conv(x)))
+        return self.fc(self.plain(self.drop(self.conv2(x))).mean((2, 3)))
+
+
+def seen(net: nn.Module, paths: list[str], x: Tensor, kinds: tuple[str, ...] = ALL) -> dict[str, Any]:
+    points = study(net, paths, SHAPE, where="student.taps", training=net.training)
+    return Taps(net, points, kinds)(net, x)[1]
+
+
+def resnet() -> ResNet:
+    torch.manual_seed(0)
+    return ResNet(5, 18, 3, 16, width=4)
+
+
+@pytest.fixture
+def x() -> Tensor:
+    return torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(3))
+
+
+class TestWhatIsSeen:
+    def test_is_what_each_module_returned(self, x: Tensor) -> None:
+        net = resnet().eval()
+        found = seen(net, ["layer1", "layer3"], x)
+        stem = net.relu(net.bn1(net.conv1(x)))
+        one = net.layer1(stem)
+        three = net.layer3(net.layer2(one))
+        assert torch.equal(found["feats"][0], one)
+        assert torch.equal(found["feats"][1], three)
+        assert torch.equal(found["pooled"], net.layer4(three).mean((2, 3)))
+        assert found["head"] is net.fc
+
+    def test_before_the_last_activation(self, x: Tensor) -> None:
+        """The block's ReLU is called twice and writes in place; the tensor is what it got the second time."""
+        net = resnet().eval()
+        found = seen(net, ["layer1"], x)
+        before = net.layer1[0](net.relu(net.bn1(net.conv1(x))))
+        block = net.layer1[1]
+        expected = block.bn2(block.conv2(block.bn1(block.conv1(before)).relu())) + before
+        assert (expected < 0).any()
+        torch.testing.assert_close(found["preacts"][0], expected)
+        torch.testing.assert_close(found["feats"][0], expected.relu())
+
+    def test_without_an_activation_the_tap_itself(self, x: Tensor) -> None:
+        found = seen(resnet().eval(), ["layer1.0.conv1"], x)
+        assert torch.equal(found["preacts"][0], found["feats"][0])
+        assert (found["feats"][0] < 0).any()
+
+    @pytest.mark.parametrize("training", [False, True])
+    def test_a_later_in_place_module_does_not_change_it(self, training: bool, x: Tensor) -> None:
+        net = InPlace().train(training)
+        points = study(net, ["conv", "bn", "conv2", "plain"], SHAPE, where="taps", training=training)
+        torch.manual_seed(1)
+        feats = Taps(net, points, ALL)(net, x)[1]["feats"]
+        torch.testing.assert_close(feats[0], net.conv(x))
+        fresh = copy.deepcopy(net)
+        torch.testing.assert_close(feats[1], fresh.bn(fresh.conv(x)))
+        torch.testing.assert_close(feats[2], net.conv2(fresh.bn(fresh.conv(x)).relu()) if not training else feats[2])
+        assert (feats[1] < 0).any()
+        assert (feats[2] == 0).float().mean() < 0.1  # dropout has not touched it
+        copied = {place.path for place in points.copied if place.side == "output"}
+        assert copied == ({"bn", "conv2"} if training else {"bn"})  # and nothing else is copied
+
+    def test_gradient_flows_through(self, x: Tensor) -> None:
+        net = InPlace()
+        seen(net, ["bn"], x)["feats"][0].pow(2).sum().backward()
+        assert net.conv.weight.grad.abs().sum() > 0
+
+    def test_shapes(self) -> None:
+        points = study(resnet(), ["layer1", "layer4"], SHAPE, where="taps")
+        assert points.shapes == ((4, 16, 16), (32, 2, 2))
+        assert (points.width, points.head) == (32, "fc")
+        assert points.preacts[0] == Place("layer1.1.relu", "input")
+
+    def test_of_a_perceptron(self, x: Tensor) -> None:
+        net = MLP(5, 3, 16, hidden=[7, 6])
+        assert net.taps == ("hidden.1", "hidden.3")
+        found = seen(net, list(net.taps), x)
+        assert [f.shape for f in found["feats"]] == [(4, 7), (4, 6)]
+        torch.testing.assert_close(found["preacts"][1].relu(), found["pooled"])
+
+
+class TestLookingChangesNothing:
+    def test_neither_the_net_nor_the_random_state(self) -> None:
+        net = InPlace()
+        before, modes = copy.deepcopy(net.state_dict()), [m.training for m in net.modules()]
+        state = torch.get_rng_state()
+        study(net, ["bn"], SHAPE, where="taps", training=True)
+        assert torch.equal(torch.get_rng_state(), state)
+        assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
+        assert modes == [m.training for m in net.modules()]
+        assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+
+    def test_hooks_keep_nothing(self, x: Tensor) -> None:
+        net = resnet()
+        taps = Taps(net, study(net, ["layer1"], SHAPE, where="taps"), ALL)
+        net(x)  # not through the taps
+        assert not taps.found
+        taps(net, x)
+        assert not taps.found
+        with pytest.raises(RuntimeError):
+            taps(net, x[:, :1])  # fails half way
+        assert not taps.on
+        assert not taps.found
+
+    @pytest.mark.parametrize("copied", [copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))])
+    def test_a_copy_watches_its_own_net(self, copied: Callable[[Any], Any], x: Tensor) -> None:
+        net = resnet().eval()
+        taps = Taps(net, study(net, ["layer2"], SHAPE, where="taps"), ALL)
+        taps(net, x)
+        other, its = copied((net, taps))
+        with torch.no_grad():
+            other.layer2[1].bn2.weight.fill_(3.0)
+        assert not torch.equal(its(other, x)[1]["feats"][0], taps(net, x)[1]["feats"][0])
+        assert not taps.found
+        assert not its.found
+
+    @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+    @pytest.mark.parametrize("make", [resnet, InPlace])
+    def test_compiled(self, backend: str, make: Callable[[], nn.Module], x: Tensor) -> None:
+        """In place and as a wrapper; with gradients, and after calls without the taps."""
+        torch._dynamo.reset()
+        net = make().eval()
+        taps = Taps(net, study(net, ["conv1" if make is resnet else "bn"], SHAPE, where="taps"), ALL)
+        logits, plain = taps(net, x)
+        for call in (torch.compile(net, backend=backend), net):
+            if call is net:
+                net.compile(backend=backend)
+            for _ in range(2):
+                call(x)
+                assert not taps.found
+                again, found = taps(call, x)
+                torch.testing.assert_close(again, logits)
+                torch.testing.assert_close(found["feats"][0], plain["feats"][0])
+                torch.testing.assert_close(found["pooled"], plain["pooled"])
+                net.zero_grad()
+                found["feats"][0].sum().backward()
+                assert next(net.parameters()).grad.abs().sum() > 0
+
+
+class TestDefaults:
+    @pytest.mark.parametrize(
+        ("net", "taps"),
+        [
+            (resnet(), ["layer1", "layer2", "layer3", "layer4"]),
+            (CNN(5), ["features.3", "features.8"]),
+            (ShallowCNN(5, 3, 16), ["relu"]),
+            (torchvision_net("resnet18", 5), ["layer1", "layer2", "layer3", "layer4"]),
+        ],
+        ids=["resnet", "cnn", "cnn_shallow", "torchvision"],
+    )
+    def test_where(self, net: nn.Module, taps: list[str]) -> None:
+        shape = Shape(3, 64, 5) if not hasattr(net, "taps") else SHAPE
+        assert default_taps(net, shape) == taps
+        study(net, taps, shape, where="taps")
+
+    def test_of_torchvisions_others(self) -> None:
+        net = torchvision_net("mobilenet_v3_small", 5)
+        shapes = study(net, default_taps(net, Shape(3, 64, 5)), Shape(3, 64, 5), where="taps").shapes
+        assert [size for _, size, _ in shapes] == [16, 8, 4, 2]  # one for each resolution
+
+    @pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224"])
+    def test_of_timms(self, name: str) -> None:
+        from kd.nets.timm import timm_net
+
+        options = {"img_size": 32, "patch_size": 8} if "vit" in name else {}
+        net = timm_net(name, 5, **options)
+        taps = default_taps(net, Shape(3, 32, 5))
+        expected = [f"blocks.{i}" for i in (2, 5, 8, 11)] if "vit" in name else [f"layer{i}" for i in range(1, 5)]
+        assert taps == expected
+        assert study(net, taps, Shape(3, 32, 5), where="taps").width > 0
+
+    def test_pairs_are_the_last_ones(self) -> None:
+        assert pair(CNN(5), resnet(), None, None, SHAPE) == (["features.3", "features.8"], ["layer3", "layer4"])
+        assert pair(CNN(5), resnet(), None, ["layer2"], SHAPE) == (["features.8"], ["layer2"])
+        assert pair(CNN(5), resnet(), ["features.1"], ["layer2"], SHAPE) == (["features.1"], ["layer2"])
+
+    @pytest.mark.parametrize(
+        ("student", "teacher", "one", "two", "message"),
+        [
+            (CNN(5), resnet(), ["features.8"], ["layer1", "layer2"], "student.taps: found 1 .* teacher.taps has 2"),
+            (CNN(5), resnet(), ["features.1", "features.3", "features.8"], ["layer1"], "found 3"),
+            (CNN(5), resnet(), None, ["layer1", "layer2", "layer3"], "student.taps: must be given: the net has 2"),
+            (nn.Sequential(nn.Flatten(), nn.Linear(768, 5)), resnet(), None, None, "must be given: Sequential has no"),
+        ],
+    )
+    def test_refused(self, student: nn.Module, teacher: nn.Module, one: Any, two: Any, message: str) -> None:
+        with pytest.raises(UserError, match=message):
+            pair(student, teacher, one, two, SHAPE)
+
+
+class TestRefused:
+    @pytest.mark.parametrize(
+        ("path", "message"),
+        [
+            (
+                "layer5",
+                r"student.taps: the net has no module 'layer5'; did you mean 'layer\d'\?; at the top it has conv1,",
+            ),
+            ("layer1.0.bn3", r"did you mean 'layer1.0.bn\d'\?; in 'layer1.0' it has layer1.0.conv1, layer1.0.bn1"),
+            ("", "the net has no module ''"),
+        ],
+    )
+    def test_a_wrong_path(self, path: str, message: str) -> None:
+        with pytest.raises(UserError, match=message):
+            study(resnet(), [path], SHAPE, where="student.taps")
+
+    def test_a_module_that_is_not_met(self) -> None:
+        with pytest.raises(UserError, match="does not come by 'unused'"):
+            study(InPlace(), ["unused"], SHAPE, where="student.taps")
+
+    def test_no_embedding(self) -> None:
+        net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        points = study(net, ["0"], Shape(3, 16, 5), where="student.taps")
+        Taps(net, points, ["feats"])
+        with pytest.raises(UserError, match="Sequential does not end in one such layer"):
+            Taps(net, points, ["pooled"])
+
+
+def both(feats_s: list[Tensor], feats_t: list[Tensor]) -> Tensor:
+    return sum(f.mean() for f in feats_s) - sum(f.mean() for f in feats_t)
+
+
+def shaped(feats_s: list[Tensor], feats_t: list[Tensor]) -> Tensor:
+    return (feats_s[0] - feats_t[0]).mean()
+
+
+def looks(loss: str) -> list[str]:
+    """Overrides that replace the loss by one of the above."""
+    return ["~loss.terms.kd", f"+loss.terms.f={{loss: {{_target_: test_features.{loss}}}}}"]
+
+
+class TestStages:
+    """As a run takes them from its config."""
+
+    def stage(self, digits: Digits, *overrides: str) -> Any:
+        cfg = composed("stages=[teacher,distill]", "teacher.net.hidden=[9,8]", "student.net.hidden=[4]", *overrides)
+        link = chain_of(check(cfg))[-1]
+        return make_stage(link, check(cfg), digits, {"teacher": Done("key", None, {})})  # type: ignore[arg-type]
+
+    def test_taps_are_in_the_key_where_the_loss_uses_them(self, digits: Digits) -> None:
+        term = looks("both")
+        made = self.stage(digits, *term)
+        assert made.spec["taps"] == {"student": ["hidden.1"], "teacher": ["hidden.3"]}
+        assert self.stage(digits, *term, "teacher.taps=[hidden.3]").key == made.key
+        assert self.stage(digits, *term, "teacher.taps=[hidden.1]").key != made.key
+        assert "taps" not in self.stage(digits).spec
+        assert self.stage(digits).key == self.stage(digits, "student.taps=[hidden.1]").key
+
+    def test_a_wrong_path_fails_before_training(self, digits: Digits) -> None:
+        cfg = check(composed(*looks("both"), "student.taps=[hiden.1]"))
+        with pytest.raises(UserError, match=r"student.taps: the net has no module 'hiden.1'; did you mean 'hidden.1'"):
+            try_out(chain_of(cfg)[-1], digits)
+
+    def test_features_that_do_not_fit_fail_before_training(self, digits: Digits) -> None:
+        cfg = check(composed(*looks("shaped"), "student.net.hidden=[3]"))
+        with pytest.raises(UserError, match="loss: cannot take what the taps give: The size of tensor"):
+            try_out(chain_of(cfg)[-1], digits)
+
+    def test_only_the_longer_list_is_cut(self, digits: Digits, capsys: pytest.CaptureFixture[str]) -> None:
+        try_out(chain_of(check(composed(*looks("both"))))[-1], digits)
+        assert "distill: looks at hidden.1 of the student, with hidden.1 of its teacher" in capsys.readouterr().err
+
+
+def test_the_teacher_answers_and_shows_in_one_pass(digits: Digits) -> None:
+    net = ResNet(10, 18, 1, 8, width=4)
+    before = copy.deepcopy(net.state_dict())
+    frozen = Frozen(net, *digits.statistics)
+    points = study(frozen.net, ["layer1"], digits.shape, where="teacher.taps")
+    teacher = Observed(frozen, points, ["feats", "pooled", "head"])
+    x = torch.rand(6, 1, 8, 8)
+    calls = []
+    frozen.net.register_forward_hook(lambda *_: calls.append(1))
+    found = teacher.look(x)
+    assert calls == [1]
+    assert set(found) == {"logits_t", "feats_t", "pooled_t", "head_t"}
+    torch.testing.assert_close(found["head_t"](found["pooled_t"]), found["logits_t"], rtol=1e-2, atol=1e-2)  # float16
+    torch.testing.assert_close(teacher(x, torch.arange(6), 0), found["logits_t"], rtol=1e-2, atol=1e-2)
+    assert not any(f.requires_grad for f in (*found["feats_t"], found["pooled_t"]))
+    assert all(torch.equal(before[name], tensor) for name, tensor in frozen.net.state_dict().items())
+    assert copy.deepcopy(teacher) is teacher
