@@ -56,9 +56,8 @@ class Distiller(L.LightningModule):
         # Convolutions run faster on channels-last images: 13 % for a ResNet and 22 % for a CNN at 32x32 on a CPU.
         self.net = net.to(memory_format=torch.channels_last)
         self.objective = objective.to(memory_format=torch.channels_last)  # it may hold a net too
-        self.configure = configure
+        self.configure, self.teacher, self.taps = configure, teacher, taps
         self.augment, self.normalization, self.seed, self.views = augment, normalization, seed, views
-        self.teacher, self.taps = teacher, taps
         self.reference, self.pool = reference, pool
         self.train_acc = MeanMetric()
         self.val_loss, self.val_acc, self.val_agreement = MeanMetric(), MeanMetric(), MeanMetric()
@@ -74,6 +73,8 @@ class Distiller(L.LightningModule):
             with self.trainer.precision_plugin.forward_context():  # as a training step is
                 self.teacher.prepare(self._which()["view"])
         torch.manual_seed((self.seed * 1_000_003 + self.current_epoch + 1) % 2**63)
+        if self.current_epoch and self.trainer.fit_loop.is_resuming:
+            torch.empty((), dtype=torch.int64).random_()  # the loader does so now in each later epoch but a resumed one
 
     def view(self, batch: Batch) -> Tensor:
         """This epoch's views of a batch: float32 [B, C, H, W] in [0, 1]."""
@@ -81,10 +82,9 @@ class Distiller(L.LightningModule):
 
     def target(self, batch: Batch, classes: int) -> Tensor:
         """The labels of those views: int64 [B], -1 for none; of mixed views float32 [B, classes], zeros for none."""
-        pixels, target, index = batch
+        (*_, size), target, index = batch[0].shape, batch[1], batch[2]
         if self.pool is None:
             return target
-        size = pixels.shape[3]
         return mixed_target(target, index, classes, size, augment=self.augment, pool=self.pool, **self._which())
 
     def _which(self) -> dict[str, int]:
