@@ -12,14 +12,14 @@ import hydra
 from omegaconf import DictConfig
 from pydantic import ValidationInfo, field_validator
 
-from kd.command import CONF, job, run_command
+from kd.command import folder_of, job, run_command
 from kd.config import Command, check_as
 from kd.data.folder import find_images
 from kd.errors import Failed, UserError, nearest
 
 
 class Predict(Command):
-    """The config of `kd.predict`; see conf/predict.yaml."""
+    """The config of `kd.predict`; see conf/predict/predict.yaml."""
 
     model: str
     images: str | list[str]
@@ -79,7 +79,7 @@ def _listed(path: Path) -> list[Path]:
     return [Path(line.strip()).expanduser() for line in lines if line.strip()]
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="predict")
+@hydra.main(version_base="1.3", config_path=str(folder_of("predict")), config_name="predict")
 @partial(job, checked=_checked)
 def main(config: Predict) -> None:
     """Ask the model, and write what it says."""

@@ -144,4 +144,4 @@ def _chosen(row: Row, classes: Sequence[str]) -> str:
 
 def _number(probability: float) -> float:
     """Without the digits that float32 does not have."""
-    return float(f"{probability:.7g}")
+    return float(f"{probability:.6g}")
