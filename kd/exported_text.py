@@ -38,12 +38,12 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
         if each["refused"]:
             lines.append(f"{each['file']} is refused and removed: {each['refused']}.")
         elif "val" in each:
-            lost = {part: 100 * (each[part]["float32"] - each[part]["accuracy"]) for part in ("val", "test")}
+            won = {part: 100 * (each[part]["accuracy"] - each[part]["float32"]) for part in ("val", "test")}
             lines.append(
-                f"int8 next to float32: {-lost['val']:+.2f} points on {each['val']['images']} validation images, "
-                f"{-lost['test']:+.2f} on {each['test']['images']} test images."
+                f"int8 next to float32: {won['val']:+.2f} points on {each['val']['images']} validation images, "
+                f"{won['test']:+.2f} on {each['test']['images']} test images."
             )
-            if lost["val"] > WORTH_SAYING:
+            if won["val"] < -WORTH_SAYING:
                 lines.append(f"That is a loss of more than {WORTH_SAYING} points; try calibration=1000.")
     return lines
 

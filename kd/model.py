@@ -35,10 +35,11 @@ class Model(nn.Module):
 
     def __init__(self, net: nn.Module, shape: Shape, classes: Sequence[str]) -> None:
         super().__init__()
-        self.net = net.eval().requires_grad_(False)
+        self.net = net.requires_grad_(False)
         self.classes = tuple(classes)
         self.channels, self.image_size = shape.channels, shape.image_size
         self.register_buffer("_here", torch.zeros(0), persistent=False)
+        self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of images.
