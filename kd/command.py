@@ -97,23 +97,30 @@ def explain(error: Exception, config: str = "train") -> str:
         group, _, member = str(error.missing_cfg_file).rpartition("/")
         options = [str(option) for option in error.options or []]
         return f"{group}: there is no {member!r}; accepted are {', '.join(options)}{nearest(member, options)}"
+    if isinstance(error, UserError):
+        return str(error)
     cause = error.__cause__ or error.__context__
     if isinstance(cause, OmegaConfBaseException) and cause.full_key:
         return f"{cause.full_key}: no such key{nearest(str(cause.full_key), _keys(config))}"
-    if isinstance(error, UserError):
-        return str(error)
     if isinstance(error, OverrideParseException):
         return f"{error.override}: not an override of the form KEY=VALUE: {error.message}"
     first = str(error).strip().splitlines()[0]
     return f"{first}: -m runs each of the values, [...] is a list" if first.startswith("Ambiguous value") else first
 
 
+def folder_of(config: str) -> Path:
+    """Where a command's config is: in `conf`, or in a folder of its name there."""
+    own = CONF / config
+    return own if (own / f"{config}.yaml").is_file() else CONF
+
+
 def _keys(config: str) -> list[str]:
     """All dotted keys of the config with the groups that were asked for, and the names of all groups."""
     GlobalHydra.instance().clear()
-    groups = [path.name for path in CONF.iterdir() if path.is_dir()]
+    folder = folder_of(config)
+    groups = [path.name for path in folder.iterdir() if path.is_dir()]
     chosen = [argument for argument in sys.argv[1:] if argument.partition("=")[0] in groups and "," not in argument]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with initialize_config_dir(str(folder), version_base="1.3"):
         try:
             cfg = compose(config, chosen)
         except HydraException:

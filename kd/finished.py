@@ -75,27 +75,16 @@ class Finished:
         Raises:
             UserError: it is not there, is damaged, or names a net that is not trusted.
         """
-        from kd.nets.build import Shape, build_net, set_normalization
         from kd.stages import load_net
-        from kd.teachers.checkpoint import load_weights
 
-        file = self.folder / STUDENT
         if role != "student":
             return load_net(self.stage(role))
-        header = header_of(file)
-        if header is None:
+        file = self.folder / STUDENT
+        if header_of(file) is None:
             raise UserError(
                 f"{self.folder}: the run has no {STUDENT}, or it is damaged; it has {', '.join(self.roles)}"
             )
-        trusted(header["net"], "net", str(file), self.trust)
-        try:
-            shape, normalization = Shape(*header["shape"]), (tuple(header["mean"]), tuple(header["std"]))
-        except (KeyError, TypeError) as error:
-            raise UserError(f"{file}: its header is damaged ({error!r})") from error
-        net = build_net(header["net"], shape, str(file), load=False)
-        load_weights(net, file, str(file))
-        set_normalization(net, normalization, shape.channels, str(file))
-        return net.eval()
+        return read_student(file, str(self.folder), self.trust)[0]
 
     def nets(self) -> tuple[dict[str, "nn.Module"], dict[str, str]]:
         """The nets by role; and for those that are not to be had, as when a run was moved alone, the reason.
@@ -162,6 +151,40 @@ class Finished:
         trusted(node, "data", f"{self.folder}: its config", self.trust)
         data: DataModule = construct(node, "data")
         return data
+
+
+def read_student(file: Path, where: str, trust: Sequence[str] = ()) -> tuple["nn.Module", "Shape", tuple[str, ...]]:
+    """The net in a run's `student.safetensors`, which says itself what it is.
+
+    Args:
+        where: what the file is called, for messages.
+        trust: packages whose nets may be built besides the project's own.
+
+    Returns:
+        the net with its weights, in evaluation mode, with the `normalization` it wants as an attribute; what it was
+        built for; and its classes.
+
+    Raises:
+        UserError: it is no such file, is damaged, or names a net that is not trusted.
+    """
+    from kd.nets.build import Shape, build_net, set_normalization
+    from kd.teachers.checkpoint import load_weights
+
+    header = header_of(file)
+    if header is None:
+        raise UserError(f"{where}: {file} does not say what net it is for, as a run's {STUDENT} does, or is damaged")
+    trusted(header["net"], "net", str(file), trust)
+    try:
+        shape, normalization = Shape(*header["shape"]), (tuple(header["mean"]), tuple(header["std"]))
+        classes = tuple(map(str, header["classes"]))
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{file}: its header is damaged ({error!r})") from error
+    if len(classes) != shape.num_classes:
+        raise UserError(f"{file}: its header names {len(classes)} classes for a net of {shape.num_classes}")
+    net = build_net(header["net"], shape, str(file), load=False)
+    load_weights(net, file, str(file))
+    set_normalization(net, normalization, shape.channels, str(file))
+    return net.eval(), shape, classes
 
 
 def open_run(path: str | Path, where: str = "run", trust: Sequence[str] = ()) -> Finished:

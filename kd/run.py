@@ -23,6 +23,7 @@ from kd.data.base import DataModule
 from kd.errors import UserError
 from kd.figures import figures_of_run
 from kd.log import say
+from kd.model_card import model_card
 from kd.nets.build import build_net
 from kd.nets.head import head_of
 from kd.objective import Objective
@@ -127,6 +128,7 @@ def _write(
     (folder / "report.html").write_text(as_page(report, figures))
     (folder / "config.yaml").write_text(yaml.safe_dump(report["config"], sort_keys=False))
     if "student" in done:
+        (folder / "MODEL_CARD.md").write_text(model_card(report, folder.name.removesuffix(".partial")))
         mean, std = done["student"].record["normalization"]
         about = {
             "schema": report["schema"],

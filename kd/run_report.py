@@ -53,6 +53,7 @@ def make_report(
             "test": len(split.test),
             "unlabeled": len(split.unlabeled) if split.unlabeled else 0,
             "skipped": data.skipped,
+            "license": data.license,
         },
         "models": models,
         "comparison": compare(models, done, data),

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from composed import TINY, composed
+from shipped import Shipped, ship
 
 from kd.config import Config, check
 from kd.data.digits import Digits
@@ -51,3 +52,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("out")
     return run(check(composed(*TINY, "name=test", f"output_dir={out}")), "python -m kd.train")
+
+
+@pytest.fixture(scope="session")
+def shipped(tmp_path_factory: pytest.TempPathFactory) -> Shipped:
+    """A tiny run on photographs, with its student in every format; not to be written into."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kd.run.figures_of", lambda *_: iter(()))
+        return ship(tmp_path_factory.mktemp("shipped"))

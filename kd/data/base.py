@@ -46,6 +46,7 @@ class DataModule(ABC):
         unlabeled: folder of images without labels that join training with the teacher's signal alone.
         on_bad_image: `stop` refuses a folder with files that cannot be decoded, naming them; `skip` goes on without
             them and lists them in the report.
+        license: of the images, as the user states it, for the model card; no result depends on it.
         cache: where decoded files are kept: see `kd.data.cache.Cache`.
         cache_dir: folder for that; None decodes anew each time.
         num_workers: loader processes. The images are in memory, so 0 is best unless the machine says otherwise.
@@ -63,6 +64,7 @@ class DataModule(ABC):
         class_weights: Weights | None = None,
         unlabeled: str | None = None,
         on_bad_image: OnBad = "stop",
+        license: str | None = None,
         cache: Mode | None = None,
         cache_dir: str | None = None,
         num_workers: int = 0,
@@ -85,7 +87,7 @@ class DataModule(ABC):
         self.unlabeled = Path(unlabeled).expanduser() if unlabeled else None
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
         self.split_seed, self.limit = split_seed, limit
-        self.views, self.num_workers = views, num_workers
+        self.views, self.num_workers, self.license = views, num_workers, license
         self.skipped: list[dict[str, str]] = []  # files that could not be decoded, with their reasons
 
     @property

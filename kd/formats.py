@@ -1,7 +1,9 @@
-"""ONNX files: a net with its normalisation, in float32 and in int8."""
+"""Files that a net can be run from without kd: ONNX in float32 and in int8, and archives of `torch.export`."""
 
 import contextlib
+import copy
 import io
+import json
 import logging
 import tempfile
 import warnings
@@ -18,6 +20,8 @@ from kd.nets.pretrained import Normalization
 from kd.store import whole
 
 INPUT, OUTPUT = "images", "logits"
+SCHEMA = 1
+DYNAMIC = ({0: torch.export.Dim("batch")},)
 
 
 class Normalized(nn.Module):
@@ -42,35 +46,59 @@ class Normalized(nn.Module):
         return logits
 
 
+def whole_net(net: nn.Module, normalization: Normalization | None) -> nn.Module:
+    """A copy of a net as it is exported: on the CPU, in evaluation mode, with its normalisation before it.
+
+    Args:
+        normalization: None for a net that is given images that are normalised already.
+    """
+    copied = copy.deepcopy(net).cpu().eval()
+    return copied if normalization is None else Normalized(copied, normalization).eval()
+
+
+def example(shape: Shape) -> Tensor:
+    """Images to trace a net with: two, as an exporter takes a batch of one for a constant."""
+    return torch.zeros(2, shape.channels, shape.image_size, shape.image_size)
+
+
+def write_pt2(
+    net: nn.Module, shape: Shape, normalization: Normalization | None, path: Path, *, metadata: Mapping[str, str]
+) -> Path:
+    """Write a net as an archive of `torch.export`; arguments as for `write_onnx`.
+
+    The metadata is the file `kd.json` in it: `torch.export.load(path, extra_files={"kd.json": ""})` fills it in.
+    """
+    with _quiet():
+        program = torch.export.export(whole_net(net, normalization), (example(shape),), dynamic_shapes=DYNAMIC)
+        with whole(path) as temporary, temporary.open("wb") as file:
+            torch.export.save(program, file, extra_files={"kd.json": json.dumps(dict(metadata))})
+    return path
+
+
 def write_onnx(
-    net: nn.Module, shape: Shape, normalization: Normalization, path: Path, *, metadata: Mapping[str, str]
+    net: nn.Module, shape: Shape, normalization: Normalization | None, path: Path, *, metadata: Mapping[str, str]
 ) -> Path:
     """Write a net as one ONNX file that takes any number of images with pixels in [0, 1].
 
     Its input is `images`, float32 [batch, channels, size, size]; its output `logits`, float32 [batch, classes].
 
     Args:
-        normalization: mean and standard deviation per channel that the net is fed under; goes into the graph.
+        normalization: mean and standard deviation per channel that the net is fed under; goes into the graph. None
+            leaves it to whoever feeds the file.
         metadata: goes into the file's metadata, as strings.
     """
     import onnx
 
-    # The net comes back in the mode it had.
-    training = net.training
-    images = torch.rand(2, shape.channels, shape.image_size, shape.image_size)
-    try:
-        with _quiet():
-            program = torch.onnx.export(
-                Normalized(net, normalization).cpu().eval(),
-                (images,),
-                dynamo=True,
-                input_names=[INPUT],
-                output_names=[OUTPUT],
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
-                verbose=False,
-            )
-    finally:
-        net.train(training)
+    with _quiet():
+        program = torch.onnx.export(
+            whole_net(net, normalization),
+            (example(shape),),
+            dynamo=True,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes=DYNAMIC,
+            verbose=False,
+        )
     assert program is not None
     model = program.model_proto
     onnx.helper.set_model_props(model, dict(metadata))

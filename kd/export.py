@@ -1,0 +1,64 @@
+"""`python -m kd.export run=PATH`: a finished run's student as files that run without kd, checked when they are written.
+
+python -m kd.export run=outputs/runs/RUN                    ONNX, ONNX in int8, and torch.export
+python -m kd.export run=outputs/runs/RUN formats=[int8] calibration=1000
+python -m kd.export run=outputs/runs/RUN formats=[onnx] role=teacher out=elsewhere
+"""
+
+from functools import partial
+from typing import Annotated
+
+import hydra
+from omegaconf import DictConfig
+from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+
+from kd.command import CONF, job, run_command, this_command
+from kd.config import Command, Node, check_as
+from kd.errors import UserError, nearest
+from kd.finished import open_run
+
+# What a model may be written as, and what the file's name ends in.
+FORMATS = {"onnx": ".onnx", "int8": ".int8.onnx", "pt2": ".pt2"}
+
+
+def _formats(found: list[str]) -> list[str]:
+    for name in found:
+        if name not in FORMATS:
+            raise UserError(f"formats: found {name!r}; accepted are {', '.join(FORMATS)}{nearest(name, FORMATS)}")
+    return [name for name in FORMATS if name in found]
+
+
+class Export(Command):
+    """The config of `kd.export`; see conf/export.yaml."""
+
+    run: str
+    formats: Annotated[list[str], Field(min_length=1), AfterValidator(_formats)]
+    role: str
+    normalize: bool
+    calibration: PositiveInt
+    tolerance: PositiveFloat
+    max_loss: NonNegativeFloat
+    data: Node
+    out: str | None
+    output_dir: str
+
+
+def _checked(cfg: DictConfig, typed: set[str]) -> Export:
+    for key in ("tolerance", "max_loss"):
+        if type(cfg.get(key)) is int:
+            cfg[key] = float(cfg[key])
+    return check_as(Export, cfg)
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="export")
+@partial(job, checked=_checked)
+def main(config: Export) -> None:
+    """Write, check, and say what came of it."""
+    finished = open_run(config.run, trust=config.trust)
+    from kd.exported import export  # torch takes seconds to import; what is no run is refused before
+
+    export(finished, config, this_command("kd.export"))
+
+
+if __name__ == "__main__":
+    run_command(main, "kd.export")

@@ -1,0 +1,291 @@
+"""Writing a finished run's net in other formats, and checking each file on real images before it counts."""
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from torch import Tensor, nn
+
+from kd.data.base import DataModule, Images
+from kd.errors import Failed, UserError
+from kd.export import FORMATS
+from kd.exported_text import as_markdown, as_table, sentences
+from kd.finished import Finished
+from kd.formats import SCHEMA, quantize, whole_net, write_onnx, write_pt2
+from kd.judged import own_data
+from kd.log import say, waiting
+from kd.metrics import summary
+from kd.model import OnnxNet
+from kd.nets.build import Shape, normalization_of
+from kd.nets.pretrained import Normalization
+from kd.run_report import environment, git_sha
+from kd.store import whole
+from kd.views import normalize, to_unit
+
+if TYPE_CHECKING:
+    from kd.export import Export
+
+Ask = Callable[[Tensor], Tensor]
+COMPARED = 512  # images of each part that a float32 file is compared on
+RANDOM = 64  # images of random pixels, where there are no real ones
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A net to be written, and what its files are checked on.
+
+    Attributes:
+        net: in evaluation mode, on the CPU.
+        own: the normalisation that the net wants.
+        inside: whether that goes into the files.
+        parts: images by the name of their part: `val` and `test`, or `random`.
+        train: for the calibration; None where the data is not to be had.
+    """
+
+    net: nn.Module
+    shape: Shape
+    own: Normalization
+    inside: bool
+    metadata: Mapping[str, str]
+    parts: Mapping[str, Images]
+    train: Images | None
+
+    @property
+    def written(self) -> Normalization | None:
+        """The normalisation in the files."""
+        return self.own if self.inside else None
+
+    def feed(self, pixels: Tensor) -> Tensor:
+        """uint8 pixels [B, C, H, W] as the files want them."""
+        unit = to_unit(pixels)
+        return unit if self.inside else normalize(unit, *self.own)
+
+
+def export(finished: Finished, config: "Export", command: str) -> Path:
+    """Write a run's net in each format, check it, say what came of it, and note it in `export.json` and `export.md`.
+
+    Args:
+        command: the line that repeats it.
+
+    Returns:
+        the file `export.json`.
+
+    Raises:
+        UserError: the run's files, its data where that is needed, or a package are not there.
+        Failed: a file did not pass its check; those that did are there.
+    """
+    _installed(config.formats)
+    folder = finished.room(config.out or str(finished.folder / "export"))
+    subject, lacking = _subject(finished, config)
+    rows = []
+    for kind in waiting(config.formats, "exporting"):
+        path = folder / f"{config.role}{FORMATS[kind]}"
+        rows.append({"format": kind, "role": config.role, "file": path.name, **_made(kind, path, subject, config)})
+    found: dict[str, Any] = {
+        "schema": SCHEMA,
+        "run": str(finished.folder),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "git": git_sha(),
+        "command": command,
+        "environment": {**environment(), **_versions()},
+        "params": sum(parameter.numel() for parameter in subject.net.parameters()),
+        "normalizes": config.normalize,
+        "checked_on": {name: len(images) for name, images in subject.parts.items()},
+        "without_data": lacking,
+        "tolerance": config.tolerance,
+        "max_loss": config.max_loss,
+        "files": rows,
+    }
+    return _publish(found, folder)
+
+
+def _installed(formats: list[str]) -> None:
+    """Refuse to begin what a missing package would end.
+
+    Raises:
+        UserError: one is not installed.
+    """
+    needed = ("onnx", "onnxscript", "onnxruntime") if {"onnx", "int8"} & set(formats) else ()
+    for package in needed:
+        try:
+            version(package)
+        except PackageNotFoundError:
+            raise UserError(f"formats: {package} is not installed: pip install 'kd[export]'") from None
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _subject(finished: Finished, config: "Export") -> tuple[Subject, str | None]:
+    """What is to be written, and why the data is not to be had if it is not."""
+    role = config.role
+    net = finished.net(role)
+    shape = finished.shape if role == "student" else Shape(*finished.stage(role).record["spec"]["shape"])
+    own = normalization_of(net, ((0.0,), (1.0,)))
+    cache = f"{config.output_dir}/cache"
+    try:
+        data, lacking = own_data(finished, config.data, cache, needed="int8" in config.formats)
+    except UserError as error:
+        raise UserError(
+            f"{error}\nint8 is calibrated and tested on the run's images; formats=[onnx,pt2] do without"
+        ) from error
+    about = {
+        "kd_schema": SCHEMA,
+        "run": finished.report["name"],
+        "role": role,
+        "net": next(model["net"] for model in finished.report["models"] if model["role"] == role),
+        "classes": list(finished.report["data"]["classes"]),
+        "channels": shape.channels,
+        "image_size": shape.image_size,
+        "mean": list(own[0]),
+        "std": list(own[1]),
+        "normalizes": config.normalize,
+    }
+    metadata = {key: json.dumps(value) for key, value in about.items()}
+    parts, train = _images(data, shape)
+    return Subject(net.cpu(), shape, own, config.normalize, metadata, parts, train), lacking
+
+
+def _images(data: DataModule | None, shape: Shape) -> tuple[dict[str, Images], Images | None]:
+    if data is not None:
+        return {"val": data.split.val, "test": data.split.test}, data.split.train
+    draw = torch.Generator().manual_seed(0)
+    size = (RANDOM, shape.channels, shape.image_size, shape.image_size)
+    pixels = torch.randint(0, 256, size, generator=draw, dtype=torch.uint8)
+    return {"random": Images(pixels, torch.full((RANDOM,), -1))}, None
+
+
+def _made(kind: str, path: Path, subject: Subject, config: "Export") -> dict[str, Any]:
+    """Write one file and check it; a file that fails is removed. What `export.json` says of it."""
+    path.unlink(missing_ok=True)
+    try:
+        _write(kind, path, subject, config.calibration)
+        row = {"bytes": path.stat().st_size, **_checked(kind, path, subject, config)}
+    except Exception as error:  # exporters raise what they like; the other formats go on
+        reason = (str(error).strip().splitlines() or [""])[0][:300]
+        row = {"refused": f"{type(error).__name__}: {reason}"}
+    if row["refused"]:
+        path.unlink(missing_ok=True)
+    return row
+
+
+def _write(kind: str, path: Path, subject: Subject, calibration: int) -> None:
+    about = (subject.net, subject.shape, subject.written)
+    if kind == "onnx":
+        write_onnx(*about, path, metadata=subject.metadata)
+    elif kind == "pt2":
+        write_pt2(*about, path, metadata=subject.metadata)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            source = write_onnx(*about, Path(folder) / "float.onnx", metadata=subject.metadata)
+            quantize(source, path, _calibration(subject, calibration))
+
+
+def _calibration(subject: Subject, count: int) -> Iterator[NDArray[np.float32]]:
+    """So many training images as they are, evenly spread over the training part, in batches."""
+    assert subject.train is not None
+    for index in torch.split(_spread(len(subject.train), count), 32):
+        yield subject.feed(subject.train.pixels[index]).numpy()
+
+
+def _spread(size: int, count: int) -> Tensor:
+    """At most `count` positions among `size`, evenly spaced; int64."""
+    return torch.linspace(0, size - 1, min(size, count)).long()
+
+
+def _checked(kind: str, path: Path, subject: Subject, config: "Export") -> dict[str, Any]:
+    """What a file gives beside PyTorch, and why it is refused if it is."""
+    runs = _opened(kind, path)
+    plain = whole_net(subject.net, subject.written)
+    difference, row = 0.0, dict[str, Any]()
+    for name, images in subject.parts.items():
+        some = images if kind == "int8" else images.at(_spread(len(images), COMPARED))
+        ours, theirs = (_logits(each, some, subject) for each in (plain, runs))
+        difference = max(difference, float((ours - theirs).abs().max()) if theirs.isfinite().all() else float("inf"))
+        if kind == "int8":
+            row[name] = _beside(ours, theirs, some.labels)
+    row = {"max_difference": difference if difference < float("inf") else None, "refused": None, **row}
+    if row["max_difference"] is None:
+        row["refused"] = "its logits are not all finite"
+    elif kind == "int8":
+        lost = 100 * (row["val"]["float32"] - row["val"]["accuracy"])
+        if lost > config.max_loss:
+            row["refused"] = f"loses {lost:.2f} points of validation accuracy, accepted are max_loss={config.max_loss}"
+    elif difference > config.tolerance:
+        row["refused"] = f"differs by {difference:.2g} from PyTorch, accepted is tolerance={config.tolerance}"
+    return row
+
+
+def _opened(kind: str, path: Path) -> Ask:
+    if kind != "pt2":
+        return OnnxNet(path)
+    module: Ask = torch.export.load(path).module()
+    return module
+
+
+@torch.no_grad()
+def _logits(ask: Ask, images: Images, subject: Subject) -> Tensor:
+    size = images.pixels.batch
+    steps = range(0, len(images), size)
+    return torch.cat(
+        [ask(subject.feed(images.pixels[i : i + size])) for i in waiting(steps, f"checking on {len(images)} images")]
+    )
+
+
+def _beside(ours: Tensor, theirs: Tensor, labels: Tensor) -> dict[str, Any]:
+    """Accuracy in int8 with its interval, that in float32, and the share of images on which both choose one class."""
+    found = summary(theirs, labels, ours)
+    return {
+        "images": len(labels),
+        **{key: found[key] for key in ("accuracy", "accuracy_ci95")},
+        "float32": summary(ours, labels)["accuracy"],
+        "same_class": found["agreement"],
+    }
+
+
+def _publish(found: dict[str, Any], folder: Path) -> Path:
+    """Write what was found, with what earlier commands left in the folder; show it.
+
+    Raises:
+        Failed: a file was refused.
+    """
+    refused = [row for row in found["files"] if row["refused"]]
+    file = folder / "export.json"
+    new = {row["file"] for row in found["files"]}
+    kept = [row for row in _earlier(file) if row["file"] not in new and (folder / row["file"]).exists()]
+    console = Console()
+    console.print(as_table(found))
+    for line in sentences(found):
+        console.print(line, highlight=False, markup=False)
+    whole_note = {**found, "files": [*found["files"], *kept]}
+    for path, text in ((file, json.dumps(whole_note, indent=1)), (folder / "export.md", as_markdown(whole_note))):
+        with whole(path) as temporary:
+            temporary.write_text(text)
+    say(f"Written to {folder}")
+    if refused:
+        raise Failed("\n".join(f"{row['file']} is refused and removed: {row['refused']}" for row in refused))
+    return file
+
+
+def _earlier(file: Path) -> list[dict[str, Any]]:
+    try:
+        rows: list[dict[str, Any]] = json.loads(file.read_text())["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return [row for row in rows if not row["refused"]]

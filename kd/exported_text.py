@@ -1,0 +1,82 @@
+"""What an export came to, in words and tables, for the terminal and for `export.md`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+COLUMNS = ("file", "size", "largest difference", "accuracy on test [95 %]", "in float32", "same class")
+WORTH_SAYING = 0.5  # points of accuracy that int8 may lose without a word
+
+
+def rows(found: Mapping[str, Any]) -> list[list[str]]:
+    """A row for each file, in the order of `COLUMNS`."""
+    return [_row(each) for each in found["files"]]
+
+
+def _row(each: Mapping[str, Any]) -> list[str]:
+    if each["refused"] and "bytes" not in each:
+        return [each["file"], "refused", "", "", "", ""]
+    size = "refused" if each["refused"] else f"{each['bytes'] / 1000:.1f} kB"
+    worst = "" if each["max_difference"] is None else f"{each['max_difference']:.2g}"
+    test = each.get("test")
+    if test is None:
+        return [each["file"], size, worst, "", "", ""]
+    low, high = (100 * bound for bound in test["accuracy_ci95"])
+    accuracy = f"{100 * test['accuracy']:.2f} % [{low:.1f}, {high:.1f}]"
+    return [each["file"], size, worst, accuracy, f"{100 * test['float32']:.2f} %", f"{100 * test['same_class']:.1f} %"]
+
+
+def sentences(found: Mapping[str, Any]) -> list[str]:
+    """What to know of the files."""
+    fed = "pixels in [0, 1]" if found["normalizes"] else "pixels that are normalised already"
+    lines = [f"They take {fed}, float32 [batch, channels, height, width], and give logits [batch, classes]."]
+    if found["without_data"]:
+        lines.append(f"Checked on random pixels alone, as the data is not to be had: {found['without_data']}")
+    for each in found["files"]:
+        if each["refused"]:
+            lines.append(f"{each['file']} is refused and removed: {each['refused']}.")
+        elif "val" in each:
+            won = {part: 100 * (each[part]["accuracy"] - each[part]["float32"]) for part in ("val", "test")}
+            lines.append(
+                f"int8 next to float32: {won['val']:+.2f} points on {each['val']['images']} validation images, "
+                f"{won['test']:+.2f} on {each['test']['images']} test images."
+            )
+            if won["val"] < -WORTH_SAYING:
+                lines.append(f"That is a loss of more than {WORTH_SAYING} points; try calibration=1000.")
+    return lines
+
+
+def as_table(found: Mapping[str, Any]) -> Table:
+    """For the terminal; fits in 80 columns."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for i, column in enumerate(COLUMNS):
+        table.add_column(column.replace(" [", "\n\\["), justify="left" if i == 0 else "right", overflow="fold")
+    for row in rows(found):
+        table.add_row(*(cell.replace(" [", "\n\\[") for cell in row))
+    return table
+
+
+def as_markdown(found: Mapping[str, Any]) -> str:
+    """`export.md`."""
+    env = found["environment"]
+    checked = ", ".join(f"{count} {name}" for name, count in found["checked_on"].items())
+    packages = ", ".join(f"{name} {env[name]}" for name in ("onnx", "onnxruntime", "onnxscript") if name in env)
+    lines = [
+        f"# Exported from {found['run']}",
+        "",
+        "| " + " | ".join(COLUMNS) + " |",
+        "|" + "|".join("---" if i == 0 else "---:" for i in range(len(COLUMNS))) + "|",
+        *("| " + " | ".join(row) + " |" for row in rows(found)),
+        "",
+        *(f"- {line}" for line in sentences(found)),
+        f"- The difference is that of the logits from PyTorch's, accepted in float32 is {found['tolerance']}. Images "
+        f"to check on: {checked}; float32 on up to 512 of each part.",
+        f"- Parameters of the net as it is exported: {found['params']:,}.",
+        f"- Command: `{found['command']}`, {found['finished']}, commit {found['git'] or 'unknown'}.",
+        f"- Python {env['python']}, torch {env['torch']}{', ' + packages if packages else ''}, {env['device']}, "
+        f"{env['threads']} threads.",
+        "",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,176 @@
+"""A trained model in use: pixels in, logits out, whatever kind of file it comes from."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kd.data.decode import DecodeError, decode
+from kd.errors import UserError, nearest
+from kd.finished import open_run, read_student
+from kd.formats import INPUT, OUTPUT, SCHEMA, whole_net
+from kd.nets.build import Shape, normalization_of
+from kd.teachers.header import STUDENT
+from kd.views import normalize, to_unit
+
+ACCEPTED = f"a run's folder, its {STUDENT}, or an .onnx file that kd.export wrote"
+SLACK = 1e-3  # how far interpolation may lead out of [0, 1]
+
+
+class Model(nn.Module):
+    """A net with all that is needed to ask it about images.
+
+    Args:
+        net: takes float32 [B, C, H, W] in [0, 1], gives logits [B, classes].
+
+    Attributes:
+        classes: their names, in the order of the logits.
+        channels: 1 for gray images, 3 for RGB.
+        image_size: height and width of the images, in pixels.
+    """
+
+    def __init__(self, net: nn.Module, shape: Shape, classes: Sequence[str]) -> None:
+        super().__init__()
+        self.net = net.requires_grad_(False)
+        self.classes = tuple(classes)
+        self.channels, self.image_size = shape.channels, shape.image_size
+        self.register_buffer("_here", torch.zeros(0), persistent=False)
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of images.
+
+        Args:
+            images: [B, C, H, W], float in [0, 1] or uint8; of the model's own size, as `read` gives them.
+
+        Returns:
+            float32 [B, classes], on the model's device.
+
+        Raises:
+            ValueError: they are of another shape or range.
+        """
+        wanted = (self.channels, self.image_size, self.image_size)
+        if images.ndim != 4 or tuple(images.shape[1:]) != wanted:
+            raise ValueError(f"images: found {list(images.shape)}, wanted are [B, {', '.join(map(str, wanted))}]")
+        x = to_unit(images) if images.dtype == torch.uint8 else images.float()
+        if x.numel() and not (float(x.min()) >= -SLACK and float(x.max()) <= 1 + SLACK):
+            low, high = float(x.min()), float(x.max())
+            raise ValueError(f"images: found {low:.4g} to {high:.4g}, wanted is [0, 1], not normalised, or uint8")
+        logits: Tensor = self.net(x.to(self._here.device))  # type: ignore[arg-type]
+        return logits
+
+    def probabilities(self, images: Tensor) -> Tensor:
+        """The probability of each class, float32 [B, classes]; arguments as for the model itself."""
+        logits: Tensor = self(images)
+        return logits.softmax(1)
+
+    def read(self, *paths: str | Path) -> Tensor:
+        """Image files as the model wants them, decoded as for its training: uint8 [B, C, H, W].
+
+        Raises:
+            UserError: one cannot be decoded.
+        """
+        found = []
+        for path in paths:
+            try:
+                found.append(decode(Path(path), self.image_size, self.channels))
+            except DecodeError as error:
+                raise UserError(f"{path}: {error}") from error
+        size = (len(found), self.channels, self.image_size, self.image_size)
+        return torch.from_numpy(np.stack(found)) if found else torch.zeros(size, dtype=torch.uint8)
+
+
+class OnnxNet(nn.Module):
+    """An ONNX file as a net: float32 [B, C, H, W] to logits [B, classes], by ONNX Runtime on the CPU.
+
+    It takes as many threads as PyTorch does.
+
+    Args:
+        normalization: what it wants its pixels under; None where that is in its graph.
+    """
+
+    def __init__(self, path: Path, normalization: tuple[tuple[float, ...], tuple[float, ...]] | None = None) -> None:
+        import onnxruntime
+
+        super().__init__()
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3
+        self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self.normalization = normalization
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of images."""
+        if self.normalization:
+            x = normalize(x, *self.normalization)
+        (logits,) = self.session.run([OUTPUT], {INPUT: x.cpu().numpy()})
+        return torch.from_numpy(logits)
+
+
+def load_model(path: str | Path, where: str, *, device: str = "cpu", trust: Sequence[str] = ()) -> Model:
+    """See `kd.load`.
+
+    Args:
+        where: what the path is called, for messages.
+    """
+    found = Path(path).expanduser()
+    if found.suffix == ".onnx" and found.is_file():
+        if device != "cpu":
+            raise UserError(f"device: found {device!r}; an ONNX file is asked on the cpu")
+        return _of_onnx(found, where)
+    if found.suffix == ".safetensors" and found.is_file():
+        file = found
+    elif found.is_file():
+        raise UserError(f"{where}: {found.resolve()} is no model of ours; accepted are {ACCEPTED}")
+    elif found.suffix in (".onnx", ".safetensors", ".pt2"):
+        beside = [each.name for each in found.parent.iterdir()] if found.parent.is_dir() else []
+        raise UserError(f"{where}: there is no file {found.absolute()}{nearest(found.name, beside)}")
+    else:
+        file = open_run(found, where, trust).folder / STUDENT
+        if not file.is_file():
+            raise UserError(f"{where}: the run {found.resolve()} has no student, so there is no {STUDENT} in it")
+    net, shape, classes = read_student(file, where, trust)
+    whole = whole_net(net, normalization_of(net, ((0.0,), (1.0,))))
+    return _on(Model(whole, shape, classes), device)
+
+
+def _on(model: Model, device: str) -> Model:
+    try:
+        return model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"device: found {device!r}, which cannot be had here: {reason}") from error
+
+
+def _of_onnx(path: Path, where: str) -> Model:
+    try:
+        net = OnnxNet(path)
+    except ImportError as error:
+        raise UserError(f"{where}: {error.name} is not installed: pip install 'kd[export]'") from error
+    except Exception as error:  # its own kinds, all of them about the file
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(f"{where}: {path} is no ONNX file, or a damaged one: {reason[:200]}") from error
+    said = net.session.get_modelmeta().custom_metadata_map
+    if "kd_schema" not in said:
+        raise UserError(f"{where}: {path} is none of our ONNX files, which name their classes; accepted is {ACCEPTED}")
+    try:
+        about: dict[str, Any] = {key: json.loads(value) for key, value in said.items()}
+        if about["kd_schema"] > SCHEMA:
+            raise UserError(f"{where}: {path} was written by a later kd (schema {about['kd_schema']}, not {SCHEMA})")
+        classes, size = about["classes"], about["image_size"]
+        if not about["normalizes"]:
+            net.normalization = (tuple(about["mean"]), tuple(about["std"]))
+        shape = Shape(about["channels"], size, len(classes))
+        logits = net(torch.zeros(2, shape.channels, size, size))
+    except UserError:
+        raise
+    except Exception as error:  # metadata that does not fit the graph, or is none of ours
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(f"{where}: {path} is damaged: {reason[:200]}") from error
+    if logits.shape != (2, len(classes)):
+        raise UserError(f"{where}: {path} names {len(classes)} classes, but gives {list(logits.shape)} for two images")
+    return Model(net, shape, classes)

@@ -1,0 +1,159 @@
+"""The card that goes with a run's student: what it is, what it was trained on, how good it is, what to beware of."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kd.teachers.header import STUDENT
+
+FEW = 1000  # test images below which the card warns of the interval
+UNEVEN = 3.0  # times that the most frequent class of the test part is as frequent as the rarest
+UNSURE = 0.05  # expected calibration error from which the card warns of the probabilities
+LISTED = 20  # classes that are listed with their recall
+
+
+def model_card(report: Mapping[str, Any], folder: str) -> str:
+    """`MODEL_CARD.md`, after Mitchell et al. 2019, "Model Cards for Model Reporting".
+
+    Args:
+        report: what `report.json` says of a run with a student.
+        folder: the run's, for the lines that use the model.
+    """
+    by_role = {model["role"]: model for model in report["models"]}
+    student, data = by_role["student"], report["data"]
+    parts = {
+        "What it is": _what(student, by_role.get("teacher"), report),
+        "What it is for": _purpose(data),
+        "Data": _data(data),
+        "How good it is": [*_metrics(by_role, data), "", *_classes(student, data["classes"])],
+        "What to beware of": _limits(student, data, report),
+        "How to use it": _use(folder),
+        "How it was made": _made(report),
+    }
+    lines = [f"# Model card: {report['name']}"]
+    for title, text in parts.items():
+        lines += ["", f"## {title}", "", *text]
+    return "\n".join([*lines, ""])
+
+
+def _what(student: Mapping[str, Any], teacher: Mapping[str, Any] | None, report: Mapping[str, Any]) -> list[str]:
+    taught = f", distilled from {teacher['net']} ({teacher['params']:,} parameters)" if teacher else ""
+    return [
+        f"An image classifier: {student['net']} with {student['params']:,} parameters, {student['macs']:,} "
+        f"multiply-accumulates an image and {student['bytes']:,} bytes{taught}. It chooses one of "
+        f"{len(report['data']['classes'])} classes: {_some(report['data']['classes'])}."
+    ]
+
+
+def _purpose(data: Mapping[str, Any]) -> list[str]:
+    return [
+        f"Images of the kind it was trained on ({data['name']}), each of exactly one of its classes. It has no answer "
+        "for an image of none of them: it chooses one all the same. Not meant for decisions about people, diagnoses "
+        "among them, without a test of its own for that use."
+    ]
+
+
+def _data(data: Mapping[str, Any]) -> list[str]:
+    without = f", and {data['unlabeled']} without labels" if data.get("unlabeled") else ""
+    skipped = f" {len(data['skipped'])} files could not be decoded and were left out." if data.get("skipped") else ""
+    return [
+        f"- {data['name']}: {data['train']} training images{without}; {data['val']} for validation, which weights were "
+        f"chosen on; {data['test']} for the test, read once at the end.{skipped}",
+        f"- Licence of the data, as stated by whoever trained the model: {data.get('license') or 'not stated'}.",
+    ]
+
+
+def _metrics(by_role: Mapping[str, Mapping[str, Any]], data: Mapping[str, Any]) -> list[str]:
+    names = [role for role in ("student", "baseline", "teacher") if role in by_role]
+    tests = [by_role[role]["test"] for role in names]
+
+    def row(title: str, cells: Sequence[str]) -> str:
+        return f"| {title} | {' | '.join(cells)} |"
+
+    return [
+        f"On the {data['test']} test images:",
+        "",
+        row("", names),
+        row("---", ["---:"] * len(names)).replace(" ", ""),
+        row("accuracy [95 %, Wilson]", [_interval(test) for test in tests]),
+        row("balanced accuracy", [f"{100 * test['balanced_accuracy']:.2f} %" for test in tests]),
+        row("negative log-likelihood, nats", [f"{test['nll']:.3f}" for test in tests]),
+        row("expected calibration error", [f"{test['ece']:.3f}" for test in tests]),
+    ]
+
+
+def _interval(test: Mapping[str, Any]) -> str:
+    low, high = (100 * bound for bound in test["accuracy_ci95"])
+    return f"{100 * test['accuracy']:.2f} % [{low:.1f}, {high:.1f}]"
+
+
+def _counts(student: Mapping[str, Any]) -> list[int]:
+    """Test images of each class; empty where there are too many classes for the report to say."""
+    return [sum(row) for row in student["test"].get("confusion") or ()]
+
+
+def _classes(student: Mapping[str, Any], classes: Sequence[str]) -> list[str]:
+    """What share of each class is found, the worst first."""
+    counts = _counts(student)
+    if not counts:
+        return []
+    confusion = student["test"]["confusion"]
+    recalls = sorted(
+        (confusion[i][i] / n, name, n) for i, (name, n) in enumerate(zip(classes, counts, strict=True)) if n
+    )
+    title = "the worst first" if len(recalls) <= LISTED else f"the {LISTED} worst"
+    shown = ", ".join(f"{name} {100 * recall:.0f} % of {n}" for recall, name, n in recalls[:LISTED])
+    return [f"Found of each class, {title}: {shown}."]
+
+
+def _limits(student: Mapping[str, Any], data: Mapping[str, Any], report: Mapping[str, Any]) -> list[str]:
+    test, counts = student["test"], [n for n in _counts(student) if n]
+    low, high = (100 * bound for bound in test["accuracy_ci95"])
+    lines = [
+        "Not tested: images from elsewhere (other cameras, places, people), corrupted or adversarial ones, and whether "
+        "it serves all groups of people alike. Accuracy there may be far lower.",
+        f"One training with seed {report['seed']}; another seed gives another accuracy.",
+    ]
+    if data["test"] < FEW:
+        lines.append(
+            f"The test is small: with {data['test']} images the accuracy is known to {low:.1f} to {high:.1f} %."
+        )
+    if counts and max(counts) > UNEVEN * min(counts):
+        lines.append(
+            f"The classes are uneven: {min(counts)} to {max(counts)} test images. Look at the balanced accuracy, and "
+            "at the classes one by one."
+        )
+    if test["ece"] > UNSURE:
+        lines.append(
+            f"Its probabilities are off by {test['ece']:.3f} on average: do not take them for how often it is right. "
+            "`python -m kd.evaluate` fits a temperature that mends most of that."
+        )
+    return [f"- {line}" for line in [*lines, *(report.get("teaching") or {"concerns": ()})["concerns"]]]
+
+
+def _use(folder: str) -> list[str]:
+    return [
+        "```python",
+        "from kd import load",
+        "",
+        f'model = load("{folder}")  # or its {STUDENT}, or an .onnx file of kd.export',
+        'logits = model(model.read("image.png"))',
+        "print(model.classes[logits.argmax()])",
+        "```",
+        "",
+        "```bash",
+        f"python -m kd.predict model={folder} images=FOLDER out=preds.csv",
+        "```",
+    ]
+
+
+def _made(report: Mapping[str, Any]) -> list[str]:
+    env = report["environment"]
+    return [
+        f"- `{report['command']}`",
+        f"- Finished {report['finished']}, commit {report['git'] or 'unknown'}; Python {env['python']}, torch "
+        f"{env['torch']}, Lightning {env['lightning']}, {env['device']}.",
+    ]
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")

@@ -1,0 +1,95 @@
+"""`python -m kd.predict model=PATH images=PATH`: the class of each image, and the probability of every class.
+
+python -m kd.predict model=outputs/runs/RUN images=photos out=preds.csv
+python -m kd.predict model=outputs/runs/RUN/export/student.int8.onnx images=photos/cat.jpg
+python -m kd.predict model=student.safetensors 'images=[a.png,b.png]' out=preds.json
+"""
+
+from functools import partial
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+from pydantic import ValidationInfo, field_validator
+
+from kd.command import folder_of, job, run_command
+from kd.config import Command, check_as
+from kd.data.folder import find_images
+from kd.errors import Failed, UserError, nearest
+
+
+class Predict(Command):
+    """The config of `kd.predict`; see conf/predict/predict.yaml."""
+
+    model: str
+    images: str | list[str]
+    out: str | None
+    device: str
+
+    @field_validator("out")
+    @classmethod
+    def _kind(cls, found: str | None, info: ValidationInfo) -> str | None:
+        if found is None:
+            return None
+        path = Path(found).expanduser()
+        if path.suffix not in (".csv", ".json"):
+            raise UserError(f"out: found {found!r}; accepted are null and names that end in .csv or .json")
+        if not path.parent.is_dir():
+            raise UserError(f"out: there is no folder {path.parent.absolute()}")
+        if path.is_dir():
+            raise UserError(f"out: {path.absolute()} is a folder; name a file")
+        return found
+
+
+def _checked(cfg: DictConfig, typed: set[str]) -> Predict:
+    return check_as(Predict, cfg)
+
+
+def files_of(images: str | list[str]) -> list[Path]:
+    """The image files that the config's `images` means; those of a folder in order of name.
+
+    One of a list that is not there is left in: it gets a row that says so.
+
+    Raises:
+        UserError: there are none, or no such file or folder.
+    """
+    if isinstance(images, list):
+        entries = [Path(each).expanduser() for each in images]
+    else:
+        path = Path(images).expanduser()
+        if not path.exists():
+            beside = [each.name for each in path.parent.glob("*")] if path.parent.is_dir() else []
+            raise UserError(f"images: there is no file or folder {path.absolute()}{nearest(path.name, beside)}")
+        entries = _listed(path) if path.suffix.lower() == ".txt" and path.is_file() else [path]
+    try:
+        found = [file for each in entries for file in (find_images(each) if each.is_dir() else [each])]
+    except OSError as error:
+        raise UserError(f"images: cannot read {error.filename}: {error.strerror}") from error
+    if not found:
+        where = ", ".join(str(each.absolute()) for each in entries) or repr(images)
+        raise UserError(f"images: no image in {where}; looked for files with an image's ending, at any depth")
+    return found
+
+
+def _listed(path: Path) -> list[Path]:
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"images: {path} is no list of paths: {error}") from error
+    return [Path(line.strip()).expanduser() for line in lines if line.strip()]
+
+
+@hydra.main(version_base="1.3", config_path=str(folder_of("predict")), config_name="predict")
+@partial(job, checked=_checked)
+def main(config: Predict) -> None:
+    """Ask the model, and write what it says."""
+    files = files_of(config.images)
+    from kd.predictions import predict  # torch takes seconds to import; what is not there is told before
+
+    failed = predict(config.model, files, config.out, device=config.device, trust=config.trust)
+    if failed:
+        raise Failed(f"{failed} of {len(files)} images could not be read; their rows say why")
+
+
+if __name__ == "__main__":
+    run_command(main, "kd.predict")

@@ -1,0 +1,147 @@
+"""What a model says of image files, a row each, as CSV or JSON."""
+
+import contextlib
+import csv
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from kd.data.decode import DecodeError, decode
+from kd.log import say, waiting
+from kd.model import Model, load_model
+from kd.store import whole
+
+FIXED = ("path", "class", "error")  # the columns besides those of the classes
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is said of one file: the probability of each class, or why it could not be read."""
+
+    path: str
+    probabilities: list[float] | None
+    error: str | None
+
+
+def predict(model: str, files: Sequence[Path], out: str | None, *, device: str, trust: Sequence[str] = ()) -> int:
+    """Ask a model about files, and write its answers.
+
+    Args:
+        model: see `kd.load`.
+        out: a `.csv` or `.json` file, which appears whole; None for CSV on stdout.
+        device: `auto` for the GPU where there is one and the model can use it.
+
+    Returns:
+        how many of the files could not be read.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() and not model.endswith(".onnx") else "cpu"
+    asked = load_model(model, "model", device=device, trust=trust)
+    failed = 0
+    with _writer(out, asked.classes) as write:
+        for row in rows(asked, files):
+            failed += row.error is not None
+            write(row)
+    if out:
+        say(f"{len(files) - failed} of {len(files)} images predicted: {out}")
+    return failed
+
+
+@torch.no_grad()
+def rows(model: Model, files: Sequence[Path]) -> Iterator[Row]:
+    """A row for each file, in order; a batch of them in memory at a time."""
+    size = max(1, min(64, 2**20 // model.image_size**2))
+    steps = range(0, len(files), size)
+    # Threads: Pillow lets other threads run while it decodes.
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        for i in waiting(steps, f"predicting {len(files)} images"):
+            batch = files[i : i + size]
+            decoded = list(pool.map(lambda file: _decoded(file, model), batch))
+            pixels = [each for each in decoded if not isinstance(each, str)]
+            said = iter(model.probabilities(torch.from_numpy(np.stack(pixels))).tolist() if pixels else ())
+            for file, each in zip(batch, decoded, strict=True):
+                error = each if isinstance(each, str) else None
+                yield Row(_shown(file), None if error is not None else next(said), error)
+
+
+def _decoded(file: Path, model: Model) -> NDArray[np.uint8] | str:
+    """The pixels [C, H, W], or why there are none."""
+    try:
+        return decode(file, model.image_size, model.channels)
+    except DecodeError as error:
+        return str(error)
+
+
+def _shown(path: Path) -> str:
+    """The path as text; bytes in it that are none are escaped."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+@contextlib.contextmanager
+def _writer(out: str | None, classes: Sequence[str]) -> Iterator[Callable[[Row], None]]:
+    """What writes a row, to a file that appears whole at the end or to stdout."""
+    if out is None:
+        with _csv(sys.stdout, classes) as write:
+            yield write
+        return
+    path = Path(out).expanduser()
+    kind = _json if path.suffix == ".json" else _csv
+    with whole(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        with kind(file, classes) as write:
+            yield write
+        file.flush()  # before it is renamed
+
+
+@contextlib.contextmanager
+def _csv(file: TextIO, classes: Sequence[str]) -> Iterator[Callable[[Row], None]]:
+    """Columns `path`, `class`, one for each class by its name, `error`."""
+    table = csv.writer(file, lineterminator="\n")
+    table.writerow(["path", "class", *(f"p({name})" if name in FIXED else name for name in classes), "error"])
+
+    def write(row: Row) -> None:
+        if row.probabilities is None:
+            table.writerow([row.path, "", *("" for _ in classes), row.error])
+        else:
+            table.writerow([row.path, _chosen(row, classes), *map(_number, row.probabilities), ""])
+
+    yield write
+
+
+@contextlib.contextmanager
+def _json(file: TextIO, classes: Sequence[str]) -> Iterator[Callable[[Row], None]]:
+    """A list of objects with `path`, `class`, `probabilities` by class, and `error`; null where there is none."""
+    before = "[\n"
+
+    def write(row: Row) -> None:
+        nonlocal before
+        found: dict[str, Any] = {"path": row.path, "class": None, "probabilities": None, "error": row.error}
+        if row.probabilities is not None:
+            found["class"] = _chosen(row, classes)
+            found["probabilities"] = dict(zip(classes, map(_number, row.probabilities), strict=True))
+        file.write(before + json.dumps(found, ensure_ascii=False))
+        before = ",\n"
+
+    yield write
+    file.write("\n]\n")
+
+
+def _chosen(row: Row, classes: Sequence[str]) -> str:
+    assert row.probabilities is not None
+    return classes[max(range(len(classes)), key=row.probabilities.__getitem__)]
+
+
+def _number(probability: float) -> float:
+    """Without the digits that float32 does not have."""
+    return float(f"{probability:.6g}")
