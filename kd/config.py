@@ -27,6 +27,7 @@ from kd.schedules import POSITIVE, SHARE, Accept, make_schedule
 from kd.teachers.header import net_of
 
 M = TypeVar("M", bound=BaseModel)
+T = TypeVar("T", bound="Training")
 Trains = Literal["all", "head", "none"]
 Node = dict[str, Any]  # `_target_` and its keywords; those are checked against the target's signature when it is built
 
@@ -78,7 +79,21 @@ class Normalization(Strict):
     std: Annotated[list[PositiveFloat], Field(min_length=1)]
 
 
-class Teacher(Recipe):
+class Answers(Strict):
+    """How a teacher's answers are kept.
+
+    Attributes:
+        outputs: the type that its logits are rounded to, kept or not.
+        cache: whether they are kept, by image and view, for all later epochs and runs; that changes no result.
+        cache_limit: how much room all kept outputs may take, in GB (10^9 bytes).
+    """
+
+    outputs: Literal["float16", "float32"]
+    cache: Annotated[Literal["auto", "off"], BeforeValidator(lambda found: "off" if found is False else found)]  # YAML
+    cache_limit: PositiveFloat
+
+
+class Teacher(Recipe, Answers):
     """The teacher's net and recipe, and how its answers are kept.
 
     Attributes:
@@ -89,9 +104,6 @@ class Teacher(Recipe):
             the net's own, or else the data's.
         members: several teachers that answer as one; each says what it does otherwise than this one. None for one.
         weights, average, average_temperature: how they do; see `kd.teachers.ensemble.Ensemble`.
-        outputs: the type that its logits are rounded to, kept or not.
-        cache: whether they are kept, by image and view, for all later epochs and runs; that changes no result.
-        cache_limit: how much room all kept outputs may take, in GB (10^9 bytes).
         taps: as the student's, in the same order: each is paired with one of the student's.
     """
 
@@ -103,9 +115,6 @@ class Teacher(Recipe):
     weights: list[PositiveFloat] | None = None
     average: Literal["logits", "probabilities"] = "logits"
     average_temperature: Any = None  # often `${temperature}`, which may be a schedule; it counts for probabilities
-    outputs: Literal["float16", "float32"]
-    cache: Annotated[Literal["auto", "off"], BeforeValidator(lambda found: "off" if found is False else found)]  # YAML
-    cache_limit: PositiveFloat
     taps: Annotated[list[str], Field(min_length=1)] | None = None
 
     @property
@@ -186,8 +195,8 @@ class StageConfig(Strict):
     keep: Literal["best", "last"] | None = None
 
 
-class Config(Recipe):
-    """The whole config of `kd.train`; the recipe at top level is the student's and the baseline's.
+class Training(Recipe):
+    """What the commands that train share; the recipe at top level is the student's.
 
     Attributes:
         alpha: weight of the teacher's side; a share or a schedule of shares.
@@ -196,15 +205,13 @@ class Config(Recipe):
 
     alpha: Annotated[Any, AfterValidator(partial(_number, knob="alpha", accept=SHARE))]
     temperature: Annotated[Any, AfterValidator(partial(_number, knob="temperature", accept=POSITIVE))]
-    stages: Annotated[list[str], Field(min_length=1)]
-    stage: dict[Annotated[str, Field(pattern=r"^\w+$")], StageConfig]
     force: bool
     debug: bool
     pictures: bool
     output_dir: str
     name: Annotated[str, Field(pattern=r"^[^/\\\n]+$")]  # a folder's name
     data: Node
-    teacher: Teacher
+    teacher: Answers
     student: Student
     loss: Node
     trainer: Node
@@ -214,6 +221,14 @@ class Config(Recipe):
     def used(self) -> tuple[str, ...]:
         """Of `alpha` and `temperature` those that the loss depends on."""
         return self._used
+
+
+class Config(Training):
+    """The whole config of `kd.train`; the recipe at top level is the student's and the baseline's."""
+
+    stages: Annotated[list[str], Field(min_length=1)]
+    stage: dict[Annotated[str, Field(pattern=r"^\w+$")], StageConfig]
+    teacher: Teacher
 
     @model_validator(mode="after")
     def _chain(self) -> Self:
@@ -230,7 +245,12 @@ class Command(Strict):
 
 
 def check(cfg: DictConfig, typed: Collection[str] = ()) -> Config:
-    """The composed config as a checked object.
+    """The composed config of `kd.train` as a checked object; see `check_training`."""
+    return check_training(Config, cfg, typed)
+
+
+def check_training(model: type[T], cfg: DictConfig, typed: Collection[str]) -> T:
+    """The composed config of a command that trains as a checked object.
 
     Args:
         typed: the keys that stood on the command line.
@@ -241,7 +261,7 @@ def check(cfg: DictConfig, typed: Collection[str] = ()) -> Config:
     for knob in KNOBS:
         if type(cfg.get(knob)) is int:
             cfg[knob] = float(cfg[knob])  # 4 and 4.0 are one setting, so one name and one key in the store
-    config = check_as(Config, cfg)
+    config = check_as(model, cfg)
     refuse_unused(cfg, typed)
     config._used = tuple(knob for knob in KNOBS if uses(cfg, knob))
     return config

@@ -81,7 +81,7 @@ def run(
         done = by_role(chain, stages)
         report = make_report(done, data, name=config.name, seed=config.seed, command=command, config=plain)
         figures = dict(figures_of(done, data)) if config.pictures else {}
-        _write(folder.path, report, figures, done, data)
+        write_run(folder.path, report, figures, done, data)
         own = {link.role for link in chain if link.role and folder.shows(link.name)}
         shown = {name: each for name, each in figures.items() if "/" not in name or name.rpartition("/")[2] in own}
         finish(events, config, report, shown)
@@ -116,13 +116,14 @@ def figures_of(done: Mapping[Role, Done], data: DataModule) -> Iterator[tuple[st
     return figures_of_run(histories, logits, test.pixels, test.labels, data.classes)
 
 
-def _write(
+def write_run(
     folder: Path,
-    report: dict[str, Any],
+    report: Mapping[str, Any],
     figures: Mapping[str, Figure],
     done: Mapping[Role, Done],
     data: DataModule,
 ) -> None:
+    """The files of a run: its report, its config, and its student with a header that says what it is."""
     (folder / "report.json").write_text(json.dumps(report, indent=1))
     (folder / "report.md").write_text(as_markdown(report))
     (folder / "report.html").write_text(as_page(report, figures))

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from kd.chain import LABELS_ONLY, Link
 from kd.code_hash import RECIPE, code_of, targets
-from kd.config import Config
+from kd.config import Training
 from kd.construct import resolve_target
 from kd.data.base import DataModule, Images
 from kd.errors import Dropped
 from kd.features import kinds_of, study
 from kd.metrics import predict_logits, summary
 from kd.nets.build import Shape, build_net, normalization_of, set_normalization
+from kd.nets.grow import Grown, align
 from kd.objective import signals_of
 from kd.store import Done, Store, key_of, whole
 from kd.tapped import taps_of
@@ -29,6 +30,7 @@ from kd.teachers.ensemble import Ensemble
 from kd.teachers.frozen import Frozen
 from kd.teachers.live import Live, Teacher
 from kd.teachers.observed import Observed
+from kd.teachers.snapshot import Snapshot
 from kd.teachers.source import file_of, load_start, net_spec, start_spec
 from kd.teachers.view_files import Room, ViewFiles
 from kd.teachers.watch import Watched
@@ -63,6 +65,7 @@ class Stage:
         start: the finished stage to take them from.
         members: the finished stages whose nets the net consists of.
         room: where the teacher's outputs are kept; None does not keep them.
+        stored: logits [training images, C] that are replayed in the teacher's stead.
     """
 
     name: str
@@ -74,6 +77,7 @@ class Stage:
     start: Done | None = None
     members: tuple[Done, ...] = ()
     room: Room | None = None
+    stored: Tensor | None = None
 
     @property
     def key(self) -> str:
@@ -81,7 +85,7 @@ class Stage:
         return key_of(self.spec)
 
 
-def make_stage(link: Link, config: Config, data: DataModule, done: Mapping[str, Done]) -> Stage:
+def make_stage(link: Link, config: Training, data: DataModule, done: Mapping[str, Done]) -> Stage:
     """The stage that a link of the chain asks for.
 
     Args:
@@ -103,7 +107,7 @@ def make_stage(link: Link, config: Config, data: DataModule, done: Mapping[str, 
     spec["epochs"] = min(spec["epochs"], config.trainer.get("max_epochs", spec["epochs"]))
     spec["trainer"] = {k: v for k, v in config.trainer.items() if k not in RUNTIME_ONLY | {"max_epochs"}}
     runtime = {k: v for k, v in config.trainer.items() if k in RUNTIME_ONLY}
-    spec["code"] = code_of(link.net, *targets(spec["objective"]))
+    spec["code"] = code_of(*targets(link.net), *targets(spec["objective"]))
     teacher = done[link.teacher] if link.teacher else None
     start = done[link.start] if link.start else None
     spec |= {which: stage.key for which, stage in (("teacher", teacher), ("start", start)) if stage}
@@ -117,7 +121,7 @@ def make_stage(link: Link, config: Config, data: DataModule, done: Mapping[str, 
     )
 
 
-def _room(config: Config) -> Room | None:
+def _room(config: Training) -> Room | None:
     if config.teacher.cache == "off" or PARTIAL_EPOCHS & set(config.trainer):
         return None
     return Room(Path(config.output_dir).expanduser() / "cache" / "teacher", config.teacher.cache_limit)
@@ -183,7 +187,8 @@ def _start(stage: Stage, data: DataModule) -> nn.Module:
         where = f"{stage.name}.normalization"
         set_normalization(net, (tuple(said["mean"]), tuple(said["std"])), data.shape.channels, where)
     if stage.start:
-        net.load_state_dict(stage.start.weights())
+        take = net.take_over if isinstance(net, Grown) else net.load_state_dict
+        take(stage.start.weights())
         _normalized_as(net, stage.start)
     elif stage.teacher and callable(inherit := getattr(net, "inherit", None)):
         inherit(stage.teacher.weights())
@@ -206,12 +211,31 @@ def _train(stage: Stage, net: nn.Module, data: DataModule, folder: Path, watch: 
     if stage.reference:
         reference = logits_of(stage.reference, data, data.split.val).argmax(1)
     taught: dict[str, Any] = {}
-    if stage.teacher:
-        taught = {"teacher": teacher_of(stage, stage.teacher, data), "watched": watched(stage.teacher, data)}
+    if stage.stored is not None:
+        taught = {"teacher": Snapshot(stage.stored)}
+    elif stage.teacher:
+        taught = {"teacher": teacher_of(stage, stage.teacher, data)}
+        if _classes(stage.teacher) == data.shape.num_classes:  # one that knows fewer says nothing of the other images
+            taught["watched"] = watched(stage.teacher, data)
     if stage.start and (learned := stage.start.folder / LEARNED).exists():
         taught["learned"] = load_file(learned)
     result = fit(net, stage.spec, stage.name, data, folder, stage.runtime, reference=reference, watch=watch, **taught)
+    if stage.spec.get("align"):
+        _aligned(net, folder / "weights.safetensors")
     return {**result, "reference": stage.reference.key if stage.reference else None}
+
+
+def _aligned(net: nn.Module, file: Path) -> None:
+    """Align the last layer of the weights in a file, which are the net's."""
+    assert isinstance(net, Grown)
+    net.load_state_dict(load_file(file))
+    align(net.head)
+    save_file({k: v.contiguous() for k, v in net.state_dict().items()}, file)
+
+
+def _classes(done: Done) -> int:
+    """How many classes a finished stage's net knows."""
+    return Shape(*done.record["spec"]["shape"]).num_classes
 
 
 def _keep(net: nn.Module, data: DataModule, folder: Path) -> dict[str, Any]:
@@ -269,7 +293,7 @@ def teacher_of(stage: Stage, done: Done, data: DataModule) -> Teacher:
         "precision": stage.spec["trainer"].get("precision"),
         "torch": torch.__version__,  # another one may differ in the last bit
     }
-    files = ViewFiles(stage.room, key_of(key), len(images), data.shape.num_classes, stage.spec["outputs"])
+    files = ViewFiles(stage.room, key_of(key), len(images), _classes(done), stage.spec["outputs"])
     return Cached(live, images, augment=data.augment, seed=stage.spec["seed"], files=files)
 
 
@@ -315,6 +339,8 @@ def _name_of(node: Mapping[str, Any]) -> str:
     target, options = resolve_target(node, "net")
     if target is Ensemble:
         return f"Ensemble of {len(options['members'])}: {', '.join(map(_name_of, options['members']))}"
+    if target is Grown:
+        return _name_of(options["net"])
     name = str(options.pop("name", target.__name__))
     defaults = {key: parameter.default for key, parameter in inspect.signature(target).parameters.items()}
     changed = {k: v for k, v in options.items() if v != defaults.get(k) and v != list(_items(defaults.get(k)))}

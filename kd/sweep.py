@@ -10,7 +10,7 @@ import shlex
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,10 +27,11 @@ from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
+from hydra.utils import get_object
 from omegaconf import Container, DictConfig, OmegaConf, open_dict
 
 from kd.command import Leave, explain, typed_keys
-from kd.config import Config, check
+from kd.config import Training
 from kd.errors import UnusedError, UserError
 from kd.log import say
 from kd.ranking import show, student_of
@@ -38,6 +39,9 @@ from kd.sweep_job import Job, Task, describe
 
 # What a run's name shows anyway.
 SHOWN = {"data", "model", "teacher", "student", "loss", "experiment", "alpha", "temperature", "seed"}
+
+# Groups whose files pick those of other groups.
+PICKED = {"model": {"teacher", "student"}, "incremental/method": {"loss"}}
 
 # What a sweep's name does not depend on: forced, or shown with tracebacks, it is the same sweep.
 APART = {"force", "debug", "pictures", "output_dir", "name", "sweep"}
@@ -58,7 +62,7 @@ class Entry:
     number: int
     overrides: tuple[str, ...]
     swept: tuple[str, ...]
-    config: Config | None = None
+    config: Training | None = None
     error: Exception | None = None
     job: Job | None = None
 
@@ -69,7 +73,17 @@ class Entry:
 
 
 class Sweep(Callback):
-    """Runs all jobs in the place of Hydra's sweeper, which knows nothing of what is done, and stops at a failure."""
+    """Runs all jobs in the place of Hydra's sweeper, which knows nothing of what is done, and stops at a failure.
+
+    Args:
+        command: what comes after `python -m`.
+        check: the dotted path of what checks a composed config, given the top-level keys that were typed.
+        run: that of what runs a checked config.
+    """
+
+    def __init__(self, command: str = "kd.train", check: str = "kd.config.check", run: str = "kd.run.run") -> None:
+        self.command, self.run = command, run
+        self.check: Callable[[DictConfig, set[str]], Training] = get_object(check)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: object) -> None:
         """Run what is not done, show the table of all, and leave the process.
@@ -121,18 +135,18 @@ class Sweep(Callback):
         for entry in entries:
             if entry.config:
                 since = now if entry.config.force else None
-                command = _command(entry.overrides)
-                entry.job = Job(entry.overrides, entry.label, entry.config, folder, command, since)
+                command = _command(self.command, entry.overrides)
+                entry.job = Job(entry.overrides, entry.label, entry.config, folder, command, since, run=self.run)
             elif not isinstance(entry.error, UnusedError):
                 _log_of(entry, folder).write_text(f"{explain(entry.error)}\n")  # type: ignore[arg-type]
         return entries
 
-    def _checked(self, overrides: tuple[str, ...]) -> Config:
+    def _checked(self, overrides: tuple[str, ...]) -> Training:
         cfg = self.context.config_loader.load_sweep_config(self.config, list(overrides))
         HydraConfig.instance().set_config(cfg)
         with open_dict(cfg):
             del cfg["hydra"]
-        return check(cfg, typed_keys(overrides))
+        return self.check(cfg, typed_keys(overrides))
 
     def _launch(self, todo: Sequence[Entry], count: int) -> None:
         """Run the jobs; returns when all have ended."""
@@ -251,11 +265,11 @@ def sweep_name(*, _root_: Container) -> str:
     if "name" in given and not given["name"].is_sweep_override():
         return str(given["name"].value())
     keys = _swept_keys(_root_, parsed)
-    hidden = keys | ({"teacher", "student"} if "model" in keys else set())
+    hidden = keys.union(*(picked for key, picked in PICKED.items() if key in keys))
     choices = OmegaConf.select(_root_, "hydra.runtime.choices")
-    shared = {name: choices[name] for name in ("data", "teacher", "student", "loss", "experiment")}
+    shared = {name: choices.get(name) for name in ("data", "teacher", "student", "loss", "experiment")}
     parts = [value for name, value in shared.items() if value not in (None, "null") and name not in hidden]
-    if not {"teacher", "student"} & hidden:
+    if shared["teacher"] and not {"teacher", "student"} & hidden:
         parts[1 - ("data" in hidden)] += "_to"
     parts += [key.rpartition(".")[2] for key in given if key in keys]
     rest = sorted(str(each.input_line) for key, each in given.items() if key not in APART)
@@ -293,7 +307,7 @@ def _name(entries: Sequence[Entry]) -> None:
         entry.config = entry.config.model_copy(update={"name": name})
 
 
-def _with(config: Config, more: str) -> str:
+def _with(config: Training, more: str) -> str:
     """A run's name with more in it; the seed stays at its end."""
     seed = f"_s{config.seed}"
     return f"{config.name.removesuffix(seed)}_{more}{seed}"
@@ -307,11 +321,11 @@ def _plain(text: str, longest: int) -> str:
     return f"{plain[: longest - 9]}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
-def _command(overrides: Sequence[str]) -> str:
+def _command(command: str, overrides: Sequence[str]) -> str:
     """The line that runs a job alone."""
     flags = [word for word in sys.argv[1:] if "=" not in word and word not in ("-m", "--multirun")]
     own = [override for override in overrides if not override.startswith("sweep=")]
-    return shlex.join(["python", "-m", "kd.train", *flags, *own])
+    return shlex.join(["python", "-m", command, *flags, *own])
 
 
 def _refuse_devices(entries: Sequence[Entry]) -> None:

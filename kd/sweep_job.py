@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.utils import get_object
 from omegaconf import DictConfig
 
 from kd.code_hash import RECIPE, code_of, targets
 from kd.command import Leave
-from kd.config import Config
+from kd.config import Training
 from kd.errors import Interrupted, UserError
 from kd.log import into
 
@@ -54,15 +55,17 @@ class Job:
         command: the line that runs it alone.
         since: results from before that time do not count; None where all do.
         driver: the process that started the sweep.
+        run: the dotted path of what runs the config.
     """
 
     overrides: tuple[str, ...]
     label: str
-    config: Config
+    config: Training
     sweep: Path
     command: str
     since: datetime | None = None
     driver: int = field(default_factory=os.getpid)
+    run: str = "kd.run.run"
 
     @property
     def folder(self) -> Path:
@@ -148,12 +151,12 @@ def _attempt(job: Job) -> str | None:
     """Run the job; returns what went wrong."""
     with into(job.log) as console:
         try:
-            from kd.run import JobFolder, run
+            from kd.run import JobFolder
 
             config = job.config
             if os.getpid() != job.driver:  # several progress bars on one terminal would overwrite each other
                 config = config.model_copy(update={"trainer": {"enable_progress_bar": False, **config.trainer}})
-            run(config, job.command, folder=JobFolder(job.folder), since=job.since, out=console)
+            get_object(job.run)(config, job.command, folder=JobFolder(job.folder), since=job.since, out=console)
         except Interrupted as error:
             raise Leave from error
         except (Exception, SystemExit) as error:

@@ -33,11 +33,12 @@ TINY = (
 )
 
 
-def composed(*overrides: str) -> DictConfig:
-    """`conf/train.yaml` under these overrides, for a pair of nets small enough for a test."""
+def composed(*overrides: str, config: str = "train") -> DictConfig:
+    """A command's config under these overrides; that of `kd.train` for a pair of nets small enough for a test."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("train", ["model=mlp_to_mlp", *overrides], return_hydra_config=True)
+        words = ["model=mlp_to_mlp", *overrides] if config == "train" else list(overrides)
+        cfg = compose(config, words, return_hydra_config=True)
     HydraConfig.instance().set_config(cfg)
     with open_dict(cfg):
         del cfg["hydra"]

@@ -15,6 +15,8 @@ from kd.benchmark import Benchmark
 from kd.command import CONF
 from kd.config import Command, check, check_as
 from kd.evaluate import Evaluate
+from kd.incremental import as_group
+from kd.tasks import check as check_tasks
 
 README = (CONF.parent / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
@@ -52,6 +54,15 @@ def test_commands_about_a_run_compose(name: str, model: type[Command]) -> None:
     for line in lines:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             check_as(model, compose(name, shlex.split(line)[3:]))
+
+
+def test_commands_for_new_classes_compose() -> None:
+    lines = [line.partition("  #")[0] for _, text in BLOCKS for line in text.splitlines() if "kd.incremental" in line]
+    assert len(lines) > 3
+    for line in lines:
+        words = [word.partition(",")[0] if " -m inc" in line else word for word in as_group(shlex.split(line)[3:])]
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            check_tasks(compose("incremental", [*(word for word in words if "=" in word), "name=test"]))
 
 
 def test_make_targets_exist() -> None:

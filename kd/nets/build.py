@@ -85,8 +85,12 @@ def pretrained_of(node: Mapping[str, Any], where: str) -> Pretrained | None:
 
 
 def without_pretrained(node: Mapping[str, Any]) -> dict[str, Any]:
-    """The node of the same net with fresh weights."""
-    return {name: value for name, value in node.items() if name != "pretrained"}
+    """The node of the same net with fresh weights, and of a net that it holds."""
+    return {
+        name: without_pretrained(value) if isinstance(value, Mapping) else value
+        for name, value in node.items()
+        if name != "pretrained"
+    }
 
 
 def set_normalization(net: nn.Module, normalization: Normalization | None, channels: int, where: str) -> None:

@@ -70,6 +70,8 @@ def _gain(row: Row) -> Gain:
 
 
 def _markdown(title: str, about: str, rows: Sequence[Row], gains: Sequence[Gain]) -> str:
+    from kd.summary.tasks import task_table  # matplotlib takes a second
+
     common = " ".join(f"`{knob}={value}`" for knob, value in in_common(rows).items())
     parts = [
         f"# {in_markdown(title)}",
@@ -78,6 +80,7 @@ def _markdown(title: str, about: str, rows: Sequence[Row], gains: Sequence[Gain]
         f"The same in all runs: {in_markdown(common)}" if common else "",
         as_markdown(accuracy_table(rows, gains)).rstrip(),
         *NOTES,
+        as_markdown(tasks).rstrip() if (tasks := task_table(rows)) else "",
         as_markdown(cost_table(rows)).rstrip(),
         f"Latency: one image, measured on {'; '.join(measured_on(rows)) or 'an unknown machine'}.",
     ]
@@ -87,6 +90,7 @@ def _markdown(title: str, about: str, rows: Sequence[Row], gains: Sequence[Gain]
 def _page(title: str, about: str, rows: Sequence[Row], gains: Sequence[Gain]) -> str:
     from kd.page import render  # matplotlib takes a second
     from kd.summary.figures import pictures
+    from kd.summary.tasks import task_picture, task_table
 
     return render(
         "summary.html.jinja",
@@ -98,6 +102,7 @@ def _page(title: str, about: str, rows: Sequence[Row], gains: Sequence[Gain]) ->
         accuracy=accuracy_table(rows, gains),
         cost=cost_table(rows),
         notes=NOTES,
-        pictures=list(pictures(rows, gains)),
+        tasks=task_table(rows),
+        pictures=[*pictures(rows, gains), *filter(None, [task_picture(rows)])],
         places=measured_on(rows),
     )

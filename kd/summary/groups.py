@@ -100,9 +100,9 @@ def _text(value: Any) -> str:
 
 
 def _following(runs: Sequence[Run]) -> set[str]:
-    """Seeds of other parts (`teacher.seed`) that are the run's own in each run."""
+    """Seeds of other parts (`teacher.seed`, `incremental.order_seed`) that are the run's own in each run."""
     flat = [dict(_leaves(run.report["config"], "")) for run in runs]
-    names = {name for each in flat for name in each if name.endswith(".seed")}
+    names = {name for each in flat for name in each if name.endswith("seed")}
     return {n for n in names if all(e.get(n) == run.seed for e, run in zip(flat, runs, strict=True))}
 
 

@@ -53,8 +53,10 @@ def net_spec(node: Mapping[str, Any], *others: Mapping[str, Any], load: bool = T
         others: nodes of whatever else the stage builds.
         load: False where the net's weights come from elsewhere.
     """
-    plain = dict(node) if node.get("pretrained") else without_pretrained(node)  # false is as good as not said
-    nodes = [*([node] if load else []), *others]
+    nets = [node, *(value for value in node.values() if isinstance(value, Mapping))]  # a net may hold another one
+    asked = any(each.get("pretrained") for each in nets)
+    plain = dict(node) if asked else without_pretrained(node)  # false is as good as not said
+    nodes = [*(each for each in nets if load and "_target_" in each), *others]
     names = [found.weights for each in nodes if (found := pretrained_of(each, "net"))]
     return {"net": plain, "pretrained": names} if names else {"net": plain}
 

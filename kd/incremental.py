@@ -1,0 +1,40 @@
+"""`python -m kd.incremental`: classes that come in tasks, and a net that is taught by what it was before they came.
+
+python -m kd.incremental                                       the digits in five tasks, Learning without Forgetting
+python -m kd.incremental incremental.method=icarl              or lwf_bce, lwf_mix, wa, der, finetune, joint
+python -m kd.incremental incremental.tasks=2 incremental.weight=2
+python -m kd.incremental 'incremental.tasks=[[0,1],[2,3,4]]'   classes by name, in this order
+python -m kd.incremental data=cifar100 incremental.first=50 incremental.step=10 student=resnet18
+python -m kd.incremental -m incremental.method=lwf,icarl seed=0,1
+python -m kd.incremental trainer=smoke                         two batches of everything, to see that it runs
+"""
+
+import sys
+from functools import partial
+
+import hydra
+
+from kd.command import CONF, job, run_command, this_command
+from kd.sweep import sweep_name  # noqa: F401 - named in conf/incremental.yaml
+from kd.tasks import IncrementalConfig, check
+
+METHOD = "incremental.method="
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="incremental")
+@partial(job, checked=check)
+def main(config: IncrementalConfig) -> None:
+    """Learn task after task, and report."""
+    from kd.task_run import run  # torch takes seconds to import, so `--help` and a misspelt key do without
+
+    run(config, this_command("kd.incremental"))
+
+
+def as_group(arguments: list[str]) -> list[str]:
+    """A method is a file of the group `incremental/method`; it may be typed with a dot, as all that stands in it."""
+    return [word.replace(METHOD, "incremental/method=", 1) if word.startswith(METHOD) else word for word in arguments]
+
+
+if __name__ == "__main__":
+    sys.argv = as_group(sys.argv)
+    run_command(main, "kd.incremental")

@@ -1,0 +1,31 @@
+"""Labels and distillation as two shares of one loss, while classes are added."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def lwf_mix_loss(
+    logits_s: Tensor, logits_t: Tensor, target: Tensor, temperature: float = 2.0, share: float | None = None
+) -> Tensor:
+    """(1 - share) * CE + share * cross-entropy of softmax(s_old / T) with softmax(t / T), batch means, in nats.
+
+    Wu et al. 2019, "Large Scale Incremental Learning", section 3, and Zhao et al. 2020, "Maintaining Discrimination and
+    Fairness in Class Incremental Learning", section 3: the labels' cross-entropy is over all classes seen so far, old
+    ones too, the distillation's over the old ones. Without a factor T^2, as there.
+
+    Args:
+        logits_s: the student's, [B, C].
+        logits_t: the teacher's, [B, C_old] with C_old <= C, those classes that are the student's first; no gradient
+            flows to it.
+        target: classes int64 [B], or probabilities [B, C].
+        temperature: T > 0.
+        share: lambda, of the distillation, in [0, 1]; None for C_old / C, as both papers have it. A teacher that knows
+            all classes then leaves nothing to the labels.
+
+    Returns:
+        scalar >= 0. Its minimum is the entropy of the soft targets times their share, not 0.
+    """
+    old = logits_t.shape[1]
+    share = old / logits_s.shape[1] if share is None else share
+    soft = F.cross_entropy(logits_s[:, :old] / temperature, F.softmax(logits_t.detach() / temperature, dim=1))
+    return (1 - share) * F.cross_entropy(logits_s, target) + share * soft

@@ -1,0 +1,139 @@
+"""A net whose last layer grows: a block of outputs for each task, of which the earlier ones keep what they say."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kd.nets.build import Shape, build_net
+from kd.nets.head import head_of
+
+
+class Blocks(nn.Module):
+    """Layers side by side on one input; features [B, F, ...] -> [B, sum of the layers' outputs, ...].
+
+    They are computed one by one. A matrix product with more rows may round its old rows otherwise, so that one large
+    layer would not give the old classes' logits bit for bit.
+
+    Args:
+        layers: of one kind and with the same inputs.
+    """
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The layers' outputs, one after another."""
+        dim = -1 if isinstance(self.layers[0], nn.Linear) else 1
+        return torch.cat([layer(x) for layer in self.layers], dim)
+
+
+class Grown(nn.Module):
+    """A net with a block of outputs for each task; x [B, C, H, W] -> logits [B, sum of the blocks].
+
+    Args:
+        net: what builds it, `_target_` and keywords; its last layer must be linear, or a convolution.
+        blocks: number of classes of each task.
+        order: where each output stands among the blocks'; None leaves them as they come.
+
+    Raises:
+        ValueError: the blocks are not as many outputs as classes, or the net has no such last layer.
+    """
+
+    order: Tensor
+
+    def __init__(
+        self,
+        net: Mapping[str, Any],
+        blocks: Sequence[int],
+        num_classes: int,
+        in_channels: int,
+        image_size: int,
+        order: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        if sum(blocks) != num_classes or min(blocks) < 1:
+            raise ValueError(f"blocks: found {list(blocks)}, needed are counts that add up to {num_classes} classes")
+        shape = Shape(in_channels, image_size, blocks[0])
+        inner = build_net(net, shape, "net")
+        heads = head_of(inner, shape)
+        if len(heads) != 1 or not isinstance(head := next(iter(heads.values())), (nn.Linear, nn.Conv2d)):
+            raise ValueError(
+                f"net: {type(inner).__name__} ends in no single linear layer or convolution, so it cannot grow"
+            )
+        layers = [head, *(_wider(head, classes) for classes in blocks[1:])]
+        self.path = next(iter(heads))
+        inner.set_submodule(self.path, Blocks(layers))
+        self.net, self.blocks = inner, list(blocks)
+        if isinstance(own := getattr(inner, "normalization", None), tuple):
+            self.normalization = own
+        self.register_buffer("order", torch.tensor(order if order else range(num_classes)), persistent=False)
+        self.ordered = bool(order)
+
+    @property
+    def head(self) -> Blocks:
+        """The last layer."""
+        head = self.net.get_submodule(self.path)
+        assert isinstance(head, Blocks)
+        return head
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, C, H, W] -> logits [B, num_classes]."""
+        logits: Tensor = self.net(x)
+        return logits[:, self.order] if self.ordered else logits
+
+    def features(self, x: Tensor) -> Tensor:
+        """What the last layer is given for x [B, C, H, W]: [B, number of features]."""
+        met: list[Tensor] = []
+        hook = self.head.register_forward_pre_hook(lambda _, inputs: met.append(inputs[0]))
+        try:
+            self.net(x)
+        finally:
+            hook.remove()
+        return met[0].flatten(1)
+
+    def take_over(self, state: Mapping[str, Tensor]) -> None:
+        """Load the weights of the same net with fewer blocks; the blocks that are new keep their fresh ones.
+
+        Raises:
+            ValueError: these are not weights of the same net.
+        """
+        own = self.state_dict()
+        fresh = {f"net.{self.path}.layers.{i}." for i in range(len(self.blocks))}
+        missing = [name for name in own if name not in state]
+        new = [name for name in missing if any(name.startswith(prefix) for prefix in fresh)]
+        if missing != new or not state.keys() <= own.keys():
+            raise ValueError(
+                f"missing: {sorted(set(missing) - set(new))}, unexpected: {sorted(state.keys() - own.keys())}"
+            )
+        self.load_state_dict({**own, **state})
+
+
+def _wider(head: nn.Linear | nn.Conv2d, classes: int) -> nn.Module:
+    """A fresh layer like the head, for another number of classes."""
+    if isinstance(head, nn.Linear):
+        return nn.Linear(head.in_features, classes, bias=head.bias is not None)
+    layer = copy.deepcopy(head)
+    layer.out_channels = classes
+    layer.weight = nn.Parameter(torch.empty(classes, *head.weight.shape[1:]))
+    if head.bias is not None:
+        layer.bias = nn.Parameter(torch.empty(classes))
+    layer.reset_parameters()
+    return layer
+
+
+@torch.no_grad()
+def align(head: Blocks) -> float:
+    """Scale the last block's weights so that their mean norm by class is the earlier blocks'; returns the factor.
+
+    Zhao et al. 2020, "Maintaining Discrimination and Fairness in Class Incremental Learning", weight aligning: without
+    exemplars enough, the new classes' weights grow longer and win. Biases stay as they are, and the weights are not
+    kept positive in training, which the paper does besides.
+    """
+    *earlier, last = (layer.weight.flatten(1) for layer in head.layers)  # type: ignore[operator]
+    factor = torch.cat(list(earlier)).norm(dim=1).mean() / last.norm(dim=1).mean()
+    head.layers[-1].weight.mul_(factor)  # type: ignore[operator]
+    return float(factor)

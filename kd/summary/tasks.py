@@ -1,0 +1,60 @@
+"""The rows of a summary whose runs learned in tasks: what each still knows in the end, and how it came to that."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kd.page import Picture, picture
+from kd.summary.groups import Row
+from kd.summary.significance import finite
+from kd.summary.tables import Cell, Table, spread
+from kd.task_report import EVALUATIONS, MEASURES, draw_by_method
+
+LINES = 15  # rows drawn at most
+
+
+def task_table(rows: Sequence[Row]) -> Table | None:
+    """Accuracies in per cent and their differences in points, in both evaluations; None where no run has tasks."""
+    found = _learners(rows)
+    if not found:
+        return None
+    heads = [f"{kind.partition('_')[0]}: {words}" for kind in EVALUATIONS for words in MEASURES.values()]
+    cells = []
+    for (rank, name), row in found.items():
+        measured = [run.report["incremental"][kind] for kind in EVALUATIONS for run in row.runs]
+        columns = [
+            spread(finite(each[measure] for each in measured[i : i + len(row.runs)]), 100, 1)
+            for i in range(0, len(measured), len(row.runs))
+            for measure in MEASURES
+        ]
+        cells.append((Cell(str(rank), rank), Cell(name), Cell(str(len(row.runs)), len(row.runs)), *columns))
+    return Table(("#", "runs", "seeds", *heads), cells)
+
+
+def task_picture(rows: Sequence[Row]) -> Picture | None:
+    """The accuracy on all classes seen, after each task; None where no run has tasks."""
+    found = _learners(rows)
+    if not found:
+        return None
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for (rank, name), row in list(found.items())[:LINES]:
+        counts = [len(run.report["incremental"]["tasks"]) for run in row.runs]
+        same: list[Mapping[str, Any]] = [
+            run.report for run, count in zip(row.runs, counts, strict=True) if count == counts[0]
+        ]
+        groups[name if name not in groups else f"{rank} {name}"] = same
+    return picture(
+        draw_by_method(groups),
+        "Test accuracy on all classes seen after each task: mean over the seeds, band ± one standard deviation. "
+        "Class-incremental: among all classes seen; task-incremental: among those of the image's task.",
+        "Accuracy after each task",
+    )
+
+
+def _learners(rows: Sequence[Row]) -> dict[tuple[int, str], Row]:
+    """Those rows by rank and name: the method, where it tells them apart, or else what does."""
+    found = {rank: row for rank, row in enumerate(rows, 1) if all("incremental" in run.report for run in row.runs)}
+    methods = [str(row.runs[0].report["incremental"]["method"]) for row in found.values()]
+    return {
+        (rank, method if methods.count(method) == 1 else f"{method}: {row.label}"): row
+        for (rank, row), method in zip(found.items(), methods, strict=True)
+    }

@@ -1,0 +1,70 @@
+"""The images of a task: its own classes alone, and the exemplars of those before; labels are places in the order."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from kd.data.base import DataModule, Images, Split
+from kd.tasks import Task
+
+
+class TaskData:
+    """A data set whose classes come in tasks.
+
+    A net's outputs stand in the order that the classes come in, so the labels here are places in that order: the first
+    task's classes are 0, 1, ... whatever the data calls them.
+
+    Args:
+        data: the whole data set.
+        tasks: the data's labels of each task; classes in none of them are left out.
+    """
+
+    def __init__(self, data: DataModule, tasks: Sequence[Task]) -> None:
+        self.data, self.tasks = data, tasks
+        self.order = [label for task in tasks for label in task]
+        self.place = torch.full((len(data.classes),), -1)
+        self.place[self.order] = torch.arange(len(self.order))
+        self.train = self._of(data.split.train, range(len(self.order)), self.order)
+
+    def places(self, task: int) -> range:
+        """The places of a task's classes, the first being task 0."""
+        start = sum(map(len, self.tasks[:task]))
+        return range(start, start + len(self.tasks[task]))
+
+    def task(self, task: int, exemplars: Images | None = None) -> DataModule:
+        """What a task trains on: its own images, then the exemplars. Validation and test are of its own classes.
+
+        Args:
+            exemplars: of earlier classes, labelled by their places.
+        """
+        mine = self.places(task)
+        found = self._narrow(mine, self.order[: mine.stop])
+        if exemplars:
+            found.split = replace(found.split, train=found.split.train.joined(exemplars))
+        return found
+
+    def until(self, task: int) -> DataModule:
+        """All images of the classes of this task and those before."""
+        seen = range(self.places(task).stop)
+        return self._narrow(seen, self.order[: seen.stop])
+
+    def as_it_is(self) -> DataModule:
+        """All images of all tasks, under the data's own order of the classes."""
+        return self._narrow(range(len(self.order)), sorted(self.order))
+
+    def _of(self, images: Images, places: range, order: Sequence[int]) -> Images:
+        """Those of the images that are of classes at these places; labels are places in `order`."""
+        at = self.place[images.labels]
+        chosen = images.at(((at >= places.start) & (at < places.stop)).nonzero()[:, 0])
+        new = torch.full_like(self.place, -1)
+        new[list(order)] = torch.arange(len(order))
+        return Images(chosen.pixels, new[chosen.labels], chosen.groups)
+
+    def _narrow(self, places: range, order: Sequence[int]) -> DataModule:
+        narrow, split = copy.copy(self.data), self.data.split
+        narrow.__dict__.pop("statistics", None)  # they are of the training images
+        train, val, test = (self._of(part, places, order) for part in (split.train, split.val, split.test))
+        narrow.split = Split(train, val, test, tuple(self.data.classes[label] for label in order))
+        return narrow

@@ -1,0 +1,256 @@
+"""A run over tasks: a stage for each, which goes on from the last one's net, then the report."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from kd.chain import LABELS_ONLY, Link
+from kd.config import Recipe
+from kd.construct import construct
+from kd.data.base import DataModule, Images
+from kd.errors import UserError
+from kd.exemplars import Memory, features_of, nearest_mean
+from kd.forgetting import evaluation
+from kd.log import say
+from kd.nets.build import Shape, build_net, without_pretrained
+from kd.objective import Objective, teacher_stage
+from kd.optim import make_optimizer
+from kd.run import RunFolder, writable, write_run
+from kd.run_report import make_report
+from kd.stages import Stage, complete, logits_of, make_stage
+from kd.store import Done, Store
+from kd.task_data import TaskData
+from kd.task_report import EVALUATIONS, as_markdown, as_table, draw
+from kd.tasks import IncrementalConfig, make_tasks
+
+
+class Course:
+    """The tasks of a run: what each trains on, and what its stage is.
+
+    Args:
+        config: the run's.
+        data: the whole data set.
+
+    Raises:
+        UserError: the classes cannot be shared out as the config asks.
+    """
+
+    def __init__(self, config: IncrementalConfig, data: DataModule) -> None:
+        if data.unlabeled:
+            raise UserError("data.unlabeled: images without labels belong to no task; accepted is null")
+        self.config, self.asked = config, config.incremental
+        self.source = TaskData(data, make_tasks(self.asked, data.classes))
+        self.memory = Memory(self.source, self.asked)
+
+    def __len__(self) -> int:
+        return len(self.source.tasks)
+
+    def link(self, task: int) -> Link:
+        """A task's stage as the config asks for it."""
+        objective = (self.asked.start_loss or LABELS_ONLY) if task == 0 else self.config.loss
+        before = f"task_{task}" if task else None
+        net = self.config.student.net
+        node = {
+            "_target_": "kd.nets.grow.Grown",
+            "net": without_pretrained(net) if task else net,
+            "blocks": [len(each) for each in self.source.tasks[: task + 1]],
+        }
+        return Link(
+            f"task_{task + 1}",
+            None,
+            node,
+            "student.net",
+            Recipe(**{name: getattr(self.config, name) for name in Recipe.model_fields}),
+            "",
+            objective,
+            teacher=before if teacher_stage(objective) else None,
+            start=before,
+        )
+
+    def data(self, done: Sequence[Done]) -> DataModule:
+        """What the task after these trains on."""
+        task = len(done)
+        if self.asked.keep_data:
+            return self.source.until(task)
+        return self.source.task(task, self._exemplars(done))
+
+    def _exemplars(self, done: Sequence[Done]) -> Images | None:
+        if not done or not self.asked.exemplars:
+            return None
+        first, *rest = self.memory.kept(done)
+        for each in rest:
+            first = first.joined(each)
+        return first
+
+    def stage(self, data: DataModule, done: Sequence[Done]) -> Stage:
+        """The stage of the task after these."""
+        link = self.link(len(done))
+        stage = make_stage(link, self.config, data, {f"task_{i}": each for i, each in enumerate(done, start=1)})
+        stage = replace(stage, reference=None)  # it knows fewer classes, so agreeing with it says nothing
+        if not done:
+            return stage
+        if self.asked.align:
+            stage.spec["align"] = True
+        if self.asked.replay == "stored" and stage.teacher:
+            stage.spec["stored"] = True
+            new = len(self.source.task(len(done)).split.train)
+            return replace(stage, stored=self.memory.stored(done, new))
+        return stage
+
+    def scores(self, done: Sequence[Done], images: Images) -> list[torch.Tensor]:
+        """What the classifier says of images after each task: [N, classes seen so far]."""
+        data = self.source.data
+        if self.asked.classifier == "logits":
+            return [logits_of(stage, data, images) for stage in done]
+        return [
+            nearest_mean(features_of(stage, data, images), self.memory.means(done[: i + 1]))
+            for i, stage in enumerate(done)
+        ]
+
+
+def run(
+    config: IncrementalConfig,
+    command: str,
+    *,
+    folder: RunFolder | None = None,
+    since: datetime | None = None,
+    out: Console | None = None,
+) -> Path:
+    """Learn task after task, measure all nets, and write the run's folder.
+
+    Args:
+        command: the line that repeats the run.
+        folder: to be filled; None for a new one in `runs` in the output folder.
+        since: where the config says `force`, stages that were finished after that time are not trained again.
+        out: what the result is shown on; None for stdout.
+
+    Returns:
+        the run's folder.
+
+    Raises:
+        UserError: for what the user can mend, before anything is trained where that can be told.
+        Interrupted: by Ctrl-C; what was finished stays finished.
+    """
+    output = writable(Path(config.output_dir).expanduser())
+    course = Course(config, construct(config.data, "data"))
+    preflight(course)
+    store = Store(output / "store")
+    folder = folder or RunFolder(output / "runs", config.name)
+    with folder:
+        done: list[Done] = []
+        for _ in course.source.tasks:
+            done.append(_learn(course, done, store, folder, since))
+        report = _report(course, done, command)
+        _write(folder.path, report, course, done)
+    console = out or Console()
+    console.print(as_table(report))
+    console.print(f"Report: {folder.final / 'report.md'}", highlight=False, soft_wrap=True)
+    return folder.final
+
+
+def _report(course: Course, done: Sequence[Done], command: str) -> dict[str, Any]:
+    """The report of the last net as of any, and as `incremental` what became of the tasks."""
+    config, whole = course.config, course.source.as_it_is()
+    net, plain = exported(course, done[-1]), config.model_dump()
+    report = make_report({"student": net}, whole, name=config.name, seed=config.seed, command=command, config=plain)
+    last = course.source.until(len(course) - 1)
+    sizes = [len(task) for task in course.source.tasks]
+
+    def measured(images: Images) -> dict[str, Any]:
+        scores = course.scores(done, images)
+        return {name: evaluation(scores, images.labels, sizes, told) for name, told in EVALUATIONS.items()}
+
+    asked, count = course.asked, range(1, len(course) + 1)
+    keeps = asked.exemplars and not asked.keep_data
+    report["incremental"] = {
+        "method": asked.method,
+        "tasks": [[last.classes[place] for place in course.source.places(task)] for task in range(len(course))],
+        "classifier": asked.classifier,
+        "exemplars": [sum(map(len, course.memory.kept(done[:i]))) if keeps else 0 for i in count],
+        "stages": [stage.key for stage in done],
+        "seconds": [stage.record["seconds"] for stage in done],
+        **measured(last.split.test),
+        "validation": measured(last.split.val),
+    }
+    # What a sweep is ranked by: the last stage's own validation is of its own classes alone.
+    final = report["incremental"]["validation"]["class_incremental"]["final"]
+    report["models"][0]["val"] = {"best": final, "last": final}
+    return report
+
+
+def _learn(course: Course, done: Sequence[Done], store: Store, folder: RunFolder, since: datetime | None) -> Done:
+    task, data = len(done), course.data(done)
+    stage = course.stage(data, done)
+    folder.follow(stage.name, store.root / f"{stage.key}.partial" / "tensorboard")
+    started = time.perf_counter()
+    finished, reused = complete(stage, store, data, force=course.config.force, since=since)
+    folder.settle(stage.name, finished.folder / "tensorboard", store.root.parent)
+    how = "already there" if reused else f"trained in {time.perf_counter() - started:.0f} s"
+    names = ", ".join(data.classes[place] for place in course.source.places(task))
+    accuracy = 100 * finished.record["val"]["last"]["val/acc"]
+    say(f"{stage.name} ({names}): {how}, validation accuracy on what it trained on {accuracy:.2f} % ({stage.key})")
+    return finished
+
+
+def preflight(course: Course) -> None:
+    """Build once, and throw away, what the stages will be made of: a mistake in the last shows before the first.
+
+    Raises:
+        UserError: for what cannot be built, or a loss that needs a teacher of all classes.
+    """
+    config, ranks = course.config, int(course.config.trainer.get("devices", 1))
+    for task in range(len(course)):
+        course.source.task(task).train_loader(config.batch_size, config.seed, ranks)
+    for task in {0, len(course) - 1}:
+        link, shape = course.link(task), course.source.until(task).shape
+        net = build_net(link.net, shape, link.where)
+        make_optimizer(net.parameters(), 2, optim=config.optim, schedule=config.lr_schedule)
+        _try_loss(link.objective, shape, known=sum(link.net["blocks"][:-1]))
+
+
+def _try_loss(node: Mapping[str, Any], shape: Shape, known: int) -> None:
+    """Refuse a loss that cannot do with a teacher of the classes before the task.
+
+    Args:
+        known: number of those.
+    """
+    objective, classes = Objective(node, shape), shape.num_classes
+    given = {
+        "logits_s": torch.zeros(2, classes, requires_grad=True),
+        "logits_t": torch.zeros(2, known),
+        "target": torch.tensor([0, classes - 1]),
+        "index": torch.arange(2),
+        "x": torch.zeros(2, shape.channels, shape.image_size, shape.image_size),
+        "epoch": 0,
+        "progress": 0.0,
+    }
+    try:
+        objective(given)
+    except (RuntimeError, IndexError) as error:
+        first = str(error).partition("\n")[0]
+        raise UserError(
+            f"loss: {', '.join(term.name for term in objective.terms)} cannot do with a teacher that knows {known} of "  # type: ignore[misc]
+            f"{classes} classes ({first}); accepted are lwf, lwf_bce, lwf_mix, icarl, der, and others that can"
+        ) from error
+
+
+def exported(course: Course, done: Done) -> Done:
+    """The last net, with its outputs in the data's own order of the classes instead of the one they came in."""
+    order = sorted(range(len(course.source.order)), key=course.source.order.__getitem__)
+    spec = done.record["spec"]
+    net = {**without_pretrained(spec["net"]), "order": order}
+    return Done(done.key, done.folder, {**done.record, "spec": {**spec, "net": net}})
+
+
+def _write(folder: Path, report: dict[str, Any], course: Course, done: Sequence[Done]) -> None:
+    """What every run's folder holds, and the pictures of this one."""
+    net, data = exported(course, done[-1]), course.source.as_it_is()
+    write_run(folder, report, {"student": net}, data)
+    (folder / "report.md").write_text(as_markdown(report))
+    draw(folder, report)
