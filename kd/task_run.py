@@ -251,6 +251,6 @@ def exported(course: Course, done: Done) -> Done:
 def _write(folder: Path, report: dict[str, Any], course: Course, done: Sequence[Done]) -> None:
     """What every run's folder holds, and the pictures of this one."""
     net, data = exported(course, done[-1]), course.source.as_it_is()
-    write_run(folder, report, {"student": net}, data)
+    write_run(folder, report, {}, {"student": net}, data)
     (folder / "report.md").write_text(as_markdown(report))
     draw(folder, report)
