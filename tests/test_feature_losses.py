@@ -402,6 +402,18 @@ class TestAdapters:
         mgd.masked = 0.0
         assert mgd([ones], [ones], torch.arange(50)).item() == 0
 
+    def test_mgd_gives_an_image_the_same_mask_wherever_it_is_in_the_batch(self) -> None:
+        torch.manual_seed(0)
+        mgd = MGD(((8, 2, 2),), ((8, 2, 2),), masked=0.5)
+        s, t_, index, order = torch.randn(6, 8, 2, 2), torch.randn(6, 8, 2, 2), torch.arange(6), torch.randperm(6)
+        found = []
+        for turn in (torch.arange(6), order):
+            torch.manual_seed(1)
+            found.append(mgd([s[turn]], [t_[turn]], index[turn]).item())
+        assert found[1] == pytest.approx(found[0], rel=1e-6)
+        torch.manual_seed(2)
+        assert mgd([s], [t_], index).item() != pytest.approx(found[0], rel=1e-3)  # other masks
+
     def test_reviewkd_fuses_from_the_deepest_up(self) -> None:
         """The shallow student map must hear of the deep one, and not the other way round."""
         torch.manual_seed(0)
