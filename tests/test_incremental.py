@@ -283,7 +283,7 @@ def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
         ("incremental.method=lwff", "incremental/method: there is no 'lwff'"),
         ("incremental.taks=4", "incremental.taks: no such key; did you mean 'incremental.tasks'"),
         ("incremental.method=finetune loss=kd", "loss: kd cannot do with a teacher that knows 7 of 10 classes"),
-        ("student.taps=[hidden]", "student.taps: a net that grows is tapped nowhere"),
+        ("+student.taps=[hidden]", "student.taps: a net that grows is tapped nowhere"),
         ("data.unlabeled=somewhere", "data.unlabeled: images without labels belong to no task"),
         ("batch_size=500", "batch_size: 500 on 1 device"),
         ("student.net.hiden=[3]", "student.net"),
