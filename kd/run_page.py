@@ -17,9 +17,14 @@ def as_page(report: Mapping[str, Any], figures: Mapping[str, Figure]) -> str:
 
     Args:
         report: what `report.json` holds.
-        figures: by name, as `kd.figures.figures_of_run` gives them; may be none.
+        figures: by name, as `kd.figures.figures_of_run` gives them, and `kd.task_report.pictures`; may be none.
     """
-    groups = [_curves(figures), _by_role(report, figures, "confusion"), _by_role(report, figures, "reliability")]
+    groups = [
+        _tasks(figures),
+        _curves(figures),
+        _by_role(report, figures, "confusion"),
+        _by_role(report, figures, "reliability"),
+    ]
     return render(
         "run.html.jinja",
         report=report,
@@ -80,6 +85,15 @@ def _less(ratio: float | None) -> str:
 
 
 Group = tuple[str, Sequence[Picture]]
+
+
+def _tasks(figures: Mapping[str, Figure]) -> Group:
+    captions = {
+        "accuracy_matrix": "Test accuracy in per cent on each task (columns) after each task learned (rows).",
+        "accuracy_by_task": "Test accuracy on all classes seen so far, after each task learned.",
+    }
+    title = "What is still known of each task"
+    return title, [picture(figures[name], captions[name], captions[name]) for name in captions if name in figures]
 
 
 def _curves(figures: Mapping[str, Figure]) -> Group:

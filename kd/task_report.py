@@ -2,14 +2,12 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
 
-from kd.figures import export
 from kd.palette import STUDENTS
 from kd.run_report import as_markdown as run_as_markdown
 
@@ -21,6 +19,7 @@ MEASURES = {
     "forgetting": "forgetting",
     "backward_transfer": "backward transfer",
 }
+PICTURES = ("accuracy_matrix", "accuracy_by_task")
 INK = "0.25"
 
 
@@ -46,7 +45,9 @@ def as_markdown(report: Mapping[str, Any]) -> str:
     chosen = "Weights were chosen on validation; test was read once for each model."
     kept = f"The weights of each task's {report['config']['keep']} epoch; test was read when all tasks were done."
     head, rest = whole.replace(chosen, kept).split("\n", 1)
-    lines = [head, "", "![accuracy on each task](accuracy_matrix.png)", "", "![accuracy](accuracy_by_task.png)"]
+    lines = [head]
+    for name in PICTURES if report["config"]["pictures"] else ():
+        lines += ["", f"![{name.replace('_', ' ')}]({name}.png)"]
     for kind in EVALUATIONS:
         columns = ("", *_columns(found))
         lines += ["", f"## {_words(kind, long=True)}", "", f"Test accuracy in per cent. {_measures(found[kind])}.", ""]
@@ -88,10 +89,10 @@ def _percent(value: float) -> str:
     return f"{round(100 * value, 1) + 0.0:.1f}"  # never -0.0
 
 
-def draw(folder: Path, report: Mapping[str, Any]) -> None:
-    """`accuracy_matrix.png` and `accuracy_by_task.png`."""
-    export(draw_matrix(report["incremental"]), folder / "accuracy_matrix.png")
-    export(draw_by_method({report["incremental"]["method"]: [report]}), folder / "accuracy_by_task.png")
+def pictures(report: Mapping[str, Any]) -> dict[str, Figure]:
+    """A run's own pictures, with the names of `PICTURES`."""
+    found = report["incremental"]
+    return dict(zip(PICTURES, (draw_matrix(found), draw_by_method({found["method"]: [report]})), strict=True))
 
 
 def draw_matrix(found: Mapping[str, Any]) -> Figure:

@@ -10,23 +10,24 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from kd.chain import LABELS_ONLY, Link
+from kd.chain import LABELS_ONLY, Link, Role
 from kd.config import Recipe
 from kd.construct import construct
 from kd.data.base import DataModule, Images
 from kd.errors import UserError
 from kd.exemplars import Memory, features_of, nearest_mean
+from kd.figures import export
 from kd.forgetting import evaluation
 from kd.log import say
 from kd.nets.build import Shape, build_net, without_pretrained
 from kd.objective import Objective, teacher_stage
 from kd.optim import make_optimizer
-from kd.run import RunFolder, writable, write_run
+from kd.run import RunFolder, figures_of, writable, write_run
 from kd.run_report import make_report
 from kd.stages import Stage, complete, logits_of, make_stage
 from kd.store import Done, Store
 from kd.task_data import TaskData
-from kd.task_report import EVALUATIONS, as_markdown, as_table, draw
+from kd.task_report import EVALUATIONS, PICTURES, as_markdown, as_table, pictures
 from kd.tasks import IncrementalConfig, make_tasks
 
 
@@ -150,7 +151,7 @@ def run(
         _write(folder.path, report, course, done)
     console = out or Console()
     console.print(as_table(report))
-    console.print(f"Report: {folder.final / 'report.md'}", highlight=False, soft_wrap=True)
+    console.print(f"Report: {folder.final / 'report.html'}", highlight=False, soft_wrap=True)
     return folder.final
 
 
@@ -232,7 +233,7 @@ def _try_loss(node: Mapping[str, Any], shape: Shape, known: int) -> None:
     }
     try:
         objective(given)
-    except (RuntimeError, IndexError) as error:
+    except (RuntimeError, IndexError, KeyError) as error:
         first = str(error).partition("\n")[0]
         raise UserError(
             f"loss: {', '.join(term.name for term in objective.terms)} cannot do with a teacher that knows {known} of "  # type: ignore[misc]
@@ -250,7 +251,10 @@ def exported(course: Course, done: Done) -> Done:
 
 def _write(folder: Path, report: dict[str, Any], course: Course, done: Sequence[Done]) -> None:
     """What every run's folder holds, and the pictures of this one."""
-    net, data = exported(course, done[-1]), course.source.as_it_is()
-    write_run(folder, report, {}, {"student": net}, data)
+    net: dict[Role, Done] = {"student": exported(course, done[-1])}
+    data = course.source.as_it_is()
+    figures = {**pictures(report), **dict(figures_of(net, data))} if course.config.pictures else {}
+    write_run(folder, report, figures, net, data)
     (folder / "report.md").write_text(as_markdown(report))
-    draw(folder, report)
+    for name in PICTURES if figures else ():
+        export(figures[name], folder / f"{name}.png")

@@ -71,6 +71,14 @@ class IncrementalConfig(Training):
 
     incremental: Incremental
 
+    @model_validator(mode="after")
+    def _untapped(self) -> Self:
+        if self.student.taps:
+            raise UserError(
+                f"student.taps: a net that grows is tapped nowhere; found {self.student.taps}, accepted: null"
+            )
+        return self
+
 
 def check(cfg: DictConfig, typed: Collection[str] = ()) -> IncrementalConfig:
     """The composed config as a checked object; see `kd.config.check_training`."""

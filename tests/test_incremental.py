@@ -129,6 +129,11 @@ def test_the_nearest_mean_is_that_of_the_exemplars(folders: dict[str, Path], out
     last = course.source.until(2)
     kept = course.memory.kept(done)  # type: ignore[arg-type]
     assert [len(each) for each in kept] == [4] * 10
+    for place, stage in ((0, done[0]), (5, done[1])):  # chosen by the net that had just learned the class
+        mine = last.split.train.at((last.split.train.labels == place).nonzero()[:, 0])
+        features = features_of(stage, last, mine)  # type: ignore[arg-type]
+        nearest = (features - features.mean(0)).norm(dim=1).argmin()
+        assert torch.equal(kept[place].pixels[:1], mine.pixels[nearest[None]])
     means = torch.stack([features_of(done[-1], last, each).mean(0) for each in kept])  # type: ignore[arg-type]
     means = means / means.norm(dim=1, keepdim=True)
     features = features_of(done[-1], last, last.split.test)  # type: ignore[arg-type]
@@ -278,6 +283,7 @@ def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
         ("incremental.method=lwff", "incremental/method: there is no 'lwff'"),
         ("incremental.taks=4", "incremental.taks: no such key; did you mean 'incremental.tasks'"),
         ("incremental.method=finetune loss=kd", "loss: kd cannot do with a teacher that knows 7 of 10 classes"),
+        ("+student.taps=[hidden]", "student.taps: a net that grows is tapped nowhere"),
         ("data.unlabeled=somewhere", "data.unlabeled: images without labels belong to no task"),
         ("batch_size=500", "batch_size: 500 on 1 device"),
         ("student.net.hiden=[3]", "student.net"),
