@@ -1,45 +1,270 @@
+import csv
 import json
 import math
+import re
 import statistics
 import sys
+from collections.abc import Iterator
+from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
+from scipy.stats import t as student_t
 
+import kd.summary.figures
 from kd.command import run_command
 from kd.report import main
-from kd.summary import as_markdown, summarize
+from kd.summary import write_summary
+from kd.summary.figures import LATENCY, cost_plot, families, gain_plot, heat_map, learning_curves, points_of
+from kd.summary.groups import Row, group
+from kd.summary.reports import Run, find_runs
+from kd.summary.significance import Gain, corrected, gain_of, holm, pareto, t_interval
+from kd.summary.tables import accuracy_table, in_common, said
+
+NASTY = "<script>alert(1)</script>|x"
 
 
-def report(name: str, seed: int, teacher: float, baseline: float, student: float, finished: str = "1") -> dict:
+def report(
+    seed: int = 0, student: float = 0.8, baseline: float | None = 0.7, teacher: float | None = 0.9, **config: Any
+) -> dict[str, Any]:
+    """A run's report; of the config what the test is about."""
+    finished = config.pop("finished", "1")
+    found = {"teacher": teacher, "baseline": baseline, "student": student}
     models = [
-        {"role": role, "test": {"accuracy": accuracy}, "val": {"best": accuracy - 0.01}}
-        for role, accuracy in (("teacher", teacher), ("baseline", baseline), ("student", student))
+        {
+            "role": role,
+            "net": "MLP",
+            "params": 9000 if role == "teacher" else 610,
+            "macs": 500,
+            "stage": f"{role}{seed}{accuracy}",
+            "latency_ms": {"batch": 1, "median": 2.0 if role == "teacher" else 0.5, "p95": 3.0},
+            "test": {"accuracy": accuracy, "accuracy_ci95": [0.1, 0.9], "nll": math.nan, "ece": 0.05},
+            "val": {"best": accuracy - 0.01, "last": 0.5},
+            "history": {"epoch": [0, 1], "val/acc": [0.5, accuracy]},
+        }
+        for role, accuracy in found.items()
+        if accuracy is not None
     ]
-    comparison = {"gain": student - baseline}
+    gain = None if baseline is None else student - baseline
+    comparison = {"gain": gain, "gain_ci95": gain and [gain - 0.02, gain + 0.02], "p_value": gain and 0.03}
     return {
-        "schema": 1, "name": f"{name}_s{seed}", "seed": seed, "finished": finished, "models": models,
-        "comparison": comparison,
+        "schema": 1, "name": f"run_s{seed}", "seed": seed, "finished": finished, "models": models, "git": None,
+        "command": "", "comparison": comparison, "config": {"seed": seed, "name": f"n{seed}", **config},
     }  # fmt: skip
 
 
-def test_rows_are_means_over_seeds_ranked_by_validation() -> None:
-    reports = [
-        report("worse", 0, 0.9, 0.7, 0.71),
-        report("better", 0, 0.9, 0.7, 0.80),
-        report("better", 1, 0.9, 0.72, 0.78),
-        report("better", 2, 0.9, 0.74, 0.82),
-        report("better", 2, 0.9, 0.74, 0.10, finished="0"),  # an earlier attempt at the same run
+def kd_config(temperature: float, alpha: float, loss: str = "kd") -> dict[str, Any]:
+    term = {"weight": alpha, "loss": {"temperature": temperature}}
+    return {
+        "temperature": temperature,
+        "alpha": alpha,
+        "loss": {"ce_weight": 1 - alpha, "terms": {loss: term}},
+    }
+
+
+def rows_of(*reports: dict[str, Any]) -> list[Row]:
+    return group([Run(Path(f"run{i}"), each) for i, each in enumerate(reports)])[0]
+
+
+def gains_of(rows: list[Row]) -> list[Gain]:
+    return corrected([kd.summary._gain(row) for row in rows])
+
+
+def grid(seeds: int = 2) -> list[Row]:
+    return rows_of(
+        *(
+            report(seed, 0.70 + t / 100 + a / 10 + seed / 50, 0.70 + seed / 100, **kd_config(t, a))
+            for t in (1.0, 4.0)
+            for a in (0.1, 0.9)
+            for seed in range(seeds)
+        )
+    )
+
+
+def test_runs_that_differ_by_seed_alone_are_a_row_and_rows_are_named_by_what_differs() -> None:
+    rows, aside = group(
+        Run(Path("x"), each)
+        for each in (
+            report(0, 0.71, **kd_config(4.0, 0.5), epochs=3, output_dir="a"),
+            report(1, 0.72, **kd_config(4.0, 0.5), epochs=3, output_dir="b"),
+            report(1, 0.10, **kd_config(4.0, 0.5), epochs=3, finished="0"),  # an earlier attempt at the same run
+            report(0, 0.80, **kd_config(1.0, 0.5), epochs=3),
+            report(0, 0.60, **kd_config(4.0, 0.5), epochs=3, optim={"lr": 0.1}),
+        )
+    )
+    assert [row.label for row in rows] == [
+        "temperature=1",
+        "temperature=4 optim.lr=(none)",
+        "temperature=4 optim.lr=0.1",
     ]
-    rows = summarize(reports)
-    assert [row["name"] for row in rows] == ["better", "worse"]
-    assert rows[0]["student"] == [0.80, 0.78, 0.82]
-    text = as_markdown(rows)
-    gains = [10.0, 6.0, 8.0]
-    half = 4.302652729911275 * statistics.stdev(gains) / math.sqrt(3)  # t at 97.5 %, 2 degrees of freedom
-    assert f"| +8.00 ± {statistics.stdev(gains):.2f} [{8 - half:+.2f}, {8 + half:+.2f}] |" in text
-    assert "| better | 3 | 90.00 | 72.00 ± 2.00 | 80.00 ± 2.00 |" in text
-    assert "| worse | 1 | 90.00 | 70.00 | 71.00 | +1.00 |" in text
+    assert [[run.seed for run in row.runs] for row in rows] == [[0], [0, 1], [0]]
+    assert rows[1].values("student", "test", "accuracy") == [0.71, 0.72]
+    assert aside == 1
+    assert in_common(rows) == {"loss": "kd", "alpha": "0.5", "epochs": "3"}
+
+
+def test_names_of_rows_of_several_losses() -> None:
+    other = {"temperature": 2.0, "alpha": 0.5, "loss": {"ce_weight": 1.0, "terms": {"dkd": {"weight": 8.0}}}}
+    moving = {"schedule": "cosine", "start": 8, "end": 2}
+    rows = rows_of(
+        report(0, 0.9, **kd_config(4.0, 0.5)), report(0, 0.8, **other), report(0, 0.7, **kd_config(moving, 0.5))
+    )
+    assert [row.label for row in rows] == [
+        "loss=kd temperature=4",
+        "loss=dkd",  # in which there is no temperature
+        "loss=kd temperature=cosine(start=8, end=2)",
+    ]
+
+
+def test_a_teacher_that_has_the_seed_of_the_run_does_not_split_a_row() -> None:
+    own = [report(seed) for seed in (0, 1)]
+    for each in own:
+        each["config"]["teacher"] = {"seed": each["seed"]}
+    assert len(rows_of(*own)) == 1
+    own[1]["config"]["teacher"] = {"seed": 7}
+    assert len(rows_of(*own)) == 2
+
+
+def test_holm_by_hand() -> None:
+    # Sorted 0.01, 0.02, 0.03, 0.5 times 4, 3, 2, 1 is 0.04, 0.06, 0.06, 0.5; none may be less than the one before it.
+    assert holm([0.03, 0.01, 0.5, 0.02]) == pytest.approx([0.06, 0.04, 0.5, 0.06])
+    assert holm([0.02, 0.011]) == pytest.approx([0.022, 0.022])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_gain_over_seeds_by_the_formula() -> None:
+    values = [0.10, 0.06, 0.08]
+    error = statistics.stdev(values) / math.sqrt(3)
+    gain = gain_of(values, [(None, None)] * 3)
+    half = 4.302652729911275 * error  # t at 97.5 %, 2 degrees of freedom
+    assert gain.interval == pytest.approx((0.08 - half, 0.08 + half))
+    assert gain.p == pytest.approx(2 * student_t.sf(0.08 / error, 2))
+    assert gain.test == "t"
+    assert t_interval([0.1]) is None
+    assert corrected([gain])[0].reading == "better than the baseline"
+    assert corrected([gain, *[gain_of([0.1, -0.1], [(None, None)] * 2)] * 5])[0].reading.endswith("once corrected")
+
+
+def test_gain_without_spread_and_of_one_seed() -> None:
+    same = corrected([gain_of([0.1, 0.1 + 1e-17], [(None, None)] * 2)])[0]
+    assert (same.p, same.interval) == (None, None)
+    assert "no spread" in same.reading
+    assert gain_of([0.0, 0.0], [(None, None)] * 2).p == 1.0
+    one = corrected([gain_of([-0.1], [((-0.2, -0.05), 0.001)])])[0]
+    assert (one.test, one.interval, one.p) == ("McNemar", (-0.2, -0.05), 0.001)
+    assert one.reading == "worse than the baseline on these images; one seed, its spread is unknown"
+    assert gain_of([], []).reading == ""
+
+
+def test_pareto_by_hand() -> None:
+    points = [(1.0, 0.5), (2.0, 0.7), (3.0, 0.6), (2.0, 0.65), (5.0, 0.7), (9.0, 0.9)]
+    assert pareto(points) == [0, 1, 5]
+    assert pareto([(1.0, 0.5), (1.0, 0.5)]) == [0, 1]
+
+
+def test_points_share_teachers_and_baselines() -> None:
+    points = points_of(grid(), LATENCY)
+    assert [point.role for point in points].count("teacher") == 1
+    assert [point.role for point in points].count("student") == 4
+    assert [point.role for point in points].count("baseline") == 1
+    assert next(point for point in points if point.role == "teacher").at == (2.0, 0.9)
+
+
+def written(figure: Figure | None) -> list[str]:
+    assert figure
+    figure.draw_without_rendering()
+    return [text for axes in figure.axes for text in (axes.get_xlabel(), axes.get_ylabel())]
+
+
+def test_pictures_name_their_axes_and_units() -> None:
+    rows = grid()
+    assert list(families(rows)) == [""]
+    figure = heat_map(families(rows)[""])
+    assert written(figure)[:4] == ["alpha", "temperature"] * 2
+    cells = [text.get_text() for text in figure.axes[1].texts]
+    # T = 1, alpha = 0.1, seeds 0 and 1: 0.72 and 0.74, whose standard deviation is 0.02 / sqrt(2)
+    assert cells[0] == "73.00\n± 1.41"
+    assert len(cells) == 4
+    assert written(gain_plot(rows, gains_of(rows))) == [
+        "gain in test accuracy over the baseline, percentage points",
+        "runs",
+    ]
+    assert written(cost_plot(points_of(rows, LATENCY), LATENCY)) == ["latency of one image, ms (log)", "test accuracy"]
+    curves = learning_curves(rows)
+    assert written(curves) == ["epoch", "validation accuracy"]
+    assert curves
+    lines = {str(line.get_label()): line for line in curves.axes[0].lines}
+    assert lines["teacher"].get_linestyle() == "--"
+    assert list(lines["#1 temperature=4 alpha=0.9"].get_ydata()) == pytest.approx([0.5, 0.84])
+    assert "not run" in [text.get_text() for text in heat_map(rows[:3]).axes[0].texts]
+
+
+def test_many_rows_stay_readable() -> None:
+    rows = rows_of(*(report(0, 0.5 + i / 1000, **kd_config(1.0 + i, 0.5)) for i in range(80)))
+    figure = gain_plot(rows, gains_of(rows))
+    assert figure
+    assert len(figure.axes[0].get_yticks()) == 30
+    curves = learning_curves(rows)
+    assert curves
+    assert len(curves.axes[0].lines) == 2 + 5
+    captions = [picture.caption for picture in kd.summary.figures.pictures(rows, gains_of(rows))]
+    assert sum("Of 80 rows the" in caption for caption in captions) == 2
+
+
+def test_what_is_missing_is_left_out() -> None:
+    rows = rows_of(report(0, 0.8, None, None), report(1, 0.6, None, None))
+    cells = [cell.text for cell in accuracy_table(rows, gains_of(rows)).cells[0]]
+    assert cells == ["1", "all runs", "2", "69.00 ± 14.14", "70.00 ± 14.14", *[""] * 6]
+    pictures = list(kd.summary.figures.pictures(rows, gains_of(rows)))
+    assert [each.alt for each in pictures] == ["Validation accuracy by epoch"]
+    assert "one seed" in " ".join(said(rows_of(report()), gains_of(rows_of(report()))))
+    assert "no gap to close" in " ".join(said(rows_of(report()), [Gain()]))  # the reports do not say that it closed any
+    assert not any("gap" in line for line in said(rows, gains_of(rows)))
+
+
+def folders(root: Path, reports: list[dict[str, Any]]) -> Iterator[Path]:
+    for i, each in enumerate(reports):
+        (root / f"run{i}").mkdir()
+        (root / f"run{i}" / "report.json").write_text(json.dumps(each))
+        yield root / f"run{i}"
+
+
+def test_files(tmp_path: Path) -> None:
+    reports = [
+        report(seed, 0.8 + seed / 100, 0.7, **kd_config(t, a, NASTY))
+        for t in (1.0, 4.0)
+        for a in (0.5, 0.9)
+        for seed in range(2)
+    ]
+    list(folders(tmp_path, reports))
+    (tmp_path / "unfinished.partial").mkdir()
+    (tmp_path / "unfinished.partial" / "report.json").write_text("{")
+    assert len(find_runs([tmp_path, tmp_path / "run0"])) == 8  # each once
+    text = write_summary([tmp_path])
+    assert (tmp_path / "summary.md").read_text() == text
+    assert "| 1 | temperature=1 alpha=0.5 | 2 | 79.50 ± 0.71 | 80.50 ± 0.71 | 70.00 | 90.00 | +10.50 ± 0.71 [" in text
+
+    lines = list(csv.DictReader(StringIO((tmp_path / "summary.csv").read_text())))
+    assert [(line["row"], line["seed"], line["temperature"], line["alpha"]) for line in lines[:3]] == [
+        ("temperature=1 alpha=0.5", "0", "1", "0.5"),
+        ("temperature=1 alpha=0.5", "1", "1", "0.5"),
+        ("temperature=1 alpha=0.9", "0", "1", "0.9"),
+    ]
+    assert len(lines) == 8
+    assert float(lines[1]["student.test.accuracy"]) == 0.81
+    assert float(lines[1]["student.test.accuracy_ci95.high"]) == 0.9
+    assert lines[1]["student.test.nll"] == ""  # nan
+    assert float(lines[1]["comparison.gain"]) == 0.81 - 0.7
+
+    page = (tmp_path / "summary.html").read_text()
+    assert NASTY.split("|")[0] not in page
+    assert "&lt;script&gt;" in page
+    assert page.count("<script>") == 1  # our own
+    assert not re.search(r"""(?:src|href)\s*=\s*["'](?!data:)|url\(|@import|https?://""", page)
+    assert page.count('src="data:image/svg+xml;base64,') == 5
 
 
 def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -50,18 +275,27 @@ def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 
 def test_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for seed in range(2):
-        folder = tmp_path / f"run{seed}"
-        folder.mkdir()
-        (folder / "report.json").write_text(json.dumps(report("a", seed, 0.9, 0.7, 0.8)))
-    assert command(monkeypatch, str(tmp_path)) == 0
-    assert "| a | 2 | 90.00 | 70.00 | 80.00 | +10.00" in capsys.readouterr().out
-    assert "| a | 2 |" in (tmp_path / "summary.md").read_text()
+    list(folders(tmp_path, [report(seed) for seed in range(2)]))
+    assert command(monkeypatch, str(tmp_path / "run0"), str(tmp_path / "run1")) == 0
+    said = capsys.readouterr()
+    assert "| all runs | 2 |" in said.out
+    assert "run0: summary.csv, summary.md, summary.html" in said.err
+    assert {path.name for path in (tmp_path / "run0").glob("summary.*")} == {
+        "summary.csv",
+        "summary.md",
+        "summary.html",
+    }
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(None, "no report.json"), ("{", "no report of kd"), ('{"schema": 9}', "schema 9"), ("[]", "no report of kd")],
+    [
+        (None, "no report.json"),
+        ("{", "no report of kd"),
+        ('{"schema": 9}', "schema 9"),
+        ('{"schema": 1}', "no report of kd"),
+        ("[]", "no report of kd"),
+    ],
 )
 def test_bad_input(
     content: str | None,

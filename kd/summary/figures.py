@@ -29,6 +29,7 @@ BARS = 30  # rows whose gain is drawn
 CURVES = len(STUDENTS)
 NAMED = 12  # points of the Pareto front that have their name
 LETTERS = 40  # of a row's name in a picture
+HEIGHT = 280  # of the axes of accuracy against costs, about, in points of print
 
 
 def pictures(rows: Sequence[Row], gains: Sequence[Gain]) -> Iterator[Picture]:
@@ -294,13 +295,13 @@ def _write_names(axes: Axes, points: Sequence[Point]) -> None:
         axes.annotate(
             point.name,
             (x, y),
-            (-12 if over else 12, 0),
-            textcoords=("offset points"),
+            (-9 if over else 9, 8),
+            textcoords="offset points",
             ha="right" if over else "left",
             va="center",
             fontsize=8,
             bbox={"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 0.5},
-        ).set_y((free - y) / (high - low) * 72 * 3.9)
+        ).set_y(8 + (free - y) / (high - low) * HEIGHT)
 
 
 # Learning curves

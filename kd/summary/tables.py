@@ -30,12 +30,12 @@ class Table:
     Attributes:
         columns: headings, with units.
         cells: by row.
-        words: how many of the first columns are words, the others being numbers.
+        words: which columns are words, the others being numbers.
     """
 
     columns: Sequence[str]
     cells: Sequence[Sequence[Cell]]
-    words: int = 2
+    words: Sequence[int] = (1,)
 
 
 def accuracy_table(rows: Sequence[Row], gains: Sequence[Gain]) -> Table:
@@ -60,7 +60,7 @@ def accuracy_table(rows: Sequence[Row], gains: Sequence[Gain]) -> Table:
         tests = [Cell("" if p is None else p_text(p), p) for p in (gain.p, gain.corrected)]
         first = (Cell(str(rank), rank), Cell(row.label), Cell(str(len(row.runs)), len(row.runs)))
         cells.append((*first, *shown, _gain(gain), *tests, Cell(gain.reading)))
-    return Table(columns, cells)
+    return Table(columns, cells, words=(1, len(columns) - 1))
 
 
 def _gain(gain: Gain) -> Cell:
@@ -89,7 +89,7 @@ def cost_table(rows: Sequence[Row]) -> Table:
     for rank, row in enumerate(rows, 1):
         first = Cell(str(rank), rank), Cell(row.label), Cell(", ".join(nets(row, "student")))
         cells.append((*first, *(column(row) for column in columns.values())))
-    return Table(("#", "runs", "student", *columns), cells, words=3)
+    return Table(("#", "runs", "student", *columns), cells, words=(1, 2))
 
 
 def nets(row: Row, role: str) -> list[str]:
@@ -123,7 +123,7 @@ def p_text(p: float) -> str:
 def as_markdown(table: Table) -> str:
     """The table as Markdown."""
     lines = ["| " + " | ".join(table.columns) + " |"]
-    lines.append("|" + "".join("---|" if i in range(1, table.words) else "---:|" for i in range(len(table.columns))))
+    lines.append("|" + "".join("---|" if i in table.words else "---:|" for i in range(len(table.columns))))
     for cells in table.cells:
         lines.append("| " + " | ".join(in_markdown(cell.text) for cell in cells) + " |")
     return "\n".join(lines) + "\n"
