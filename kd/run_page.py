@@ -49,7 +49,7 @@ def quality_table(report: Mapping[str, Any]) -> Table:
         balanced, agreement, ece = (_percent(test[key]) for key in ("balanced_accuracy", "agreement", "ece"))
         nll, best = Cell(f"{test['nll']:.3f}", test["nll"]), _percent(model["val"]["best"])
         cells.append([Cell(model["role"]), Cell(model["net"]), accuracy, balanced, agreement, nll, ece, best])
-    return Table((*words, *numbers, "validation accuracy, %"), cells)
+    return Table((*words, *numbers, "validation accuracy, %"), cells, words=(0, 1))
 
 
 def cost_table(report: Mapping[str, Any]) -> Table:
@@ -72,7 +72,7 @@ def cost_table(report: Mapping[str, Any]) -> Table:
                 Cell(f"{model['epochs']} epochs, {model['seconds']:.0f} s", model["seconds"]),
             ]
         )
-    return Table(columns, cells)
+    return Table(columns, cells, words=(0, 1))
 
 
 def _percent(share: float | None) -> Cell:
