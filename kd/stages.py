@@ -18,7 +18,9 @@ from kd.config import Config
 from kd.construct import resolve_target
 from kd.data.base import DataModule, Images
 from kd.errors import Dropped
+from kd.fake_quantize import fake_quantize
 from kd.features import kinds_of, study
+from kd.log import say
 from kd.metrics import predict_logits, summary
 from kd.nets.build import Shape, build_net, normalization_of, set_normalization
 from kd.objective import signals_of
@@ -109,6 +111,8 @@ def make_stage(link: Link, config: Config, data: DataModule, done: Mapping[str, 
     spec |= {which: stage.key for which, stage in (("teacher", teacher), ("start", start)) if stage}
     if teacher:
         spec["outputs"] = config.teacher.outputs
+    if link.fake_quantize:
+        spec["fake_quantize"] = True
     if taps := taps_of(link, data.shape):
         spec["taps"] = taps
     reference = teacher or (done.get("teacher") if link.role != "teacher" else None)
@@ -210,6 +214,8 @@ def _train(stage: Stage, net: nn.Module, data: DataModule, folder: Path, watch: 
         taught = {"teacher": teacher_of(stage, stage.teacher, data), "watched": watched(stage.teacher, data)}
     if stage.start and (learned := stage.start.folder / LEARNED).exists():
         taught["learned"] = load_file(learned)
+    if stage.spec.get("fake_quantize"):
+        say(f"{stage.name}: {fake_quantize(net)} layers round to 8 bits")
     result = fit(net, stage.spec, stage.name, data, folder, stage.runtime, reference=reference, watch=watch, **taught)
     return {**result, "reference": stage.reference.key if stage.reference else None}
 
