@@ -32,8 +32,7 @@ def rounded_activations(x: Tensor) -> Tensor:
     low, high = low.clamp(max=0), high.clamp(min=0)
     scale = ((high - low) / 255).clamp(min=SMALLEST)
     zero = (-low / scale).round().clamp(0, 255).int()
-    rounded: Tensor = torch.fake_quantize_per_tensor_affine(x.float(), scale, zero, 0, 255)
-    return rounded
+    return torch.fake_quantize_per_tensor_affine(x.float(), scale, zero, 0, 255)
 
 
 class RoundedConv2d(nn.Conv2d):
@@ -41,7 +40,8 @@ class RoundedConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """As the convolution."""
-        return self._conv_forward(rounded_activations(x), rounded_weights(self.weight), self.bias)
+        found: Tensor = self._conv_forward(rounded_activations(x), rounded_weights(self.weight), self.bias)
+        return found
 
 
 class RoundedLinear(nn.Linear):
