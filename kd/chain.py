@@ -26,6 +26,7 @@ class Link:
         start: the earlier stage to take the weights from; None for fresh ones.
         path: a file to take the weights from.
         trains: all of the net, its last layer alone (head), none of it, or only what the loss learns itself (loss).
+        fake_quantize: whether its layers round to 8 bits while it trains.
         normalization: what the weights in `path` were trained with, where the config says it.
         members: the earlier stages whose nets it consists of.
         taps: what a loss looks at in the net, by path; None for the net's own choice.
@@ -43,6 +44,7 @@ class Link:
     start: str | None = None
     path: str | None = None
     trains: Trains | Literal["loss"] = "all"
+    fake_quantize: bool = False
     normalization: Normalization | None = None
     members: tuple[str, ...] = ()
     taps: list[str] | None = None
@@ -95,6 +97,7 @@ def _link(name: str, stage: StageConfig, config: Config) -> Link:
         teacher=_teacher(stage, objective),
         start=stage.start,
         trains=stage.trains,
+        fake_quantize=stage.fake_quantize,
         taps=taps,
     )
     return replace(link, **_given(config)) if name == "teacher" else link

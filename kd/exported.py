@@ -87,8 +87,9 @@ def export(finished: Finished, config: "Export", command: str) -> Path:
     folder = finished.room(config.out or str(finished.folder / "export"))
     subject, lacking = _subject(finished, config)
     rows = []
-    for kind in waiting(config.formats, "exporting"):
+    for kind in config.formats:
         path = folder / f"{config.role}{FORMATS[kind]}"
+        say(f"writing and checking {path.name}")
         rows.append({"format": kind, "role": config.role, "file": path.name, **_made(kind, path, subject, config)})
     found: dict[str, Any] = {
         "schema": SCHEMA,

@@ -44,7 +44,9 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
                 f"{won['test']:+.2f} on {each['test']['images']} test images."
             )
             if won["val"] < -WORTH_SAYING:
-                lines.append(f"That is a loss of more than {WORTH_SAYING} points; try calibration=1000.")
+                lines.append(
+                    f"That is a loss of more than {WORTH_SAYING} points; try calibration=1000, or experiment=quantize."
+                )
     return lines
 
 

@@ -18,7 +18,9 @@ from kd.config import Training
 from kd.construct import resolve_target
 from kd.data.base import DataModule, Images
 from kd.errors import Dropped
+from kd.fake_quantize import fake_quantize
 from kd.features import kinds_of, study
+from kd.log import say
 from kd.metrics import predict_logits, summary
 from kd.nets.build import Shape, build_net, normalization_of, set_normalization
 from kd.nets.grow import Grown, align
@@ -113,6 +115,8 @@ def make_stage(link: Link, config: Training, data: DataModule, done: Mapping[str
     spec |= {which: stage.key for which, stage in (("teacher", teacher), ("start", start)) if stage}
     if teacher:
         spec["outputs"] = config.teacher.outputs
+    if link.fake_quantize:
+        spec["fake_quantize"] = True
     if taps := taps_of(link, data.shape):
         spec["taps"] = taps
     reference = teacher or (done.get("teacher") if link.role != "teacher" else None)
@@ -219,6 +223,8 @@ def _train(stage: Stage, net: nn.Module, data: DataModule, folder: Path, watch: 
             taught["watched"] = watched(stage.teacher, data)
     if stage.start and (learned := stage.start.folder / LEARNED).exists():
         taught["learned"] = load_file(learned)
+    if stage.spec.get("fake_quantize"):
+        say(f"{stage.name}: {fake_quantize(net)} layers round to 8 bits")
     result = fit(net, stage.spec, stage.name, data, folder, stage.runtime, reference=reference, watch=watch, **taught)
     if stage.spec.get("align"):
         _aligned(net, folder / "weights.safetensors")

@@ -70,7 +70,18 @@ def test_nets_know_neither_role_nor_loss() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["kd.train", "kd.report", "kd.summary", "kd.evaluate", "kd.benchmark", "kd.dashboard"]
+    "module",
+    [
+        "kd.train",
+        "kd.report",
+        "kd.summary",
+        "kd.evaluate",
+        "kd.benchmark",
+        "kd.dashboard",
+        "kd.export",
+        "kd.predict",
+        "kd",
+    ],
 )
 def test_training_code_is_not_imported_before_it_is_needed(module: str) -> None:
     # `--help`, a misspelt key and a table of many runs must not wait for torch.

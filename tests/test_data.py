@@ -84,7 +84,9 @@ def test_the_key_changes_with_what_training_depends_on(change: dict[str, Any]) -
 
 
 def test_the_key_does_not_change_with_anything_else(tmp_path: Path) -> None:
-    same = Made(root=str(tmp_path), num_workers=3, cache="ram", cache_dir=str(tmp_path), on_bad_image="skip")
+    same = Made(
+        root=str(tmp_path), num_workers=3, cache="ram", cache_dir=str(tmp_path), on_bad_image="skip", license="CC0"
+    )
     assert same.key() == Made().key()
 
 

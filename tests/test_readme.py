@@ -1,5 +1,6 @@
 """What the README tells people to do, done."""
 
+import ast
 import os
 import re
 import shlex
@@ -10,12 +11,15 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 from PIL import Image
+from shipped import CLASSES, Shipped
 
 from kd.benchmark import Benchmark
-from kd.command import CONF
+from kd.command import CONF, folder_of
 from kd.config import Command, check, check_as
 from kd.evaluate import Evaluate
+from kd.export import Export
 from kd.incremental import as_group
+from kd.predict import Predict
 from kd.tasks import check as check_tasks
 
 README = (CONF.parent / "README.md").read_text()
@@ -47,7 +51,7 @@ def test_commands_compose(command: str) -> None:
         check(compose("train", [*overrides, "name=test"]))
 
 
-@pytest.mark.parametrize(("name", "model"), [("evaluate", Evaluate), ("benchmark", Benchmark)])
+@pytest.mark.parametrize(("name", "model"), [("evaluate", Evaluate), ("benchmark", Benchmark), ("export", Export)])
 def test_commands_about_a_run_compose(name: str, model: type[Command]) -> None:
     lines = [line.partition("  #")[0] for _, text in BLOCKS for line in text.splitlines() if f"kd.{name} run=" in line]
     assert lines
@@ -63,6 +67,28 @@ def test_commands_for_new_classes_compose() -> None:
         words = [word.partition(",")[0] if " -m inc" in line else word for word in as_group(shlex.split(line)[3:])]
         with initialize_config_dir(str(CONF), version_base="1.3"):
             check_tasks(compose("incremental", [*(word for word in words if "=" in word), "name=test"]))
+
+
+def test_predict_lines_compose() -> None:
+    lines = [line for _, text in BLOCKS for line in text.splitlines() if "kd.predict model=" in line]
+    assert lines
+    for line in lines:
+        with initialize_config_dir(str(folder_of("predict")), version_base="1.3"):
+            check_as(Predict, compose("predict", shlex.split(line.replace("preds.csv", str(CONF / "preds.csv")))[3:]))
+
+
+def test_the_five_lines_of_python_run(shipped: Shipped, capsys: pytest.CaptureFixture[str]) -> None:
+    (block,) = (text for kind, text in BLOCKS if kind == "python" and "from kd import load" in text)
+    assert len([line for line in block.splitlines() if line]) <= 5
+    at = {"outputs/runs/RUN": shipped.run, "photos/cats/0": shipped.photos / "cat/01"}
+    at["photos/dogs/0"] = shipped.photos / "dog/01"
+    for written, real in at.items():
+        assert written in block
+        block = block.replace(written, str(real))
+    exec(block, {})
+    said = ast.literal_eval(capsys.readouterr().out)
+    assert len(said) == 2
+    assert set(said) <= set(CLASSES)
 
 
 def test_make_targets_exist() -> None:
