@@ -106,7 +106,7 @@ def test_run_folder_and_report(make_config: Make, capsys: pytest.CaptureFixture[
     assert closed is None if gap <= 0 else closed == pytest.approx(gain / gap)
     assert report["comparison"]["compression"] == teacher["params"] / student["params"]
     out = capsys.readouterr().out
-    assert str(folder / "report.md") in out
+    assert str(folder / "report.html") in out
     for role in ("teacher", "baseline", "student"):
         assert role in out
 
