@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # torch takes seconds to import
-    from kd.model import Model
+    from kd.shipping.model import Model
 
 
 def load(path: str | Path, *, device: str = "cpu", trust: Sequence[str] = ()) -> "Model":
@@ -19,6 +19,6 @@ def load(path: str | Path, *, device: str = "cpu", trust: Sequence[str] = ()) ->
     Raises:
         kd.errors.UserError: there is no such file, it is damaged or none of ours, or names a net that is not trusted.
     """
-    from kd.model import load_model
+    from kd.shipping.model import load_model
 
     return load_model(path, "path", device=device, trust=trust)

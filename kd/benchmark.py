@@ -50,7 +50,7 @@ def _checked(cfg: DictConfig, typed: set[str]) -> Benchmark:
 def main(config: Benchmark) -> None:
     """Measure, show, and write."""
     finished = open_run(config.run, trust=config.trust)
-    from kd.costs_of_run import benchmark  # torch takes seconds to import; what is no run is refused before
+    from kd.measure.costs_of_run import benchmark  # torch takes seconds to import; what is no run is refused before
 
     benchmark(finished, config, this_command("kd.benchmark"))
 

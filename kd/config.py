@@ -172,7 +172,7 @@ class StageConfig(Strict):
         seed_offset: added to the recipe's seed.
         trains: `all`, or `loss` to leave the net as it is and train what the loss learns itself.
         taps: what a loss looks at in a net of the stage's own, as `student.taps`.
-        fake_quantize: round weights and activations to 8 bits on the way; see `kd.fake_quantize`.
+        fake_quantize: round weights and activations to 8 bits on the way; see `kd.shipping.fake_quantize`.
 
     The others are those of `Recipe`; null leaves the recipe as it is.
     """

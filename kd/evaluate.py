@@ -20,7 +20,7 @@ from kd.finished import open_run
 
 def _corruptions(found: Any) -> list[str]:
     """The corruptions that are asked for, by name."""
-    from kd.corruptions import CORRUPTIONS
+    from kd.measure.corruptions import CORRUPTIONS
 
     if isinstance(found, bool):
         return list(CORRUPTIONS) if found else []
@@ -56,7 +56,7 @@ def _checked(cfg: DictConfig, typed: set[str]) -> Evaluate:
 def main(config: Evaluate) -> None:
     """Measure, show, and write."""
     finished = open_run(config.run, trust=config.trust)
-    from kd.evaluation import evaluate  # torch takes seconds to import; what is no run is refused before
+    from kd.measure.evaluation import evaluate  # torch takes seconds to import; what is no run is refused before
 
     evaluate(finished, config, this_command("kd.evaluate"))
 

@@ -15,8 +15,8 @@ from functools import partial
 import hydra
 
 from kd.command import CONF, job, run_command, this_command
-from kd.sweep import sweep_name  # noqa: F401 - named in conf/incremental.yaml
-from kd.tasks import IncrementalConfig, check
+from kd.sweeps.sweep import sweep_name  # noqa: F401 - named in conf/incremental.yaml
+from kd.tasks.course import IncrementalConfig, check
 
 METHOD = "incremental.method="
 
@@ -25,7 +25,7 @@ METHOD = "incremental.method="
 @partial(job, checked=check)
 def main(config: IncrementalConfig) -> None:
     """Learn task after task, and report."""
-    from kd.task_run import run  # torch takes seconds to import, so `--help` and a misspelt key do without
+    from kd.tasks.run import run  # torch takes seconds to import, so `--help` and a misspelt key do without
 
     run(config, this_command("kd.incremental"))
 

@@ -84,7 +84,7 @@ def _listed(path: Path) -> list[Path]:
 def main(config: Predict) -> None:
     """Ask the model, and write what it says."""
     files = files_of(config.images)
-    from kd.predictions import predict  # torch takes seconds to import; what is not there is told before
+    from kd.shipping.predictions import predict  # torch takes seconds to import; what is not there is told before
 
     failed = predict(config.model, files, config.out, device=config.device, trust=config.trust)
     if failed:

@@ -21,16 +21,16 @@ from kd.config import Config
 from kd.construct import construct
 from kd.data.base import DataModule
 from kd.errors import UserError
-from kd.figures import figures_of_run
 from kd.log import say
-from kd.model_card import model_card
 from kd.nets.build import build_net
 from kd.nets.head import head_of
 from kd.objective import Objective
 from kd.optim import make_optimizer
-from kd.run_events import begin, finish
-from kd.run_page import as_page
-from kd.run_report import as_markdown, as_table, make_report, verdict
+from kd.reports.figures import figures_of_run
+from kd.reports.model_card import model_card
+from kd.reports.run_events import begin, finish
+from kd.reports.run_page import as_page
+from kd.reports.run_report import as_markdown, as_table, make_report, verdict
 from kd.stages import complete, logits_of, make_stage
 from kd.store import Done, Store, put
 from kd.tapped import try_out
@@ -109,7 +109,7 @@ def by_role(chain: Sequence[Link], stages: Mapping[str, Done]) -> dict[Role, Don
 
 
 def figures_of(done: Mapping[Role, Done], data: DataModule) -> Iterator[tuple[str, Figure]]:
-    """The figures of a run's models, each with its name; see `kd.figures`."""
+    """The figures of a run's models, each with its name; see `kd.reports.figures`."""
     test = data.split.test
     histories = {str(role): each.record["history"] for role, each in done.items()}
     logits = {str(role): logits_of(each, data, test) for role, each in done.items()}

@@ -18,13 +18,13 @@ from kd.config import Training
 from kd.construct import resolve_target
 from kd.data.base import DataModule, Images
 from kd.errors import Dropped
-from kd.fake_quantize import fake_quantize
 from kd.features import kinds_of, study
 from kd.log import say
-from kd.metrics import predict_logits, summary
+from kd.measure.metrics import predict_logits, summary
 from kd.nets.build import Shape, build_net, normalization_of, set_normalization
 from kd.nets.grow import Grown, align
 from kd.objective import signals_of
+from kd.shipping.fake_quantize import fake_quantize
 from kd.store import Done, Store, key_of, whole
 from kd.tapped import taps_of
 from kd.teachers.cached import Cached

@@ -26,7 +26,7 @@ from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, Posit
 from kd.command import CONF, job, run_command, this_command, typed_keys
 from kd.config import Config, Node, Strict, check, check_as
 from kd.errors import UserError
-from kd.space import Space, read_space
+from kd.tuning.space import Space, read_space
 
 OF_SPACE = "search.space."
 
@@ -162,7 +162,7 @@ def as_typed(space: Node, overrides: Sequence[str]) -> tuple[Node, set[str] | No
 @functools.partial(job, checked=accept)
 def main(request: Request) -> None:
     """Search, and compare."""
-    from kd.search import tune  # torch takes seconds to import
+    from kd.tuning.search import tune  # torch takes seconds to import
 
     tune(request, this_command("kd.tune"))
 

@@ -13,9 +13,9 @@ from PIL import Image
 from kd.command import CONF
 from kd.config import check
 from kd.export import Export, _checked
-from kd.exported import export
 from kd.finished import open_run
 from kd.run import run
+from kd.shipping.exported import export
 
 SIZE = 12
 CLASSES = ("cat", "dog", "error")  # the last is a column's name in a table of predictions

@@ -12,17 +12,17 @@ import torch
 from composed import composed_command
 from torch import nn
 
-from kd.backends import Subject, UnavailableError
 from kd.benchmark import Benchmark, _checked
-from kd.cost_figure import figure_of
-from kd.cost_text import latency_rows, sentences
-from kd.costs import peak_activations
-from kd.costs_of_run import Cell, benchmark, ratios, row
 from kd.errors import UserError
 from kd.finished import open_run
+from kd.measure.backends import Subject, UnavailableError
+from kd.measure.cost_figure import figure_of
+from kd.measure.cost_text import latency_rows, sentences
+from kd.measure.costs import peak_activations
+from kd.measure.costs_of_run import Cell, benchmark, ratios, row
+from kd.measure.timing import LEAST, ROUNDS, median_and_p95, times
 from kd.nets.build import Shape
 from kd.nets.mlp import MLP
-from kd.timing import LEAST, ROUNDS, median_and_p95, times
 
 SHAPE = Shape(1, 8, 10)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from kd.calibration import fit_temperature
+from kd.measure.calibration import fit_temperature
 
 
 def nll(z: np.ndarray, y: np.ndarray, temperature: float) -> float:

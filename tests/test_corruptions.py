@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kd.corruptions import CORRUPTIONS, corrupt
+from kd.measure.corruptions import CORRUPTIONS, corrupt
 
 RNG = np.random.default_rng(3)
 COLOUR = RNG.integers(0, 256, (6, 3, 32, 32), dtype=np.uint8)

@@ -23,8 +23,8 @@ from tensorboard.util import tensor_util
 from kd.command import run_command
 from kd.config import Config, check
 from kd.dashboard import main, refresh, runs_in
+from kd.reports.run_events import method
 from kd.run import run
-from kd.run_events import method
 
 Make = Callable[..., Config]
 ROW, END, COLUMNS = (f"_hparams_/{name}" for name in ("session_start_info", "session_end_info", "experiment"))

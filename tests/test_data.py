@@ -32,7 +32,7 @@ from kd.data.images import Pixels, Store
 from kd.data.mnist import MNIST
 from kd.distiller import Distiller, accuracy
 from kd.errors import UserError
-from kd.metrics import predict_logits, summary
+from kd.measure.metrics import predict_logits, summary
 from kd.objective import Objective, label_loss
 from kd.teachers.frozen import Frozen
 from kd.teachers.live import Live

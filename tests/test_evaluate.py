@@ -14,14 +14,14 @@ import torch
 from composed import composed_command
 from PIL import Image
 
-from kd.corruptions import CORRUPTIONS, corrupt
 from kd.data.digits import Digits
 from kd.errors import UserError
 from kd.evaluate import Evaluate, _checked
-from kd.evaluation import evaluate, judge, under_corruptions, versus
 from kd.finished import open_run
-from kd.judged import of_other, unseen
-from kd.metrics import ask, summary
+from kd.measure.corruptions import CORRUPTIONS, corrupt
+from kd.measure.evaluation import evaluate, judge, under_corruptions, versus
+from kd.measure.judged import of_other, unseen
+from kd.measure.metrics import ask, summary
 from kd.nets.build import Shape, normalization_of
 
 CLASSES = tuple(map(str, range(10)))

@@ -14,13 +14,13 @@ from safetensors import safe_open
 from shipped import CLASSES, SIZE, Shipped
 from torch import nn
 
-from kd import exported
 from kd.errors import Failed, UserError
-from kd.exported import export
 from kd.finished import open_run
-from kd.formats import write_onnx
 from kd.nets.build import Shape
 from kd.nets.cnn import CNN
+from kd.shipping import exported
+from kd.shipping.exported import export
+from kd.shipping.formats import write_onnx
 
 
 def session(path: Path) -> Any:

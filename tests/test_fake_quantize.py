@@ -15,11 +15,11 @@ from torch import nn
 
 from kd.config import Config, check
 from kd.data.digits import Digits
-from kd.fake_quantize import fake_quantize, rounded_activations, rounded_weights
-from kd.formats import quantize, write_onnx
 from kd.nets.build import Shape
 from kd.nets.cnn import CNN
 from kd.run import run
+from kd.shipping.fake_quantize import fake_quantize, rounded_activations, rounded_weights
+from kd.shipping.formats import quantize, write_onnx
 from kd.stages import make_stage
 
 

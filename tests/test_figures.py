@@ -10,7 +10,7 @@ from matplotlib import pyplot
 from PIL import Image
 from torch import Tensor
 
-from kd.figures import (
+from kd.reports.figures import (
     as_array,
     confusion_matrix,
     disagreement,

@@ -15,15 +15,15 @@ from safetensors.torch import load_file
 import kd.incremental
 from kd.command import run_command
 from kd.construct import construct
-from kd.exemplars import features_of
 from kd.finished import open_run
 from kd.fit import History
-from kd.metrics import predict_logits
+from kd.measure.metrics import predict_logits
 from kd.stages import complete, load_net
 from kd.store import Store
 from kd.summary import write_summary
-from kd.task_run import Course, run
-from kd.tasks import IncrementalConfig, check
+from kd.tasks.course import IncrementalConfig, check
+from kd.tasks.exemplars import features_of
+from kd.tasks.run import Course, run
 
 TINY = (
     "data.limit=200",

@@ -14,8 +14,8 @@ from shipped import CLASSES, SIZE, Shipped
 
 from kd import load
 from kd.errors import UserError
-from kd.exported import export
 from kd.finished import open_run
+from kd.shipping.exported import export
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from kd.metrics import paired, summary
+from kd.measure.metrics import paired, summary
 
 
 def logits_for(chosen: list[int], classes: int = 3, margin: float = 2.0) -> torch.Tensor:

@@ -88,7 +88,7 @@ def test_without_a_file_the_table_goes_to_stdout(
 
 
 def test_more_images_than_fit_a_batch_stay_in_order(shipped: Shipped, tmp_path: Path) -> None:
-    from kd.predictions import rows
+    from kd.shipping.predictions import rows
 
     files = sorted(shipped.photos.rglob("*.*"))
     assert len(files) == 90
@@ -147,7 +147,7 @@ def test_bad_input_is_told_in_one_message(
 
 
 def test_nothing_is_left_of_a_table_that_was_not_finished(shipped: Shipped, tmp_path: Path) -> None:
-    from kd.predictions import _writer
+    from kd.shipping.predictions import _writer
 
     with pytest.raises(RuntimeError), _writer(str(tmp_path / "x.csv"), CLASSES):
         raise RuntimeError

@@ -23,7 +23,7 @@ from kd.construct import construct
 from kd.data.digits import Digits
 from kd.distiller import Distiller
 from kd.errors import UserError
-from kd.metrics import predict_logits
+from kd.measure.metrics import predict_logits
 from kd.nets.build import Shape, build_net, normalization_of, pretrained_of
 from kd.nets.cnn import CNN
 from kd.nets.head import head_of

@@ -20,7 +20,7 @@ from kd.evaluate import Evaluate
 from kd.export import Export
 from kd.incremental import as_group
 from kd.predict import Predict
-from kd.tasks import check as check_tasks
+from kd.tasks.course import check as check_tasks
 
 README = (CONF.parent / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from kd.run_page import as_page, cost_table, quality_table
-from kd.run_report import verdict
+from kd.reports.run_page import as_page, cost_table, quality_table
+from kd.reports.run_report import verdict
 
 
 @pytest.fixture

@@ -22,8 +22,8 @@ from kd.code_hash import code_of
 from kd.command import run_command
 from kd.config import check
 from kd.errors import UnusedError
-from kd.ranking import ranked
-from kd.sweep import sweep_name
+from kd.sweeps.ranking import ranked
+from kd.sweeps.sweep import sweep_name
 from kd.train import main
 
 PAIR = ("model=mlp_to_mlp", *TINY, "epochs=1", "teacher.epochs=1")
@@ -177,7 +177,7 @@ def test_results_of_another_config_or_code_do_not_count(sweep: Any, monkeypatch:
     configs = [json.loads((run / "report.json").read_text())["config"] for run in other.runs]
     assert [config["batch_size"] for config in configs] == [40, 40, 40]
     assert sweep(*one, "seed=1,2,3", "batch_size=40").err.count("done before") == 3
-    monkeypatch.setattr("kd.sweep_job.code_of", lambda *nodes: {"kd.losses.kd": "edited"})
+    monkeypatch.setattr("kd.sweeps.job.code_of", lambda *nodes: {"kd.losses.kd": "edited"})
     assert sweep(*one, "seed=1,2,3", "batch_size=40").err.count("done before") == 0
 
 

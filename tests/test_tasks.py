@@ -10,11 +10,11 @@ import torch
 
 from kd.data.digits import Digits
 from kd.errors import UserError
-from kd.exemplars import Memory, herding, nearest_mean
-from kd.forgetting import evaluation
 from kd.store import Done
-from kd.task_data import TaskData
-from kd.tasks import Incremental, make_tasks
+from kd.tasks.course import Incremental, make_tasks
+from kd.tasks.data import TaskData
+from kd.tasks.exemplars import Memory, herding, nearest_mean
+from kd.tasks.forgetting import evaluation
 
 NAMES = tuple("abcdefghij")
 PLAIN: dict[str, Any] = {
@@ -179,7 +179,7 @@ def test_exemplars_stay_within_the_budget(
 ) -> None:
     rng = torch.Generator().manual_seed(0)
     monkeypatch.setattr(
-        "kd.exemplars.features_of", lambda done, data, images: torch.randn(len(images), 4, generator=rng)
+        "kd.tasks.exemplars.features_of", lambda done, data, images: torch.randn(len(images), 4, generator=rng)
     )
     for changes, counts in (
         ({"exemplars": 40}, [20, 8, 6]),

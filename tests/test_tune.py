@@ -27,17 +27,17 @@ from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
-import kd.search
 import kd.stages
-from kd.compare import bought, spread
+import kd.tuning.search
 from kd.config import check, check_as
 from kd.construct import construct
 from kd.data.base import DataModule
 from kd.errors import Dropped, Interrupted, UserError
-from kd.space import read_space, text_of
 from kd.stages import complete, make_stage
 from kd.store import Store
 from kd.tune import Tuning, as_typed, start
+from kd.tuning.compare import bought, spread
+from kd.tuning.space import read_space, text_of
 
 MORE = ["epochs=6", "optim.lr=0.02", "startup_trials=2"]  # so that settings differ in accuracy, and TPE chooses some
 ARGUMENTS = ["model=mlp_to_mlp", *TINY, "study=s", "seeds=[1,2]"]
@@ -55,7 +55,7 @@ def command(*arguments: str) -> int:
 def searched(out: Path, *arguments: str) -> int:
     """The search alone, without the comparison."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("kd.search.compare_settings", lambda *args: None)
+        patch.setattr("kd.tuning.search.compare_settings", lambda *args: None)
         options, overrides = list(arguments[:2]), list(arguments[2:])
         if options[0] != "--config-dir":
             options, overrides = [], list(arguments)
@@ -88,7 +88,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Whole]:
     """Run once; what was predicted, in order, and the logits in the store when the search was over."""
     out = tmp_path_factory.mktemp("whole")
     found = Whole(out, -1, "", "", [], [])
-    predict, compare = kd.stages.predict_logits, kd.search.compare_settings
+    predict, compare = kd.stages.predict_logits, kd.tuning.search.compare_settings
 
     def counted(net: Any, data: DataModule, images: Any, *rest: Any) -> torch.Tensor:
         parts = {id(data.split.train): "train", id(data.split.val): "val"}
@@ -106,7 +106,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Whole]:
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed), contextlib.redirect_stderr(said):
         patch.setattr(kd.stages, "predict_logits", counted)
-        patch.setattr(kd.search, "compare_settings", compared)
+        patch.setattr(kd.tuning.search, "compare_settings", compared)
         found.code = command(*ARGUMENTS, f"output_dir={out}", "n_trials=4", *MORE)
     found.said, found.printed = said.getvalue(), printed.getvalue()
     return found
@@ -190,7 +190,7 @@ def test_an_interrupted_search_is_the_same_search(
         def stopped(self: Any, config: Any, trial: optuna.Trial, pruning: bool) -> float:
             raise Interrupted("distill")
 
-        patch.setattr("kd.search.Evaluation.value", stopped)
+        patch.setattr("kd.tuning.search.Evaluation.value", stopped)
         assert searched(tmp_path, "n_trials=4", *MORE) == 130
     assert "python -m kd.tune" in capsys.readouterr().err
     states = [trial.state for trial in study(tmp_path).trials]
@@ -242,8 +242,8 @@ def fake_curves(monkeypatch: pytest.MonkeyPatch, curves: Sequence[Sequence[float
             "key", Path(), {"val": {"best": max(history, key=lambda row: row["val/acc"])}, "history": history}
         ), False
 
-    monkeypatch.setattr("kd.search.complete", fake)
-    monkeypatch.setattr("kd.search.Evaluation.teachers", lambda *args: None)
+    monkeypatch.setattr("kd.tuning.search.complete", fake)
+    monkeypatch.setattr("kd.tuning.search.Evaluation.teachers", lambda *args: None)
 
 
 def test_below_the_median_is_pruned(
@@ -336,7 +336,7 @@ def test_without_any_finished_trial_the_end_is_1(
 def test_the_time_is_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_curves(monkeypatch, [[0.5]] * 9)
     clock = iter(range(0, 10_000, 10))
-    monkeypatch.setattr("kd.search.perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr("kd.tuning.search.perf_counter", lambda: float(next(clock)))
     range_of_its_own = "search.space.alpha={choices: [0.1, 0.2]}"  # and not mixed with the file's
     assert searched(tmp_path, "timeout=35", "loss=label_smoothing", "stages=[distill]", range_of_its_own) == 0
     assert {row["alpha"] for row in rows(tmp_path)} <= {"0.1", "0.2"}

@@ -12,7 +12,7 @@ from scipy.stats import beta, chisquare, kstest
 from kd.data.digits import Digits
 from kd.data.images import Images
 from kd.errors import UserError
-from kd.view_grid import view_grid
+from kd.reports.view_grid import view_grid
 from kd.views import Augment, Draw, make_views, mixed_target, partners, to_unit, uniform
 
 SIZE, CLASSES, COUNT = 12, 4, 40

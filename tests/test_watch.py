@@ -13,8 +13,8 @@ import kd.stages
 from kd.config import check
 from kd.nets.build import Shape
 from kd.objective import Objective
+from kd.reports.run_report import verdict
 from kd.run import run
-from kd.run_report import verdict
 from kd.teachers.watch import Watched, concerns
 
 LOGITS = [[2.0, 0.0, -1.0], [0.5, 1.5, 0.0]]

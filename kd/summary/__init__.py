@@ -88,7 +88,7 @@ def _markdown(title: str, about: str, rows: Sequence[Row], gains: Sequence[Gain]
 
 
 def _page(title: str, about: str, rows: Sequence[Row], gains: Sequence[Gain]) -> str:
-    from kd.page import render  # matplotlib takes a second
+    from kd.reports.page import render  # matplotlib takes a second
     from kd.summary.figures import pictures
     from kd.summary.tasks import task_picture, task_table
 

@@ -15,12 +15,12 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 from numpy.typing import NDArray
 
-from kd.page import Picture, picture
-from kd.palette import BLACK, GRAY, MAP, ROLES, STUDENTS, VERMILION
+from kd.reports.page import Picture, picture
+from kd.reports.palette import BLACK, GRAY, MAP, ROLES, STUDENTS, VERMILION
+from kd.reports.units import short
 from kd.summary.groups import Row, dig
 from kd.summary.significance import Gain, deviation, finite, mean, pareto
 from kd.summary.tables import nets
-from kd.units import short
 
 Axes = Any  # matplotlib's, which has no types
 

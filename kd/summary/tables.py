@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from io import StringIO
 from typing import Any
 
+from kd.reports.units import short
 from kd.summary.groups import Row, differing, display, part
 from kd.summary.reports import Run
 from kd.summary.significance import LEVEL, Gain, deviation, mean
-from kd.units import short
 
 ROLES = ("teacher", "baseline", "student")
 

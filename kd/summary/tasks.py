@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kd.page import Picture, picture
+from kd.reports.page import Picture, picture
 from kd.summary.groups import Row
 from kd.summary.significance import finite
 from kd.summary.tables import Cell, Table, spread
-from kd.task_report import EVALUATIONS, MEASURES, draw_by_method
+from kd.tasks.report import EVALUATIONS, MEASURES, draw_by_method
 
 LINES = 15  # rows drawn at most
 

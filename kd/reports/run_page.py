@@ -6,10 +6,10 @@ from typing import Any
 import yaml
 from matplotlib.figure import Figure
 
-from kd.page import Picture, image, picture, render
-from kd.run_report import verdict
+from kd.reports.page import Picture, image, picture, render
+from kd.reports.run_report import verdict
+from kd.reports.units import short
 from kd.summary.tables import Cell, Table
-from kd.units import short
 
 
 def as_page(report: Mapping[str, Any], figures: Mapping[str, Figure]) -> str:
@@ -17,7 +17,7 @@ def as_page(report: Mapping[str, Any], figures: Mapping[str, Figure]) -> str:
 
     Args:
         report: what `report.json` holds.
-        figures: by name, as `kd.figures.figures_of_run` gives them, and `kd.task_report.pictures`; may be none.
+        figures: by name, as `kd.reports.figures.figures_of_run` and `kd.tasks.report.pictures` give them; may be none.
     """
     groups = [
         _tasks(figures),

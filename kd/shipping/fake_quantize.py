@@ -8,7 +8,7 @@ SMALLEST = torch.finfo(torch.float32).tiny  # of a scale: a channel of zeros has
 
 
 def rounded_weights(weight: Tensor) -> Tensor:
-    """Weights as `kd.formats.quantize` rounds them: symmetric, 255 levels, by output channel.
+    """Weights as `kd.shipping.formats.quantize` rounds them: symmetric, 255 levels, by output channel.
 
     The gradient passes as if nothing had been rounded (straight-through; Jacob et al. 2018, "Quantization and Training
     of Neural Networks for Efficient Integer-Arithmetic-Only Inference", section 3). A batch norm after the layer

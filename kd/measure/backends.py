@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from kd.formats import quantize, write_onnx
 from kd.nets.build import Shape, normalization_of
+from kd.shipping.formats import quantize, write_onnx
 
 Pass = Callable[[], object]
 

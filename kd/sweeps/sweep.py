@@ -34,8 +34,8 @@ from kd.command import Leave, explain, typed_keys
 from kd.config import Training
 from kd.errors import UnusedError, UserError
 from kd.log import say
-from kd.ranking import show, student_of
-from kd.sweep_job import Job, Task, describe
+from kd.sweeps.job import Job, Task, describe
+from kd.sweeps.ranking import show, student_of
 
 # What a run's name shows anyway.
 SHOWN = {"data", "model", "teacher", "student", "loss", "experiment", "alpha", "temperature", "seed"}

@@ -15,8 +15,8 @@ from scipy.stats import t as student_t
 from kd.config import Config
 from kd.log import say
 from kd.run import RunFolder, run
-from kd.space import overrides_of, text_of
 from kd.store import whole
+from kd.tuning.space import overrides_of, text_of
 
 if TYPE_CHECKING:  # as a command it is not imported but run
     from kd.tune import Request

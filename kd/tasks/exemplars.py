@@ -7,12 +7,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from kd.data.base import DataModule, Images
-from kd.metrics import predict_logits
+from kd.measure.metrics import predict_logits
 from kd.nets.grow import Grown
 from kd.stages import load_net, logits_of
 from kd.store import Done, whole
-from kd.task_data import TaskData
-from kd.tasks import Incremental
+from kd.tasks.course import Incremental
+from kd.tasks.data import TaskData
 
 
 class Features(nn.Module):

@@ -18,16 +18,16 @@ from torch import Tensor, nn
 from kd.data.base import DataModule, Images
 from kd.errors import Failed, UserError
 from kd.export import FORMATS
-from kd.exported_text import as_markdown, as_table, sentences
 from kd.finished import Finished
-from kd.formats import SCHEMA, quantize, whole_net, write_onnx, write_pt2
-from kd.judged import own_data
 from kd.log import say, waiting
-from kd.metrics import summary
-from kd.model import OnnxNet
+from kd.measure.judged import own_data
+from kd.measure.metrics import summary
 from kd.nets.build import Shape, normalization_of
 from kd.nets.pretrained import Normalization
-from kd.run_report import environment, git_sha
+from kd.reports.run_report import environment, git_sha
+from kd.shipping.exported_text import as_markdown, as_table, sentences
+from kd.shipping.formats import SCHEMA, quantize, whole_net, write_onnx, write_pt2
+from kd.shipping.model import OnnxNet
 from kd.store import whole
 from kd.views import normalize, to_unit
 

@@ -13,13 +13,13 @@ from rich import box
 from rich.table import Table
 
 from kd.chain import Role
-from kd.costs import cost, latency
 from kd.data.base import DataModule
-from kd.metrics import paired, summary
+from kd.measure.costs import cost, latency
+from kd.measure.metrics import paired, summary
+from kd.reports.units import short
 from kd.stages import load_net, logits_of, name_of
 from kd.store import Done
 from kd.teachers.watch import concerns
-from kd.units import short
 
 SCHEMA = 1
 

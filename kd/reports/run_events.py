@@ -18,12 +18,12 @@ from torch.utils.tensorboard import SummaryWriter
 from kd.config import Config
 from kd.construct import resolve_target
 from kd.data.base import DataModule
-from kd.figures import as_array
 from kd.knobs import in_a_name
 from kd.objective import read_terms
-from kd.run_report import as_markdown
+from kd.reports.figures import as_array
+from kd.reports.run_report import as_markdown
+from kd.reports.view_grid import view_grid
 from kd.schedules import make_schedule
-from kd.view_grid import view_grid
 
 # Charts by category. A chart has a line for each chosen run that has a tag of this pattern.
 LAYOUT = {

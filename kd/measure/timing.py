@@ -7,8 +7,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from kd.backends import Pass
 from kd.log import waiting
+from kd.measure.backends import Pass
 
 K = TypeVar("K")
 

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 from torch import Tensor
 
-from kd.metrics import reliability
-from kd.palette import GRAY, ROLES, SKY
+from kd.measure.metrics import reliability
+from kd.reports.palette import GRAY, ROLES, SKY
 
 Axes = Any  # matplotlib's, which has no types
 
@@ -93,7 +93,7 @@ def reliability_diagram(bins: Sequence[Mapping[str, Any]], who: str) -> Figure:
     """How often the net is right where it is so sure: accuracy against confidence, and how many images are how sure.
 
     Args:
-        bins: as `kd.metrics.reliability` and a report have them.
+        bins: as `kd.measure.metrics.reliability` and a report have them.
         who: whose they are, for the title, which also has the expected calibration error (Guo et al. 2017, eq. 3).
     """
     figure, (upper, lower) = _figure(5.0, 6.0, rows=2, sharex=True, height_ratios=[3, 1])

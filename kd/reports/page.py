@@ -48,8 +48,12 @@ def image(figure: Figure, caption: str, alt: str) -> Picture:
 
 
 def render(template: str, **values: Any) -> str:
-    """A page from a template in `kd/templates`. Whatever the values hold is shown as text, `<script>` too."""
+    """A page from a template in `kd/reports/templates`. Whatever the values hold is shown as text, `<script>` too."""
     environment = Environment(
-        loader=PackageLoader("kd"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("kd.reports"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     return environment.get_template(template).render(**values)

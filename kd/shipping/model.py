@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from kd.data.decode import DecodeError, decode
 from kd.errors import UserError, nearest
 from kd.finished import open_run, read_student
-from kd.formats import INPUT, OUTPUT, SCHEMA, whole_net
 from kd.nets.build import Shape, normalization_of
+from kd.shipping.formats import INPUT, OUTPUT, SCHEMA, whole_net
 from kd.teachers.header import STUDENT
 from kd.views import normalize, to_unit
 

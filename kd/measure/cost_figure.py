@@ -7,7 +7,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from kd.cost_text import at, places
+from kd.measure.cost_text import at, places
 
 Axes = Any  # matplotlib's, which has no types
 

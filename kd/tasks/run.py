@@ -15,20 +15,20 @@ from kd.config import Recipe
 from kd.construct import construct
 from kd.data.base import DataModule, Images
 from kd.errors import UserError
-from kd.exemplars import Memory, features_of, nearest_mean
-from kd.figures import export
-from kd.forgetting import evaluation
 from kd.log import say
 from kd.nets.build import Shape, build_net, without_pretrained
 from kd.objective import Objective, teacher_stage
 from kd.optim import make_optimizer
+from kd.reports.figures import export
+from kd.reports.run_report import make_report
 from kd.run import RunFolder, figures_of, writable, write_run
-from kd.run_report import make_report
 from kd.stages import Stage, complete, logits_of, make_stage
 from kd.store import Done, Store
-from kd.task_data import TaskData
-from kd.task_report import EVALUATIONS, PICTURES, as_markdown, as_table, pictures
-from kd.tasks import IncrementalConfig, make_tasks
+from kd.tasks.course import IncrementalConfig, make_tasks
+from kd.tasks.data import TaskData
+from kd.tasks.exemplars import Memory, features_of, nearest_mean
+from kd.tasks.forgetting import evaluation
+from kd.tasks.report import EVALUATIONS, PICTURES, as_markdown, as_table, pictures
 
 
 class Course:

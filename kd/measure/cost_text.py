@@ -7,7 +7,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from kd.units import short
+from kd.reports.units import short
 
 Rows = list[list[str]]
 LATENCY = ("on", "backend", "batch", "net", "median, ms", "p95, ms", "images/s", "times as fast")

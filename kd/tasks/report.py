@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
 
-from kd.palette import STUDENTS
-from kd.run_report import as_markdown as run_as_markdown
+from kd.reports.palette import STUDENTS
+from kd.reports.run_report import as_markdown as run_as_markdown
 
 # What the report calls each evaluation, and whether the net is told which task an image is of.
 EVALUATIONS = {"class_incremental": False, "task_incremental": True}

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from kd.data.base import DataModule, Images, Split
-from kd.tasks import Task
+from kd.tasks.course import Task
 
 
 class TaskData:

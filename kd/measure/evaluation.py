@@ -14,17 +14,17 @@ from rich.console import Console
 from sklearn.metrics import precision_recall_fscore_support
 from torch import Tensor, nn
 
-from kd.calibration import fit_temperature
-from kd.corruptions import corrupt
 from kd.data.base import Images
 from kd.errors import UserError
-from kd.evaluation_text import as_markdown, sentences, tables
 from kd.finished import Finished
-from kd.judged import Judged, of_other, of_own, own_data
 from kd.log import waiting
-from kd.metrics import ask, paired, summary
+from kd.measure.calibration import fit_temperature
+from kd.measure.corruptions import corrupt
+from kd.measure.evaluation_text import as_markdown, sentences, tables
+from kd.measure.judged import Judged, of_other, of_own, own_data
+from kd.measure.metrics import ask, paired, summary
 from kd.nets.build import normalization_of
-from kd.run_report import environment, git_sha
+from kd.reports.run_report import environment, git_sha
 from kd.store import whole
 from kd.views import normalize, to_unit
 
@@ -108,9 +108,9 @@ def judge(logits: Tensor, labels: Tensor, teacher: Tensor | None) -> dict[str, A
     """All metrics of logits [N, C] against labels [N].
 
     Returns:
-        those of `kd.metrics.summary`, and `kl`, the divergence KL(teacher || model) in nats, mean over the images
-        (None without a teacher), and `per_class`: for each class `support` (images of it), `precision` (None where it
-        is never chosen) and `recall` (None where there is no image of it).
+        those of `kd.measure.metrics.summary`, and `kl`, the divergence KL(teacher || model) in nats, mean over the
+        images (None without a teacher), and `per_class`: for each class `support` (images of it), `precision` (None
+        where it is never chosen) and `recall` (None where there is no image of it).
     """
     truth, chosen = labels.numpy(), logits.argmax(1).numpy()
     precision, recall, _, support = precision_recall_fscore_support(
@@ -163,7 +163,7 @@ def versus(first: str, second: str, logits: Mapping[str, Tensor], labels: Tensor
 def under_corruptions(
     nets: Mapping[str, nn.Module], images: Images, names: Sequence[str], severities: Sequence[int], seed: int
 ) -> dict[str, Any]:
-    """Accuracy of each net on corrupted images; see `kd.corruptions`.
+    """Accuracy of each net on corrupted images; see `kd.measure.corruptions`.
 
     Returns:
         `severities`, `seed`, `accuracy` by role, corruption and severity (as a string), and `mean` over both by role.

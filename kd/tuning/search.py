@@ -15,16 +15,16 @@ from filelock import FileLock, Timeout
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from kd.chain import Link, chain_of
-from kd.compare import compare_settings
 from kd.config import Config
 from kd.construct import construct
 from kd.data.base import DataModule
 from kd.errors import Dropped, Failed, Interrupted, UserError
 from kd.log import say
 from kd.run import preflight, writable
-from kd.space import flat, overrides_of
 from kd.stages import RUNTIME_ONLY, Stage, complete, make_stage
 from kd.store import Done, Store, key_of, whole
+from kd.tuning.compare import compare_settings
+from kd.tuning.space import flat, overrides_of
 
 if TYPE_CHECKING:  # as a command it is not imported but run
     from kd.tune import Request

@@ -13,16 +13,16 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from kd.backends import Pass, Subject, UnavailableError
-from kd.cost_figure import figure_of
-from kd.cost_text import as_markdown, sentences, tables
-from kd.costs import cost, peak_activations
 from kd.finished import Finished
 from kd.log import waiting
+from kd.measure.backends import Pass, Subject, UnavailableError
+from kd.measure.cost_figure import figure_of
+from kd.measure.cost_text import as_markdown, sentences, tables
+from kd.measure.costs import cost, peak_activations
+from kd.measure.timing import ROUNDS, median_and_p95, times
 from kd.nets.build import Shape
-from kd.run_report import cpu_name, environment, git_sha
+from kd.reports.run_report import cpu_name, environment, git_sha
 from kd.store import whole
-from kd.timing import ROUNDS, median_and_p95, times
 
 if TYPE_CHECKING:
     from kd.benchmark import Benchmark
