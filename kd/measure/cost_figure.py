@@ -8,11 +8,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from kd.measure.cost_text import at, places
+from kd.reports.palette import BLACK, ROLES
 
 Axes = Any  # matplotlib's, which has no types
-
-# Of Okabe and Ito (2008), which colour-blind people tell apart; the shapes differ too.
-LOOK = {"teacher": ("#0072B2", "s"), "baseline": ("#E69F00", "^"), "student": ("#009E73", "o")}
 
 
 def figure_of(found: Mapping[str, Any]) -> Figure:
@@ -45,7 +43,8 @@ def _panel(axes: Axes, found: Mapping[str, Any], device: str, batch: int) -> Non
     for i, place in enumerate(here):
         for j, model in enumerate(models):
             if row := at(model["latency"], place):
-                colour, marker = LOOK.get(model["role"], ("black", "o"))
+                look = ROLES.get(model["role"], {"color": BLACK, "marker": "o"})
+                colour, marker = look["color"], look["marker"]
                 y = i + (j - (len(models) - 1) / 2) * step
                 axes.plot([row["median"], row["p95"]], [y, y], color=colour, linewidth=1.5)
                 label = f"{model['role']}: {model['net']}" if i == 0 else None
