@@ -15,6 +15,7 @@ from shipped import CLASSES, SIZE, Shipped
 from kd import load
 from kd.errors import UserError
 from kd.finished import open_run
+from kd.reports.model_card import model_card
 from kd.shipping.exported import export
 
 
@@ -174,3 +175,17 @@ def test_the_model_card(shipped: Shipped) -> None:
     worst = (confusion.diagonal() / confusion.sum(1)).argmin()
     assert f"the worst first: {CLASSES[worst]} " in card
     assert "are uneven" not in card
+
+
+def test_the_card_warns_of_what_the_report_shows(shipped: Shipped) -> None:
+    report = json.loads((shipped.run / "report.json").read_text())
+    report["data"] |= {"license": None, "test": 5000}
+    report["models"][-1]["test"] |= {"confusion": [[10, 0, 0], [0, 1, 1], [5, 0, 35]], "ece": 0.2}
+    card = model_card(report, "x")
+    assert "the worst first: dog 50 % of 2, error 88 % of 40, cat 100 % of 10." in card
+    assert "The classes are uneven: 2 to 40 test images" in card
+    assert "off by 0.200 on average" in card
+    assert "stated by whoever trained the model: not stated" in card
+    assert "The test is small" not in card
+    report["models"][-1]["test"] |= {"confusion": None, "ece": 0.01}  # too many classes to count
+    assert "off by" not in model_card(report, "x")
