@@ -241,7 +241,7 @@ class Sweep(Callback):
         """Show the table of what is done, the line to look closer, and what has failed; returns the exit code."""
         reports = {entry.number: entry.job.report() if entry.job else None for entry in entries}
         show([(entry.swept, report) for entry in entries if (report := reports[entry.number])])
-        print(f"All curves: {shlex.join(['tensorboard', '--logdir', str(folder)])}")
+        print(f"All curves: {shlex.join(['python', '-m', 'kd.dashboard', str(folder)])}")
         failed = [e for e in entries if not reports[e.number] and not isinstance(e.error, UnusedError)]
         if not failed:
             return 0
