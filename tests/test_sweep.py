@@ -91,7 +91,7 @@ def test_twelve_jobs_then_the_same_again(sweep: Any, tmp_path: Path) -> None:
     assert [len(stages(out, name)) for name in ("teacher", "baseline", "distill")] == [1, 1, 12]
     assert not (out / "runs").exists()
     table = first.out.splitlines()
-    assert f"tensorboard --logdir {first.sweep}" in table[-1]
+    assert f"kd.dashboard {first.sweep}" in table[-1]
     rows = [re.split(r" {2,}", line.strip()) for line in table if re.match(r" *\d+ ", line)]
     of_runs = {}
     for run in first.runs:
