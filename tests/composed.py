@@ -34,10 +34,14 @@ TINY = (
 
 
 def composed(*overrides: str, config: str = "train") -> DictConfig:
-    """A command's config under these overrides; that of `kd.train` for a pair of nets small enough for a test."""
+    """A command's config under these overrides; that of `kd.train` for a pair of nets small enough for a test.
+
+    Figures take longer to draw than such nets to train: `pictures=true` for a test that looks at them.
+    """
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        words = ["model=mlp_to_mlp", *overrides] if config == "train" else list(overrides)
+        first = ["model=mlp_to_mlp"] if config == "train" else []
+        words = [*first, "pictures=false", *overrides]
         cfg = compose(config, words, return_hydra_config=True)
     HydraConfig.instance().set_config(cfg)
     with open_dict(cfg):
