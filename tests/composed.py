@@ -40,8 +40,8 @@ def composed(*overrides: str, config: str = "train") -> DictConfig:
     """
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        first = ["model=mlp_to_mlp"] if config == "train" else []
-        words = [*first, "pictures=false", *overrides]
+        first = ["model=mlp_to_mlp", "pictures=false"] if config == "train" else []
+        words = [*first, *overrides]
         cfg = compose(config, words, return_hydra_config=True)
     HydraConfig.instance().set_config(cfg)
     with open_dict(cfg):
