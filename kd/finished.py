@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kd.errors import UserError, nearest
+from kd.folders import writable
 from kd.log import say
 from kd.teachers.header import STUDENT, header_of
 from kd.trust import trusted
@@ -125,16 +126,7 @@ class Finished:
             UserError: nothing can be written there; to be told before anything is measured.
         """
         folder = Path(out).expanduser() if out is not None else self.folder
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            probe = folder / ".write_test"
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise UserError(
-                f"out: cannot write into {folder.resolve()}: {error.strerror}; name another folder"
-            ) from error
-        return folder.resolve()
+        return writable(folder, "out", "; name another folder").resolve()
 
     def data(self, **changes: Any) -> "DataModule":
         """The data that the run was trained on.

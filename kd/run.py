@@ -21,6 +21,7 @@ from kd.config import Config
 from kd.construct import construct
 from kd.data.base import DataModule
 from kd.errors import UserError
+from kd.folders import writable
 from kd.log import say
 from kd.nets.build import build_net
 from kd.nets.head import head_of
@@ -254,19 +255,3 @@ class JobFolder(RunFolder):
         shutil.rmtree(self.path, ignore_errors=True)  # of an attempt that was killed
         (self.path / "tensorboard").mkdir(parents=True)
         return self
-
-
-def writable(folder: Path) -> Path:
-    """The output folder, made if need be.
-
-    Raises:
-        UserError: where nothing can be written into it.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".write_test"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"output_dir: cannot write into {folder.resolve()}: {error.strerror}") from error
-    return folder

@@ -15,13 +15,14 @@ from kd.config import Recipe
 from kd.construct import construct
 from kd.data.base import DataModule, Images
 from kd.errors import UserError
+from kd.folders import writable
 from kd.log import say
 from kd.nets.build import Shape, build_net, without_pretrained
 from kd.objective import Objective, teacher_stage
 from kd.optim import make_optimizer
 from kd.reports.figures import export
 from kd.reports.run_report import make_report
-from kd.run import RunFolder, figures_of, writable, write_run
+from kd.run import RunFolder, figures_of, write_run
 from kd.stages import Stage, complete, logits_of, make_stage
 from kd.store import Done, Store
 from kd.tasks.course import IncrementalConfig, make_tasks

@@ -19,8 +19,9 @@ from kd.config import Config
 from kd.construct import construct
 from kd.data.base import DataModule
 from kd.errors import Dropped, Failed, Interrupted, UserError
+from kd.folders import writable
 from kd.log import say
-from kd.run import preflight, writable
+from kd.run import preflight
 from kd.stages import RUNTIME_ONLY, Stage, complete, make_stage
 from kd.store import Done, Store, key_of, whole
 from kd.tuning.compare import compare_settings
