@@ -14,6 +14,9 @@ from kd.config import Config
 
 METHODS = sorted(path.stem for path in (CONF / "loss").glob("*.yaml"))
 
+# Those for classes that come in tasks; elsewhere there are no new classes beside the teacher's.
+OF_TASKS = ("lwf", "lwf_bce", "lwf_mix", "icarl", "der")
+
 # Those that look into the nets.
 ON_FEATURES = (
     *("fitnet", "at", "sp", "cc", "rkd", "pkt", "vid", "nst", "ft", "ab", "fsp", "ofd", "crd", "reviewkd", "simkd"),

@@ -1,11 +1,12 @@
 """A knob that the chosen method does not use is an error, wherever it was turned."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from composed import CONF, METHODS, composed, loss_node
+from composed import CONF, METHODS, OF_TASKS, composed, loss_node
 from omegaconf import OmegaConf
 
 from kd.command import typed_keys
@@ -16,7 +17,8 @@ from kd.knobs import uses
 USED = {
     "alpha": {"kd", "kd_dist", "mse_logits", "soft_ce", "ctkd", "mlkd", "tfkd_reg", "tfkd_self", "label_smoothing"},
     "temperature": {
-        *("kd", "kd_standardized", "kd_dist", "soft_ce", "dkd", "nkd", "dist", "ofa", "tfkd_reg", "tfkd_self")
+        *("kd", "kd_standardized", "kd_dist", "soft_ce", "dkd", "nkd", "dist", "ofa", "tfkd_reg", "tfkd_self"),
+        *("lwf", "lwf_bce", "lwf_mix"),
     },
 }
 
@@ -71,7 +73,7 @@ def test_methods_bring_their_authors_values_and_the_command_line_wins() -> None:
 
 def test_the_sweep_over_methods_has_all_of_them() -> None:
     params = OmegaConf.load(CONF / "sweep" / "methods.yaml").hydra.sweeper.params
-    assert sorted(params.loss.split(",")) == METHODS
+    assert sorted([*params.loss.split(","), *OF_TASKS]) == METHODS
     assert params.seed == "0,1,2,3,4"
 
 
@@ -111,5 +113,5 @@ def test_a_sweep_over_methods_leaves_out_those_that_a_recipe_does_not_concern(tm
     done = command(*sweep, f"output_dir={tmp_path}")
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("left out of the sweep: loss=mse_logits seed=0") == 1
-    (folder,) = (tmp_path / "runs").iterdir()
-    assert "_kd_Tcosine-8.0-2.0" in folder.name
+    (report,) = tmp_path.glob("sweeps/*/*/report.json")
+    assert "_kd_Tcosine-8.0-2.0" in json.loads(report.read_text())["name"]
