@@ -21,7 +21,7 @@ from kd.summary.figures import LATENCY, cost_plot, families, gain_plot, heat_map
 from kd.summary.groups import Row, group
 from kd.summary.reports import Run, find_runs
 from kd.summary.significance import Gain, corrected, gain_of, holm, pareto, t_interval
-from kd.summary.tables import accuracy_table, in_common, said
+from kd.summary.tables import accuracy_table, cost_table, in_common, said
 
 NASTY = "<script>alert(1)</script>|x"
 
@@ -43,6 +43,8 @@ def report(
             "test": {"accuracy": accuracy, "accuracy_ci95": [0.1, 0.9], "nll": math.nan, "ece": 0.05},
             "val": {"best": accuracy - 0.01, "last": 0.5},
             "history": {"epoch": [0, 1], "val/acc": [0.5, accuracy]},
+            "step_ms": 4.0 + seed,
+            "training_params": 1234,
         }
         for role, accuracy in found.items()
         if accuracy is not None
@@ -230,6 +232,14 @@ def folders(root: Path, reports: list[dict[str, Any]]) -> Iterator[Path]:
         (root / f"run{i}").mkdir()
         (root / f"run{i}" / "report.json").write_text(json.dumps(each))
         yield root / f"run{i}"
+
+
+def test_what_training_cost_stands_beside_what_the_student_costs() -> None:
+    table = cost_table(rows_of(report(seed=0), report(seed=2)))
+    found = dict(zip(table.columns, table.cells[0], strict=True))
+    assert found["a step of training, ms"].text == "5.0 ± 1.4"  # of 4 and 6: sd = sqrt(2)
+    assert found["parameters that training added"].text == "1.23 k"
+    assert found["latency, ms"].text == "0.500"
 
 
 def test_files(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def _gain(gain: Gain) -> Cell:
 
 
 def cost_table(rows: Sequence[Row]) -> Table:
-    """What else is known of each row's student: what it costs, and how far its probabilities can be trusted."""
+    """What else is known of each row's student: its cost, how far to trust its probabilities, what training it took."""
     columns: dict[str, Callable[[Row], Cell]] = {
         "parameters": lambda row: _count(row.values("student", "params")),
         "MACs": lambda row: _count(row.values("student", "macs")),
@@ -84,6 +84,8 @@ def cost_table(rows: Sequence[Row]) -> Table:
         "gap to teacher closed, %": lambda row: spread(row.compared("gap_closed"), 100, 0),
         "ECE": lambda row: spread(row.values("student", "test", "ece"), 1, 4),
         "NLL, nats": lambda row: spread(row.values("student", "test", "nll"), 1, 4),
+        "a step of training, ms": lambda row: spread(row.values("student", "step_ms"), 1, 1),
+        "parameters that training added": lambda row: _count(row.values("student", "training_params")),
     }
     cells = []
     for rank, row in enumerate(rows, 1):
