@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from processes import Process
 from torch import Tensor, nn
 
 from kd.data import batches
@@ -417,10 +418,9 @@ def test_a_file_that_was_cut_off_is_named(tmp_path: Path) -> None:
         MNIST(root=str(tmp_path)).read()
 
 
-def command(*overrides: str, output: Path) -> subprocess.CompletedProcess[str]:
+def command(*overrides: str, output: Path) -> Process:
     """Run `python -m kd.train` in a process of its own."""
-    line = [sys.executable, "-m", "kd.train", "model=mlp_to_mlp", f"output_dir={output}", *overrides]
-    return subprocess.run(line, capture_output=True, text=True, timeout=500, cwd=Path(__file__).parents[1])
+    return Process("kd.train", "model=mlp_to_mlp", f"output_dir={output}", *overrides).wait()
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,6 @@
 """Whole runs of the methods on features: chains of two stages, the teacher's last layer, several ranks."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from composed import composed, tiny
+from processes import Process
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -206,7 +205,6 @@ def test_two_ranks_train(method: str, tmp_path: Path) -> None:
         *("trainer=ddp", "trainer.accelerator=cpu", "data.limit=200", "batch_size=20", "teacher.batch_size=50"),
         *("teacher.epochs=1", "epochs=2", "stages=[teacher,distill]", f"loss={method}", f"output_dir={tmp_path}"),
     ]
-    command = [sys.executable, "-m", "kd.train", *SMALL, *options]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    done = Process("kd.train", *SMALL, *options).wait()
     assert done.returncode == 0, done.stderr[-2000:]
     assert (stages_of(tmp_path)["distill"] / "learned.safetensors").exists()

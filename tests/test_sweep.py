@@ -16,6 +16,7 @@ import torch
 from composed import CONF, TINY, composed
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
+from processes import Process
 from safetensors.torch import load_file
 
 from kd.code_hash import code_of
@@ -60,12 +61,12 @@ def sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Any:
     return lambda *arguments: Ran(tmp_path / "out", capsys, arguments)
 
 
-def process(out: Path, *arguments: str, **options: Any) -> subprocess.Popen[str]:
-    line = [sys.executable, "-m", "kd.train", "-m", *PAIR, f"output_dir={out}", *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        line, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
-    )
+def process(out: Path, *arguments: str) -> Process:
+    """A sweep in a process of its own; those that it starts find the packages beside the tests' too."""
+    return Process(
+        "kd.train", "-m", *PAIR, f"output_dir={out}", *arguments,
+        environment={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{out}"},
+    )  # fmt: skip
 
 
 def stages(out: Path, name: str) -> list[Path]:
@@ -203,9 +204,7 @@ def test_a_job_is_the_same_bit_for_bit_as_the_run_alone(sweep: Any, tmp_path: Pa
     words = shlex.split(report["command"])
     assert words[:3] == ["python", "-m", "kd.train"]
     assert "-m" not in words[3:]
-    line = [sys.executable, *words[1:], f"output_dir={tmp_path / 'alone'}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    subprocess.run(line, check=True, cwd=ROOT, env=environment, capture_output=True)
+    assert Process(*words[2:], f"output_dir={tmp_path / 'alone'}").wait().returncode == 0
     (alone,) = (tmp_path / "alone" / "runs").iterdir()
     a, b = (load_file(folder / "student.safetensors") for folder in (job, alone))
     assert a.keys() == b.keys()
@@ -353,20 +352,17 @@ def test_a_finished_sweep_is_told_without_torch(tmp_path: Path, sweep: Any) -> N
 @pytest.mark.parametrize("launcher", [("joblib", "hydra.launcher.n_jobs=2"), ("submitit_local",)])
 def test_jobs_in_parallel_share_the_teacher(tmp_path: Path, launcher: tuple[str, ...]) -> None:
     arguments = ("temperature=1,2", "student.net.hidden=[8],[-1]", f"hydra/launcher={launcher[0]}", *launcher[1:])
-    ran = process(tmp_path, *arguments)
-    _, err = ran.communicate(timeout=300)
-    assert ran.returncode == 1, err
-    assert len(re.findall(r"^\[\d/4\] .*: student ", err, re.M)) == 2
-    assert len(re.findall(r"^\[\d/4\] .*: failed: RuntimeError", err, re.M)) == 2
+    ran = process(tmp_path, *arguments).wait()
+    assert ran.returncode == 1, ran.stderr
+    assert len(re.findall(r"^\[\d/4\] .*: student ", ran.stderr, re.M)) == 2
+    assert len(re.findall(r"^\[\d/4\] .*: failed: RuntimeError", ran.stderr, re.M)) == 2
     said = "".join(log.read_text() for log in tmp_path.glob("sweeps/*/logs/*.log"))
     assert said.count("teacher: trained") == 1
     assert len(stages(tmp_path, "teacher")) == 1
     commands = [json.loads(file.read_text())["command"] for file in tmp_path.glob("sweeps/*/*/report.json")]
     assert len(commands) == 2
     assert all(each.startswith("python -m kd.train model=mlp_to_mlp") for each in commands)
-    again = process(tmp_path, *arguments)
-    _, err = again.communicate(timeout=300)
-    assert err.count("done before") == 2
+    assert process(tmp_path, *arguments).wait().stderr.count("done before") == 2
 
 
 @pytest.mark.slow
@@ -375,16 +371,11 @@ def test_a_killed_process_of_the_pool_takes_no_other_job_with_it(tmp_path: Path)
         "import os, signal\nfrom kd.nets.mlp import MLP\n"
         "def build(**options):\n    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{tmp_path}")
-        line = [
-            *(sys.executable, "-m", "kd.train", "-m", *PAIR, "stages=[baseline]", f"output_dir={tmp_path / 'out'}"),
-            "student.net._target_=kd.nets.mlp.MLP,killer.build",
-            *("seed=0,1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"),
-        ]
-        done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    nets = "student.net._target_=kd.nets.mlp.MLP,killer.build"
+    launcher = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    done = process(tmp_path, "stages=[baseline]", nets, "seed=0,1", *launcher).wait()
     assert done.returncode == 1, done.stderr
-    assert len(list((tmp_path / "out").glob("sweeps/*/*/report.json"))) == 2
+    assert len(list(tmp_path.glob("sweeps/*/*/report.json"))) == 2
     assert "2 of 4 jobs failed" in done.stderr
     assert "its process died" in done.stderr
 
@@ -393,17 +384,13 @@ def test_a_killed_process_of_the_pool_takes_no_other_job_with_it(tmp_path: Path)
 def test_killed_and_started_again_and_twice_at_once(tmp_path: Path) -> None:
     arguments = ("temperature=1,2,4", "epochs=30", "student.net.hidden=[64,64]")
     first = process(tmp_path, *arguments)
-    assert first.stderr
-    for line in first.stderr:
-        if line.startswith("[1/3]"):
-            break
+    assert any(line.startswith("[1/3]") for line in first.lines())
     time.sleep(0.5)
     first.send_signal(signal.SIGKILL)
-    first.communicate(timeout=60)
+    assert first.wait().returncode == -signal.SIGKILL
     both = [process(tmp_path, *arguments) for _ in range(2)]
-    said = [each.communicate(timeout=300)[1] for each in both]
-    assert [each.returncode for each in both] == [0, 0], said
-    assert all("[1/3] temperature=1: done before" in each for each in said)
+    assert [each.wait().returncode for each in both] == [0, 0], [each.stderr for each in both]
+    assert all("[1/3] temperature=1: done before" in each.stderr for each in both)
     (folder,) = (tmp_path / "sweeps").iterdir()
     assert len(list(folder.glob("*/report.json"))) == 3
     assert list(folder.glob("*.partial")) == []
@@ -429,7 +416,6 @@ def test_what_several_devices_cannot_do_is_refused_with_the_way_that_works(sweep
 @pytest.mark.slow
 def test_several_devices_in_a_sweep(tmp_path: Path) -> None:
     two = ("trainer=ddp", "trainer.accelerator=cpu", "batch_size=20", "stages=[baseline]")
-    ran = process(tmp_path, *two, "seed=0,1")
-    _, err = ran.communicate(timeout=300)
-    assert ran.returncode == 0, err
+    ran = process(tmp_path, *two, "seed=0,1").wait()
+    assert ran.returncode == 0, ran.stderr
     assert len(list(tmp_path.glob("sweeps/*/*/report.json"))) == 2

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from composed import TINY
+from processes import Process
 from safetensors.torch import load_file, safe_open
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -383,32 +384,20 @@ def test_command_works_from_any_folder(monkeypatch: pytest.MonkeyPatch, tmp_path
 def test_interrupt_and_resume_give_the_same_weights(tmp_path: Path) -> None:
     arguments = [*ARGUMENTS, "epochs=40", "teacher.epochs=40", "student.net.hidden=[200,200,200]", "data.limit=1000"]
 
-    def start(out: str) -> subprocess.Popen[str]:
-        line = [sys.executable, "-m", "kd.train", *arguments, f"output_dir={tmp_path / out}"]
-        return subprocess.Popen(line, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    def start(out: str) -> Process:
+        return Process("kd.train", *arguments, f"output_dir={tmp_path / out}")
 
-    whole = start("whole")
-    whole.communicate(timeout=300)
-    assert whole.returncode == 0
-    cut, said = start("cut"), ""
-    try:
-        assert cut.stderr
-        while "distill: epoch 5/" not in said:
-            line = cut.stderr.readline()
-            assert line, said
-            said += line
-        cut.send_signal(signal.SIGINT)
-        _, rest = cut.communicate(timeout=120)
-    finally:
-        cut.kill()
-    assert cut.returncode == 130, rest
-    assert "python -m kd.train" in rest
-    assert "Traceback" not in rest
-    again = start("cut")
-    _, said = again.communicate(timeout=300)
+    assert start("whole").wait().returncode == 0
+    cut = start("cut")
+    assert any("distill: epoch 5/" in line for line in cut.lines()), cut.stderr
+    cut.send_signal(signal.SIGINT)
+    assert cut.wait().returncode == 130, cut.stderr
+    assert "python -m kd.train" in cut.stderr
+    assert "Traceback" not in cut.stderr
+    again = start("cut").wait()
     assert again.returncode == 0
-    assert said.count("already there") == 2
-    assert "distill: training for 40 epochs, from the last finished epoch" in said
+    assert again.stderr.count("already there") == 2
+    assert "distill: training for 40 epochs, from the last finished epoch" in again.stderr
     results = [next((tmp_path / out / "runs").glob("*/student.safetensors")) for out in ("whole", "cut")]
     assert tensors_equal(*results)
     reports = [json.loads((path.parent / "report.json").read_text()) for path in results]
@@ -417,12 +406,11 @@ def test_interrupt_and_resume_give_the_same_weights(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_commands_at_once_train_each_stage_once(tmp_path: Path) -> None:
-    line = [sys.executable, "-m", "kd.train", *ARGUMENTS, "epochs=20", "teacher.epochs=20", f"output_dir={tmp_path}"]
-    both = [subprocess.Popen(line, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    said = [process.communicate(timeout=300)[1] for process in both]
-    assert [process.returncode for process in both] == [0, 0]
+    arguments = (*ARGUMENTS, "epochs=20", "teacher.epochs=20", f"output_dir={tmp_path}")
+    both = [Process("kd.train", *arguments) for _ in range(2)]
+    assert [process.wait().returncode for process in both] == [0, 0]
     for stage in ("teacher", "baseline", "distill"):
-        assert "".join(said).count(f"{stage}: trained") == 1
+        assert "".join(process.stderr for process in both).count(f"{stage}: trained") == 1
     assert len(list((tmp_path / "runs").iterdir())) == 2
 
 
@@ -433,6 +421,6 @@ def test_default_pair_at_smoke_size_through_the_shell(tmp_path: Path) -> None:
     first = subprocess.run(line, capture_output=True, text=True, check=False)
     assert first.returncode == 0, first.stderr
     assert "Report: " in first.stdout
-    second = subprocess.run(line, capture_output=True, text=True, check=False)
+    second = Process(*line[2:]).wait()
     assert second.stderr.count("already there") == 3
     assert time.monotonic() - started < 200

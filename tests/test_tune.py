@@ -6,7 +6,6 @@ import functools
 import io
 import json
 import math
-import os
 import re
 import shlex
 import statistics
@@ -26,6 +25,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
+from processes import Process
 
 import kd.stages
 import kd.tuning.search
@@ -536,13 +536,8 @@ def test_help_needs_neither_torch_nor_optuna() -> None:
 
 @pytest.mark.slow
 def test_two_processes_share_a_search(tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "kd.tune", *ARGUMENTS, f"output_dir={tmp_path}", "n_trials=6"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    both = [
-        subprocess.Popen(words, cwd=CONF.parent, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(2)
-    ]
-    said = [process.communicate()[1] for process in both]
-    assert [process.returncode for process in both] == [0, 0], said
+    both = [Process("kd.tune", *ARGUMENTS, f"output_dir={tmp_path}", "n_trials=6") for _ in range(2)]
+    assert [process.wait().returncode for process in both] == [0, 0], [process.stderr for process in both]
     trials = study(tmp_path).trials
     assert sorted(trial.state for trial in trials) == [TrialState.COMPLETE] * 6
     assert len({trial.user_attrs["process"] for trial in trials}) == 2
