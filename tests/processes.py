@@ -4,12 +4,14 @@ They are forked from a process that has imported the libraries, which is most of
 CPU time of a command that trains for one. `tests/test_train.py` has one that is started as users do.
 """
 
+import atexit
 import importlib.util
 import io
 import multiprocessing
 import os
 import runpy
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -89,4 +91,8 @@ def _run(module: str, arguments: tuple[str, ...], cwd: str, environment: Mapping
     assert spec
     assert spec.origin
     sys.argv = [spec.origin, *arguments]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    finally:  # as an interpreter ends, and as multiprocessing does not: joblib lets its processes go here
+        threading._shutdown()
+        atexit._run_exitfuncs()
