@@ -157,6 +157,8 @@ def preflight(chain: Sequence[Link], config: Config, data: DataModule) -> None:
         net = build_net(link.net, data.shape, link.where, load=not (link.path or link.start))
         if link.trains == "head":
             check_head(net, data, at)
+        if link.trains == "none":
+            continue
         make_optimizer(net.parameters(), 2, optim=recipe.optim, schedule=recipe.lr_schedule, where=f"{at}optim")
         data.train_loader(recipe.batch_size, recipe.seed, ranks, where=f"{at}batch_size")
 

@@ -16,12 +16,13 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from kd.chain import chain_of
 from kd.config import Config, check
 from kd.construct import construct
 from kd.errors import UserError
 from kd.nets.mlp import MLP
 from kd.nets.resnet import ResNet
-from kd.run import run
+from kd.run import preflight, run
 from kd.stages import complete, load_net, make_stage
 from kd.store import Done, Store
 from kd.teachers.checkpoint import load_weights, read_weights
@@ -425,3 +426,13 @@ def test_a_module_of_ones_own_from_a_file(make_config: Make, tmp_path: Path, mon
 
 def test_mlp_and_resnet_do_not_share_names() -> None:
     assert not MLP(10, 1, 8).state_dict().keys() & (STATE.keys() - {"fc.weight", "fc.bias"})
+
+
+def test_no_batch_is_needed_of_a_teacher_that_is_not_trained(make_config: Make, tmp_path: Path) -> None:
+    torch.save(MLP(10, 1, 8, [16]).state_dict(), tmp_path / "teacher.pth")
+    given = make_config("teacher.batch_size=100000", f"teacher.path={tmp_path / 'teacher.pth'}")
+    data = construct(given.data, "data")
+    preflight(chain_of(given), given, data)
+    trained = make_config("teacher.batch_size=100000")
+    with pytest.raises(UserError, match=r"teacher\.batch_size: 100000 on 1 device\(s\) leaves no batch"):
+        preflight(chain_of(trained), trained, data)

@@ -524,17 +524,6 @@ def configure(parameters: Any, steps: int) -> tuple[torch.optim.Optimizer, None]
     return torch.optim.SGD(parameters, 0.1), None
 
 
-@pytest.mark.slow
-def test_the_trainer_ddp_runs_end_to_end(tmp_path: Path) -> None:
-    done = command(
-        *("trainer=ddp", "trainer.accelerator=cpu", "epochs=1", "stages=[baseline]", "data.limit=256"),
-        "data/augment=strong",
-        output=tmp_path,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "baseline: trained" in done.stderr
-
-
 needs_cifar10 = pytest.mark.skipif(
     not (DATA / "cifar-10-batches-py").is_dir(), reason="no cifar-10-batches-py in KD_DATA_DIR (default: data)"
 )
