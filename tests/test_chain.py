@@ -188,7 +188,7 @@ class TestRuns:
                 "teacher.net.width=8",
                 "student.net.width=8",
                 "optim.lr=0.01",
-                "epochs=10",
+                "epochs=20" if method in ("cc", "crd", "fsp") else "epochs=10",  # which are slower to start
             ]
         report, weights, folder = finished(check(tiny(output, f"loss={method}", *budget)))
         student = stored(report, output, "student")

@@ -189,6 +189,7 @@ def test_nothing_is_logged_twice_and_little_in_all(three_runs: list[Path]) -> No
     assert size < 3 * 20e6 / 12
 
 
+@pytest.mark.slow
 def test_the_next_run_holds_what_went_with_a_deleted_one(tmp_path: Path) -> None:
     def again(seed: int) -> Path:
         return run(

@@ -39,7 +39,7 @@ HISTORIES = {
 }
 
 
-@pytest.mark.parametrize("classes", [2, 100])
+@pytest.mark.parametrize("classes", [2, pytest.param(100, marks=pytest.mark.slow)])
 def test_all_of_a_run(classes: int, tmp_path: Path) -> None:
     images, logits, labels = some(classes)
     names = [f"a rather long name of class {i}" for i in range(classes)]

@@ -75,6 +75,7 @@ def stages(out: Path, name: str) -> list[Path]:
     return [file.parent for file in files if json.loads(file.read_text())["name"] == name]
 
 
+@pytest.mark.slow
 def test_twelve_jobs_then_the_same_again(sweep: Any, tmp_path: Path) -> None:
     first = sweep("-m", *GRID)
     assert first.code == 0, first.err
@@ -168,6 +169,7 @@ def test_without_m_the_message_says_so(sweep: Any) -> None:
     assert "-m runs each of the values" in ran.err
 
 
+@pytest.mark.slow
 def test_results_of_another_config_or_code_do_not_count(sweep: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     one = ("-m", "name=mine", "stages=[baseline]")
     assert sweep(*one, "seed=1,2").code == 0
@@ -182,6 +184,7 @@ def test_results_of_another_config_or_code_do_not_count(sweep: Any, monkeypatch:
     assert sweep(*one, "seed=1,2,3", "batch_size=40").err.count("done before") == 0
 
 
+@pytest.mark.slow
 def test_force_does_all_again_and_shared_stages_once(sweep: Any, tmp_path: Path) -> None:
     assert sweep("-m", "temperature=1,2").code == 0
     (teacher,) = stages(tmp_path / "out", "teacher")

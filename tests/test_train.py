@@ -382,7 +382,7 @@ def test_command_works_from_any_folder(monkeypatch: pytest.MonkeyPatch, tmp_path
 
 @pytest.mark.slow
 def test_interrupt_and_resume_give_the_same_weights(tmp_path: Path) -> None:
-    arguments = [*ARGUMENTS, "epochs=40", "teacher.epochs=40", "student.net.hidden=[200,200,200]", "data.limit=1000"]
+    arguments = [*ARGUMENTS, "epochs=15", "teacher.epochs=5", "student.net.hidden=[200,200,200]", "data.limit=1000"]
 
     def start(out: str) -> Process:
         return Process("kd.train", *arguments, f"output_dir={tmp_path / out}")
@@ -397,7 +397,7 @@ def test_interrupt_and_resume_give_the_same_weights(tmp_path: Path) -> None:
     again = start("cut").wait()
     assert again.returncode == 0
     assert again.stderr.count("already there") == 2
-    assert "distill: training for 40 epochs, from the last finished epoch" in again.stderr
+    assert "distill: training for 15 epochs, from the last finished epoch" in again.stderr
     results = [next((tmp_path / out / "runs").glob("*/student.safetensors")) for out in ("whole", "cut")]
     assert tensors_equal(*results)
     reports = [json.loads((path.parent / "report.json").read_text()) for path in results]
