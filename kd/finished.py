@@ -76,7 +76,7 @@ class Finished:
         Raises:
             UserError: it is not there, is damaged, or names a net that is not trusted.
         """
-        from kd.stages import load_net
+        from kd.trained import load_net
 
         if role != "student":
             return load_net(self.stage(role))

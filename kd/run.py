@@ -32,9 +32,10 @@ from kd.reports.model_card import model_card
 from kd.reports.run_events import begin, finish
 from kd.reports.run_page import as_page
 from kd.reports.run_report import as_markdown, as_table, make_report, verdict
-from kd.stages import complete, logits_of, make_stage
+from kd.stages import complete, make_stage
 from kd.store import Done, Store, put
 from kd.tapped import try_out
+from kd.trained import logits_of
 
 
 def run(

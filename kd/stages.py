@@ -1,6 +1,5 @@
 """Stages: what each one's result depends on, its key, and getting it done once."""
 
-import inspect
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,28 +14,25 @@ from torch import Tensor, nn
 from kd.chain import LABELS_ONLY, Link
 from kd.code_hash import RECIPE, code_of, targets
 from kd.config import Training
-from kd.construct import resolve_target
-from kd.data.base import DataModule, Images
+from kd.data.base import DataModule
 from kd.errors import Dropped
 from kd.features import kinds_of, study
 from kd.log import say
 from kd.measure.metrics import predict_logits, summary
-from kd.nets.build import Shape, build_net, normalization_of, set_normalization
+from kd.nets.build import build_net, normalization_of, set_normalization
 from kd.nets.grow import Grown, align
 from kd.objective import signals_of
 from kd.shipping.fake_quantize import fake_quantize
-from kd.store import Done, Store, key_of, whole
+from kd.store import Done, Store, key_of
 from kd.tapped import taps_of
 from kd.teachers.cached import Cached
 from kd.teachers.ensemble import Ensemble
-from kd.teachers.frozen import Frozen
 from kd.teachers.live import Live, Teacher
 from kd.teachers.observed import Observed
 from kd.teachers.snapshot import Snapshot
 from kd.teachers.source import file_of, load_start, net_spec, start_spec
 from kd.teachers.view_files import Room, ViewFiles
-from kd.teachers.watch import Watched
-from kd.views import make_views
+from kd.trained import classes_of, frozen, logits_of, normalized_as, watched
 
 # Trainer options that change how a stage runs but not what comes out of it.
 RUNTIME_ONLY = {"accelerator", "strategy", "log_every_n_steps", "deterministic", "enable_progress_bar"}
@@ -46,9 +42,6 @@ LEARNED = "learned.safetensors"
 
 # Trainer options under which an epoch may not see all images, whose views are then not worth computing all.
 PARTIAL_EPOCHS = {"limit_train_batches", "overfit_batches", "fast_dev_run", "max_steps", "max_time"}
-
-# Validation images of which a teacher is asked about two views; a few hundred tell its steadiness well enough.
-WATCHED_VIEWS = 256
 
 Watch = Callable[[Mapping[str, float]], None]  # is shown an epoch's metrics, and may raise `Dropped`
 
@@ -193,19 +186,13 @@ def _start(stage: Stage, data: DataModule) -> nn.Module:
     if stage.start:
         take = net.take_over if isinstance(net, Grown) else net.load_state_dict
         take(stage.start.weights())
-        _normalized_as(net, stage.start)
+        normalized_as(net, stage.start)
     elif stage.teacher and callable(inherit := getattr(net, "inherit", None)):
         inherit(stage.teacher.weights())
     if stage.members:
         assert isinstance(net, Ensemble)
         net.join([each.weights() for each in stage.members], [each.record["normalization"] for each in stage.members])
     return net
-
-
-def _normalized_as(net: nn.Module, done: Done) -> None:
-    """Feed a net as the finished stage's was."""
-    mean, std = done.record["normalization"]
-    set_normalization(net, (tuple(mean), tuple(std)), len(mean), done.key)
 
 
 def _train(stage: Stage, net: nn.Module, data: DataModule, folder: Path, watch: Watch | None) -> dict[str, Any]:
@@ -219,7 +206,7 @@ def _train(stage: Stage, net: nn.Module, data: DataModule, folder: Path, watch: 
         taught = {"teacher": Snapshot(stage.stored)}
     elif stage.teacher:
         taught = {"teacher": teacher_of(stage, stage.teacher, data)}
-        if _classes(stage.teacher) == data.shape.num_classes:  # one that knows fewer says nothing of the other images
+        if classes_of(stage.teacher) == data.shape.num_classes:  # one that knows fewer says nothing of the other images
             taught["watched"] = watched(stage.teacher, data)
     if stage.start and (learned := stage.start.folder / LEARNED).exists():
         taught["learned"] = load_file(learned)
@@ -237,11 +224,6 @@ def _aligned(net: nn.Module, file: Path) -> None:
     net.load_state_dict(load_file(file))
     align(net.head)
     save_file({k: v.contiguous() for k, v in net.state_dict().items()}, file)
-
-
-def _classes(done: Done) -> int:
-    """How many classes a finished stage's net knows."""
-    return Shape(*done.record["spec"]["shape"]).num_classes
 
 
 def _keep(net: nn.Module, data: DataModule, folder: Path) -> dict[str, Any]:
@@ -265,21 +247,6 @@ def _keep(net: nn.Module, data: DataModule, folder: Path) -> dict[str, Any]:
     }
 
 
-def load_net(done: Done) -> nn.Module:
-    """The net of a finished stage with its weights, in evaluation mode."""
-    spec = done.record["spec"]
-    net = build_net(spec["net"], Shape(*spec["shape"]), f"{done.record['name']}.net", load=False)
-    net.load_state_dict(done.weights())
-    _normalized_as(net, done)
-    return net.eval()
-
-
-def frozen(done: Done, data: DataModule) -> Frozen:
-    """A finished stage as a teacher."""
-    net = load_net(done)
-    return Frozen(net, *normalization_of(net, data.statistics))
-
-
 def teacher_of(stage: Stage, done: Done, data: DataModule) -> Teacher:
     """A finished stage as what answers for another stage's views, computed once where they are kept."""
     answers = frozen(done, data)
@@ -299,60 +266,5 @@ def teacher_of(stage: Stage, done: Done, data: DataModule) -> Teacher:
         "precision": stage.spec["trainer"].get("precision"),
         "torch": torch.__version__,  # another one may differ in the last bit
     }
-    files = ViewFiles(stage.room, key_of(key), len(images), _classes(done), stage.spec["outputs"])
+    files = ViewFiles(stage.room, key_of(key), len(images), classes_of(done), stage.spec["outputs"])
     return Cached(live, images, augment=data.augment, seed=stage.spec["seed"], files=files)
-
-
-def logits_of(done: Done, data: DataModule, images: Images) -> Tensor:
-    """A finished stage's logits [N, C] for images as they are, computed once and kept beside its weights."""
-    return _kept(done, f"logits-{images.fingerprint[:16]}", lambda: predict_logits(load_net(done), data, images))
-
-
-def watched(done: Done, data: DataModule) -> Watched:
-    """What a teacher says of the validation images, and of two views each of some; computed once."""
-    val, teacher = data.split.val, frozen(done, data)
-    alone = data.augment.model_copy(update={"mixup": 0, "cutmix": 0})  # two pictures in one are no views of an image
-    some = torch.linspace(0, len(val) - 1, min(WATCHED_VIEWS, len(val))).long()
-
-    def said(view: int) -> Tensor:
-        parts = torch.split(some, data.evaluation_batch)
-        return torch.cat([teacher(make_views(val.pixels[i], i, seed=0, view=view, augment=alone)) for i in parts])
-
-    def views() -> Tensor:
-        return torch.stack([said(view) for view in range(2)])
-
-    name = key_of({"images": val.fingerprint, "augment": alone.model_dump(mode="json")})
-    return Watched(logits_of(done, data, val), val.labels, _kept(done, f"views-{name}", views))
-
-
-def _kept(done: Done, name: str, compute: Callable[[], Tensor]) -> Tensor:
-    """A finished stage's logits, under a name beside its weights."""
-    path = done.folder / f"{name}.safetensors"
-    if path.exists():
-        return load_file(path)["logits"]
-    logits = compute().contiguous()
-    with whole(path) as temporary:
-        save_file({"logits": logits}, temporary)
-    return logits
-
-
-def name_of(done: Done) -> str:
-    """A net's name for people: what builds it, with those options that are not the builder's defaults."""
-    return _name_of(done.record["spec"]["net"])
-
-
-def _name_of(node: Mapping[str, Any]) -> str:
-    target, options = resolve_target(node, "net")
-    if target is Ensemble:
-        return f"Ensemble of {len(options['members'])}: {', '.join(map(_name_of, options['members']))}"
-    if target is Grown:
-        return _name_of(options["net"])
-    name = str(options.pop("name", target.__name__))
-    defaults = {key: parameter.default for key, parameter in inspect.signature(target).parameters.items()}
-    changed = {k: v for k, v in options.items() if v != defaults.get(k) and v != list(_items(defaults.get(k)))}
-    changed = {k: _name_of(v) if isinstance(v, Mapping) and "_target_" in v else v for k, v in changed.items()}
-    return f"{name}({', '.join(f'{k}={v}' for k, v in changed.items())})" if changed else name
-
-
-def _items(value: Any) -> tuple[Any, ...]:
-    return value if isinstance(value, tuple) else ()

@@ -23,10 +23,11 @@ from kd.errors import UserError
 from kd.nets.mlp import MLP
 from kd.nets.resnet import ResNet
 from kd.run import preflight, run
-from kd.stages import complete, load_net, make_stage
+from kd.stages import complete, make_stage
 from kd.store import Done, Store
 from kd.teachers.checkpoint import load_weights, read_weights
 from kd.teachers.header import header_of, weights_file
+from kd.trained import load_net
 
 Make = Callable[..., Config]
 State = dict[str, Tensor]

@@ -18,12 +18,13 @@ from kd.construct import construct
 from kd.finished import open_run
 from kd.fit import History
 from kd.measure.metrics import predict_logits
-from kd.stages import complete, load_net
+from kd.stages import complete
 from kd.store import Store
 from kd.summary import write_summary
 from kd.tasks.course import IncrementalConfig, check
 from kd.tasks.exemplars import features_of
 from kd.tasks.run import Course, run
+from kd.trained import load_net
 
 TINY = (
     "data.limit=200",

@@ -30,8 +30,9 @@ from kd.nets.head import head_of
 from kd.nets.pretrained import for_gray
 from kd.nets.torchvision import pretrained_weights, torchvision_net
 from kd.run import run
-from kd.stages import complete, frozen, load_net, make_stage
+from kd.stages import complete, make_stage
 from kd.store import Store
+from kd.trained import frozen, load_net
 
 ROOT = Path(kd.nets.timm.__file__).parents[2]
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -172,16 +172,18 @@ def test_second_run_trains_nothing_and_changing_temperature_trains_one_stage(
 
 def test_test_part_is_read_once_per_model(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     import kd.stages
+    import kd.trained
 
     calls: list[str] = []
-    original = kd.stages.predict_logits
+    original = kd.trained.predict_logits
 
     def counted(net: Any, data: Any, images: Any, *rest: Any) -> torch.Tensor:
         parts = {id(data.split.train): "train", id(data.split.val): "val", id(data.split.test): "test"}
         calls.append(parts[id(images)])
         return original(net, data, images, *rest)
 
-    monkeypatch.setattr(kd.stages, "predict_logits", counted)
+    for module in (kd.stages, kd.trained):
+        monkeypatch.setattr(module, "predict_logits", counted)
     run(make_config(), "")
     assert calls.count("test") == 3
     assert calls.index("test") == len(calls) - 3, "only when every stage is done"

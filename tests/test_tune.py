@@ -28,6 +28,7 @@ from optuna.trial import TrialState
 from processes import Process
 
 import kd.stages
+import kd.trained
 import kd.tuning.search
 from kd.config import check, check_as
 from kd.construct import construct
@@ -88,7 +89,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Whole]:
     """Run once; what was predicted, in order, and the logits in the store when the search was over."""
     out = tmp_path_factory.mktemp("whole")
     found = Whole(out, -1, "", "", [], [])
-    predict, compare = kd.stages.predict_logits, kd.tuning.search.compare_settings
+    predict, compare = kd.trained.predict_logits, kd.tuning.search.compare_settings
 
     def counted(net: Any, data: DataModule, images: Any, *rest: Any) -> torch.Tensor:
         parts = {id(data.split.train): "train", id(data.split.val): "val"}
@@ -105,7 +106,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Whole]:
     printed, said = io.StringIO(), io.StringIO()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed), contextlib.redirect_stderr(said):
-        patch.setattr(kd.stages, "predict_logits", counted)
+        for module in (kd.stages, kd.trained):
+            patch.setattr(module, "predict_logits", counted)
         patch.setattr(kd.tuning.search, "compare_settings", compared)
         found.code = command(*ARGUMENTS, f"output_dir={out}", "n_trials=4", *MORE)
     found.said, found.printed = said.getvalue(), printed.getvalue()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from composed import loss_node, tiny
 
-import kd.stages
+import kd.trained
 from kd.config import check
 from kd.nets.build import Shape
 from kd.objective import Objective
@@ -115,14 +115,14 @@ def test_fine_tuning_keeps_what_was_told_of_the_distillation(tmp_path: Path) -> 
 
 def test_a_teacher_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    make_views = kd.stages.make_views
+    make_views = kd.trained.make_views
 
     def spy(*args: Any, **options: Any) -> torch.Tensor:
         asked.append(options["view"])
         assert not options["augment"].mixes, "two pictures in one are no view of an image"
         return make_views(*args, **options)
 
-    monkeypatch.setattr(kd.stages, "make_views", spy)
+    monkeypatch.setattr(kd.trained, "make_views", spy)
     for temperature in (1, 2, 3):
         run(check(tiny(tmp_path, f"temperature={temperature}", "data/augment=strong")), "a test")
     assert asked == [0, 1]

@@ -17,9 +17,9 @@ from kd.data.base import DataModule
 from kd.measure.costs import cost, latency
 from kd.measure.metrics import paired, summary
 from kd.reports.units import short
-from kd.stages import load_net, logits_of, name_of
 from kd.store import Done
 from kd.teachers.watch import concerns
+from kd.trained import load_net, logits_of, name_of
 
 SCHEMA = 1
 

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from kd.data.base import DataModule, Images
 from kd.measure.metrics import predict_logits
 from kd.nets.grow import Grown
-from kd.stages import load_net, logits_of
 from kd.store import Done, whole
 from kd.tasks.course import Incremental
 from kd.tasks.data import TaskData
+from kd.trained import load_net, logits_of
 
 
 class Features(nn.Module):

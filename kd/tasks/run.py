@@ -23,13 +23,14 @@ from kd.optim import make_optimizer
 from kd.reports.figures import export
 from kd.reports.run_report import make_report
 from kd.run import RunFolder, figures_of, write_run
-from kd.stages import Stage, complete, logits_of, make_stage
+from kd.stages import Stage, complete, make_stage
 from kd.store import Done, Store
 from kd.tasks.course import IncrementalConfig, make_tasks
 from kd.tasks.data import TaskData
 from kd.tasks.exemplars import Memory, features_of, nearest_mean
 from kd.tasks.forgetting import evaluation
 from kd.tasks.report import EVALUATIONS, PICTURES, as_markdown, as_table, pictures
+from kd.trained import logits_of
 
 
 class Course:

@@ -1,0 +1,104 @@
+"""What a trained stage gives to those after it: its net, what that says of images, its name for people."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from kd.construct import resolve_target
+from kd.data.base import DataModule, Images
+from kd.measure.metrics import predict_logits
+from kd.nets.build import Shape, build_net, normalization_of, set_normalization
+from kd.nets.grow import Grown
+from kd.store import Done, key_of, whole
+from kd.teachers.ensemble import Ensemble
+from kd.teachers.frozen import Frozen
+from kd.teachers.watch import Watched
+from kd.views import make_views
+
+# Validation images of which a teacher is asked about two views; a few hundred tell its steadiness well enough.
+WATCHED_VIEWS = 256
+
+
+def load_net(done: Done) -> nn.Module:
+    """The net of a finished stage with its weights, in evaluation mode."""
+    spec = done.record["spec"]
+    net = build_net(spec["net"], Shape(*spec["shape"]), f"{done.record['name']}.net", load=False)
+    net.load_state_dict(done.weights())
+    normalized_as(net, done)
+    return net.eval()
+
+
+def frozen(done: Done, data: DataModule) -> Frozen:
+    """A finished stage as a teacher."""
+    net = load_net(done)
+    return Frozen(net, *normalization_of(net, data.statistics))
+
+
+def normalized_as(net: nn.Module, done: Done) -> None:
+    """Feed a net as the finished stage's was."""
+    mean, std = done.record["normalization"]
+    set_normalization(net, (tuple(mean), tuple(std)), len(mean), done.key)
+
+
+def classes_of(done: Done) -> int:
+    """How many classes a finished stage's net knows."""
+    return Shape(*done.record["spec"]["shape"]).num_classes
+
+
+def logits_of(done: Done, data: DataModule, images: Images) -> Tensor:
+    """A finished stage's logits [N, C] for images as they are, computed once and kept beside its weights."""
+    return _kept(done, f"logits-{images.fingerprint[:16]}", lambda: predict_logits(load_net(done), data, images))
+
+
+def watched(done: Done, data: DataModule) -> Watched:
+    """What a teacher says of the validation images, and of two views each of some; computed once."""
+    val, teacher = data.split.val, frozen(done, data)
+    alone = data.augment.model_copy(update={"mixup": 0, "cutmix": 0})  # two pictures in one are no views of an image
+    some = torch.linspace(0, len(val) - 1, min(WATCHED_VIEWS, len(val))).long()
+
+    def said(view: int) -> Tensor:
+        parts = torch.split(some, data.evaluation_batch)
+        return torch.cat([teacher(make_views(val.pixels[i], i, seed=0, view=view, augment=alone)) for i in parts])
+
+    def views() -> Tensor:
+        return torch.stack([said(view) for view in range(2)])
+
+    name = key_of({"images": val.fingerprint, "augment": alone.model_dump(mode="json")})
+    return Watched(logits_of(done, data, val), val.labels, _kept(done, f"views-{name}", views))
+
+
+def _kept(done: Done, name: str, compute: Callable[[], Tensor]) -> Tensor:
+    """A finished stage's logits, under a name beside its weights."""
+    path = done.folder / f"{name}.safetensors"
+    if path.exists():
+        return load_file(path)["logits"]
+    logits = compute().contiguous()
+    with whole(path) as temporary:
+        save_file({"logits": logits}, temporary)
+    return logits
+
+
+def name_of(done: Done) -> str:
+    """A net's name for people: what builds it, with those options that are not the builder's defaults."""
+    return _name_of(done.record["spec"]["net"])
+
+
+def _name_of(node: Mapping[str, Any]) -> str:
+    target, options = resolve_target(node, "net")
+    if target is Ensemble:
+        return f"Ensemble of {len(options['members'])}: {', '.join(map(_name_of, options['members']))}"
+    if target is Grown:
+        return _name_of(options["net"])
+    name = str(options.pop("name", target.__name__))
+    defaults = {key: parameter.default for key, parameter in inspect.signature(target).parameters.items()}
+    changed = {k: v for k, v in options.items() if v != defaults.get(k) and v != list(_items(defaults.get(k)))}
+    changed = {k: _name_of(v) if isinstance(v, Mapping) and "_target_" in v else v for k, v in changed.items()}
+    return f"{name}({', '.join(f'{k}={v}' for k, v in changed.items())})" if changed else name
+
+
+def _items(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else ()
