@@ -5,7 +5,6 @@ import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,7 +20,7 @@ from kd.measure.cost_text import as_markdown, sentences, tables
 from kd.measure.costs import cost, peak_activations
 from kd.measure.timing import ROUNDS, median_and_p95, times
 from kd.nets.build import Shape
-from kd.reports.run_report import cpu_name, environment, git_sha
+from kd.reports.provenance import made
 from kd.store import whole
 
 if TYPE_CHECKING:
@@ -69,10 +68,7 @@ def benchmark(finished: Finished, config: "Benchmark", command: str) -> Path:
             "schema": SCHEMA,
             "run": str(finished.folder),
             "name": finished.report["name"],
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            "git": git_sha(),
-            "command": command,
-            "environment": {**environment(), "cpu": cpu_name()},
+            **made(command),
             "shape": list(finished.shape),
             "seconds": config.seconds,
             "rounds": ROUNDS,

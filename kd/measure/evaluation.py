@@ -3,7 +3,6 @@
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +23,7 @@ from kd.measure.evaluation_text import as_markdown, sentences, tables
 from kd.measure.judged import Judged, of_other, of_own, own_data
 from kd.measure.metrics import ask, paired, summary
 from kd.nets.build import normalization_of
-from kd.reports.run_report import environment, git_sha
+from kd.reports.provenance import made
 from kd.store import whole
 from kd.views import normalize, to_unit
 
@@ -58,10 +57,7 @@ def evaluate(finished: Finished, config: "Evaluate", command: str) -> Path:
         "schema": SCHEMA,
         "run": str(finished.folder),
         "name": finished.report["name"],
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "git": git_sha(),
-        "command": command,
-        "environment": environment(),
+        **made(command),
         "data": {
             **{key: getattr(judged, key) for key in ("name", "root", "part", "other", "left_out", "skipped")},
             "images": len(judged.images),

@@ -1,14 +1,8 @@
 """The report of a run: the models side by side, and what distillation bought."""
 
-import platform
-import subprocess
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
-import torch
 from rich import box
 from rich.table import Table
 
@@ -16,6 +10,7 @@ from kd.chain import Role
 from kd.data.base import DataModule
 from kd.measure.costs import cost, latency
 from kd.measure.metrics import paired, summary
+from kd.reports.provenance import made
 from kd.reports.units import short
 from kd.store import Done
 from kd.teachers.watch import concerns
@@ -40,11 +35,8 @@ def make_report(
         "schema": SCHEMA,
         "name": name,
         "seed": seed,
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "git": git_sha(),
-        "command": command,
+        **made(command),
         "config": dict(config),
-        "environment": environment(),
         "data": {
             "name": data.name,
             "classes": list(split.classes),
@@ -125,38 +117,6 @@ def teaching(models: Sequence[Mapping[str, Any]], done: Mapping[Role, Done], dat
         return None
     baseline = next((model["val"]["best"] for model in models if model["role"] == "baseline"), None)
     return {**taught, "concerns": concerns(taught, len(data.classes), baseline)}
-
-
-def environment() -> dict[str, Any]:
-    """What the numbers were measured with."""
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "lightning": version("lightning"),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name(),
-        "threads": torch.get_num_threads(),
-    }
-
-
-def cpu_name() -> str:
-    """The processor, as it calls itself."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
-def git_sha() -> str | None:
-    """The commit of the project's checkout, with `+` where it has changes; None outside a checkout."""
-    git = ["git", "-C", str(Path(__file__).parent)]
-    try:
-        sha = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changes = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return sha + ("+" if changes.strip() else "")
 
 
 COLUMNS = ("", "net", "params", "MACs", "size", "latency", "test accuracy", "agrees")

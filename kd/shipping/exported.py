@@ -4,7 +4,6 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +23,7 @@ from kd.measure.judged import own_data
 from kd.measure.metrics import summary
 from kd.nets.build import Shape, normalization_of
 from kd.nets.pretrained import Normalization
-from kd.reports.run_report import environment, git_sha
+from kd.reports.provenance import made
 from kd.shipping.exported_text import as_markdown, as_table, sentences
 from kd.shipping.formats import SCHEMA, quantize, whole_net, write_onnx, write_pt2
 from kd.shipping.model import OnnxNet
@@ -94,10 +93,8 @@ def export(finished: Finished, config: "Export", command: str) -> Path:
     found: dict[str, Any] = {
         "schema": SCHEMA,
         "run": str(finished.folder),
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "git": git_sha(),
-        "command": command,
-        "environment": {**environment(), **_versions()},
+        **made(command),
+        "versions": _versions(),
         "params": sum(parameter.numel() for parameter in subject.net.parameters()),
         "normalizes": config.normalize,
         "checked_on": {name: len(images) for name, images in subject.parts.items()},

@@ -64,7 +64,7 @@ def as_markdown(found: Mapping[str, Any]) -> str:
     """`export.md`."""
     env = found["environment"]
     checked = ", ".join(f"{count} {name}" for name, count in found["checked_on"].items())
-    packages = ", ".join(f"{name} {env[name]}" for name in ("onnx", "onnxruntime", "onnxscript") if name in env)
+    packages = ", ".join(f"{name} {found['versions'][name]}" for name in sorted(found["versions"]))
     lines = [
         f"# Exported from {found['run']}",
         "",

@@ -1,0 +1,57 @@
+"""Where a result comes from: when, by which command and code, on what."""
+
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def made(command: str) -> dict[str, Any]:
+    """What every result says of its making: `finished`, `git`, `command` and `environment`.
+
+    Args:
+        command: the line that repeats it.
+    """
+    return {
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "git": _git(),
+        "command": command,
+        "environment": _environment(),
+    }
+
+
+def _environment() -> dict[str, Any]:
+    """What the numbers were measured with."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "lightning": version("lightning"),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu(),
+        "cpu": _cpu(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _cpu() -> str:
+    """The processor, as it calls itself."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _git() -> str | None:
+    """The commit of the project's checkout, with `+` where it has changes; None outside a checkout."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        sha = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changes = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return sha + ("+" if changes.strip() else "")
