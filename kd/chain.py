@@ -115,21 +115,26 @@ def _net(name: str, stage: StageConfig, objective: Node, config: Config) -> tupl
 
 
 def _members(config: Config) -> dict[str, Link]:
-    """The stages of a teacher's members: `teacher_1` and so on."""
+    """The stages of a teacher's members."""
     found = {}
-    for i in range(len(config.teacher.members or ())):
+    for i, name in enumerate(_names(config.teacher)):
         alone = config.model_copy(update={"teacher": config.teacher.member(i)})
         link = _link("teacher", config.stage["teacher"], alone)
-        name, at = f"teacher_{i + 1}", f"teacher.members[{i}]."
+        at = f"teacher.members[{i}]."
         found[name] = replace(link, name=name, role=None, where=f"{at}net", recipe_at=at)
     return found
+
+
+def _names(teacher: Teacher) -> list[str]:
+    """What the stages of a teacher's members are called."""
+    return [f"teacher_{i + 1}" for i in range(len(teacher.members or ()))]
 
 
 def _given(config: Config) -> dict[str, Any]:
     """What the teacher starts from, and how much of it is trained."""
     teacher = config.teacher
     if teacher.members:
-        return {"net": _ensemble(teacher), "trains": "none", "members": tuple(_members(config))}
+        return {"net": _ensemble(teacher), "trains": "none", "members": tuple(_names(teacher))}
     return {"path": teacher.path, "trains": teacher.trains, "normalization": teacher.normalization}
 
 
