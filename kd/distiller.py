@@ -12,6 +12,7 @@ from torchmetrics import MeanMetric
 
 from kd.data.base import Batch, Images
 from kd.features import Taps, named
+from kd.finite import finite
 from kd.objective import Objective
 from kd.teachers.live import Teacher
 from kd.teachers.observed import Observed
@@ -106,13 +107,12 @@ class Distiller(L.LightningModule):
             signals["logits_t"] = self.teacher(x, batch[2], self._which()["view"])
         parts = self.objective(signals)
         self.train_acc.update(*accuracy(logits, target))
-        if self._is_written(batch_idx):
+        if written := self._is_written(batch_idx):
             for name, value in parts.items():
                 self.log(f"train/{name}", value, prog_bar=name == "loss")
             self.log("train/acc", self.train_acc, on_step=False, on_epoch=True)
             self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
-        loss: Tensor = parts["loss"]
-        return loss
+        return finite(parts, self.trainer, look=written)
 
     def _is_written(self, batch_idx: int) -> bool:
         """Whether the logger or the epoch's row takes this step's values; `log` costs 0.3 ms for each, taken or not."""

@@ -12,6 +12,10 @@ class UnusedError(UserError):
     """A number was set that the chosen loss does not depend on. A sweep over losses goes on without that one."""
 
 
+class Diverged(UserError):  # noqa: N818 - the word for it
+    """A training whose loss is no number any more; what it had finished before is kept."""
+
+
 class Interrupted(Exception):  # noqa: N818 - no error, a wish
     """The user, or the cluster, asked the run to stop: exit code 130, with the line that resumes."""
 

@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from kd.construct import check_keywords
 from kd.data.base import DataModule
 from kd.distiller import Distiller
-from kd.errors import Interrupted, UserError
+from kd.errors import Diverged, Interrupted, UserError
+from kd.finite import WHAT_HELPS, check_row
 from kd.head_only import HeadOnly, LossOnly, still_average
 from kd.log import say
 from kd.nets.build import normalization_of
@@ -74,6 +75,7 @@ def fit(
 
     Raises:
         Interrupted: by Ctrl-C; the next call goes on from the last finished epoch.
+        Diverged: the loss is no number any more.
         UserError: for settings that the Trainer or the optimiser refuses.
     """
     unlabeled = spec["data"]["unlabeled"] is not None
@@ -93,6 +95,8 @@ def fit(
         trainer.fit(distiller, train, val, ckpt_path=str(last) if last.exists() else None, weights_only=True)
     except SystemExit:  # how Lightning leaves after Ctrl-C, once it has closed its loops
         raise Interrupted(name) from None
+    except Diverged as error:
+        raise Diverged(f"{name}: {error}; {WHAT_HELPS}") from None
     end = torch.load(last, weights_only=True)
     state = torch.load(best, weights_only=True)["state_dict"] if spec["keep"] == "best" else end["state_dict"]
     save_file({k: v.contiguous().cpu() for k, v in _under("net.", state).items()}, folder / "weights.safetensors")
@@ -163,15 +167,16 @@ class History(Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keep the epoch's metrics; validation has already run."""
-        self.rows.append(self.row(trainer, trainer.current_epoch))
+        row = self.row(trainer, trainer.current_epoch)
+        check_row(row)
+        self.rows.append(row)
         if trainer.is_global_zero and not trainer.progress_bar_callback:
-            row, epochs = self.rows[-1], trainer.max_epochs
             say(
-                f"{self.name}: epoch {len(self.rows)}/{epochs}  train/loss {row['train/loss']:.4f}  "
+                f"{self.name}: epoch {len(self.rows)}/{trainer.max_epochs}  train/loss {row['train/loss']:.4f}  "
                 f"val/loss {row['val/loss']:.4f}  val/acc {row['val/acc']:.4f}  {row['seconds']:.0f} s"
             )
         if self.watch:
-            self.watch(self.rows[-1])
+            self.watch(row)
 
     def row(self, trainer: L.Trainer, epoch: int) -> dict[str, float]:
         """The metrics that the trainer has now, and the seconds of training so far."""

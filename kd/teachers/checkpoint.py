@@ -42,6 +42,8 @@ def load_weights(net: nn.Module, path: Path, where: str, head: Collection[str] =
     if problems:
         about = f"  the net is {type(net).__name__} with {len(expected)} tensors; the file has {len(found)}"
         raise UserError("\n".join([f"{where}: the weights in {path} do not fit the net:", *problems, about]))
+    if bad := [name for name, tensor in found.items() if not bool(torch.isfinite(tensor).all())]:
+        raise UserError(f"{where}: the weights in {path} are not all finite numbers, in {_some(bad)}")
     if left:
         say(f"{where}: {len(left)} tensors of {path.name} are none of the net's and are left out: {_some(left)}")
     net.load_state_dict(found)

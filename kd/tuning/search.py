@@ -2,7 +2,6 @@
 
 import csv
 import json
-import math
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -37,10 +36,6 @@ IMPORTANCE_FROM = 10  # finished trials; of fewer it would be noise
 
 class Pruned(Dropped):
     """The curve is below the median of the earlier trials."""
-
-
-class Diverged(Dropped):
-    """The loss is no number any more."""
 
 
 def tune(request: "Request", command: str) -> Path:
@@ -147,8 +142,6 @@ class Evaluation:
         def watch(row: Mapping[str, float], prune: bool = pruning) -> None:
             told.append(row)
             epoch = int(row["epoch"]) + 1
-            if not math.isfinite(row.get("train/loss", 0.0)):
-                raise Diverged(f"the training loss was no number in epoch {epoch}")
             trial.report(row["val/acc"], epoch)
             if prune and trial.should_prune():
                 raise Pruned(f"pruned at epoch {epoch}")
@@ -298,7 +291,7 @@ class Trials:
         except Pruned as reason:
             self.study.tell(trial, state=TrialState.PRUNED)
             self._say(trial, setting, str(reason))
-        except (UserError, Diverged, RuntimeError, ArithmeticError) as error:
+        except (UserError, RuntimeError, ArithmeticError) as error:
             if self.request.config.debug:
                 raise
             trial.set_user_attr("error", str(error))

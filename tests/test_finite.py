@@ -1,0 +1,128 @@
+"""A loss that is no number any more: where it is seen, what is said, and what is kept."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from composed import TINY, composed
+from safetensors.torch import load_file
+from torch import Tensor
+
+from kd.command import run_command
+from kd.config import Config, check
+from kd.errors import Diverged, UserError
+from kd.finite import check_row, finite
+from kd.nets.mlp import MLP
+from kd.run import run
+from kd.train import main
+
+Make = Callable[..., Config]
+STEPS = 200 // 50  # of an epoch of `TINY`
+
+bad_from = math.inf
+seen = 0
+
+
+def going_bad_loss(logits_s: Tensor) -> Tensor:
+    """A loss that is nought, and from some step on no number."""
+    global seen
+    seen += 1
+    return logits_s.sum() * (math.nan if seen > bad_from else 0.0)
+
+
+class Somewhere:
+    """As much of a trainer as tells where a training is."""
+
+    global_step, current_epoch = 6, 1
+    optimizers = (torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.25),)
+
+
+def test_it_ends_at_that_step_and_goes_on_from_the_last_good_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def config(folder: str) -> Config:
+        term = "+loss.terms.bad={weight: 1.0, loss: {_target_: test_finite.going_bad_loss}}"
+        out = f"output_dir={tmp_path / folder}"
+        return check(composed(*TINY, "epochs=3", "stages=[teacher,distill]", "lr_schedule=constant", term, out))
+
+    monkeypatch.setattr(f"{__name__}.seen", 0)
+    whole = run(config("whole"), "")
+    tried = seen - 3 * STEPS  # before training, to see that it can be called
+    assert tried >= 0
+
+    monkeypatch.setattr(f"{__name__}.seen", 0)
+    monkeypatch.setattr(f"{__name__}.bad_from", tried + STEPS + 2)
+    said = rf"^distill: the loss is nan at step {STEPS + 3}, in epoch 2: bad is nan; learning rate 0\.\d+; a lower"
+    with pytest.raises(Diverged, match=said):
+        run(config("cut"), "")
+    (kept,) = (tmp_path / "cut" / "store").glob("*.partial/last.ckpt")
+    assert torch.load(kept, weights_only=True)["global_step"] == STEPS
+
+    monkeypatch.setattr(f"{__name__}.bad_from", math.inf)
+    again = run(config("cut"), "")
+    one, two = (load_file(folder / "student.safetensors") for folder in (whole, again))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_the_terms_to_blame_are_named() -> None:
+    parts = {"loss": torch.tensor(math.inf), "loss_ce": torch.tensor(1.0), "loss_kd": torch.tensor(math.inf)}
+    where = r"the loss is inf at step 7, in epoch 2: "
+    with pytest.raises(Diverged, match=where + r"kd is inf; learning rate 0\.25$"):
+        finite(parts, Somewhere())
+    with pytest.raises(Diverged, match=where + "all its terms together"):
+        finite({**parts, "loss_kd": torch.tensor(3e38)}, Somewhere())
+    assert finite({"loss": torch.tensor(2.0)}, Somewhere()) == 2.0
+
+
+def test_a_device_is_not_waited_for_at_each_step() -> None:
+    elsewhere = {"loss": torch.zeros((), device="meta")}  # which cannot be looked at
+    assert finite(elsewhere, Somewhere(), look=False) is elsewhere["loss"]
+    bad = {"loss": torch.tensor(math.nan)}
+    with pytest.raises(Diverged):
+        finite(bad, Somewhere(), look=False)  # a CPU has no need to wait
+
+
+@pytest.mark.parametrize("name", ["train/loss", "val/loss"])
+def test_weights_of_an_epoch_that_ended_badly_are_not_kept(name: str) -> None:
+    row = {"epoch": 2, "train/loss": 1.0, "val/loss": 1.0, "lr": 0.5}
+    check_row(row)
+    with pytest.raises(Diverged, match=f"^{name} is nan after epoch 3; learning rate 0.5$"):
+        check_row({**row, name: math.nan})
+
+
+def test_the_last_step_of_an_epoch_breaks_the_net(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss of each step is a number, that on validation is none."""
+    forward = MLP.forward
+
+    def broken(self: MLP, x: Tensor) -> Tensor:
+        return forward(self, x) if self.training else forward(self, x) * math.nan
+
+    monkeypatch.setattr(MLP, "forward", broken)
+    config = make_config("stages=[baseline]")
+    with pytest.raises(Diverged, match=r"^baseline: val/loss is nan after epoch 1; learning rate "):
+        run(config, "")
+    assert not list((Path(config.output_dir) / "store").glob("*/last.ckpt"))
+
+
+def test_a_diverging_run_is_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["model=mlp_to_mlp", *TINY, "stages=[baseline]", "optim=sgd", "optim.lr=1e20", "lr_schedule=constant"]
+    monkeypatch.setattr("sys.argv", ["kd.train", *words, f"output_dir={tmp_path}"])
+    with pytest.raises(SystemExit) as end:
+        run_command(main, "kd.train")
+    said = capsys.readouterr().err.splitlines()
+    assert end.value.code == 2
+    assert said[-1].startswith("kd: baseline: the loss is nan at step 2, in epoch 1: ce is nan; learning rate 1e+20;")
+    assert not any("Traceback" in line or "Warning" in line for line in said)
+
+
+def test_weights_that_are_no_numbers_are_refused(make_config: Make, tmp_path: Path) -> None:
+    state: dict[str, Any] = MLP(10, 1, 8, [16]).state_dict()
+    state["fc.weight"][3, 5] = math.nan
+    torch.save(state, tmp_path / "teacher.pth")
+    with pytest.raises(UserError, match=r"teacher\.path: the weights in .*teacher.pth are not all finite .*fc\.weight"):
+        run(make_config(f"teacher.path={tmp_path / 'teacher.pth'}"), "")
