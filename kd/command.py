@@ -3,9 +3,12 @@
 import functools
 import os
 import shlex
+import signal
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
 from hydra import compose, initialize_config_dir
@@ -37,7 +40,8 @@ def run_command(main: Callable[[], Any], module: str) -> NoReturn:
     try:
         error: BaseException | None = None
         try:
-            main()
+            with asked_to_leave():
+                main()
         except Leave as leave:
             error = leave.__cause__
         if error:
@@ -54,6 +58,22 @@ def run_command(main: Callable[[], Any], module: str) -> NoReturn:
         print(f"kd: interrupted; the same command goes on from here:\n  {this_command(module)}", file=sys.stderr)
         sys.exit(130)
     sys.exit(0)
+
+
+@contextmanager
+def asked_to_leave() -> Iterator[None]:
+    """Take what a cluster sends before it ends a job, SIGTERM or SIGUSR1, as a Ctrl-C."""
+
+    def leave(number: int, frame: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+    before = {number: signal.signal(number, leave) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
 
 
 class Leave(BaseException):

@@ -407,6 +407,20 @@ def test_interrupt_and_resume_give_the_same_weights(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_cluster_that_wants_its_node_back(number: int, tmp_path: Path) -> None:
+    cut = Process("kd.train", *ARGUMENTS, "stages=[baseline]", "epochs=2000", f"output_dir={tmp_path}")
+    assert any("baseline: epoch 3/" in line for line in cut.lines()), cut.stderr
+    cut.send_signal(number)
+    started = time.monotonic()
+    assert cut.wait().returncode == 130, cut.stderr
+    assert time.monotonic() - started < 10
+    assert "kd: interrupted; the same command goes on from here:\n  python -m kd.train" in cut.stderr
+    assert "Traceback" not in cut.stderr
+    assert len(list((tmp_path / "store").glob("*.partial/last.ckpt"))) == 1
+
+
+@pytest.mark.slow
 def test_two_commands_at_once_train_each_stage_once(tmp_path: Path) -> None:
     arguments = (*ARGUMENTS, "epochs=20", "teacher.epochs=20", f"output_dir={tmp_path}")
     both = [Process("kd.train", *arguments) for _ in range(2)]
