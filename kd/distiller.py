@@ -74,8 +74,6 @@ class Distiller(L.LightningModule):
             with self.trainer.precision_plugin.forward_context():  # as a training step is
                 self.teacher.prepare(self._which()["view"])
         torch.manual_seed((self.seed * 1_000_003 + self.current_epoch + 1) % 2**63)
-        if self.current_epoch and self.trainer.fit_loop.is_resuming:
-            torch.empty((), dtype=torch.int64).random_()  # the loader does so now in each later epoch but a resumed one
 
     def view(self, batch: Batch) -> Tensor:
         """This epoch's views of a batch: float32 [B, C, H, W] in [0, 1]."""

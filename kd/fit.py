@@ -91,6 +91,8 @@ def fit(
     last, best = folder / "last.ckpt", folder / "best.ckpt"
     resumed = ", from the last finished epoch of an earlier attempt" if last.exists() else ""
     say(f"{name}: training for {spec['epochs']} epochs{resumed}")
+    if last.exists():  # Lightning tells the order its epoch too late for workers, which are sent ahead
+        train.sampler.set_epoch(torch.load(last, weights_only=True)["epoch"] + 1)  # type: ignore[attr-defined]
     try:
         trainer.fit(distiller, train, val, ckpt_path=str(last) if last.exists() else None, weights_only=True)
     except SystemExit:  # how Lightning leaves after Ctrl-C, once it has closed its loops

@@ -1,9 +1,6 @@
 """A run: the chain of stages, then the report, in a folder that appears whole."""
 
-import contextlib
-import itertools
 import json
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
@@ -32,8 +29,9 @@ from kd.reports.model_card import model_card
 from kd.reports.run_events import begin, finish
 from kd.reports.run_page import as_page
 from kd.reports.run_report import as_markdown, as_table, make_report, verdict
+from kd.run_folder import RunFolder
 from kd.stages import complete, make_stage
-from kd.store import Done, Store, put
+from kd.store import Done, Store
 from kd.tapped import try_out
 from kd.trained import logits_of
 
@@ -42,7 +40,7 @@ def run(
     config: Config,
     command: str,
     *,
-    folder: "RunFolder | None" = None,
+    folder: RunFolder | None = None,
     since: datetime | None = None,
     out: Console | None = None,
 ) -> Path:
@@ -174,87 +172,3 @@ def check_head(net: nn.Module, data: DataModule, at: str) -> None:
         head_of(net, data.shape)
     except ValueError as error:
         raise UserError(f"{at}finetune: head cannot be trained alone: {error}; accepted are all, none") from error
-
-
-class RunFolder:
-    """`<root>/<time>_<name>`, under the name `<time>_<name>.partial` until all of it is there.
-
-    While a stage trains, the folder links to where its TensorBoard events are being written, so that a dashboard over
-    `<root>` shows them live and under a readable name; the finished folder holds them itself. Of several runs that
-    share a stage one holds its events: twelve runs with one teacher have its curves once, not twelve times.
-    """
-
-    def __init__(self, root: Path, name: str) -> None:
-        self.final = root / f"{time.strftime('%Y%m%d-%H%M%S')}_{name}"
-
-    @property
-    def path(self) -> Path:
-        """The folder while it is being filled."""
-        return self.final.with_name(self.final.name + ".partial")
-
-    @property
-    def events(self) -> Path:
-        """Its TensorBoard folder, which holds the run's own events and a folder for each stage."""
-        return self.path / "tensorboard"
-
-    def __enter__(self) -> "RunFolder":
-        stem = self.final.name
-        for i in itertools.count(2):  # another process may have taken the name in the same second
-            with contextlib.suppress(FileExistsError):
-                self.path.mkdir(parents=True)
-                if not self.final.exists():
-                    break
-                self.path.rmdir()
-            self.final = self.final.with_name(f"{stem}_{i}")
-        self.events.mkdir()
-        return self
-
-    def follow(self, stage: str, events: Path) -> None:
-        """Show a stage's events under its name."""
-        link = self.events / stage
-        link.unlink(missing_ok=True)
-        link.symlink_to(events.resolve(), target_is_directory=True)
-
-    def settle(self, stage: str, events: Path, output: Path) -> None:
-        """Show a finished stage's events, unless another run in the output folder does, finished or in progress.
-
-        Args:
-            output: holds `runs` and `sweeps`.
-        """
-        (self.events / stage).unlink(missing_ok=True)
-        own = (self.path.resolve(), self.final.resolve())  # an earlier one of this name will have gone
-        names = [file.name for file in events.glob("*tfevents*")]
-        places = [f"{runs}/tensorboard/*/{name}" for name in names for runs in ("runs/*", "sweeps/*/*")]
-        shown = (file.absolute().parents[2].resolve() for place in places for file in output.glob(place))
-        if all(run in own for run in shown):
-            self.follow(stage, events)
-
-    def shows(self, stage: str) -> bool:
-        """Whether a stage's events are in this folder."""
-        return (self.events / stage).is_symlink()
-
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        if kind is not None:
-            shutil.rmtree(self.path, ignore_errors=True)
-            return
-        for link in [each for each in self.events.iterdir() if each.is_symlink()]:
-            events = link.resolve()
-            link.unlink()
-            if events.is_dir():
-                shutil.copytree(events, link)
-        put(self.path, self.final)
-
-
-class JobFolder(RunFolder):
-    """The folder of one job of a sweep: its name is given, and it takes an older one's place.
-
-    Only one process at a time may fill it.
-    """
-
-    def __init__(self, final: Path) -> None:
-        self.final = final
-
-    def __enter__(self) -> "JobFolder":
-        shutil.rmtree(self.path, ignore_errors=True)  # of an attempt that was killed
-        (self.path / "tensorboard").mkdir(parents=True)
-        return self

@@ -13,13 +13,15 @@ from typing import Any
 import pytest
 import torch
 from composed import TINY
+from dropping import AS_STUDENT
 from processes import Process
 from safetensors.torch import load_file, safe_open
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from kd.command import run_command
 from kd.config import Config
-from kd.run import RunFolder, run
+from kd.run import run
+from kd.run_folder import RunFolder
 from kd.train import main
 
 Make = Callable[..., Config]
@@ -130,6 +132,17 @@ def test_runs_that_start_in_the_same_second_have_folders_of_their_own(
     assert sorted(path.name for path in tmp_path.iterdir()) == [stem, f"{stem}_2", f"{stem}_3"]
 
 
+def test_what_a_killed_run_left_is_removed_and_one_at_work_is_not(tmp_path: Path) -> None:
+    (tmp_path / "20250101-000000_dead.partial" / "tensorboard").mkdir(parents=True)
+    with RunFolder(tmp_path, "alive") as alive:
+        with RunFolder(tmp_path, "next") as after:
+            assert alive.path.is_dir()
+            assert {path.suffix for path in tmp_path.iterdir()} == {".partial", ".lock"}
+            assert len(list(tmp_path.glob("*.partial"))) == 2
+        assert after.final.is_dir()
+    assert sorted(tmp_path.iterdir()) == sorted([alive.final, after.final])
+
+
 def test_events_of_every_stage_are_in_the_run(make_config: Make) -> None:
     folder = run(make_config("trainer.log_every_n_steps=1"), "")
     for stage in ("teacher", "baseline", "distill"):
@@ -236,7 +249,10 @@ def test_loader_workers_do_not_change_the_result(make_config: Make) -> None:
     folders = [
         run(
             make_config(
-                "stages=[teacher,distill]", f"data.num_workers={n}", f"output_dir={make_config().output_dir}{n}"
+                "stages=[teacher,distill]",
+                f"data.num_workers={n}",
+                f"output_dir={make_config().output_dir}{n}",
+                *AS_STUDENT,
             ),
             "",
         )

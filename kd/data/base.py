@@ -254,6 +254,7 @@ class DataModule(ABC):
             sampler=batches,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
+            generator=torch.Generator(),  # it draws a seed for its workers, not always at the same time
         )
 
 

@@ -20,7 +20,7 @@ from kd.measure.cost_text import as_markdown, sentences, tables
 from kd.measure.costs import cost, peak_activations
 from kd.measure.timing import ROUNDS, median_and_p95, times
 from kd.nets.build import Shape
-from kd.reports.provenance import made
+from kd.reports.provenance import cpu_name, made
 from kd.store import whole
 
 if TYPE_CHECKING:
@@ -64,11 +64,13 @@ def benchmark(finished: Finished, config: "Benchmark", command: str) -> Path:
     before = torch.get_num_threads()
     torch.set_num_threads(config.threads or before)
     try:
+        origin = made(command)
         found = {
             "schema": SCHEMA,
             "run": str(finished.folder),
             "name": finished.report["name"],
-            **made(command),
+            **origin,
+            "environment": {**origin["environment"], "cpu": cpu_name()},
             "shape": list(finished.shape),
             "seconds": config.seconds,
             "rounds": ROUNDS,

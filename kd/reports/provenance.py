@@ -30,13 +30,12 @@ def _environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "lightning": version("lightning"),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu(),
-        "cpu": _cpu(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name(),
         "threads": torch.get_num_threads(),
     }
 
 
-def _cpu() -> str:
+def cpu_name() -> str:
     """The processor, as it calls itself."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

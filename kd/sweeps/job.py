@@ -151,7 +151,7 @@ def _attempt(job: Job) -> str | None:
     """Run the job; returns what went wrong."""
     with into(job.log) as console:
         try:
-            from kd.run import JobFolder
+            from kd.run_folder import JobFolder
 
             config = job.config
             if os.getpid() != job.driver:  # several progress bars on one terminal would overwrite each other

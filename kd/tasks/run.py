@@ -22,7 +22,8 @@ from kd.objective import Objective, teacher_stage
 from kd.optim import make_optimizer
 from kd.reports.figures import export
 from kd.reports.run_report import make_report
-from kd.run import RunFolder, figures_of, write_run
+from kd.run import figures_of, write_run
+from kd.run_folder import RunFolder
 from kd.stages import Stage, complete, make_stage
 from kd.store import Done, Store
 from kd.tasks.course import IncrementalConfig, make_tasks

@@ -14,7 +14,8 @@ from scipy.stats import t as student_t
 
 from kd.config import Config
 from kd.log import say
-from kd.run import RunFolder, run
+from kd.run import run
+from kd.run_folder import RunFolder
 from kd.store import whole
 from kd.tuning.space import overrides_of, text_of
 

@@ -1,0 +1,118 @@
+"""The folder of a run, which appears whole."""
+
+import contextlib
+import itertools
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from kd.store import put
+
+
+class RunFolder:
+    """`<root>/<time>_<name>`, under the name `<time>_<name>.partial` until all of it is there.
+
+    While a stage trains, the folder links to where its TensorBoard events are being written, so that a dashboard over
+    `<root>` shows them live and under a readable name; the finished folder holds them itself. Of several runs that
+    share a stage one holds its events: twelve runs with one teacher have its curves once, not twelve times.
+    """
+
+    def __init__(self, root: Path, name: str) -> None:
+        self.final = root / f"{time.strftime('%Y%m%d-%H%M%S')}_{name}"
+        self._held = contextlib.ExitStack()
+
+    @property
+    def path(self) -> Path:
+        """The folder while it is being filled."""
+        return self.final.with_name(self.final.name + ".partial")
+
+    @property
+    def events(self) -> Path:
+        """Its TensorBoard folder, which holds the run's own events and a folder for each stage."""
+        return self.path / "tensorboard"
+
+    def __enter__(self) -> "RunFolder":
+        self.final.parent.mkdir(parents=True, exist_ok=True)
+        for left in self.final.parent.glob("*.partial"):  # of runs that were killed; their links claim stages' events
+            with _filling(left) as dead:
+                if dead:
+                    shutil.rmtree(left, ignore_errors=True)
+        stem = self.final.name
+        for i in itertools.count(2):  # another process may have taken the name in the same second
+            taken = self._held.enter_context(_filling(self.path))
+            if taken and not self.final.exists() and not self.path.exists():
+                break
+            self._held.close()
+            self.final = self.final.with_name(f"{stem}_{i}")
+        self.events.mkdir(parents=True)
+        return self
+
+    def follow(self, stage: str, events: Path) -> None:
+        """Show a stage's events under its name."""
+        link = self.events / stage
+        link.unlink(missing_ok=True)
+        link.symlink_to(events.resolve(), target_is_directory=True)
+
+    def settle(self, stage: str, events: Path, output: Path) -> None:
+        """Show a finished stage's events, unless another run in the output folder does, finished or in progress.
+
+        Args:
+            output: holds `runs` and `sweeps`.
+        """
+        (self.events / stage).unlink(missing_ok=True)
+        own = (self.path.resolve(), self.final.resolve())  # an earlier one of this name will have gone
+        names = [file.name for file in events.glob("*tfevents*")]
+        places = [f"{runs}/tensorboard/*/{name}" for name in names for runs in ("runs/*", "sweeps/*/*")]
+        shown = (file.absolute().parents[2].resolve() for place in places for file in output.glob(place))
+        if all(run in own for run in shown):
+            self.follow(stage, events)
+
+    def shows(self, stage: str) -> bool:
+        """Whether a stage's events are in this folder."""
+        return (self.events / stage).is_symlink()
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        with self._held:
+            if kind is not None:
+                shutil.rmtree(self.path, ignore_errors=True)
+                return
+            for link in [each for each in self.events.iterdir() if each.is_symlink()]:
+                events = link.resolve()
+                link.unlink()
+                if events.is_dir():
+                    shutil.copytree(events, link)
+            put(self.path, self.final)
+
+
+@contextlib.contextmanager
+def _filling(folder: Path) -> Iterator[bool]:
+    """Be the only one to fill a folder, if nobody is at it; a dead process's lock is free."""
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+
+
+class JobFolder(RunFolder):
+    """The folder of one job of a sweep: its name is given, and it takes an older one's place.
+
+    Only one process at a time may fill it.
+    """
+
+    def __init__(self, final: Path) -> None:
+        self.final, self._held = final, contextlib.ExitStack()
+
+    def __enter__(self) -> "JobFolder":
+        shutil.rmtree(self.path, ignore_errors=True)  # of an attempt that was killed
+        (self.path / "tensorboard").mkdir(parents=True)
+        return self
