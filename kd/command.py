@@ -54,6 +54,11 @@ def run_command(main: Callable[[], Any], module: str) -> NoReturn:
     except Failed as error:
         print(f"kd: {error}", file=sys.stderr)
         sys.exit(1)
+    except ValueError as error:  # Hydra's own word for flags that exclude each other
+        if debug or not str(error).startswith("Only one of --run"):
+            raise
+        print(f"kd: {error}", file=sys.stderr)
+        sys.exit(2)
     except (Interrupted, KeyboardInterrupt):
         print(f"kd: interrupted; the same command goes on from here:\n  {this_command(module)}", file=sys.stderr)
         sys.exit(130)

@@ -262,6 +262,7 @@ def test_loader_workers_do_not_change_the_result(make_config: Make) -> None:
 
 
 BAD: list[tuple[Sequence[str], Sequence[str]]] = [
+    (["-m", "--cfg", "job"], ["Only one of", "--multirun, --cfg"]),
     (["data=cifar11"], ["data", "cifar11", "digits", "cifar10"]),
     (["model=resnet18_to_cn"], ["model", "resnet18_to_cnn"]),
     (["teacher=resnet19"], ["teacher", "resnet18"]),
