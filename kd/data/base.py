@@ -10,7 +10,7 @@ import torch
 from pydantic import ValidationError
 from torch.utils.data import DataLoader, Sampler
 
-from kd.data.batches import Batch, EpochOrder, Gather, InOrder
+from kd.data.batches import Batch, EpochOrder, Gather, InOrder, Loader
 from kd.data.cache import Cache, Mode
 from kd.data.folder import find_images, plain
 from kd.data.images import Images, Pixels, Source, Split
@@ -248,13 +248,13 @@ class DataModule(ABC):
 
     def _loader(self, images: Images, batches: Sampler[list[int]]) -> DataLoader[Batch]:
         # The sampler yields whole batches of positions, so a batch is one gather instead of B items and a collate.
-        return DataLoader(
+        return Loader(
             Gather(images),
             batch_size=None,
             sampler=batches,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-            generator=torch.Generator(),  # it draws a seed for its workers, not always at the same time
+            generator=torch.Generator(),
         )
 
 

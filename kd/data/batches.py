@@ -1,10 +1,11 @@
 """Batches of images by their positions, and the order that they come in."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from kd.data.images import Images
 
@@ -70,3 +71,15 @@ class InOrder(Sampler[list[int]]):
         mine = range(rank(), self.size, self.ranks)
         for start in range(0, len(mine), self.batch_size):
             yield list(mine[start : start + self.batch_size])
+
+
+class Loader(DataLoader[Batch]):
+    """Draws the seeds of its workers from a generator of its own: it does so at other times after a resume, and what a
+    net draws by itself must not move with that.
+    """
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "generator": None}  # which does not go to the processes of a distributed training
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update({**state, "generator": torch.Generator()})
