@@ -25,8 +25,9 @@ ARGUMENTS = (
 
 
 def ended(out: Path) -> tuple[dict[str, Any], list[Any]]:
-    """The weights and the metrics of the one finished run in an output folder."""
-    (folder,) = (path for path in (out / "runs").iterdir() if not path.name.startswith("."))
+    """The weights and metrics of the last finished run in an output folder; a killed one may have been whole too."""
+    *_, folder = sorted(path for path in (out / "runs").iterdir() if not path.name.startswith("."))
+    assert not folder.name.endswith(".partial")
     models = json.loads((folder / "report.json").read_text())["models"]
     told = [{name: each[name] for name in ("role", "stage", "test", "val")} for each in models]
     return load_file(folder / "student.safetensors"), told
