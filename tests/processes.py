@@ -91,6 +91,7 @@ def _run(module: str, arguments: tuple[str, ...], cwd: str, environment: Mapping
     assert spec
     assert spec.origin
     sys.argv = [spec.origin, *arguments]
+    multiprocessing.set_start_method(None, force=True)  # its own processes start as they would without a test
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     finally:  # as an interpreter ends, and as multiprocessing does not: joblib lets its processes go here
