@@ -474,16 +474,16 @@ class TestStudent:
         self.check_same(tmp_path, asked)
 
     @pytest.mark.slow
+    @pytest.mark.parametrize("outputs", ["float16", "float32"])
     @pytest.mark.parametrize(
         "overrides",
         [
-            ("teacher.outputs=float32",),
+            (),
             ("data.views=2",),
-            ("+data.augment.mixup=1.0", "+data.augment.cutmix=1.0", "teacher.outputs=float32"),
+            ("+data.augment.mixup=1.0", "+data.augment.cutmix=1.0"),
             ("POOL",),
             ("POOL", "+data.augment.mixup=1.0"),
             ("trainer.precision=bf16-mixed",),
-            ("trainer.precision=bf16-mixed", "teacher.outputs=float32"),
             ("ema=0.9", "loss=dkd"),
             ("batch_size=7", "student=mlp", "teacher=mlp"),
             ("loss=tfkd_self", "stages=[baseline,distill]"),
@@ -491,17 +491,18 @@ class TestStudent:
         ids=" ".join,
     )
     def test_the_same_bits_in_all_settings(
-        self, overrides: tuple[str, ...], tmp_path: Path, pool: Path, asked: Counter[bytes]
+        self, overrides: tuple[str, ...], outputs: str, tmp_path: Path, pool: Path, asked: Counter[bytes]
     ) -> None:
         named = (each.replace("POOL", f"data.unlabeled={pool}") for each in overrides)
         if "student=mlp" in overrides:
             options = [each for each in SINGLE if "net.width" not in each and "teacher=" not in each]
             on, off = (
-                student(tmp_path / cache, *options, *overrides, f"teacher.cache={cache}") for cache in ("auto", "off")
+                student(tmp_path / cache, *options, *overrides, f"teacher.outputs={outputs}", f"teacher.cache={cache}")
+                for cache in ("auto", "off")
             )
             assert same(on, off)
             return
-        self.check_same(tmp_path, asked, *named)
+        self.check_same(tmp_path, asked, *named, f"teacher.outputs={outputs}")
 
     @pytest.mark.slow
     def test_rounding_is_part_of_the_result(self, tmp_path: Path) -> None:
