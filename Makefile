@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ARGS ?=
 
-.PHONY: help setup train test test-fast check format dashboard clean
+.PHONY: help setup train test test-fast bench check format dashboard clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,10 @@ test: $(STAMP) check ## lint, types, and all tests, the slow ones too
 
 test-fast: $(STAMP) ## the tests that take seconds
 	@$(PYTEST) -m "not slow" $(ARGS)
+
+# One process and all cores, as the two sides of a comparison take turns.
+bench: $(STAMP) ## speed next to a plain loop and torchdistill, an hour; needs CIFAR-10; ARGS="-k step"
+	@$(BIN)/python -m pytest tests/benchmarks --timeout 0 -s $(ARGS)
 
 check: $(STAMP) ## lint and types
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . && $(BIN)/mypy

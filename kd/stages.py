@@ -27,6 +27,7 @@ from kd.store import Done, Store, key_of
 from kd.tapped import taps_of
 from kd.teachers.cached import Cached
 from kd.teachers.ensemble import Ensemble
+from kd.teachers.folded import Folded
 from kd.teachers.live import Live, Teacher
 from kd.teachers.observed import Observed
 from kd.teachers.snapshot import Snapshot
@@ -254,7 +255,7 @@ def teacher_of(stage: Stage, done: Done, data: DataModule) -> Teacher:
         taps = stage.spec.get("taps", {}).get("teacher", [])
         points = study(answers.net, taps, data.shape, where="teacher.taps")
         return Observed(answers, points, kinds, stage.spec["outputs"])
-    live = Live(answers, stage.spec["outputs"])
+    live = Live(Folded(answers), stage.spec["outputs"])
     if stage.room is None:
         return live
     images = data.training(stage.spec["data"]["unlabeled"] is not None)

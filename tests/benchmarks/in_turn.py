@@ -1,0 +1,90 @@
+"""Comparing what things cost, in turns, so that whatever else the machine does hits all alike."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+HERE = Path(__file__).parent
+THREADS = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison.
+
+    Attributes:
+        what: is compared.
+        ours, other: median, in `unit`, and what `other` is.
+        ratio: ours / other of the medians, or of what they measure; `low` and `high` are the least and the largest
+            ratio of the two sides of a round.
+        target: what the ratio must be at most; None where there is no such thing.
+        rounds: how often each side was measured.
+    """
+
+    what: str
+    ours: float
+    other: float
+    unit: str
+    ratio: float
+    low: float
+    high: float
+    target: float | None
+    rounds: int
+    note: str = ""
+
+    @property
+    def met(self) -> str:
+        return "" if self.target is None else "yes" if self.ratio <= self.target else "no"
+
+    def plain(self) -> dict[str, object]:
+        return asdict(self) | {"met": self.met}
+
+
+def in_turn(sides: Mapping[str, Callable[[], object]], rounds: int, warm: bool = True) -> dict[str, list[float]]:
+    """Seconds that each side takes in each round; a side may give its own seconds back."""
+    found: dict[str, list[float]] = {name: [] for name in sides}
+    for i in range(-1 if warm else 0, rounds):
+        for name in sides if i % 2 else reversed(sides):
+            started = time.perf_counter()
+            own = sides[name]()
+            if i >= 0:
+                found[name].append(own if isinstance(own, float) else time.perf_counter() - started)
+    return found
+
+
+def compared(
+    what: str,
+    ours: Sequence[float],
+    other: Sequence[float],
+    *,
+    target: float | None = None,
+    unit: str = "s",
+    scale: float = 1.0,
+    note: str = "",
+) -> Row:
+    """A row from the seconds of both sides, round by round."""
+    each = [a / b for a, b in zip(ours, other, strict=True)]
+    a, b = median(ours), median(other)
+    return Row(what, a * scale, b * scale, unit, a / b, min(each), max(each), target, len(each), note)
+
+
+def seconds_of(*command: str, cwd: Path = HERE, says: list[str] | None = None) -> float:
+    """Seconds of wall time that a Python command takes in a process of its own; its stdout is added to `says`.
+
+    Raises:
+        AssertionError: it failed; with what it said.
+    """
+    path = os.pathsep.join([str(HERE), str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
+    variables = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": str(THREADS)}
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, *command], cwd=cwd, env=variables, capture_output=True, text=True)
+    seconds = time.perf_counter() - started
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    if says is not None:
+        says.append(done.stdout)
+    return seconds

@@ -1,0 +1,119 @@
+"""Distillation as one writes it: DataLoader, transforms on each image, the teacher asked in each step, plain PyTorch.
+
+At its best reasonable settings (`test_loop.py` compares them): channels-last, a fused optimiser, no gradient and
+evaluation mode for the teacher. Prints a JSON list: a job's temperature, alpha, seconds, and accuracy on test.
+"""
+
+import argparse
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from part_of_cifar10 import parts_of
+from safetensors.torch import load_file
+from torch import nn
+from torch.utils.data import DataLoader, Subset
+from torchvision import transforms
+from torchvision.datasets import CIFAR10
+
+from kd.nets.cnn import CNN
+from kd.nets.resnet import ResNet
+
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+AS_IS = transforms.Compose([transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
+VIEWS = transforms.Compose([transforms.RandomCrop(32, 4), transforms.RandomHorizontalFlip(), *AS_IS.transforms])
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--root", required=True)
+    parser.add_argument("--teacher", required=True, help="weights of a ResNet-18, safetensors")
+    parser.add_argument("--images", type=int, required=True)
+    parser.add_argument("--epochs", type=int, required=True)
+    parser.add_argument("--batch", type=int, default=100)
+    parser.add_argument("--temperatures", default="4")
+    parser.add_argument("--alphas", default="0.9")
+    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--layout", choices=["contiguous_format", "channels_last"], default="channels_last")
+    return parser.parse_args()
+
+
+def datasets_of(root: str, images: int) -> tuple[Subset, Subset, Subset]:
+    """Training images with augmentation, validation and test images without."""
+    train, val, test = (part.tolist() for part in parts_of(images))
+    return (
+        Subset(CIFAR10(root, train=True, transform=VIEWS), train),
+        Subset(CIFAR10(root, train=True, transform=AS_IS), val),
+        Subset(CIFAR10(root, train=False, transform=AS_IS), test),
+    )
+
+
+def nets_of(teacher: str, layout: str) -> tuple[nn.Module, nn.Module]:
+    """The frozen teacher, and a fresh student."""
+    torch.manual_seed(0)
+    big, small = ResNet(10, 18, image_size=32), CNN(10)
+    big.load_state_dict(load_file(Path(teacher)))
+    big.eval().requires_grad_(False)
+    into = getattr(torch, layout)
+    return big.to(memory_format=into), small.to(memory_format=into)
+
+
+@torch.no_grad()
+def accuracy(net: nn.Module, loader: DataLoader) -> float:
+    net.eval()
+    right = sum(int((net(x).argmax(1) == y).sum()) for x, y in loader)
+    return right / len(loader.dataset)
+
+
+def jobs(options: argparse.Namespace) -> Iterator[tuple[float, float]]:
+    numbers = ([float(each) for each in given.split(",")] for given in (options.temperatures, options.alphas))
+    return itertools.product(*numbers)
+
+
+def distil(options: argparse.Namespace, temperature: float, alpha: float) -> float:
+    """One job; gives the accuracy on test."""
+    teacher, student = nets_of(options.teacher, options.layout)
+    train, val, test = datasets_of(options.root, options.images)
+    more = {"num_workers": options.workers, "persistent_workers": options.workers > 0}
+    loader = DataLoader(train, options.batch, shuffle=True, drop_last=True, **more)
+    quiet = {name: DataLoader(part, 500) for name, part in (("val", val), ("test", test))}
+    optimizer = torch.optim.AdamW(student.parameters(), lr=0.004, weight_decay=0.05, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 0.004, total_steps=options.epochs * len(loader), cycle_momentum=True
+    )
+    layout = getattr(torch, options.layout)
+    for _ in range(options.epochs):
+        student.train()
+        for x, y in loader:
+            x = x.contiguous(memory_format=layout)
+            with torch.no_grad():
+                soft = F.softmax(teacher(x) / temperature, 1)
+            logits = student(x)
+            soft_loss = F.kl_div(F.log_softmax(logits / temperature, 1), soft, reduction="batchmean")
+            loss = (1 - alpha) * F.cross_entropy(logits, y) + alpha * temperature**2 * soft_loss
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+        accuracy(student, quiet["val"])
+    return accuracy(student, quiet["test"])
+
+
+def tell(distil: Callable[[argparse.Namespace, float, float], float]) -> None:
+    """Do all jobs, and print what each took and gave."""
+    options = arguments()
+    told = []
+    for temperature, alpha in jobs(options):
+        started = time.perf_counter()
+        right = distil(options, temperature, alpha)
+        seconds = time.perf_counter() - started
+        told.append({"temperature": temperature, "alpha": alpha, "seconds": seconds, "accuracy": right})
+    print(json.dumps(told))
+
+
+if __name__ == "__main__":
+    tell(distil)

@@ -1,0 +1,139 @@
+"""A training step of ours, next to nothing but the student's arithmetic."""
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import lightning.pytorch as L
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import ROUNDS
+from in_turn import Row, compared, in_turn
+from part_of_cifar10 import PartOfCIFAR10
+from torch import Tensor, nn
+
+from kd import fit as fitting
+from kd.nets.cnn import CNN
+from kd.nets.resnet import ResNet
+from kd.teachers.cached import Cached
+from kd.teachers.frozen import Frozen
+from kd.teachers.live import Live
+from kd.teachers.view_files import Room, ViewFiles
+
+BATCH, STEPS, EPOCHS = 128, 15, 3
+NORMAL = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+KD = {"_target_": "kd.losses.kd.kd_loss", "temperature": 4.0}
+
+
+class Clock(L.Callback):
+    """Milliseconds of each step of an epoch, from its first batch's start to its last batch's end."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.started: float | None = None
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self.started = self.started or time.perf_counter()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        assert self.started
+        self.ended = time.perf_counter() - self.started
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.seconds.append(self.ended / STEPS)
+
+
+def net(width: int = 32) -> nn.Module:
+    torch.manual_seed(0)
+    return CNN(10, 3, width)
+
+
+def a_step(logits_t: Callable[[Tensor], Tensor]) -> Callable[[], float]:
+    """Seconds of a bare step: forward, loss, backward, optimiser; on one resident, augmented batch."""
+    student = net().to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4)
+    x = torch.rand(BATCH, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    y = torch.randint(10, (BATCH,))
+
+    def steps() -> float:
+        started = time.perf_counter()
+        for _ in range(STEPS):
+            soft = F.softmax(logits_t(x) / 4, 1)
+            logits = student(x)
+            loss = 0.1 * F.cross_entropy(logits, y)
+            loss = loss + 0.9 * 16 * F.kl_div(F.log_softmax(logits / 4, 1), soft, reduction="batchmean")
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        return (time.perf_counter() - started) / STEPS
+
+    return steps
+
+
+def a_fit(data: PartOfCIFAR10, teacher: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], float]:
+    """Seconds of a step inside one of our stages, with all that a stage does: views, logging, callbacks."""
+    objective = {"ce_weight": 0.1, "terms": {"kd": {"weight": 0.9, "loss": KD}}}
+    spec: Mapping[str, Any] = {
+        "epochs": EPOCHS, "batch_size": BATCH, "seed": 0, "objective": objective, "gradient_clip": None, "ema": None,
+        "early_stopping": None, "keep": "last", "lr_schedule": "onecycle", "trainer": {"precision": "32-true"},
+        "optim": {"_target_": "torch.optim.AdamW", "lr": 1e-4}, "data": {"unlabeled": None},
+    }  # fmt: skip
+    made = fitting._callbacks
+    runs = iter(range(10**6))
+
+    def stage() -> float:
+        clock = Clock()
+        monkeypatch.setattr(fitting, "_callbacks", lambda spec, folder: [*made(spec, folder), clock])
+        here = folder / str(next(runs))
+        here.mkdir()
+        runtime = {"accelerator": "cpu", "enable_progress_bar": False}
+        fitting.fit(net(), spec, "distill", data, here, runtime, teacher=teacher)
+        return fmean(clock.seconds[1:])  # the first epoch warms up
+
+    return stage
+
+
+@pytest.fixture(scope="module")
+def data(cifar10: str) -> PartOfCIFAR10:
+    return PartOfCIFAR10(cifar10, count=BATCH * STEPS, views=1, augment={"crop_padding": 4, "horizontal_flip": True})
+
+
+@pytest.fixture(scope="module")
+def frozen() -> Frozen:
+    torch.manual_seed(0)
+    return Frozen(ResNet(10, 18, image_size=32), *NORMAL)
+
+
+def test_a_cached_step(
+    data: PartOfCIFAR10, frozen: Frozen, tell: Callable[[Row], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The teacher's answers are there; what is left beside the student's arithmetic."""
+    images = data.split.train
+    files = ViewFiles(Room(tmp_path / "cache", 1.0), "key", len(images), 10, "float16")
+    cached = Cached(Live(frozen), images, augment=data.augment, seed=0, files=files)
+    soft = torch.randn(BATCH, 10)
+    sides = {"ours": a_fit(data, cached, tmp_path, monkeypatch), "floor": a_step(lambda x: soft)}
+    found = in_turn(sides, ROUNDS)
+    tell(compared("cached step / bare step", found["ours"], found["floor"], target=1.1, unit="ms", scale=1000))
+
+
+def test_a_live_step(
+    data: PartOfCIFAR10, frozen: Frozen, tell: Callable[[Row], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The teacher is asked in each step; next to its forward pass and the student's arithmetic."""
+    teacher = ResNet(10, 18, image_size=32).eval().requires_grad_(False).to(memory_format=torch.channels_last)
+
+    @torch.no_grad()
+    def asked(x: Tensor) -> Tensor:
+        return teacher(x)
+
+    sides = {"ours": a_fit(data, Live(frozen), tmp_path, monkeypatch), "floor": a_step(asked)}
+    found = in_turn(sides, ROUNDS)
+    tell(
+        compared("live step / teacher and bare step", found["ours"], found["floor"], target=1.1, unit="ms", scale=1000)
+    )

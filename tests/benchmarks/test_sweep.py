@@ -1,0 +1,94 @@
+"""Whole commands: a sweep and a single run, next to the loop that one writes and to torchdistill."""
+
+import importlib.util
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from statistics import fmean, stdev
+
+import pytest
+from conftest import IMAGES
+from in_turn import Row, compared, seconds_of
+
+EPOCHS = int(os.environ.get("KD_BENCH_EPOCHS", "10"))
+TEMPERATURES, ALPHAS = "1,2,4,8", "0.1,0.5,0.9"
+Train = Callable[..., tuple[str, ...]]
+
+
+def accuracies(out: Path) -> list[float]:
+    """The students' accuracies on test, of all runs in an output folder."""
+    reports = [json.loads(file.read_text()) for file in sorted(out.glob("*/**/report.json"))]
+    return [each["test"]["accuracy"] for report in reports for each in report["models"] if each["role"] == "student"]
+
+
+def looped(script: str, cifar10: str, teacher: str, *more: str, images: int = IMAGES) -> tuple[float, list[float]]:
+    """Seconds of a loop's whole process, and the accuracies of its jobs."""
+    says: list[str] = []
+    given = ("--root", cifar10, "--teacher", teacher, "--images", str(images))
+    seconds = seconds_of(f"{script}.py", *given, *more, says=says)
+    return seconds, [job["accuracy"] for job in json.loads(says[0].splitlines()[-1])]
+
+
+def told(values: list[float]) -> str:
+    return f"{100 * fmean(values):.1f} ± {100 * stdev(values):.1f} %"
+
+
+def test_a_sweep(train: Train, cifar10: str, teacher: str, tell: Callable[[Row], None], tmp_path: Path) -> None:
+    """12 jobs over T and alpha, fresh views in each epoch; ours before and after the loops."""
+    swept = ("-m", f"temperature={TEMPERATURES}", f"alpha={ALPHAS}", f"epochs={EPOCHS}")
+    only = ("stages=[teacher,distill]", f"teacher.path={teacher}")
+    loop = ("--epochs", str(EPOCHS), "--temperatures", TEMPERATURES, "--alphas", ALPHAS)
+    ours = [seconds_of(*train(tmp_path / "before", *only, *swept))]
+    others = {"loop": looped("loop", cifar10, teacher, *loop)}
+    if importlib.util.find_spec("torchdistill"):
+        others["torchdistill"] = looped("torchdistill_loop", cifar10, teacher, *loop)
+    ours.append(seconds_of(*train(tmp_path / "after", *only, *swept)))
+    right = accuracies(tmp_path / "before")
+    assert len(right) == 12
+    for name, (seconds, theirs) in others.items():
+        note = f"mean accuracy of the 12 students on test: ours {told(right)}, {name} {told(theirs)}"
+        tell(compared(f"sweep of 12 jobs / {name}", ours, [seconds, seconds], target=1 / 6, note=note))
+        noise = 4 * (stdev(right) + stdev(theirs)) / 12**0.5
+        assert abs(fmean(right) - fmean(theirs)) < max(noise, 0.04), note
+
+
+def test_one_run_with_few_views(
+    train: Train, cifar10: str, teacher: str, tell: Callable[[Row], None], tmp_path: Path
+) -> None:
+    """30 epochs with five views of each image."""
+    epochs = 3 * EPOCHS
+    only = ("stages=[teacher,distill]", f"teacher.path={teacher}", "temperature=4", "alpha=0.9", f"epochs={epochs}")
+    images = 2 * IMAGES
+    loop = ("--epochs", str(epochs))
+    ours = [seconds_of(*train(tmp_path / "before", *only, "data.views=5", images=images))]
+    seconds, _ = looped("loop", cifar10, teacher, *loop, images=images)
+    ours.append(seconds_of(*train(tmp_path / "after", *only, "data.views=5", images=images)))
+    tell(compared(f"run of {epochs} epochs, views=5 / loop", ours, [seconds, seconds], target=1 / 3))
+
+
+def test_accuracy_of_few_views(train: Train, teacher: str, tell: Callable[[Row], None], tmp_path: Path) -> None:
+    """What five views of each image cost in accuracy, next to a fresh one in each epoch; 3 seeds."""
+    only = ("stages=[teacher,distill]", f"teacher.path={teacher}", "temperature=4", "alpha=0.9", f"epochs={3 * EPOCHS}")
+    found = {}
+    for views in ("5", "null"):
+        seconds_of(*train(tmp_path / views, *only, f"data.views={views}", "-m", "seed=0,1,2", images=2 * IMAGES))
+        found[views] = accuracies(tmp_path / views)
+        assert len(found[views]) == 3
+    gaps = [100 * (a - b) for a, b in zip(found["5"], found["null"], strict=True)]
+    note = f"views=5 less fresh views, in points: {fmean(gaps):+.2f} ± {stdev(gaps):.2f} over 3 seeds"
+    tell(compared("accuracy, views=5 / fresh", found["5"], found["null"], unit="%", scale=100, note=note))
+
+
+@pytest.mark.parametrize("layout", ["contiguous_format", "channels_last"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_settings_of_the_loop(
+    layout: str, workers: int, cifar10: str, teacher: str, tell: Callable[[Row], None]
+) -> None:
+    """The loop at other settings next to those that it is compared at, so that it stands at its best."""
+    best, other = [], []
+    for _ in range(2):
+        best.append(looped("loop", cifar10, teacher, "--epochs", "2")[0])
+        more = ("--epochs", "2", "--workers", str(workers), "--layout", layout)
+        other.append(looped("loop", cifar10, teacher, *more)[0])
+    tell(compared(f"the loop as compared / with {workers} workers, {layout}", best, other))

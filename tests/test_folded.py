@@ -1,0 +1,67 @@
+"""A teacher with its batch norms folded away says what it said before."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kd.nets.resnet import ResNet
+from kd.teachers.folded import Folded
+from kd.teachers.frozen import Frozen
+
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+X = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def moved(net: nn.Module) -> nn.Module:
+    """The net with batch norms that have seen something, and are not the identity."""
+    torch.manual_seed(1)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -1, 1)
+            nn.init.uniform_(module.running_mean, -1, 1)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    return net.eval()
+
+
+class Twice(nn.Module):
+    """One convolution under two batch norms, which cannot both be folded into it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.first, self.second = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+        self.fc = nn.Linear(3, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.second(self.conv(self.first(self.conv(x)))).mean((2, 3)))
+
+
+class Wilful(Twice):
+    """Decides by what it sees, which no one can tell beforehand."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if x.sum() > 0 else super().forward(-x)
+
+
+def has_norms(folded: Folded) -> bool:
+    return any(isinstance(module, nn.BatchNorm2d) for module in folded.frozen.net.modules())
+
+
+def test_answers_stay() -> None:
+    net = moved(ResNet(5, 18, width=4, image_size=8))
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    plain, folded = Frozen(net, MEAN, STD), Folded(Frozen(net, MEAN, STD))
+    torch.testing.assert_close(folded(X), plain(X), rtol=1e-4, atol=1e-5)
+    assert has_norms(Folded(Frozen(net, MEAN, STD)))
+    # An fx graph keeps modules that it no longer calls out of the way.
+    assert not any(node.op == "call_module" and ".bn" in str(node.target) for node in folded.frozen.net.graph.nodes)
+    assert not folded(X).requires_grad
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+
+
+@pytest.mark.parametrize("net", [Twice, Wilful])
+def test_a_net_that_cannot_be_folded_answers_as_it_is(net: type[nn.Module]) -> None:
+    made = moved(net())
+    folded = Folded(Frozen(made, MEAN, STD))
+    assert torch.equal(folded(X), Frozen(made, MEAN, STD)(X))
+    assert has_norms(folded)
