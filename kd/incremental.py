@@ -6,6 +6,7 @@ python -m kd.incremental incremental.tasks=2 incremental.weight=2
 python -m kd.incremental 'incremental.tasks=[[0,1],[2,3,4]]'   classes by name, in this order
 python -m kd.incremental data=cifar100 incremental.first=50 incremental.step=10 student=resnet18
 python -m kd.incremental -m incremental.method=lwf,icarl seed=0,1
+python -m kd.incremental experiment=class_incremental_lwf      a recipe of conf/incremental/experiment
 python -m kd.incremental trainer=smoke                         two batches of everything, to see that it runs
 """
 
@@ -18,7 +19,8 @@ from kd.command import CONF, job, run_command, this_command
 from kd.sweeps.sweep import sweep_name  # noqa: F401 - named in conf/incremental.yaml
 from kd.tasks.course import IncrementalConfig, check
 
-METHOD = "incremental.method="
+# What is typed, and the group that it chooses a file of.
+GROUPS = {"incremental.method=": "incremental/method=", "experiment=": "incremental/experiment="}
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="incremental")
@@ -31,8 +33,10 @@ def main(config: IncrementalConfig) -> None:
 
 
 def as_group(arguments: list[str]) -> list[str]:
-    """A method is a file of the group `incremental/method`; it may be typed with a dot, as all that stands in it."""
-    return [word.replace(METHOD, "incremental/method=", 1) if word.startswith(METHOD) else word for word in arguments]
+    """What is typed, with its files found: a method is one, though typed with a dot, and so is a recipe."""
+    for typed, group in GROUPS.items():
+        arguments = [group + word.removeprefix(typed) if word.startswith(typed) else word for word in arguments]
+    return arguments
 
 
 if __name__ == "__main__":

@@ -178,10 +178,11 @@ def _single(pixels: Tensor, index: Tensor, seed: int, view: int, augment: Augmen
         return uniform(seed, view, index, purpose).double()
 
     x = pixels
+    mirrored = draw(Draw.FLIP) < 0.5 if augment.horizontal_flip else torch.zeros_like(index, dtype=torch.bool)
     if augment.crop_padding:
-        x = _crop(x, draw(Draw.CROP_TOP), draw(Draw.CROP_LEFT), augment)
-    if augment.horizontal_flip:
-        x = torch.where((draw(Draw.FLIP) < 0.5)[:, None, None, None], x.flip(3), x)
+        x = _crop(x, draw(Draw.CROP_TOP), draw(Draw.CROP_LEFT), mirrored, augment)
+    elif augment.horizontal_flip:
+        x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
     x = to_unit(x)
     if augment.rotation or augment.resized_crop:
         x = _resample(x, [draw(p) for p in (Draw.ANGLE, Draw.AREA, Draw.RATIO, Draw.TOP, Draw.LEFT)], augment)
@@ -205,20 +206,22 @@ def _each(per_image: Tensor) -> Tensor:
     return (per_image.float() if per_image.is_floating_point() else per_image)[:, None, None, None]
 
 
-def _crop(pixels: Tensor, u: Tensor, v: Tensor, augment: Augment) -> Tensor:
-    """Pad by `crop_padding` and cut [H, W] out at a random place, each image at its own; uint8 in and out."""
-    height, width = pixels.shape[2:]
+def _crop(pixels: Tensor, u: Tensor, v: Tensor, mirrored: Tensor, augment: Augment) -> Tensor:
+    """Pad by `crop_padding`, cut [H, W] out at a random place, mirror; each image by itself. uint8 in and out."""
+    channels, height, width = pixels.shape[1:]
     pad = augment.crop_padding if isinstance(augment.crop_padding, int) else round(augment.crop_padding * width)
     top, left = (u * (2 * pad + 1)).long(), (v * (2 * pad + 1)).long()
     if augment.pad_with == "reflect":
         padded = F.pad(pixels.float(), (pad,) * 4, mode="reflect").to(torch.uint8)  # no integer kernel for reflect
     else:
         padded = F.pad(pixels, (pad,) * 4)
-    rows = top[:, None] + torch.arange(height, device=pixels.device)
-    columns = left[:, None] + torch.arange(width, device=pixels.device)
-    image = torch.arange(len(pixels), device=pixels.device)
-    cut = padded.permute(0, 2, 3, 1)[image[:, None, None], rows[:, :, None], columns[:, None, :]]
-    return cut.permute(0, 3, 1, 2).contiguous()
+    rows, columns = torch.arange(height, device=pixels.device), torch.arange(width, device=pixels.device)
+    rows, columns = top[:, None] + rows, left[:, None] + torch.where(mirrored[:, None], width - 1 - columns, columns)
+    image = torch.arange(len(pixels), device=pixels.device)[:, None]
+    place = ((image * (height + 2 * pad) + rows) * (width + 2 * pad))[:, :, None] + columns[:, None, :]
+    # One index for each pixel with all its channels takes half the time of an index for each dimension.
+    cut = padded.permute(0, 2, 3, 1).reshape(-1, channels).index_select(0, place.flatten())
+    return cut.view(-1, height, width, channels).permute(0, 3, 1, 2)
 
 
 def _resample(x: Tensor, draws: list[Tensor], augment: Augment) -> Tensor:

@@ -49,8 +49,16 @@ def train(cifar10: str) -> Callable[..., tuple[str, ...]]:
 
     def command(out: Path, *overrides: str, images: int = IMAGES) -> tuple[str, ...]:
         data = ("--config-dir", str(HERE / "conf"), "data=part_of_cifar10", f"data.root={cifar10}")
-        same = (f"data.count={images}", "batch_size=100", "keep=last", "pictures=false", f"output_dir={out}")
-        return "-m", "kd.train", *data, *same, *overrides
+        same = (
+            f"data.count={images}",
+            "batch_size=100",
+            "teacher.batch_size=100",
+            "keep=last",
+            "pictures=false",
+            f"output_dir={out}",
+        )
+        flags = [each for each in overrides if each == "-m"]  # which Hydra takes in front of the overrides only
+        return "-m", "kd.train", *flags, *data, *same, *(each for each in overrides if each != "-m")
 
     return command
 
@@ -60,7 +68,7 @@ def teacher(train: Callable[..., tuple[str, ...]]) -> str:
     """Weights of a ResNet-18, trained once on the same images and kept between sessions."""
     weights = OUT / f"teacher-{IMAGES}.safetensors"
     if not weights.exists():
-        seconds_of(*train(OUT / "teacher", "stages=[teacher]", "teacher.epochs=5", "teacher.batch_size=100"))
+        seconds_of(*train(OUT / "teacher", "stages=[teacher]", "teacher.epochs=5"))
         (found,) = (OUT / "teacher" / "store").glob("*/weights.safetensors")
         weights.write_bytes(found.read_bytes())
     return str(weights)

@@ -18,7 +18,7 @@ def seconds(train: Callable[..., tuple[str, ...]], out: Path, at: dict[str, int]
     """A sweep from nothing: an untrained teacher asked about fresh views, and students."""
     alphas = ",".join(str(round(0.1 + 0.05 * job, 2)) for job in range(at["jobs"]))
     small = (f"teacher.net.width={at['width']}", "student.net.width=8", "teacher.epochs=1", "stages=[teacher,distill]")
-    return seconds_of(*train(out, *small, f"epochs={at['epochs']}", "-m", f"alpha={alphas}", images=at["images"]))
+    return seconds_of(*train(out, "-m", *small, f"epochs={at['epochs']}", f"alpha={alphas}", images=at["images"]))
 
 
 @pytest.mark.parametrize("knob", GRID)

@@ -36,14 +36,14 @@ def told(values: list[float]) -> str:
 
 def test_a_sweep(train: Train, cifar10: str, teacher: str, tell: Callable[[Row], None], tmp_path: Path) -> None:
     """12 jobs over T and alpha, fresh views in each epoch; ours before and after the loops."""
-    swept = ("-m", f"temperature={TEMPERATURES}", f"alpha={ALPHAS}", f"epochs={EPOCHS}")
+    swept = (f"temperature={TEMPERATURES}", f"alpha={ALPHAS}", f"epochs={EPOCHS}")
     only = ("stages=[teacher,distill]", f"teacher.path={teacher}")
     loop = ("--epochs", str(EPOCHS), "--temperatures", TEMPERATURES, "--alphas", ALPHAS)
-    ours = [seconds_of(*train(tmp_path / "before", *only, *swept))]
+    ours = [seconds_of(*train(tmp_path / "before", "-m", *only, *swept))]
     others = {"loop": looped("loop", cifar10, teacher, *loop)}
     if importlib.util.find_spec("torchdistill"):
         others["torchdistill"] = looped("torchdistill_loop", cifar10, teacher, *loop)
-    ours.append(seconds_of(*train(tmp_path / "after", *only, *swept)))
+    ours.append(seconds_of(*train(tmp_path / "after", "-m", *only, *swept)))
     right = accuracies(tmp_path / "before")
     assert len(right) == 12
     for name, (seconds, theirs) in others.items():
@@ -72,7 +72,7 @@ def test_accuracy_of_few_views(train: Train, teacher: str, tell: Callable[[Row],
     only = ("stages=[teacher,distill]", f"teacher.path={teacher}", "temperature=4", "alpha=0.9", f"epochs={3 * EPOCHS}")
     found = {}
     for views in ("5", "null"):
-        seconds_of(*train(tmp_path / views, *only, f"data.views={views}", "-m", "seed=0,1,2", images=2 * IMAGES))
+        seconds_of(*train(tmp_path / views, "-m", *only, f"data.views={views}", "seed=0,1,2", images=2 * IMAGES))
         found[views] = accuracies(tmp_path / views)
         assert len(found[views]) == 3
     gaps = [100 * (a - b) for a, b in zip(found["5"], found["null"], strict=True)]
