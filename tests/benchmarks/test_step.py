@@ -23,7 +23,7 @@ from kd.teachers.frozen import Frozen
 from kd.teachers.live import Live
 from kd.teachers.view_files import Room, ViewFiles
 
-BATCH, STEPS, EPOCHS = 128, 15, 3
+BATCH, STEPS, EPOCHS = 128, 10, 3
 NORMAL = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 KD = {"_target_": "kd.losses.kd.kd_loss", "temperature": 4.0}
 

@@ -72,7 +72,7 @@ def test_accuracy_of_few_views(train: Train, teacher: str, tell: Callable[[Row],
     only = ("stages=[teacher,distill]", f"teacher.path={teacher}", "temperature=4", "alpha=0.9", f"epochs={3 * EPOCHS}")
     found = {}
     for views in ("5", "null"):
-        seconds_of(*train(tmp_path / views, "-m", *only, f"data.views={views}", "seed=0,1,2", images=2 * IMAGES))
+        seconds_of(*train(tmp_path / views, "-m", *only, f"data.views={views}", "seed=0,1,2"))
         found[views] = accuracies(tmp_path / views)
         assert len(found[views]) == 3
     gaps = [100 * (a - b) for a, b in zip(found["5"], found["null"], strict=True)]
