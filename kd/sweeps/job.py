@@ -20,8 +20,10 @@ from omegaconf import DictConfig
 from kd.code_hash import RECIPE, code_of, targets
 from kd.command import Leave
 from kd.config import Training
-from kd.errors import Interrupted, UserError
-from kd.log import into
+from kd.errors import Damaged, Interrupted, UserError
+from kd.finished import read_report
+from kd.locks import held
+from kd.log import into, say
 
 # Where a result is put, and how it is come by: it stays good when these change.
 APART = {"output_dir", "force", "debug"}
@@ -102,8 +104,11 @@ class Job:
         if outcome is None or outcome.error is not None:
             return None
         try:
-            return dict(json.loads((self.folder / "report.json").read_text()))
-        except (OSError, ValueError):
+            return read_report(self.folder / "report.json")
+        except OSError:
+            return None
+        except Damaged as error:
+            say(f"{self.label}: {error}; the job is done again")
             return None
 
     def end(self, seconds: float, error: str | None = None) -> None:
@@ -135,10 +140,8 @@ class Task:
         Raises:
             Leave: it was interrupted, and the sweep with it.
         """
-        from kd.store import held
-
         job = self.jobs[tuple(HydraConfig.get().overrides.task)]
-        with held(job.log.with_suffix(".lock"), f"{job.label}: another process runs it; waiting"):
+        with held(job.log.with_suffix(".lock"), job.label, "runs it"):
             if job.report() is None:  # it may have finished while this one waited
                 job.forget()
                 started = time.perf_counter()

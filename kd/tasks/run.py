@@ -15,7 +15,7 @@ from kd.config import Recipe
 from kd.construct import construct
 from kd.data.base import DataModule, Images
 from kd.errors import UserError
-from kd.folders import writable
+from kd.folders import writable, writing
 from kd.log import say
 from kd.nets.build import Shape, build_net, without_pretrained
 from kd.objective import Objective, teacher_stage
@@ -146,7 +146,7 @@ def run(
     preflight(course)
     store = Store(output / "store")
     folder = folder or RunFolder(output / "runs", config.name)
-    with folder:
+    with writing(folder.path, "the run's folder"), folder:
         done: list[Done] = []
         for _ in course.source.tasks:
             done.append(_learn(course, done, store, folder, since))
