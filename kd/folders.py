@@ -10,8 +10,10 @@ from pathlib import Path
 from kd.errors import CannotWrite, UserError
 
 # Why a file cannot be written though nothing is wrong with the program: a full disk, a quota, a limit on the size of a
-# file, a disk that may only be read, no permission, a broken disk.
-CAUSES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+# file, a disk that may only be read, no permission, a broken disk; a file where a folder should be, or the reverse.
+CAUSES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO} | {
+    *(errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG)
+}
 
 
 def writable(folder: Path, where: str = "output_dir", remedy: str = "") -> Path:
