@@ -10,7 +10,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from kd.errors import Damaged
 from kd.log import say
-from kd.store import whole
+from kd.writing import whole
 
 
 class WholeCheckpoints(TorchCheckpointIO):

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kd.errors import Failed, Interrupted, UserError, nearest
-from kd.folders import cause_of
+from kd.writing import cause_of
 
 T = TypeVar("T")
 

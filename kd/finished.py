@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kd.errors import Damaged, UserError, nearest
-from kd.folders import writable
 from kd.log import say
 from kd.sealed import read_sealed
 from kd.teachers.header import STUDENT, header_of
 from kd.trust import trusted
+from kd.writing import writable
 
 if TYPE_CHECKING:  # torch takes seconds to import; a folder that is no run is refused before
     from torch import nn

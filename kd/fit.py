@@ -31,7 +31,6 @@ from kd.distiller import Distiller
 from kd.errors import Diverged, Interrupted, UserError
 from kd.events import tell_once
 from kd.finite import WHAT_HELPS, check_row
-from kd.folders import writing
 from kd.head_only import HeadOnly, LossOnly, still_average
 from kd.log import say
 from kd.nets.build import normalization_of
@@ -41,6 +40,7 @@ from kd.tapped import hook
 from kd.teachers.live import Teacher
 from kd.teachers.watch import Watched
 from kd.tensors import save_tensors
+from kd.writing import writing
 
 
 def fit(

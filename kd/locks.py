@@ -14,8 +14,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from kd.errors import CannotWrite
-from kd.folders import cause_of, writing
 from kd.log import say
+from kd.writing import cause_of, writing
 
 ANOTHER = "another process"
 

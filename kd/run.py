@@ -17,7 +17,6 @@ from kd.config import Config
 from kd.construct import construct
 from kd.data.base import DataModule
 from kd.errors import UserError
-from kd.folders import writable, writing
 from kd.log import say
 from kd.nets.build import build_net
 from kd.nets.head import head_of
@@ -36,6 +35,7 @@ from kd.tapped import try_out
 from kd.teachers.header import SCHEMA, STUDENT
 from kd.tensors import save_tensors
 from kd.trained import logits_of
+from kd.writing import writable, writing
 
 
 def run(

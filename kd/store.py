@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,9 +13,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from kd.errors import Damaged, UserError
-from kd.folders import writing
 from kd.locks import held
 from kd.sealed import read_sealed, sealed
+from kd.writing import writing
 
 SCHEMA = 1
 
@@ -112,20 +111,3 @@ def checksum(path: Path) -> str:
     """SHA-256 of a file, as 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextmanager
-def whole(path: Path, what: str = "") -> Iterator[Path]:
-    """A temporary name to write a file under, renamed to `path` at the end, so that no half of it is ever seen.
-
-    Raises:
-        CannotWrite: it cannot be; what was there before stays.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with writing(path, what):
-            yield temporary
-            temporary.replace(path)
-    finally:
-        with suppress(OSError):  # a disk that may only be read
-            temporary.unlink()

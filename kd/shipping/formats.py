@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from kd.nets.build import Shape
 from kd.nets.pretrained import Normalization
-from kd.store import whole
+from kd.writing import whole
 
 INPUT, OUTPUT = "images", "logits"
 SCHEMA = 1

@@ -20,10 +20,11 @@ from omegaconf import DictConfig
 from kd.code_hash import RECIPE, code_of, targets
 from kd.command import Leave
 from kd.config import Training
-from kd.errors import Damaged, Interrupted, UserError
+from kd.errors import CannotWrite, Damaged, Interrupted, UserError
 from kd.finished import read_report
 from kd.locks import held
 from kd.log import into, say
+from kd.writing import whole
 
 # Where a result is put, and how it is come by: it stays good when these change.
 APART = {"output_dir", "force", "debug"}
@@ -113,8 +114,6 @@ class Job:
 
     def end(self, seconds: float, error: str | None = None) -> None:
         """Write down how it ended."""
-        from kd.store import whole
-
         outcome = Outcome(self.key, datetime.now(UTC).isoformat(), round(seconds, 1), error)
         with whole(self.log.with_suffix(".json")) as temporary:
             temporary.write_text(json.dumps(asdict(outcome)))
@@ -138,15 +137,18 @@ class Task:
         """Run the job that Hydra has composed. Its errors end here: in its log, and in how it ended.
 
         Raises:
-            Leave: it was interrupted, and the sweep with it.
+            Leave: it was interrupted, or nothing can be written any more, and the sweep ends with it.
         """
         job = self.jobs[tuple(HydraConfig.get().overrides.task)]
-        with held(job.log.with_suffix(".lock"), job.label, "runs it"):
-            if job.report() is None:  # it may have finished while this one waited
-                job.forget()
-                started = time.perf_counter()
-                error = _attempt(job)
-                job.end(time.perf_counter() - started, error)
+        try:
+            with held(job.log.with_suffix(".lock"), job.label, "runs it"):
+                if job.report() is None:  # it may have finished while this one waited
+                    job.forget()
+                    started = time.perf_counter()
+                    error = _attempt(job)
+                    job.end(time.perf_counter() - started, error)
+        except CannotWrite as error:  # there is no room even to say how it went, so none for the jobs after it
+            raise Leave from error
         gc.collect()  # the next job may run in this process, and nets and images hang together in circles
 
 

@@ -18,8 +18,8 @@ from kd.finished import read_report
 from kd.log import say
 from kd.run import run
 from kd.run_folder import RunFolder
-from kd.store import whole
 from kd.tuning.space import overrides_of, text_of
+from kd.writing import whole
 
 if TYPE_CHECKING:  # as a command it is not imported but run
     from kd.tune import Request

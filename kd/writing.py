@@ -1,10 +1,10 @@
-"""Folders to write into, and the message where one cannot be."""
+"""Writing files whole or not at all, and the message where one cannot be written."""
 
 import errno
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kd.errors import CannotWrite, UserError
@@ -55,6 +55,23 @@ def writing(path: Path, what: str = "") -> Iterator[None]:
         if (cause := cause_of(error)) is None or elsewhere:
             raise
         raise CannotWrite(f"cannot write {what and f'{what}: '}{path.absolute()}: {cause}") from error
+
+
+@contextmanager
+def whole(path: Path, what: str = "") -> Iterator[Path]:
+    """A temporary name to write a file under, renamed to `path` at the end, so that no half of it is ever seen.
+
+    Raises:
+        CannotWrite: it cannot be; what was there before stays.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with writing(path, what):
+            yield temporary
+            temporary.replace(path)
+    finally:
+        with suppress(OSError):  # a disk that may only be read
+            temporary.unlink()
 
 
 def cause_of(error: Exception) -> str | None:
