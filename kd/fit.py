@@ -42,6 +42,8 @@ from kd.teachers.watch import Watched
 from kd.tensors import save_tensors
 from kd.writing import writing
 
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")  # the weights themselves stay in float32
+
 
 def fit(
     net: nn.Module,
@@ -261,6 +263,7 @@ def _make_trainer(spec: Mapping[str, Any], folder: Path, runtime: Mapping[str, A
         trainer = L.Trainer(**options)
     except (MisconfigurationException, TypeError, ValueError) as error:
         raise UserError(f"trainer: {error}") from error
+    _check_precision(trainer.precision, str(options["precision"]) if "precision" in options else None)
     if trainer.num_nodes > 1:
         raise UserError(
             f"trainer.num_nodes: found {trainer.num_nodes}; a training takes one node, and several devices of it with "
@@ -272,6 +275,21 @@ def _make_trainer(spec: Mapping[str, Any], folder: Path, runtime: Mapping[str, A
             "whole command once more for each; accepted is ddp_spawn (trainer=ddp)"
         )
     return trainer
+
+
+def _check_precision(found: str | None, asked: str | None) -> None:
+    """Refuse what the nets cannot be trained in, or what the Trainer would take something else for.
+
+    Args:
+        found: what the Trainer trains in.
+    """
+    if found not in PRECISIONS:
+        raise UserError(f"trainer.precision: found {asked!r}; accepted are {', '.join(PRECISIONS)}")
+    if asked in ("16", "16-mixed") and found != "16-mixed":
+        raise UserError(
+            f"trainer.precision: found {asked!r} on a CPU, which trains in no float16; accepted there are 32-true, "
+            "bf16-mixed"
+        )
 
 
 def _callbacks(spec: Mapping[str, Any], folder: Path) -> list[Callback]:
@@ -298,6 +316,7 @@ def _quiet() -> None:
         ".*isinstance\\(treespec, LeafSpec\\).*",
         ".*exists and is not empty.*",
         ".*The number of training batches.*",
+        ".*AMP with fp16 is not supported on CPU.*",
         ".*Checkpoint directory.*",
         ".*in eval mode at the start of training.*",
     ):

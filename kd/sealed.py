@@ -16,12 +16,13 @@ def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
     return {**record, SEAL: _seal(record)}
 
 
-def read_sealed(path: Path, schema: int, what: str) -> dict[str, Any]:
+def read_sealed(path: Path, schema: int, what: str, unmarked: int | None = None) -> dict[str, Any]:
     """A record. One without a checksum, as all were once, or as somebody wrote it himself, is taken as it is.
 
     Args:
         schema: the latest that is understood.
         what: it should be, such as `report`.
+        unmarked: the schema of records of before they had a number; None where all have one.
 
     Raises:
         OSError: it is not there, or cannot be read.
@@ -30,8 +31,8 @@ def read_sealed(path: Path, schema: int, what: str) -> dict[str, Any]:
     """
     try:
         record = dict(json.loads(path.read_bytes()))
-        number, seal = record["schema"] + 0, record.pop(SEAL, None)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        number, seal = int(record.get("schema", unmarked)), record.pop(SEAL, None)  # type: ignore[arg-type]
+    except (ValueError, TypeError, RecursionError) as error:
         raise Damaged(f"{path} is damaged, or no {what} of kd ({error!r})") from error
     if number > schema:
         raise UserError(f"{path} was written by a later kd (schema {number}; this one reads {schema})")

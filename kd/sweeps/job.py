@@ -24,7 +24,10 @@ from kd.errors import CannotWrite, Damaged, Interrupted, UserError
 from kd.finished import read_report
 from kd.locks import held
 from kd.log import into, say
+from kd.sealed import read_sealed, sealed
 from kd.writing import whole
+
+SCHEMA = 1
 
 # Where a result is put, and how it is come by: it stays good when these change.
 APART = {"output_dir", "force", "debug"}
@@ -36,6 +39,7 @@ class Outcome:
 
     Attributes:
         key: of the job that ended so; see `Job.key`.
+        schema: of this record.
         finished: ISO time.
         error: what went wrong; None where all is well.
     """
@@ -44,6 +48,7 @@ class Outcome:
     finished: str
     seconds: float
     error: str | None = None
+    schema: int = SCHEMA
 
 
 @dataclass(frozen=True)
@@ -91,10 +96,15 @@ class Job:
         return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:16]
 
     def outcome(self) -> Outcome | None:
-        """How it ended; None where it has not ended yet."""
+        """How it ended; None where it has not ended yet, or nothing tells any more.
+
+        Raises:
+            UserError: a later kd wrote it.
+        """
+        path = self.log.with_suffix(".json")
         try:
-            found = Outcome(**json.loads(self.log.with_suffix(".json").read_text()))
-        except (OSError, ValueError, TypeError):
+            found = Outcome(**read_sealed(path, SCHEMA, "job", unmarked=SCHEMA))
+        except (OSError, Damaged, TypeError):
             return None
         old = self.since is not None and datetime.fromisoformat(found.finished) < self.since
         return None if old or found.key != self.key else found
@@ -116,7 +126,7 @@ class Job:
         """Write down how it ended."""
         outcome = Outcome(self.key, datetime.now(UTC).isoformat(), round(seconds, 1), error)
         with whole(self.log.with_suffix(".json")) as temporary:
-            temporary.write_text(json.dumps(asdict(outcome)))
+            temporary.write_text(json.dumps(sealed(asdict(outcome))))
 
     def forget(self) -> None:
         """Remove what stands there of how it ended."""
