@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kd.errors import Failed, Interrupted, UserError, nearest
+from kd.writing import cause_of
 
 T = TypeVar("T")
 
@@ -50,6 +51,11 @@ def run_command(main: Callable[[], Any], module: str) -> NoReturn:
         if debug:
             raise
         print(f"kd: {explain(error, module.rpartition('.')[2])}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if debug or (cause := cause_of(error)) is None:
+            raise
+        print(f"kd: {error.filename or 'a file, or the terminal'}: {cause}", file=sys.stderr)
         sys.exit(2)
     except Failed as error:
         print(f"kd: {error}", file=sys.stderr)

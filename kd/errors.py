@@ -8,6 +8,14 @@ class UserError(Exception):
     """Something the user can mend: shown as its message alone, without a traceback, with exit code 2."""
 
 
+class CannotWrite(UserError):  # noqa: N818 - what happened
+    """A file that cannot be written, such as on a full disk; what was there before is as it was."""
+
+
+class Damaged(UserError):  # noqa: N818 - what happened
+    """A file of ours that is not as it was written."""
+
+
 class UnusedError(UserError):
     """A number was set that the chosen loss does not depend on. A sweep over losses goes on without that one."""
 

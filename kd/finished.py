@@ -1,16 +1,16 @@
 """A finished run, read back from its folder: what it says, its nets, its data. Nothing of it is run on trust."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kd.errors import UserError, nearest
-from kd.folders import writable
+from kd.errors import Damaged, UserError, nearest
 from kd.log import say
+from kd.sealed import read_sealed
 from kd.teachers.header import STUDENT, header_of
 from kd.trust import trusted
+from kd.writing import writable
 
 if TYPE_CHECKING:  # torch takes seconds to import; a folder that is no run is refused before
     from torch import nn
@@ -160,12 +160,13 @@ def read_student(file: Path, where: str, trust: Sequence[str] = ()) -> tuple["nn
         UserError: it is no such file, is damaged, or names a net that is not trusted.
     """
     from kd.nets.build import Shape, build_net, set_normalization
-    from kd.teachers.checkpoint import load_weights
+    from kd.teachers.checkpoint import load_weights, read_weights
 
     header = header_of(file)
     if header is None:
         raise UserError(f"{where}: {file} does not say what net it is for, as a run's {STUDENT} does, or is damaged")
     trusted(header["net"], "net", str(file), trust)
+    read_weights(file, where)  # and with them the header, which is what a net is built from
     try:
         shape, normalization = Shape(*header["shape"]), (tuple(header["mean"]), tuple(header["std"]))
         classes = tuple(map(str, header["classes"]))
@@ -201,11 +202,23 @@ def open_run(path: str | Path, where: str = "run", trust: Sequence[str] = ()) ->
         inside = sorted(each.parent.name for each in folder.glob("*/report.json"))
         hint = f"; these folders in it are: {', '.join(inside[-5:])}" if inside else ""
         raise UserError(f"{where}: {folder} has no report.json, so it is no run's{hint}")
-    try:
-        report = json.loads(file.read_text())
-        schema, _, _ = report["schema"], report["models"], report["config"]["data"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{where}: {file} is damaged or no report of kd ({error!r})") from error
-    if schema > SCHEMA:
-        raise UserError(f"{where}: {file} was written by a later kd (schema {schema}; this one reads {SCHEMA})")
+    report = read_report(file)
+    if "data" not in report["config"]:
+        raise Damaged(f"{where}: {file} is damaged: its config names no data")
     return Finished(folder, report, tuple(trust))
+
+
+def read_report(file: Path) -> dict[str, Any]:
+    """What a run's `report.json` says.
+
+    Raises:
+        OSError: it is not there, or cannot be read.
+        Damaged: it is not as it was written, or nobody's report.
+        UserError: a later kd wrote it.
+    """
+    report = read_sealed(file, SCHEMA, "report")
+    try:
+        _ = dict(report["config"]), [(model["role"], model["stage"]) for model in report["models"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise Damaged(f"{file} is damaged, or no report of kd ({error!r})") from error
+    return report

@@ -22,13 +22,14 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from kd.checkpoints import WholeCheckpoints, last_good, read_checkpoint
 from kd.construct import check_keywords
 from kd.data.base import DataModule
 from kd.distiller import Distiller
 from kd.errors import Diverged, Interrupted, UserError
+from kd.events import tell_once
 from kd.finite import WHAT_HELPS, check_row
 from kd.head_only import HeadOnly, LossOnly, still_average
 from kd.log import say
@@ -38,6 +39,10 @@ from kd.optim import make_optimizer
 from kd.tapped import hook
 from kd.teachers.live import Teacher
 from kd.teachers.watch import Watched
+from kd.tensors import save_tensors
+from kd.writing import writing
+
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")  # the weights themselves stay in float32
 
 
 def fit(
@@ -76,6 +81,7 @@ def fit(
     Raises:
         Interrupted: by Ctrl-C; the next call goes on from the last finished epoch.
         Diverged: the loss is no number any more.
+        CannotWrite: such as on a full disk; the next call goes on from the last finished epoch.
         UserError: for settings that the Trainer or the optimiser refuses.
     """
     unlabeled = spec["data"]["unlabeled"] is not None
@@ -89,21 +95,23 @@ def fit(
     ranks = trainer.world_size
     train, val = data.train_loader(spec["batch_size"], spec["seed"], ranks, unlabeled), data.val_loader(ranks=ranks)
     last, best = folder / "last.ckpt", folder / "best.ckpt"
-    resumed = ", from the last finished epoch of an earlier attempt" if last.exists() else ""
+    start = last_good(last, best)
+    resumed = ", from the last finished epoch of an earlier attempt" if start else ""
     say(f"{name}: training for {spec['epochs']} epochs{resumed}")
-    if last.exists():  # Lightning tells the order its epoch too late for workers, which are sent ahead
-        train.sampler.set_epoch(torch.load(last, weights_only=True)["epoch"] + 1)  # type: ignore[attr-defined]
+    if start:  # Lightning tells the order its epoch too late for workers, which are sent ahead
+        train.sampler.set_epoch(start["epoch"] + 1)  # type: ignore[attr-defined]
     try:
-        trainer.fit(distiller, train, val, ckpt_path=str(last) if last.exists() else None, weights_only=True)
+        with writing(folder / "tensorboard", f"the curves of {name}"):
+            trainer.fit(distiller, train, val, ckpt_path=str(last) if start else None, weights_only=True)
     except SystemExit:  # how Lightning leaves after Ctrl-C, once it has closed its loops
         raise Interrupted(name) from None
     except Diverged as error:
         raise Diverged(f"{name}: {error}; {WHAT_HELPS}") from None
-    end = torch.load(last, weights_only=True)
-    state = torch.load(best, weights_only=True)["state_dict"] if spec["keep"] == "best" else end["state_dict"]
-    save_file({k: v.contiguous().cpu() for k, v in _under("net.", state).items()}, folder / "weights.safetensors")
+    end = read_checkpoint(last)
+    state = (read_checkpoint(best) if spec["keep"] == "best" else end)["state_dict"]
+    save_tensors(_under("net.", state), folder / "weights.safetensors")
     if found := distiller.objective.learned(_under("objective.", state)):
-        save_file({k: v.contiguous().cpu() for k, v in found.items()}, folder / "learned.safetensors")
+        save_tensors(found, folder / "learned.safetensors")
     last.unlink(missing_ok=True)
     best.unlink(missing_ok=True)
     rows = end["callbacks"]["History"]["rows"]
@@ -246,7 +254,7 @@ def _make_trainer(spec: Mapping[str, Any], folder: Path, runtime: Mapping[str, A
         "callbacks": own + _callbacks(spec, folder),
         # One process of ours starts the others. Lightning's way on SLURM, a task for each device, would run the whole
         # command in each; and its checkpoint at SIGUSR1, in the middle of an epoch, would not resume to the same bits.
-        "plugins": [LightningEnvironment()],
+        "plugins": [LightningEnvironment(), WholeCheckpoints()],
     }
     if options["enable_progress_bar"]:
         options["callbacks"].append(RichProgressBar(leave=False))
@@ -255,6 +263,7 @@ def _make_trainer(spec: Mapping[str, Any], folder: Path, runtime: Mapping[str, A
         trainer = L.Trainer(**options)
     except (MisconfigurationException, TypeError, ValueError) as error:
         raise UserError(f"trainer: {error}") from error
+    _check_precision(trainer.precision, str(options["precision"]) if "precision" in options else None)
     if trainer.num_nodes > 1:
         raise UserError(
             f"trainer.num_nodes: found {trainer.num_nodes}; a training takes one node, and several devices of it with "
@@ -266,6 +275,21 @@ def _make_trainer(spec: Mapping[str, Any], folder: Path, runtime: Mapping[str, A
             "whole command once more for each; accepted is ddp_spawn (trainer=ddp)"
         )
     return trainer
+
+
+def _check_precision(found: str | None, asked: str | None) -> None:
+    """Refuse what the nets cannot be trained in, or what the Trainer would take something else for.
+
+    Args:
+        found: what the Trainer trains in.
+    """
+    if found not in PRECISIONS:
+        raise UserError(f"trainer.precision: found {asked!r}; accepted are {', '.join(PRECISIONS)}")
+    if asked in ("16", "16-mixed") and found != "16-mixed":
+        raise UserError(
+            f"trainer.precision: found {asked!r} on a CPU, which trains in no float16; accepted there are 32-true, "
+            "bf16-mixed"
+        )
 
 
 def _callbacks(spec: Mapping[str, Any], folder: Path) -> list[Callback]:
@@ -284,13 +308,15 @@ def _callbacks(spec: Mapping[str, Any], folder: Path) -> list[Callback]:
 
 
 def _quiet() -> None:
-    """Silence what Lightning says about choices that are made here on purpose."""
+    """Silence what Lightning says about choices that are made here on purpose, and what is told elsewhere."""
+    tell_once()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     for message in (
         ".*does not have many workers.*",
         ".*isinstance\\(treespec, LeafSpec\\).*",
         ".*exists and is not empty.*",
         ".*The number of training batches.*",
+        ".*AMP with fp16 is not supported on CPU.*",
         ".*Checkpoint directory.*",
         ".*in eval mode at the start of training.*",
     ):

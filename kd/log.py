@@ -1,12 +1,15 @@
 """What a command says while it works: plain lines on stderr, so that stdout holds results alone."""
 
+import io
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import TextIO, TypeVar, cast
 
 from rich.console import Console
 from rich.progress import track
+
+from kd.writing import writing
 
 T = TypeVar("T")
 
@@ -25,11 +28,30 @@ def waiting(steps: Sequence[T], what: str) -> Iterator[T]:
 
 @contextmanager
 def into(path: Path) -> Iterator[Console]:
-    """A file in the place of stderr, for all that is said meanwhile."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        console.file = file
-        try:
-            yield console
-        finally:
-            console.file = None  # type: ignore[assignment]  # rich: stderr again
+    """A file in the place of stderr, for all that is said meanwhile; what a full disk has no room for is lost."""
+    with writing(path, "the log"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
+    console.file = cast("TextIO", _Log(file))
+    try:
+        yield console
+    finally:
+        console.file = None  # type: ignore[assignment]  # rich: stderr again
+        with suppress(OSError):
+            file.close()
+
+
+class _Log(io.TextIOBase):
+    """A text file that never fails."""
+
+    def __init__(self, file: TextIO) -> None:
+        self.file = file
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            self.file.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self.file.flush()

@@ -10,7 +10,6 @@ from typing import Any
 import yaml
 from matplotlib.figure import Figure
 from rich.console import Console
-from safetensors.torch import save_file
 from torch import nn
 
 from kd.chain import LABELS_ONLY, Link, Role, chain_of
@@ -18,7 +17,6 @@ from kd.config import Config
 from kd.construct import construct
 from kd.data.base import DataModule
 from kd.errors import UserError
-from kd.folders import writable
 from kd.log import say
 from kd.nets.build import build_net
 from kd.nets.head import head_of
@@ -30,10 +28,14 @@ from kd.reports.run_events import begin, finish
 from kd.reports.run_page import as_page
 from kd.reports.run_report import as_markdown, as_table, make_report, verdict
 from kd.run_folder import RunFolder
+from kd.sealed import sealed
 from kd.stages import complete, make_stage
 from kd.store import Done, Store
 from kd.tapped import try_out
+from kd.teachers.header import SCHEMA, STUDENT
+from kd.tensors import save_tensors
 from kd.trained import logits_of
+from kd.writing import writable, writing
 
 
 def run(
@@ -65,7 +67,7 @@ def run(
     preflight(chain, config, data)
     store = Store(output / "store")
     folder = folder or RunFolder(output / "runs", config.name)
-    with folder, begin(folder.events, config, data) as events:
+    with writing(folder.path, "the run's folder"), folder, begin(folder.events, config, data) as events:
         stages: dict[str, Done] = {}
         for link in chain:
             stage = make_stage(link, config, data, stages)
@@ -124,7 +126,7 @@ def write_run(
     data: DataModule,
 ) -> None:
     """The files of a run: its report, its config, and its student with a header that says what it is."""
-    (folder / "report.json").write_text(json.dumps(report, indent=1))
+    (folder / "report.json").write_text(json.dumps(sealed(report), indent=1))
     (folder / "report.md").write_text(as_markdown(report))
     (folder / "report.html").write_text(as_page(report, figures))
     (folder / "config.yaml").write_text(yaml.safe_dump(report["config"], sort_keys=False))
@@ -132,14 +134,14 @@ def write_run(
         (folder / "MODEL_CARD.md").write_text(model_card(report, folder.name.removesuffix(".partial")))
         mean, std = done["student"].record["normalization"]
         about = {
-            "schema": report["schema"],
+            "schema": SCHEMA,
             "net": done["student"].record["spec"]["net"],
             "shape": list(data.shape),
             "classes": list(data.classes),
             "mean": mean,
             "std": std,
         }
-        save_file(done["student"].weights(), folder / "student.safetensors", {"kd": json.dumps(about)})
+        save_tensors(done["student"].weights(), folder / STUDENT, about)
 
 
 def preflight(chain: Sequence[Link], config: Config, data: DataModule) -> None:

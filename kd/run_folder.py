@@ -4,11 +4,11 @@ import contextlib
 import itertools
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
+from kd.events import damage_in
+from kd.locks import free
+from kd.log import say
 from kd.store import put
 
 
@@ -84,23 +84,20 @@ class RunFolder:
                 link.unlink()
                 if events.is_dir():
                     shutil.copytree(events, link)
+                    _look_at(events)
             put(self.path, self.final)
 
 
-@contextlib.contextmanager
-def _filling(folder: Path) -> Iterator[bool]:
+def _filling(folder: Path) -> contextlib.AbstractContextManager[bool]:
     """Be the only one to fill a folder, if nobody is at it; a dead process's lock is free."""
-    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
+    return free(folder.with_name(f".{folder.name}.lock"))
+
+
+def _look_at(events: Path) -> None:
+    """Name the files of a stage that are damaged; TensorBoard shows what is in them before that."""
+    for file in sorted(events.glob("*tfevents*")):
+        if wrong := damage_in(file):
+            say(f"{file} is damaged ({wrong}); TensorBoard shows the curves up to there")
 
 
 class JobFolder(RunFolder):

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from kd.chain import LABELS_ONLY, Link
@@ -33,7 +32,9 @@ from kd.teachers.observed import Observed
 from kd.teachers.snapshot import Snapshot
 from kd.teachers.source import file_of, load_start, net_spec, start_spec
 from kd.teachers.view_files import Room, ViewFiles
+from kd.tensors import load_tensors, save_tensors
 from kd.trained import classes_of, frozen, logits_of, normalized_as, watched
+from kd.writing import writing
 
 # Trainer options that change how a stage runs but not what comes out of it.
 RUNTIME_ONLY = {"accelerator", "strategy", "log_every_n_steps", "deterministic", "enable_progress_bar"}
@@ -210,7 +211,7 @@ def _train(stage: Stage, net: nn.Module, data: DataModule, folder: Path, watch: 
         if classes_of(stage.teacher) == data.shape.num_classes:  # one that knows fewer says nothing of the other images
             taught["watched"] = watched(stage.teacher, data)
     if stage.start and (learned := stage.start.folder / LEARNED).exists():
-        taught["learned"] = load_file(learned)
+        taught["learned"] = load_tensors(learned)
     if stage.spec.get("fake_quantize"):
         say(f"{stage.name}: {fake_quantize(net)} layers round to 8 bits")
     result = fit(net, stage.spec, stage.name, data, folder, stage.runtime, reference=reference, watch=watch, **taught)
@@ -222,19 +223,20 @@ def _train(stage: Stage, net: nn.Module, data: DataModule, folder: Path, watch: 
 def _aligned(net: nn.Module, file: Path) -> None:
     """Align the last layer of the weights in a file, which are the net's."""
     assert isinstance(net, Grown)
-    net.load_state_dict(load_file(file))
+    net.load_state_dict(load_tensors(file))
     align(net.head)
-    save_file({k: v.contiguous() for k, v in net.state_dict().items()}, file)
+    save_tensors(net.state_dict(), file)
 
 
 def _keep(net: nn.Module, data: DataModule, folder: Path) -> dict[str, Any]:
     """Finish a stage that trains for no epoch: its net as it is, and how good that is on validation."""
     from torch.utils.tensorboard import SummaryWriter
 
-    save_file({k: v.contiguous() for k, v in net.state_dict().items()}, folder / "weights.safetensors")
+    save_tensors(net.state_dict(), folder / "weights.safetensors")
     found = summary(predict_logits(net, data, data.split.val), data.split.val.labels)
     row = {"epoch": 0, "val/acc": found["accuracy"], "val/loss": found["nll"], "seconds": 0.0}
-    with SummaryWriter(str(folder / "tensorboard")) as events:
+    curves = folder / "tensorboard"
+    with writing(curves, "the curves"), SummaryWriter(str(curves)) as events:
         for name in ("val/acc", "val/loss"):
             events.add_scalar(name, row[name])
     return {

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -10,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from safetensors.torch import load_file
 from torch import Tensor
 
-from kd.errors import UserError
-from kd.log import say
+from kd.errors import Damaged, UserError
+from kd.locks import held
+from kd.sealed import read_sealed, sealed
+from kd.writing import writing
 
 SCHEMA = 1
 
@@ -44,7 +44,7 @@ class Done:
         """
         path = self.folder / "weights.safetensors"
         if checksum(path) != self.record["sha256"]:
-            raise UserError(f"{path} is damaged (its checksum is wrong); force=true trains the stage again")
+            raise Damaged(f"{path} is damaged (its checksum is wrong); force=true trains the stage again")
         return load_file(path)
 
 
@@ -60,12 +60,9 @@ class Store:
         if not path.exists():
             return None
         try:
-            record = json.loads(path.read_text())
-        except ValueError as error:
-            raise UserError(f"{path} is damaged ({error}); remove {path.parent} to train the stage again") from error
-        if record["schema"] > SCHEMA:
-            raise UserError(f"{path}: written by a later kd (schema {record['schema']}; this one reads {SCHEMA})")
-        return Done(key, path.parent, record)
+            return Done(key, path.parent, read_sealed(path, SCHEMA, "stage"))
+        except Damaged as error:
+            raise UserError(f"{error}; remove {path.parent} to train the stage again") from error
 
     @contextmanager
     def claim(self, key: str, name: str) -> Iterator[Path]:
@@ -73,10 +70,10 @@ class Store:
 
         Waits for as long as another process holds it. The operating system lets go of a dead process's lock.
         """
-        self.root.mkdir(parents=True, exist_ok=True)
         folder = self.root / f"{key}.partial"
-        with held(self.root / f"{key}.lock", f"{name}: another process is training it; waiting"):
-            folder.mkdir(exist_ok=True)
+        with held(self.root / f"{key}.lock", name, "is training it"):
+            with writing(folder):
+                folder.mkdir(exist_ok=True)
             try:
                 yield folder
             finally:
@@ -87,29 +84,10 @@ class Store:
         """Turn the folder that was claimed for `key` into a finished stage, in the place of an older one if any."""
         partial, final = self.root / f"{key}.partial", self.root / key
         record = {"schema": SCHEMA, "key": key, **record, "sha256": checksum(partial / "weights.safetensors")}
-        (partial / "stage.json").write_text(json.dumps(record, indent=1))
-        put(partial, final)
+        with writing(final, "a finished stage"):
+            (partial / "stage.json").write_text(json.dumps(sealed(record), indent=1))
+            put(partial, final)
         return Done(key, final, record)
-
-
-@contextmanager
-def held(path: Path, waiting: str) -> Iterator[None]:
-    """Hold a lock. Waits, and says so, as long as another process has it; a dead one's is taken by the system.
-
-    Args:
-        waiting: what to say.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0.05)
-    except Timeout:
-        say(waiting)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def put(folder: Path, final: Path) -> None:
@@ -133,14 +111,3 @@ def checksum(path: Path) -> str:
     """SHA-256 of a file, as 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A temporary name to write a file under, renamed to `path` at the end, so that no half of it is ever seen."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -5,18 +5,21 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from kd.construct import resolve_target
 from kd.data.base import DataModule, Images
+from kd.errors import CannotWrite, Damaged
+from kd.log import say
 from kd.measure.metrics import predict_logits
 from kd.nets.build import Shape, build_net, normalization_of, set_normalization
 from kd.nets.grow import Grown
-from kd.store import Done, key_of, whole
+from kd.store import Done, key_of
 from kd.teachers.ensemble import Ensemble
 from kd.teachers.frozen import Frozen
 from kd.teachers.watch import Watched
+from kd.tensors import load_tensors, save_tensors
 from kd.views import make_views
 
 # Validation images of which a teacher is asked about two views; a few hundred tell its steadiness well enough.
@@ -51,7 +54,7 @@ def classes_of(done: Done) -> int:
 
 def logits_of(done: Done, data: DataModule, images: Images) -> Tensor:
     """A finished stage's logits [N, C] for images as they are, computed once and kept beside its weights."""
-    return _kept(done, f"logits-{images.fingerprint[:16]}", lambda: predict_logits(load_net(done), data, images))
+    return kept(done, f"logits-{images.fingerprint[:16]}", lambda: predict_logits(load_net(done), data, images))
 
 
 def watched(done: Done, data: DataModule) -> Watched:
@@ -68,18 +71,27 @@ def watched(done: Done, data: DataModule) -> Watched:
         return torch.stack([said(view) for view in range(2)])
 
     name = key_of({"images": val.fingerprint, "augment": alone.model_dump(mode="json")})
-    return Watched(logits_of(done, data, val), val.labels, _kept(done, f"views-{name}", views))
+    return Watched(logits_of(done, data, val), val.labels, kept(done, f"views-{name}", views))
 
 
-def _kept(done: Done, name: str, compute: Callable[[], Tensor]) -> Tensor:
-    """A finished stage's logits, under a name beside its weights."""
+def kept(done: Done, name: str, compute: Callable[[], Tensor], what: str = "logits") -> Tensor:
+    """What a finished stage's net says, computed once and kept under a name beside its weights, where that can be.
+
+    Args:
+        what: the tensor's name in the file.
+    """
     path = done.folder / f"{name}.safetensors"
     if path.exists():
-        return load_file(path)["logits"]
-    logits = compute().contiguous()
-    with whole(path) as temporary:
-        save_file({"logits": logits}, temporary)
-    return logits
+        try:
+            return load_tensors(path)[what]
+        except (OSError, SafetensorError, Damaged, KeyError) as error:
+            say(f"{path} cannot be used ({error}); asking the net again")
+    found = compute()
+    try:
+        save_tensors({what: found}, path)
+    except CannotWrite as error:
+        say(f"{error}; going on without keeping it")
+    return found
 
 
 def name_of(done: Done) -> str:

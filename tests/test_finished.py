@@ -16,9 +16,10 @@ from kd.trust import trusted
 
 
 def edited(folder: Path, to: Path, change: Callable[[dict[str, Any]], object]) -> Path:
-    """A copy of a run's folder with another report."""
+    """A copy of a run's folder with another report, as by someone who knows how to go about it."""
     shutil.copytree(folder, to)
     report = json.loads((to / "report.json").read_text())
+    del report["seal"]
     change(report)
     (to / "report.json").write_text(json.dumps(report))
     return to

@@ -1,6 +1,8 @@
 """A loss that is no number any more: where it is seen, what is said, and what is kept."""
 
+import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from composed import TINY, composed
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -126,3 +129,35 @@ def test_weights_that_are_no_numbers_are_refused(make_config: Make, tmp_path: Pa
     torch.save(state, tmp_path / "teacher.pth")
     with pytest.raises(UserError, match=r"teacher\.path: the weights in .*teacher.pth are not all finite .*fc\.weight"):
         run(make_config(f"teacher.path={tmp_path / 'teacher.pth'}"), "")
+
+
+@pytest.mark.parametrize(
+    ("precision", "said"),
+    [
+        ("16-mixed", "found '16-mixed' on a CPU, which trains in no float16; accepted there are 32-true, bf16-mixed"),
+        ("16-true", "found '16-true'; accepted are 32-true, bf16-mixed, 16-mixed"),
+        ("bf16-true", "found 'bf16-true'; accepted are"),
+        ("64-true", "found '64-true'; accepted are"),
+    ],
+)
+def test_precisions_in_which_it_cannot_train_are_refused(precision: str, said: str, make_config: Make) -> None:
+    """Of 16-mixed the Trainer would make bf16-mixed, and the result would stand under the name of the other."""
+    with pytest.raises(UserError, match=rf"^trainer\.precision: {re.escape(said)}"):
+        run(make_config("trainer=cpu", f"trainer.precision={precision}", "stages=[baseline]"), "")
+    assert not list((Path(make_config().output_dir) / "store").glob("*/stage.json"))
+
+
+@pytest.mark.parametrize("loss", ["kd_standardized", "dist"])
+def test_images_that_are_all_one_colour(loss: str, make_config: Make, tmp_path: Path) -> None:
+    """No channel varies, each net says the same of all images, and nothing has a variance to be divided by."""
+    for name in ("a", "b"):
+        (tmp_path / "flat" / name).mkdir(parents=True)
+        for i in range(20):
+            Image.new("L", (8, 8), 77).save(tmp_path / "flat" / name / f"{i}.png")
+    data = ("data=image_folder", f"data.root={tmp_path / 'flat'}", "data.image_size=8", "data.channels=1")
+    small = ("batch_size=8", "teacher.batch_size=8", "epochs=1", "teacher.epochs=1", "data.limit=null")
+    folder = run(make_config(*data, *small, f"loss={loss}"), "")
+    report = json.loads((folder / "report.json").read_text(), parse_constant=pytest.fail)
+    assert report["comparison"]["gap_closed"] is None
+    assert report["comparison"]["p_value"] == 1.0
+    assert [model["test"]["auroc"] for model in report["models"]] == [0.5] * 3

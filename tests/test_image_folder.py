@@ -1,5 +1,6 @@
 """Folders of images: every kind of file, every layout, and a clear message for what cannot be used."""
 
+import errno
 import json
 import os
 import sys
@@ -16,7 +17,8 @@ from kd.data.chest_xray import ChestXRay
 from kd.data.decode import DecodeError, decode
 from kd.data.folder import find_images
 from kd.data.image_folder import ImageFolder
-from kd.errors import UserError
+from kd.data.images import Pixels
+from kd.errors import Damaged, UserError
 
 SIZE = 16
 
@@ -442,6 +444,28 @@ def test_a_damaged_cache_is_never_used(harm: str, tmp_path: Path, decodes: list[
     assert len(decodes) == 20
 
 
+@pytest.mark.parametrize("mode", ["ram", "disk"])
+def test_a_bit_that_the_disk_lost_is_noticed(mode: Any, tmp_path: Path, decodes: list[Path]) -> None:
+    """Nobody wrote to the file, so its time is as it was."""
+    files = files_of(folder(tmp_path / "set", {"cat": 5, "dog": 5}))
+    cache = Cache(tmp_path / "cache", mode)
+    wanted = cache.decoded(files, SIZE, 3).store.array.clone()
+    (pixels,) = (tmp_path / "cache").glob("*/pixels.npy")
+    times, content = pixels.stat(), bytearray(pixels.read_bytes())
+    content[-1] ^= 1  # of the last image
+    pixels.write_bytes(content)
+    os.utime(pixels, ns=(times.st_atime_ns, times.st_mtime_ns))
+    again = cache.decoded(files, SIZE, 3).store
+    if mode == "ram":  # all of it is read anyway
+        assert torch.equal(again.array, wanted)
+        assert len(decodes) == 20
+        return
+    rows = Pixels.whole(again)
+    assert torch.equal(rows[:9], wanted[:9])  # not all of a large set is read before it is needed
+    with pytest.raises(Damaged, match=rf"{pixels} is damaged \(image 9\); remove {pixels.parent} to have it decoded"):
+        rows[torch.tensor([3, 9])]
+
+
 def test_a_cache_that_was_only_touched_is_used(tmp_path: Path, decodes: list[Path]) -> None:
     files = files_of(folder(tmp_path / "set", {"cat": 5}))
     cache = Cache(tmp_path / "cache", "disk")
@@ -469,5 +493,25 @@ def test_a_full_disk_is_said_before_it_is_full(tmp_path: Path, monkeypatch: pyte
     files = files_of(folder(tmp_path / "set", {"cat": 2}))
     usage = type("Usage", (), {"free": 10})
     monkeypatch.setattr("kd.data.cache.shutil.disk_usage", lambda path: usage)
-    with pytest.raises(UserError, match="make room"):
+    with pytest.raises(UserError, match=r"data\.cache: .*GB are needed, 0\.0 GB are free; make room"):
         Cache(tmp_path / "cache", "disk").decoded(files, SIZE, 3)
+
+
+def test_what_is_to_be_in_memory_needs_no_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = files_of(folder(tmp_path / "set", {"cat": 2}))
+    wanted = Cache().decoded(files, SIZE, 3).store.array
+
+    def over_quota(*_: object) -> None:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("kd.data.cache.os.posix_fallocate", over_quota)
+        assert torch.equal(Cache(tmp_path / "cache").decoded(files, SIZE, 3).store.array, wanted)
+        said = capsys.readouterr().err
+        assert f"data.cache: cannot write decoded images: {tmp_path / 'cache'}" in said
+        assert f"{os.strerror(errno.EDQUOT)}; decoding into memory" in said
+        assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir()], "nothing takes room"
+    (tmp_path / "file").touch()
+    assert torch.equal(Cache(tmp_path / "file" / "cache").decoded(files, SIZE, 3).store.array, wanted)

@@ -111,6 +111,14 @@ class TestEveryMethod:
         given["logits_s"] = torch.zeros(16, 10, requires_grad=True)
         check_sound(method, given)
 
+    @pytest.mark.parametrize("value", [0.0, 1.0])
+    def test_a_teacher_that_says_the_same_of_all_and_labels_that_are_all_equal(self, method: str, value: float) -> None:
+        given = signals()
+        for name in TEACHER:
+            given[name] = at_once(lambda t: torch.full_like(t, value).requires_grad_(), given[name])
+        given["target"] = torch.zeros_like(given["target"])
+        check_sound(method, given)
+
     def test_all_features_equal_or_zero(self, method: str) -> None:
         """As where a layer is dead: no root or norm may have an infinite slope there."""
         for value in (0.0, 1.0):

@@ -1,11 +1,13 @@
 """Metrics against formulas written out here."""
 
+import json
 import math
 
 import numpy as np
 import pytest
 import torch
 
+from kd.measure.calibration import fit_temperature
 from kd.measure.metrics import paired, summary
 
 
@@ -113,3 +115,24 @@ def test_paired_with_itself_is_nothing() -> None:
     labels = torch.tensor([0, 1, 2, 0])
     same = logits_for([0, 1, 1, 1])
     assert paired(same, same, labels) == {"gain": 0.0, "gain_ci95": [0.0, 0.0], "p_value": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "auroc"),
+    [
+        (torch.zeros(50, 3), torch.arange(50) % 3, 0.5),
+        (torch.randn(50, 3, generator=torch.Generator().manual_seed(0)), torch.zeros(50, dtype=torch.int64), None),
+        (torch.tensor([[9.0, -9.0]]), torch.tensor([1]), None),
+        (torch.tensor([[1e30, -1e30]] * 4), torch.tensor([0, 1, 0, 1]), 0.5),
+    ],
+    ids=["a net that says the same of all", "labels that are all equal", "one image", "huge logits"],
+)
+def test_what_cannot_be_said_is_none_and_all_else_a_number(
+    logits: torch.Tensor, labels: torch.Tensor, auroc: float | None
+) -> None:
+    found = {**summary(logits, labels, logits), **paired(logits, logits, labels)}
+    assert found["auroc"] == auroc
+    json.loads(json.dumps(found), parse_constant=pytest.fail)  # NaN and infinity are no JSON
+    assert found["agreement"] == 1.0
+    temperature = fit_temperature(logits, labels)
+    assert temperature is None or 0 < temperature < math.inf

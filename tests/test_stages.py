@@ -17,7 +17,8 @@ from kd.construct import construct
 from kd.data.base import DataModule
 from kd.errors import UserError
 from kd.stages import complete, make_stage
-from kd.store import Done, Store, key_of, whole
+from kd.store import Done, Store, key_of
+from kd.writing import whole
 
 Make = Callable[..., Config]
 

@@ -169,6 +169,27 @@ def test_without_m_the_message_says_so(sweep: Any) -> None:
     assert "-m runs each of the values" in ran.err
 
 
+def test_a_damaged_report_or_record_is_made_again_and_a_later_one_refused(sweep: Any) -> None:
+    words = ("-m", "seed=0,1", "stages=[baseline]")
+    first = sweep(*words)
+    report = first.runs[0] / "report.json"
+    (log, other) = sorted((first.sweep / "logs").glob("*.json"))
+    report.write_text(report.read_text().replace('"accuracy": 0.', '"accuracy": 0.9', 1))
+    again = sweep(*words)
+    assert again.code == 0
+    assert "2 jobs in" in again.err
+    assert f"seed=0: {report} is damaged: its checksum is wrong. If you have edited it" in again.err
+    assert ", 1 of them done;" in again.err
+    assert "[1/2] seed=0: baseline" in again.err
+    assert json.loads(log.read_text())["schema"] == 1
+    log.write_text(log.read_text().replace('"error": null', '"error": true'))
+    assert ", 1 of them done;" in sweep(*words).err
+    other.write_text(json.dumps(json.loads(other.read_text()) | {"schema": 9}))
+    later = sweep(*words)
+    assert later.code == 2
+    assert later.err == f"kd: {other} was written by a later kd (schema 9; this one reads 1)\n"
+
+
 @pytest.mark.slow
 def test_results_of_another_config_or_code_do_not_count(sweep: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     one = ("-m", "name=mine", "stages=[baseline]")

@@ -1,11 +1,13 @@
 """Files decoded once: into memory, or into an array on disk that later runs open in no time."""
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,19 +15,22 @@ from typing import Any, Literal
 import numpy as np
 import PIL
 import torch
-from filelock import FileLock
 from numpy.typing import NDArray
 from rich.progress import Progress
 
 from kd.data.decode import DecodeError, decode
 from kd.data.folder import plain
 from kd.data.images import Facts, Store
-from kd.errors import UserError
+from kd.errors import CannotWrite
+from kd.locks import held
 from kd.log import console, say
 from kd.store import checksum
+from kd.writing import writing
 
 VERSION = 1  # of the decoded array; raise it when `decode` gives other pixels
 LARGE = 512 * 2**20  # bytes from which an array stays on disk, unless the user says otherwise
+
+REMEDY = "make room, set data.cache_dir to another folder, or data.cache=off to decode into memory"
 
 Mode = Literal["ram", "disk", "off"]
 
@@ -60,7 +65,7 @@ class Cache:
         """The files' images, decoded now or, where nothing changed, before; uint8 [N, channels, size, size].
 
         Raises:
-            UserError: there is no room for them.
+            CannotWrite: there is no room for them where they are to be mapped from.
         """
         shape = (len(files), channels, size, size)
         mode = self.mode or ("disk" if self.folder and np.prod(shape) > LARGE else "ram")
@@ -69,9 +74,16 @@ class Cache:
             facts, bad = _decode_all(files, array)
             return Decoded(Store(torch.from_numpy(array), facts), bad)
         entry = self.folder / f"images-{_key(files, size, channels)}"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder / f"{entry.name}.lock"):  # of several runs one decodes, and the others wait
-            manifest = _valid(entry) or _write(entry, files, shape)
+        try:
+            manifest = _valid(entry, mode)
+            if manifest is None:
+                with held(self.folder / f"{entry.name}.lock", "data.cache", "is decoding the images"):
+                    manifest = _valid(entry, mode) or _write(entry, files, shape)
+        except CannotWrite as error:
+            if mode == "disk":
+                raise CannotWrite(f"data.cache: {error}; {REMEDY}") from error
+            say(f"data.cache: {error}; decoding into memory")
+            return Cache().decoded(files, size, channels)
         store = Store.mapped(entry / "pixels.npy")
         if mode == "ram":
             store = Store(torch.from_numpy(np.load(entry / "pixels.npy")), store.facts)
@@ -96,33 +108,52 @@ def _write(entry: Path, files: Sequence[Path], shape: tuple[int, ...]) -> dict[s
     """Decode into a new entry, which appears whole or not at all."""
     partial = entry.with_name(f"{entry.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed; this one holds the lock
-    partial.mkdir()
-    needed, free = int(np.prod(shape)), shutil.disk_usage(partial).free
-    if needed > 0.95 * free:  # writing into a map of a full disk would kill the process
-        raise UserError(
-            f"data.cache: {needed / 1e9:.1f} GB are needed in {entry.parent.resolve()}, {free / 1e9:.1f} GB are free; "
-            "make room, set data.cache_dir to another folder, or data.cache=off to decode into memory"
-        )
-    array = np.lib.format.open_memmap(partial / "pixels.npy", "w+", np.uint8, shape)
-    facts, bad = _decode_all(files, array)
-    array.flush()
-    del array
-    facts.save(partial / "facts.safetensors")
-    manifest = {"bad": bad, "facts": checksum(partial / "facts.safetensors"), "pixels": _stamp(partial)}
-    (partial / "manifest.json").write_text(json.dumps(manifest))
-    shutil.rmtree(entry, ignore_errors=True)
-    partial.rename(entry)
+    with writing(partial, "decoded images"):
+        partial.mkdir()
+        try:
+            array = _room(partial / "pixels.npy", shape)
+            facts, bad = _decode_all(files, array)
+            array.flush()
+            del array
+            facts.save(partial / "facts.safetensors")
+            manifest = {"bad": bad, "facts": checksum(partial / "facts.safetensors"), "pixels": _stamp(partial)}
+            (partial / "manifest.json").write_text(json.dumps(manifest))
+            shutil.rmtree(entry, ignore_errors=True)
+            partial.rename(entry)
+        except Exception:
+            shutil.rmtree(partial, ignore_errors=True)  # it would take the room that others need
+            raise
     return manifest | {"bad": {str(i): reason for i, reason in bad.items()}}
 
 
-def _valid(entry: Path) -> dict[str, Any] | None:
-    """The entry's manifest, where there is one and its files are as they were written."""
+def _room(path: Path, shape: tuple[int, ...]) -> "np.memmap[Any, np.dtype[np.uint8]]":
+    """An array that is mapped from a new file, all of which the disk has room for.
+
+    Raises:
+        OSError: it has not; writing into a map of a full disk would kill the process instead.
+    """
+    needed, free = int(np.prod(shape)), shutil.disk_usage(path.parent).free
+    if needed > 0.95 * free:
+        raise OSError(errno.ENOSPC, f"{needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free")
+    array = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
+    if hasattr(os, "posix_fallocate"):  # a quota may leave less than the disk has
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
+
+
+def _valid(entry: Path, mode: Mode) -> dict[str, Any] | None:
+    """The entry's manifest, where there is one and its files are as they were written.
+
+    All of what is to be mapped is looked at only where the file was touched: it may be large. Else each image is when
+    it is first read, see `kd.data.images.Store`.
+    """
     if not entry.exists():
         return None
     try:
         manifest: dict[str, Any] = json.loads((entry / "manifest.json").read_text())
         whole = manifest["facts"] == checksum(entry / "facts.safetensors") and (
-            manifest["pixels"] == _stamp(entry) or _same_pixels(entry, manifest["pixels"])
+            (mode == "disk" and manifest["pixels"] == _stamp(entry)) or _same_pixels(entry, manifest["pixels"])
         )
     except (OSError, ValueError, KeyError):
         whole = False
@@ -142,9 +173,10 @@ def _same_pixels(entry: Path, stamp: list[int]) -> bool:
     if _stamp(entry)[0] != stamp[0]:
         return False
     store = Store.mapped(entry / "pixels.npy")
-    same = bool((Facts.of(store.array.numpy()).digests == store.facts.digests).all())
+    same = all(store.as_noted(row) for row in range(len(store.array)))
     if same:
-        os.utime(entry / "pixels.npy", ns=(stamp[1], stamp[1]))  # so that the next run need not look again
+        with suppress(OSError):  # a folder that may only be read serves as well
+            os.utime(entry / "pixels.npy", ns=(stamp[1], stamp[1]))  # so that the next run need not look again
     return same
 
 

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from kd.errors import Damaged
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -44,9 +46,8 @@ class Facts:
 
     def note(self, position: int, image: NDArray[np.uint8]) -> None:
         """Fill in the facts of one image [C, H, W]."""
-        digest = hashlib.sha256(np.ascontiguousarray(image).data).digest()[:16]
         channels = image.reshape(len(image), -1)
-        self.digests.numpy()[position] = np.frombuffer(digest, np.uint8)
+        self.digests.numpy()[position] = np.frombuffer(_digest(image), np.uint8)
         self.sums.numpy()[position] = channels.sum(1, dtype=np.int64)
         # In buffered steps: a widened copy of each image would leave the memory in shreds.
         self.squares.numpy()[position] = np.einsum("cn,cn->c", channels, channels, dtype=np.int64, casting="unsafe")
@@ -67,6 +68,10 @@ class Facts:
         return cls(**load_file(path))
 
 
+def _digest(image: NDArray[np.uint8]) -> bytes:
+    return hashlib.sha256(np.ascontiguousarray(image).data).digest()[:16]
+
+
 class Store:
     """One uint8 array of images, and the facts about them.
 
@@ -79,6 +84,7 @@ class Store:
 
     def __init__(self, array: Tensor, facts: Facts | None = None, file: Path | None = None) -> None:
         self.array, self.file = array, file
+        self._whole = torch.zeros(len(array), dtype=torch.bool)  # rows that were looked at
         if facts is not None:
             self.facts = facts
 
@@ -93,6 +99,23 @@ class Store:
         # Copy-on-write, because torch warns of arrays that may not be written; nothing here writes.
         array = torch.from_numpy(np.load(file, mmap_mode="c"))
         return cls(array, Facts.load(file.with_name("facts.safetensors")), file)
+
+    def read(self, rows: Tensor) -> Tensor:
+        """A copy of the images in these rows (int64).
+
+        Raises:
+            Damaged: one of a mapped file is not as it was decoded.
+        """
+        for row in rows[~self._whole[rows]].tolist() if self.file else ():
+            if not self.as_noted(row):
+                folder = self.file.parent  # type: ignore[union-attr]
+                raise Damaged(f"{self.file} is damaged (image {row}); remove {folder} to have it decoded again")
+            self._whole[row] = True
+        return self.array[rows]
+
+    def as_noted(self, row: int) -> bool:
+        """Whether an image is that of which the facts are."""
+        return _digest(self.array[row].numpy()) == self.facts.digests[row].numpy().tobytes()
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.file is not None:
@@ -140,11 +163,11 @@ class Pixels:
     def __getitem__(self, where: slice | Tensor) -> Tensor:
         rows = self.rows[where]
         if len(self.stores) == 1:
-            return self.stores[0].array[rows]
+            return self.stores[0].read(rows)
         found, start = torch.empty(len(rows), *self.shape[1:], dtype=torch.uint8), 0
         for store in self.stores:
             mine = (rows >= start) & (rows < start + len(store.array))
-            found[mine] = store.array[rows[mine] - start]
+            found[mine] = store.read(rows[mine] - start)
             start += len(store.array)
         return found
 

@@ -21,7 +21,7 @@ from kd.measure.costs import cost, peak_activations
 from kd.measure.timing import ROUNDS, median_and_p95, times
 from kd.nets.build import Shape
 from kd.reports.provenance import cpu_name, made
-from kd.store import whole
+from kd.writing import whole
 
 if TYPE_CHECKING:
     from kd.benchmark import Benchmark

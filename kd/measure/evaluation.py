@@ -24,8 +24,8 @@ from kd.measure.judged import Judged, of_other, of_own, own_data
 from kd.measure.metrics import ask, paired, summary
 from kd.nets.build import normalization_of
 from kd.reports.provenance import made
-from kd.store import whole
 from kd.views import normalize, to_unit
+from kd.writing import whole
 
 if TYPE_CHECKING:
     from kd.evaluate import Evaluate

@@ -18,6 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 from kd.config import Config
 from kd.construct import resolve_target
 from kd.data.base import DataModule
+from kd.events import tell_once
 from kd.knobs import in_a_name
 from kd.objective import read_terms
 from kd.reports.figures import as_array
@@ -89,6 +90,7 @@ def begin(folder: Path, config: Config, data: DataModule) -> SummaryWriter:
     Args:
         folder: gets the event file.
     """
+    tell_once()
     events = SummaryWriter(str(folder))
     events.add_custom_scalars(LAYOUT)
     plain = yaml.safe_dump(config.model_dump(), sort_keys=False)

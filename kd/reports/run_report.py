@@ -8,6 +8,7 @@ from rich.table import Table
 
 from kd.chain import Role
 from kd.data.base import DataModule
+from kd.finished import SCHEMA
 from kd.measure.costs import cost, latency
 from kd.measure.metrics import paired, summary
 from kd.reports.provenance import made
@@ -15,8 +16,6 @@ from kd.reports.units import short
 from kd.store import Done
 from kd.teachers.watch import concerns
 from kd.trained import load_net, logits_of, name_of
-
-SCHEMA = 1
 
 
 def make_report(

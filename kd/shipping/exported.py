@@ -15,7 +15,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from kd.data.base import DataModule, Images
-from kd.errors import Failed, UserError
+from kd.errors import CannotWrite, Failed, UserError
 from kd.export import FORMATS
 from kd.finished import Finished
 from kd.log import say, waiting
@@ -27,8 +27,8 @@ from kd.reports.provenance import made
 from kd.shipping.exported_text import as_markdown, as_table, sentences
 from kd.shipping.formats import SCHEMA, quantize, whole_net, write_onnx, write_pt2
 from kd.shipping.model import OnnxNet
-from kd.store import whole
 from kd.views import normalize, to_unit
+from kd.writing import whole
 
 if TYPE_CHECKING:
     from kd.export import Export
@@ -80,6 +80,7 @@ def export(finished: Finished, config: "Export", command: str) -> Path:
 
     Raises:
         UserError: the run's files, its data where that is needed, or a package are not there.
+        CannotWrite: such as on a full disk.
         Failed: a file did not pass its check; those that did are there.
     """
     _installed(config.formats)
@@ -171,10 +172,11 @@ def _images(data: DataModule | None, shape: Shape) -> tuple[dict[str, Images], I
 
 def _made(kind: str, path: Path, subject: Subject, config: "Export") -> dict[str, Any]:
     """Write one file and check it; a file that fails is removed. What `export.json` says of it."""
-    path.unlink(missing_ok=True)
     try:
         _write(kind, path, subject, config.calibration)
         row = {"bytes": path.stat().st_size, **_checked(kind, path, subject, config)}
+    except CannotWrite:  # such as on a full disk; an earlier file stays
+        raise
     except Exception as error:  # exporters raise what they like; the other formats go on
         reason = (str(error).strip().splitlines() or [""])[0][:300]
         row = {"refused": f"{type(error).__name__}: {reason}"}

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import hashlib
 import io
 import json
 import logging
@@ -17,10 +18,11 @@ from torch import Tensor, nn
 
 from kd.nets.build import Shape
 from kd.nets.pretrained import Normalization
-from kd.store import whole
+from kd.writing import whole
 
 INPUT, OUTPUT = "images", "logits"
 SCHEMA = 1
+BLANK = "0" * 64  # in the place of a checksum that is not yet known
 DYNAMIC = ({0: torch.export.Dim("batch")},)
 
 
@@ -87,8 +89,6 @@ def write_onnx(
             leaves it to whoever feeds the file.
         metadata: goes into the file's metadata, as strings.
     """
-    import onnx
-
     with _quiet():
         program = torch.onnx.export(
             whole_net(net, normalization),
@@ -100,11 +100,7 @@ def write_onnx(
             verbose=False,
         )
     assert program is not None
-    model = program.model_proto
-    onnx.helper.set_model_props(model, dict(metadata))
-    with whole(path) as temporary:
-        onnx.save(model, temporary)
-    return path
+    return _save(program.model_proto, path, metadata)
 
 
 def quantize(source: Path, path: Path, calibration: Iterator[np.ndarray[Any, Any]]) -> Path:
@@ -139,10 +135,29 @@ def quantize(source: Path, path: Path, calibration: Iterator[np.ndarray[Any, Any
             extra_options={"QDQKeepRemovableActivations": False},
         )
         model = onnx.load(made)
-        onnx.helper.set_model_props(model, {each.key: each.value for each in onnx.load(source).metadata_props})
-        with whole(path) as temporary:
-            onnx.save(model, temporary)
+        return _save(model, path, {each.key: each.value for each in onnx.load(source).metadata_props})
+
+
+def _save(model: Any, path: Path, metadata: Mapping[str, str]) -> Path:
+    """Write an ONNX model as one file, with its checksum as `sha256` among the metadata."""
+    import onnx
+
+    onnx.helper.set_model_props(model, {**metadata, "sha256": json.dumps(BLANK)})
+    content = model.SerializeToString()
+    digest = hashlib.sha256(content).hexdigest()
+    with whole(path) as temporary:
+        temporary.write_bytes(digest.encode().join(content.rsplit(BLANK.encode(), 1)))
     return path
+
+
+def as_written(path: Path, digest: str) -> bool:
+    """Whether an ONNX file of ours is as it was written.
+
+    Args:
+        digest: its `sha256`; it was computed with `BLANK` in that place.
+    """
+    content = BLANK.encode().join(path.read_bytes().rsplit(digest.encode(), 1))
+    return hashlib.sha256(content).hexdigest() == digest
 
 
 @contextlib.contextmanager

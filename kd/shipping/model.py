@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from kd.data.decode import DecodeError, decode
-from kd.errors import UserError, nearest
+from kd.errors import Damaged, UserError, nearest
 from kd.finished import open_run, read_student
 from kd.nets.build import Shape, normalization_of
-from kd.shipping.formats import INPUT, OUTPUT, SCHEMA, whole_net
+from kd.shipping.formats import INPUT, OUTPUT, SCHEMA, as_written, whole_net
 from kd.teachers.header import STUDENT
 from kd.views import normalize, to_unit
 
@@ -173,4 +173,6 @@ def _of_onnx(path: Path, where: str) -> Model:
         raise UserError(f"{where}: {path} is damaged: {reason[:200]}") from error
     if logits.shape != (2, len(classes)):
         raise UserError(f"{where}: {path} names {len(classes)} classes, but gives {list(logits.shape)} for two images")
+    if "sha256" in about and not as_written(path, str(about["sha256"])):  # files of before they had one are taken
+        raise Damaged(f"{where}: {path} is damaged: its checksum is wrong")
     return Model(net, shape, classes)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from kd.data.decode import DecodeError, decode
 from kd.log import say, waiting
 from kd.shipping.model import Model, load_model
-from kd.store import whole
+from kd.writing import whole
 
 FIXED = ("path", "class", "error")  # the columns besides those of the classes
 

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from kd.errors import UserError
 from kd.log import say
 from kd.summary.groups import Row, group
 from kd.summary.reports import find_runs
@@ -18,6 +17,7 @@ from kd.summary.tables import (
     measured_on,
     said,
 )
+from kd.writing import whole
 
 NOTES = (
     "Rows are ranked by the student's validation accuracy, the one to choose by; test stands beside it. ± is the "
@@ -38,7 +38,7 @@ def write_summary(paths: Sequence[Path]) -> str:
         the Markdown.
 
     Raises:
-        UserError: there is nothing to read, or no right to write.
+        UserError: there is nothing to read, or no right to write, or no room.
     """
     rows, aside = group(find_runs(paths))
     gains = corrected([_gain(row) for row in rows])
@@ -53,11 +53,9 @@ def write_summary(paths: Sequence[Path]) -> str:
         "summary.md": markdown,
         "summary.html": _page(title, about, rows, gains),
     }
-    try:
-        for name, text in texts.items():
-            (folder / name).write_text(text)
-    except OSError as error:
-        raise UserError(f"{folder.resolve()}: cannot write the summary there: {error.strerror}") from error
+    for name, text in texts.items():
+        with whole(folder / name, "the summary") as temporary:
+            temporary.write_text(text)
     say(f"Written to {folder}: {', '.join(texts)}")
     return markdown
 

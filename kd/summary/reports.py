@@ -1,14 +1,12 @@
 """Reading the reports of many runs."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kd.errors import UserError
-
-SCHEMA = 1
+from kd.finished import read_report
 
 
 @dataclass(frozen=True)
@@ -52,16 +50,12 @@ def find_runs(paths: Sequence[Path]) -> list[Run]:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        report = json.loads(file.read_text())
-        if report["schema"] > SCHEMA:
-            raise UserError(f"{file}: written by a later kd (schema {report['schema']}; this one reads {SCHEMA})")
+        report = read_report(file)
         # What nothing can be said without; all else may be missing.
-        _ = (
-            [report[name] for name in ("name", "seed", "finished")],
-            dict(report["config"]),
-            report["comparison"]["gain"],
-        )
-        _ = [(model["role"], model["stage"], model["test"]["accuracy"]) for model in report["models"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        _ = [report[name] for name in ("name", "seed", "finished")], report["comparison"]["gain"]
+        _ = [model["test"]["accuracy"] for model in report["models"]]
+    except (KeyError, TypeError) as error:
         raise UserError(f"{file}: is no report of kd ({error!r})") from error
-    return dict(report)
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror}") from error
+    return report

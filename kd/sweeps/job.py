@@ -20,8 +20,14 @@ from omegaconf import DictConfig
 from kd.code_hash import RECIPE, code_of, targets
 from kd.command import Leave
 from kd.config import Training
-from kd.errors import Interrupted, UserError
-from kd.log import into
+from kd.errors import CannotWrite, Damaged, Interrupted, UserError
+from kd.finished import read_report
+from kd.locks import held
+from kd.log import into, say
+from kd.sealed import read_sealed, sealed
+from kd.writing import whole
+
+SCHEMA = 1
 
 # Where a result is put, and how it is come by: it stays good when these change.
 APART = {"output_dir", "force", "debug"}
@@ -33,6 +39,7 @@ class Outcome:
 
     Attributes:
         key: of the job that ended so; see `Job.key`.
+        schema: of this record.
         finished: ISO time.
         error: what went wrong; None where all is well.
     """
@@ -41,6 +48,7 @@ class Outcome:
     finished: str
     seconds: float
     error: str | None = None
+    schema: int = SCHEMA
 
 
 @dataclass(frozen=True)
@@ -88,10 +96,15 @@ class Job:
         return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:16]
 
     def outcome(self) -> Outcome | None:
-        """How it ended; None where it has not ended yet."""
+        """How it ended; None where it has not ended yet, or nothing tells any more.
+
+        Raises:
+            UserError: a later kd wrote it.
+        """
+        path = self.log.with_suffix(".json")
         try:
-            found = Outcome(**json.loads(self.log.with_suffix(".json").read_text()))
-        except (OSError, ValueError, TypeError):
+            found = Outcome(**read_sealed(path, SCHEMA, "job", unmarked=SCHEMA))
+        except (OSError, Damaged, TypeError):
             return None
         old = self.since is not None and datetime.fromisoformat(found.finished) < self.since
         return None if old or found.key != self.key else found
@@ -102,17 +115,18 @@ class Job:
         if outcome is None or outcome.error is not None:
             return None
         try:
-            return dict(json.loads((self.folder / "report.json").read_text()))
-        except (OSError, ValueError):
+            return read_report(self.folder / "report.json")
+        except OSError:
+            return None
+        except Damaged as error:
+            say(f"{self.label}: {error}; the job is done again")
             return None
 
     def end(self, seconds: float, error: str | None = None) -> None:
         """Write down how it ended."""
-        from kd.store import whole
-
         outcome = Outcome(self.key, datetime.now(UTC).isoformat(), round(seconds, 1), error)
         with whole(self.log.with_suffix(".json")) as temporary:
-            temporary.write_text(json.dumps(asdict(outcome)))
+            temporary.write_text(json.dumps(sealed(asdict(outcome))))
 
     def forget(self) -> None:
         """Remove what stands there of how it ended."""
@@ -133,17 +147,18 @@ class Task:
         """Run the job that Hydra has composed. Its errors end here: in its log, and in how it ended.
 
         Raises:
-            Leave: it was interrupted, and the sweep with it.
+            Leave: it was interrupted, or nothing can be written any more, and the sweep ends with it.
         """
-        from kd.store import held
-
         job = self.jobs[tuple(HydraConfig.get().overrides.task)]
-        with held(job.log.with_suffix(".lock"), f"{job.label}: another process runs it; waiting"):
-            if job.report() is None:  # it may have finished while this one waited
-                job.forget()
-                started = time.perf_counter()
-                error = _attempt(job)
-                job.end(time.perf_counter() - started, error)
+        try:
+            with held(job.log.with_suffix(".lock"), job.label, "runs it"):
+                if job.report() is None:  # it may have finished while this one waited
+                    job.forget()
+                    started = time.perf_counter()
+                    error = _attempt(job)
+                    job.end(time.perf_counter() - started, error)
+        except CannotWrite as error:  # there is no room even to say how it went, so none for the jobs after it
+            raise Leave from error
         gc.collect()  # the next job may run in this process, and nets and images hang together in circles
 
 

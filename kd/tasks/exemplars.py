@@ -3,16 +3,15 @@
 from collections.abc import Sequence
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from kd.data.base import DataModule, Images
 from kd.measure.metrics import predict_logits
 from kd.nets.grow import Grown
-from kd.store import Done, whole
+from kd.store import Done
 from kd.tasks.course import Incremental
 from kd.tasks.data import TaskData
-from kd.trained import load_net, logits_of
+from kd.trained import kept, load_net, logits_of
 
 
 class Features(nn.Module):
@@ -113,12 +112,11 @@ class Memory:
         mine = (self.source.train.labels == place).nonzero()[:, 0]
         images = self.source.train.at(mine)
         count = self.each(stage.record["spec"]["shape"][2])  # at the time; later it can only be less
-        path = stage.folder / f"exemplars-{images.fingerprint[:16]}-{count}.safetensors"
-        if not path.exists():
-            chosen = herding(features_of(stage, self.source.data, images), count)
-            with whole(path) as temporary:
-                save_file({"positions": torch.tensor(chosen)}, temporary)
-        return mine[load_file(path)["positions"]]
+
+        def chosen() -> Tensor:
+            return torch.tensor(herding(features_of(stage, self.source.data, images), count))
+
+        return mine[kept(stage, f"exemplars-{images.fingerprint[:16]}-{count}", chosen, "positions")]
 
 
 def nearest_mean(features: Tensor, means: Tensor) -> Tensor:

@@ -15,7 +15,6 @@ from kd.config import Recipe
 from kd.construct import construct
 from kd.data.base import DataModule, Images
 from kd.errors import UserError
-from kd.folders import writable
 from kd.log import say
 from kd.nets.build import Shape, build_net, without_pretrained
 from kd.objective import Objective, teacher_stage
@@ -32,6 +31,7 @@ from kd.tasks.exemplars import Memory, features_of, nearest_mean
 from kd.tasks.forgetting import evaluation
 from kd.tasks.report import EVALUATIONS, PICTURES, as_markdown, as_table, pictures
 from kd.trained import logits_of
+from kd.writing import writable, writing
 
 
 class Course:
@@ -146,7 +146,7 @@ def run(
     preflight(course)
     store = Store(output / "store")
     folder = folder or RunFolder(output / "runs", config.name)
-    with folder:
+    with writing(folder.path, "the run's folder"), folder:
         done: list[Done] = []
         for _ in course.source.tasks:
             done.append(_learn(course, done, store, folder, since))

@@ -11,6 +11,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from kd.data.images import Images
+from kd.errors import CannotWrite
 from kd.log import console, say
 from kd.teachers.live import Live, chunk_of
 from kd.teachers.view_files import ViewFiles
@@ -65,11 +66,12 @@ class Cached:
                     if self.rows is None:
                         self.files.write(view, self._compute(view))
                         self.rows = self.files.open(view)
-        except OSError as error:
+        except (OSError, CannotWrite) as error:
             self.writes = False
+            reason = getattr(error, "strerror", None) or error
             say(
-                f"teacher.cache: cannot keep the teacher's outputs in {self.files.folder} "
-                f"({error.strerror or error}); computing them with each batch"
+                f"teacher.cache: cannot keep the teacher's outputs in {self.files.folder} ({reason}); "
+                "computing them with each batch"
             )
 
     def __call__(self, x: Tensor, index: Tensor, view: int) -> Tensor:

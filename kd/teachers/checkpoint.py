@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from kd.errors import UserError
+from kd.errors import Damaged, UserError
 from kd.log import say
+from kd.tensors import load_tensors
 
 # Where a checkpoint keeps its state dict, and what wrappers put before a net's own names.
 CONTAINERS = ("state_dict", "model_state_dict", "model", "net")
@@ -134,7 +134,9 @@ def read_weights(path: Path, where: str) -> dict[str, Tensor]:
 
 def _read(path: Path, where: str) -> Any:
     try:
-        return load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        return load_tensors(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except Damaged as error:
+        raise Damaged(f"{where}: {error}") from error
     except pickle.UnpicklingError as error:
         needed = re.search(r"GLOBAL (\S+)", str(error))
         if needed is None:

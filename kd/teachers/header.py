@@ -8,6 +8,7 @@ from kd.errors import UserError
 from kd.trust import trusted
 
 STUDENT = "student.safetensors"
+SCHEMA = 1
 
 
 def weights_file(path: str | Path, where: str) -> Path:
@@ -33,6 +34,9 @@ def header_of(path: Path) -> dict[str, Any] | None:
     """What a run wrote into the header of its student's file: net, shape, classes, mean and std; None for other files.
 
     A file that is damaged counts as another file here: reading its tensors tells what is wrong with it.
+
+    Raises:
+        UserError: a later kd wrote it.
     """
     if path.suffix != ".safetensors":
         return None
@@ -44,7 +48,12 @@ def header_of(path: Path) -> dict[str, Any] | None:
             found = json.loads(json.loads(file.read(size))["__metadata__"]["kd"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return found if isinstance(found, dict) and isinstance(found.get("net"), dict) else None
+    if not isinstance(found, dict) or not isinstance(found.get("net"), dict):
+        return None
+    if isinstance(schema := found.get("schema"), int) and schema > SCHEMA:
+        raise UserError(f"{path} was written by a later kd (schema {schema}; this one reads {SCHEMA})")
+    found.pop("sha256", None)  # is for `kd.tensors`
+    return found
 
 
 def net_of(path: str | Path, where: str) -> dict[str, Any]:

@@ -5,16 +5,16 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from kd.locks import held
 from kd.log import say
 from kd.store import checksum
 
@@ -86,24 +86,13 @@ class ViewFiles:
             os.utime(folder / MANIFEST)  # when it was last used
         return rows
 
-    @contextmanager
-    def claim(self, view: int) -> Iterator[None]:
+    def claim(self, view: int) -> AbstractContextManager[None]:
         """Hold the only right to write, for as long as the process lives; waits for another process that does.
 
         Raises:
-            OSError: the folder cannot be written into.
+            CannotWrite: the folder cannot be written into.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.folder / "lock")
-        try:
-            lock.acquire(timeout=0.05)
-        except Timeout:
-            say(f"teacher: another process is computing its outputs (view {view}); waiting")
-            lock.acquire()
-        try:
-            yield
-        finally:
-            lock.release()
+        return held(self.folder / "lock", "teacher", f"is computing its outputs (view {view})")
 
     def write(self, view: int, parts: Iterable[NDArray[np.floating]]) -> None:
         """Publish a view, whole or not at all, in the place of a damaged one if any; call it under `claim`.

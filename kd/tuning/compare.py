@@ -13,11 +13,13 @@ from rich.console import Console
 from scipy.stats import t as student_t
 
 from kd.config import Config
+from kd.errors import Damaged
+from kd.finished import read_report
 from kd.log import say
 from kd.run import run
 from kd.run_folder import RunFolder
-from kd.store import whole
 from kd.tuning.space import overrides_of, text_of
+from kd.writing import whole
 
 if TYPE_CHECKING:  # as a command it is not imported but run
     from kd.tune import Request
@@ -76,14 +78,17 @@ def _report(config: Config, command: str, root: Path) -> dict[str, Any]:
     """The report of a run, which is there already if an earlier attempt got so far."""
     plain = json.loads(json.dumps(config.model_dump()))
     for path in sorted(root.glob(f"*_{config.name}/report.json")):
-        report: dict[str, Any] = json.loads(path.read_text())
+        try:
+            report = read_report(path)
+        except Damaged as error:
+            say(f"{error}; the run is done again")
+            continue
         if report["config"] == plain:
             say(f"{config.name}: already there")
             return report
     quiet = Console(file=io.StringIO())  # its own table is in the run's folder
     folder = run(config, command, folder=RunFolder(root, config.name), out=quiet)
-    loaded: dict[str, Any] = json.loads((folder / "report.json").read_text())
-    return loaded
+    return read_report(folder / "report.json")
 
 
 def _write(result: Mapping[str, Any], request: "Request", folder: Path) -> None:

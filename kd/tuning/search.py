@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import optuna
 from filelock import FileLock, Timeout
@@ -17,14 +17,14 @@ from kd.chain import Link, chain_of
 from kd.config import Config
 from kd.construct import construct
 from kd.data.base import DataModule
-from kd.errors import Dropped, Failed, Interrupted, UserError
-from kd.folders import writable
+from kd.errors import Damaged, Dropped, Failed, Interrupted, UserError
 from kd.log import say
 from kd.run import preflight
 from kd.stages import RUNTIME_ONLY, Stage, complete, make_stage
-from kd.store import Done, Store, key_of, whole
+from kd.store import Done, Store, key_of
 from kd.tuning.compare import compare_settings
 from kd.tuning.space import flat, overrides_of
+from kd.writing import whole, writable
 
 if TYPE_CHECKING:  # as a command it is not imported but run
     from kd.tune import Request
@@ -172,7 +172,9 @@ class Trials:
         self.begun, self.tried = perf_counter(), 0
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         with self.lock:
-            self.study = self._study(tuning.storage or f"sqlite:///{(self.folder / 'study.db').resolve()}")
+            url = tuning.storage or f"sqlite:///{(self.folder / 'study.db').resolve()}"
+            self.study = self._study(url)
+            self._intact(url)
             self._same(settings)
             if not self.study.get_trials(deepcopy=False) and self.request.default is not None:
                 self.study.enqueue_trial(dict(self.request.default))
@@ -194,6 +196,23 @@ class Trials:
         except Exception as error:  # SQLAlchemy's, the driver's, or Optuna's own
             reason = str(error).strip().splitlines()[0]
             raise UserError(f"storage: cannot keep trials in {url!r}: {reason}") from error
+
+    def _intact(self, url: str) -> None:
+        """Refuse a database that is not as it was written, in its structure or in a finished trial."""
+        try:
+            if url.startswith("sqlite"):
+                with self.study._storage._backend.engine.connect() as database:  # type: ignore[attr-defined]
+                    wrong = database.exec_driver_sql("PRAGMA integrity_check").scalar()
+                if wrong != "ok":
+                    raise ValueError(wrong)
+            _ = self.study.user_attrs, self.study.get_trials(deepcopy=False)  # all of it can be read
+            for trial in self.finished():
+                said = trial.user_attrs
+                if "seal" in said and said["seal"] != _seal(trial.params, said["setting"], trial.value):
+                    raise ValueError(f"trial {trial.number + 1} is not as it was written")
+        except Exception as error:  # SQLAlchemy's, the driver's, Optuna's, or of what they find in there
+            reason = str(error).strip().splitlines()[0]
+            raise Damaged(f"storage: {url!r} is damaged: {reason}; begin anew with another study=NAME") from error
 
     def _settings(self) -> dict[str, str]:
         """All that a trial's value depends on besides the knobs, flat."""
@@ -298,6 +317,7 @@ class Trials:
             self.study.tell(trial, state=TrialState.FAIL)
             self._say(trial, setting, f"failed: {str(error).strip().splitlines()[0]}")
         else:
+            trial.set_user_attr("seal", _seal(trial.params, setting, value))
             self.study.tell(trial, value)
             self._say(trial, setting, f"{value:.4f}")
 
@@ -350,6 +370,11 @@ class Trials:
         shares = optuna.importance.get_param_importances(self.study, evaluator=evaluator)
         parts = ", ".join(f"{name} {share:.2f}" for name, share in shares.items())
         say(f"Share of each knob in the differences on validation (fANOVA, {len(finished)} finished trials): {parts}")
+
+
+def _seal(params: Mapping[str, Any], setting: Mapping[str, str], value: float | None) -> str:
+    """A checksum of what a trial tried and found."""
+    return key_of({"params": dict(params), "setting": dict(setting), "value": value})
 
 
 def words(setting: Mapping[str, str]) -> str:

@@ -1,0 +1,97 @@
+"""Locks on files, between processes on one machine or several that share a file system.
+
+They are the operating system's: it lets go of what a dead process held, and a file server of what a dead machine held.
+A file system that has none is refused, as a lock that is only a file would outlive its holder.
+"""
+
+import contextlib
+import os
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from kd.errors import CannotWrite
+from kd.log import say
+from kd.writing import cause_of, writing
+
+ANOTHER = "another process"
+
+
+@contextlib.contextmanager
+def held(path: Path, what: str, doing: str) -> Iterator[None]:
+    """Hold a lock. Waits as long as another process has it, and says so; a dead one's is taken over, and that is said.
+
+    Args:
+        what: is locked, for people.
+        doing: what a process that has it does, such as `is training it`.
+
+    Raises:
+        CannotWrite: there can be no lock there.
+    """
+    with writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    lock = _lock(path)
+    try:
+        _acquire(lock, 0.05)
+    except Timeout:
+        say(f"{what}: {_holder(path) or ANOTHER} {doing}; waiting")
+        _acquire(lock, -1)
+    with contextlib.ExitStack() as last:
+        last.callback(lock.release)
+        if dead := _holder(path):
+            say(f"{what}: the lock of {dead}, which has ended, is taken over ({path})")
+        _sign(path, f"process {os.getpid()} on {socket.gethostname()}")
+        last.callback(_sign, path, "")
+        yield
+
+
+@contextlib.contextmanager
+def free(path: Path) -> Iterator[bool]:
+    """Hold a lock if nobody has it; whether it could be had. The file goes with it."""
+    lock = _lock(path)
+    try:
+        _acquire(lock, 0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        path.unlink(missing_ok=True)
+        lock.release()
+
+
+def _lock(path: Path) -> FileLock:
+    return FileLock(path, fallback_to_soft=False)
+
+
+def _acquire(lock: FileLock, timeout: float) -> None:
+    path = Path(lock.lock_file).absolute()
+    try:
+        lock.acquire(timeout=timeout)
+    except Timeout:
+        raise
+    except OSError as error:
+        if cause := cause_of(error):
+            raise CannotWrite(f"cannot write the lock: {path}: {cause}") from error
+        raise CannotWrite(
+            f"{path}: its file system has no locks between processes ({error.strerror or error}); "
+            "set output_dir to a folder on one that has"
+        ) from error
+
+
+def _holder(path: Path) -> str | None:
+    """Who has signed a lock, and not yet let go."""
+    try:
+        found = path.read_text(errors="replace")
+    except OSError:
+        return None
+    return (found if re.fullmatch(r"process \d+ on [\w.-]+", found) else ANOTHER) if found else None
+
+
+def _sign(path: Path, name: str) -> None:
+    with contextlib.suppress(OSError):  # on a full disk it is held all the same
+        path.write_text(name)

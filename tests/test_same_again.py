@@ -1,0 +1,63 @@
+"""The same command gives the same weights: whatever ran before, and with two processes nearly so.
+
+With another number of loader workers: `test_train.py`; with and without the cache, and resumed: `test_cached.py`; in a
+sweep and alone: `test_sweep.py`; after kills: `test_killed.py`.
+"""
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from composed import TINY
+from processes import Process
+from safetensors.torch import load_file
+
+from kd.config import Config
+from kd.run import run
+
+Make = Callable[..., Config]
+
+
+def results(out: Path) -> dict[str, Any]:
+    """The weights of all stages by the stage's name."""
+    records = {path.parent: json.loads(path.read_text()) for path in (out / "store").glob("*/stage.json")}
+    return {record["name"]: load_file(folder / "weights.safetensors") for folder, record in records.items()}
+
+
+def test_same_bits_whatever_ran_before_in_the_process(make_config: Make) -> None:
+    words = ("data.augment.crop_padding=2", "loss=ctkd", "seed=3")
+    base = make_config().output_dir
+    run(make_config(*words, f"output_dir={base}/first"), "")
+    run(make_config("loss=crd", "seed=1", f"output_dir={base}/other"), "")
+    torch.manual_seed(5)
+    np.random.seed(5)
+    random.seed(5)
+    run(make_config(*words, f"output_dir={base}/again"), "")
+    first, again = (results(Path(base) / name) for name in ("first", "again"))
+    assert first.keys() == again.keys() == {"teacher", "baseline", "distill"}
+    for stage, weights in first.items():
+        assert all(torch.equal(tensor, again[stage][name]) for name, tensor in weights.items()), stage
+
+
+@pytest.mark.slow
+def test_two_processes_give_nearly_the_weights_of_one(tmp_path: Path) -> None:
+    """They share each batch of 20, and add up its gradient in another order: within 1e-5 after 20 steps."""
+    found = {}
+    for ranks, trainer in ((1, "cpu"), (2, "ddp")):
+        words = (
+            f"trainer={trainer}",
+            "trainer.accelerator=cpu",
+            f"trainer.devices={ranks}",
+            f"batch_size={20 // ranks}",
+        )
+        out = tmp_path / str(ranks)
+        optim = ("optim=sgd", "optim.lr=0.05", "stages=[baseline]")
+        done = Process("kd.train", "model=mlp_to_mlp", *TINY, *optim, *words, f"output_dir={out}").wait()
+        assert done.returncode == 0, done.stderr
+        found[ranks] = results(out)["baseline"]
+    torch.testing.assert_close(found[1], found[2], rtol=1e-5, atol=1e-5)

@@ -1,0 +1,100 @@
+"""Several processes that do the same at once, and locks that a dead one has left.
+
+`KD_TOGETHER=32 pytest tests/test_together.py` takes more of them.
+"""
+
+import errno
+import json
+import os
+import signal
+from pathlib import Path
+
+import filelock
+import pytest
+from composed import TINY
+from processes import Process
+
+from kd.errors import CannotWrite
+from kd.locks import free, held
+
+MANY = int(os.environ.get("KD_TOGETHER", "8"))
+ARGUMENTS = ("model=mlp_to_mlp", *TINY)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sweep", [(), ("-m", "temperature=3,4")], ids=["run", "sweep"])
+def test_each_stage_is_trained_once_and_all_end_alike(sweep: tuple[str, ...], tmp_path: Path) -> None:
+    all_of_them = [Process("kd.train", *sweep, *ARGUMENTS, f"output_dir={tmp_path}") for _ in range(MANY)]
+    assert [each.wait().returncode for each in all_of_them] == [0] * MANY, all_of_them[0].stderr
+    said = "".join(each.stderr for each in all_of_them) + "".join(
+        log.read_text() for log in tmp_path.glob("sweeps/*/logs/*.log")
+    )
+    assert "Traceback" not in said
+    assert "is taken over" not in said
+    students = 2 if sweep else 1
+    for stage, count in (("teacher", 1), ("baseline", 1), ("distill", students)):
+        assert said.count(f"{stage}: training for") == count
+        assert said.count(f"{stage}: trained in") == count
+    reports = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("*s/**/report.json"))]
+    assert len(reports) == (2 if sweep else MANY)
+    told = {json.dumps([(each["stage"], each["test"], each["val"]) for each in one["models"]]) for one in reports}
+    assert len(told) == students
+    assert not list(tmp_path.rglob("*.partial"))
+    assert not [path for path in tmp_path.rglob("*.lock") if path.stat().st_size], "nobody has let go"
+
+
+def test_a_lock_of_a_dead_process_is_taken_over_with_a_message(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also one of another machine: the file server has let go of it, and its name is still there."""
+    path = tmp_path / "k.lock"
+    path.write_text("process 4711 on node17")
+    with held(path, "teacher", "is training it"):
+        assert path.read_text().startswith(f"process {os.getpid()} on ")
+    said = capsys.readouterr().err
+    assert said == f"teacher: the lock of process 4711 on node17, which has ended, is taken over ({path})\n"
+    with held(path, "teacher", "is training it"):
+        pass
+    assert capsys.readouterr().err == "", "it was let go of"
+    path.write_bytes(b"\x1b[31m\xff 12\nsomething else\n")  # of another program, perhaps
+    with held(path, "teacher", "is training it"):
+        assert "the lock of another process, which has ended, is taken over" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_killed_run_is_waited_for_by_name_and_taken_over(tmp_path: Path) -> None:
+    endless = Process("kd.train", *ARGUMENTS, "stages=[baseline]", "epochs=3000", f"output_dir={tmp_path}")
+    assert any("epoch 2/" in line for line in endless.lines()), endless.stderr
+    waiting = Process("kd.train", *ARGUMENTS, "stages=[baseline]", "epochs=3000", f"output_dir={tmp_path}")
+    name = f"process {endless.process.pid} on "
+    for line in waiting.lines():
+        if "waiting" in line:
+            assert line.startswith(f"baseline: {name}")
+            assert line.endswith(" is training it; waiting")
+            endless.send_signal(signal.SIGKILL)
+        if "baseline: epoch" in line:
+            waiting.send_signal(signal.SIGTERM)
+            break
+    waiting.wait()
+    assert f"baseline: the lock of {name}" in waiting.stderr
+    assert "from the last finished epoch of an earlier attempt" in waiting.stderr
+    (lock,) = (tmp_path / "store").glob("*.lock")
+    assert lock.read_text() == "", "who is asked to leave lets go"
+
+
+def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Instead of it, filelock would take a file that exists as a lock, which a dead process never lets go of."""
+
+    def missing(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(filelock._unix.fcntl, "flock", missing)
+    refused = pytest.raises(CannotWrite, match=r"x\.lock: its file system has no locks .*set output_dir")
+    with refused, held(tmp_path / "x.lock", "teacher", "is training it"):
+        pass
+
+
+def test_a_lock_may_be_had_or_not(tmp_path: Path) -> None:
+    with free(tmp_path / "lock") as first, free(tmp_path / "lock") as second:
+        assert (first, second) == (True, False)
+    assert not (tmp_path / "lock").exists()
