@@ -1,5 +1,6 @@
 """Folders to write into."""
 
+import tempfile
 from pathlib import Path
 
 from kd.errors import UserError
@@ -17,9 +18,9 @@ def writable(folder: Path, where: str = "output_dir", remedy: str = "") -> Path:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".write_test"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"{where}: cannot write into {folder.resolve()}: {error.strerror}{remedy}") from error
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except (OSError, ValueError) as error:  # of a name that no file can have
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{where}: cannot write into {folder.absolute()}: {reason}{remedy}") from error
     return folder

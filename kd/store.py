@@ -139,6 +139,7 @@ def checksum(path: Path) -> str:
 def whole(path: Path) -> Iterator[Path]:
     """A temporary name to write a file under, renamed to `path` at the end, so that no half of it is ever seen."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)  # never written through, if it is a link that somebody has put there
     try:
         yield temporary
         temporary.replace(path)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from kd.errors import UserError
 from kd.log import say
+from kd.reports.escape import in_markdown
 from kd.summary.groups import Row, group
 from kd.summary.reports import find_runs
 from kd.summary.significance import Gain, corrected, finite, gain_of
@@ -14,7 +15,6 @@ from kd.summary.tables import (
     as_markdown,
     cost_table,
     in_common,
-    in_markdown,
     measured_on,
     said,
 )
@@ -55,9 +55,11 @@ def write_summary(paths: Sequence[Path]) -> str:
     }
     try:
         for name, text in texts.items():
+            if (folder / name).is_symlink():  # that somebody has put there: it is not written through
+                (folder / name).unlink()
             (folder / name).write_text(text)
     except OSError as error:
-        raise UserError(f"{folder.resolve()}: cannot write the summary there: {error.strerror}") from error
+        raise UserError(f"{folder.absolute()}: cannot write the summary there: {error.strerror}") from error
     say(f"Written to {folder}: {', '.join(texts)}")
     return markdown
 
@@ -82,7 +84,7 @@ def _markdown(title: str, about: str, rows: Sequence[Row], gains: Sequence[Gain]
         *NOTES,
         as_markdown(tasks).rstrip() if (tasks := task_table(rows)) else "",
         as_markdown(cost_table(rows)).rstrip(),
-        f"Latency: one image, measured on {'; '.join(measured_on(rows)) or 'an unknown machine'}.",
+        f"Latency: one image, measured on {in_markdown('; '.join(measured_on(rows)) or 'an unknown machine')}.",
     ]
     return "\n\n".join(each for each in parts if each) + "\n"
 

@@ -1,14 +1,12 @@
 """Reading the reports of many runs."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kd.errors import UserError
-
-SCHEMA = 1
+from kd.report_file import read_report
 
 
 @dataclass(frozen=True)
@@ -42,26 +40,9 @@ def find_runs(paths: Sequence[Path]) -> list[Run]:
     files: dict[Path, None] = {}
     for path in paths:
         if not path.exists():
-            raise UserError(f"{path.resolve()}: there is no such folder")
+            raise UserError(f"{path.absolute()}: there is no such folder")
         found = [path] if path.is_file() else sorted(path.rglob("report.json"))
         files |= {file.resolve(): None for file in found if not file.parent.name.endswith(".partial")}
     if not files:
-        raise UserError(f"{', '.join(str(path.resolve()) for path in paths)}: no report.json in there")
-    return [Run(file.parent, _read(file)) for file in files]
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        report = json.loads(file.read_text())
-        if report["schema"] > SCHEMA:
-            raise UserError(f"{file}: written by a later kd (schema {report['schema']}; this one reads {SCHEMA})")
-        # What nothing can be said without; all else may be missing.
-        _ = (
-            [report[name] for name in ("name", "seed", "finished")],
-            dict(report["config"]),
-            report["comparison"]["gain"],
-        )
-        _ = [(model["role"], model["stage"], model["test"]["accuracy"]) for model in report["models"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file}: is no report of kd ({error!r})") from error
-    return dict(report)
+        raise UserError(f"{', '.join(str(path.absolute()) for path in paths)}: no report.json in there")
+    return [Run(file.parent, read_report(file)) for file in files]

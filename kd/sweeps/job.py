@@ -13,12 +13,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_object
 from omegaconf import DictConfig
 
 from kd.code_hash import RECIPE, code_of, targets
-from kd.command import Leave
+from kd.command import Leave, typed
 from kd.config import Training
 from kd.errors import Interrupted, UserError
 from kd.log import into
@@ -137,7 +136,7 @@ class Task:
         """
         from kd.store import held
 
-        job = self.jobs[tuple(HydraConfig.get().overrides.task)]
+        job = self.jobs[tuple(typed())]
         with held(job.log.with_suffix(".lock"), f"{job.label}: another process runs it; waiting"):
             if job.report() is None:  # it may have finished while this one waited
                 job.forget()

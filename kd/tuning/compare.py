@@ -14,6 +14,7 @@ from scipy.stats import t as student_t
 
 from kd.config import Config
 from kd.log import say
+from kd.reports.escape import as_code
 from kd.run import run
 from kd.run_folder import RunFolder
 from kd.store import whole
@@ -118,7 +119,7 @@ def as_markdown(result: Mapping[str, Any], request: "Request") -> str:
         f"{flatters}"
     )
     how = (
-        f"Command: `{result['command']}`; commit {result['git'] or 'unknown'}, torch {environment['torch']}, "
+        f"Command: {as_code(result['command'])}; commit {result['git'] or 'unknown'}, torch {environment['torch']}, "
         f"{environment['device']}, {environment['threads']} threads."
     )
     return "\n".join([*lines, "", bought(result), "", f"    {paste}", "", chose, "", how, ""])
