@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ARGS ?=
 
-.PHONY: help setup train test test-fast bench check format dashboard clean
+.PHONY: help setup train test test-fast bench check format audit dashboard clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,11 @@ check: $(STAMP) ## lint and types
 
 format: $(STAMP) ## put the code into the house's layout
 	@$(BIN)/ruff check --fix --quiet . && $(BIN)/ruff format --quiet .
+
+# In an environment of its own; --strict, as a package that could not be looked up would pass for a safe one.
+audit: $(STAMP) ## look the pinned dependencies up among known vulnerabilities; needs a network
+	@$(PYTHON) -m venv $(VENV)/audit && $(VENV)/audit/bin/python -m pip install --quiet pip-audit
+	@$(VENV)/audit/bin/pip-audit --strict --progress-spinner off --no-deps --disable-pip --requirement constraints.txt
 
 dashboard: $(STAMP) ## TensorBoard over all runs and sweeps, those in progress too; ARGS="outputs/sweeps/NAME --port 6007"
 	@$(BIN)/python -m kd.dashboard $(ARGS)

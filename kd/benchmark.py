@@ -10,10 +10,10 @@ from typing import Annotated
 
 import hydra
 from omegaconf import DictConfig
-from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, Field, PositiveFloat
 
 from kd.command import CONF, job, run_command, this_command
-from kd.config import Command, check_as
+from kd.config import Command, as_floats, check_as
 from kd.errors import UserError, nearest
 from kd.finished import open_run
 
@@ -34,14 +34,13 @@ class Benchmark(Command):
     run: str
     out: str | None
     backends: Annotated[list[str], Field(min_length=1), AfterValidator(_backends)]
-    batches: Annotated[list[PositiveInt], Field(min_length=1)]
+    batches: Annotated[list[Annotated[int, Field(gt=0, le=2**16)]], Field(min_length=1)]
     seconds: PositiveFloat
-    threads: PositiveInt | None
+    threads: Annotated[int, Field(gt=0, le=4096)] | None
 
 
 def _checked(cfg: DictConfig, typed: set[str]) -> Benchmark:
-    if type(cfg.get("seconds")) is int:
-        cfg.seconds = float(cfg.seconds)
+    as_floats(cfg, ["seconds"])
     return check_as(Benchmark, cfg)
 
 

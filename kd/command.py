@@ -5,7 +5,8 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -14,11 +15,13 @@ from typing import Any, NoReturn, TypeVar
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kd.errors import Failed, Interrupted, UserError, nearest
+from kd.log import printable
 from kd.writing import cause_of
 
 T = TypeVar("T")
@@ -45,12 +48,16 @@ def run_command(main: Callable[[], Any], module: str) -> NoReturn:
                 main()
         except Leave as leave:
             error = leave.__cause__
+        except Exception as found:
+            if debug or not of_hydra(found):
+                raise
+            raise UserError(explain(found, module.rpartition(".")[2])) from found
         if error:
             raise error
-    except (UserError, ConfigCompositionException, MissingConfigException, OverrideParseException) as error:
+    except (UserError, HydraException) as error:
         if debug:
             raise
-        print(f"kd: {explain(error, module.rpartition('.')[2])}", file=sys.stderr)
+        print(printable(f"kd: {explain(error, module.rpartition('.')[2])}"), file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         if debug or (cause := cause_of(error)) is None:
@@ -58,13 +65,8 @@ def run_command(main: Callable[[], Any], module: str) -> NoReturn:
         print(f"kd: {error.filename or 'a file, or the terminal'}: {cause}", file=sys.stderr)
         sys.exit(2)
     except Failed as error:
-        print(f"kd: {error}", file=sys.stderr)
+        print(printable(f"kd: {error}"), file=sys.stderr)
         sys.exit(1)
-    except ValueError as error:  # Hydra's own word for flags that exclude each other
-        if debug or not str(error).startswith("Only one of --run"):
-            raise
-        print(f"kd: {error}", file=sys.stderr)
-        sys.exit(2)
     except (Interrupted, KeyboardInterrupt):
         print(f"kd: interrupted; the same command goes on from here:\n  {this_command(module)}", file=sys.stderr)
         sys.exit(130)
@@ -91,6 +93,12 @@ class Leave(BaseException):
     """Carries an error past Hydra, which would announce it in its own words."""
 
 
+def of_hydra(error: Exception) -> bool:
+    """Whether an error is what Hydra has against the command line: it comes before any of the job's, see `Leave`."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    return str(frames[-1][0].f_globals.get("__name__")).partition(".")[0] in ("hydra", "omegaconf", "antlr4")
+
+
 def job(function: Callable[[T], object], checked: Callable[[DictConfig, set[str]], T]) -> Callable[[DictConfig], None]:
     """Make a Hydra job of a function of the checked config.
 
@@ -101,11 +109,17 @@ def job(function: Callable[[T], object], checked: Callable[[DictConfig, set[str]
     @functools.wraps(function)
     def run(cfg: DictConfig) -> None:
         try:
-            function(checked(cfg, typed_keys(HydraConfig.get().overrides.task)))
-        except (UserError, Failed, Interrupted, KeyboardInterrupt) as error:
+            function(checked(cfg, typed_keys(typed())))
+        except (Exception, KeyboardInterrupt) as error:
             raise Leave from error
 
     return run
+
+
+def typed() -> list[str]:
+    """The overrides of the command line, as they were typed: what they refer to is another thing in Hydra's config."""
+    words: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    return [str(word) for word in words]
 
 
 def typed_keys(overrides: Iterable[str]) -> set[str]:
@@ -118,21 +132,30 @@ def this_command(module: str) -> str:
     return shlex.join(["python", "-m", module, *sys.argv[1:]])
 
 
-def explain(error: Exception, config: str = "train") -> str:
+def explain(error: Exception, config: str = "train", words: Sequence[str] | None = None) -> str:
     """An error of the user's in words: what was found, what is accepted, and the nearest match.
 
     Args:
         config: the name of the command's config.
+        words: the overrides; None for the command line's.
     """
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, member = str(error.missing_cfg_file).rpartition("/")
-        options = [str(option) for option in error.options or []]
-        return f"{group}: there is no {member!r}; accepted are {', '.join(options)}{nearest(member, options)}"
+        options = [str(option) for option in error.options or []] or _options(group, config)
+        where = group or "--config-name"
+        return f"{where}: there is no {member!r}; accepted are {', '.join(options)}{nearest(member, options)}"
+    if str(error).startswith("Config group override must be"):
+        typed = [word for word in sys.argv[1:] if "=" in word] if words is None else list(words)
+        for word in OverridesParser.create().parse_overrides(typed):
+            options = _options(word.key_or_group, config)
+            if options and not isinstance(word.value(), (str, list)):
+                return f"{word.key_or_group}: found {word.value()!r}, accepted are the files {', '.join(options)}"
     if isinstance(error, UserError):
         return str(error)
     cause = error.__cause__ or error.__context__
     if isinstance(cause, OmegaConfBaseException) and cause.full_key:
-        return f"{cause.full_key}: no such key{nearest(str(cause.full_key), _keys(config))}"
+        key, keys = str(cause.full_key), _keys(config)
+        return f"{key}: cannot do without it" if key in keys else f"{key}: no such key{nearest(key, keys)}"
     if isinstance(error, OverrideParseException):
         return f"{error.override}: not an override of the form KEY=VALUE: {error.message}"
     first = str(error).strip().splitlines()[0]
@@ -143,6 +166,11 @@ def folder_of(config: str) -> Path:
     """Where a command's config is: in `conf`, or in a folder of its name there."""
     own = CONF / config
     return own if (own / f"{config}.yaml").is_file() else CONF
+
+
+def _options(group: str, config: str) -> list[str]:
+    """The files of a group of the command's config."""
+    return sorted(path.stem for path in (folder_of(config) / group).glob("*.yaml")) if group else [config]
 
 
 def _keys(config: str) -> list[str]:

@@ -1,6 +1,9 @@
 """What may stand in the config, with its ranges; checked once, before anything is built."""
 
-from collections.abc import Collection
+import os
+import re
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -29,6 +32,11 @@ from kd.teachers.header import net_of
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T", bound="Training")
 Trains = Literal["all", "head", "none"]
+LONGEST = 160  # bytes of a run's name; a file's may have 255, with what is put before and after
+# Options of the Trainer that `kd.fit` sets, or that leave it without what it needs of each epoch.
+OURS = {"logger", "callbacks", "plugins", "default_root_dir", "enable_checkpointing", "enable_model_summary"}
+OURS |= {"num_sanity_val_steps", "use_distributed_sampler", "gradient_clip_val", "fast_dev_run", "barebones"}
+OURS |= {"check_val_every_n_epoch"}
 Node = dict[str, Any]  # `_target_` and its keywords; those are checked against the target's signature when it is built
 
 
@@ -41,10 +49,43 @@ def _number(value: Any, knob: str, accept: Accept) -> Any:
     return value
 
 
+def _folder_name(found: str) -> str:
+    """A name that a folder can have, beside others of ours and with the time before it."""
+    hidden = found.startswith(".") or found.endswith(".partial")  # as are those that are being filled
+    if not found or hidden or re.search(r"[/\\\x00-\x1f\x7f-\x9f]", found) or len(os.fsencode(found)) > LONGEST:
+        raise PydanticCustomError(
+            "name",
+            "accepted is a folder's name: up to {longest} bytes, no slash or control character, neither a dot before "
+            "nor .partial after it",
+            {"longest": LONGEST},
+        )
+    return found
+
+
+FolderName = Annotated[str, AfterValidator(_folder_name)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch's generators take
+
+
+def _trainer(found: Node) -> Node:
+    """The Trainer's options, those of them that are needed before there is a Trainer."""
+    for name in ("devices", "num_nodes", "max_epochs", "accumulate_grad_batches"):
+        if name in found and (type(found[name]) is not int or found[name] < 1):
+            text = f"trainer.{name}: found {found[name]!r}, accepted is a whole number from 1"
+            raise PydanticCustomError("number", "{text}", {"text": text})
+    for name in ("limit_train_batches", "limit_val_batches", "max_steps"):
+        if name in found and found[name] == 0:
+            text = f"trainer.{name}: found 0, with which nothing would come out"
+            raise PydanticCustomError("number", "{text}", {"text": text})
+    for name in OURS & found.keys():
+        text = f"trainer.{name}: is for kd itself to set; `python -m kd.train --help` shows what may be chosen"
+        raise PydanticCustomError("number", "{text}", {"text": text})
+    return found
+
+
 class Strict(BaseModel):
     """No unknown keys, no silent conversion of types."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Recipe(Strict):
@@ -62,7 +103,7 @@ class Recipe(Strict):
     """
 
     epochs: NonNegativeInt
-    seed: NonNegativeInt
+    seed: Seed
     batch_size: PositiveInt
     optim: Node
     lr_schedule: Literal["onecycle", "cosine", "step", "constant"]
@@ -131,6 +172,8 @@ class Teacher(Recipe, Answers):
         assert self.members is not None
         own = self.members[number]
         net = own.get("net", {})
+        if not isinstance(net, dict):
+            raise UserError(f"teacher.members[{number}].net: found {net!r}; input should be a valid dictionary")
         whole = {**self.model_dump(), **own, "net": net if "_target_" in net else {**self.net, **net}}
         try:
             return Teacher.model_validate({**whole, "members": None})
@@ -187,7 +230,7 @@ class StageConfig(Strict):
     taps: Annotated[list[str], Field(min_length=1)] | None = None
     fake_quantize: bool = False
     epochs: NonNegativeInt | None = None
-    seed: NonNegativeInt | None = None
+    seed: Seed | None = None
     batch_size: PositiveInt | None = None
     optim: Node | None = None
     lr_schedule: Literal["onecycle", "cosine", "step", "constant"] | None = None
@@ -210,13 +253,13 @@ class Training(Recipe):
     force: bool
     debug: bool
     pictures: bool
-    output_dir: str
-    name: Annotated[str, Field(pattern=r"^[^/\\\n]+$")]  # a folder's name
+    output_dir: Annotated[str, Field(min_length=1)]
+    name: FolderName
     data: Node
     teacher: Answers
     student: Student
     loss: Node
-    trainer: Node
+    trainer: Annotated[Node, AfterValidator(_trainer)]
     _used: tuple[str, ...] = PrivateAttr(())
 
     @property
@@ -260,13 +303,35 @@ def check_training(model: type[T], cfg: DictConfig, typed: Collection[str]) -> T
     Raises:
         UserError: with a line for each key that is wrong: its name, what was found, what is accepted.
     """
-    for knob in KNOBS:
-        if type(cfg.get(knob)) is int:
-            cfg[knob] = float(cfg[knob])  # 4 and 4.0 are one setting, so one name and one key in the store
+    as_floats(cfg, KNOBS)  # 4 and 4.0 are one setting, so one name and one key in the store
     config = check_as(model, cfg)
     refuse_unused(cfg, typed)
     config._used = tuple(knob for knob in KNOBS if uses(cfg, knob))
     return config
+
+
+def as_floats(cfg: DictConfig, keys: Iterable[str]) -> None:
+    """Make floats of the whole numbers under these keys.
+
+    Raises:
+        UserError: one refers to what is not there.
+    """
+    with _composition():
+        for key in keys:
+            if type(cfg.get(key)) is int:
+                cfg[key] = float(cfg[key])
+
+
+@contextmanager
+def _composition() -> Iterator[None]:
+    """Errors of a config's references, in a line."""
+    try:
+        yield
+    except MissingMandatoryValue as error:
+        raise UserError(f"{error.full_key}: must be given") from None
+    except OmegaConfBaseException as error:
+        reason = str(error.msg or error).partition("\n")[0]
+        raise UserError(f"{error.full_key or 'config'}: {reason}") from None
 
 
 def check_as(model: type[M], cfg: DictConfig) -> M:
@@ -275,12 +340,8 @@ def check_as(model: type[M], cfg: DictConfig) -> M:
     Raises:
         UserError: with a line for each key that is wrong.
     """
-    try:
+    with _composition():
         plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    except MissingMandatoryValue as error:
-        raise UserError(f"{error.full_key}: must be given") from None
-    except OmegaConfBaseException as error:
-        raise UserError(f"{error.full_key or 'config'}: {error.msg or error}") from None
     try:
         return model.model_validate(plain)
     except ValidationError as error:

@@ -10,10 +10,10 @@ from typing import Annotated, Any
 
 import hydra
 from omegaconf import DictConfig
-from pydantic import AfterValidator, Field, NonNegativeInt
+from pydantic import AfterValidator, Field
 
 from kd.command import CONF, job, run_command, this_command
-from kd.config import Command, Node, check_as
+from kd.config import Command, Node, Seed, check_as
 from kd.errors import UserError, nearest
 from kd.finished import open_run
 
@@ -26,7 +26,7 @@ def _corruptions(found: Any) -> list[str]:
         return list(CORRUPTIONS) if found else []
     names = found if isinstance(found, list) else [found]
     for name in names:
-        if name not in CORRUPTIONS:
+        if not isinstance(name, str) or name not in CORRUPTIONS:
             known = ", ".join(CORRUPTIONS)
             raise UserError(
                 f"corruptions: found {name!r}; accepted are true, false, or a list of {known}"
@@ -43,7 +43,7 @@ class Evaluate(Command):
     out: str | None
     corruptions: Annotated[Any, AfterValidator(_corruptions)]
     severities: Annotated[list[Annotated[int, Field(ge=1, le=5)]], Field(min_length=1)]
-    seed: NonNegativeInt
+    seed: Seed
     output_dir: str
 
 

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from kd.command import CONF, job, run_command, this_command
-from kd.config import Command, Node, check_as
+from kd.config import Command, Node, as_floats, check_as
 from kd.errors import UserError, nearest
 from kd.finished import open_run
 
@@ -44,9 +44,7 @@ class Export(Command):
 
 
 def _checked(cfg: DictConfig, typed: set[str]) -> Export:
-    for key in ("tolerance", "max_loss"):
-        if type(cfg.get(key)) is int:
-            cfg[key] = float(cfg[key])
+    as_floats(cfg, ["tolerance", "max_loss"])
     return check_as(Export, cfg)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from kd.errors import Damaged, UserError, nearest
 from kd.log import say
-from kd.sealed import read_sealed
+from kd.report_file import WholeReport, read_report
 from kd.teachers.header import STUDENT, header_of
 from kd.trust import trusted
 from kd.writing import writable
@@ -18,8 +18,6 @@ if TYPE_CHECKING:  # torch takes seconds to import; a folder that is no run is r
     from kd.data.base import DataModule
     from kd.nets.build import Shape
     from kd.store import Done
-
-SCHEMA = 1
 
 
 @dataclass(frozen=True)
@@ -49,18 +47,21 @@ class Finished:
         """
         from kd.store import Store
 
-        keys = {model["role"]: model["stage"] for model in self.report["models"]}
-        if role not in keys:
-            raise UserError(f"{self.folder}: the run has no {role}; it has {', '.join(keys)}{nearest(role, keys)}")
+        key = self._key(role)
         roots = self._stores()
         for root in roots:
-            if done := Store(root).find(keys[role]):
+            if done := Store(root).find(key):
                 trusted(done.record["spec"]["net"], "net", str(done.folder), self.trust)
                 return done
         looked = ", ".join(map(str, roots)) or "no folder called store near it"
-        raise UserError(
-            f"{self.folder}: the weights of the {role} (stage {keys[role]}) are not there; looked in {looked}"
-        )
+        raise UserError(f"{self.folder}: the weights of the {role} (stage {key}) are not there; looked in {looked}")
+
+    def _key(self, role: str) -> str:
+        """Of a role's stage."""
+        keys = {model["role"]: model["stage"] for model in self.report["models"]}
+        if role not in keys:
+            raise UserError(f"{self.folder}: the run has no {role}; it has {', '.join(keys)}{nearest(role, keys)}")
+        return str(keys[role])
 
     def _stores(self) -> list[Path]:
         """Where its stages may be: beside the folder that the run is in, or where it was told to write."""
@@ -80,6 +81,7 @@ class Finished:
 
         if role != "student":
             return load_net(self.stage(role))
+        self._key(role)
         file = self.folder / STUDENT
         if header_of(file) is None:
             raise UserError(
@@ -119,13 +121,19 @@ class Finished:
             return Shape(*header["shape"])
         return Shape(*self.stage(self.roles[0]).record["spec"]["shape"])
 
-    def room(self, out: str | None) -> Path:
+    def room(self, out: str | None, inside: str = "") -> Path:
         """The folder that a command's results go into: its own, or the one named by the config's `out`.
 
+        Args:
+            inside: the name of a folder in its own.
+
         Raises:
-            UserError: nothing can be written there; to be told before anything is measured.
+            UserError: nothing can be written there, or it is a link to elsewhere; to be told before anything is
+                measured.
         """
-        folder = Path(out).expanduser() if out is not None else self.folder
+        folder = Path(out).expanduser() if out is not None else self.folder / inside
+        if out is None and not folder.resolve().is_relative_to(self.folder):
+            raise UserError(f"out: {folder} is a link out of the run's folder; name another folder")
         return writable(folder, "out", "; name another folder").resolve()
 
     def data(self, **changes: Any) -> "DataModule":
@@ -138,10 +146,13 @@ class Finished:
             UserError: it is not there, or names a source that is not trusted.
         """
         from kd.construct import construct
+        from kd.data.base import DataModule
 
         node = {**self.report["config"]["data"], **changes}
         trusted(node, "data", f"{self.folder}: its config", self.trust)
-        data: DataModule = construct(node, "data")
+        data = construct(node, "data")
+        if not isinstance(data, DataModule):
+            raise UserError(f"{self.folder}: its config names {node['_target_']!r}, which is no data set")
         return data
 
 
@@ -159,6 +170,7 @@ def read_student(file: Path, where: str, trust: Sequence[str] = ()) -> tuple["nn
     Raises:
         UserError: it is no such file, is damaged, or names a net that is not trusted.
     """
+    from kd.data.folder import plain
     from kd.nets.build import Shape, build_net, set_normalization
     from kd.teachers.checkpoint import load_weights, read_weights
 
@@ -169,12 +181,12 @@ def read_student(file: Path, where: str, trust: Sequence[str] = ()) -> tuple["nn
     read_weights(file, where)  # and with them the header, which is what a net is built from
     try:
         shape, normalization = Shape(*header["shape"]), (tuple(header["mean"]), tuple(header["std"]))
-        classes = tuple(map(str, header["classes"]))
+        classes = tuple(map(plain, header["classes"]))
     except (KeyError, TypeError) as error:
         raise UserError(f"{file}: its header is damaged ({error!r})") from error
     if len(classes) != shape.num_classes:
         raise UserError(f"{file}: its header names {len(classes)} classes for a net of {shape.num_classes}")
-    net = build_net(header["net"], shape, str(file), load=False)
+    net = build_net(header["net"], shape, str(file), load=False, most=file.stat().st_size)
     load_weights(net, file, str(file))
     set_normalization(net, normalization, shape.channels, str(file))
     return net.eval(), shape, classes
@@ -202,23 +214,8 @@ def open_run(path: str | Path, where: str = "run", trust: Sequence[str] = ()) ->
         inside = sorted(each.parent.name for each in folder.glob("*/report.json"))
         hint = f"; these folders in it are: {', '.join(inside[-5:])}" if inside else ""
         raise UserError(f"{where}: {folder} has no report.json, so it is no run's{hint}")
-    report = read_report(file)
-    if "data" not in report["config"]:
-        raise Damaged(f"{where}: {file} is damaged: its config names no data")
-    return Finished(folder, report, tuple(trust))
-
-
-def read_report(file: Path) -> dict[str, Any]:
-    """What a run's `report.json` says.
-
-    Raises:
-        OSError: it is not there, or cannot be read.
-        Damaged: it is not as it was written, or nobody's report.
-        UserError: a later kd wrote it.
-    """
-    report = read_sealed(file, SCHEMA, "report")
     try:
-        _ = dict(report["config"]), [(model["role"], model["stage"]) for model in report["models"]]
-    except (KeyError, TypeError, ValueError) as error:
-        raise Damaged(f"{file} is damaged, or no report of kd ({error!r})") from error
-    return report
+        report = read_report(file, WholeReport)
+    except Damaged as error:
+        raise Damaged(f"{where}: {error}") from error
+    return Finished(folder, report, tuple(trust))

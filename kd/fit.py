@@ -25,7 +25,7 @@ from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from torch import Tensor, nn
 
 from kd.checkpoints import WholeCheckpoints, last_good, read_checkpoint
-from kd.construct import check_keywords
+from kd.construct import REFUSALS, check_keywords, check_values
 from kd.data.base import DataModule
 from kd.distiller import Distiller
 from kd.errors import Diverged, Interrupted, UserError
@@ -240,6 +240,7 @@ class Curves(TensorBoardLogger):
 
 def _make_trainer(spec: Mapping[str, Any], folder: Path, runtime: Mapping[str, Any], own: list[Callback]) -> L.Trainer:
     _quiet()
+    check_values(L.Trainer, {**runtime, **spec["trainer"]}, "trainer")
     options = {
         "enable_progress_bar": sys.stderr.isatty(),
         "gradient_clip_val": spec["gradient_clip"],
@@ -261,7 +262,7 @@ def _make_trainer(spec: Mapping[str, Any], folder: Path, runtime: Mapping[str, A
     check_keywords(L.Trainer, options, "trainer")
     try:
         trainer = L.Trainer(**options)
-    except (MisconfigurationException, TypeError, ValueError) as error:
+    except (MisconfigurationException, ImportError, *REFUSALS) as error:
         raise UserError(f"trainer: {error}") from error
     _check_precision(trainer.precision, str(options["precision"]) if "precision" in options else None)
     if trainer.num_nodes > 1:

@@ -1,6 +1,7 @@
 """What a command says while it works: plain lines on stderr, so that stdout holds results alone."""
 
 import io
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,12 +14,22 @@ from kd.writing import writing
 
 T = TypeVar("T")
 
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
 console = Console(stderr=True, highlight=False)
 
 
 def say(message: str) -> None:
     """One line to the person at the terminal, or to the job's log."""
-    console.print(message, markup=False, soft_wrap=True)
+    console.print(printable(message), markup=False, soft_wrap=True)
+
+
+def printable(text: str) -> str:
+    """Text for a terminal or a file of text: control characters, which may come from files, are shown and not obeyed.
+
+    Ends of lines and tabs stay.
+    """
+    return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def waiting(steps: Sequence[T], what: str) -> Iterator[T]:

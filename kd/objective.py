@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd.construct import construct, resolve_target
+from kd.construct import check_values, construct, resolve_target
 from kd.errors import UserError, nearest
 from kd.nets.build import Shape
 from kd.schedules import ANY, NOT_NEGATIVE, POSITIVE, is_schedule, make_schedule
@@ -65,10 +65,13 @@ def read_term(node: Mapping[str, Any], where: str) -> Request:
         if name not in own:
             accepted = ", ".join(own) or "none"
             raise UserError(f"{key}: no such parameter; accepted are {accepted}{nearest(name, own)}")
-        if is_schedule(value) and name not in step:
+        if is_schedule(value, key) and name not in step:
             raise UserError(f"{key}: is set once, when the loss is built, so it cannot be a schedule")
-        if is_schedule(value) or name == "temperature":
+        if is_schedule(value, key) or name == "temperature":
             make_schedule(value, key, POSITIVE if name == "temperature" else ANY)
+    numbers = {name: value for name, value in keywords.items() if not is_schedule(value, f"{where}.loss.{name}")}
+    for function in (target, target.forward) if learns else (target,):  # type: ignore[attr-defined]
+        check_values(function, numbers, f"{where}.loss")
     for name in own:
         if name not in keywords and (made.get(name) or step[name]).default is inspect.Parameter.empty:
             raise UserError(
@@ -94,6 +97,8 @@ def read_terms(node: Mapping[str, Any], where: str = "loss") -> dict[str, Reques
     if node.get("teacher", "teacher") not in ("teacher", "baseline"):
         raise UserError(f"{where}.teacher: found {node['teacher']!r}, accepted are teacher, baseline")
     terms = node.get("terms") or {}
+    if not isinstance(terms, Mapping):
+        raise UserError(f"{where}.terms: found {terms!r}, accepted is a mapping of names to terms")
     if "ce" in terms:
         raise UserError(f"{where}.terms.ce: that name is the cross-entropy's own, whose weight is {where}.ce_weight")
     return {name: read_term(term, f"{where}.terms.{name}") for name, term in terms.items()}
@@ -251,7 +256,9 @@ def _full(value: Any) -> Any:
     return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
-def _check_keys(node: Mapping[str, Any], accepted: tuple[str, ...], where: str) -> None:
+def _check_keys(node: Any, accepted: tuple[str, ...], where: str) -> None:
+    if not isinstance(node, Mapping):
+        raise UserError(f"{where}: found {node!r}, accepted is a mapping with the keys {', '.join(accepted)}")
     for name in node:
         if name not in accepted:
             raise UserError(

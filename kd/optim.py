@@ -1,5 +1,6 @@
 """Optimisers, and how their learning rate moves over a stage."""
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args
 
@@ -14,6 +15,7 @@ from torch.optim.lr_scheduler import (
 )
 
 from kd.construct import construct
+from kd.errors import UserError
 
 Schedule = Literal["onecycle", "cosine", "step", "constant"]
 SCHEDULES = get_args(Schedule)
@@ -39,6 +41,8 @@ def make_optimizer(
     """
     optimizer: Optimizer = construct(optim, where, params=[p for p in parameters if p.requires_grad])
     lr = optimizer.param_groups[0]["lr"]
+    if not math.isfinite(lr):  # torch takes infinity
+        raise UserError(f"{where}.lr: found {lr}, accepted is a finite number from 0")
     match schedule:
         case "onecycle":
             return optimizer, OneCycleLR(

@@ -33,6 +33,7 @@ from kd.stages import complete, make_stage
 from kd.store import Done, Store
 from kd.tapped import try_out
 from kd.teachers.header import SCHEMA, STUDENT
+from kd.teachers.source import file_of
 from kd.tensors import save_tensors
 from kd.trained import logits_of
 from kd.writing import writable, writing
@@ -150,12 +151,19 @@ def preflight(chain: Sequence[Link], config: Config, data: DataModule) -> None:
     Raises:
         UserError: for what cannot be built.
     """
-    ranks = int(config.trainer.get("devices", 1)) * int(config.trainer.get("num_nodes", 1))
+    ranks = config.trainer.get("devices", 1) * config.trainer.get("num_nodes", 1)
     for link in chain:
+        learns = False
         if link.objective != LABELS_ONLY:
-            check_labels(try_out(link, data), data)
+            objective = try_out(link, data)
+            check_labels(objective, data)
+            learns = any(True for _ in objective.parameters())
+        if link.trains == "loss" and not learns:
+            raise UserError(f"stage.{link.name}.trains: found 'loss', but its loss learns nothing; accepted is all")
         at, recipe = link.recipe_at, link.recipe
-        net = build_net(link.net, data.shape, link.where, load=not (link.path or link.start))
+        file = file_of(link, data)
+        most = file.stat().st_size if file and link.trains == "none" else None
+        net = build_net(link.net, data.shape, link.where, load=not (link.path or link.start), most=most)
         if link.trains == "head":
             check_head(net, data, at)
         if link.trains == "none":

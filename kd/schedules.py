@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-from kd.construct import check_keywords, resolve_target
+from kd.construct import check_keywords, check_values, resolve_target
 from kd.errors import UserError, nearest
 
 Schedule = Callable[[float], float]
@@ -97,12 +97,12 @@ GRID = [i / 100 for i in range(101)]
 NAMES = ("constant", "linear", "cosine", "step", "warmup", "one_minus")
 
 
-def is_schedule(value: Any) -> bool:
+def is_schedule(value: Any, where: str = "schedule") -> bool:
     """Whether a value in the config is a schedule: it has the key `schedule`, or a `_target_` that takes `progress`."""
     if not isinstance(value, Mapping):
         return False
     return "schedule" in value or (
-        "_target_" in value and "progress" in inspect.signature(resolve_target(value, "")[0]).parameters
+        "_target_" in value and "progress" in inspect.signature(resolve_target(value, where)[0]).parameters
     )
 
 
@@ -121,7 +121,9 @@ def make_schedule(value: Any, where: str, accept: Accept = ANY) -> Schedule:
             raise UserError(f"{where}: found {value!r}, accepted is {accept.words}, or a schedule of such")
         return partial(constant, value=float(value))
     function, keywords = _resolve(value, where)
-    numbers = {k: make_schedule(v, f"{where}.{k}") if is_schedule(v) else v for k, v in keywords.items()}
+    check_values(function, {k: v for k, v in keywords.items() if not isinstance(v, Mapping)}, where)
+    inner = {k for k, v in keywords.items() if k == "of" or is_schedule(v, f"{where}.{k}")}
+    numbers = {k: make_schedule(v, f"{where}.{k}") if k in inner else v for k, v in keywords.items()}
     schedule = partial(function, **numbers)
     for progress in GRID:
         try:
@@ -143,7 +145,7 @@ def _resolve(node: Mapping[str, Any], where: str) -> tuple[Callable[..., float],
             )
         function = getattr(sys.modules[__name__], name)
         keywords = {str(k): v for k, v in node.items() if k != "schedule"}
-    elif is_schedule(node):
+    elif is_schedule(node, where):
         function, keywords = resolve_target(node, where)
     else:
         raise UserError(

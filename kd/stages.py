@@ -43,7 +43,7 @@ RUNTIME_ONLY = {"accelerator", "strategy", "log_every_n_steps", "deterministic",
 LEARNED = "learned.safetensors"
 
 # Trainer options under which an epoch may not see all images, whose views are then not worth computing all.
-PARTIAL_EPOCHS = {"limit_train_batches", "overfit_batches", "fast_dev_run", "max_steps", "max_time"}
+PARTIAL_EPOCHS = {"limit_train_batches", "overfit_batches", "max_steps", "max_time"}
 
 Watch = Callable[[Mapping[str, float]], None]  # is shown an epoch's metrics, and may raise `Dropped`
 

@@ -14,6 +14,10 @@ ACCEPTED = {
 }
 
 
+# Keywords with which a library reads weights or settings from anywhere.
+READING = {"cache_dir", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "weights", "weights_backbone"}
+
+
 def trusted(
     node: Any, kind: str, where: str, trust: Sequence[str] = (), remedy: str = "trust=[PACKAGE] allows a package"
 ) -> None:
@@ -31,6 +35,8 @@ def trusted(
     if isinstance(node, Mapping):
         if "_target_" in node:
             target = str(node["_target_"])
+            if re.fullmatch(LIBRARIES, target) and (unsafe := READING & node.keys()):
+                raise UserError(f"{where}: {target} with {', '.join(sorted(unsafe))}, which would read other files")
             allowed = any(target.startswith(f"{name}.") for name in trust)
             if not allowed and not re.fullmatch(ACCEPTED[kind][1], target):
                 raise UserError(

@@ -18,13 +18,12 @@ from typing import Annotated, Any, NoReturn
 
 import hydra
 from hydra import compose
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from kd.command import CONF, job, run_command, this_command, typed_keys
-from kd.config import Config, Node, Strict, check, check_as
+from kd.command import CONF, job, run_command, this_command, typed, typed_keys
+from kd.config import Config, FolderName, Node, Seed, Strict, check, check_as
 from kd.errors import UserError
 from kd.tuning.space import Space, read_space
 
@@ -51,8 +50,8 @@ class Tuning(Strict):
     startup_trials: PositiveInt
     pruning: bool
     warmup_epochs: NonNegativeInt
-    seeds: Annotated[list[NonNegativeInt], Field(min_length=1), AfterValidator(_once)]
-    study: Annotated[str, Field(pattern=r"^[^/\\\n]+$")] | None
+    seeds: Annotated[list[Seed], Field(min_length=1), AfterValidator(_once)]
+    study: FolderName | None
     storage: str | None
     search: SearchNode
 
@@ -96,7 +95,7 @@ class Request:
         return check(_of_train(self.compose(overrides)), typed_keys([*self.overrides, *overrides]))
 
 
-def accept(cfg: DictConfig, typed: Collection[str]) -> Request:
+def accept(cfg: DictConfig, keys: Collection[str]) -> Request:
     """Check a composed config with all that is to be searched, before anything heavy is imported.
 
     Raises:
@@ -104,7 +103,7 @@ def accept(cfg: DictConfig, typed: Collection[str]) -> Request:
     """
     own = set(Tuning.model_fields)
     tuning = check_as(Tuning, OmegaConf.create({key: _plain(cfg[key]) for key in own}))
-    task = list(HydraConfig.get().overrides.task)
+    task = typed()
     overrides = tuple(each for each in task if not typed_keys([each]) & own)
     node, asked = as_typed(tuning.search.space, task)
     base = _composed(overrides, [])
@@ -113,7 +112,7 @@ def accept(cfg: DictConfig, typed: Collection[str]) -> Request:
     about = "{data}_{teacher}_to_{student}_{loss}".format(**choices)
     about += f"_{choices['experiment']}" if choices["experiment"] else ""
     default = space.defaults(base)
-    config = check(_of_train(base), typed)
+    config = check(_of_train(base), keys)
     if config.force:
         raise UserError("force: found true; what is finished is not trained again in a search, so accepted is false")
     return Request(tuning, config, space, overrides, default, about)

@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -28,11 +29,11 @@ def writable(folder: Path, where: str = "output_dir", remedy: str = "") -> Path:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".write_test"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"{where}: cannot write into {folder.resolve()}: {error.strerror}{remedy}") from error
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except (OSError, ValueError) as error:  # of a name that no file can have
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{where}: cannot write into {folder.absolute()}: {reason}{remedy}") from error
     return folder
 
 
@@ -67,6 +68,7 @@ def whole(path: Path, what: str = "") -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with writing(path, what):
+            temporary.unlink(missing_ok=True)  # never written through, if it is a link that somebody has put there
             yield temporary
             temporary.replace(path)
     finally:

@@ -1,7 +1,6 @@
 """`kd.benchmark`: counts by hand, turns, and backends that are not there. No speed is asserted."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from composed import composed_command
 from torch import nn
 
 from kd.benchmark import Benchmark, _checked
-from kd.errors import UserError
 from kd.finished import open_run
 from kd.measure.backends import Subject, UnavailableError
 from kd.measure.cost_figure import figure_of
@@ -252,30 +250,3 @@ def test_all_backends(finished: Path, tmp_path: Path) -> None:
         assert cells == {(name, batch) for name in ("eager", "compile", "onnx", "onnx_int8") for batch in (1, 64)}
         assert each["onnx_int8_bytes"] > 0
         assert each["onnx_bytes"] > 0
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["run=nowhere"], "run: there is no folder"),
-        (["run=x.partial"], "is not finished"),
-        (
-            ["run=.", "backends=[eagre]"],
-            "backends: found 'eagre'; accepted are eager, compile, onnx, onnx_int8",
-        ),
-        (["run=.", "thread=2"], "thread: no such key; did you mean 'threads'?"),
-    ],
-)
-def test_bad_input_is_one_message(arguments: list[str], said: str, tmp_path: Path) -> None:
-    (tmp_path / "x.partial").mkdir()
-    words = [sys.executable, "-m", "kd.benchmark", *arguments]
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert said in done.stderr
-    assert len(done.stderr.splitlines()) == 1
-
-
-def test_numbers_out_of_range(finished: Path) -> None:
-    for override, said in (("threads=0", "threads: found 0"), ("batches=[0]", "batches"), ("batches=[]", "batches")):
-        with pytest.raises(UserError, match=said):
-            config(finished, override)

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,8 @@ from tensorboard.plugins.hparams.metadata import (
 )
 from tensorboard.util import tensor_util
 
-from kd.command import run_command
 from kd.config import Config, check
-from kd.dashboard import main, refresh, runs_in
+from kd.dashboard import refresh, runs_in
 from kd.reports.run_events import method
 from kd.run import run
 
@@ -254,12 +252,3 @@ class TestNames:
         refresh(shown, {"a": tmp_path / "one", "b": tmp_path / "two"})
         refresh(shown, {"a": tmp_path / "two", "c": tmp_path / "one"})
         assert {link.name: link.resolve().name for link in shown.iterdir()} == {"a": "two", "c": "one"}
-
-    def test_no_such_folder(
-        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        monkeypatch.setattr(sys, "argv", ["kd.dashboard", str(tmp_path / "nowhere")])
-        with pytest.raises(SystemExit) as end:
-            run_command(main, "kd.dashboard")
-        assert end.value.code == 2
-        assert "nowhere: there is no such folder" in capsys.readouterr().err

@@ -238,25 +238,6 @@ def test_what_may_stand_for_corruptions(tmp_path: Path) -> None:
         config(tmp_path, "severities=[6]")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["run=nowhere"], "run: there is no folder"),
-        (["run=x.partial"], "is not finished"),
-        (["run=."], "has no report.json, so it is no run's"),
-        ([], "run: must be given"),
-        (["run=.", "corruption=true"], "corruption: no such key; did you mean 'corruptions'?"),
-    ],
-)
-def test_bad_input_is_one_message(arguments: list[str], said: str, tmp_path: Path) -> None:
-    (tmp_path / "x.partial").mkdir()
-    words = [sys.executable, "-m", "kd.evaluate", *arguments]
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert said in done.stderr
-    assert len(done.stderr.splitlines()) == 1
-
-
 def test_help_has_examples() -> None:
     words = [sys.executable, "-m", "kd.evaluate", "--help"]
     done = subprocess.run(words, capture_output=True, text=True, check=True)

@@ -186,21 +186,3 @@ def test_the_net_and_its_mode_stay_as_they_are(tmp_path: Path) -> None:
     assert [module.training for module in net] == [True, False, True, True]
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert torch.equal(torch.get_rng_state(), drawn)
-
-
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("formats=[onxx]", "formats: found 'onxx'; accepted are onnx, int8, pt2; did you mean 'onnx'"),
-        ("formats=[]", "formats: found"),
-        ("calibration=0", "calibration: found 0"),
-    ],
-)
-def test_bad_settings(shipped: Shipped, override: str, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        shipped.config(override)
-
-
-def test_an_unknown_role(shipped: Shipped) -> None:
-    with pytest.raises(UserError, match=r"has no techer; .*did you mean 'teacher'"):
-        export(open_run(shipped.run), shipped.config("role=techer"), "again")

@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from commands import exit_code
 from composed import composed
 from safetensors.torch import load_file
 
-import kd.incremental
-from kd.command import run_command
 from kd.construct import construct
 from kd.finished import open_run
 from kd.fit import History
@@ -264,57 +263,11 @@ def test_exemplars_are_part_of_any_method(out: Path) -> None:
     assert min(counts[7:]) > 3
 
 
-def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """Run the command in this process; its exit code."""
-    monkeypatch.setattr(sys, "argv", kd.incremental.as_group(["kd.incremental", *arguments]))
-    with pytest.raises(SystemExit) as end:
-        run_command(kd.incremental.main, "kd.incremental")
-    return int(end.value.code or 0)
-
-
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("incremental.tasks=11", "incremental.tasks: found 11, the data has 10 classes"),
-        ("incremental.tasks=0", "incremental.tasks: found 0"),
-        ("incremental.tasks=[[0,1],[1]]", "incremental.tasks: class '1' is in task 1 and in task 2"),
-        ("incremental.tasks=[[0,1],[12]]", "incremental.tasks[1]: there is no class '12'"),
-        ("incremental.exemplars=9", "incremental.exemplars: found 9 for 10 classes"),
-        ("incremental.first=4", "incremental.first: needs incremental.step"),
-        ("incremental.method=lwff", "incremental/method: there is no 'lwff'"),
-        ("incremental.taks=4", "incremental.taks: no such key; did you mean 'incremental.tasks'"),
-        ("incremental.method=finetune loss=kd", "loss: kd cannot do with a teacher that knows 7 of 10 classes"),
-        ("+student.taps=[hidden]", "student.taps: a net that grows is tapped nowhere"),
-        ("data.unlabeled=somewhere", "data.unlabeled: images without labels belong to no task"),
-        ("batch_size=500", "batch_size: 500 on 1 device"),
-        ("student.net.hiden=[3]", "student.net"),
-    ],
-)
-def test_bad_input_is_one_message(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, override: str, message: str
-) -> None:
-    assert command(monkeypatch, *TINY, f"output_dir={tmp_path}", *override.split()) == 2
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert lines[0].startswith(f"kd: {message}"), lines
-    assert len(lines) == 1
-    assert not list((tmp_path / "runs").glob("*"))
-
-
-def test_a_weight_that_changes_nothing_is_refused(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    words = (*TINY, f"output_dir={tmp_path}", "incremental.method=finetune", "incremental.weight=1")
-    assert command(monkeypatch, *words) == 2
-    assert "incremental.weight: the chosen loss does not use it" in capsys.readouterr().err
-
-
 @pytest.mark.slow
-def test_a_sweep_over_methods_and_seeds(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_a_sweep_over_methods_and_seeds(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     words = ["-m", *TINY, f"output_dir={tmp_path}", "incremental.method=lwf,icarl", "seed=0,1", "incremental.tasks=2"]
     words += ["epochs=1"]
-    assert command(monkeypatch, *words) == 0
+    assert exit_code("incremental", *words) == 0
     assert "Ranked by validation" in capsys.readouterr().out
     (sweep,) = (tmp_path / "sweeps").iterdir()
     reports = [json.loads(path.read_text()) for path in sweep.glob("*/report.json")]
@@ -327,7 +280,7 @@ def test_a_sweep_over_methods_and_seeds(
     orders = {tuple(map(tuple, each["incremental"]["tasks"])) for each in reports}
     assert len(orders) == 2  # the order goes with the seed
     assert all(each["command"].startswith("python -m kd.incremental ") for each in reports)
-    assert command(monkeypatch, *words) == 0
+    assert exit_code("incremental", *words) == 0
     assert "4 jobs in" in (said := capsys.readouterr().err)
     assert "4 of them done" in said
     text = write_summary([sweep])

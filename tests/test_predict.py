@@ -2,26 +2,17 @@
 
 import csv
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from commands import exit_code
 from PIL import Image
 from shipped import CLASSES, Shipped
 
 from kd import load
-from kd.command import run_command
 from kd.errors import UserError
-from kd.predict import Predict, files_of, main
-
-
-def typed(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
-    """The exit code of the command."""
-    monkeypatch.setattr(sys, "argv", ["kd.predict", *words])
-    with pytest.raises(SystemExit) as ended:
-        run_command(main, "kd.predict")
-    return int(ended.value.code or 0)
+from kd.predict import Predict, files_of
 
 
 @pytest.fixture
@@ -38,10 +29,10 @@ def pictures(shipped: Shipped, tmp_path: Path) -> Path:
 
 
 def test_every_image_has_a_row_and_a_broken_one_its_error(
-    shipped: Shipped, pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    shipped: Shipped, pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = pictures / "preds.csv"
-    assert typed(monkeypatch, f"model={shipped.run}", f"images={pictures}", f"out={out}") == 1
+    assert exit_code("predict", f"model={shipped.run}", f"images={pictures}", f"out={out}") == 1
     assert "1 of 6 images could not be read" in capsys.readouterr().err
     with out.open() as file:
         rows = list(csv.DictReader(file))
@@ -61,14 +52,12 @@ def test_every_image_has_a_row_and_a_broken_one_its_error(
         assert row["error"] == ""
 
 
-def test_all_models_and_both_kinds_of_file_say_the_same(
-    shipped: Shipped, pictures: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_all_models_and_both_kinds_of_file_say_the_same(shipped: Shipped, pictures: Path) -> None:
     (pictures / "more" / "broken.jpg").unlink()
     found = []
     for model in (shipped.run, shipped.run / "student.safetensors", shipped.files / "student.onnx"):
         out = pictures / "preds.json"
-        assert typed(monkeypatch, f"model={model}", f"images={pictures}", f"out={out}") == 0
+        assert exit_code("predict", f"model={model}", f"images={pictures}", f"out={out}") == 0
         found.append(json.loads(out.read_text()))
     assert [row["error"] for row in found[0]] == [None] * 5
     assert set(found[0][0]["probabilities"]) == set(CLASSES)
@@ -78,11 +67,9 @@ def test_all_models_and_both_kinds_of_file_say_the_same(
             assert row["probabilities"] == pytest.approx(first["probabilities"], abs=1e-5)
 
 
-def test_without_a_file_the_table_goes_to_stdout(
-    shipped: Shipped, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_a_file_the_table_goes_to_stdout(shipped: Shipped, capsys: pytest.CaptureFixture[str]) -> None:
     image = shipped.photos / "cat" / "01.png"
-    assert typed(monkeypatch, f"model={shipped.files / 'student.int8.onnx'}", f"images={image}") == 0
+    assert exit_code("predict", f"model={shipped.files / 'student.int8.onnx'}", f"images={image}") == 0
     rows = list(csv.reader(capsys.readouterr().out.splitlines()))
     assert [row[0] for row in rows] == ["path", str(image)]
 
@@ -111,39 +98,12 @@ def test_what_images_means(pictures: Path) -> None:
 
 
 def test_a_listed_file_that_is_not_there_has_a_row_too(
-    shipped: Shipped, pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    shipped: Shipped, pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = f"images=[{pictures / 'z.png'},{pictures / 'a.png'}]"
-    assert typed(monkeypatch, f"model={shipped.run / 'student.safetensors'}", asked) == 1
+    assert exit_code("predict", f"model={shipped.run / 'student.safetensors'}", asked) == 1
     rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
     assert [row["error"] for row in rows] == ["No such file or directory", ""]
-
-
-def test_bad_input_is_told_in_one_message(
-    shipped: Shipped, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "r.partial").mkdir()
-    (tmp_path / "list.txt").write_text("\n")
-    model, images = f"model={shipped.run}", f"images={shipped.photos}"
-    for words, message in (
-        ((f"model={tmp_path}", images), "has no report.json, so it is no run's"),
-        ((f"model={tmp_path / 'r.partial'}", images), "is not finished"),
-        ((model, f"images={tmp_path / 'empty'}"), "images: no image in"),
-        ((model, f"images={tmp_path / 'list.txt'}"), "images: no image in"),
-        ((model, "images=[]"), "images: no image in"),
-        ((model, f"images={shipped.photos}s"), "did you mean 'photos'"),
-        ((model, images, "out=x.xls"), "names that end in .csv or .json"),
-        ((model, images, f"out={tmp_path}/no/x.csv"), "out: there is no folder"),
-        ((model, images, "device=gpuu"), "device: found 'gpuu'"),
-        ((model,), "images: must be given"),
-        ((model, images, "otu=x.csv"), "otu: no such key; did you mean 'out'"),
-    ):
-        assert typed(monkeypatch, *words) == 2, words
-        said = capsys.readouterr()
-        assert message in said.err, words
-        assert said.err.count("\n") == 1
-        assert said.out == ""
 
 
 def test_nothing_is_left_of_a_table_that_was_not_finished(shipped: Shipped, tmp_path: Path) -> None:

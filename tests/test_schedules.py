@@ -50,7 +50,7 @@ def test_values(node: Any, expected: dict[float, float]) -> None:
         ({"schedule": "POSITIVE"}, "x.schedule: found 'POSITIVE', accepted are constant, linear"),
         ({"schedule": "linear", "start": 1, "ende": 2}, "x.ende: no such parameter.*did you mean 'end'"),
         ({"schedule": "linear", "start": 1}, "x: end must be given"),
-        ({"schedule": "linear", "start": 1, "end": "two"}, "x: "),
+        ({"schedule": "linear", "start": 1, "end": "two"}, "x.end: found 'two'; input should be a valid number"),
         ({"schedule": "linear", "start": 1, "end": 2, "over": 0}, "x: over: found 0, accepted"),
         ({"schedule": "step", "start": 1, "end": 2, "at": 2}, "x: at: found 2, accepted"),
         ({"start": 1, "end": 2}, "x: found .*accepted is a number, or a schedule"),

@@ -3,19 +3,17 @@ import json
 import math
 import re
 import statistics
-import sys
 from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import exit_code
 from matplotlib.figure import Figure
 from scipy.stats import t as student_t
 
 import kd.summary.figures
-from kd.command import run_command
-from kd.report import main
 from kd.summary import write_summary
 from kd.summary.figures import LATENCY, cost_plot, families, gain_plot, heat_map, learning_curves, points_of
 from kd.summary.groups import Row, group
@@ -277,16 +275,9 @@ def test_files(tmp_path: Path) -> None:
     assert page.count('src="data:image/svg+xml;base64,') == 5
 
 
-def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["kd.report", *arguments])
-    with pytest.raises(SystemExit) as end:
-        run_command(main, "kd.report")
-    return int(end.value.code or 0)
-
-
-def test_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     list(folders(tmp_path, [report(seed) for seed in range(2)]))
-    assert command(monkeypatch, str(tmp_path / "run0"), str(tmp_path / "run1")) == 0
+    assert exit_code("report", str(tmp_path / "run0"), str(tmp_path / "run1")) == 0
     said = capsys.readouterr()
     assert "| all runs | 2 |" in said.out
     assert "run0: summary.csv, summary.md, summary.html" in said.err
@@ -295,28 +286,3 @@ def test_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest
         "summary.md",
         "summary.html",
     }
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (None, "no report.json"),
-        ("{", "no report of kd"),
-        ('{"schema": 9}', "schema 9"),
-        ('{"schema": 1}', "no report of kd"),
-        ("[]", "no report of kd"),
-    ],
-)
-def test_bad_input(
-    content: str | None,
-    words: str,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    if content is not None:
-        (tmp_path / "report.json").write_text(content)
-    assert command(monkeypatch, str(tmp_path)) == 2
-    assert words in capsys.readouterr().err
-    assert command(monkeypatch, str(tmp_path / "nowhere")) == 2
-    assert "nowhere" in capsys.readouterr().err

@@ -19,6 +19,7 @@ from typing import Any
 import optuna
 import pytest
 import torch
+from commands import exit_code
 from composed import CONF, TINY, composed, link
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -36,21 +37,12 @@ from kd.data.base import DataModule
 from kd.errors import Dropped, Interrupted, UserError
 from kd.stages import complete, make_stage
 from kd.store import Store
-from kd.tune import Tuning, as_typed, start
+from kd.tune import Tuning, as_typed
 from kd.tuning.compare import bought, spread
 from kd.tuning.space import read_space, text_of
 
 MORE = ["epochs=6", "optim.lr=0.02", "startup_trials=2"]  # so that settings differ in accuracy, and TPE chooses some
 ARGUMENTS = ["model=mlp_to_mlp", *TINY, "study=s", "seeds=[1,2]"]
-
-
-def command(*arguments: str) -> int:
-    """Run the command in this process; its exit code."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["kd.tune", *arguments])
-        with pytest.raises(SystemExit) as end:
-            start()
-    return int(end.value.code or 0)
 
 
 def searched(out: Path, *arguments: str) -> int:
@@ -60,7 +52,7 @@ def searched(out: Path, *arguments: str) -> int:
         options, overrides = list(arguments[:2]), list(arguments[2:])
         if options[0] != "--config-dir":
             options, overrides = [], list(arguments)
-        return command(*options, *ARGUMENTS, f"output_dir={out}", *overrides)
+        return exit_code("tune", *options, *ARGUMENTS, f"output_dir={out}", *overrides)
 
 
 def rows(out: Path) -> list[dict[str, str]]:
@@ -109,7 +101,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Whole]:
         for module in (kd.stages, kd.trained):
             patch.setattr(module, "predict_logits", counted)
         patch.setattr(kd.tuning.search, "compare_settings", compared)
-        found.code = command(*ARGUMENTS, f"output_dir={out}", "n_trials=4", *MORE)
+        found.code = exit_code("tune", *ARGUMENTS, f"output_dir={out}", "n_trials=4", *MORE)
     found.said, found.printed = said.getvalue(), printed.getvalue()
     return found
 
@@ -178,7 +170,7 @@ def test_comparison_is_over_seeds_and_as_in_the_reports(whole: Whole) -> None:
 def test_after_the_end_nothing_is_done_again(whole: Whole, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kd.fit.fit", lambda *args, **options: pytest.fail("trained again"))
     before = sorted((whole.out / "tune/s/runs").iterdir())
-    assert command(*ARGUMENTS, f"output_dir={whole.out}", "n_trials=4", *MORE) == 0
+    assert exit_code("tune", *ARGUMENTS, f"output_dir={whole.out}", "n_trials=4", *MORE) == 0
     assert sorted((whole.out / "tune/s/runs").iterdir()) == before
     assert len(rows(whole.out)) == 4
 
@@ -460,40 +452,6 @@ BAD_SPACE: list[tuple[Any, str]] = [
 def test_what_is_no_space(node: Any, words: str) -> None:
     with pytest.raises(UserError, match=re.escape(f"search.space{'.' * bool(node)}{': ' * (not node)}{words}")):
         read_space(node, composing(), None, {"n_trials"})
-
-
-BAD: list[tuple[Sequence[str], Sequence[str]]] = [
-    (["n_trial=3"], ["n_trial", "'n_trials'"]),
-    (["n_trials=0"], ["n_trials", "0"]),
-    (["seeds=[1,1]"], ["seeds"]),
-    (["seeds=[]"], ["seeds"]),
-    (["study=a/b"], ["study"]),
-    (["search=kdd"], ["search", "'kd'"]),
-    (["storage=nonsense://x"], ["storage", "nonsense"]),
-    (["temperature=0"], ["temperature", "above 0"]),
-    (["search.space.temprature={low: 1, high: 2}"], ["search.space.temprature", "'temperature'"]),
-    (["search.space.temperature={choices: [1, 2], low: 1}"], ["search.space.temperature", "choices"]),
-    (["search.space.loss={choices: [kd, dkdd]}"], ["loss", "dkdd", "'dkd'"]),
-    (["loss=dkd", "search=kd"], ["search.space.alpha", "does not use it", "loss.terms.dkd.loss.target_weight"]),
-    (["loss=dkd", "search.space.alpha={low: 0.1, high: 0.5}"], ["search.space.alpha", "does not use it"]),
-    (["loss=dml"], ["search.space", "nothing to search", "loss.terms.dml.weight"]),
-    (["stages=[baseline]"], ["stages", "distill"]),
-    (["force=true"], ["force"]),
-]
-
-
-@pytest.mark.parametrize(("overrides", "words"), BAD, ids=[" ".join(overrides) for overrides, _ in BAD])
-def test_bad_input_is_one_message(
-    overrides: Sequence[str], words: Sequence[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "out"
-    assert command(*ARGUMENTS, f"output_dir={out}", *overrides) == 2
-    said = capsys.readouterr().err
-    assert "Traceback" not in said
-    assert len(said.splitlines()) <= 6
-    for word in words:
-        assert word in said
-    assert not list(out.glob("store/*/*")), "nothing may have been trained"
 
 
 def test_a_loss_without_alpha_is_searched_without_it() -> None:

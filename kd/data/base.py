@@ -4,10 +4,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import torch
-from pydantic import ValidationError
+from pydantic import Field, NonNegativeInt, ValidationError
 from torch.utils.data import DataLoader, Sampler
 
 from kd.data.batches import Batch, EpochOrder, Gather, InOrder, Loader
@@ -57,7 +57,7 @@ class DataModule(ABC):
         root: str = "data",
         val_fraction: float = 0.1,
         test_fraction: float = 0.2,
-        split_seed: int = 0,
+        split_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0,
         limit: int | None = None,
         augment: Mapping[str, Any] | None = None,
         views: int | None = None,
@@ -67,7 +67,7 @@ class DataModule(ABC):
         license: str | None = None,
         cache: Mode | None = None,
         cache_dir: str | None = None,
-        num_workers: int = 0,
+        num_workers: NonNegativeInt = 0,
     ) -> None:
         for name, fraction in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
             if not 0 < fraction < 1:
@@ -154,7 +154,7 @@ class DataModule(ABC):
             return None
         files = find_images(self.unlabeled) if self.unlabeled.is_dir() else []
         if not files:
-            raise UserError(f"data.unlabeled: no image in {self.unlabeled.resolve()}")
+            raise UserError(f"data.unlabeled: no image in {self.unlabeled.absolute()}")
         _, channels, size, _ = train.pixels.shape
         pixels, good = self.decode(files, size, channels, "data.unlabeled")
         return Images(pixels, torch.full((len(good),), -1))

@@ -40,7 +40,7 @@ class ChestXRay(ImageFolder):
             if {"train", "test"} <= set(found):
                 return found
         raise UserError(
-            f"data.root: no chest X-rays in {(self.root / 'chest_xray').resolve()}: expected there are the folders "
+            f"data.root: no chest X-rays in {(self.root / 'chest_xray').absolute()}: expected there are the folders "
             "train, val and test, each with NORMAL and PNEUMONIA.\n  Get them from "
             "https://www.kaggle.com/datasets/paultimothymooney/chest-xray-pneumonia and unpack them there, or point "
             "data.root or KD_DATA_DIR at a folder that holds chest_xray."

@@ -11,6 +11,7 @@ from kd.data.base import DataModule, Images, Source
 from kd.data.folder import find_images, part_folders, plain, subfolders
 from kd.errors import UserError
 
+LARGEST = 8192  # side of an image, in pixels; some 200 MB each
 Listing = dict[str, list[Path]]  # image files by class name
 
 
@@ -38,8 +39,8 @@ class ImageFolder(DataModule):
         if root is None:
             raise UserError("data.root: must be given: a folder of class folders, or of train, val and test with those")
         super().__init__(root, **options)
-        if not isinstance(image_size, int) or image_size < 1:
-            raise UserError(f"data.image_size: found {image_size!r}, accepted is a number of pixels from 1")
+        if not 1 <= image_size <= LARGEST:
+            raise UserError(f"data.image_size: found {image_size}, accepted is a number of pixels from 1 to {LARGEST}")
         if channels not in (1, 3):
             raise UserError(f"data.channels: found {channels!r}, accepted are 1 (gray) and 3 (RGB)")
         try:
@@ -79,10 +80,10 @@ class ImageFolder(DataModule):
             UserError: there is no such folder as `root`.
         """
         if not self.root.is_dir():
-            raise UserError(f"data.root: no folder {self.root.resolve()}")
+            raise UserError(f"data.root: no folder {self.root.absolute()}")
         found = part_folders(self.root)
         if found and "train" not in found:
-            raise UserError(f"data.root: {self.root.resolve()} has {', '.join(found)}, but no folder train")
+            raise UserError(f"data.root: {self.root.absolute()} has {', '.join(found)}, but no folder train")
         return found or {"train": self.root}
 
     def group(self, path: Path, part: str) -> str:
@@ -96,7 +97,7 @@ class ImageFolder(DataModule):
         if len(listing) < 2:
             found = ", ".join(listing) or "none"
             raise UserError(
-                f"data.root: {folder.resolve()} must hold a folder of images for each of two classes or more; found "
+                f"data.root: {folder.absolute()} must hold a folder of images for each of two classes or more; found "
                 f"folders: {found}"
             )
         for name, files in listing.items():
@@ -116,11 +117,11 @@ def check_classes(listings: Mapping[str, Listing], folders: Mapping[str, Path]) 
         extra, lacking = ([n for n in a if n not in b] for a, b in ((listing, train), (train, listing)))
         if extra:
             raise UserError(
-                f"data.root: {folders[part].resolve()} has class{'es' * (len(extra) > 1)} {', '.join(extra)}, which "
+                f"data.root: {folders[part].absolute()} has class{'es' * (len(extra) > 1)} {', '.join(extra)}, which "
                 f"train lacks; the classes of train are {', '.join(train)}"
             )
         if lacking:
             raise UserError(
-                f"data.root: {folders[part].resolve()} lacks class{'es' * (len(lacking) > 1)} {', '.join(lacking)} of "
+                f"data.root: {folders[part].absolute()} lacks class{'es' * (len(lacking) > 1)} {', '.join(lacking)} of "
                 f"train; train and {part} need the same classes"
             )

@@ -42,7 +42,7 @@ class TorchvisionReader(DataModule):
         except (OSError, RuntimeError, AssertionError, ValueError, EOFError) as error:  # all of them are met
             why = str(error).strip().splitlines()
             raise UserError(
-                f"data.root: {self.reader.__name__} in {place.resolve()} is damaged ({why[0] if why else 'cut off'}); "
+                f"data.root: {self.reader.__name__} in {place.absolute()} is damaged ({why[0] if why else 'cut off'}); "
                 "remove that folder and get it again"
             ) from error
 
@@ -57,7 +57,7 @@ class TorchvisionReader(DataModule):
                 with contextlib.suppress(OSError):  # not empty, or not there
                     folder.rmdir()
             raise UserError(
-                f"data.root: no {self.reader.__name__} in {place.resolve()}, and it could not be downloaded ({why}).\n"
+                f"data.root: no {self.reader.__name__} in {place.absolute()}, and it could not be downloaded ({why}).\n"
                 f"  Expected there are the files {', '.join(self.files)}.\n"
                 f"  Get them from {self.origin} on a machine with a network and put them there, or point data.root or "
                 f"KD_DATA_DIR at a folder that holds {self.folder}."

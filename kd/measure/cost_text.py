@@ -7,6 +7,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from kd.reports.escape import as_code, escaped
 from kd.reports.units import short
 
 Rows = list[list[str]]
@@ -107,6 +108,7 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
 
 def as_markdown(found: Mapping[str, Any]) -> str:
     """`benchmark.md`: all of it, and what is needed to repeat it."""
+    command, run, found = as_code(found["command"]), as_code(found["run"]), escaped(found)
     roles, env = [model["role"] for model in found["models"]], found["environment"]
     stages = ", ".join(f"{model['role']} {model['stage']}" for model in found["models"])
     channels, size, _ = found["shape"]
@@ -119,8 +121,8 @@ def as_markdown(found: Mapping[str, Any]) -> str:
         [
             "## How",
             "",
-            f"- Command: `{found['command']}`",
-            f"- Run: `{found['run']}`; stages {stages}; images of {channels}x{size}x{size}.",
+            f"- Command: {command}",
+            f"- Run: {run}; stages {stages}; images of {channels}x{size}x{size}.",
             "- MACs: multiply-accumulates of convolutions, matrix products and attention for one image. The ONNX files "
             "normalise the images themselves; int8 is calibrated on random images, which changes what it answers, not "
             "how fast.",

@@ -7,6 +7,8 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from kd.reports.escape import as_code, in_markdown
+
 SHOWN = 20  # classes up to which the terminal lists each, and the file holds the whole confusion matrix
 Rows = list[list[str]]
 
@@ -137,9 +139,9 @@ def as_markdown(found: Mapping[str, Any]) -> str:
     """`evaluation.md`: all of it, and what is needed to repeat it."""
     roles, env = [model["role"] for model in found["models"]], found["environment"]
     parts = [
-        [f"# Evaluation of {found['name']}"],
+        [f"# Evaluation of {in_markdown(found['name'])}"],
         _markdown(["", *roles], metric_rows(found)),
-        [f"- {line}" for line in sentences(found)],
+        [f"- {in_markdown(line)}" for line in sentences(found)],
         ["## Classes", "", "Precision / recall, in per cent."],
         _markdown(["class", "images", *roles], class_rows(found)),
         *(part for model in found["models"] for part in _confusion(model, found["data"]["classes"])),
@@ -151,8 +153,8 @@ def as_markdown(found: Mapping[str, Any]) -> str:
     how = [
         "## How",
         "",
-        f"- Command: `{found['command']}`",
-        f"- Run: `{found['run']}`; stages {stages}.",
+        f"- Command: {as_code(found['command'])}",
+        f"- Run: {as_code(found['run'])}; stages {stages}.",
         "- Interval of the accuracy: Wilson. Of differences: bootstrap over the images; p: McNemar's exact test. Brier "
         "score: summed over the classes. ECE: 15 bins of equal width. Temperature: lowest NLL on validation.",
         f"- Finished {found['finished']}, commit {found['git'] or 'unknown'}; Python {env['python']}, torch "
@@ -167,18 +169,18 @@ def _confusion(model: Mapping[str, Any], classes: Sequence[str]) -> list[list[st
     if counts is None:
         return []
     if len(classes) <= SHOWN:
-        rows = [[f"**{name}**", *map(str, row)] for name, row in zip(classes, counts, strict=True)]
+        rows = [[name, *map(str, row)] for name, row in zip(classes, counts, strict=True)]
         head = [f"## What the {model['role']} chooses", "", "Rows: the true class; columns: the chosen one; images."]
         return [head, _markdown(["", *classes], rows)]
     wrong = [(n, t, c) for t, row in enumerate(counts) for c, n in enumerate(row) if n and t != c]
     most = sorted(wrong, key=lambda each: -each[0])[:10]
-    lines = [f"- {classes[t]} as {classes[c]}: {n} images" for n, t, c in most]
+    lines = [f"- {in_markdown(classes[t])} as {in_markdown(classes[c])}: {n} images" for n, t, c in most]
     return [[f"## What the {model['role']} confuses most", "", *lines]]
 
 
 def _markdown(header: Sequence[str], rows: Rows) -> list[str]:
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return ["| " + " | ".join(cell.strip().replace("|", "\\|") for cell in line) + " |" for line in lines]
+    return ["| " + " | ".join(in_markdown(cell) for cell in line) + " |" for line in lines]
 
 
 def _accuracy(test: Mapping[str, Any]) -> str:

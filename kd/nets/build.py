@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from kd.construct import construct, resolve_target
+from kd.construct import REFUSALS, construct, first_line, resolve_target
 from kd.errors import UserError
 from kd.nets.pretrained import Normalization, Pretrained
 
@@ -20,7 +20,9 @@ class Shape(NamedTuple):
     num_classes: int
 
 
-def build_net(node: Mapping[str, Any], shape: Shape, where: str, *, load: bool = True) -> nn.Module:
+def build_net(
+    node: Mapping[str, Any], shape: Shape, where: str, *, load: bool = True, most: int | None = None
+) -> nn.Module:
     """Build a net, and try it on two blank images.
 
     A net that was trained before wants its images under the mean and standard deviation of that training. It says so
@@ -32,6 +34,7 @@ def build_net(node: Mapping[str, Any], shape: Shape, where: str, *, load: bool =
         where: the node's key in the config, for messages.
         load: False for a net whose weights come from elsewhere: where it is a pretrained one, only its normalisation
             is taken over.
+        most: numbers that the net may have, where somebody else's file chooses it; None for any.
 
     Returns:
         the net in train mode, its batch-norm statistics untouched by the trial.
@@ -46,23 +49,39 @@ def build_net(node: Mapping[str, Any], shape: Shape, where: str, *, load: bool =
     except ValueError as error:
         raise UserError(f"{where}.{error}") from error
     named = node if load else without_pretrained(node)
+    if most is not None:
+        _refuse_larger(named, shape, where, most)
     try:
         net = construct(named, where, num_classes=classes, in_channels=channels, image_size=size)
     except UserError as error:  # of the net's own, such as weights that are not there: it does not know its key
         raise error if str(error).startswith(where) else UserError(f"{where}: {error}") from error
     if not isinstance(net, nn.Module):
         raise UserError(f"{where}: {node['_target_']} gave a {type(net).__name__}, not a torch.nn.Module")
+    if empty := [name for name, tensor in net.state_dict().items() if tensor.numel() == 0]:
+        raise UserError(f"{where}: {node['_target_']} would have layers of no width ({empty[0]}); accepted are from 1")
     set_normalization(net, normalization, channels, where)
     try:
         with torch.no_grad():
             logits = net.eval()(torch.zeros(2, channels, size, size))
-    except (RuntimeError, ValueError, AssertionError, IndexError) as error:
-        first = str(error).partition("\n")[0]
+    except REFUSALS as error:
+        first = first_line(error)
         raise UserError(f"{where}: {node['_target_']} cannot take {channels}x{size}x{size} images: {first}") from error
     found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if found != (2, classes):
         raise UserError(f"{where}: {node['_target_']} gives {found} for two images, needed are logits (2, {classes})")
     return net.train()
+
+
+def _refuse_larger(node: Mapping[str, Any], shape: Shape, where: str, most: int) -> None:
+    """Refuse a net of more numbers, without taking the memory for them."""
+    given = {"num_classes": shape.num_classes, "in_channels": shape.channels, "image_size": shape.image_size}
+    try:
+        with torch.device("meta"):
+            count = sum(tensor.numel() for tensor in construct(node, where, **given).state_dict().values())
+    except Exception:  # not all nets can be built without numbers; what is wrong shows when it is built with them
+        return
+    if count > most:
+        raise UserError(f"{where}: {node['_target_']} would have {count:,} numbers, the file has room for {most:,}")
 
 
 def pretrained_of(node: Mapping[str, Any], where: str) -> Pretrained | None:

@@ -247,4 +247,4 @@ def _figure(width: float, height: float, rows: int = 1, columns: int = 1, **opti
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= 18 else f"{name[:17]}…"
+    return (name if len(name) <= 18 else f"{name[:17]}…").replace("$", "\\$")  # else it would be a formula

@@ -1,8 +1,11 @@
 """The card that goes with a run's student: what it is, what it was trained on, how good it is, what to beware of."""
 
+import json
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from kd.reports.escape import as_code, escaped
 from kd.teachers.header import STUDENT
 
 FEW = 1000  # test images below which the card warns of the interval
@@ -18,6 +21,7 @@ def model_card(report: Mapping[str, Any], folder: str) -> str:
         report: what `report.json` says of a run with a student.
         folder: the run's, for the lines that use the model.
     """
+    command, report = as_code(report["command"]), escaped(report)
     by_role = {model["role"]: model for model in report["models"]}
     student, data = by_role["student"], report["data"]
     parts = {
@@ -27,7 +31,7 @@ def model_card(report: Mapping[str, Any], folder: str) -> str:
         "How good it is": [*_metrics(by_role, data), "", *_classes(student, data["classes"])],
         "What to beware of": _limits(student, data, report),
         "How to use it": _use(folder),
-        "How it was made": _made(report),
+        "How it was made": _made(report, command),
     }
     lines = [f"# Model card: {report['name']}"]
     for title, text in parts.items():
@@ -135,21 +139,21 @@ def _use(folder: str) -> list[str]:
         "```python",
         "from kd import load",
         "",
-        f'model = load("{folder}")  # or its {STUDENT}, or an .onnx file of kd.export',
+        f"model = load({json.dumps(folder)})  # or its {STUDENT}, or an .onnx file of kd.export",
         'logits = model(model.read("image.png"))',
         "print(model.classes[logits.argmax()])",
         "```",
         "",
         "```bash",
-        f"python -m kd.predict model={folder} images=FOLDER out=preds.csv",
+        shlex.join(["python", "-m", "kd.predict", f"model={folder}", "images=FOLDER", "out=preds.csv"]),
         "```",
     ]
 
 
-def _made(report: Mapping[str, Any]) -> list[str]:
+def _made(report: Mapping[str, Any], command: str) -> list[str]:
     env = report["environment"]
     return [
-        f"- `{report['command']}`",
+        f"- {command}",
         f"- Finished {report['finished']}, commit {report['git'] or 'unknown'}; Python {env['python']}, torch "
         f"{env['torch']}, Lightning {env['lightning']}, {env['device']}.",
     ]

@@ -8,9 +8,10 @@ from rich.table import Table
 
 from kd.chain import Role
 from kd.data.base import DataModule
-from kd.finished import SCHEMA
 from kd.measure.costs import cost, latency
 from kd.measure.metrics import paired, summary
+from kd.report_file import SCHEMA
+from kd.reports.escape import as_code, escaped
 from kd.reports.provenance import made
 from kd.reports.units import short
 from kd.store import Done
@@ -185,6 +186,7 @@ def as_table(report: Mapping[str, Any]) -> Table:
 
 def as_markdown(report: Mapping[str, Any]) -> str:
     """`report.md`: the comparison, and all that is needed to read and repeat it."""
+    command, report = as_code(report["command"]), escaped(report)
     data, env = report["data"], report["environment"]
     without = f", and {data['unlabeled']} without labels" if data.get("unlabeled") else ""
     lines = [
@@ -198,11 +200,11 @@ def as_markdown(report: Mapping[str, Any]) -> str:
         "",
         "## How",
         "",
-        f"- Command: `{report['command']}`",
+        f"- Command: {command}",
         f"- Data: {data['name']}, {len(data['classes'])} classes; {data['train']} training, {data['val']} validation "
         f"and {data['test']} test images{without}. Weights were chosen on validation; test was read once for each "
         "model.",
-        *(f"- Left out, not to be decoded: `{each['file']}`: {each['reason']}" for each in data.get("skipped", ())),
+        *(f"- Left out, not to be decoded: {each['file']}: {each['reason']}" for each in data.get("skipped", ())),
         f"- Seed {report['seed']}, commit {report['git'] or 'unknown'}, finished {report['finished']}.",
         f"- Python {env['python']}, torch {env['torch']}, Lightning {env['lightning']}, {env['device']}; "
         f"latency on the CPU with {env['threads']} threads.",

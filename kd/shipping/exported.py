@@ -84,8 +84,8 @@ def export(finished: Finished, config: "Export", command: str) -> Path:
         Failed: a file did not pass its check; those that did are there.
     """
     _installed(config.formats)
-    folder = finished.room(config.out or str(finished.folder / "export"))
     subject, lacking = _subject(finished, config)
+    folder = finished.room(config.out, "export")
     rows = []
     for kind in config.formats:
         path = folder / f"{config.role}{FORMATS[kind]}"

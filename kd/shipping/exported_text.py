@@ -6,6 +6,8 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from kd.reports.escape import as_code, escaped
+
 COLUMNS = ("file", "size", "largest difference", "accuracy on test [95 %]", "in float32", "same class")
 WORTH_SAYING = 0.5  # points of accuracy that int8 may lose without a word
 
@@ -62,6 +64,7 @@ def as_table(found: Mapping[str, Any]) -> Table:
 
 def as_markdown(found: Mapping[str, Any]) -> str:
     """`export.md`."""
+    command, found = as_code(found["command"]), escaped(found)
     env = found["environment"]
     checked = ", ".join(f"{count} {name}" for name, count in found["checked_on"].items())
     packages = ", ".join(f"{name} {found['versions'][name]}" for name in sorted(found["versions"]))
@@ -76,7 +79,7 @@ def as_markdown(found: Mapping[str, Any]) -> str:
         f"- The difference is that of the logits from PyTorch's, accepted in float32 is {found['tolerance']}. Images "
         f"to check on: {checked}; float32 on up to 512 of each part.",
         f"- Parameters of the net as it is exported: {found['params']:,}.",
-        f"- Command: `{found['command']}`, {found['finished']}, commit {found['git'] or 'unknown'}.",
+        f"- Command: {command}, {found['finished']}, commit {found['git'] or 'unknown'}.",
         f"- Python {env['python']}, torch {env['torch']}{', ' + packages if packages else ''}, {env['device']}, "
         f"{env['threads']} threads.",
         "",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kd.data.decode import DecodeError, decode
+from kd.data.folder import plain
 from kd.errors import Damaged, UserError, nearest
 from kd.finished import open_run, read_student
 from kd.nets.build import Shape, normalization_of
@@ -125,14 +126,14 @@ def load_model(path: str | Path, where: str, *, device: str = "cpu", trust: Sequ
     if found.suffix == ".safetensors" and found.is_file():
         file = found
     elif found.is_file():
-        raise UserError(f"{where}: {found.resolve()} is no model of ours; accepted are {ACCEPTED}")
+        raise UserError(f"{where}: {found.absolute()} is no model of ours; accepted are {ACCEPTED}")
     elif found.suffix in (".onnx", ".safetensors", ".pt2"):
         beside = [each.name for each in found.parent.iterdir()] if found.parent.is_dir() else []
         raise UserError(f"{where}: there is no file {found.absolute()}{nearest(found.name, beside)}")
     else:
         file = open_run(found, where, trust).folder / STUDENT
         if not file.is_file():
-            raise UserError(f"{where}: the run {found.resolve()} has no student, so there is no {STUDENT} in it")
+            raise UserError(f"{where}: the run {found.absolute()} has no student, so there is no {STUDENT} in it")
     net, shape, classes = read_student(file, where, trust)
     whole = whole_net(net, normalization_of(net, ((0.0,), (1.0,))))
     return _on(Model(whole, shape, classes), device)
@@ -146,9 +147,33 @@ def _on(model: Model, device: str) -> Model:
         raise UserError(f"device: found {device!r}, which cannot be had here: {reason}") from error
 
 
+def _refuse_other_files(path: Path, where: str) -> None:
+    """Refuse an ONNX file whose tensors are in other files: ours are one file, and these may be anywhere.
+
+    Raises:
+        UserError: it names another file.
+    """
+    import onnx
+
+    open_ends: list[Any] = [onnx.load(str(path), load_external_data=False)]
+    while open_ends:
+        for _, value in open_ends.pop().ListFields():
+            for each in value if isinstance(value, Sequence) and not isinstance(value, (str, bytes)) else [value]:
+                if isinstance(each, onnx.TensorProto) and each.external_data:
+                    files = ", ".join(entry.value for entry in each.external_data if entry.key == "location")
+                    raise UserError(
+                        f"{where}: {path} takes tensors from another file ({files}); accepted is {ACCEPTED}"
+                    )
+                if hasattr(each, "ListFields"):
+                    open_ends.append(each)
+
+
 def _of_onnx(path: Path, where: str) -> Model:
     try:
+        _refuse_other_files(path, where)
         net = OnnxNet(path)
+    except UserError:
+        raise
     except ImportError as error:
         raise UserError(f"{where}: {error.name} is not installed: pip install 'kd[export]'") from error
     except Exception as error:  # its own kinds, all of them about the file
@@ -161,7 +186,7 @@ def _of_onnx(path: Path, where: str) -> Model:
         about: dict[str, Any] = {key: json.loads(value) for key, value in said.items()}
         if about["kd_schema"] > SCHEMA:
             raise UserError(f"{where}: {path} was written by a later kd (schema {about['kd_schema']}, not {SCHEMA})")
-        classes, size = about["classes"], about["image_size"]
+        classes, size = [plain(name) for name in about["classes"]], about["image_size"]
         if not about["normalizes"]:
             net.normalization = (tuple(about["mean"]), tuple(about["std"]))
         shape = Shape(about["channels"], size, len(classes))

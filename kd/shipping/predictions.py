@@ -16,7 +16,9 @@ import torch
 from numpy.typing import NDArray
 
 from kd.data.decode import DecodeError, decode
+from kd.data.folder import plain
 from kd.log import say, waiting
+from kd.reports.escape import in_a_cell
 from kd.shipping.model import Model, load_model
 from kd.writing import whole
 
@@ -85,8 +87,8 @@ def _decoded(file: Path, model: Model) -> NDArray[np.uint8] | str:
 
 
 def _shown(path: Path) -> str:
-    """The path as text; bytes in it that are none are escaped."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    """The path as text; what is none in it is escaped."""
+    return plain(str(path))
 
 
 @contextlib.contextmanager
@@ -108,13 +110,15 @@ def _writer(out: str | None, classes: Sequence[str]) -> Iterator[Callable[[Row],
 def _csv(file: TextIO, classes: Sequence[str]) -> Iterator[Callable[[Row], None]]:
     """Columns `path`, `class`, one for each class by its name, `error`."""
     table = csv.writer(file, lineterminator="\n")
-    table.writerow(["path", "class", *(f"p({name})" if name in FIXED else name for name in classes), "error"])
+    columns = (in_a_cell(f"p({name})" if name in FIXED else name) for name in classes)
+    table.writerow(["path", "class", *columns, "error"])
 
     def write(row: Row) -> None:
         if row.probabilities is None:
-            table.writerow([row.path, "", *("" for _ in classes), row.error])
+            cells: list[Any] = [row.path, "", *("" for _ in classes), row.error]
         else:
-            table.writerow([row.path, _chosen(row, classes), *map(_number, row.probabilities), ""])
+            cells = [row.path, _chosen(row, classes), *map(_number, row.probabilities), ""]
+        table.writerow(map(in_a_cell, cells))
 
     yield write
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kd.log import say
+from kd.reports.escape import in_markdown
 from kd.summary.groups import Row, group
 from kd.summary.reports import find_runs
 from kd.summary.significance import Gain, corrected, finite, gain_of
@@ -13,7 +14,6 @@ from kd.summary.tables import (
     as_markdown,
     cost_table,
     in_common,
-    in_markdown,
     measured_on,
     said,
 )
@@ -80,7 +80,7 @@ def _markdown(title: str, about: str, rows: Sequence[Row], gains: Sequence[Gain]
         *NOTES,
         as_markdown(tasks).rstrip() if (tasks := task_table(rows)) else "",
         as_markdown(cost_table(rows)).rstrip(),
-        f"Latency: one image, measured on {'; '.join(measured_on(rows)) or 'an unknown machine'}.",
+        f"Latency: one image, measured on {in_markdown('; '.join(measured_on(rows)) or 'an unknown machine')}.",
     ]
     return "\n\n".join(each for each in parts if each) + "\n"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kd.errors import UserError
-from kd.finished import read_report
+from kd.report_file import read_report
 
 
 @dataclass(frozen=True)
@@ -40,22 +40,9 @@ def find_runs(paths: Sequence[Path]) -> list[Run]:
     files: dict[Path, None] = {}
     for path in paths:
         if not path.exists():
-            raise UserError(f"{path.resolve()}: there is no such folder")
+            raise UserError(f"{path.absolute()}: there is no such folder")
         found = [path] if path.is_file() else sorted(path.rglob("report.json"))
         files |= {file.resolve(): None for file in found if not file.parent.name.endswith(".partial")}
     if not files:
-        raise UserError(f"{', '.join(str(path.resolve()) for path in paths)}: no report.json in there")
-    return [Run(file.parent, _read(file)) for file in files]
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        report = read_report(file)
-        # What nothing can be said without; all else may be missing.
-        _ = [report[name] for name in ("name", "seed", "finished")], report["comparison"]["gain"]
-        _ = [model["test"]["accuracy"] for model in report["models"]]
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{file}: is no report of kd ({error!r})") from error
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read: {error.strerror}") from error
-    return report
+        raise UserError(f"{', '.join(str(path.absolute()) for path in paths)}: no report.json in there")
+    return [Run(file.parent, read_report(file)) for file in files]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from io import StringIO
 from typing import Any
 
+from kd.reports.escape import in_a_cell, in_markdown
 from kd.reports.units import short
 from kd.summary.groups import Row, differing, display, part
 from kd.summary.reports import Run
@@ -131,11 +132,6 @@ def as_markdown(table: Table) -> str:
     return "\n".join(lines) + "\n"
 
 
-def in_markdown(text: str) -> str:
-    """Text that may hold anything, as one line of Markdown that shows it."""
-    return " ".join(text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").split())
-
-
 # Of the many knobs of a config, those worth a line above the table where all runs have them in common.
 TELLING = (
     "data._target_",
@@ -227,7 +223,7 @@ def as_csv(rows: Sequence[Row], gains: Sequence[Gain]) -> str:
     out = StringIO()
     writer = csv.DictWriter(out, list(dict.fromkeys(name for line in lines for name in line)), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(lines)
+    writer.writerows({name: in_a_cell(value) for name, value in line.items()} for line in lines)
     return out.getvalue()
 
 

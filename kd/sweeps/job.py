@@ -13,17 +13,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_object
 from omegaconf import DictConfig
 
 from kd.code_hash import RECIPE, code_of, targets
-from kd.command import Leave
+from kd.command import Leave, typed
 from kd.config import Training
 from kd.errors import CannotWrite, Damaged, Interrupted, UserError
-from kd.finished import read_report
 from kd.locks import held
 from kd.log import into, say
+from kd.report_file import read_report
 from kd.sealed import read_sealed, sealed
 from kd.writing import whole
 
@@ -149,7 +148,7 @@ class Task:
         Raises:
             Leave: it was interrupted, or nothing can be written any more, and the sweep ends with it.
         """
-        job = self.jobs[tuple(HydraConfig.get().overrides.task)]
+        job = self.jobs[tuple(typed())]
         try:
             with held(job.log.with_suffix(".lock"), job.label, "runs it"):
                 if job.report() is None:  # it may have finished while this one waited

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from hydra._internal.callbacks import Callbacks
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -30,7 +31,7 @@ from hydra.types import HydraContext
 from hydra.utils import get_object
 from omegaconf import Container, DictConfig, OmegaConf, open_dict
 
-from kd.command import Leave, explain, typed_keys
+from kd.command import Leave, explain, of_hydra, typed_keys
 from kd.config import Training
 from kd.errors import UnusedError, UserError
 from kd.log import say
@@ -97,7 +98,7 @@ class Sweep(Callback):
             self.context = HydraContext(GlobalHydra.instance().config_loader(), Callbacks())
             sys.exit(self.sweep(Path(str(config.hydra.sweep.dir)).expanduser()))
         except Exception as error:  # of which Hydra would make a warning
-            raise Leave from error
+            raise Leave from UserError(explain(error)) if of_hydra(error) else error
 
     def sweep(self, folder: Path) -> int:
         """The same; returns the exit code."""
@@ -130,7 +131,7 @@ class Sweep(Callback):
         try:
             (folder / "logs").mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"hydra.sweep.dir: cannot write into {folder.resolve()}: {error.strerror}") from error
+            raise UserError(f"hydra.sweep.dir: cannot write into {folder.absolute()}: {error.strerror}") from error
         now = datetime.now(UTC)
         for entry in entries:
             if entry.config:
@@ -142,7 +143,10 @@ class Sweep(Callback):
         return entries
 
     def _checked(self, overrides: tuple[str, ...]) -> Training:
-        cfg = self.context.config_loader.load_sweep_config(self.config, list(overrides))
+        try:
+            cfg = self.context.config_loader.load_sweep_config(self.config, list(overrides))
+        except ValueError as error:
+            raise UserError(explain(error, words=overrides)) from error
         HydraConfig.instance().set_config(cfg)
         with open_dict(cfg):
             del cfg["hydra"]
@@ -280,7 +284,8 @@ def _parsed(config: Container) -> list[Override]:
     """All overrides: those of a file in conf/sweep, then those of the command line, which win."""
     params = OmegaConf.select(config, "hydra.sweeper.params") or {}
     words = [f"{key}={value}" for key, value in params.items()]
-    return OverridesParser.create().parse_overrides([*words, *OmegaConf.select(config, "hydra.overrides.task")])
+    typed: Any = OmegaConf.to_container(OmegaConf.select(config, "hydra.overrides.task"), resolve=False)
+    return OverridesParser.create().parse_overrides([*words, *map(str, typed)])
 
 
 def _swept_keys(config: Container, parsed: Sequence[Override]) -> set[str]:

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
 
+from kd.reports.escape import escaped
 from kd.reports.palette import STUDENTS
 from kd.reports.run_report import as_markdown as run_as_markdown
 
@@ -40,7 +41,7 @@ def as_table(report: Mapping[str, Any]) -> Table:
 
 def as_markdown(report: Mapping[str, Any]) -> str:
     """`report.md`: the matrices and what is read off them, then the last net as any run's."""
-    found = report["incremental"]
+    found = escaped(report["incremental"])
     whole = run_as_markdown(report)
     chosen = "Weights were chosen on validation; test was read once for each model."
     kept = f"The weights of each task's {report['config']['keep']} epoch; test was read when all tasks were done."
@@ -136,7 +137,9 @@ def draw_by_method(groups: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
             spread = [100 * statistics.stdev(values) if len(values) > 1 else 0.0 for values in curves]
             x, color = range(1, len(mean) + 1), STUDENTS[number % len(STUDENTS)]
             style, marker = ("-", "--", ":")[number // len(STUDENTS) % 3], "os^Dv"[number % 5]
-            plot.plot(x, mean, marker=marker, markersize=4, color=color, linestyle=style, label=name)
+            plot.plot(
+                x, mean, marker=marker, markersize=4, color=color, linestyle=style, label=name.replace("$", "\\$")
+            )
             low = [m - s for m, s in zip(mean, spread, strict=True)]
             high = [m + s for m, s in zip(mean, spread, strict=True)]
             plot.fill_between(x, low, high, color=color, alpha=0.12, linewidth=0)

@@ -208,7 +208,7 @@ def preflight(course: Course) -> None:
     Raises:
         UserError: for what cannot be built, or a loss that needs a teacher of all classes.
     """
-    config, ranks = course.config, int(course.config.trainer.get("devices", 1))
+    config, ranks = course.config, course.config.trainer.get("devices", 1)
     for task in range(len(course)):
         course.source.task(task).train_loader(config.batch_size, config.seed, ranks)
     for task in {0, len(course) - 1}:

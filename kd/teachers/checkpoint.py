@@ -145,8 +145,9 @@ def _read(path: Path, where: str) -> Any:
     except (OSError, SafetensorError, RuntimeError, EOFError, ValueError, LookupError) as error:
         if isinstance(error, OSError) and not path.is_file():
             raise UserError(f"{where}: cannot read {path}: {error.strerror or error}") from error
-        reason = str(error).partition("\n")[0].partition(". ")[0]
-        raise UserError(f"{where}: {path} is no weights file, or a damaged one: {reason or 'it is empty'}") from error
+        reason = "" if isinstance(error, LookupError) else str(error).partition("\n")[0].partition(". ")[0]
+        why = reason or ("it is no archive of torch" if path.stat().st_size else "it is empty")
+        raise UserError(f"{where}: {path} is no weights file, or a damaged one: {why}") from error
 
 
 def _refused(path: Path, where: str, needed: str) -> str:

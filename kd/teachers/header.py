@@ -2,13 +2,16 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kd.errors import UserError
 from kd.trust import trusted
 
 STUDENT = "student.safetensors"
 SCHEMA = 1
+Count = Annotated[int, Field(gt=0, le=2**20)]  # channels, the side of an image, classes
 
 
 def weights_file(path: str | Path, where: str) -> Path:
@@ -23,11 +26,24 @@ def weights_file(path: str | Path, where: str) -> Path:
     found = Path(path).expanduser()
     if found.is_dir():
         if not (found / STUDENT).is_file():
-            raise UserError(f"{where}: the folder {found.resolve()} has no {STUDENT}, so it is no run's; name a file")
+            raise UserError(f"{where}: the folder {found.absolute()} has no {STUDENT}, so it is no run's; name a file")
         found /= STUDENT
     if not found.is_file():
-        raise UserError(f"{where}: there is no file {found.resolve()}")
+        raise UserError(f"{where}: there is no file {found.absolute()}")
     return found
+
+
+class Header(BaseModel):
+    """What a run's student says of itself; all but the net may be missing, for who does not need it."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    schema_: Annotated[int, Field(alias="schema")] = SCHEMA
+    net: dict[str, Any]
+    shape: tuple[Count, Count, Count] | None = None
+    classes: list[str] | None = None
+    mean: list[float] | None = None
+    std: list[Annotated[float, Field(gt=0)]] | None = None
 
 
 def header_of(path: Path) -> dict[str, Any] | None:
@@ -36,7 +52,7 @@ def header_of(path: Path) -> dict[str, Any] | None:
     A file that is damaged counts as another file here: reading its tensors tells what is wrong with it.
 
     Raises:
-        UserError: a later kd wrote it.
+        UserError: what it says of itself makes no sense, or a later kd wrote it.
     """
     if path.suffix != ".safetensors":
         return None
@@ -45,15 +61,20 @@ def header_of(path: Path) -> dict[str, Any] | None:
             size = int.from_bytes(file.read(8), "little")
             if size > path.stat().st_size:
                 return None
-            found = json.loads(json.loads(file.read(size))["__metadata__"]["kd"])
-    except (OSError, ValueError, KeyError, TypeError):
+            text = json.loads(file.read(size))["__metadata__"]["kd"]
+            found = json.loads(text)
+            schema = dict(found).get("schema", SCHEMA)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    if not isinstance(found, dict) or not isinstance(found.get("net"), dict):
-        return None
-    if isinstance(schema := found.get("schema"), int) and schema > SCHEMA:
+    if isinstance(schema, int) and schema > SCHEMA:
         raise UserError(f"{path} was written by a later kd (schema {schema}; this one reads {SCHEMA})")
-    found.pop("sha256", None)  # is for `kd.tensors`
-    return found
+    try:
+        Header.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UserError(f"{path}: its header is damaged: {where}: {first['msg']}") from None
+    return {name: value for name, value in found.items() if name != "sha256"}  # which is for `kd.tensors`
 
 
 def net_of(path: str | Path, where: str) -> dict[str, Any]:

@@ -14,8 +14,9 @@ from scipy.stats import t as student_t
 
 from kd.config import Config
 from kd.errors import Damaged
-from kd.finished import read_report
+from kd.report_file import read_report
 from kd.log import say
+from kd.reports.escape import as_code
 from kd.run import run
 from kd.run_folder import RunFolder
 from kd.tuning.space import overrides_of, text_of
@@ -123,7 +124,7 @@ def as_markdown(result: Mapping[str, Any], request: "Request") -> str:
         f"{flatters}"
     )
     how = (
-        f"Command: `{result['command']}`; commit {result['git'] or 'unknown'}, torch {environment['torch']}, "
+        f"Command: {as_code(result['command'])}; commit {result['git'] or 'unknown'}, torch {environment['torch']}, "
         f"{environment['device']}, {environment['threads']} threads."
     )
     return "\n".join([*lines, "", bought(result), "", f"    {paste}", "", chose, "", how, ""])

@@ -147,7 +147,7 @@ class Evaluation:
                 raise Pruned(f"pruned at epoch {epoch}")
 
         # Other processes of a distributed training have no trial to tell.
-        alone = int(config.trainer.get("devices", 1)) * int(config.trainer.get("num_nodes", 1)) == 1
+        alone = config.trainer.get("devices", 1) * config.trainer.get("num_nodes", 1) == 1
         done, _ = complete(stage, self.store, data, watch=watch if alone else None)
         for row in () if told else done.record["history"]:
             watch(row, prune=False)  # already there from an earlier run: whole, so it counts as whole

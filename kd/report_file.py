@@ -1,0 +1,158 @@
+"""A run's `report.json`, read back and checked for what programs count on; the file may be anybody's."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from kd.errors import Damaged
+from kd.sealed import read_sealed
+
+SCHEMA = 1
+
+# What is shown in a line, on terminals too.
+Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Shape(BaseModel):
+    """Other keys may stand beside these, and those with a default may be missing."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class Test(Shape):
+    """What a model does on the test part."""
+
+    accuracy: Share
+    accuracy_ci95: tuple[float, float] | None = None
+    balanced_accuracy: float | None = None
+    nll: float | None = None
+    ece: float | None = None
+    agreement: float | None = None
+
+
+class Validation(Shape):
+    """Accuracy on the validation part."""
+
+    best: float | None = None
+    last: float | None = None
+
+
+class Latency(Shape):
+    """In milliseconds."""
+
+    median: float | None = None
+    p95: float | None = None
+
+
+class Model(Shape):
+    """One of the models side by side; `stage` is the name of a folder in the store."""
+
+    role: Line
+    stage: Annotated[str, Field(pattern=r"^[\w.-]*\w$")]
+    test: Test
+    net: Line = ""
+    val: Validation | None = None
+    latency_ms: Latency | None = None
+    params: float | None = None
+    macs: float | None = None
+    bytes: float | None = None
+    training_params: float | None = None
+    step_ms: float | None = None
+    history: dict[str, list[float | None]] | None = None
+
+
+class Comparison(Shape):
+    """What distillation bought."""
+
+    gain: float | None
+    gain_ci95: tuple[float, float] | None = None
+    p_value: float | None = None
+    gap_closed: float | None = None
+    retention: float | None = None
+    speedup: float | None = None
+    compression: float | None = None
+
+
+class Known(Shape):
+    """What is known of tasks that were learned one after another: on those seen so far, after each."""
+
+    after: list[Share]
+    final: float | None = None
+    average: float | None = None
+    forgetting: float | None = None
+    backward_transfer: float | None = None
+
+
+class Incremental(Shape):
+    """A run over tasks."""
+
+    method: Line
+    tasks: Annotated[list[Any], Field(min_length=1)]
+    class_incremental: Known
+    task_incremental: Known
+
+    @model_validator(mode="after")
+    def _of_each(self) -> Self:
+        if any(len(each.after) != len(self.tasks) for each in (self.class_incremental, self.task_incremental)):
+            raise ValueError("`after` has other tasks than `tasks`")
+        return self
+
+
+class Data(Shape):
+    """The images."""
+
+    name: Line = ""
+    classes: list[Line]
+
+
+class Report(Shape):
+    """A report that runs are compared by."""
+
+    name: Line
+    seed: int
+    finished: str
+    config: dict[str, Any]
+    comparison: Comparison
+    models: Annotated[list[Model], Field(min_length=1)]
+    data: Data | None = None
+    environment: dict[str, Any] | None = None
+    incremental: Incremental | None = None
+
+
+class Origin(Shape):
+    """Of a config what a run's stages and images are found by."""
+
+    data: dict[str, Any]
+    output_dir: str
+
+
+class WholeReport(Report):
+    """A report that a run is opened by."""
+
+    config: Origin  # type: ignore[assignment]
+    data: Data
+
+
+def read_report(file: Path, shape: type[Report] = Report) -> dict[str, Any]:
+    """What a run's report says.
+
+    Args:
+        shape: what it must hold.
+
+    Raises:
+        Damaged: it is not as it was written, cannot be read, or is nobody's report.
+        UserError: a later kd wrote it.
+    """
+    try:
+        report = read_sealed(file, SCHEMA, "report")
+        shape.model_validate_json(json.dumps(report))
+    except OSError as error:
+        raise Damaged(f"{file}: cannot be read: {error.strerror}") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise Damaged(f"{file} is damaged, or no report of kd: {where}: {first['msg']}") from None
+    return report

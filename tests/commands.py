@@ -1,0 +1,45 @@
+"""Commands in this process, as they are typed."""
+
+import importlib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+from kd.command import run_command
+
+NAMES = ("train", "tune", "report", "evaluate", "benchmark", "export", "predict", "incremental", "dashboard")
+
+
+def exit_code(name: str, *arguments: str) -> int:
+    """Run `python -m kd.NAME ARGUMENTS`."""
+    GlobalHydra.instance().clear()
+    module = importlib.import_module(f"kd.{name}")
+    words = [f"kd.{name}", *arguments]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", module.as_group(words) if name == "incremental" else words)
+        with pytest.raises(SystemExit) as end:
+            module.start() if name == "tune" else run_command(module.main, f"kd.{name}")
+    return int(end.value.code or 0)
+
+
+@contextmanager
+def unchanged(folder: Path) -> Iterator[None]:
+    """Nothing in a folder is written, removed or added meanwhile."""
+    before = _state(folder)
+    yield
+    after = _state(folder)
+    changed = sorted(path for path in before.keys() | after.keys() if before.get(path) != after.get(path))
+    assert not changed
+
+
+def _state(folder: Path) -> dict[str, tuple[int, ...]]:
+    found = {}
+    for path in folder.rglob("*"):
+        stat = path.lstat()
+        written = (stat.st_size, stat.st_mtime_ns) if not path.is_dir() else ()
+        found[str(path.relative_to(folder))] = (stat.st_ino, stat.st_mode, *written)
+    return found

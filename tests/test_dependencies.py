@@ -1,0 +1,54 @@
+"""What the project depends on is pinned, all of it. `make audit` looks the pins up among known vulnerabilities."""
+
+import re
+import tomllib
+from importlib.metadata import PackageNotFoundError, requires
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from kd.command import CONF
+
+ROOT = CONF.parent
+
+
+def declared() -> list[Requirement]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = [each for extra in project["optional-dependencies"].values() for each in extra]
+    return [each for each in map(Requirement, [*project["dependencies"], *extras]) if each.name != "kd"]
+
+
+def pins() -> dict[str, str]:
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line]
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines)
+    found = {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in lines)}
+    assert len(found) == len(lines)
+    return found
+
+
+def test_each_dependency_is_pinned_to_a_version_that_is_accepted() -> None:
+    pinned = pins()
+    for each in declared():
+        assert each.specifier.contains(pinned[canonicalize_name(each.name)]), each
+
+
+def test_what_those_depend_on_is_pinned_too() -> None:
+    pinned = pins()
+    open_ends, seen = [each.name for each in declared()], set[str]()
+    while open_ends:
+        name = canonicalize_name(open_ends.pop())
+        if name in seen:
+            continue
+        seen.add(name)
+        try:
+            needed = [Requirement(each) for each in requires(name) or ()]
+        except PackageNotFoundError:
+            continue  # an extra that is not installed here
+        open_ends += [each.name for each in needed if each.marker is None or each.marker.evaluate({"extra": ""})]
+    assert not seen - pinned.keys() - {"setuptools"}
+
+
+def test_releases_that_carried_malware_are_refused() -> None:
+    (lightning,) = [each for each in declared() if each.name == "lightning"]
+    assert not any(lightning.specifier.contains(bad) for bad in ("2.6.1", "2.6.2", "2.6.3"))
+    assert lightning.specifier.contains("2.6.4")
