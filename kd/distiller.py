@@ -13,6 +13,7 @@ from torchmetrics import MeanMetric
 from kd.data.base import Batch, Images
 from kd.features import Taps, named
 from kd.finite import finite
+from kd.memory import keep_memory
 from kd.objective import Objective
 from kd.teachers.live import Teacher
 from kd.teachers.observed import Observed
@@ -65,6 +66,7 @@ class Distiller(L.LightningModule):
 
     def on_fit_start(self) -> None:
         """Bring the teacher to where the student is: Lightning does not know of it."""
+        keep_memory()  # here, as each process of a distributed training comes here
         if self.teacher is not None:
             self.teacher.to(self.device)
 
