@@ -1,6 +1,8 @@
 """Exported files, run without kd, beside PyTorch; what is in them; and that a file which fails its check is no more."""
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from safetensors import safe_open
 from shipped import CLASSES, SIZE, Shipped
 from torch import nn
 
-from kd.errors import Failed, UserError
+from kd.errors import CannotWrite, Failed, UserError
 from kd.finished import open_run
 from kd.nets.build import Shape
 from kd.nets.cnn import CNN
@@ -158,6 +160,19 @@ def test_an_exporter_that_breaks_down_is_named(copied: Shipped, monkeypatch: pyt
     monkeypatch.setattr(exported, "write_onnx", broken)
     with pytest.raises(Failed, match=r"student.onnx is refused and removed: RuntimeError: no such operator$"):
         export(open_run(copied.run), copied.config("formats=[onnx]"), "again")
+
+
+def test_an_earlier_file_stays_where_there_is_no_room(copied: Shipped, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = copied.files / "student.onnx"
+    before = path.read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(CannotWrite, match=rf"cannot write {path}: {os.strerror(errno.ENOSPC)}"):
+        export(open_run(copied.run), copied.config("formats=[onnx]"), "")
+    assert path.read_bytes() == before
 
 
 def test_without_the_data_float32_is_checked_on_random_pixels(copied: Shipped) -> None:

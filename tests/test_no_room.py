@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import pytest
 import torch
 from composed import TINY
 from safetensors.torch import load_file, save_file
+from test_tune import searched
 
 from kd.checkpoints import WholeCheckpoints, read_checkpoint
 from kd.command import run_command
@@ -142,19 +144,26 @@ def test_an_earlier_checkpoint_stays_where_there_is_no_room_for_the_next(
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 def test_curves_that_cannot_be_written_end_the_run_with_one_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """They are written by a thread of TensorBoard's own."""
+    """They are written by a thread of TensorBoard's own, whose traceback would be a second one."""
 
     def full(*_: object) -> None:
         raise FULL
 
     monkeypatch.setattr("tensorboard.summary.writer.record_writer.RecordWriter.write", full)
+    monkeypatch.setattr("threading.excepthook", threading.excepthook)  # it is put back
     code, said = train(capsys, f"output_dir={tmp_path}", "stages=[baseline]")
     assert code == 2
     assert said.startswith(f"kd: cannot write the run's folder: {tmp_path}/runs/")
     assert said.endswith(f".partial: {FULL.strerror}\n")
+    monkeypatch.setattr("threading.excepthook", threading.__excepthook__)
+    assert searched(tmp_path, "n_trials=1") == 2  # which has curves of stages alone
+    (training, said) = capsys.readouterr().err.splitlines()[-2:]
+    assert training == "teacher: training for 2 epochs"
+    assert said.startswith(f"kd: cannot write the curves of teacher: {tmp_path}/store/")
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES])
