@@ -142,11 +142,8 @@ def _read(path: Path, where: str) -> Any:
     except Exception as error:  # what the readers raise on a damaged file is written down nowhere
         if isinstance(error, OSError) and not path.is_file():
             raise UserError(f"{where}: cannot read {path}: {error.strerror or error}") from error
-        reason = (
-            ""
-            if isinstance(error, LookupError | TypeError | AttributeError)
-            else str(error).partition("\n")[0].partition(". ")[0]
-        )
+        in_words = not isinstance(error, LookupError | TypeError | AttributeError)
+        reason = str(error).partition("\n")[0].partition(". ")[0] if in_words else ""
         why = reason or ("it is no archive of torch" if path.stat().st_size else "it is empty")
         raise UserError(f"{where}: {path} is no weights file, or a damaged one: {why}") from error
 
