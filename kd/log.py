@@ -32,6 +32,11 @@ def printable(text: str) -> str:
     return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
+def one_line(text: str) -> str:
+    """The same, without the ends of lines and the tabs, as a name should be."""
+    return printable(text).replace("\n", "\\x0a").replace("\t", "\\x09")
+
+
 def waiting(steps: Sequence[T], what: str) -> Iterator[T]:
     """Go through the steps, with a bar that shows how far it is, on a terminal alone, and that leaves no trace."""
     yield from track(steps, what, console=console, transient=True, disable=not console.is_terminal)

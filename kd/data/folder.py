@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kd.data.decode import ENDINGS
-from kd.log import printable
+from kd.log import one_line
 
 # What people call the parts of a data set.
 PARTS = {
@@ -19,7 +19,7 @@ PARTS = {
 def plain(name: str) -> str:
     """A file name in composed Unicode, as some systems store it decomposed; what is no text in it is escaped."""
     text = unicodedata.normalize("NFC", os.fsencode(name).decode("utf-8", "backslashreplace"))
-    return printable(text.replace("\n", "\\x0a").replace("\t", "\\x09"))
+    return one_line(text)
 
 
 def part_folders(root: Path) -> dict[str, Path]:

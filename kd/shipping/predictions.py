@@ -16,8 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from kd.data.decode import DecodeError, decode
-from kd.data.folder import plain
-from kd.log import say, waiting
+from kd.log import one_line, say, waiting
 from kd.reports.escape import in_a_cell
 from kd.shipping.model import Model, load_model
 from kd.writing import whole
@@ -88,7 +87,7 @@ def _decoded(file: Path, model: Model) -> NDArray[np.uint8] | str:
 
 def _shown(path: Path) -> str:
     """The path as text; what is none in it is escaped."""
-    return plain(str(path))
+    return one_line(os.fsencode(path).decode("utf-8", "backslashreplace"))
 
 
 @contextlib.contextmanager

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from kd.errors import Damaged, UserError
@@ -142,10 +141,11 @@ def _read(path: Path, where: str) -> Any:
         if needed is None:
             raise UserError(f"{where}: {path} is no weights file") from error
         raise UserError(_refused(path, where, needed[1])) from error
-    except (OSError, SafetensorError, RuntimeError, EOFError, ValueError, LookupError) as error:
+    except Exception as error:  # what the readers raise on a damaged file is written down nowhere
         if isinstance(error, OSError) and not path.is_file():
             raise UserError(f"{where}: cannot read {path}: {error.strerror or error}") from error
-        reason = "" if isinstance(error, LookupError) else str(error).partition("\n")[0].partition(". ")[0]
+        in_words = not isinstance(error, LookupError | TypeError | AttributeError)
+        reason = str(error).partition("\n")[0].partition(". ")[0] if in_words else ""
         why = reason or ("it is no archive of torch" if path.stat().st_size else "it is empty")
         raise UserError(f"{where}: {path} is no weights file, or a damaged one: {why}") from error
 

@@ -14,8 +14,8 @@ from scipy.stats import t as student_t
 
 from kd.config import Config
 from kd.errors import Damaged
-from kd.report_file import read_report
 from kd.log import say
+from kd.report_file import read_report
 from kd.reports.escape import as_code
 from kd.run import run
 from kd.run_folder import RunFolder
