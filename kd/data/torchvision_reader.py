@@ -12,6 +12,10 @@ from kd.data.base import DataModule, Images, Source
 from kd.errors import UserError
 
 
+# The last source that was read. Job after job of a sweep asks for the same one, which takes seconds.
+_last: dict[tuple[Any, ...] | None, Source] = {}
+
+
 class TorchvisionReader(DataModule):
     """A data set with a reader in `torchvision.datasets` that holds all images in memory.
 
@@ -29,9 +33,22 @@ class TorchvisionReader(DataModule):
         """What the reader read, as images."""
 
     def read(self) -> Source:
-        """The official training and test images."""
-        train, test = self._open(True), self._open(False)
-        return Source(self.images(train), self.images(test), tuple(train.classes))
+        """The official training and test images; what was read last is not read again while its files stay."""
+        state = self._state()
+        if state is None or state not in _last:
+            train, test = self._open(True), self._open(False)
+            _last.clear()
+            _last[self._state()] = Source(self.images(train), self.images(test), tuple(train.classes))
+        return _last[self._state()]
+
+    def _state(self) -> tuple[Any, ...] | None:
+        """Which files are there, of which size and time; None where they are not."""
+        try:
+            found = [(self.root / self.folder / name).stat() for name in self.files]
+        except OSError:
+            return None
+        times = [(each.st_ino, each.st_size, each.st_mtime_ns, each.st_ctime_ns) for each in found]
+        return (type(self), str(self.root.absolute()), *times)
 
     def _open(self, train: bool) -> Any:
         place = self.root / self.folder
