@@ -11,7 +11,6 @@ import torch
 from kd.data.base import DataModule, Images, Source
 from kd.errors import UserError
 
-
 # The last source that was read. Job after job of a sweep asks for the same one, which takes seconds.
 _last: dict[tuple[Any, ...] | None, Source] = {}
 

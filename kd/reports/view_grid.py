@@ -28,7 +28,7 @@ def view_grid(data: DataModule, seed: int) -> Tensor:
     numbers = [epoch if data.views is None else epoch % data.views for epoch in range(VIEWS)]
     views = [make_views(pixels, index, seed=seed, view=v, augment=data.augment, pool=pool) for v in numbers]
     cells = torch.stack([to_unit(pixels), *views], 1)
-    count, across, channels, height, width = cells.shape
+    count, across, *_, width = cells.shape
     cells = F.interpolate(cells.flatten(0, 1), scale_factor=max(1, SIDE // width))
     cells = F.pad(cells, (GAP, 0, GAP, 0)).unflatten(0, (count, across)).permute(2, 0, 3, 1, 4)
     # torchvision's make_grid would do, but torchvision takes three seconds to import.
