@@ -30,6 +30,7 @@ def view_grid(data: DataModule, seed: int) -> Tensor:
     cells = torch.stack([to_unit(pixels), *views], 1)
     count, across, *_, width = cells.shape
     cells = F.interpolate(cells.flatten(0, 1), scale_factor=max(1, SIDE // width))
-    cells = F.pad(cells, (GAP, 0, GAP, 0)).unflatten(0, (count, across)).permute(2, 0, 3, 1, 4)
+    cells = F.pad(cells, (GAP, 0, GAP, 0))
+    cells = cells.view(count, across, *cells.shape[1:]).permute(2, 0, 3, 1, 4)
     # torchvision's make_grid would do, but torchvision takes three seconds to import.
     return F.pad(cells.flatten(3).flatten(1, 2), (0, GAP, 0, GAP)).expand(3, -1, -1)
