@@ -10,14 +10,44 @@ import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from kd.errors import CannotWrite
 from kd.log import say
 from kd.writing import cause_of, writing
 
 ANOTHER = "another process"
+
+
+class Lock(FileLock):
+    """A lock that says so where there can be none, instead of taking a file for one."""
+
+    def acquire(self, *args: Any, **options: Any) -> AcquireReturnProxy["Lock"]:
+        """As filelock's.
+
+        Raises:
+            Timeout: another process has it.
+            CannotWrite: there can be no lock there.
+        """
+        path = Path(self.lock_file).absolute()
+        try:
+            return super().acquire(*args, **options)
+        except Timeout:
+            raise
+        except OSError as error:
+            if cause := cause_of(error):
+                raise CannotWrite(f"cannot write the lock: {path}: {cause}") from error
+            raise CannotWrite(
+                f"{path}: its file system has no locks between processes ({error.strerror or error}); "
+                "set output_dir to a folder on one that has"
+            ) from error
+
+
+def lock_at(path: Path) -> Lock:
+    """A lock, not yet held; the same process may hold it several times over."""
+    return Lock(path, fallback_to_soft=False)
 
 
 @contextlib.contextmanager
@@ -33,12 +63,12 @@ def held(path: Path, what: str, doing: str) -> Iterator[None]:
     """
     with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-    lock = _lock(path)
+    lock = lock_at(path)
     try:
-        _acquire(lock, 0.05)
+        lock.acquire(timeout=0.05)
     except Timeout:
         say(f"{what}: {_holder(path) or ANOTHER} {doing}; waiting")
-        _acquire(lock, -1)
+        lock.acquire()
     with contextlib.ExitStack() as last:
         last.callback(lock.release)
         if dead := _holder(path):
@@ -51,9 +81,9 @@ def held(path: Path, what: str, doing: str) -> Iterator[None]:
 @contextlib.contextmanager
 def free(path: Path) -> Iterator[bool]:
     """Hold a lock if nobody has it; whether it could be had. The file goes with it."""
-    lock = _lock(path)
+    lock = lock_at(path)
     try:
-        _acquire(lock, 0)
+        lock.acquire(timeout=0)
     except Timeout:
         yield False
         return
@@ -62,25 +92,6 @@ def free(path: Path) -> Iterator[bool]:
     finally:
         path.unlink(missing_ok=True)
         lock.release()
-
-
-def _lock(path: Path) -> FileLock:
-    return FileLock(path, fallback_to_soft=False)
-
-
-def _acquire(lock: FileLock, timeout: float) -> None:
-    path = Path(lock.lock_file).absolute()
-    try:
-        lock.acquire(timeout=timeout)
-    except Timeout:
-        raise
-    except OSError as error:
-        if cause := cause_of(error):
-            raise CannotWrite(f"cannot write the lock: {path}: {cause}") from error
-        raise CannotWrite(
-            f"{path}: its file system has no locks between processes ({error.strerror or error}); "
-            "set output_dir to a folder on one that has"
-        ) from error
 
 
 def _holder(path: Path) -> str | None:

@@ -15,7 +15,7 @@ from composed import TINY
 from processes import Process
 
 from kd.errors import CannotWrite
-from kd.locks import free, held
+from kd.locks import free, held, lock_at
 
 MANY = int(os.environ.get("KD_TOGETHER", "8"))
 ARGUMENTS = ("model=mlp_to_mlp", *TINY)
@@ -91,6 +91,8 @@ def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(filelock._unix.fcntl, "flock", missing)
     refused = pytest.raises(CannotWrite, match=r"x\.lock: its file system has no locks .*set output_dir")
     with refused, held(tmp_path / "x.lock", "teacher", "is training it"):
+        pass
+    with refused, lock_at(tmp_path / "x.lock"):  # as a search's
         pass
 
 

@@ -10,7 +10,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import optuna
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from kd.chain import Link, chain_of
@@ -18,6 +18,7 @@ from kd.config import Config
 from kd.construct import construct
 from kd.data.base import DataModule
 from kd.errors import Damaged, Dropped, Failed, Interrupted, UserError
+from kd.locks import Lock, lock_at
 from kd.log import say
 from kd.run import preflight
 from kd.stages import RUNTIME_ONLY, Stage, complete, make_stage
@@ -167,7 +168,7 @@ class Trials:
         self.name = tuning.study or f"{self.request.about}_{key_of(settings)[:8]}"
         self.folder = self.output / "tune" / self.name
         (self.folder / "locks").mkdir(parents=True, exist_ok=True)
-        self.lock = FileLock(self.folder / "study.lock")
+        self.lock = lock_at(self.folder / "study.lock")
         self.process = uuid.uuid4().hex[:12]
         self.begun, self.tried = perf_counter(), 0
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -236,16 +237,16 @@ class Trials:
                     "trials of both cannot be compared, so give this search another study=NAME"
                 )
 
-    def at_work(self) -> FileLock:
+    def at_work(self) -> Lock:
         """A lock that tells other processes that this one lives: theirs, after they died, is free."""
-        return FileLock(self.folder / "locks" / f"{self.process}.lock")
+        return lock_at(self.folder / "locks" / f"{self.process}.lock")
 
     def _alive(self, process: str) -> bool:
         if process == self.process:
             return True
         path = self.folder / "locks" / f"{process}.lock"
         try:
-            with FileLock(path, timeout=0):
+            with lock_at(path).acquire(timeout=0):
                 path.unlink(missing_ok=True)
                 return False
         except Timeout:
