@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kd.errors import Damaged, UserError, nearest
+from kd.errors import UserError, nearest
 from kd.log import say
 from kd.report_file import WholeReport, read_report
 from kd.teachers.header import STUDENT, header_of
@@ -216,6 +216,6 @@ def open_run(path: str | Path, where: str = "run", trust: Sequence[str] = ()) ->
         raise UserError(f"{where}: {folder} has no report.json, so it is no run's{hint}")
     try:
         report = read_report(file, WholeReport)
-    except Damaged as error:
-        raise Damaged(f"{where}: {error}") from error
+    except UserError as error:
+        raise type(error)(f"{where}: {error}") from error
     return Finished(folder, report, tuple(trust))

@@ -455,7 +455,7 @@ def test_the_report_has_skipped_files_and_metrics_of_two_classes(run: dict[str, 
     assert data["skipped"][0]["reason"] == "not an image, or of an unknown kind"
     assert data["unlabeled"] == 30
     written = (run["folder"] / "report.md").read_text()
-    assert "bad.png`: not an image" in written
+    assert "bad.png: not an image" in written
     assert "and 30 without labels" in written
     for model in run["report"]["models"]:
         assert {"sensitivity", "specificity", "auroc", "balanced_accuracy"} <= set(model["test"])

@@ -356,7 +356,7 @@ class TestNormalisationAndKeys:
         folder = run(config, "")
         (teacher, _), (baseline, _), (student, answering) = seen
         assert teacher == baseline == student == GRAY
-        net = answering.live.answers
+        net = answering.live.answers.frozen
         assert (net.mean, net.std) == GRAY
         with safe_open(folder / "student.safetensors", "pt") as file:
             about = json.loads(file.metadata()["kd"])
