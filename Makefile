@@ -26,9 +26,8 @@ $(STAMP): pyproject.toml constraints.txt
 train: $(STAMP) ## teacher, baseline and student on the embedded digits, compared; ARGS="..." overrides
 	@$(BIN)/python -m kd.train model=resnet18_to_cnn $(ARGS)
 
-# One thread for each test, and one test more at once than there are cores: many wait for processes of their own.
-WORKERS := $(shell expr 1 + $$(getconf _NPROCESSORS_ONLN))
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 8 --dist worksteal
+# As many tests at once as there are cores, so one thread for each; ARGS="-n 0" runs them in one process.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
 test: $(STAMP) check ## lint, types, and all tests, the slow ones too
 	@$(PYTEST) $(ARGS)

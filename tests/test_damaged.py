@@ -74,7 +74,7 @@ READ: dict[str, tuple[str, Callable[[Path], Any]]] = {
 
 
 def run_of(path: Path) -> Path:
-    return next((path.parents[2] / "runs").glob("[!.]*"))
+    return next(report.parent for report in (path.parents[2] / "runs").glob("*/report.json"))
 
 
 def plain(found: Any) -> Any:

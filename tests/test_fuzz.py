@@ -40,7 +40,7 @@ from kd.summary import write_summary
 from kd.tapped import try_out
 from kd.teachers.checkpoint import load_weights
 
-EXAMPLES = int(os.environ.get("KD_FUZZ", "60"))
+EXAMPLES = int(os.environ.get("KD_FUZZ", "20"))
 FEW = max(1, EXAMPLES // 10)  # of what takes a third of a second
 
 fuzzed = settings(

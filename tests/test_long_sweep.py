@@ -13,7 +13,7 @@ import pytest
 from composed import TINY
 from processes import Process
 
-JOBS = int(os.environ.get("KD_JOBS", "10"))
+JOBS = int(os.environ.get("KD_JOBS", "8"))
 WARM = min(20, JOBS // 2)  # jobs after which all is loaded and allocated that later ones use too
 MEGABYTE = 2**20
 

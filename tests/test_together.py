@@ -17,7 +17,7 @@ from processes import Process
 from kd.errors import CannotWrite
 from kd.locks import free, held, lock_at
 
-MANY = int(os.environ.get("KD_TOGETHER", "8"))
+MANY = int(os.environ.get("KD_TOGETHER", "4"))
 ARGUMENTS = ("model=mlp_to_mlp", *TINY)
 
 
