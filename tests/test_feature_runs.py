@@ -203,7 +203,14 @@ def test_two_ranks_train(tmp_path: Path) -> None:
     torch.save(build_net(RESNET, SHAPE, "net").state_dict(), tmp_path / "teacher.pth")
     more = "+loss.terms.reviewkd={weight: 1.0, loss: {_target_: kd.losses.reviewkd.ReviewKD}}"
     options = [
-        *("trainer=ddp", "trainer.accelerator=cpu", "data.limit=200", "batch_size=20", "epochs=2"),
+        *(
+            "trainer=ddp",
+            "trainer.strategy=ddp_fork",
+            "trainer.accelerator=cpu",
+            "data.limit=200",
+            "batch_size=20",
+            "epochs=2",
+        ),
         *("loss=crd", more, f"teacher.path={tmp_path / 'teacher.pth'}", "stages=[teacher,distill]"),
         *("pictures=false", f"output_dir={tmp_path}"),
     ]

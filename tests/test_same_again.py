@@ -48,9 +48,9 @@ def test_same_bits_whatever_ran_before_in_the_process(make_config: Make) -> None
 def test_two_processes_give_nearly_the_weights_of_one(tmp_path: Path) -> None:
     """They share each batch of 20, and add up its gradient in another order: within 1e-5 after 20 steps."""
     found = {}
-    for ranks, trainer in ((1, "cpu"), (2, "ddp")):
+    for ranks, trainer in ((1, ("trainer=cpu",)), (2, ("trainer=ddp", "trainer.strategy=ddp_fork"))):
         words = (
-            f"trainer={trainer}",
+            *trainer,
             "trainer.accelerator=cpu",
             f"trainer.devices={ranks}",
             f"batch_size={20 // ranks}",
