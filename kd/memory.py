@@ -12,7 +12,8 @@ def keep_memory() -> None:
 
     By default it gives blocks of over 32 MiB back to the system at once. A step asks for the same ones again, and gets
     them page by page, filled with zeros: of the CNN's step on 128 images of 32x32 that took 12 to 29 %, with 25,000 to
-    40,000 page faults, and none of it is left. The most memory that is ever in use is the same.
+    40,000 page faults, and none of it is left. The largest resident set stays about the same (0.91 to
+    0.93 GB before, 0.92 to 0.97 GB after).
 
     Does nothing where the C library is another.
     """
