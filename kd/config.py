@@ -82,6 +82,9 @@ def _trainer(found: Node) -> Node:
     return found
 
 
+LearningRate = Literal["onecycle", "cosine", "step", "step_late", "constant"]
+
+
 class Strict(BaseModel):
     """No unknown keys, no silent conversion of types."""
 
@@ -106,7 +109,7 @@ class Recipe(Strict):
     seed: Seed
     batch_size: PositiveInt
     optim: Node
-    lr_schedule: Literal["onecycle", "cosine", "step", "constant"]
+    lr_schedule: LearningRate
     gradient_clip: PositiveFloat | None
     ema: Annotated[float, Field(gt=0, lt=1)] | None
     early_stopping: PositiveInt | None
@@ -233,7 +236,7 @@ class StageConfig(Strict):
     seed: Seed | None = None
     batch_size: PositiveInt | None = None
     optim: Node | None = None
-    lr_schedule: Literal["onecycle", "cosine", "step", "constant"] | None = None
+    lr_schedule: LearningRate | None = None
     gradient_clip: PositiveFloat | None = None
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     early_stopping: PositiveInt | None = None

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, get_args
+from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
@@ -14,11 +14,9 @@ from torch.optim.lr_scheduler import (
     OneCycleLR,
 )
 
+from kd.config import LearningRate
 from kd.construct import construct
 from kd.errors import UserError
-
-Schedule = Literal["onecycle", "cosine", "step", "constant"]
-SCHEDULES = get_args(Schedule)
 
 
 def make_optimizer(
@@ -26,7 +24,7 @@ def make_optimizer(
     steps: int,
     *,
     optim: Mapping[str, Any],
-    schedule: Schedule,
+    schedule: LearningRate,
     where: str = "optim",
 ) -> tuple[Optimizer, LRScheduler]:
     """An optimiser from its config node, and the schedule of its learning rate, to be stepped once a batch.
@@ -37,7 +35,8 @@ def make_optimizer(
         optim: `_target_` and keywords of a `torch.optim` class.
         schedule: `onecycle` warms up to `lr` over the first 30 % and anneals to almost nothing (Smith & Topin 2017,
             as in torch); `cosine` anneals from `lr` to 0 (Loshchilov & Hutter 2016, without restarts); `step` divides
-            by 10 at 1/2 and 3/4 of the steps (He et al. 2015, on CIFAR-10); `constant` does nothing.
+            by 10 at 1/2 and 3/4 of the steps (He et al. 2015, on CIFAR-10); `step_late` at 5/8, 3/4 and 7/8, which are
+            epochs 150, 180 and 210 of 240 (Tian et al. 2020, section 4); `constant` does nothing.
     """
     optimizer: Optimizer = construct(optim, where, params=[p for p in parameters if p.requires_grad])
     lr = optimizer.param_groups[0]["lr"]
@@ -52,6 +51,8 @@ def make_optimizer(
             return optimizer, CosineAnnealingLR(optimizer, T_max=steps)
         case "step":
             return optimizer, MultiStepLR(optimizer, milestones=[steps // 2, steps * 3 // 4])
+        case "step_late":
+            return optimizer, MultiStepLR(optimizer, milestones=[steps * 5 // 8, steps * 3 // 4, steps * 7 // 8])
         case "constant":
             return optimizer, ConstantLR(optimizer, factor=1.0)
 

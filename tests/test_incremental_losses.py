@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from write_ups.lwf_rows import lwf_rows_loss
 
 from kd.losses.der import der_loss, exemplars_loss, stream_loss
 from kd.losses.icarl import icarl_labels_loss, icarl_loss
@@ -138,3 +139,14 @@ def test_nothing_stored_is_no_loss() -> None:
     assert der_loss(S, torch.full((B, OLD), torch.nan)) == 0
     assert exemplars_loss(S, torch.full((B, OLD), torch.nan), TARGET) == 0
     assert stream_loss(S, T, TARGET) == 0
+
+
+def test_the_slip_of_write_ups_holds_no_image_past_the_first_to_the_old_net() -> None:
+    held = {}
+    for loss in (lwf_bce_loss, lwf_rows_loss):
+        s = S.clone().requires_grad_()
+        loss(s, T, temperature=2.0).backward()
+        held[loss] = s.grad.abs().sum(1) > 0
+    assert held[lwf_bce_loss].all()
+    assert held[lwf_rows_loss].tolist() == [True] * OLD + [False] * (B - OLD)
+    assert lwf_rows_loss(S[:OLD], T[:OLD]) == pytest.approx(float(lwf_bce_loss(S[:OLD], T[:OLD])), rel=1e-5)

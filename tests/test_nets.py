@@ -9,7 +9,10 @@ from kd.nets.cnn import CNN
 from kd.nets.cnn_shallow import ShallowCNN
 from kd.nets.mlp import MLP
 from kd.nets.resnet import ResNet
+from kd.nets.resnet_cifar import ResNetCIFAR
 from kd.nets.torchvision import torchvision_net
+from kd.nets.vgg import VGG
+from kd.nets.wide_resnet import PreActivationBlock, WideResNet
 
 
 def count(net: nn.Module) -> int:
@@ -27,6 +30,15 @@ def count(net: nn.Module) -> int:
         (ResNet(1000, 18), 11_689_512),  # torchvision's published count
         (ResNet(1000, 34), 21_797_672),
         (ResNet(10, 18, image_size=32, width=32), 2_797_610),
+        # The counts that papers on distillation give (Tian et al. 2020, Zhao et al. 2022), CIFAR-100.
+        (ResNetCIFAR(100, 20), 278_324),
+        (ResNetCIFAR(100, 56), 861_620),
+        (ResNetCIFAR(100, 8, widths=[32, 64, 128, 256]), 1_233_540),
+        (ResNetCIFAR(100, 32, widths=[32, 64, 128, 256]), 7_433_860),
+        (WideResNet(100, 16, 2), 703_284),
+        (WideResNet(100, 40, 2), 2_255_156),
+        (VGG(100, 8), 3_965_028),
+        (VGG(100, 13), 9_462_180),
     ],
 )
 def test_parameters(net: nn.Module, params: int) -> None:
@@ -50,6 +62,31 @@ def test_resnet_stem_follows_the_image_size() -> None:
     assert large.conv1.kernel_size == (7, 7)
     assert ResNet(10, 18, image_size=224, stem="small").conv1.kernel_size == (3, 3)
     assert ResNet(10, 18, image_size=32, stem="imagenet").conv1.kernel_size == (7, 7)
+
+
+@pytest.mark.parametrize(
+    ("net", "taps"),
+    [
+        (ResNetCIFAR(10, 14), [(16, 32), (32, 16), (64, 8)]),
+        (WideResNet(10, 16, 2), [(32, 32), (64, 16), (128, 8)]),
+        (VGG(10, 8, width=16), [(16, 32), (32, 16), (64, 8), (128, 4), (128, 4)]),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_the_groups_of_papers_nets_have_their_widths_and_sizes(net: nn.Module, taps: list[tuple[int, int]]) -> None:
+    seen = []
+    for name in net.taps:
+        net.get_submodule(name).register_forward_hook(lambda _m, _i, out: seen.append((out.shape[1], out.shape[2])))
+    assert net(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+    assert seen == taps
+
+
+def test_a_wide_block_shares_its_activation_with_a_convolution_in_the_shortcut_alone() -> None:
+    x = torch.full((1, 4, 2, 2), -1.0)
+    for outputs, expected in ((4, -1.0), (8, 0.0)):  # the input itself; a convolution of what ReLU made 0
+        block = PreActivationBlock(4, outputs, stride=1).eval()
+        nn.init.zeros_(block.conv2.weight)
+        assert torch.equal(block(x), torch.full((1, outputs, 2, 2), expected))
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v3_small", "resnet18"])
@@ -80,6 +117,10 @@ def test_build_does_not_move_batch_norm() -> None:
         ("kd.nets.resnet.ResNet", {}, ["student.net", "depth"]),
         ("kd.nets.resnet.ResNet", {"depth": 19}, ["depth", "19", "18, 34"]),
         ("kd.nets.resnet.ResNet", {"depth": 18, "stem": "big"}, ["stem", "big", "imagenet"]),
+        ("kd.nets.resnet_cifar.ResNetCIFAR", {"depth": 18}, ["depth", "18", "6n + 2"]),
+        ("kd.nets.resnet_cifar.ResNetCIFAR", {"depth": 20, "widths": [16, 32]}, ["widths", "[16, 32]", "four"]),
+        ("kd.nets.wide_resnet.WideResNet", {"depth": 18, "widen": 2}, ["depth", "18", "6n + 4"]),
+        ("kd.nets.vgg.VGG", {"depth": 9}, ["depth", "9", "8, 11, 13, 16, 19"]),
         ("torch.nn.Identity", {}, ["(2, 10)"]),
         ("torch.tensor", {"data": 1}, ["student.net._target_", "torch.tensor"]),
         ("torch.nn.init.calculate_gain", {"nonlinearity": "relu"}, ["not a torch.nn.Module"]),

@@ -213,6 +213,7 @@ def test_without_baseline_or_teacher_the_comparison_says_less(make_config: Make)
         ["optim=sgd", "optim.lr=0.05"],
         ["lr_schedule=cosine"],
         ["lr_schedule=step"],
+        ["lr_schedule=step_late"],
         ["lr_schedule=constant", "gradient_clip=0.5"],
         ["ema=0.8"],
         ["keep=last"],

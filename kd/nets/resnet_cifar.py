@@ -1,0 +1,58 @@
+"""The residual nets of small images that papers on distillation compare: ResNet-20, 56, 8x4, 32x4 and their like."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from kd.nets.resnet import BasicBlock
+
+
+class ResNetCIFAR(nn.Module):
+    """Three groups of basic blocks at full, half and quarter resolution (He et al. 2015, section 4.2).
+
+    Input [B, in_channels, H, W], output logits [B, num_classes]. Shortcuts that change width or resolution are 1x1
+    convolutions with batch norm, as in Tian et al. 2020 and the papers that compare with it (He et al. pad with
+    zeros). With 100 classes ResNet-20 has 278,324 parameters, ResNet-56 861,620, ResNet-8x4 1,233,540, ResNet-32x4
+    7,433,860.
+
+    Args:
+        depth: 6n + 2, for n blocks a group.
+        widths: channels of the first convolution and of the three groups; "x4" has [32, 64, 128, 256].
+
+    Raises:
+        ValueError: for another depth, or not four widths.
+    """
+
+    taps = ("layer1", "layer2", "layer3")
+
+    def __init__(
+        self, num_classes: int, depth: int, in_channels: int = 3, widths: Sequence[int] = (16, 16, 32, 64)
+    ) -> None:
+        super().__init__()
+        if depth < 8 or depth % 6 != 2:
+            raise ValueError(f"depth: found {depth}, accepted is 6n + 2, such as 8, 20, 32, 56")
+        if len(widths) != 4:
+            raise ValueError(
+                f"widths: found {list(widths)}, accepted are four: of the first convolution and three groups"
+            )
+        self.conv1 = nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(widths[0])
+        self.relu = nn.ReLU(inplace=True)
+        for group in (1, 2, 3):
+            inputs, outputs = widths[group - 1], widths[group]
+            first = BasicBlock(inputs, outputs, stride=1 if group == 1 else 2)
+            rest = [BasicBlock(outputs, outputs, stride=1) for _ in range((depth - 2) // 6 - 1)]
+            self.add_module(f"layer{group}", nn.Sequential(first, *rest))
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(widths[3], num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, in_channels, H, W] -> logits [B, num_classes]."""
+        x = self.relu(self.bn1(self.conv1(x)))
+        for group in (1, 2, 3):
+            x = self.get_submodule(f"layer{group}")(x)
+        logits: Tensor = self.fc(self.avgpool(x).flatten(1))
+        return logits
