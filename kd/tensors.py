@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from kd.errors import Damaged
@@ -30,7 +30,8 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, about: Mapping[str, 
     found = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     header = {**(about or {}), "sha256": _digest(found, about or {})}
     with whole(path) as temporary:
-        save_file(found, temporary, {HEADER: json.dumps(header)})
+        # Not save_file, whose files nobody else may read: a store may be shared.
+        temporary.write_bytes(save(found, {HEADER: json.dumps(header)}))
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

@@ -80,6 +80,6 @@ def cause_of(error: Exception) -> str | None:
     """Why something could not be written, if that is one of `CAUSES`; also as libraries without an OSError tell it."""
     if isinstance(error, OSError) and error.errno:
         return error.strerror if error.errno in CAUSES else None
-    found = re.search(r"\(os error (\d+)\)|\[Errno (\d+)\]", str(error))  # safetensors, shutil
-    number = int(found[1] or found[2]) if found else None
+    found = re.search(r"\[Errno (\d+)\]", str(error))  # shutil
+    number = int(found[1]) if found else None
     return os.strerror(number) if number in CAUSES else None

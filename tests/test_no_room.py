@@ -8,6 +8,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -18,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 from composed import TINY
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from test_tune import searched
 
 from kd.checkpoints import WholeCheckpoints, read_checkpoint
@@ -191,10 +192,12 @@ def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/elsewhere/image.png")
 
 
-def test_libraries_that_have_their_own_words_for_it(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(CannotWrite, match=os.strerror(errno.ENOTDIR)), writing(tmp_path / "file" / "x"):
-        save_file({"x": torch.zeros(3)}, tmp_path / "file" / "x")
+def test_a_library_that_has_its_own_words_for_it(tmp_path: Path) -> None:
+    (tmp_path / "events" / "baseline").mkdir(parents=True)
+    (tmp_path / "copied").mkdir()
+    (tmp_path / "copied" / "baseline").touch()  # a file where a folder should be
+    with pytest.raises(CannotWrite, match=os.strerror(errno.EEXIST)), writing(tmp_path / "copied"):
+        shutil.copytree(tmp_path / "events", tmp_path / "copied", dirs_exist_ok=True)
 
 
 @pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="there is no /dev/full")

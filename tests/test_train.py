@@ -158,6 +158,15 @@ def test_the_students_file_holds_nothing_of_a_loss_that_learns(make_config: Make
     }
 
 
+def test_who_may_read_a_new_file_may_read_all_that_is_kept(make_config: Make, tmp_path: Path) -> None:
+    config = make_config()
+    (plain := tmp_path / "plain").touch()
+    run(config, "")
+    kept = {path.suffix: path.stat().st_mode for path in Path(config.output_dir).rglob("*") if path.is_file()}
+    assert {".safetensors", ".npy", ".json"} <= set(kept)
+    assert {suffix for suffix, mode in kept.items() if mode != plain.stat().st_mode} == set()
+
+
 def test_second_run_trains_nothing_and_changing_temperature_trains_one_stage(
     make_config: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:

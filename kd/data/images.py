@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from kd.errors import Damaged
@@ -60,7 +60,7 @@ class Facts:
 
     def save(self, path: Path) -> None:
         """Write them as safetensors."""
-        save_file({"digests": self.digests, "sums": self.sums, "squares": self.squares}, path)
+        path.write_bytes(save({"digests": self.digests, "sums": self.sums, "squares": self.squares}))
 
     @classmethod
     def load(cls, path: Path) -> "Facts":
