@@ -28,6 +28,7 @@ class Test(Shape):
     accuracy: Share
     accuracy_ci95: tuple[float, float] | None = None
     balanced_accuracy: float | None = None
+    auroc: float | None = None
     nll: float | None = None
     ece: float | None = None
     agreement: float | None = None

@@ -19,7 +19,7 @@ from kd.summary.figures import LATENCY, cost_plot, families, gain_plot, heat_map
 from kd.summary.groups import Row, group
 from kd.summary.reports import Run, find_runs
 from kd.summary.significance import Gain, corrected, gain_of, holm, pareto, t_interval
-from kd.summary.tables import accuracy_table, cost_table, in_common, said
+from kd.summary.tables import accuracy_table, class_table, cost_table, in_common, said
 
 NASTY = "<script>alert(1)</script>|x"
 
@@ -238,6 +238,19 @@ def test_what_training_cost_stands_beside_what_the_student_costs() -> None:
     assert found["a step of training, ms"].text == "5.0 ± 1.4"  # of 4 and 6: sd = sqrt(2)
     assert found["parameters that training added"].text == "1.23 k"
     assert found["latency, ms"].text == "0.500"
+
+
+def test_what_accuracy_hides_where_classes_are_uneven() -> None:
+    several = [report(seed=0), report(seed=1)]
+    assert class_table(rows_of(*several)) is None
+    for balanced, each in zip((0.5, 0.7), several, strict=True):
+        each["models"][2]["test"] |= {"balanced_accuracy": balanced, "auroc": 0.75}
+    table = class_table(rows_of(*several))
+    assert table
+    found = dict(zip(table.columns, [cell.text for cell in table.cells[0]], strict=True))
+    assert found["student: balanced accuracy, %"] == "60.00 ± 14.14"
+    assert found["student: AUROC"] == "0.7500"
+    assert found["teacher: AUROC"] == ""
 
 
 def test_files(tmp_path: Path) -> None:

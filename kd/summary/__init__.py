@@ -12,6 +12,7 @@ from kd.summary.tables import (
     accuracy_table,
     as_csv,
     as_markdown,
+    class_table,
     cost_table,
     in_common,
     measured_on,
@@ -79,6 +80,7 @@ def _markdown(title: str, about: str, rows: Sequence[Row], gains: Sequence[Gain]
         as_markdown(accuracy_table(rows, gains)).rstrip(),
         *NOTES,
         as_markdown(tasks).rstrip() if (tasks := task_table(rows)) else "",
+        as_markdown(classes).rstrip() if (classes := class_table(rows)) else "",
         as_markdown(cost_table(rows)).rstrip(),
         f"Latency: one image, measured on {in_markdown('; '.join(measured_on(rows)) or 'an unknown machine')}.",
     ]
@@ -98,6 +100,7 @@ def _page(title: str, about: str, rows: Sequence[Row], gains: Sequence[Gain]) ->
         common=in_common(rows),
         all_common=in_common(rows, all_knobs=True),
         accuracy=accuracy_table(rows, gains),
+        classes=class_table(rows),
         cost=cost_table(rows),
         notes=NOTES,
         tasks=task_table(rows),

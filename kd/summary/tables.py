@@ -72,6 +72,25 @@ def _gain(gain: Gain) -> Cell:
     return found
 
 
+def class_table(rows: Sequence[Row]) -> Table | None:
+    """What accuracy hides where classes are uneven, of all three roles; None where the reports do not have it."""
+    measures = (("balanced accuracy, %", "balanced_accuracy", 100, 2), ("AUROC", "auroc", 1, 4))
+    cells = [
+        [
+            *(Cell(str(rank), rank), Cell(row.label)),
+            *(
+                spread(row.values(role, "test", key), x, digits)
+                for _, key, x, digits in measures
+                for role in ROLES[::-1]
+            ),
+        ]
+        for rank, row in enumerate(rows, 1)
+    ]
+    if not any(cell.text for line in cells for cell in line[2:]):
+        return None
+    return Table(("#", "runs", *(f"{role}: {name}" for name, *_ in measures for role in ROLES[::-1])), cells)
+
+
 def cost_table(rows: Sequence[Row]) -> Table:
     """What else is known of each row's student: its cost, how far to trust its probabilities, what training it took."""
     columns: dict[str, Callable[[Row], Cell]] = {
