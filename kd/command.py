@@ -21,8 +21,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kd.errors import Failed, Interrupted, UserError, nearest
+from kd.files.writing import cause_of
 from kd.log import printable
-from kd.writing import cause_of
 
 T = TypeVar("T")
 

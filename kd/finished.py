@@ -6,18 +6,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kd.errors import UserError, nearest
+from kd.files.report_file import WholeReport, read_report
+from kd.files.writing import writable
 from kd.log import say
-from kd.report_file import WholeReport, read_report
 from kd.teachers.header import STUDENT, header_of
 from kd.trust import trusted
-from kd.writing import writable
 
 if TYPE_CHECKING:  # torch takes seconds to import; a folder that is no run is refused before
     from torch import nn
 
     from kd.data.base import DataModule
+    from kd.files.store import Done
     from kd.nets.build import Shape
-    from kd.store import Done
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Finished:
         Raises:
             UserError: the run has no such role, or the stage is in no store near the folder.
         """
-        from kd.store import Store
+        from kd.files.store import Store
 
         key = self._key(role)
         roots = self._stores()

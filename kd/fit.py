@@ -24,12 +24,14 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from torch import Tensor, nn
 
-from kd.checkpoints import WholeCheckpoints, last_good, read_checkpoint
 from kd.construct import REFUSALS, check_keywords, check_values
 from kd.data.base import DataModule
 from kd.distiller import Distiller
 from kd.errors import Diverged, Interrupted, UserError
-from kd.events import tell_once
+from kd.files.checkpoints import WholeCheckpoints, last_good, read_checkpoint
+from kd.files.events import tell_once
+from kd.files.tensors import save_tensors
+from kd.files.writing import writing
 from kd.finite import WHAT_HELPS, check_row
 from kd.head_only import HeadOnly, LossOnly, still_average
 from kd.log import say
@@ -39,8 +41,6 @@ from kd.optim import make_optimizer
 from kd.tapped import hook
 from kd.teachers.live import Teacher
 from kd.teachers.watch import Watched
-from kd.tensors import save_tensors
-from kd.writing import writing
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")  # the weights themselves stay in float32
 

@@ -10,7 +10,7 @@ from typing import TextIO, TypeVar, cast
 from rich.console import Console
 from rich.progress import track
 
-from kd.writing import writing
+from kd.files.writing import writing
 
 T = TypeVar("T")
 

@@ -17,6 +17,11 @@ from kd.config import Config
 from kd.construct import construct
 from kd.data.base import DataModule
 from kd.errors import UserError
+from kd.files.run_folder import RunFolder
+from kd.files.sealed import sealed
+from kd.files.store import Done, Store
+from kd.files.tensors import save_tensors
+from kd.files.writing import writable, writing
 from kd.log import say
 from kd.nets.build import build_net
 from kd.nets.head import head_of
@@ -27,16 +32,11 @@ from kd.reports.model_card import model_card
 from kd.reports.run_events import begin, finish
 from kd.reports.run_page import as_page
 from kd.reports.run_report import as_markdown, as_table, make_report, verdict
-from kd.run_folder import RunFolder
-from kd.sealed import sealed
 from kd.stages import complete, make_stage
-from kd.store import Done, Store
 from kd.tapped import try_out
 from kd.teachers.header import SCHEMA, STUDENT
 from kd.teachers.source import file_of
-from kd.tensors import save_tensors
 from kd.trained import logits_of
-from kd.writing import writable, writing
 
 
 def run(

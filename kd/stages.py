@@ -16,13 +16,15 @@ from kd.config import Training
 from kd.data.base import DataModule
 from kd.errors import Dropped
 from kd.features import kinds_of, study
+from kd.files.store import Done, Store, key_of
+from kd.files.tensors import load_tensors, save_tensors
+from kd.files.writing import writing
 from kd.log import say
 from kd.measure.metrics import predict_logits, summary
 from kd.nets.build import build_net, normalization_of, set_normalization
 from kd.nets.grow import Grown, align
 from kd.objective import signals_of
 from kd.shipping.fake_quantize import fake_quantize
-from kd.store import Done, Store, key_of
 from kd.tapped import taps_of
 from kd.teachers.cached import Cached
 from kd.teachers.ensemble import Ensemble
@@ -32,9 +34,7 @@ from kd.teachers.observed import Observed
 from kd.teachers.snapshot import Snapshot
 from kd.teachers.source import file_of, load_start, net_spec, start_spec
 from kd.teachers.view_files import Room, ViewFiles
-from kd.tensors import load_tensors, save_tensors
 from kd.trained import classes_of, frozen, logits_of, normalized_as, watched
-from kd.writing import writing
 
 # Trainer options that change how a stage runs but not what comes out of it.
 RUNTIME_ONLY = {"accelerator", "strategy", "log_every_n_steps", "deterministic", "enable_progress_bar"}

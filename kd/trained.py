@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from kd.construct import resolve_target
 from kd.data.base import DataModule, Images
 from kd.errors import CannotWrite, Damaged
+from kd.files.store import Done, key_of
+from kd.files.tensors import load_tensors, save_tensors
 from kd.log import say
 from kd.measure.metrics import predict_logits
 from kd.nets.build import Shape, build_net, normalization_of, set_normalization
 from kd.nets.grow import Grown
-from kd.store import Done, key_of
 from kd.teachers.ensemble import Ensemble
 from kd.teachers.frozen import Frozen
 from kd.teachers.watch import Watched
-from kd.tensors import load_tensors, save_tensors
 from kd.views import make_views
 
 # Validation images of which a teacher is asked about two views; a few hundred tell its steadiness well enough.

@@ -18,9 +18,9 @@ from kd.construct import construct
 from kd.data.base import DataModule
 from kd.distiller import Distiller
 from kd.errors import Interrupted, UserError
+from kd.files.store import Done
 from kd.run import run
 from kd.stages import Stage, make_stage
-from kd.store import Done
 
 
 def done(name: str) -> Done:

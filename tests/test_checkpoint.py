@@ -20,11 +20,11 @@ from kd.chain import chain_of
 from kd.config import Config, check
 from kd.construct import construct
 from kd.errors import UserError
+from kd.files.store import Done, Store
 from kd.nets.mlp import MLP
 from kd.nets.resnet import ResNet
 from kd.run import preflight, run
 from kd.stages import complete, make_stage
-from kd.store import Done, Store
 from kd.teachers.checkpoint import load_weights, read_weights
 from kd.teachers.header import header_of, weights_file
 from kd.trained import load_net

@@ -23,16 +23,16 @@ from test_tune import searched
 
 import kd.fit
 from kd import load
-from kd.checkpoints import read_checkpoint
 from kd.config import Config, check
 from kd.errors import Interrupted, UserError
-from kd.events import damage_in
+from kd.files.checkpoints import read_checkpoint
+from kd.files.events import damage_in
+from kd.files.store import Store
+from kd.files.tensors import load_tensors
 from kd.finished import open_run
 from kd.run import run
-from kd.store import Store
 from kd.summary.reports import find_runs
 from kd.teachers.checkpoint import read_weights
-from kd.tensors import load_tensors
 
 Make = Callable[..., Config]
 FLIPS = int(os.environ.get("KD_FLIPS", "25"))

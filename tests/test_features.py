@@ -15,6 +15,7 @@ from kd.config import check
 from kd.data.digits import Digits
 from kd.errors import UserError
 from kd.features import Place, Taps, default_taps, pair, study
+from kd.files.store import Done
 from kd.nets.build import Shape
 from kd.nets.cnn import CNN
 from kd.nets.cnn_shallow import ShallowCNN
@@ -22,7 +23,6 @@ from kd.nets.mlp import MLP
 from kd.nets.resnet import ResNet
 from kd.nets.torchvision import torchvision_net
 from kd.stages import make_stage
-from kd.store import Done
 from kd.tapped import try_out
 from kd.teachers.frozen import Frozen
 from kd.teachers.observed import Observed

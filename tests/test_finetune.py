@@ -16,6 +16,7 @@ from kd.construct import construct
 from kd.data.base import DataModule
 from kd.distiller import Distiller
 from kd.errors import Interrupted, UserError
+from kd.files.store import Done, Store
 from kd.nets.build import Shape
 from kd.nets.cnn import CNN
 from kd.nets.head import freeze_body, head_of, head_tensors, still_body
@@ -23,7 +24,6 @@ from kd.nets.mlp import MLP
 from kd.nets.resnet import ResNet
 from kd.run import run
 from kd.stages import Stage, complete, make_stage
-from kd.store import Done, Store
 
 Make = Callable[..., Config]
 State = dict[str, Tensor]

@@ -14,11 +14,11 @@ from composed import composed
 from safetensors.torch import load_file
 
 from kd.construct import construct
+from kd.files.store import Store
 from kd.finished import open_run
 from kd.fit import History
 from kd.measure.metrics import predict_logits
 from kd.stages import complete
-from kd.store import Store
 from kd.summary import write_summary
 from kd.tasks.course import IncrementalConfig, check
 from kd.tasks.exemplars import features_of

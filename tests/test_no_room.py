@@ -22,13 +22,13 @@ from composed import TINY
 from safetensors.torch import load_file
 from test_tune import searched
 
-from kd.checkpoints import WholeCheckpoints, read_checkpoint
 from kd.command import run_command
 from kd.errors import CannotWrite
+from kd.files.checkpoints import WholeCheckpoints, read_checkpoint
+from kd.files.writing import whole, writing
 from kd.log import into, say
 from kd.summary import write_summary
 from kd.train import main
-from kd.writing import whole, writing
 
 ARGUMENTS = ("model=mlp_to_mlp", *TINY)
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

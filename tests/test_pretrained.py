@@ -23,6 +23,7 @@ from kd.construct import construct
 from kd.data.digits import Digits
 from kd.distiller import Distiller
 from kd.errors import UserError
+from kd.files.store import Store
 from kd.measure.metrics import predict_logits
 from kd.nets.build import Shape, build_net, normalization_of, pretrained_of
 from kd.nets.cnn import CNN
@@ -31,7 +32,6 @@ from kd.nets.pretrained import for_gray
 from kd.nets.torchvision import pretrained_weights, torchvision_net
 from kd.run import run
 from kd.stages import complete, make_stage
-from kd.store import Store
 from kd.trained import frozen, load_net
 
 ROOT = Path(kd.nets.timm.__file__).parents[2]

@@ -16,9 +16,9 @@ from kd.config import Config
 from kd.construct import construct
 from kd.data.base import DataModule
 from kd.errors import UserError
+from kd.files.store import Done, Store, key_of
+from kd.files.writing import whole
 from kd.stages import complete, make_stage
-from kd.store import Done, Store, key_of
-from kd.writing import whole
 
 Make = Callable[..., Config]
 

@@ -10,7 +10,7 @@ import torch
 
 from kd.data.digits import Digits
 from kd.errors import UserError
-from kd.store import Done
+from kd.files.store import Done
 from kd.tasks.course import Incremental, make_tasks
 from kd.tasks.data import TaskData
 from kd.tasks.exemplars import Memory, herding, nearest_mean

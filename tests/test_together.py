@@ -15,7 +15,7 @@ from composed import TINY
 from processes import Process
 
 from kd.errors import CannotWrite
-from kd.locks import free, held, lock_at
+from kd.files.locks import free, held, lock_at
 
 MANY = int(os.environ.get("KD_TOGETHER", "4"))
 ARGUMENTS = ("model=mlp_to_mlp", *TINY)

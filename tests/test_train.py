@@ -20,8 +20,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from kd.command import run_command
 from kd.config import Config
+from kd.files.run_folder import RunFolder
 from kd.run import run
-from kd.run_folder import RunFolder
 from kd.train import main
 
 Make = Callable[..., Config]

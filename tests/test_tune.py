@@ -35,8 +35,8 @@ from kd.config import check, check_as
 from kd.construct import construct
 from kd.data.base import DataModule
 from kd.errors import Dropped, Interrupted, UserError
+from kd.files.store import Store
 from kd.stages import complete, make_stage
-from kd.store import Store
 from kd.tune import Tuning, as_typed
 from kd.tuning.compare import bought, spread
 from kd.tuning.space import read_space, text_of

@@ -22,10 +22,10 @@ from kd.data.decode import DecodeError, decode
 from kd.data.folder import plain
 from kd.data.images import Facts, Store
 from kd.errors import CannotWrite
-from kd.locks import held
+from kd.files.locks import held
+from kd.files.store import checksum
+from kd.files.writing import writing
 from kd.log import console, say
-from kd.store import checksum
-from kd.writing import writing
 
 VERSION = 1  # of the decoded array; raise it when `decode` gives other pixels
 LARGE = 512 * 2**20  # bytes from which an array stays on disk, unless the user says otherwise

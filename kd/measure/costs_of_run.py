@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from kd.files.writing import whole
 from kd.finished import Finished
 from kd.log import waiting
 from kd.measure.backends import Pass, Subject, UnavailableError
@@ -21,7 +22,6 @@ from kd.measure.costs import cost, peak_activations
 from kd.measure.timing import ROUNDS, median_and_p95, times
 from kd.nets.build import Shape
 from kd.reports.provenance import cpu_name, made
-from kd.writing import whole
 
 if TYPE_CHECKING:
     from kd.benchmark import Benchmark

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from kd.data.base import Images
 from kd.errors import UserError
+from kd.files.writing import whole
 from kd.finished import Finished
 from kd.log import waiting
 from kd.measure.calibration import fit_temperature
@@ -25,7 +26,6 @@ from kd.measure.metrics import ask, paired, summary
 from kd.nets.build import normalization_of
 from kd.reports.provenance import made
 from kd.views import normalize, to_unit
-from kd.writing import whole
 
 if TYPE_CHECKING:
     from kd.evaluate import Evaluate

@@ -18,7 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 from kd.config import Config
 from kd.construct import resolve_target
 from kd.data.base import DataModule
-from kd.events import tell_once
+from kd.files.events import tell_once
 from kd.knobs import in_a_name
 from kd.objective import read_terms
 from kd.reports.figures import as_array

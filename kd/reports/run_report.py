@@ -8,13 +8,13 @@ from rich.table import Table
 
 from kd.chain import Role
 from kd.data.base import DataModule
+from kd.files.report_file import SCHEMA
+from kd.files.store import Done
 from kd.measure.costs import cost, latency
 from kd.measure.metrics import paired, summary
-from kd.report_file import SCHEMA
 from kd.reports.escape import as_code, escaped
 from kd.reports.provenance import made
 from kd.reports.units import short
-from kd.store import Done
 from kd.teachers.watch import concerns
 from kd.trained import load_net, logits_of, name_of
 

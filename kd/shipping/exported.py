@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from kd.data.base import DataModule, Images
 from kd.errors import CannotWrite, Failed, UserError
 from kd.export import FORMATS
+from kd.files.writing import whole
 from kd.finished import Finished
 from kd.log import say, waiting
 from kd.measure.judged import own_data
@@ -28,7 +29,6 @@ from kd.shipping.exported_text import as_markdown, as_table, sentences
 from kd.shipping.formats import SCHEMA, quantize, whole_net, write_onnx, write_pt2
 from kd.shipping.model import OnnxNet
 from kd.views import normalize, to_unit
-from kd.writing import whole
 
 if TYPE_CHECKING:
     from kd.export import Export

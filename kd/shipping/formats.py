@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kd.files.writing import whole
 from kd.nets.build import Shape
 from kd.nets.pretrained import Normalization
-from kd.writing import whole
 
 INPUT, OUTPUT = "images", "logits"
 SCHEMA = 1

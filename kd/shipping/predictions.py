@@ -16,10 +16,10 @@ import torch
 from numpy.typing import NDArray
 
 from kd.data.decode import DecodeError, decode
+from kd.files.writing import whole
 from kd.log import one_line, say, waiting
 from kd.reports.escape import in_a_cell
 from kd.shipping.model import Model, load_model
-from kd.writing import whole
 
 FIXED = ("path", "class", "error")  # the columns besides those of the classes
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from kd.files.writing import whole
 from kd.log import say
 from kd.reports.escape import in_markdown
 from kd.summary.groups import Row, group
@@ -18,7 +19,6 @@ from kd.summary.tables import (
     measured_on,
     said,
 )
-from kd.writing import whole
 
 NOTES = (
     "Rows are ranked by the student's validation accuracy, the one to choose by; test stands beside it. ± is the "

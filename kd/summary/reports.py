@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kd.errors import UserError
-from kd.report_file import read_report
+from kd.files.report_file import read_report
 
 
 @dataclass(frozen=True)

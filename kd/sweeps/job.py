@@ -20,11 +20,11 @@ from kd.code_hash import RECIPE, code_of, targets
 from kd.command import Leave, typed
 from kd.config import Training
 from kd.errors import CannotWrite, Damaged, Interrupted, UserError
-from kd.locks import held
+from kd.files.locks import held
+from kd.files.report_file import read_report
+from kd.files.sealed import read_sealed, sealed
+from kd.files.writing import whole
 from kd.log import into, say
-from kd.report_file import read_report
-from kd.sealed import read_sealed, sealed
-from kd.writing import whole
 
 SCHEMA = 1
 
@@ -165,7 +165,7 @@ def _attempt(job: Job) -> str | None:
     """Run the job; returns what went wrong."""
     with into(job.log) as console:
         try:
-            from kd.run_folder import JobFolder
+            from kd.files.run_folder import JobFolder
 
             config = job.config
             if os.getpid() != job.driver:  # several progress bars on one terminal would overwrite each other

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from kd.data.base import DataModule, Images
+from kd.files.store import Done
 from kd.measure.metrics import predict_logits
 from kd.nets.grow import Grown
-from kd.store import Done
 from kd.tasks.course import Incremental
 from kd.tasks.data import TaskData
 from kd.trained import kept, load_net, logits_of

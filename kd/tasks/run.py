@@ -15,6 +15,9 @@ from kd.config import Recipe
 from kd.construct import construct
 from kd.data.base import DataModule, Images
 from kd.errors import UserError
+from kd.files.run_folder import RunFolder
+from kd.files.store import Done, Store
+from kd.files.writing import writable, writing
 from kd.log import say
 from kd.nets.build import Shape, build_net, without_pretrained
 from kd.objective import Objective, teacher_stage
@@ -22,16 +25,13 @@ from kd.optim import make_optimizer
 from kd.reports.figures import export
 from kd.reports.run_report import make_report
 from kd.run import figures_of, write_run
-from kd.run_folder import RunFolder
 from kd.stages import Stage, complete, make_stage
-from kd.store import Done, Store
 from kd.tasks.course import IncrementalConfig, make_tasks
 from kd.tasks.data import TaskData
 from kd.tasks.exemplars import Memory, features_of, nearest_mean
 from kd.tasks.forgetting import evaluation
 from kd.tasks.report import EVALUATIONS, PICTURES, as_markdown, as_table, pictures
 from kd.trained import logits_of
-from kd.writing import writable, writing
 
 
 class Course:

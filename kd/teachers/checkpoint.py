@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from kd.errors import Damaged, UserError
+from kd.files.tensors import load_tensors
 from kd.log import say
-from kd.tensors import load_tensors
 
 # Where a checkpoint keeps its state dict, and what wrappers put before a net's own names.
 CONTAINERS = ("state_dict", "model_state_dict", "model", "net")

@@ -74,7 +74,7 @@ def header_of(path: Path) -> dict[str, Any] | None:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
         raise UserError(f"{path}: its header is damaged: {where}: {first['msg']}") from None
-    return {name: value for name, value in found.items() if name != "sha256"}  # which is for `kd.tensors`
+    return {name: value for name, value in found.items() if name != "sha256"}  # which is for `kd.files.tensors`
 
 
 def net_of(path: str | Path, where: str) -> dict[str, Any]:

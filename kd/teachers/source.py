@@ -10,10 +10,10 @@ from kd.chain import Link
 from kd.construct import parameters_of, resolve_target
 from kd.data.base import DataModule
 from kd.errors import UserError
+from kd.files.store import checksum
 from kd.log import say
 from kd.nets.build import Shape, pretrained_of, set_normalization, without_pretrained
 from kd.nets.head import head_tensors
-from kd.store import checksum
 from kd.teachers.checkpoint import load_weights
 from kd.teachers.header import header_of, weights_file
 

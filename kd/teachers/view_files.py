@@ -14,9 +14,9 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from kd.locks import held
+from kd.files.locks import held
+from kd.files.store import checksum
 from kd.log import say
-from kd.store import checksum
 
 LOGITS, MANIFEST = "logits.npy", "manifest.json"
 GB = 10**9

@@ -14,13 +14,13 @@ from scipy.stats import t as student_t
 
 from kd.config import Config
 from kd.errors import Damaged
+from kd.files.report_file import read_report
+from kd.files.run_folder import RunFolder
+from kd.files.writing import whole
 from kd.log import say
-from kd.report_file import read_report
 from kd.reports.escape import as_code
 from kd.run import run
-from kd.run_folder import RunFolder
 from kd.tuning.space import overrides_of, text_of
-from kd.writing import whole
 
 if TYPE_CHECKING:  # as a command it is not imported but run
     from kd.tune import Request

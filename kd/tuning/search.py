@@ -18,14 +18,14 @@ from kd.config import Config
 from kd.construct import construct
 from kd.data.base import DataModule
 from kd.errors import Damaged, Dropped, Failed, Interrupted, UserError
-from kd.locks import Lock, lock_at
+from kd.files.locks import Lock, lock_at
+from kd.files.store import Done, Store, key_of
+from kd.files.writing import whole, writable
 from kd.log import say
 from kd.run import preflight
 from kd.stages import RUNTIME_ONLY, Stage, complete, make_stage
-from kd.store import Done, Store, key_of
 from kd.tuning.compare import compare_settings
 from kd.tuning.space import flat, overrides_of
-from kd.writing import whole, writable
 
 if TYPE_CHECKING:  # as a command it is not imported but run
     from kd.tune import Request

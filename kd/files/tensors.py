@@ -12,7 +12,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from kd.errors import Damaged
-from kd.writing import whole
+from kd.files.writing import whole
 
 # What a file of ours says of itself, in safetensors' metadata: JSON, with the checksum of all else as `sha256`.
 HEADER = "kd"

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from kd.errors import Damaged, UserError
-from kd.locks import held
-from kd.sealed import read_sealed, sealed
-from kd.writing import writing
+from kd.files.locks import held
+from kd.files.sealed import read_sealed, sealed
+from kd.files.writing import writing
 
 SCHEMA = 1
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from kd.errors import Damaged
-from kd.sealed import read_sealed
+from kd.files.sealed import read_sealed
 
 SCHEMA = 1
 

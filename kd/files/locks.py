@@ -15,8 +15,8 @@ from typing import Any
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from kd.errors import CannotWrite
+from kd.files.writing import cause_of, writing
 from kd.log import say
-from kd.writing import cause_of, writing
 
 ANOTHER = "another process"
 

@@ -9,8 +9,8 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from kd.errors import Damaged
+from kd.files.writing import whole
 from kd.log import say
-from kd.writing import whole
 
 
 class WholeCheckpoints(TorchCheckpointIO):

@@ -6,10 +6,10 @@ import shutil
 import time
 from pathlib import Path
 
-from kd.events import damage_in
-from kd.locks import free
+from kd.files.events import damage_in
+from kd.files.locks import free
+from kd.files.store import put
 from kd.log import say
-from kd.store import put
 
 
 class RunFolder:
