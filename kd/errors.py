@@ -2,6 +2,10 @@
 
 import difflib
 from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class UserError(Exception):
@@ -50,3 +54,9 @@ def nearest(word: str, known: Collection[str]) -> str:
         word.rpartition(".")[2], by_leaf, n=1
     )
     return f"; did you mean {by_name[close[0]]!r}?" if close else ""
+
+
+def first_of(error: "ValidationError") -> str:
+    """The first of the problems that pydantic found: where it is, and what is wrong."""
+    first = error.errors(include_url=False)[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"

@@ -172,13 +172,13 @@ def read_student(file: Path, where: str, trust: Sequence[str] = ()) -> tuple["nn
     """
     from kd.data.folder import plain
     from kd.nets.build import Shape, build_net, set_normalization
-    from kd.teachers.checkpoint import load_weights, read_weights
+    from kd.teachers.checkpoint import put_weights, read_weights
 
     header = header_of(file)
     if header is None:
         raise UserError(f"{where}: {file} does not say what net it is for, as a run's {STUDENT} does, or is damaged")
     trusted(header["net"], "net", str(file), trust)
-    read_weights(file, where)  # and with them the header, which is what a net is built from
+    weights = read_weights(file, where)  # first, as the checksum is of the header too, which the net is built from
     try:
         shape, normalization = Shape(*header["shape"]), (tuple(header["mean"]), tuple(header["std"]))
         classes = tuple(map(plain, header["classes"]))
@@ -187,7 +187,7 @@ def read_student(file: Path, where: str, trust: Sequence[str] = ()) -> tuple["nn
     if len(classes) != shape.num_classes:
         raise UserError(f"{file}: its header names {len(classes)} classes for a net of {shape.num_classes}")
     net = build_net(header["net"], shape, str(file), load=False, most=file.stat().st_size)
-    load_weights(net, file, str(file))
+    put_weights(net, weights, file, str(file))
     set_normalization(net, normalization, shape.channels, str(file))
     return net.eval(), shape, classes
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from kd.errors import Damaged
+from kd.errors import Damaged, first_of
 from kd.files.sealed import read_sealed
 
 SCHEMA = 1
@@ -153,7 +153,5 @@ def read_report(file: Path, shape: type[Report] = Report) -> dict[str, Any]:
     except OSError as error:
         raise Damaged(f"{file}: cannot be read: {error.strerror}") from error
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise Damaged(f"{file} is damaged, or no report of kd: {where}: {first['msg']}") from None
+        raise Damaged(f"{file} is damaged, or no report of kd: {first_of(error)}") from None
     return report

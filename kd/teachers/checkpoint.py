@@ -30,8 +30,13 @@ def load_weights(net: nn.Module, path: Path, where: str, head: Collection[str] =
     Raises:
         UserError: the file cannot be read, or its tensors are not those of the net; says which.
     """
+    put_weights(net, read_weights(path, where), path, where, head)
+
+
+def put_weights(net: nn.Module, state: dict[str, Tensor], path: Path, where: str, head: Collection[str] = ()) -> None:
+    """As `load_weights`, of a state dict that `read_weights` has read."""
     expected = net.state_dict()
-    found, left = unwrapped(read_weights(path, where), expected)
+    found, left = unwrapped(state, expected)
     found = {name: expected[name] for name in expected if name.endswith(COUNTER)} | found
     other = [name for name in head if name in found and _other_classes(found[name], expected[name])]
     if other:

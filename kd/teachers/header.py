@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from kd.errors import UserError
+from kd.errors import UserError, first_of
 from kd.trust import trusted
 
 STUDENT = "student.safetensors"
@@ -71,9 +71,7 @@ def header_of(path: Path) -> dict[str, Any] | None:
     try:
         Header.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise UserError(f"{path}: its header is damaged: {where}: {first['msg']}") from None
+        raise UserError(f"{path}: its header is damaged: {first_of(error)}") from None
     return {name: value for name, value in found.items() if name != "sha256"}  # which is for `kd.files.tensors`
 
 
