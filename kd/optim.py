@@ -37,8 +37,13 @@ def make_optimizer(
             as in torch); `cosine` anneals from `lr` to 0 (Loshchilov & Hutter 2016, without restarts); `step` divides
             by 10 at 1/2 and 3/4 of the steps (He et al. 2015, on CIFAR-10); `step_late` at 5/8, 3/4 and 7/8, which are
             epochs 150, 180 and 210 of 240 (Tian et al. 2020, section 4); `constant` does nothing.
+
+    Raises:
+        UserError: the node gives no optimiser, or one whose learning rate is no finite number.
     """
     optimizer: Optimizer = construct(optim, where, params=[p for p in parameters if p.requires_grad])
+    if not isinstance(optimizer, Optimizer):
+        raise UserError(f"{where}._target_: {optim['_target_']} gave a {type(optimizer).__name__}, not an optimiser")
     lr = optimizer.param_groups[0]["lr"]
     if not math.isfinite(lr):  # torch takes infinity
         raise UserError(f"{where}.lr: found {lr}, accepted is a finite number from 0")
