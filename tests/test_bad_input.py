@@ -79,7 +79,10 @@ TRAIN: list[tuple[str, tuple[str, ...]]] = [
     ("lr_schedule=linear", ("lr_schedule", "'linear'", "onecycle")),
     ("ema=1.0", ("ema", "1.0")),
     ("gradient_clip=inf", ("gradient_clip: found inf", "finite number")),
-    ("optim={_target_: kd.data.digits.Digits}", ("optim._target_: kd.data.digits.Digits gave a Digits",)),
+    (
+        "optim._target_=kd.data.digits.Digits  ~optim.lr  ~optim.weight_decay",
+        ("optim._target_: kd.data.digits.Digits gave a Digits",),
+    ),
     ("optim.lr=-1", ("optim", "-1")),
     ("optim.lr=fast", ("optim.lr: found 'fast'", "valid number")),
     ("optim.lr=inf", ("optim.lr: found inf", "finite number")),
