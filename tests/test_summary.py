@@ -250,7 +250,7 @@ def test_what_accuracy_hides_where_classes_are_uneven() -> None:
     found = dict(zip(table.columns, [cell.text for cell in table.cells[0]], strict=True))
     assert found["student: balanced accuracy, %"] == "60.00 ± 14.14"
     assert found["student: AUROC"] == "0.7500"
-    assert found["teacher: AUROC"] == ""
+    assert not any(name.startswith("teacher") for name in found)
 
 
 def test_files(tmp_path: Path) -> None:

@@ -73,22 +73,19 @@ def _gain(gain: Gain) -> Cell:
 
 
 def class_table(rows: Sequence[Row]) -> Table | None:
-    """What accuracy hides where classes are uneven, of all three roles; None where the reports do not have it."""
-    measures = (("balanced accuracy, %", "balanced_accuracy", 100, 2), ("AUROC", "auroc", 1, 4))
-    cells = [
-        [
-            *(Cell(str(rank), rank), Cell(row.label)),
-            *(
-                spread(row.values(role, "test", key), x, digits)
-                for _, key, x, digits in measures
-                for role in ROLES[::-1]
-            ),
-        ]
-        for rank, row in enumerate(rows, 1)
-    ]
-    if not any(cell.text for line in cells for cell in line[2:]):
-        return None
-    return Table(("#", "runs", *(f"{role}: {name}" for name, *_ in measures for role in ROLES[::-1])), cells)
+    """What accuracy hides where classes are uneven, of each role that has it; None where no report does."""
+    columns = {
+        f"{role}: {name}": [spread(row.values(role, "test", key), factor, digits) for row in rows]
+        for name, key, factor, digits in (
+            ("balanced accuracy, %", "balanced_accuracy", 100, 2),
+            ("AUROC", "auroc", 1, 4),
+        )
+        for role in ROLES[::-1]
+    }
+    columns = {name: cells for name, cells in columns.items() if any(cell.text for cell in cells)}
+    names = [(Cell(str(rank), rank), Cell(row.label)) for rank, row in enumerate(rows, 1)]
+    cells = [[*first, *(column[i] for column in columns.values())] for i, first in enumerate(names)]
+    return Table(("#", "runs", *columns), cells) if columns else None
 
 
 def cost_table(rows: Sequence[Row]) -> Table:
