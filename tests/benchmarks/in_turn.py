@@ -73,14 +73,20 @@ def compared(
     return Row(what, a * scale, b * scale, unit, a / b, min(each), max(each), target, len(each), note)
 
 
-def seconds_of(*command: str, cwd: Path = HERE, says: list[str] | None = None) -> float:
-    """Seconds of wall time that a Python command takes in a process of its own; its stdout is added to `says`.
+def seconds_of(*command: str, cwd: Path = HERE, says: list[str] | None = None, threads: int | None = THREADS) -> float:
+    """Seconds of wall time that a Python command takes in a process of its own.
+
+    Args:
+        says: its stdout is added to it.
+        threads: of each process; None to leave that to the command.
 
     Raises:
         AssertionError: it failed; with what it said.
     """
     path = os.pathsep.join([str(HERE), str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
-    variables = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": str(THREADS)}
+    variables = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": str(threads)}
+    if threads is None:
+        del variables["OMP_NUM_THREADS"]
     started = time.perf_counter()
     done = subprocess.run([sys.executable, *command], cwd=cwd, env=variables, capture_output=True, text=True)
     seconds = time.perf_counter() - started
