@@ -32,7 +32,7 @@ from kd.reports.model_card import model_card
 from kd.reports.run_events import begin, finish
 from kd.reports.run_page import as_page
 from kd.reports.run_report import as_markdown, as_table, make_report, verdict
-from kd.stages import complete, make_stage
+from kd.stages import Stage, complete, make_stage
 from kd.tapped import try_out
 from kd.teachers.header import SCHEMA, STUDENT
 from kd.teachers.source import file_of
@@ -72,12 +72,7 @@ def run(
         stages: dict[str, Done] = {}
         for link in chain:
             stage = make_stage(link, config, data, stages)
-            folder.follow(link.name, store.root / f"{stage.key}.partial" / "tensorboard")
-            started = time.perf_counter()
-            stages[link.name], reused = complete(stage, store, data, force=config.force, since=since)
-            folder.settle(link.name, stages[link.name].folder / "tensorboard", output)
-            trained = f"trained in {time.perf_counter() - started:.0f} s" if stage.spec["epochs"] else "taken as it is"
-            how = "already there" if reused else trained
+            stages[link.name], how = finish_stage(stage, store, data, folder, force=config.force, since=since)
             accuracy = 100 * stages[link.name].record["val"]["best"]["val/acc"]
             say(f"{link.name}: {how}, validation accuracy {accuracy:.2f} % ({stage.key})")
         plain = config.model_dump()
@@ -94,6 +89,18 @@ def run(
         console.print(line, highlight=False)
     console.print(f"Report: {folder.final / 'report.html'}", highlight=False, soft_wrap=True)
     return folder.final
+
+
+def finish_stage(
+    stage: Stage, store: Store, data: DataModule, folder: RunFolder, *, force: bool, since: datetime | None
+) -> tuple[Done, str]:
+    """A stage's result, while the run's folder shows its curves; and how it was come by, in words."""
+    folder.follow(stage.name, store.root / f"{stage.key}.partial" / "tensorboard")
+    started = time.perf_counter()
+    done, reused = complete(stage, store, data, force=force, since=since)
+    folder.settle(stage.name, done.folder / "tensorboard", store.root.parent)
+    trained = f"trained in {time.perf_counter() - started:.0f} s" if stage.spec["epochs"] else "taken as it is"
+    return done, "already there" if reused else trained
 
 
 def check_labels(objective: Objective, data: DataModule) -> None:

@@ -1,6 +1,5 @@
 """A run over tasks: a stage for each, which goes on from the last one's net, then the report."""
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -24,8 +23,8 @@ from kd.objective import Objective, teacher_stage
 from kd.optim import make_optimizer
 from kd.reports.figures import export
 from kd.reports.run_report import make_report
-from kd.run import figures_of, write_run
-from kd.stages import Stage, complete, make_stage
+from kd.run import figures_of, finish_stage, write_run
+from kd.stages import Stage, make_stage
 from kd.tasks.course import IncrementalConfig, make_tasks
 from kd.tasks.data import TaskData
 from kd.tasks.exemplars import Memory, features_of, nearest_mean
@@ -191,11 +190,7 @@ def _report(course: Course, done: Sequence[Done], command: str) -> dict[str, Any
 def _learn(course: Course, done: Sequence[Done], store: Store, folder: RunFolder, since: datetime | None) -> Done:
     task, data = len(done), course.data(done)
     stage = course.stage(data, done)
-    folder.follow(stage.name, store.root / f"{stage.key}.partial" / "tensorboard")
-    started = time.perf_counter()
-    finished, reused = complete(stage, store, data, force=course.config.force, since=since)
-    folder.settle(stage.name, finished.folder / "tensorboard", store.root.parent)
-    how = "already there" if reused else f"trained in {time.perf_counter() - started:.0f} s"
+    finished, how = finish_stage(stage, store, data, folder, force=course.config.force, since=since)
     names = ", ".join(data.classes[place] for place in course.source.places(task))
     accuracy = 100 * finished.record["val"]["last"]["val/acc"]
     say(f"{stage.name} ({names}): {how}, validation accuracy on what it trained on {accuracy:.2f} % ({stage.key})")
