@@ -19,7 +19,9 @@ REFUSALS = (ArithmeticError, AssertionError, LookupError, MemoryError, RuntimeEr
 # better itself.
 NOT_OURS = {"is_instance_of", "is_subclass_of", "callable_type", "needs_python_object", "literal_error"}
 
-hydra.utils.log.disabled = True  # it says of a path that cannot be imported what stands in our message
+# It says of a path that cannot be imported what stands in our message. No `disabled`, which Hydra's own setting up of
+# the logs takes back.
+hydra.utils.log.addFilter(lambda _: False)
 
 
 def construct(node: Mapping[str, Any], where: str, /, **offered: Any) -> Any:
@@ -57,7 +59,8 @@ def resolve_target(node: Mapping[str, Any], where: str) -> tuple[Callable[..., A
     try:
         target = hydra.utils.get_object(node["_target_"])
     except (ImportError, ValueError, AttributeError) as error:
-        raise UserError(f"{where}._target_: cannot import {node['_target_']!r}: {error}") from error
+        reason = first_line(error.__cause__ or error)
+        raise UserError(f"{where}._target_: cannot import {node['_target_']!r}: {reason}") from error
     try:
         inspect.signature(target)
     except (TypeError, ValueError) as error:

@@ -413,6 +413,7 @@ def test_bad_input_is_one_message(
     said = capsys.readouterr()
     (message,) = re.findall(r"^kd: (.*?)\Z", said.err, re.M | re.S)
     assert "Traceback" not in said.err
+    assert "Error getting object" not in said.out + said.err  # Hydra's words for it beside ours
     assert len(message.strip().splitlines()) <= 6
     for word in words:
         assert word in message
