@@ -1,8 +1,10 @@
 import pytest
 import torch
 import torchvision.models
+from composed import CONF, composed
 from torch import nn
 
+from kd.config import check
 from kd.errors import UserError
 from kd.nets.build import Shape, build_net
 from kd.nets.cnn import CNN
@@ -94,6 +96,13 @@ def test_torchvision_nets_take_gray_images(name: str) -> None:
     net = torchvision_net(name, num_classes=5, in_channels=1).eval()
     with torch.no_grad():
         assert net(torch.randn(2, 1, 32, 32)).shape == (2, 5)
+
+
+@pytest.mark.parametrize("pair", sorted(path.stem for path in (CONF / "model").glob("*.yaml")))
+def test_the_teacher_of_a_pair_is_the_larger(pair: str) -> None:
+    config = check(composed(f"model={pair}"))
+    teacher, student = (build_net(role.net, Shape(3, 32, 10), "net") for role in (config.teacher, config.student))
+    assert count(teacher) > 1.9 * count(student)
 
 
 def build(target: str, **keywords: object) -> nn.Module:
