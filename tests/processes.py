@@ -10,6 +10,7 @@ import io
 import multiprocessing
 import os
 import runpy
+import signal
 import sys
 import threading
 import time
@@ -91,6 +92,7 @@ def _run(module: str, arguments: tuple[str, ...], cwd: str, environment: Mapping
     assert spec
     assert spec.origin
     sys.argv = [spec.origin, *arguments]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background jobs ignore it
     multiprocessing.set_start_method(None, force=True)  # its own processes start as they would without a test
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
