@@ -65,8 +65,9 @@ def run(
     output = writable(Path(config.output_dir).expanduser())
     chain = chain_of(config)  # and the losses with it, before the data is read
     data: DataModule = construct(config.data, "data")
-    preflight(chain, config, data)
     store = Store(output / "store")
+    if config.force or something_left(chain, config, data, store):
+        preflight(chain, config, data)
     folder = folder or RunFolder(output / "runs", config.name)
     with writing(folder.path, "the run's folder"), folder, begin(folder.events, config, data) as events:
         stages: dict[str, Done] = {}
@@ -150,6 +151,17 @@ def write_run(
             "std": std,
         }
         save_tensors(done["student"].weights(), folder / STUDENT, about)
+
+
+def something_left(chain: Sequence[Link], config: Config, data: DataModule, store: Store) -> bool:
+    """Whether a stage is to be trained: if none is, nothing is to be tried out, nor torch's optimisers imported."""
+    stages: dict[str, Done] = {}
+    for link in chain:
+        done = store.find(make_stage(link, config, data, stages).key)
+        if done is None:
+            return True
+        stages[link.name] = done
+    return False
 
 
 def preflight(chain: Sequence[Link], config: Config, data: DataModule) -> None:

@@ -14,6 +14,7 @@ from kd.errors import CannotWrite, Damaged
 from kd.files.store import Done, key_of
 from kd.files.tensors import load_tensors, save_tensors
 from kd.log import say
+from kd.measure.costs import count_macs
 from kd.measure.metrics import predict_logits
 from kd.nets.build import Shape, build_net, normalization_of, set_normalization
 from kd.nets.grow import Grown
@@ -55,6 +56,12 @@ def classes_of(done: Done) -> int:
 def logits_of(done: Done, data: DataModule, images: Images) -> Tensor:
     """A finished stage's logits [N, C] for images as they are, computed once and kept beside its weights."""
     return kept(done, f"logits-{images.fingerprint[:16]}", lambda: predict_logits(load_net(done), data, images))
+
+
+def macs_of(done: Done) -> int:
+    """A finished stage's multiply-accumulates for one image, counted once and kept beside its weights."""
+    shape = Shape(*done.record["spec"]["shape"])
+    return int(kept(done, "macs", lambda: torch.tensor(count_macs(load_net(done), shape)), "macs"))
 
 
 def watched(done: Done, data: DataModule) -> Watched:

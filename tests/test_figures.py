@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib import pyplot
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from PIL import Image
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from kd.reports.figures import (
     learning_curves,
     reliability_diagram,
 )
+from kd.reports.page import picture
 
 ROLES = ("teacher", "baseline", "student")
 
@@ -164,3 +166,14 @@ def test_export(ending: str, tmp_path: Path) -> None:
         assert Image.open(path).size == (1440, 600)
     else:
         assert "<svg" in path.read_text()
+
+
+def test_the_layout_is_found_once_however_often_a_figure_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[object] = []
+    original = ConstrainedLayoutEngine.execute
+    monkeypatch.setattr(ConstrainedLayoutEngine, "execute", lambda *each: (found.append(1), original(*each)))
+    figure = learning_curves({"student": [{"epoch": 0, "val/acc": 0.5, "val/loss": 1.0}]})
+    picture(figure, "", "")
+    as_array(figure)
+    assert len(found) == 1
+    assert all(float(tick).is_integer() for tick in figure.axes[0].get_xticks()), "an epoch is a whole number"

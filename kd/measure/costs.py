@@ -11,22 +11,23 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
 from kd.nets.build import Shape
 
 
-def cost(net: nn.Module, shape: Shape) -> dict[str, Any]:
+def cost(net: nn.Module, macs: int) -> dict[str, Any]:
     """`params` (count), `macs` (multiply-accumulates for one image) and `bytes` (size as safetensors)."""
     return {
         "params": sum(p.numel() for p in net.parameters()),
-        "macs": count_macs(net, shape),
+        "macs": macs,
         "bytes": len(save({k: v.contiguous() for k, v in net.state_dict().items()})),
     }
 
 
 def count_macs(net: nn.Module, shape: Shape) -> int:
     """Multiply-accumulates of convolutions, matrix products and attention for one image."""
+    from torch.utils.flop_counter import FlopCounterMode  # brings torch's compiler in, 2 s at a start
+
     # On the meta device nothing is computed, and attention cannot take its fast path, which is not counted.
     net = copy.deepcopy(net).to("meta").eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

@@ -18,7 +18,7 @@ from kd.log import waiting
 from kd.measure.backends import Pass, Subject, UnavailableError
 from kd.measure.cost_figure import figure_of
 from kd.measure.cost_text import as_markdown, sentences, tables
-from kd.measure.costs import cost, peak_activations
+from kd.measure.costs import cost, count_macs, peak_activations
 from kd.measure.timing import ROUNDS, median_and_p95, times
 from kd.nets.build import Shape
 from kd.reports.provenance import cpu_name, made
@@ -96,7 +96,7 @@ def measure(nets: Mapping[str, nn.Module], finished: Finished, config: "Benchmar
     models: list[dict[str, Any]] = [
         {
             **{key: said[role][key] for key in ("role", "net", "stage")},
-            **cost(net, shape),
+            **cost(net, count_macs(net, shape)),
             "onnx_bytes": prepared.files[role].get("onnx"),
             "onnx_int8_bytes": prepared.files[role].get("onnx_int8"),
             "peak_activation_bytes": {

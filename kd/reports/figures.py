@@ -212,7 +212,7 @@ def learning_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> F
             epochs, values = [row["epoch"] + 1 for row in rows], [row[key] for row in rows]
             axes.plot(epochs, values, **style, markersize=4, markevery=max(1, len(rows) // 10), label=role)
         axes.set(xlabel="epoch", ylabel=f"validation {name}")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(color="#dddddd", linewidth=0.6)
     both[0].yaxis.set_major_formatter(PercentFormatter(1))
     both[1].set_ylim(bottom=0)
@@ -222,9 +222,20 @@ def learning_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> F
 
 def as_array(figure: Figure) -> NDArray[np.uint8]:
     """The figure's pixels: [height, width, 3]."""
+    settle(figure)
     canvas: Any = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
+
+
+def settle(figure: Figure) -> None:
+    """Find out once where all of a figure goes: matplotlib would do so, drawing it on the quiet, each time it is drawn.
+
+    What is drawn on it afterwards may have no room.
+    """
+    if engine := figure.get_layout_engine():
+        engine.execute(figure)
+        figure.set_layout_engine(None)  # "none" would leave a placeholder, for which it draws twice all the same
 
 
 def export(figure: Figure, path: Path) -> None:
@@ -235,6 +246,7 @@ def export(figure: Figure, path: Path) -> None:
     """
     if path.suffix not in (".png", ".svg"):
         raise ValueError(f"{path}: accepted are .png and .svg")
+    settle(figure)
     figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 

@@ -12,6 +12,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from kd.reports.figures import settle
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -33,6 +35,7 @@ class Picture:
 def picture(figure: Figure, caption: str, alt: str) -> Picture:
     """Draw a figure as SVG; as an image, no script in it runs and no name in it clashes."""
     out = io.BytesIO()
+    settle(figure)
     with rc_context({"svg.fonttype": "path", "svg.hashsalt": "kd"}):
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     data = base64.b64encode(out.getvalue()).decode()
@@ -42,6 +45,7 @@ def picture(figure: Figure, caption: str, alt: str) -> Picture:
 def image(figure: Figure, caption: str, alt: str) -> Picture:
     """Draw a figure as PNG: for one that is made of images, of which SVG has nothing."""
     out = io.BytesIO()
+    settle(figure)
     figure.savefig(out, format="png", dpi=110, metadata={"Software": None})
     data = base64.b64encode(out.getvalue()).decode()
     return Picture(f"data:image/png;base64,{data}", caption, alt, round(96 * figure.get_figwidth()))

@@ -16,7 +16,7 @@ from kd.reports.escape import as_code, escaped
 from kd.reports.provenance import made
 from kd.reports.units import short
 from kd.teachers.watch import concerns
-from kd.trained import load_net, logits_of, name_of
+from kd.trained import load_net, logits_of, macs_of, name_of
 
 
 def make_report(
@@ -60,7 +60,7 @@ def _model(role: Role, done: Mapping[Role, Done], data: DataModule) -> dict[str,
     return {
         "role": role,
         "net": name_of(stage),
-        **cost(net, shape),
+        **cost(net, macs_of(stage)),
         "latency_ms": latency(net, shape),
         "test": summary(logits_of(stage, data, test), test.labels, teacher),
         "val": {which: row["val/acc"] for which, row in stage.record["val"].items()},
