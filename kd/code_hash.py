@@ -19,16 +19,39 @@ INSTALLED = tuple(sysconfig.get_path(kind) for kind in ("purelib", "platlib", "s
 
 
 def code_of(*nodes: Mapping[str, Any]) -> dict[str, str]:
-    """A hash for each module that a `_target_` lives in; comments, docstrings and layout do not change it.
+    """A hash for each module that a `_target_` lives in and those it imports, whatever their comments and docstrings.
 
-    Nor does a class's `taps`, its choice of where to be looked at: those in use are in the key themselves.
+    Nor does a class's `taps` change it, its choice of where to be looked at: those in use are in the key themselves.
 
-    Installed packages are left out: their versions stand in the report.
+    Installed packages are left out: their versions stand in the report. So is what is imported from `kd`, for which
+    `RECIPE` stands.
     """
-    files = (_source_file(str(node.get("_target_", ""))) for node in nodes)
-    return {
-        name: hashlib.sha256(_bare(path.read_text()).encode()).hexdigest()[:16] for name, path in filter(None, files)
-    }
+    found: dict[str, str] = {}
+    left = [str(node.get("_target_", "")) for node in nodes]
+    while left:
+        if not (file := _source_file(left.pop())) or file[0] in found:
+            continue
+        try:
+            tree = ast.parse(file[1].read_bytes())
+        except (SyntaxError, ValueError):
+            continue  # not what is used, since Python could not read it either
+        left += [each for each in _imported(tree, *file) if each.partition(".")[0] != __package__]
+        found[file[0]] = hashlib.sha256(_bare(tree).encode()).hexdigest()[:16]
+    return found
+
+
+def _imported(tree: ast.Module, name: str, path: Path) -> list[str]:
+    """What a module imports, as `_source_file` takes it; of `from a import b`, b may be a module or something in a."""
+    inside = name.split(".") if path.stem == "__init__" else name.split(".")[:-1]
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            start = inside[: len(inside) - node.level + 1] if node.level else []
+            whole = ".".join([*start, *([node.module] if node.module else [])])
+            found += [f"{whole}.{alias.name}" for alias in node.names]
+    return [f"{each}._" for each in found]
 
 
 def _source_file(target: str) -> tuple[str, Path] | None:
@@ -55,8 +78,8 @@ def _spec(name: str, inside: list[str] | None) -> ModuleSpec | None:
         return None
 
 
-def _bare(source: str) -> str:
-    tree = ast.parse(source)
+def _bare(tree: ast.Module) -> str:
+    """A module's text without comments, docstrings and `taps`; takes them out of the tree."""
     for node in ast.walk(tree):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node, clean=False):
             node.body = node.body[1:] or [ast.Pass()]

@@ -95,6 +95,30 @@ def test_key_follows_a_users_own_code(make_config: Make, tmp_path: Path, monkeyp
     assert baseline(source + "\n\nWIDTH = 3\n") != first
 
 
+def test_key_follows_what_a_users_own_code_imports(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "own_package_of_mine"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "net.py").write_text(
+        "from kd.nets.mlp import MLP\nfrom .parts import WIDE\nfrom . import more\n\n\nclass Mine(MLP):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def baseline(parts: str = "", more: str = "", deep: str = "") -> str:
+        (package / "parts.py").write_text(f"import own_package_of_mine.deep\nWIDE = 3\n{parts}")
+        (package / "more.py").write_text(
+            f"import math\ntry:\n    import not_there\nexcept ImportError:\n    pass\n{more}"
+        )
+        (package / "deep.py").write_text(f"import own_package_of_mine.parts\n{deep}")
+        return keys(make_config("student.net._target_=own_package_of_mine.net.Mine"))["baseline"]
+
+    first = baseline()
+    assert baseline(parts="# a comment") == first
+    assert len({first, baseline(parts="A = 1"), baseline(more="A = 1"), baseline(deep="A = 1")}) == 4
+
+
 def done(config: Config, name: str = "teacher", **options: bool) -> tuple[Done, bool]:
     data: DataModule = construct(config.data, "data")
     return complete(

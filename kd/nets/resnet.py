@@ -4,6 +4,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from kd.nets.initial import kaiming
+
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 
 
@@ -85,9 +87,7 @@ class ResNet(nn.Module):
             self.add_module(f"layer{group}", nn.Sequential(first, *rest))
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(channels[-1], num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        kaiming(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, in_channels, H, W] -> logits [B, num_classes]."""

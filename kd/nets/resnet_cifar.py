@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from kd.nets.initial import kaiming
 from kd.nets.resnet import BasicBlock
 
 
@@ -45,9 +46,7 @@ class ResNetCIFAR(nn.Module):
             self.add_module(f"layer{group}", nn.Sequential(first, *rest))
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(widths[3], num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        kaiming(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, in_channels, H, W] -> logits [B, num_classes]."""

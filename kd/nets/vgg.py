@@ -2,6 +2,8 @@
 
 from torch import Tensor, nn
 
+from kd.nets.initial import kaiming
+
 # Convolutions in each of the five groups, of 64, 128, 256, 512 and 512 channels.
 GROUPS = {8: (1, 1, 1, 1, 1), 11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 CHANNELS = (64, 128, 256, 512, 512)
@@ -39,10 +41,7 @@ class VGG(nn.Module):
         self.pool = nn.MaxPool2d(2)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(inputs, num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+        kaiming(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, in_channels, H, W] -> logits [B, num_classes]."""

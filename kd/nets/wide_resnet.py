@@ -2,6 +2,8 @@
 
 from torch import Tensor, nn
 
+from kd.nets.initial import kaiming
+
 
 class PreActivationBlock(nn.Module):
     """Batch norm and ReLU before each of two 3x3 convolutions (Zagoruyko & Komodakis 2016, Fig. 1c, Table 1).
@@ -60,9 +62,7 @@ class WideResNet(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(channels[3], num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        kaiming(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, in_channels, H, W] -> logits [B, num_classes]."""

@@ -234,6 +234,8 @@ def settle(figure: Figure) -> None:
     What is drawn on it afterwards may have no room.
     """
     if engine := figure.get_layout_engine():
+        for text in (text for axes in figure.axes for text in axes.texts):
+            text.set_in_layout(False)  # it lies within its axes, so what it takes need not be found out
         engine.execute(figure)
         figure.set_layout_engine(None)  # "none" would leave a placeholder, for which it draws twice all the same
 
