@@ -26,8 +26,9 @@ from kd.log import printable
 
 T = TypeVar("T")
 
-# Absolute, so that a command works from any folder and under any name.
-CONF = Path(__file__).resolve().parents[1] / "conf"
+# Absolute, so that a command works from any folder and under any name. A wheel has it in the package.
+HERE = Path(__file__).resolve().parent
+CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf"
 
 
 def run_command(main: Callable[[], Any], module: str) -> NoReturn:

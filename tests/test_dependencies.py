@@ -1,8 +1,13 @@
 """What the project depends on is pinned, all of it. `make audit` looks the pins up among known vulnerabilities."""
 
+import os
 import re
+import subprocess
+import sys
 import tomllib
+import zipfile
 from importlib.metadata import PackageNotFoundError, requires
+from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -52,3 +57,16 @@ def test_releases_that_carried_malware_are_refused() -> None:
     (lightning,) = [each for each in declared() if each.name == "lightning"]
     assert not any(lightning.specifier.contains(bad) for bad in ("2.6.1", "2.6.2", "2.6.3"))
     assert lightning.specifier.contains("2.6.4")
+
+
+def test_a_wheel_has_the_configs_and_works_from_any_folder(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(tmp_path)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    assert {each.name for each in (tmp_path / "site").iterdir() if not each.name.endswith(".dist-info")} == {"kd"}
+    command = [sys.executable, "-m", "kd.train", "model=mlp_to_mlp", "--cfg", "job", "--package", "student.net"]
+    here = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    done = subprocess.run(command, cwd=tmp_path, env=here, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "kd.nets.mlp.MLP" in done.stdout
