@@ -66,15 +66,16 @@ def macs_of(done: Done) -> int:
 
 def watched(done: Done, data: DataModule) -> Watched:
     """What a teacher says of the validation images, and of two views each of some; computed once."""
-    val, teacher = data.split.val, frozen(done, data)
+    val = data.split.val
     alone = data.augment.model_copy(update={"mixup": 0, "cutmix": 0})  # two pictures in one are no views of an image
     some = torch.linspace(0, len(val) - 1, min(WATCHED_VIEWS, len(val))).long()
 
-    def said(view: int) -> Tensor:
-        parts = torch.split(some, data.evaluation_batch)
-        return torch.cat([teacher(make_views(val.pixels[i], i, seed=0, view=view, augment=alone)) for i in parts])
-
     def views() -> Tensor:
+        teacher, parts = frozen(done, data), torch.split(some, data.evaluation_batch)
+
+        def said(view: int) -> Tensor:
+            return torch.cat([teacher(make_views(val.pixels[i], i, seed=0, view=view, augment=alone)) for i in parts])
+
         return torch.stack([said(view) for view in range(2)])
 
     name = key_of({"images": val.fingerprint, "augment": alone.model_dump(mode="json")})
