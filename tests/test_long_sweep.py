@@ -53,6 +53,6 @@ def test_memory_and_open_files_stay_flat(tmp_path: Path) -> None:
         f"{JOBS} jobs: {memory[WARM]:.0f} MB after job {WARM}, {memory[last]:.0f} MB after job {last}; open files "
         f"{files[WARM]} and {files[last]}; seconds a job {early:.2f} and {late:.2f} (medians of {WARM})"
     )
-    assert memory[last] - memory[WARM] < 10 + 0.25 * (last - WARM)  # of a few jobs the noise is larger than the growth
+    assert memory[last] - memory[WARM] < 10 + 0.05 * (last - WARM)  # of a few jobs the noise is larger than the growth
     assert files[last] <= files[WARM] + 3
-    assert late < 2 * early + 1  # other tests run beside it
+    assert late < (1.5 * early + 0.5 if JOBS >= 100 else 2 * early + 1)  # a few may have other tests beside them

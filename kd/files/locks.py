@@ -79,8 +79,12 @@ def held(path: Path, what: str, doing: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def free(path: Path) -> Iterator[bool]:
-    """Hold a lock if nobody has it; whether it could be had. The file goes with it."""
+def free(path: Path, *, remove: bool = True) -> Iterator[bool]:
+    """Hold a lock if nobody has it; whether it could be had.
+
+    Args:
+        remove: the lock's file goes with it.
+    """
     lock = lock_at(path)
     try:
         lock.acquire(timeout=0)
@@ -90,7 +94,8 @@ def free(path: Path) -> Iterator[bool]:
     try:
         yield True
     finally:
-        path.unlink(missing_ok=True)
+        if remove:
+            path.unlink(missing_ok=True)
         lock.release()
 
 

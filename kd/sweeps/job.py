@@ -20,7 +20,7 @@ from kd.code_hash import RECIPE, code_of, targets
 from kd.command import Leave, typed
 from kd.config import Training
 from kd.errors import CannotWrite, Damaged, Interrupted, UserError
-from kd.files.locks import held
+from kd.files.locks import free, held
 from kd.files.report_file import read_report
 from kd.files.sealed import read_sealed, sealed
 from kd.files.writing import whole
@@ -84,6 +84,11 @@ class Job:
         """What the job said, and the traceback if it failed. How it ended stands beside it."""
         return self.sweep / "logs" / f"{self.config.name}.log"
 
+    @property
+    def lock(self) -> Path:
+        """Held by the process that runs the job."""
+        return self.log.with_suffix(".lock")
+
     @cached_property
     def key(self) -> str:
         """A hash of all that the result depends on but the images: of the whole config, and of the code it names.
@@ -131,6 +136,17 @@ class Job:
         """Remove what stands there of how it ended."""
         self.log.with_suffix(".json").unlink(missing_ok=True)
 
+    def make_ready(self) -> None:
+        """The same, unless another process is at the job, of the same sweep started twice, or has done it meanwhile."""
+        with free(self.lock, remove=False) as mine:
+            if mine and self.report() is None:
+                self.forget()
+
+    def runs_elsewhere(self) -> bool:
+        """Whether another process is at it."""
+        with free(self.lock, remove=False) as mine:
+            return not mine
+
 
 class Task:
     """What a launcher calls for each job, in the place of the command's function.
@@ -150,7 +166,7 @@ class Task:
         """
         job = self.jobs[tuple(typed())]
         try:
-            with held(job.log.with_suffix(".lock"), job.label, "runs it"):
+            with held(job.lock, job.label, "runs it"):
                 if job.report() is None:  # it may have finished while this one waited
                     job.forget()
                     started = time.perf_counter()

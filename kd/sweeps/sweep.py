@@ -163,11 +163,13 @@ class Sweep(Callback):
             _refuse_devices(todo)
         # Without a launcher of another kind the jobs share this process, one after another.
         size = 1 if kind == "BasicLauncher" else self.config.hydra.sweeper.max_batch_size or len(todo)
-        for i in range(0, len(todo), size):
-            batch = todo[i : i + size]
+        left = list(todo)
+        while left:
+            left.sort(key=lambda entry: bool(entry.job and entry.job.runs_elsewhere()))  # what is free comes first
+            batch, left = left[:size], left[size:]
             for entry in batch:
                 assert entry.job
-                entry.job.forget()
+                entry.job.make_ready()
             started = datetime.now(UTC)
             with self._told(batch, count):
                 try:
