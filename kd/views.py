@@ -9,7 +9,7 @@ floating-point numbers up over a batch or an image: the order of such a sum depe
 import math
 from enum import IntEnum, auto
 from functools import cache
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -92,8 +92,11 @@ class Draw(IntEnum):
     MIX_LEFT = auto()
 
 
-def _mix(x: Tensor) -> Tensor:
-    """A 32-bit integer hash ("lowbias32", Wellons 2018) on int64 tensors that hold values in [0, 2^32)."""
+Numbers = TypeVar("Numbers", int, Tensor)
+
+
+def _mix(x: Numbers) -> Numbers:
+    """A 32-bit integer hash ("lowbias32", Wellons 2018) on int64 tensors that hold values in [0, 2^32), or on one."""
     x = ((x ^ (x >> 16)) * 0x7FEB352D) & MASK
     x = ((x ^ (x >> 15)) * 0x846CA68B) & MASK
     return x ^ (x >> 16)
@@ -106,12 +109,12 @@ def uniform(seed: int, view: int, index: Tensor, draw: int) -> Tensor:
         index: image indices, int64 [B].
         draw: which of a view's random numbers this is; each purpose has its own.
     """
-    h = torch.full_like(index, seed & MASK)
+    h = seed & MASK  # one number for all images, so plain Python until they come in
     for part in (seed >> 32, view, draw):
         h = _mix(h ^ (part & MASK))
         h = (h + 0x9E3779B9) & MASK  # so that a hash of zeros does not stay zero
-    h = _mix(_mix(h ^ (index & MASK)) ^ h)
-    return (h >> 8).to(torch.float32) / (1 << 24)
+    mixed: Tensor = _mix(_mix(h ^ (index & MASK)) ^ h)
+    return (mixed >> 8).to(torch.float32) / (1 << 24)
 
 
 def make_views(
