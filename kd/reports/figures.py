@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter, StrMethodFormatter
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 from torch import Tensor
@@ -121,6 +121,8 @@ def reliability_diagram(bins: Sequence[Mapping[str, Any]], who: str) -> Figure:
     upper.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="share of images told right")
     lower.set(xlabel="confidence: probability of the chosen class", ylabel="test images (log)", yscale="log")
     lower.set_ylim(0.7, 6 * total)
+    lower.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    lower.yaxis.set_minor_locator(NullLocator())
     upper.yaxis.set_major_formatter(PercentFormatter(1, 0))
     lower.xaxis.set_major_formatter(PercentFormatter(1, 0))
     figure.legend(loc="outside lower center", ncols=2, fontsize=9)
