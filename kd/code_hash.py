@@ -15,6 +15,7 @@ from typing import Any
 # Part of every key. Raise it when a change to the project changes what training gives.
 RECIPE = 4
 
+PACKAGES = {"site-packages", "dist-packages"}  # of a user or of the system, which sysconfig does not tell
 INSTALLED = tuple(sysconfig.get_path(kind) for kind in ("purelib", "platlib", "stdlib"))
 
 
@@ -65,7 +66,8 @@ def _source_file(target: str) -> tuple[str, Path] | None:
         spec = inner
     if spec is None or not spec.origin or not spec.origin.endswith(".py") or spec.origin.startswith(INSTALLED):
         return None
-    return spec.name, Path(spec.origin)
+    path = Path(spec.origin)
+    return None if PACKAGES & set(path.parts) else (spec.name, path)
 
 
 def _spec(name: str, inside: list[str] | None) -> ModuleSpec | None:

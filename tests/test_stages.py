@@ -104,18 +104,22 @@ def test_key_follows_what_a_users_own_code_imports(
     (package / "net.py").write_text(
         "from kd.nets.mlp import MLP\nfrom .parts import WIDE\nfrom . import more\n\n\nclass Mine(MLP):\n    pass\n"
     )
+    installed = tmp_path / "site-packages"
+    installed.mkdir()
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.syspath_prepend(installed)
 
-    def baseline(parts: str = "", more: str = "", deep: str = "") -> str:
+    def baseline(parts: str = "", more: str = "", deep: str = "", library: str = "") -> str:
+        (installed / "library_of_theirs.py").write_text(library)
         (package / "parts.py").write_text(f"import own_package_of_mine.deep\nWIDE = 3\n{parts}")
         (package / "more.py").write_text(
             f"import math\ntry:\n    import not_there\nexcept ImportError:\n    pass\n{more}"
         )
-        (package / "deep.py").write_text(f"import own_package_of_mine.parts\n{deep}")
+        (package / "deep.py").write_text(f"import own_package_of_mine.parts, library_of_theirs\n{deep}")
         return keys(make_config("student.net._target_=own_package_of_mine.net.Mine"))["baseline"]
 
     first = baseline()
-    assert baseline(parts="# a comment") == first
+    assert baseline(parts="# a comment") == baseline(library="A = 1") == first
     assert len({first, baseline(parts="A = 1"), baseline(more="A = 1"), baseline(deep="A = 1")}) == 4
 
 

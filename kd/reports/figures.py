@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
 from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter, StrMethodFormatter
 from numpy.typing import NDArray
 from scipy.stats import binomtest
@@ -236,7 +237,7 @@ def settle(figure: Figure) -> None:
     What is drawn on it afterwards may have no room.
     """
     if engine := figure.get_layout_engine():
-        for text in (text for axes in figure.axes for text in axes.texts):
+        for text in (text for axes in figure.axes for text in axes.texts if not isinstance(text, Annotation)):
             text.set_in_layout(False)  # it lies within its axes, so what it takes need not be found out
         engine.execute(figure)
         figure.set_layout_engine(None)  # "none" would leave a placeholder, for which it draws twice all the same
