@@ -48,10 +48,10 @@ class TestSimKD:
         assert not any(p.requires_grad for p in net.net.fc.parameters())
         x = torch.randn(3, 1, 8, 8)
         body = build_net(CNN, SHAPE, "net").eval()
-        own = {k: v for k, v in net.net.state_dict().items() if not k.startswith(("features.8", "fc"))}
+        own = {k: v for k, v in net.net.state_dict().items() if not k.startswith(("features.relu4", "fc"))}
         missing = body.load_state_dict(own, strict=False).missing_keys
         assert missing == ["fc.weight", "fc.bias"]  # the student's own layers are all there
-        relu, pool, projector = net.net.features[8]
+        relu, pool, projector = net.net.features.relu4
         assert pool.output_size == (1, 1)  # the teacher's maps, of 8 pixels, are of 1 there; the student's of 4
         maps = projector(pool(body.features(x)))
         assert maps.shape == (3, 32, 1, 1)
@@ -86,7 +86,7 @@ class TestSimKD:
 
     def test_pairs_its_projector_with_the_teachers_last_maps(self, digits: Digits) -> None:
         chain = {link.name: link for link in chain_of(check(composed(*SMALL, "loss=simkd")))}
-        assert taps_of(chain["distill"], digits.shape) == {"student": ["net.features.8"], "teacher": ["layer4"]}
+        assert taps_of(chain["distill"], digits.shape) == {"student": ["net.features.relu4"], "teacher": ["layer4"]}
         assert chain["distill"].role == "student"
         assert chain["baseline"].net["_target_"] == "kd.nets.cnn.CNN"
 

@@ -190,7 +190,7 @@ class TestDefaults:
         ("net", "taps"),
         [
             (resnet(), ["layer1", "layer2", "layer3", "layer4"]),
-            (CNN(5), ["features.3", "features.8"]),
+            (CNN(5), ["features.relu2", "features.relu4"]),
             (ShallowCNN(5, 3, 16), ["relu"]),
             (torchvision_net("resnet18", 5), ["layer1", "layer2", "layer3", "layer4"]),
         ],
@@ -218,15 +218,15 @@ class TestDefaults:
         assert study(net, taps, Shape(3, 32, 5), where="taps").width > 0
 
     def test_pairs_are_the_last_ones(self) -> None:
-        assert pair(CNN(5), resnet(), None, None, SHAPE) == (["features.3", "features.8"], ["layer3", "layer4"])
-        assert pair(CNN(5), resnet(), None, ["layer2"], SHAPE) == (["features.8"], ["layer2"])
-        assert pair(CNN(5), resnet(), ["features.1"], ["layer2"], SHAPE) == (["features.1"], ["layer2"])
+        assert pair(CNN(5), resnet(), None, None, SHAPE) == (["features.relu2", "features.relu4"], ["layer3", "layer4"])
+        assert pair(CNN(5), resnet(), None, ["layer2"], SHAPE) == (["features.relu4"], ["layer2"])
+        assert pair(CNN(5), resnet(), ["features.relu1"], ["layer2"], SHAPE) == (["features.relu1"], ["layer2"])
 
     @pytest.mark.parametrize(
         ("student", "teacher", "one", "two", "message"),
         [
-            (CNN(5), resnet(), ["features.8"], ["layer1", "layer2"], "student.taps: found 1 .* teacher.taps has 2"),
-            (CNN(5), resnet(), ["features.1", "features.3", "features.8"], ["layer1"], "found 3"),
+            (CNN(5), resnet(), ["features.relu4"], ["layer1", "layer2"], "student.taps: found 1 .* teacher.taps has 2"),
+            (CNN(5), resnet(), ["features.relu1", "features.relu2", "features.relu4"], ["layer1"], "found 3"),
             (CNN(5), resnet(), None, ["layer1", "layer2", "layer3"], "student.taps: must be given: the net has 2"),
             (nn.Sequential(nn.Flatten(), nn.Linear(768, 5)), resnet(), None, None, "must be given: Sequential has no"),
         ],

@@ -24,7 +24,8 @@ def count(net: nn.Module) -> int:
 @pytest.mark.parametrize(
     ("net", "params"),
     [
-        (CNN(10), 93_898),
+        (CNN(10), 9 * (3 * 32 + 32 * 64 + 2 * 64 * 64) + 2 * (32 + 3 * 64) + 64 * 10 + 10),
+        (CNN(10, batch_norm=False), 9 * (3 * 32 + 32 * 64 + 2 * 64 * 64) + 32 + 3 * 64 + 64 * 10 + 10),
         (ShallowCNN(2, 3, 224), 100_474),
         (MLP(10, 1, 28, [128]), 784 * 128 + 128 + 128 * 10 + 10),
         (MLP(10, 1, 28, [64]), 784 * 64 + 64 + 64 * 10 + 10),
@@ -45,6 +46,23 @@ def count(net: nn.Module) -> int:
 )
 def test_parameters(net: nn.Module, params: int) -> None:
     assert count(net) == params
+
+
+@pytest.mark.parametrize(("pools", "sizes"), [((1, 2), (16, 8, 8)), ((2,), (32, 16, 16)), ((), (32, 32, 32))])
+def test_cnn_halves_its_maps_where_it_is_told(pools: tuple[int, ...], sizes: tuple[int, ...]) -> None:
+    net = CNN(10, width=2, pools=pools)
+    seen = []
+    for number in (2, 3, 4):
+        conv = net.get_submodule(f"features.conv{number}")
+        conv.register_forward_hook(lambda module, args, out: seen.append(out.shape[-1]))
+    assert net(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+    assert tuple(seen) == sizes
+
+
+@pytest.mark.parametrize("pools", [(0,), (5,), (1, 1)])
+def test_cnn_refuses_other_pools(pools: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="pools: found"):
+        CNN(10, pools=pools)
 
 
 @pytest.mark.parametrize("depth", [18, 34])

@@ -1,40 +1,54 @@
 """A plain convolutional student."""
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 
 class CNN(nn.Module):
-    """Four 3x3 convolutions in two groups, global average pooling, one linear layer; no batch norm.
+    """Four 3x3 convolutions, each with batch norm and ReLU; max pooling on the way, global average pooling, one layer.
 
-    Input [B, in_channels, H, W] with H, W >= 2, output logits [B, num_classes].
-    93,898 parameters at width 32, 3 channels and 10 classes.
+    Input [B, in_channels, H, W], output logits [B, num_classes]; H, W >= 2 to the power of the number of poolings.
+    94,122 parameters at width 32, 3 channels and 10 classes, and 10.3 M multiplications for an image of 32x32.
 
     Args:
         width: channels of the first convolution; the other three have twice as many.
+        pools: after which of the convolutions, from 1, the maps are halved. The earlier, the cheaper is all that follows.
+        batch_norm: without it the convolutions have biases.
+
+    Raises:
+        ValueError: `pools` names what is no convolution of the four, or one twice.
     """
 
-    taps = ("features.3", "features.8")  # the two groups
+    taps = ("features.relu2", "features.relu4")
 
-    def __init__(self, num_classes: int, in_channels: int = 3, width: int = 32) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        in_channels: int = 3,
+        width: int = 32,
+        pools: Sequence[int] = (1, 2),
+        batch_norm: bool = True,
+    ) -> None:
         super().__init__()
-        wide = 2 * width
-        self.features = nn.Sequential(
-            nn.Conv2d(in_channels, width, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(width, wide, 3, padding=1),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Conv2d(wide, wide, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(wide, wide, 3, padding=1),
-            nn.ReLU(),
-        )
+        if len(set(pools)) != len(pools) or not set(pools) <= {1, 2, 3, 4}:
+            raise ValueError(f"pools: found {list(pools)}, accepted are different ones of 1, 2, 3, 4")
+        widths = (in_channels, width, 2 * width, 2 * width, 2 * width)
+        self.features = nn.Sequential()
+        for n in range(1, 5):
+            conv = nn.Conv2d(widths[n - 1], widths[n], 3, padding=1, bias=not batch_norm)
+            # Without batch norm PyTorch's default start loses the signal by the fourth.
+            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+            self.features.add_module(f"conv{n}", conv)
+            if conv.bias is not None:
+                nn.init.zeros_(conv.bias)
+            else:
+                self.features.add_module(f"bn{n}", nn.BatchNorm2d(widths[n]))
+            self.features.add_module(f"relu{n}", nn.ReLU())
+            if n in pools:
+                self.features.add_module(f"pool{n}", nn.MaxPool2d(2))
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(wide, num_classes)
-        for module in self.features:
-            if isinstance(module, nn.Conv2d):  # without batch norm, PyTorch's default start loses the signal by layer 4
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+        self.fc = nn.Linear(widths[4], num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, in_channels, H, W] -> logits [B, num_classes]."""
