@@ -37,7 +37,8 @@ def test_all_forms_give_the_same(shipped: Shipped, pixels: torch.Tensor, tmp_pat
     said = {name: load(path).probabilities(pixels) for name, path in paths.items()}
     for name in ("weights", "onnx", "not normalising"):
         assert torch.allclose(said["run"], said[name], atol=1e-5), name
-    assert torch.allclose(said["run"], said["int8"], atol=0.05)
+    assert torch.allclose(said["run"], said["int8"], atol=0.1)
+    assert torch.equal(said["run"].argmax(1), said["int8"].argmax(1))
     assert torch.allclose(said["run"].sum(1), torch.ones(5))
 
 

@@ -71,7 +71,7 @@ def peak_activations(net: nn.Module, shape: Shape, batch: int = 1) -> int:
     return int(counter.peak)
 
 
-def latency(net: nn.Module, shape: Shape, *, batch: int = 1, seconds: float = 0.5) -> dict[str, Any]:
+def latency(net: nn.Module, shape: Shape, *, batch: int = 1, seconds: float = 0.25) -> dict[str, Any]:
     """Time of a forward pass on the CPU with torch's current number of threads, warm.
 
     Args:
