@@ -68,8 +68,9 @@ def teacher(train: Callable[..., tuple[str, ...]]) -> str:
     """Weights of a ResNet-18, trained once on the same images and kept between sessions."""
     weights = OUT / f"teacher-{IMAGES}.safetensors"
     if not weights.exists():
-        seconds_of(*train(OUT / "teacher", "stages=[teacher]", "teacher.epochs=5"))
-        (found,) = (OUT / "teacher" / "store").glob("*/weights.safetensors")
+        folder = OUT / f"teacher-{IMAGES}"
+        seconds_of(*train(folder, "stages=[teacher]", "teacher.epochs=5"))
+        (found,) = (folder / "store").glob("*/weights.safetensors")
         weights.write_bytes(found.read_bytes())
     return str(weights)
 
