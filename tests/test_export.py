@@ -53,7 +53,6 @@ def test_files_give_pytorchs_logits_for_pixels_in_0_to_1(shipped: Shipped, batch
     wanted = pytorch(shipped.run, pixels)
     (found,) = session(shipped.files / "student.onnx").run(None, {"images": pixels})
     assert np.abs(found - wanted).max() < 1e-4
-    # The norms are folded into the convolutions there; here they are whole, with what they have seen and a counter each.
     archive = torch.export.load(shipped.files / "student.pt2").module()
     assert np.abs(archive(torch.from_numpy(pixels)).detach().numpy() - wanted).max() < 1e-4
     (whole_numbers,) = session(shipped.files / "student.int8.onnx").run(None, {"images": pixels})
@@ -90,7 +89,7 @@ def test_nothing_but_the_net_is_in_a_file(shipped: Shipped) -> None:
     graph = onnx.load(shipped.files / "student.onnx").graph
     arrays = [onnx.numpy_helper.to_array(each) for each in graph.initializer]
     assert sum(array.size for array in arrays if array.dtype == np.float32) == convolutions + channels + last + 2 * 3
-    # The norms are folded into the convolutions there; here they are whole, with what they have seen and a counter each.
+    # The norms are folded into the convolutions there. Here they are whole, with what they have seen and a counter.
     archive = torch.export.load(shipped.files / "student.pt2")
     assert sum(tensor.numel() for tensor in archive.state_dict.values()) == params + 2 * channels + 4 + 2 * 3
     assert json.loads((shipped.files / "export.json").read_text())["params"] == params

@@ -13,7 +13,7 @@ class CNN(nn.Module):
 
     Args:
         width: channels of the first convolution; the other three have twice as many.
-        pools: after which of the convolutions, from 1, the maps are halved. The earlier, the cheaper is all that follows.
+        pools: after which of the convolutions, from 1, the maps are halved. The earlier, the cheaper is what follows.
         batch_norm: without it the convolutions have biases.
 
     Raises:

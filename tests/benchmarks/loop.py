@@ -1,7 +1,8 @@
 """Distillation as one writes it: DataLoader, transforms on each image, the teacher asked in each step, plain PyTorch.
 
-At its best reasonable settings (`test_settings_of_the_loop` compares them): channels-last, a fused optimiser, no gradient and
-evaluation mode for the teacher. Prints a JSON list: a job's temperature, alpha, seconds, and accuracy on test.
+At its best reasonable settings (`test_settings_of_the_loop` compares them): channels-last, a fused optimiser, no
+gradient and evaluation mode for the teacher. Prints a JSON list: a job's temperature, alpha,
+seconds, and accuracy on test.
 """
 
 import argparse
