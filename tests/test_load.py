@@ -24,7 +24,9 @@ def pixels() -> torch.Tensor:
     return torch.randint(0, 256, (5, 3, SIZE, SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def test_all_forms_give_the_same(shipped: Shipped, pixels: torch.Tensor, tmp_path: Path) -> None:
+def test_all_forms_give_the_same(shipped: Shipped, tmp_path: Path) -> None:
+    # Photographs, not noise: int8 has the ranges of what it was calibrated on.
+    pixels = load(shipped.run).read(*map(str, sorted(shipped.photos.glob("*/*"))[::18]))
     outside = shipped.config("formats=[onnx]", "normalize=false", f"out={tmp_path}")
     export(open_run(shipped.run), outside, "again")
     paths = {
@@ -37,7 +39,7 @@ def test_all_forms_give_the_same(shipped: Shipped, pixels: torch.Tensor, tmp_pat
     said = {name: load(path).probabilities(pixels) for name, path in paths.items()}
     for name in ("weights", "onnx", "not normalising"):
         assert torch.allclose(said["run"], said[name], atol=1e-5), name
-    assert torch.allclose(said["run"], said["int8"], atol=0.1)
+    assert torch.allclose(said["run"], said["int8"], atol=0.05)
     assert torch.equal(said["run"].argmax(1), said["int8"].argmax(1))
     assert torch.allclose(said["run"].sum(1), torch.ones(5))
 
