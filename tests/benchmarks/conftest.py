@@ -66,9 +66,9 @@ def train(cifar10: str) -> Callable[..., tuple[str, ...]]:
 @pytest.fixture(scope="session")
 def teacher(train: Callable[..., tuple[str, ...]]) -> str:
     """Weights of a ResNet-18, trained once on the same images and kept between sessions."""
-    weights = OUT / f"teacher-{IMAGES}.safetensors"
+    folder = OUT / f"teacher-{IMAGES}"
+    weights = folder.with_suffix(".safetensors")
     if not weights.exists():
-        folder = OUT / f"teacher-{IMAGES}"
         seconds_of(*train(folder, "stages=[teacher]", "teacher.epochs=5"))
         (found,) = (folder / "store").glob("*/weights.safetensors")
         weights.write_bytes(found.read_bytes())

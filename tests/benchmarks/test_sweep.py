@@ -13,12 +13,10 @@ from in_turn import Row, compared, seconds_of
 
 EPOCHS = int(os.environ.get("KD_BENCH_EPOCHS", "10"))
 TEMPERATURES, ALPHAS = "1,2,4,8", "0.1,0.5,0.9"
-JOBS = 12
+JOBS = len(TEMPERATURES.split(",")) * len(ALPHAS.split(","))
 # Of which the loops do some, and the rest by arithmetic: a loop starts each job from nothing, so all cost it the same.
 LOOP_TEMPERATURES, LOOP_ALPHAS = os.environ.get("KD_BENCH_LOOP", "2,8;0.5").split(";")
 Train = Callable[..., tuple[str, ...]]
-
-
 Knobs = tuple[float, float]  # temperature, alpha
 
 
@@ -70,7 +68,7 @@ def test_a_sweep(train: Train, cifar10: str, teacher: str, tell: Callable[[Row],
         note = f"{len(theirs)} of {JOBS} jobs of {name} were run; accuracy on test of the same jobs: "
         note += f"ours {told(mine)}, {name} {told(other)}"
         tell(compared(f"sweep of 12 jobs / {name}", [ours], [seconds], target=1 / 6, note=note))
-        assert abs(fmean(mine) - fmean(other)) < 0.06, note  # other starts and other views: two seeds' difference
+        assert abs(fmean(mine) - fmean(other)) < 0.04, note
 
 
 def test_one_run_with_few_views(
