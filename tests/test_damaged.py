@@ -117,6 +117,21 @@ def test_an_exported_file(name: str, shipped: Shipped, tmp_path: Path) -> None:
         assert str(path) in str(told.value)
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(b'"dog"', b'"\xefog"'), (b"sha256", b"sha257"), (b"kd_schema", b"kd_schemb"), (b'"cat"', b'"cats')],
+    ids=["no UTF-8", "no checksum", "no schema", "no JSON"],
+)
+def test_what_an_exported_file_says_of_itself(before: bytes, after: bytes, shipped: Shipped, tmp_path: Path) -> None:
+    path = tmp_path / "student.onnx"
+    content = (shipped.files / path.name).read_bytes()
+    assert before in content
+    path.write_bytes(content.replace(before, after))
+    with pytest.raises(UserError, match=r"damaged|none of our") as told:
+        load(path)
+    assert str(path) in str(told.value)
+
+
 class Stop(kd.fit.History):
     """Interrupts before the third epoch, as Ctrl-C would."""
 

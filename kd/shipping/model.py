@@ -172,6 +172,7 @@ def _of_onnx(path: Path, where: str) -> Model:
     try:
         _refuse_other_files(path, where)
         net = OnnxNet(path)
+        said = net.session.get_modelmeta().custom_metadata_map  # a UnicodeDecodeError where a byte of it is wrong
     except UserError:
         raise
     except ImportError as error:
@@ -179,7 +180,6 @@ def _of_onnx(path: Path, where: str) -> Model:
     except Exception as error:  # its own kinds, all of them about the file
         reason = str(error).strip().partition("\n")[0]
         raise UserError(f"{where}: {path} is no ONNX file, or a damaged one: {reason[:200]}") from error
-    said = net.session.get_modelmeta().custom_metadata_map
     if "kd_schema" not in said:
         raise UserError(f"{where}: {path} is none of our ONNX files, which name their classes; accepted is {ACCEPTED}")
     try:
@@ -198,6 +198,6 @@ def _of_onnx(path: Path, where: str) -> Model:
         raise UserError(f"{where}: {path} is damaged: {reason[:200]}") from error
     if logits.shape != (2, len(classes)):
         raise UserError(f"{where}: {path} names {len(classes)} classes, but gives {list(logits.shape)} for two images")
-    if "sha256" in about and not as_written(path, str(about["sha256"])):  # files of before they had one are taken
+    if not as_written(path, str(about.get("sha256"))):
         raise Damaged(f"{where}: {path} is damaged: its checksum is wrong")
     return Model(net, shape, classes)
