@@ -66,8 +66,7 @@ def run(
     chain = chain_of(config)  # and the losses with it, before the data is read
     data: DataModule = construct(config.data, "data")
     store = Store(output / "store")
-    if config.force or something_left(chain, config, data, store):
-        preflight(chain, config, data)
+    preflight(chain if config.force else left_of(chain, config, data, store), config, data)
     folder = folder or RunFolder(output / "runs", config.name)
     with writing(folder.path, "the run's folder"), folder, begin(folder.events, config, data) as events:
         stages: dict[str, Done] = {}
@@ -153,15 +152,15 @@ def write_run(
         save_tensors(done["student"].weights(), folder / STUDENT, about)
 
 
-def something_left(chain: Sequence[Link], config: Config, data: DataModule, store: Store) -> bool:
-    """Whether a stage is to be trained: if none is, nothing is to be tried out, nor torch's optimisers imported."""
+def left_of(chain: Sequence[Link], config: Config, data: DataModule, store: Store) -> Sequence[Link]:
+    """The chain from its first stage on that is not there yet: what is there has nothing to be tried out."""
     stages: dict[str, Done] = {}
-    for link in chain:
+    for i, link in enumerate(chain):
         done = store.find(make_stage(link, config, data, stages).key)
         if done is None:
-            return True
+            return chain[i:]
         stages[link.name] = done
-    return False
+    return []
 
 
 def preflight(chain: Sequence[Link], config: Config, data: DataModule) -> None:

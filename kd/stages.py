@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -252,18 +253,18 @@ def _keep(net: nn.Module, data: DataModule, folder: Path) -> dict[str, Any]:
 
 def teacher_of(stage: Stage, done: Done, data: DataModule) -> Teacher:
     """A finished stage as what answers for another stage's views, computed once where they are kept."""
-    answers = frozen(done, data)
     if kinds := kinds_of(signals_of(stage.spec["objective"]), "t"):  # which are kept nowhere: it is asked each time
         taps = stage.spec.get("taps", {}).get("teacher", [])
+        answers = frozen(done)
         points = study(answers.net, taps, data.shape, where="teacher.taps")
         return Observed(answers, points, kinds, stage.spec["outputs"])
-    live = Live(Folded(answers), stage.spec["outputs"])
+    live = Live(Folded(partial(frozen, done)), stage.spec["outputs"])
     if stage.room is None:
         return live
     images = data.training(stage.spec["data"]["unlabeled"] is not None)
     net = done.record["spec"]["net"]
     key = {
-        "teacher": [done.record["sha256"], net, code_of(net), answers.mean, answers.std],
+        "teacher": [done.record["sha256"], net, code_of(net), *done.record["normalization"]],
         **{name: stage.spec[name] for name in ("recipe", "seed", "shape", "outputs")},
         "data": {name: stage.spec["data"][name] for name in ("train", "unlabeled", "augment")},
         "precision": stage.spec["trainer"].get("precision"),

@@ -16,7 +16,7 @@ from kd.files.tensors import load_tensors, save_tensors
 from kd.log import say
 from kd.measure.costs import count_macs
 from kd.measure.metrics import predict_logits
-from kd.nets.build import Shape, build_net, normalization_of, set_normalization
+from kd.nets.build import Shape, build_net, set_normalization
 from kd.nets.grow import Grown
 from kd.teachers.ensemble import Ensemble
 from kd.teachers.frozen import Frozen
@@ -36,10 +36,10 @@ def load_net(done: Done) -> nn.Module:
     return net.eval()
 
 
-def frozen(done: Done, data: DataModule) -> Frozen:
+def frozen(done: Done) -> Frozen:
     """A finished stage as a teacher."""
-    net = load_net(done)
-    return Frozen(net, *normalization_of(net, data.statistics))
+    mean, std = done.record["normalization"]
+    return Frozen(load_net(done), tuple(mean), tuple(std))
 
 
 def normalized_as(net: nn.Module, done: Done) -> None:
@@ -71,7 +71,7 @@ def watched(done: Done, data: DataModule) -> Watched:
     some = torch.linspace(0, len(val) - 1, min(WATCHED_VIEWS, len(val))).long()
 
     def views() -> Tensor:
-        teacher, parts = frozen(done, data), torch.split(some, data.evaluation_batch)
+        teacher, parts = frozen(done), torch.split(some, data.evaluation_batch)
 
         def said(view: int) -> Tensor:
             return torch.cat([teacher(make_views(val.pixels[i], i, seed=0, view=view, augment=alone)) for i in parts])

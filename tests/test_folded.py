@@ -1,5 +1,7 @@
 """A teacher with its batch norms folded away says what it said before."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -50,18 +52,33 @@ def has_norms(folded: Folded) -> bool:
 def test_answers_stay() -> None:
     net = moved(ResNet(5, 18, width=4, image_size=8))
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    plain, folded = Frozen(net, MEAN, STD), Folded(Frozen(net, MEAN, STD))
+    plain, folded = Frozen(net, MEAN, STD), Folded(partial(Frozen, net, MEAN, STD))
     torch.testing.assert_close(folded(X), plain(X), rtol=1e-4, atol=1e-5)
-    assert has_norms(Folded(Frozen(net, MEAN, STD)))
+    assert has_norms(Folded(partial(Frozen, net, MEAN, STD)))
     # An fx graph keeps modules that it no longer calls out of the way.
     assert not any(node.op == "call_module" and ".bn" in str(node.target) for node in folded.frozen.net.graph.nodes)
     assert not folded(X).requires_grad
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
 
 
+def test_it_is_loaded_when_it_is_first_asked_and_draws_nothing() -> None:
+    made = []
+
+    def load() -> Frozen:
+        made.append(Frozen(ResNet(5, 18, width=4, image_size=8), MEAN, STD))
+        return made[-1]
+
+    folded = Folded(load).to(torch.device("cpu"))
+    assert not made
+    before = torch.get_rng_state()
+    assert torch.equal(folded(X), folded(X))
+    assert len(made) == 1
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 @pytest.mark.parametrize("net", [Twice, Wilful])
 def test_a_net_that_cannot_be_folded_answers_as_it_is(net: type[nn.Module]) -> None:
     made = moved(net())
-    folded = Folded(Frozen(made, MEAN, STD))
+    folded = Folded(partial(Frozen, made, MEAN, STD))
     assert torch.equal(folded(X), Frozen(made, MEAN, STD)(X))
     assert has_norms(folded)

@@ -367,10 +367,9 @@ class TestNormalisationAndKeys:
         assert report["models"][0]["net"] == "shufflenet_v2_x0_5(pretrained=True)"
         done = Store(Path(config.output_dir) / "store").find(report["models"][0]["stage"])
         assert done
-        data = construct(config.data, "data")
         net = load_net(done)
         assert net.normalization == GRAY
-        assert (frozen(done, data).mean, frozen(done, data).std) == GRAY
+        assert (frozen(done).mean, frozen(done).std) == GRAY
 
     def test_logits_are_of_normalised_pixels(self, digits: Digits) -> None:
         images = digits.split.val

@@ -147,6 +147,23 @@ class Job:
         with free(self.lock, remove=False) as mine:
             return not mine
 
+    def do(self) -> None:
+        """Run it in this process. Its errors end here: in its log, and in how it ended.
+
+        Raises:
+            Leave: it was interrupted, or nothing can be written any more, and the sweep ends with it.
+        """
+        try:
+            with held(self.lock, self.label, "runs it"):
+                if self.report() is None:  # it may have finished while this one waited
+                    self.forget()
+                    started = time.perf_counter()
+                    error = _attempt(self)
+                    self.end(time.perf_counter() - started, error)
+        except CannotWrite as error:  # there is no room even to say how it went, so none for the jobs after it
+            raise Leave from error
+        gc.collect()  # the next job may run in this process, and nets and images hang together in circles
+
 
 class Task:
     """What a launcher calls for each job, in the place of the command's function.
@@ -159,22 +176,8 @@ class Task:
         self.jobs = jobs
 
     def __call__(self, cfg: DictConfig) -> None:
-        """Run the job that Hydra has composed. Its errors end here: in its log, and in how it ended.
-
-        Raises:
-            Leave: it was interrupted, or nothing can be written any more, and the sweep ends with it.
-        """
-        job = self.jobs[tuple(typed())]
-        try:
-            with held(job.lock, job.label, "runs it"):
-                if job.report() is None:  # it may have finished while this one waited
-                    job.forget()
-                    started = time.perf_counter()
-                    error = _attempt(job)
-                    job.end(time.perf_counter() - started, error)
-        except CannotWrite as error:  # there is no room even to say how it went, so none for the jobs after it
-            raise Leave from error
-        gc.collect()  # the next job may run in this process, and nets and images hang together in circles
+        """Do the job that Hydra has composed; see `Job.do`."""
+        self.jobs[tuple(typed())].do()
 
 
 def _attempt(job: Job) -> str | None:

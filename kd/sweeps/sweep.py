@@ -1,9 +1,10 @@
 """A sweep: many runs in one folder. What is done is skipped, a failing run stops no other, and a table ends it.
 
-Hydra's launchers run the jobs: one after another in this process, in a pool of processes, or on a cluster. What the
-jobs and this process tell each other is in files, so it is alike with each of them.
+The jobs are run one after another in this process, or by one of Hydra's launchers in a pool of processes or on a
+cluster. What the jobs and this process tell each other is in files, so it is alike with each of them.
 """
 
+import gc
 import hashlib
 import re
 import shlex
@@ -24,6 +25,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
+from hydra.core.utils import env_override
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.plugins.launcher import Launcher
@@ -109,7 +111,10 @@ class Sweep(Callback):
         for entry in entries:
             if entry not in todo:
                 self._say(entry, len(entries), before=True)
-        self._launch(todo, len(entries))
+        try:
+            self._launch(todo, len(entries))
+        finally:
+            gc.unfreeze()  # or what frees itself when the process ends would not
         return self._finish(folder, entries)
 
     def _entries(self, folder: Path) -> list[Entry]:
@@ -157,12 +162,13 @@ class Sweep(Callback):
         if not todo:
             return
         task = Task({entry.overrides: entry.job for entry in todo if entry.job})
-        launcher = Plugins.instance().instantiate_launcher(self.context, task, self.config)
+        launcher: Launcher | None = Plugins.instance().instantiate_launcher(self.context, task, self.config)
         kind = type(launcher).__name__  # no isinstance: Hydra loads its plugins' modules once more
         if kind == "JoblibLauncher":
             _refuse_devices(todo)
-        # Without a launcher of another kind the jobs share this process, one after another.
-        size = 1 if kind == "BasicLauncher" else self.config.hydra.sweeper.max_batch_size or len(todo)
+        if kind == "BasicLauncher":
+            launcher = None
+        size = self.config.hydra.sweeper.max_batch_size or len(todo) if launcher else 1
         left = list(todo)
         while left:
             left.sort(key=lambda entry: bool(entry.job and entry.job.runs_elsewhere()))  # what is free comes first
@@ -179,13 +185,22 @@ class Sweep(Callback):
                         raise UserError(f"hydra/launcher: no job could be started: {describe(error)}") from error
                     self._run_alone(launcher, batch)
 
-    def _run(self, launcher: Launcher, batch: Sequence[Entry]) -> None:
+    def _run(self, launcher: Launcher | None, batch: Sequence[Entry]) -> None:
+        """Have the jobs run; None runs them in this process, without composing each of them once more (0.3 s)."""
+        if launcher is None:
+            with env_override(self.config.hydra.job.env_set):
+                for entry in batch:
+                    assert entry.job
+                    entry.job.do()
+            if not gc.get_freeze_count():
+                gc.freeze()  # modules and data that are there now stay, and need not be looked through after each job
+            return
         # A job must not derive the folder's name anew: its overrides are others than the sweep's.
         folder = str(self.config.hydra.sweep.dir).replace("\\", "\\\\").replace("'", "\\'")
         overrides = [[*entry.overrides, f"hydra.sweep.dir='{folder}'"] for entry in batch]
         launcher.launch(overrides, initial_job_idx=batch[0].number)
 
-    def _run_alone(self, launcher: Launcher, batch: Sequence[Entry]) -> None:
+    def _run_alone(self, launcher: Launcher | None, batch: Sequence[Entry]) -> None:
         """A process has died, and a pool's others with it: go on with each of the rest by itself."""
         for entry in batch:
             assert entry.job

@@ -1,5 +1,8 @@
 """A teacher whose batch norms are folded into the convolutions before them: less to compute, the same answers."""
 
+from collections.abc import Callable
+from functools import cached_property
+
 import torch
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
@@ -8,23 +11,31 @@ from kd.teachers.frozen import Frozen
 
 
 class Folded:
-    """A frozen net that is folded when it is first asked; not for whoever looks at what its modules return.
+    """A frozen net, loaded and folded when it is first asked; not for whoever looks at what its modules return.
 
     It changes the logits by about a millionth of their size.
 
     Args:
-        frozen: is taken over; answers as it is where its net cannot be folded.
+        load: gives the net, to be taken over; it answers as it is where it cannot be folded.
     """
 
-    def __init__(self, frozen: Frozen) -> None:
-        self.frozen, self.asked = frozen, False
+    def __init__(self, load: Callable[[], Frozen]) -> None:
+        self.load, self.device, self.asked = load, torch.device("cpu"), False
+
+    @cached_property
+    def frozen(self) -> Frozen:
+        """The net. A job of a sweep finds all answers in the cache, and does without."""
+        with torch.random.fork_rng(devices=[]):  # what the student draws must not depend on when this is
+            return self.load().to(self.device)
 
     def __deepcopy__(self, memo: object) -> "Folded":
         return self  # as `Frozen`
 
     def to(self, device: torch.device) -> "Folded":
         """Move the net; returns itself."""
-        self.frozen.to(device)
+        self.device = device
+        if "frozen" in self.__dict__:
+            self.frozen.to(device)
         return self
 
     def __call__(self, x: Tensor) -> Tensor:
