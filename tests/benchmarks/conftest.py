@@ -55,6 +55,7 @@ def train(cifar10: str) -> Callable[..., tuple[str, ...]]:
             "teacher.batch_size=100",
             "keep=last",
             "pictures=false",
+            "+optim.fused=true",  # as the loops have it
             f"output_dir={out}",
         )
         flags = [each for each in overrides if each == "-m"]  # which Hydra takes in front of the overrides only
