@@ -66,7 +66,8 @@ def run(
     chain = chain_of(config)  # and the losses with it, before the data is read
     data: DataModule = construct(config.data, "data")
     store = Store(output / "store")
-    preflight(chain if config.force else left_of(chain, config, data, store), config, data)
+    if left := chain if config.force else left_of(chain, config, data, store):
+        preflight(left, config, data)
     folder = folder or RunFolder(output / "runs", config.name)
     with writing(folder.path, "the run's folder"), folder, begin(folder.events, config, data) as events:
         stages: dict[str, Done] = {}
