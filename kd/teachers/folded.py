@@ -1,4 +1,4 @@
-"""A teacher whose batch norms are folded into the convolutions before them: less to compute, the same answers."""
+"""A teacher whose batch norms are folded into the convolutions before them, and whose convolutions take fewer steps."""
 
 from collections.abc import Callable
 from functools import cached_property
@@ -8,12 +8,13 @@ from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
 from kd.teachers.frozen import Frozen
+from kd.teachers.winograd import quicker
 
 
 class Folded:
     """A frozen net, loaded and folded when it is first asked; not for whoever looks at what its modules return.
 
-    It changes the logits by about a millionth of their size.
+    It changes the logits by about a hundred thousandth of their size.
 
     Args:
         load: gives the net, to be taken over; it answers as it is where it cannot be folded.
@@ -49,6 +50,8 @@ class Folded:
         with torch.autocast(x.device.type, enabled=False):
             before = self.frozen(x)
             self.frozen.net = folded(net)
+            if x.device.type == "cpu" and self.frozen.net is not net:
+                quicker(self.frozen.net)
             if not torch.allclose(self.frozen(x), before, rtol=1e-3, atol=1e-3):
                 self.frozen.net = net
 
