@@ -16,7 +16,7 @@ from functools import partial
 import hydra
 
 from kd.command import CONF, job, run_command, this_command
-from kd.sweeps.sweep import sweep_name  # noqa: F401 - named in conf/incremental.yaml
+from kd.sweeps.names import sweep_name  # noqa: F401 - named in conf/incremental.yaml
 from kd.tasks.course import IncrementalConfig, check
 
 # What is typed, and the group that it chooses a file of.

@@ -16,7 +16,7 @@ import hydra
 
 from kd.command import CONF, job, run_command, this_command
 from kd.config import Config, check
-from kd.sweeps.sweep import sweep_name  # noqa: F401 - named in conf/train.yaml
+from kd.sweeps.names import sweep_name  # noqa: F401 - named in conf/train.yaml
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")

@@ -23,8 +23,8 @@ from kd.code_hash import code_of
 from kd.command import run_command
 from kd.config import check
 from kd.errors import UnusedError, UserError
+from kd.sweeps.names import sweep_name
 from kd.sweeps.ranking import ranked
-from kd.sweeps.sweep import sweep_name
 from kd.train import main
 
 PAIR = ("model=mlp_to_mlp", *TINY, "epochs=1", "teacher.epochs=1")
