@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import kd.fit
+from kd.callbacks import History
 from kd.config import Config, check
 from kd.construct import construct
 from kd.data.base import DataModule, Images
@@ -557,7 +558,7 @@ class TestStudent:
         assert not (tmp_path / "cache" / "teacher").exists()
 
 
-class Stop(kd.fit.History):
+class Stop(History):
     """Interrupts before the third epoch, as Ctrl-C would."""
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import kd.fit
+from kd.callbacks import History
 from kd.chain import chain_of
 from kd.config import Config, check
 from kd.construct import construct
@@ -245,7 +246,7 @@ class TestRuns:
         assert "Tlinear-8-2" in folder.name
 
 
-class Stop(kd.fit.History):
+class Stop(History):
     """Interrupts before the third epoch, as Ctrl-C would."""
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:

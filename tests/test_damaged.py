@@ -23,6 +23,7 @@ from test_tune import searched
 
 import kd.fit
 from kd import load
+from kd.callbacks import History
 from kd.config import Config, check
 from kd.errors import Interrupted, UserError
 from kd.files.checkpoints import read_checkpoint
@@ -132,7 +133,7 @@ def test_what_an_exported_file_says_of_itself(before: bytes, after: bytes, shipp
     assert str(path) in str(told.value)
 
 
-class Stop(kd.fit.History):
+class Stop(History):
     """Interrupts before the third epoch, as Ctrl-C would."""
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:

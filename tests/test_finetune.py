@@ -11,6 +11,7 @@ from composed import TINY, composed, link
 from torch import Tensor, nn
 
 import kd.fit
+from kd.callbacks import History
 from kd.config import Config, check
 from kd.construct import construct
 from kd.data.base import DataModule
@@ -113,7 +114,7 @@ def test_the_head_alone_bit_for_bit(how: list[str], make: Make, file: Path, monk
     assert not any(any(each) for each in modes)
 
 
-class Stop(kd.fit.History):
+class Stop(History):
     """Interrupts before the second epoch, as Ctrl-C would."""
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:

@@ -13,10 +13,10 @@ from commands import exit_code
 from composed import composed
 from safetensors.torch import load_file
 
+from kd.callbacks import History
 from kd.construct import construct
 from kd.files.store import Store
 from kd.finished import open_run
-from kd.fit import History
 from kd.measure.metrics import predict_logits
 from kd.stages import complete
 from kd.summary import write_summary
