@@ -191,6 +191,15 @@ def test_every_term_and_weight_is_logged_by_the_step(every: int, digits: Digits,
     assert all("train/acc" in logger.rows[step] for step in (3, 7))
 
 
+def test_memory_is_not_filled_under_deterministic_algorithms(digits: Digits, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)  # and put back afterwards
+    L.Trainer(
+        accelerator="cpu", deterministic=True, fast_dev_run=1, enable_progress_bar=False, enable_model_summary=False
+    ).fit(distiller(Frozen(DropNet(), *digits.statistics), digits), digits.train_loader(50, 0), digits.val_loader())
+    assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.utils.deterministic.fill_uninitialized_memory
+
+
 def test_validation_metrics_are_means_over_images(digits: Digits, tmp_path: Path) -> None:
     module = distiller(Frozen(DropNet(), *digits.statistics), digits)
     module.reference = torch.randint(0, 10, (len(digits.split.val),))
