@@ -67,9 +67,6 @@ class Distiller(L.LightningModule):
     def on_fit_start(self) -> None:
         """Bring the teacher to where the student is: Lightning does not know of it."""
         keep_memory()  # here, as each process of a distributed training comes here
-        # Under `deterministic` PyTorch fills all memory that it takes, against code that reads what it never wrote: 6 %
-        # of the CNN's step, and no other result.
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         if self.teacher is not None:
             self.teacher.to(self.device)
 
