@@ -90,6 +90,7 @@ def fits(module: nn.Module) -> TypeGuard[nn.Conv2d]:
         and module.groups == 1
         and min(module.in_channels, module.out_channels) >= CHANNELS
         and module.weight.dtype == torch.float32
+        and module.weight.device.type == "cpu"
     )
 
 
