@@ -271,4 +271,6 @@ def teacher_of(stage: Stage, done: Done, data: DataModule) -> Teacher:
         "torch": torch.__version__,  # another one may differ in the last bit
     }
     files = ViewFiles(stage.room, key_of(key), len(images), classes_of(done), stage.spec["outputs"])
-    return Cached(live, images, augment=data.augment, seed=stage.spec["seed"], files=files)
+    epochs = 0 if stage.spec["early_stopping"] else stage.spec["epochs"]  # how far it gets, nobody knows then
+    views = min(epochs, data.views or epochs)
+    return Cached(live, images, augment=data.augment, seed=stage.spec["seed"], files=files, views=views)

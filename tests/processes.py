@@ -10,10 +10,12 @@ import io
 import multiprocessing
 import os
 import runpy
+import shutil
 import signal
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import mkdtemp
@@ -34,6 +36,7 @@ class Process:
         self, module: str, *arguments: str, cwd: Path = ROOT, environment: Mapping[str, str] | None = None
     ) -> None:
         said = Path(mkdtemp(prefix="kd-test-"))
+        weakref.finalize(self, shutil.rmtree, said, ignore_errors=True)
         self._out, self._err = said / "out", said / "err"
         variables = {"OMP_NUM_THREADS": "1", **(os.environ if environment is None else environment)}
         given = (module, arguments, str(cwd), variables, str(self._out), str(self._err))

@@ -20,10 +20,9 @@ from composed import TINY, composed
 from PIL import Image
 from processes import Process
 from safetensors.torch import load_file
+from stopping import stop_before
 from torch import Tensor
 
-import kd.fit
-from kd.callbacks import History
 from kd.config import Config, check
 from kd.construct import construct
 from kd.data.base import DataModule, Images
@@ -61,10 +60,12 @@ def images(count: int = 100) -> Images:
     return Images(torch.randint(1, 256, (count, 1, 8, 8), generator=generator, dtype=torch.uint8), torch.zeros(count))
 
 
-def cached(folder: Path, answers: Any = None, key: str = "key", limit: float = 1.0, seed: int = 0) -> Cached:
+def cached(
+    folder: Path, answers: Any = None, key: str = "key", limit: float = 1.0, seed: int = 0, views: int = 0
+) -> Cached:
     part = images()
     files = ViewFiles(Room(folder, limit), key, len(part), 2, "float32")
-    return Cached(Live(answers or Sums(), "float32"), part, augment=AUGMENT, seed=seed, files=files)
+    return Cached(Live(answers or Sums(), "float32"), part, augment=AUGMENT, seed=seed, files=files, views=views)
 
 
 def batch(view: int, *index: int) -> tuple[Tensor, Tensor, int]:
@@ -305,6 +306,39 @@ class TestSeveralProcesses:
         assert [job.exitcode for job in jobs] == [0, 0]
         assert len(list(marks.iterdir())) == -(-100 // CHUNK)
         assert len({path.read_text() for path in tmp_path.glob("sum-*")}) == 1
+
+    def test_who_has_to_wait_computes_what_comes_next(self, tmp_path: Path) -> None:
+        (marks := tmp_path / "marks").mkdir()
+        job = multiprocessing.get_context("spawn").Process(target=_prepare, args=(tmp_path / "cache", marks, 1.0))
+        job.start()
+        while not list(marks.iterdir()):
+            time.sleep(0.01)
+        teacher = cached(tmp_path / "cache", views=3)
+        teacher.prepare(0)
+        assert teacher.view == 0
+        assert torch.equal(teacher(*batch(0, 3)), Live(Sums(), "float32")(*batch(0, 3)))
+        job.join(60)
+        assert teacher.live.answers.asked == 200, "the other two"
+        assert len(list(marks.iterdir())) == -(-100 // CHUNK)
+        assert {path.name for path in teacher.files.folder.glob("view*")} == {"view-0", "view-1", "view-2"}
+        teacher.prepare(2)
+        assert torch.equal(teacher(*batch(2, 3)), Live(Sums(), "float32")(*batch(2, 3)))
+        assert teacher.live.answers.asked == 200
+
+    def test_no_room_for_what_comes_next_is_no_reason_not_to_wait(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (marks := tmp_path / "marks").mkdir()
+        job = multiprocessing.get_context("spawn").Process(target=_prepare, args=(tmp_path / "cache", marks, 0.3))
+        job.start()
+        while not list(marks.iterdir()):
+            time.sleep(0.01)
+        teacher = cached(tmp_path / "cache", views=3, limit=1.5 * TestLimit.SIZE / 1e9)
+        teacher.prepare(0)
+        job.join(60)
+        assert teacher.rows is not None
+        assert teacher.live.answers.asked == 0
+        assert "cannot keep" not in capsys.readouterr().err
 
     def test_a_killed_process_holds_nothing_and_its_half_is_not_used(self, tmp_path: Path) -> None:
         (marks := tmp_path / "marks").mkdir()
@@ -558,12 +592,22 @@ class TestStudent:
         assert not (tmp_path / "cache" / "teacher").exists()
 
 
-class Stop(History):
-    """Interrupts before the third epoch, as Ctrl-C would."""
+@pytest.mark.parametrize(
+    ("override", "views"), [("epochs=3", 3), ("data.views=2", 2), ("data.views=7", 4), ("early_stopping=2", 0)]
+)
+def test_how_many_views_will_be_needed(
+    override: str, views: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
 
-    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        if trainer.current_epoch == 2:
-            raise SystemExit
+    class Spy(Cached):
+        def __init__(self, *args: Any, views: int = 0, **options: Any) -> None:
+            found.append(views)
+            super().__init__(*args, views=views, **options)
+
+    monkeypatch.setattr("kd.stages.Cached", Spy)
+    student(tmp_path, *TINY, "teacher.epochs=0", "epochs=4", override)
+    assert found == [views]
 
 
 @pytest.mark.slow
@@ -574,7 +618,7 @@ def test_a_resumed_training_reads_the_same(
     whole = student(tmp_path / "off", *budget, "teacher.cache=off")
     asked.clear()
     with monkeypatch.context() as patch:
-        patch.setattr(kd.fit, "History", Stop)
+        stop_before(2, patch)
         with pytest.raises(Interrupted):
             student(tmp_path / "on", *budget)
     resumed = student(tmp_path / "on", *budget)

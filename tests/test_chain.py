@@ -9,10 +9,9 @@ import pytest
 import torch
 from composed import METHODS, OF_TASKS, ON_FEATURES, composed, tiny
 from safetensors.torch import load_file
+from stopping import stop_before
 from torch import Tensor
 
-import kd.fit
-from kd.callbacks import History
 from kd.chain import chain_of
 from kd.config import Config, check
 from kd.construct import construct
@@ -246,14 +245,6 @@ class TestRuns:
         assert "Tlinear-8-2" in folder.name
 
 
-class Stop(History):
-    """Interrupts before the third epoch, as Ctrl-C would."""
-
-    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        if trainer.current_epoch == 2:
-            raise SystemExit
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["ctkd", "dml", "crd", "ofd", "ft", "mgd"])
 def test_what_a_loss_learns_is_trained_and_resumed(
@@ -269,7 +260,7 @@ def test_what_a_loss_learns_is_trained_and_resumed(
     budget = (f"loss={method}", "epochs=4", "stages=[teacher,distill]", "teacher.epochs=0")
     _, whole, _ = finished(check(tiny(tmp_path / "whole", *budget)))
     with monkeypatch.context() as patch:
-        patch.setattr(kd.fit, "History", Stop)
+        stop_before(2, patch)
         with pytest.raises(Interrupted):
             finished(check(tiny(tmp_path / "cut", *budget)))
     assert list((tmp_path / "cut" / "store").glob("*.partial/last.ckpt"))

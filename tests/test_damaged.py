@@ -19,11 +19,10 @@ from composed import TINY, composed
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from shipped import Shipped
+from stopping import stop_before
 from test_tune import searched
 
-import kd.fit
 from kd import load
-from kd.callbacks import History
 from kd.config import Config, check
 from kd.errors import Interrupted, UserError
 from kd.files.checkpoints import read_checkpoint
@@ -133,14 +132,6 @@ def test_what_an_exported_file_says_of_itself(before: bytes, after: bytes, shipp
     assert str(path) in str(told.value)
 
 
-class Stop(History):
-    """Interrupts before the third epoch, as Ctrl-C would."""
-
-    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        if trainer.current_epoch == 2:
-            raise SystemExit
-
-
 @pytest.mark.parametrize("name", ["last.ckpt", "best.ckpt"])
 def test_a_checkpoint_to_go_on_from(
     name: str, make_config: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -148,7 +139,7 @@ def test_a_checkpoint_to_go_on_from(
     words = ("stages=[teacher,distill]", "epochs=3")
     config = make_config(*words)
     with monkeypatch.context() as patch:
-        patch.setattr(kd.fit, "History", Stop)
+        stop_before(2, patch)
         with pytest.raises(Interrupted):
             run(config, "")
     (path,) = (Path(config.output_dir) / "store").glob(f"*.partial/{name}")

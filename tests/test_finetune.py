@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 import torch
 from composed import TINY, composed, link
+from stopping import stop_before
 from torch import Tensor, nn
 
-import kd.fit
-from kd.callbacks import History
 from kd.config import Config, check
 from kd.construct import construct
 from kd.data.base import DataModule
@@ -114,19 +113,11 @@ def test_the_head_alone_bit_for_bit(how: list[str], make: Make, file: Path, monk
     assert not any(any(each) for each in modes)
 
 
-class Stop(History):
-    """Interrupts before the second epoch, as Ctrl-C would."""
-
-    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        if trainer.current_epoch == 1:
-            raise SystemExit
-
-
 def test_the_head_alone_is_resumed(make: Make, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     how = (f"teacher.path={file}", "teacher.finetune=head", "teacher.epochs=3")
     whole = done(make(*how, f"output_dir={tmp_path / 'whole'}")).weights()
     with monkeypatch.context() as patch:
-        patch.setattr(kd.fit, "History", Stop)
+        stop_before(1, patch)
         with pytest.raises(Interrupted):
             done(make(*how))
     assert list((tmp_path / "out" / "store").glob("*.partial/last.ckpt"))

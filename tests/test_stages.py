@@ -16,7 +16,7 @@ from kd.config import Config
 from kd.construct import construct
 from kd.data.base import DataModule
 from kd.errors import UserError
-from kd.files.store import Done, Store, key_of
+from kd.files.store import Done, Store, checksum, key_of
 from kd.files.writing import whole
 from kd.stages import complete, make_stage
 
@@ -165,6 +165,21 @@ def test_baseline_and_student_start_from_the_same_weights(make_config: Make) -> 
     ]
     assert made[0].key != made[1].key
     assert made[0].record["sha256"] == made[1].record["sha256"]
+
+
+def test_a_file_of_weights_is_summed_once_while_it_stays_as_it_is(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, read = tmp_path / "weights.pt", []
+    monkeypatch.setattr("kd.teachers.source.checksum", lambda path: read.append(path) or checksum(path))
+    found = []
+    for tensor in (torch.zeros(3), torch.ones(3)):
+        torch.save({"layers.1.bias": tensor}, file)
+        found.append([keys(make_config(f"teacher.path={file}"))["teacher"] for _ in range(2)])
+        time.sleep(0.02)  # a clock of files may tick every few milliseconds only
+    assert len(read) == 2
+    assert [len(set(each)) for each in found] == [1, 1]
+    assert found[0] != found[1]
 
 
 def test_weights_from_a_file(make_config: Make, tmp_path: Path) -> None:

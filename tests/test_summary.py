@@ -15,7 +15,8 @@ from scipy.stats import t as student_t
 
 import kd.summary.figures
 from kd.summary import write_summary
-from kd.summary.figures import LATENCY, cost_plot, families, gain_plot, heat_map, learning_curves, points_of
+from kd.summary.costs import LATENCY, cost_plot, points_of
+from kd.summary.figures import families, gain_plot, heat_map, learning_curves
 from kd.summary.groups import Row, group
 from kd.summary.reports import Run, find_runs
 from kd.summary.significance import Gain, corrected, gain_of, holm, pareto, t_interval

@@ -184,7 +184,7 @@ def test_an_interrupted_search_is_the_same_search(
         def stopped(self: Any, config: Any, trial: optuna.Trial, pruning: bool) -> float:
             raise Interrupted("distill")
 
-        patch.setattr("kd.tuning.search.Evaluation.value", stopped)
+        patch.setattr("kd.tuning.evaluation.Evaluation.value", stopped)
         assert searched(tmp_path, "n_trials=4", *MORE) == 130
     assert "python -m kd.tune" in capsys.readouterr().err
     states = [trial.state for trial in study(tmp_path).trials]
@@ -236,8 +236,8 @@ def fake_curves(monkeypatch: pytest.MonkeyPatch, curves: Sequence[Sequence[float
             "key", Path(), {"val": {"best": max(history, key=lambda row: row["val/acc"])}, "history": history}
         ), False
 
-    monkeypatch.setattr("kd.tuning.search.complete", fake)
-    monkeypatch.setattr("kd.tuning.search.Evaluation.teachers", lambda *args: None)
+    monkeypatch.setattr("kd.tuning.evaluation.complete", fake)
+    monkeypatch.setattr("kd.tuning.evaluation.Evaluation.teachers", lambda *args: None)
 
 
 def test_below_the_median_is_pruned(

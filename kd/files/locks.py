@@ -51,12 +51,16 @@ def lock_at(path: Path) -> Lock:
 
 
 @contextlib.contextmanager
-def held(path: Path, what: str, doing: str) -> Iterator[None]:
+def held(path: Path, what: str, doing: str, *, wait: bool = True) -> Iterator[bool]:
     """Hold a lock. Waits as long as another process has it, and says so; a dead one's is taken over, and that is said.
 
     Args:
         what: is locked, for people.
         doing: what a process that has it does, such as `is training it`.
+        wait: False goes on at once, without the lock.
+
+    Yields:
+        whether it is held.
 
     Raises:
         CannotWrite: there can be no lock there.
@@ -67,6 +71,9 @@ def held(path: Path, what: str, doing: str) -> Iterator[None]:
     try:
         lock.acquire(timeout=0.05)
     except Timeout:
+        if not wait:
+            yield False
+            return
         say(f"{what}: {_holder(path) or ANOTHER} {doing}; waiting")
         lock.acquire()
     with contextlib.ExitStack() as last:
@@ -75,7 +82,7 @@ def held(path: Path, what: str, doing: str) -> Iterator[None]:
             say(f"{what}: the lock of {dead}, which has ended, is taken over ({path})")
         _sign(path, f"process {os.getpid()} on {socket.gethostname()}")
         last.callback(_sign, path, "")
-        yield
+        yield True
 
 
 @contextlib.contextmanager

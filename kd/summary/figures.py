@@ -5,31 +5,26 @@ Rows go by their rank, as in the tables.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
 from kd.reports.page import Picture, picture
 from kd.reports.palette import BLACK, GRAY, MAP, ROLES, STUDENTS, VERMILION
-from kd.reports.units import short
-from kd.summary.groups import Row, dig
-from kd.summary.significance import Gain, deviation, finite, mean, pareto
-from kd.summary.tables import nets
+from kd.summary.costs import LATENCY, PARAMETERS, cost_plot, points_of
+from kd.summary.groups import Row, dig, drawn_name
+from kd.summary.significance import Gain, deviation
 
 Axes = Any  # matplotlib's, which has no types
 
 MAPS = 3  # heat maps at most
 BARS = 30  # rows whose gain is drawn
 CURVES = len(STUDENTS)
-NAMED = 12  # points of the Pareto front that have their name
-LETTERS = 40  # of a row's name in a picture
-HEIGHT = 280  # of the axes of accuracy against costs, about, in points of print
 
 
 def pictures(rows: Sequence[Row], gains: Sequence[Gain]) -> Iterator[Picture]:
@@ -78,11 +73,6 @@ def _seeds(rows: Sequence[Row]) -> str:
 
 def _limited(count: int, limit: int) -> str:
     return f" Of {count} rows the {limit} best on validation are shown." if count > limit else ""
-
-
-def _name(rank: int, row: Row) -> str:
-    label = row.label
-    return f"#{rank} {label if len(label) <= LETTERS else label[: LETTERS - 1] + '…'}".replace("$", "\\$")
 
 
 # Heat maps
@@ -167,141 +157,12 @@ def gain_plot(rows: Sequence[Row], gains: Sequence[Gain]) -> Figure | None:
             axes.plot([100 * bound for bound in gain.interval], [y, y], color=ROLES["student"]["color"], linewidth=2)
         face = ROLES["student"]["color"] if gain.test == "t" else "white"
         axes.plot(100 * (gain.mean or 0), y, "o", markerfacecolor=face, markeredgecolor=BLACK, markersize=6)
-    axes.set_yticks(range(len(shown)), [_name(rank, row) for rank, row, _ in shown], fontsize=9)
+    axes.set_yticks(range(len(shown)), [drawn_name(rank, row) for rank, row, _ in shown], fontsize=9)
     axes.set_ylim(len(shown) - 0.5, -0.5)
     axes.set(xlabel="gain in test accuracy over the baseline, percentage points", ylabel="runs")
     axes.grid(axis="x", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     return figure
-
-
-# Accuracy against costs
-
-
-@dataclass(frozen=True)
-class Axis:
-    """A cost: where a model's entry has it, and what the picture calls it."""
-
-    path: tuple[str, ...]
-    label: str
-    caption: str
-    more: str = ""
-
-
-LATENCY = Axis(
-    ("latency_ms", "median"),
-    "latency of one image, ms (log)",
-    "latency",
-    ", horizontal ones over all measurements of the same net, which are averaged",
-)
-PARAMETERS = Axis(("params",), "parameters (log)", "number of parameters")
-
-
-@dataclass
-class Point:
-    """One or several trainings of a net, as a point: its accuracies by stage, and all measurements of its cost."""
-
-    role: str
-    name: str
-    net: str
-    accuracies: dict[str, float] = field(default_factory=dict)
-    costs: Sequence[float] = ()
-
-    @property
-    def at(self) -> tuple[float, float]:
-        """Mean cost and mean accuracy."""
-        return mean(self.costs) or 0.0, mean([*self.accuracies.values()]) or 0.0
-
-
-def points_of(rows: Sequence[Row], axis: Axis) -> list[Point]:
-    """The students by row; teachers and baselines once each, however many rows share their stages.
-
-    A net costs the same however it was trained, so that what was measured for it is averaged over all runs.
-    """
-    points: list[Point] = []
-    costs: dict[str, list[float]] = {}
-    for rank, row in enumerate(rows, 1):
-        for role in ROLES:
-            models = [model for run in row.runs if (model := run.model(role))]
-            for model in models:
-                costs.setdefault(_net(model), []).extend(finite([dig(model, *axis.path)]))
-            own = {model["stage"]: model["test"]["accuracy"] for model in models}
-            name = _name(rank, row) if role == "student" else f"{role} {', '.join(nets(row, role))}"
-            same = next((p for p in points if role != "student" and p.role == role and p.accuracies.keys() & own), None)
-            if same:
-                same.accuracies |= own
-            elif own:
-                points.append(Point(role, name, _net(models[0]), own))
-    for point in points:
-        point.costs = costs[point.net]
-    return [point for point in points if point.at[0] > 0]
-
-
-def _net(model: Mapping[str, Any]) -> str:
-    return "/".join(str(model.get(name)) for name in ("net", "params", "macs"))
-
-
-def cost_plot(points: Sequence[Point], axis: Axis) -> Figure:
-    """Accuracy against a cost: a point a row, teachers and baselines besides, and the front that none beats."""
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes: Axes = figure.subplots()
-    for role, style in ROLES.items():
-        own = [point for point in points if point.role == role]
-        if not own:
-            continue
-        x, y = zip(*(point.at for point in own), strict=True)
-        bars = {
-            "xerr": [deviation(point.costs) or 0.0 for point in own] if axis is LATENCY else None,
-            "yerr": [deviation([*point.accuracies.values()]) or 0.0 for point in own],
-        }
-        look = {"color": style["color"], "fmt": style["marker"], "markeredgecolor": BLACK, "markersize": 7}
-        axes.errorbar(x, y, **bars, **look, elinewidth=1, capsize=2, label=role, zorder=2 if role == "student" else 3)
-    front = [points[i] for i in pareto([point.at for point in points])]
-    x, y = zip(*(point.at for point in front), strict=True)
-    axes.step(x, y, where="post", color=BLACK, linewidth=1, zorder=0)
-    axes.plot(x, y, "o", markersize=13, markerfacecolor="none", markeredgecolor=BLACK, label="Pareto front")
-    axes.set(xlabel=axis.label, ylabel="test accuracy", xscale="log")
-    axes.margins(y=0.12)
-    _log_axis(axes, [point.at[0] for point in points])
-    axes.yaxis.set_major_formatter(PercentFormatter(1))
-    axes.grid(color="#dddddd", linewidth=0.6)
-    axes.set_axisbelow(True)
-    named = [*front[:NAMED], *(p for p in points if p.role != "student" and p not in front)][: NAMED + 4]
-    _write_names(axes, named)
-    figure.legend(loc="outside lower center", ncols=4, fontsize=9)
-    return figure
-
-
-def _log_axis(axes: Axes, costs: Sequence[float]) -> None:
-    """Room at both sides, a factor of 2 in all at least, and numbers that read well over decades and within one."""
-    low, high = min(costs), max(costs)
-    room = max((high / low) ** 0.25, 2**0.5)
-    axes.set_xlim(low / room, high * room)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
-    if high / low < 8:
-        axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.xaxis.set_minor_locator(NullLocator())
-
-
-def _write_names(axes: Axes, points: Sequence[Point]) -> None:
-    """Names beside their points, moved up where they would cover each other."""
-    low, high = axes.get_ylim()
-    left, right = np.log(axes.get_xlim())
-    free = -np.inf
-    for point in sorted(points, key=lambda point: point.at[1]):
-        x, y = point.at
-        free = max(y, free + 0.045 * (high - low))
-        over = (np.log(x) - left) / (right - left) > 0.55
-        axes.annotate(
-            point.name,
-            (x, y),
-            (-9 if over else 9, 8),
-            textcoords="offset points",
-            ha="right" if over else "left",
-            va="center",
-            fontsize=8,
-            bbox={"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 0.5},
-        ).set_y(8 + (free - y) / (high - low) * HEIGHT)
 
 
 # Learning curves
@@ -314,7 +175,7 @@ def learning_curves(rows: Sequence[Row]) -> Figure | None:
     drawn = [_curve(axes, _curves_of(rows, role), role, ROLES[role]) for role in ("teacher", "baseline")]
     for rank, (row, color) in enumerate(zip(rows, STUDENTS, strict=False), 1):
         curves = {str(i): _history(run.model("student")) for i, run in enumerate(row.runs)}
-        drawn.append(_curve(axes, curves, _name(rank, row), {**ROLES["student"], "color": color}))
+        drawn.append(_curve(axes, curves, drawn_name(rank, row), {**ROLES["student"], "color": color}))
     if not any(drawn):
         return None
     axes.set(xlabel="epoch", ylabel="validation accuracy")

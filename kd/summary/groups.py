@@ -13,6 +13,8 @@ from kd.summary.significance import finite, mean
 # What changes no result, or the seed alone.
 APART = {"seed", "name", "output_dir", "force", "debug", "pictures", "teacher.cache", "teacher.cache_limit"}
 
+LETTERS = 40  # of a row's name in a picture
+
 
 @dataclass(frozen=True)
 class Row:
@@ -52,6 +54,12 @@ def dig(node: Any, *path: str) -> Any:
     for name in path:
         node = node.get(name) if isinstance(node, Mapping) else None
     return node
+
+
+def drawn_name(rank: int, row: Row) -> str:
+    """What a row is called in a picture: cut where it is long, without a `$` that would begin a formula."""
+    label = row.label
+    return f"#{rank} {label if len(label) <= LETTERS else label[: LETTERS - 1] + '…'}".replace("$", "\\$")
 
 
 def group(runs: Iterable[Run]) -> tuple[list[Row], int]:

@@ -28,17 +28,22 @@ class Cached:
     kernels change with the batch. Where a file can be neither read nor written (disk full, no permission, `limit`
     reached) it says so once and asks about each batch.
 
-    Under DDP each rank prepares: one computes, the others wait for its file.
+    While another process computes the view that is needed, one of the next ones is computed here; so jobs that begin
+    together, and the ranks of DDP, share out the views.
 
     Args:
         live: what is asked.
         images: all training images, those without labels too; a batch's `index` counts in them.
         augment, seed: of the views, as the training makes them.
         files: where they are; for these images, views, and teacher alone.
+        views: how many will be needed for sure.
     """
 
-    def __init__(self, live: Live, images: Images, *, augment: Augment, seed: int, files: ViewFiles) -> None:
+    def __init__(
+        self, live: Live, images: Images, *, augment: Augment, seed: int, files: ViewFiles, views: int = 0
+    ) -> None:
         self.live, self.images, self.augment, self.seed, self.files = live, images, augment, seed, files
+        self.views = views
         self.view: int | None = None  # the one that `rows` is of
         self.rows: NDArray[np.floating] | None = None  # mapped [images, classes]; None asks
         self.writes = True
@@ -56,16 +61,12 @@ class Cached:
         return self
 
     def prepare(self, view: int) -> None:
-        """Open the view's file, made now if need be; waits where another process is making it."""
+        """Open the view's file, made now if need be, by this process or another."""
         self.view, self.rows = view, None
         try:
             self.rows = self.files.open(view)
             if self.rows is None and self.writes:
-                with self.files.claim(view):
-                    self.rows = self.files.open(view)  # another process may have made it while this one waited
-                    if self.rows is None:
-                        self.files.write(view, self._compute(view))
-                        self.rows = self.files.open(view)
+                self.rows = self._made(view)
         except (OSError, CannotWrite) as error:
             self.writes = False
             reason = getattr(error, "strerror", None) or error
@@ -73,6 +74,28 @@ class Cached:
                 f"teacher.cache: cannot keep the teacher's outputs in {self.files.folder} ({reason}); "
                 "computing them with each batch"
             )
+
+    def _made(self, view: int) -> NDArray[np.floating] | None:
+        """A view's rows. While another process computes them, this one computes others, and then waits."""
+        for each in range(view, max(view + 1, self.views)):
+            if each != view and self.files.there(each):
+                continue
+            try:
+                with self.files.claim(each, wait=False) as mine:
+                    if mine and self.files.open(each) is None:
+                        self.files.write(each, self._compute(each))
+            except (OSError, CannotWrite):
+                if each == view:
+                    raise
+                break  # there is no room for it, which is told when it is needed
+            if (rows := self.files.open(view)) is not None:
+                return rows
+        with self.files.claim(view):
+            rows = self.files.open(view)
+            if rows is None:  # who was at it has failed
+                self.files.write(view, self._compute(view))
+                rows = self.files.open(view)
+        return rows
 
     def __call__(self, x: Tensor, index: Tensor, view: int) -> Tensor:
         """The logits for x [B, C, H, W] in [0, 1] and index int64 [B]: float32 [B, classes]."""

@@ -1,6 +1,7 @@
 """Where a teacher starts from: its file, what that adds to the stage's key, and whether the two fit each other."""
 
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,18 @@ def file_of(link: Link, data: DataModule) -> Path | None:
 
 def start_spec(link: Link, file: Path | None) -> dict[str, Any]:
     """What the start of a stage's training adds to its key: nothing where that is a fresh net, trained whole."""
-    spec: dict[str, Any] = {"weights": checksum(file)} if file else {}
+    spec: dict[str, Any] = {"weights": _checksum(file, file.stat().st_ctime_ns)} if file else {}
     if link.normalization:
         spec["normalization"] = link.normalization.model_dump()
     if link.trains in ("head", "loss"):
         spec["trains"] = link.trains
     return spec
+
+
+@lru_cache(maxsize=8)
+def _checksum(file: Path, changed: int) -> str:
+    """Of a file as it was at that time. Each job of a sweep asks several times, and 45 MB take a tenth of a second."""
+    return checksum(file)
 
 
 def net_spec(node: Mapping[str, Any], *others: Mapping[str, Any], load: bool = True) -> dict[str, Any]:

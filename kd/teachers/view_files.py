@@ -86,13 +86,20 @@ class ViewFiles:
             os.utime(folder / MANIFEST)  # when it was last used
         return rows
 
-    def claim(self, view: int) -> AbstractContextManager[None]:
-        """Hold the only right to write, for as long as the process lives; waits for another process that does.
+    def claim(self, view: int, *, wait: bool = True) -> AbstractContextManager[bool]:
+        """Hold the only right to write a view, for as long as the process lives; waits for another process that does.
+
+        Args:
+            wait: False goes on at once; whether the right is held is what `with` gives.
 
         Raises:
             CannotWrite: the folder cannot be written into.
         """
-        return held(self.folder / "lock", "teacher", f"is computing its outputs (view {view})")
+        return held(self.folder / f"lock-{view}", "teacher", f"is computing its outputs (view {view})", wait=wait)
+
+    def there(self, view: int) -> bool:
+        """Whether a view's folder is there, whole or not."""
+        return self._folder(view).exists()
 
     def write(self, view: int, parts: Iterable[NDArray[np.floating]]) -> None:
         """Publish a view, whole or not at all, in the place of a damaged one if any; call it under `claim`.
@@ -146,6 +153,7 @@ class ViewFiles:
         needed = self.rows * self.classes * np.dtype(self.dtype).itemsize
         views = sorted(_views(self.room.folder))
         total = sum(size for _, size, _ in views)
+        total += needed * len([*self.folder.glob("view-*.partial")])  # which other processes are writing
         for _, size, folder in views:
             if total + needed > self.room.limit * GB and folder.parent != self.folder:
                 _remove(folder)

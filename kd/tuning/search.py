@@ -1,31 +1,31 @@
-"""The search itself: Optuna's trials, each up to the student's validation accuracy; the test part is not even there."""
+"""The search itself: Optuna's trials, who is at them, and how many are still to do."""
 
-import csv
 import json
 import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import optuna
 from filelock import Timeout
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from kd.chain import Link, chain_of
-from kd.config import Config
+from kd.chain import chain_of
 from kd.construct import construct
 from kd.data.base import DataModule
-from kd.errors import Damaged, Dropped, Failed, Interrupted, UserError
+from kd.errors import Failed, Interrupted, UserError
 from kd.files.locks import Lock, lock_at
-from kd.files.store import Done, Store, key_of
-from kd.files.writing import whole, writable
+from kd.files.store import Store, key_of
+from kd.files.writing import writable
 from kd.log import say
 from kd.run import preflight
-from kd.stages import RUNTIME_ONLY, Stage, complete, make_stage
+from kd.stages import RUNTIME_ONLY
 from kd.tuning.compare import compare_settings
+from kd.tuning.evaluation import Evaluation, Pruned, hidden, student_links
 from kd.tuning.space import flat, overrides_of
+from kd.tuning.study import check_same, open_study, seal_of, write_trials
 
 if TYPE_CHECKING:  # as a command it is not imported but run
     from kd.tune import Request
@@ -33,10 +33,6 @@ if TYPE_CHECKING:  # as a command it is not imported but run
 COUNTED = (TrialState.COMPLETE, TrialState.PRUNED)
 NO_MATTER = {"name", "output_dir", "force", "debug"}  # in a config, to what a trial gives
 IMPORTANCE_FROM = 10  # finished trials; of fewer it would be noise
-
-
-class Pruned(Dropped):
-    """The curve is below the median of the earlier trials."""
 
 
 def tune(request: "Request", command: str) -> Path:
@@ -77,84 +73,6 @@ def tune(request: "Request", command: str) -> Path:
     return trials.folder
 
 
-def student_links(chain: Sequence[Link]) -> list[Link]:
-    """The stages that the last student needs, itself at the end.
-
-    Raises:
-        UserError: the chain has no student.
-    """
-    by_name = {link.name: link for link in chain}
-    students = [link.name for link in chain if link.role == "student"]
-    if not students:
-        raise UserError(f"stages: found [{', '.join(by_name)}]; a search needs a stage of the student, such as distill")
-    needed, open_ends = set[str](), [students[-1]]
-    while open_ends:
-        link = by_name[open_ends.pop()]
-        needed.add(link.name)
-        open_ends += [name for name in (link.teacher, link.start, *link.members) if name and name not in needed]
-    return [link for link in chain if link.name in needed]
-
-
-def hidden(data: DataModule) -> DataModule:
-    """The data without its test part, so that no trial can see it."""
-    data.split = replace(data.split, test=None)  # type: ignore[arg-type]
-    return data
-
-
-class Evaluation:
-    """What one setting is worth: trains the student's chain, without the test part."""
-
-    def __init__(self, config: Config, data: DataModule, store: Store) -> None:
-        self.store = store
-        self.data = {json.dumps(config.data, sort_keys=True): data}
-
-    def _data(self, config: Config) -> DataModule:
-        """The data as the setting has it; read once for all settings that have it alike."""
-        key = json.dumps(config.data, sort_keys=True)
-        if key not in self.data:
-            self.data = {key: hidden(construct(config.data, "data"))}
-        return self.data[key]
-
-    def teachers(self, config: Config, links: Sequence[Link]) -> None:
-        """Finish what all trials build on, before the first."""
-        data, done = self._data(config), dict[str, Done]()
-        for link in links:
-            if link.role != "student":
-                done[link.name], _ = complete(make_stage(link, config, data, done), self.store, data)
-
-    def value(self, config: Config, trial: Trial, pruning: bool) -> float:
-        """The student's validation accuracy, of the epoch whose weights are kept.
-
-        Raises:
-            Dropped: in the middle of the last stage.
-            UserError: for a setting that cannot be trained.
-        """
-        data, links, done = self._data(config), student_links(chain_of(config)), dict[str, Done]()
-        preflight(links, config, data)
-        for link in links[:-1]:
-            done[link.name], _ = complete(make_stage(link, config, data, done), self.store, data)
-        last = links[-1]
-        done[last.name] = self._watched(make_stage(last, config, data, done), data, trial, config, pruning)
-        return float(done[last.name].record["val"][last.recipe.keep]["val/acc"])
-
-    def _watched(self, stage: Stage, data: DataModule, trial: Trial, config: Config, pruning: bool) -> Done:
-        told = []
-
-        def watch(row: Mapping[str, float], prune: bool = pruning) -> None:
-            told.append(row)
-            epoch = int(row["epoch"]) + 1
-            trial.report(row["val/acc"], epoch)
-            if prune and trial.should_prune():
-                raise Pruned(f"pruned at epoch {epoch}")
-
-        # Other processes of a distributed training have no trial to tell.
-        alone = config.trainer.get("devices", 1) * config.trainer.get("num_nodes", 1) == 1
-        done, _ = complete(stage, self.store, data, watch=watch if alone else None)
-        for row in () if told else done.record["history"]:
-            watch(row, prune=False)  # already there from an earlier run: whole, so it counts as whole
-        return done
-
-
 @dataclass
 class Trials:
     """The study: which trials there are, who is at them, and how many are still to do."""
@@ -174,46 +92,11 @@ class Trials:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         with self.lock:
             url = tuning.storage or f"sqlite:///{(self.folder / 'study.db').resolve()}"
-            self.study = self._study(url)
-            self._intact(url)
-            self._same(settings)
+            median = optuna.pruners.MedianPruner(tuning.startup_trials, tuning.warmup_epochs + 1)  # its first step
+            self.study = open_study(url, self.name, median if tuning.pruning else optuna.pruners.NopPruner())
+            check_same(self.study, settings)
             if not self.study.get_trials(deepcopy=False) and self.request.default is not None:
                 self.study.enqueue_trial(dict(self.request.default))
-
-    def _study(self, url: str) -> optuna.Study:
-        wait = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
-        tuning = self.request.tuning
-        never = optuna.pruners.NopPruner()
-        median = optuna.pruners.MedianPruner(tuning.startup_trials, tuning.warmup_epochs + 1)  # its first step
-        try:
-            storage = optuna.storages.RDBStorage(url, engine_kwargs=wait)
-            return optuna.create_study(
-                storage=storage,
-                study_name=self.name,
-                direction="maximize",
-                pruner=median if tuning.pruning else never,
-                load_if_exists=True,
-            )
-        except Exception as error:  # SQLAlchemy's, the driver's, or Optuna's own
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(f"storage: cannot keep trials in {url!r}: {reason}") from error
-
-    def _intact(self, url: str) -> None:
-        """Refuse a database that is not as it was written, in its structure or in a finished trial."""
-        try:
-            if url.startswith("sqlite"):
-                with self.study._storage._backend.engine.connect() as database:  # type: ignore[attr-defined]
-                    wrong = database.exec_driver_sql("PRAGMA integrity_check").scalar()
-                if wrong != "ok":
-                    raise ValueError(wrong)
-            _ = self.study.user_attrs, self.study.get_trials(deepcopy=False)  # all of it can be read
-            for trial in self.finished():
-                said = trial.user_attrs
-                if "seal" in said and said["seal"] != _seal(trial.params, said["setting"], trial.value):
-                    raise ValueError(f"trial {trial.number + 1} is not as it was written")
-        except Exception as error:  # SQLAlchemy's, the driver's, Optuna's, or of what they find in there
-            reason = str(error).strip().splitlines()[0]
-            raise Damaged(f"storage: {url!r} is damaged: {reason}; begin anew with another study=NAME") from error
 
     def _settings(self) -> dict[str, str]:
         """All that a trial's value depends on besides the knobs, flat."""
@@ -223,19 +106,6 @@ class Trials:
         how = {key: getattr(tuning, key) for key in ("startup_trials", "pruning", "warmup_epochs")}
         space = {f"search.space.{knob.name}": knob.range.model_dump() for knob in self.request.space.knobs}
         return {key: json.dumps(value) for key, value in flat({**config, **how, **space}).items()}
-
-    def _same(self, settings: Mapping[str, str]) -> None:
-        """Refuse to mix trials of different settings in one study."""
-        before = self.study.user_attrs.get("settings")
-        if before is None:
-            self.study.set_user_attr("settings", dict(settings))
-            return
-        for key in sorted({*before, *settings}):
-            if before.get(key) != settings.get(key):
-                raise UserError(
-                    f"study: {self.name!r} was begun with {key}={before.get(key)}, found is {settings.get(key)}; "
-                    "trials of both cannot be compared, so give this search another study=NAME"
-                )
 
     def at_work(self) -> Lock:
         """A lock that tells other processes that this one lives: theirs, after they died, is free."""
@@ -289,7 +159,9 @@ class Trials:
             except (Interrupted, KeyboardInterrupt):
                 self._again(self.study.get_trials(deepcopy=False)[trial.number])
                 raise
-            self._write()
+            with self.lock:
+                knobs = [knob.name for knob in self.request.space.knobs]
+                write_trials(self.study, knobs, self.folder / "trials.csv")
 
     def _next(self) -> tuple[Trial, dict[str, str]]:
         """Ask for a setting; the same one at the same point of the search, however often that was interrupted."""
@@ -318,7 +190,7 @@ class Trials:
             self.study.tell(trial, state=TrialState.FAIL)
             self._say(trial, setting, f"failed: {str(error).strip().splitlines()[0]}")
         else:
-            trial.set_user_attr("seal", _seal(trial.params, setting, value))
+            trial.set_user_attr("seal", seal_of(trial.params, setting, value))
             self.study.tell(trial, value)
             self._say(trial, setting, f"{value:.4f}")
 
@@ -347,20 +219,6 @@ class Trials:
             raise Failed(f"search {self.name}: none of {len(trials)} trials came to an end{why}")
         return max(finished, key=lambda trial: (trial.value, -trial.number))
 
-    def _write(self) -> None:
-        """`trials.csv`: a row for each trial so far."""
-        knobs = [knob.name for knob in self.request.space.knobs]
-        with self.lock, whole(self.folder / "trials.csv") as path, path.open("w", newline="") as file:
-            table = csv.writer(file)
-            table.writerow(["trial", "state", "validation", "epochs", "seconds", *knobs, "error"])
-            for trial in self.study.get_trials(deepcopy=False):
-                setting = trial.user_attrs.get("setting", {})
-                seconds = round(trial.duration.total_seconds(), 1) if trial.duration else ""
-                value = trial.value if trial.state is TrialState.COMPLETE else ""
-                about = [trial.number + 1, trial.state.name.lower(), value, trial.last_step or "", seconds]
-                cells = [setting.get(knob, "") for knob in knobs]
-                table.writerow([*about, *cells, trial.user_attrs.get("error", "")])
-
     def tell_importance(self) -> None:
         """Which knob made most of the differences between trials, where there are enough to say."""
         finished = self.finished()
@@ -371,11 +229,6 @@ class Trials:
         shares = optuna.importance.get_param_importances(self.study, evaluator=evaluator)
         parts = ", ".join(f"{name} {share:.2f}" for name, share in shares.items())
         say(f"Share of each knob in the differences on validation (fANOVA, {len(finished)} finished trials): {parts}")
-
-
-def _seal(params: Mapping[str, Any], setting: Mapping[str, str], value: float | None) -> str:
-    """A checksum of what a trial tried and found."""
-    return key_of({"params": dict(params), "setting": dict(setting), "value": value})
 
 
 def words(setting: Mapping[str, str]) -> str:

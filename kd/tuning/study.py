@@ -1,0 +1,95 @@
+"""A search on disk: its database, whether that is as it was written and of the same search, and the table of trials."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import TrialState
+
+from kd.errors import Damaged, UserError
+from kd.files.store import key_of
+from kd.files.writing import whole
+
+
+def open_study(url: str, name: str, pruner: optuna.pruners.BasePruner) -> optuna.Study:
+    """The study of that name in a database, begun where there is none.
+
+    Raises:
+        UserError: nothing can be kept there.
+        Damaged: it is not as it was written.
+    """
+    wait = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
+    try:
+        storage = optuna.storages.RDBStorage(url, engine_kwargs=wait)
+        study = optuna.create_study(
+            storage=storage, study_name=name, direction="maximize", pruner=pruner, load_if_exists=True
+        )
+    except Exception as error:  # SQLAlchemy's, the driver's, or Optuna's own
+        raise UserError(f"storage: cannot keep trials in {url!r}: {_first_line(error)}") from error
+    try:
+        _check_intact(study, url)
+    except Exception as error:  # SQLAlchemy's, the driver's, Optuna's, or of what they find in there
+        raise Damaged(
+            f"storage: {url!r} is damaged: {_first_line(error)}; begin anew with another study=NAME"
+        ) from error
+    return study
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+def _check_intact(study: optuna.Study, url: str) -> None:
+    """Raise whatever comes where the database is not as it was written, in its structure or in a finished trial."""
+    if url.startswith("sqlite"):
+        with study._storage._backend.engine.connect() as database:  # type: ignore[attr-defined]
+            wrong = database.exec_driver_sql("PRAGMA integrity_check").scalar()
+        if wrong != "ok":
+            raise ValueError(wrong)
+    _ = study.user_attrs, study.get_trials(deepcopy=False)  # all of it can be read
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+        said = trial.user_attrs
+        if "seal" in said and said["seal"] != seal_of(trial.params, said["setting"], trial.value):
+            raise ValueError(f"trial {trial.number + 1} is not as it was written")
+
+
+def check_same(study: optuna.Study, settings: Mapping[str, str]) -> None:
+    """Refuse to mix trials of different settings in one study.
+
+    Args:
+        settings: all that a trial's value depends on besides the knobs that are searched, flat.
+
+    Raises:
+        UserError: it was begun with others.
+    """
+    before = study.user_attrs.get("settings")
+    if before is None:
+        study.set_user_attr("settings", dict(settings))
+        return
+    for key in sorted({*before, *settings}):
+        if before.get(key) != settings.get(key):
+            raise UserError(
+                f"study: {study.study_name!r} was begun with {key}={before.get(key)}, found is {settings.get(key)}; "
+                "trials of both cannot be compared, so give this search another study=NAME"
+            )
+
+
+def seal_of(params: Mapping[str, Any], setting: Mapping[str, str], value: float | None) -> str:
+    """A checksum of what a trial tried and found."""
+    return key_of({"params": dict(params), "setting": dict(setting), "value": value})
+
+
+def write_trials(study: optuna.Study, knobs: Sequence[str], file: Path) -> None:
+    """A CSV with a row for each trial so far, and a column for each knob."""
+    with whole(file) as path, path.open("w", newline="") as out:
+        table = csv.writer(out)
+        table.writerow(["trial", "state", "validation", "epochs", "seconds", *knobs, "error"])
+        for trial in study.get_trials(deepcopy=False):
+            setting = trial.user_attrs.get("setting", {})
+            seconds = round(trial.duration.total_seconds(), 1) if trial.duration else ""
+            value = trial.value if trial.state is TrialState.COMPLETE else ""
+            about = [trial.number + 1, trial.state.name.lower(), value, trial.last_step or "", seconds]
+            cells = [setting.get(knob, "") for knob in knobs]
+            table.writerow([*about, *cells, trial.user_attrs.get("error", "")])

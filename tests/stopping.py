@@ -1,0 +1,19 @@
+"""A training that is interrupted at a known epoch."""
+
+from typing import Any
+
+import pytest
+
+import kd.fit
+from kd.callbacks import History
+
+
+def stop_before(epoch: int, patch: pytest.MonkeyPatch) -> None:
+    """Interrupt each training of this process before an epoch, as Ctrl-C would."""
+
+    class Stop(History):
+        def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+            if trainer.current_epoch == epoch:
+                raise SystemExit
+
+    patch.setattr(kd.fit, "History", Stop)
