@@ -35,7 +35,7 @@ from kd.teachers.observed import Observed
 from kd.teachers.snapshot import Snapshot
 from kd.teachers.source import file_of, load_start, net_spec, start_spec
 from kd.teachers.view_files import Room, ViewFiles
-from kd.trained import classes_of, frozen, logits_of, normalized_as, watched
+from kd.trained import classes_of, frozen, logits_name, logits_of, normalized_as, watched
 
 # Trainer options that change how a stage runs but not what comes out of it.
 RUNTIME_ONLY = {"accelerator", "strategy", "log_every_n_steps", "deterministic", "enable_progress_bar"}
@@ -234,7 +234,10 @@ def _keep(net: nn.Module, data: DataModule, folder: Path) -> dict[str, Any]:
     from torch.utils.tensorboard import SummaryWriter
 
     save_tensors(net.state_dict(), folder / "weights.safetensors")
-    found = summary(predict_logits(net, data, data.split.val), data.split.val.labels)
+    val = data.split.val
+    logits = predict_logits(net, data, val)
+    save_tensors({"logits": logits}, folder / f"{logits_name(val)}.safetensors")  # as `logits_of` would
+    found = summary(logits, val.labels)
     row = {"epoch": 0, "val/acc": found["accuracy"], "val/loss": found["nll"], "seconds": 0.0}
     curves = folder / "tensorboard"
     with writing(curves, "the curves"), SummaryWriter(str(curves)) as events:

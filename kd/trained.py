@@ -55,7 +55,12 @@ def classes_of(done: Done) -> int:
 
 def logits_of(done: Done, data: DataModule, images: Images) -> Tensor:
     """A finished stage's logits [N, C] for images as they are, computed once and kept beside its weights."""
-    return kept(done, f"logits-{images.fingerprint[:16]}", lambda: predict_logits(load_net(done), data, images))
+    return kept(done, logits_name(images), lambda: predict_logits(load_net(done), data, images))
+
+
+def logits_name(images: Images) -> str:
+    """What a stage's logits for these images are kept under."""
+    return f"logits-{images.fingerprint[:16]}"
 
 
 def macs_of(done: Done) -> int:

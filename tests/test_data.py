@@ -264,7 +264,10 @@ def test_nets_are_shown_fewer_large_images_at_once() -> None:
     assert logits.shape == (30, 2)
     assert seen == [11, 11, 8]  # 2^20 pixels
     assert [len(labels) for _, labels, _ in data.val_loader()] == [11, 4]
-    assert Made().evaluation_batch == 256
+    for gpu, small in ((False, 64), (True, 256)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("torch.cuda.is_available", lambda gpu=gpu: gpu)
+            assert Made().evaluation_batch == small
 
 
 @pytest.fixture

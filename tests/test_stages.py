@@ -5,6 +5,7 @@ import multiprocessing
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,9 @@ from kd.data.base import DataModule
 from kd.errors import UserError
 from kd.files.store import Done, Store, checksum, key_of
 from kd.files.writing import whole
+from kd.measure.metrics import predict_logits
 from kd.stages import complete, make_stage
+from kd.trained import logits_of
 
 Make = Callable[..., Config]
 
@@ -191,6 +194,26 @@ def test_weights_from_a_file(make_config: Make, tmp_path: Path) -> None:
     plain = tmp_path / "plain.pt"
     torch.save(load_file(path), plain)
     assert done(make_config(f"teacher.path={plain}"))[0].record["sha256"] == trained.record["sha256"]
+
+
+def test_a_teacher_that_is_taken_as_it_is_says_once_what_it_makes_of_validation(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained, _ = done(make_config())
+    asked = []
+
+    def ask(*args: Any) -> torch.Tensor:
+        asked.append(args)
+        return predict_logits(*args)
+
+    for where in ("kd.stages", "kd.trained"):
+        monkeypatch.setattr(f"{where}.predict_logits", ask)
+    config = make_config(f"teacher.path={trained.folder / 'weights.safetensors'}")
+    data: DataModule = construct(config.data, "data")
+    loaded, _ = done(config)
+    found = logits_of(loaded, data, data.split.val)
+    assert len(asked) == 1
+    assert torch.equal(found, logits_of(trained, data, data.split.val))
 
 
 def test_who_finds_it_done_leaves_no_trace(tmp_path: Path) -> None:

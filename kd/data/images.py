@@ -175,11 +175,12 @@ class Pixels:
     def batch(self) -> int:
         """Images that a net is shown at once where it does not train.
 
-        256 of up to 64x64 pixels and fewer of larger ones, so that what a net holds of them does not grow with their
-        size.
+        Fewer large ones, so that what a net holds of them does not grow with their size; and where there is no GPU, few
+        enough of small ones for what a net makes of them to stay in the processor's cache.
         """
         _, _, height, width = self.shape
-        return max(1, min(256, 2**20 // (height * width)))
+        most = 256 if torch.cuda.is_available() else 64
+        return max(1, min(most, 2**20 // (height * width)))
 
     @property
     def facts(self) -> Facts:

@@ -33,11 +33,12 @@ def predict_logits(net: nn.Module, data: DataModule, images: Images) -> Tensor:
 def ask(net: nn.Module, images: Images, normalization: Normalization) -> Tensor:
     """A net's logits for images of any data set, under this normalisation; otherwise as `predict_logits`."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    net = net.to(device).eval()
+    net = net.to(device).to(memory_format=torch.channels_last).eval()
     size = images.pixels.batch  # a batch at a time: the images may be more than fit in memory
     found = []
     for i in waiting(range(0, len(images), size), f"asking a net about {len(images)} images"):
-        found.append(net(normalize(to_unit(images.pixels[i : i + size].to(device)), *normalization)).float().cpu())
+        x = to_unit(images.pixels[i : i + size].to(device)).contiguous(memory_format=torch.channels_last)
+        found.append(net(normalize(x, *normalization)).float().cpu())
     net.cpu()
     return torch.cat(found)
 
