@@ -293,6 +293,16 @@ def _prepare(folder: Path, marks: Path, seconds: float) -> None:
     (marks.parent / f"sum-{os.getpid()}").write_text(repr(float(teacher.rows.sum())))
 
 
+def at_work(folder: Path, seconds: float) -> tuple[Any, Path]:
+    """A process that has begun to compute view 0, and the folder of its marks."""
+    (marks := folder / "marks").mkdir()
+    job = multiprocessing.get_context("spawn").Process(target=_prepare, args=(folder / "cache", marks, seconds))
+    job.start()
+    while not list(marks.iterdir()):
+        time.sleep(0.01)
+    return job, marks
+
+
 @pytest.mark.slow
 class TestSeveralProcesses:
     def test_one_computes_and_the_others_wait(self, tmp_path: Path) -> None:
@@ -308,11 +318,7 @@ class TestSeveralProcesses:
         assert len({path.read_text() for path in tmp_path.glob("sum-*")}) == 1
 
     def test_who_has_to_wait_computes_what_comes_next(self, tmp_path: Path) -> None:
-        (marks := tmp_path / "marks").mkdir()
-        job = multiprocessing.get_context("spawn").Process(target=_prepare, args=(tmp_path / "cache", marks, 1.0))
-        job.start()
-        while not list(marks.iterdir()):
-            time.sleep(0.01)
+        job, marks = at_work(tmp_path, 1.0)
         teacher = cached(tmp_path / "cache", views=3)
         teacher.prepare(0)
         assert teacher.view == 0
@@ -328,11 +334,7 @@ class TestSeveralProcesses:
     def test_no_room_for_what_comes_next_is_no_reason_not_to_wait(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        (marks := tmp_path / "marks").mkdir()
-        job = multiprocessing.get_context("spawn").Process(target=_prepare, args=(tmp_path / "cache", marks, 0.3))
-        job.start()
-        while not list(marks.iterdir()):
-            time.sleep(0.01)
+        job, _ = at_work(tmp_path, 0.3)
         teacher = cached(tmp_path / "cache", views=3, limit=1.5 * TestLimit.SIZE / 1e9)
         teacher.prepare(0)
         job.join(60)
@@ -341,11 +343,7 @@ class TestSeveralProcesses:
         assert "cannot keep" not in capsys.readouterr().err
 
     def test_a_killed_process_holds_nothing_and_its_half_is_not_used(self, tmp_path: Path) -> None:
-        (marks := tmp_path / "marks").mkdir()
-        job = multiprocessing.get_context("spawn").Process(target=_prepare, args=(tmp_path / "cache", marks, 600.0))
-        job.start()
-        while not list(marks.iterdir()):
-            time.sleep(0.05)
+        job, _ = at_work(tmp_path, 600.0)
         job.kill()
         job.join(60)
         assert list((tmp_path / "cache" / "key-cpu").glob("view-0.partial"))

@@ -81,21 +81,21 @@ class Cached:
             if each != view and self.files.there(each):
                 continue
             try:
-                with self.files.claim(each, wait=False) as mine:
-                    if mine and self.files.open(each) is None:
-                        self.files.write(each, self._compute(each))
+                self._make(each, wait=False)
             except (OSError, CannotWrite):
                 if each == view:
                     raise
                 break  # there is no room for it, which is told when it is needed
             if (rows := self.files.open(view)) is not None:
                 return rows
-        with self.files.claim(view):
-            rows = self.files.open(view)
-            if rows is None:  # who was at it has failed
+        self._make(view, wait=True)  # in case who was at it has failed
+        return self.files.open(view)
+
+    def _make(self, view: int, *, wait: bool) -> None:
+        """Compute a view, unless another process is at it, or has made it meanwhile."""
+        with self.files.claim(view, wait=wait) as mine:
+            if mine and self.files.open(view) is None:
                 self.files.write(view, self._compute(view))
-                rows = self.files.open(view)
-        return rows
 
     def __call__(self, x: Tensor, index: Tensor, view: int) -> Tensor:
         """The logits for x [B, C, H, W] in [0, 1] and index int64 [B]: float32 [B, classes]."""
