@@ -171,7 +171,13 @@ def to_unit(pixels: Tensor) -> Tensor:
 
 def normalize(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """(x - mean) / std per channel; x [B, C, H, W] in [0, 1], mean and std one number per channel, in the same unit."""
-    return (x - x.new_tensor(mean)[:, None, None]) / x.new_tensor(std)[:, None, None]
+    shift, scale = x.new_tensor(mean), x.new_tensor(std)
+    if x.is_contiguous():
+        return (x - shift[:, None, None]) / scale[:, None, None]
+    # In channels-last a channel's numbers lie apart, and whole rows take a quarter of the time on a CPU.
+    channels, width = x.shape[1], x.shape[3]
+    rows = (x.permute(0, 2, 3, 1).flatten(2) - shift.repeat(width)) / scale.repeat(width)
+    return rows.view(*rows.shape[:2], width, channels).permute(0, 3, 1, 2)
 
 
 def _single(pixels: Tensor, index: Tensor, seed: int, view: int, augment: Augment) -> Tensor:
@@ -214,16 +220,16 @@ def _crop(pixels: Tensor, u: Tensor, v: Tensor, mirrored: Tensor, augment: Augme
     channels, height, width = pixels.shape[1:]
     pad = augment.crop_padding if isinstance(augment.crop_padding, int) else round(augment.crop_padding * width)
     top, left = (u * (2 * pad + 1)).long(), (v * (2 * pad + 1)).long()
-    if augment.pad_with == "reflect":
-        padded = F.pad(pixels.float(), (pad,) * 4, mode="reflect").to(torch.uint8)  # no integer kernel for reflect
+    if augment.pad_with == "reflect":  # which has no integer kernel
+        padded = F.pad(pixels.float(), (pad,) * 4, mode="reflect").to(torch.uint8).permute(0, 2, 3, 1)
     else:
-        padded = F.pad(pixels, (pad,) * 4)
+        padded = F.pad(pixels.permute(0, 2, 3, 1), (0, 0, *(pad,) * 4))
     rows, columns = torch.arange(height, device=pixels.device), torch.arange(width, device=pixels.device)
     rows, columns = top[:, None] + rows, left[:, None] + torch.where(mirrored[:, None], width - 1 - columns, columns)
     image = torch.arange(len(pixels), device=pixels.device)[:, None]
     place = ((image * (height + 2 * pad) + rows) * (width + 2 * pad))[:, :, None] + columns[:, None, :]
     # One index for each pixel with all its channels takes half the time of an index for each dimension.
-    cut = padded.permute(0, 2, 3, 1).reshape(-1, channels).index_select(0, place.flatten())
+    cut = padded.reshape(-1, channels).index_select(0, place.flatten())
     return cut.view(-1, height, width, channels).permute(0, 3, 1, 2)
 
 

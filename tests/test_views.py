@@ -13,7 +13,7 @@ from kd.data.digits import Digits
 from kd.data.images import Images
 from kd.errors import UserError
 from kd.reports.view_grid import view_grid
-from kd.views import Augment, Draw, make_views, mixed_target, partners, to_unit, uniform
+from kd.views import Augment, Draw, make_views, mixed_target, normalize, partners, to_unit, uniform
 
 SIZE, CLASSES, COUNT = 12, 4, 40
 STRONG = Augment(
@@ -82,6 +82,19 @@ def test_other_views_seeds_and_images_differ(augment: Augment) -> None:
 
 def test_no_augmentation_is_the_image_itself() -> None:
     assert torch.equal(views([5, 2], augment=Augment()), to_unit(POOL.pixels[torch.tensor([5, 2])]))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_normalizing_is_the_same_in_either_layout(channels: int) -> None:
+    x = torch.rand(4, channels, 5, 6)
+    mean, std = (0.5, 0.4, 0.3)[:channels], (0.2, 0.25, 0.3)[:channels]
+    found = [
+        normalize(x.to(memory_format=layout), mean, std) for layout in (torch.contiguous_format, torch.channels_last)
+    ]
+    assert torch.equal(found[0], found[1])
+    assert found[1].is_contiguous(memory_format=torch.channels_last)
+    for i in range(channels):
+        assert torch.equal(found[0][:, i], (x[:, i] - torch.tensor(mean[i])) / torch.tensor(std[i]))
 
 
 def test_threads_do_not_change_a_view() -> None:

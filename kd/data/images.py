@@ -111,7 +111,7 @@ class Store:
                 folder = self.file.parent  # type: ignore[union-attr]
                 raise Damaged(f"{self.file} is damaged (image {row}); remove {folder} to have it decoded again")
             self._whole[row] = True
-        return self.array[rows]
+        return self.array.index_select(0, rows)  # row by row, where an index would go number by number
 
     def as_noted(self, row: int) -> bool:
         """Whether an image is that of which the facts are."""
