@@ -12,8 +12,9 @@ import hydra
 from omegaconf import DictConfig
 from pydantic import AfterValidator, Field, PositiveFloat
 
+from kd.checking import as_floats, check_as
 from kd.command import CONF, job, run_command, this_command
-from kd.config import Command, as_floats, check_as
+from kd.config import Command
 from kd.errors import UserError, nearest
 from kd.finished import open_run
 

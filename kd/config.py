@@ -2,13 +2,11 @@
 
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from functools import partial
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf import DictConfig
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -24,12 +22,12 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from kd.errors import UserError, nearest
+from kd.checking import as_floats, check_as, describe
+from kd.errors import UserError
 from kd.knobs import KNOBS, refuse_unused, uses
 from kd.schedules import POSITIVE, SHARE, Accept, make_schedule
 from kd.teachers.header import net_of
 
-M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T", bound="Training")
 Trains = Literal["all", "head", "none"]
 LONGEST = 160  # bytes of a run's name; a file's may have 255, with what is put before and after
@@ -181,7 +179,7 @@ class Teacher(Recipe, Answers):
         try:
             return Teacher.model_validate({**whole, "members": None})
         except ValidationError as error:
-            lines = (describe(each, f"teacher.members[{number}].", Teacher) for each in error.errors())
+            lines = (describe(each, Teacher, f"teacher.members[{number}].") for each in error.errors())
             raise UserError("\n".join(lines)) from None
 
     @model_validator(mode="before")
@@ -311,70 +309,3 @@ def check_training(model: type[T], cfg: DictConfig, typed: Collection[str]) -> T
     refuse_unused(cfg, typed)
     config._used = tuple(knob for knob in KNOBS if uses(cfg, knob))
     return config
-
-
-def as_floats(cfg: DictConfig, keys: Iterable[str]) -> None:
-    """Make floats of the whole numbers under these keys.
-
-    Raises:
-        UserError: one refers to what is not there.
-    """
-    with _composition():
-        for key in keys:
-            if type(cfg.get(key)) is int:
-                cfg[key] = float(cfg[key])
-
-
-@contextmanager
-def _composition() -> Iterator[None]:
-    """Errors of a config's references, in a line."""
-    try:
-        yield
-    except MissingMandatoryValue as error:
-        raise UserError(f"{error.full_key}: must be given") from None
-    except OmegaConfBaseException as error:
-        reason = str(error.msg or error).partition("\n")[0]
-        raise UserError(f"{error.full_key or 'config'}: {reason}") from None
-
-
-def check_as(model: type[M], cfg: DictConfig) -> M:
-    """The composed config of a command as the object that says what may stand in it.
-
-    Raises:
-        UserError: with a line for each key that is wrong.
-    """
-    with _composition():
-        plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    try:
-        return model.model_validate(plain)
-    except ValidationError as error:
-        raise UserError("\n".join(describe(each, model=model) for each in error.errors())) from None
-
-
-def describe(error: Any, prefix: str = "", model: type[BaseModel] = Config) -> str:
-    """A line for what pydantic found wrong: the key, what was found, what is accepted.
-
-    Args:
-        prefix: of the key.
-        model: what the keys are those of.
-    """
-    key = ".".join(map(str, error["loc"]))
-    if error["type"] == "extra_forbidden":
-        return f"{prefix}{key}: no such key{nearest(key, known_keys(model))}"
-    if error["type"] == "number":
-        return str(error["msg"])
-    if error["type"] == "missing":
-        return f"{prefix}{key}: must be given"
-    if not key:
-        return str(error["ctx"]["error"])
-    return f"{prefix}{key}: found {error['input']!r}; {error['msg'][0].lower()}{error['msg'][1:]}"
-
-
-def known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
-    """All dotted keys of a config model."""
-    keys = []
-    for name, field in model.model_fields.items():
-        keys.append(prefix + name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            keys += known_keys(field.annotation, f"{prefix}{name}.")
-    return keys

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 
 from kd.data.base import Batch, Images
-from kd.features import Taps, named
+from kd.features.taps import Taps, named
 from kd.finite import finite
 from kd.memory import keep_memory
 from kd.objective import Objective

@@ -21,6 +21,7 @@ from kd.construct import REFUSALS, check_keywords, check_values
 from kd.data.base import DataModule
 from kd.distiller import Distiller
 from kd.errors import Diverged, Interrupted, UserError
+from kd.features.hook import hook
 from kd.files.checkpoints import WholeCheckpoints, last_good, read_checkpoint
 from kd.files.events import tell_once
 from kd.files.tensors import save_tensors
@@ -31,7 +32,6 @@ from kd.log import say
 from kd.nets.build import normalization_of
 from kd.objective import Objective
 from kd.optim import make_optimizer
-from kd.tapped import hook
 from kd.teachers.live import Teacher
 from kd.teachers.watch import Watched
 

@@ -12,8 +12,9 @@ import hydra
 from omegaconf import DictConfig
 from pydantic import ValidationInfo, field_validator
 
+from kd.checking import check_as
 from kd.command import folder_of, job, run_command
-from kd.config import Command, check_as
+from kd.config import Command
 from kd.data.folder import find_images
 from kd.errors import Failed, UserError, nearest
 

@@ -17,6 +17,7 @@ from kd.config import Config
 from kd.construct import construct
 from kd.data.base import DataModule
 from kd.errors import UserError
+from kd.features.hook import try_out
 from kd.files.run_folder import RunFolder
 from kd.files.sealed import sealed
 from kd.files.store import Done, Store
@@ -33,7 +34,6 @@ from kd.reports.run_events import begin, finish
 from kd.reports.run_page import as_page
 from kd.reports.run_report import as_markdown, as_table, make_report, verdict
 from kd.stages import Stage, complete, make_stage
-from kd.tapped import try_out
 from kd.teachers.header import SCHEMA, STUDENT
 from kd.teachers.source import file_of
 from kd.trained import logits_of

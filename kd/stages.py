@@ -16,7 +16,9 @@ from kd.code_hash import RECIPE, code_of, targets
 from kd.config import Training
 from kd.data.base import DataModule
 from kd.errors import Dropped
-from kd.features import kinds_of, study
+from kd.features.hook import taps_of
+from kd.features.points import study
+from kd.features.taps import kinds_of
 from kd.files.store import Done, Store, key_of
 from kd.files.tensors import load_tensors, save_tensors
 from kd.files.writing import writing
@@ -26,7 +28,6 @@ from kd.nets.build import build_net, normalization_of, set_normalization
 from kd.nets.grow import Grown, align
 from kd.objective import signals_of
 from kd.shipping.fake_quantize import fake_quantize
-from kd.tapped import taps_of
 from kd.teachers.cached import Cached
 from kd.teachers.ensemble import Ensemble
 from kd.teachers.folded import Folded

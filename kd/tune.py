@@ -22,8 +22,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
+from kd.checking import check_as
 from kd.command import CONF, job, run_command, this_command, typed, typed_keys
-from kd.config import Config, FolderName, Node, Seed, Strict, check, check_as
+from kd.config import Config, FolderName, Node, Seed, Strict, check
 from kd.errors import UserError
 from kd.tuning.space import Space, read_space
 

@@ -16,13 +16,13 @@ from kd.chain import chain_of
 from kd.config import check
 from kd.data.digits import Digits
 from kd.errors import UserError
+from kd.features.hook import taps_of, try_out
 from kd.finished import open_run
 from kd.losses.crd import CRD
 from kd.nets.build import Shape, build_net
 from kd.nets.simkd import SimKD
 from kd.nets.torchvision import torchvision_net
 from kd.run import run
-from kd.tapped import taps_of, try_out
 
 CNN = {"_target_": "kd.nets.cnn.CNN", "width": 4}
 RESNET = {"_target_": "kd.nets.resnet.ResNet", "depth": 18, "width": 4}

@@ -14,7 +14,10 @@ from kd.chain import chain_of
 from kd.config import check
 from kd.data.digits import Digits
 from kd.errors import UserError
-from kd.features import Place, Taps, default_taps, pair, study
+from kd.features.hook import try_out
+from kd.features.pairing import default_taps, pair
+from kd.features.points import Place, study
+from kd.features.taps import Taps
 from kd.files.store import Done
 from kd.nets.build import Shape
 from kd.nets.cnn import CNN
@@ -23,7 +26,6 @@ from kd.nets.mlp import MLP
 from kd.nets.resnet import ResNet
 from kd.nets.torchvision import torchvision_net
 from kd.stages import make_stage
-from kd.tapped import try_out
 from kd.teachers.frozen import Frozen
 from kd.teachers.observed import Observed
 

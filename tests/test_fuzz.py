@@ -32,12 +32,12 @@ from kd.config import check
 from kd.construct import construct
 from kd.data.digits import Digits
 from kd.errors import UserError
+from kd.features.hook import try_out
 from kd.finished import open_run, read_student
 from kd.nets.build import Shape, build_net
 from kd.nets.mlp import MLP
 from kd.optim import make_optimizer
 from kd.summary import write_summary
-from kd.tapped import try_out
 from kd.teachers.checkpoint import load_weights
 
 EXAMPLES = int(os.environ.get("KD_FUZZ", "20"))

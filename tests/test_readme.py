@@ -13,8 +13,9 @@ from processes import Process
 from shipped import CLASSES, Shipped
 
 from kd.benchmark import Benchmark
+from kd.checking import check_as
 from kd.command import CONF, folder_of
-from kd.config import Command, check, check_as
+from kd.config import Command, check
 from kd.evaluate import Evaluate
 from kd.export import Export
 from kd.incremental import as_group

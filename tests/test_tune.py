@@ -31,7 +31,8 @@ from processes import Process
 import kd.stages
 import kd.trained
 import kd.tuning.search
-from kd.config import check, check_as
+from kd.checking import check_as
+from kd.config import check
 from kd.construct import construct
 from kd.data.base import DataModule
 from kd.errors import Dropped, Interrupted, UserError

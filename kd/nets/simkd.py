@@ -6,7 +6,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from kd.errors import UserError
-from kd.features import Points, default_taps, study
+from kd.features.pairing import default_taps
+from kd.features.points import Points, study
 from kd.nets.build import Shape, build_net
 
 

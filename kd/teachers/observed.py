@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kd.features import Points, Taps, named
+from kd.features.points import Points
+from kd.features.taps import Taps, named
 from kd.teachers.frozen import Frozen
 from kd.teachers.live import Live, Outputs
 
@@ -17,7 +18,7 @@ class Observed(Live):
     Args:
         answers: the net; it gets hooks.
         points: where it is looked at.
-        kinds: which of `kd.features.KINDS` are wanted.
+        kinds: which of `kd.features.taps.KINDS` are wanted.
         outputs: what logits are rounded to; what the taps see is not rounded.
     """
 

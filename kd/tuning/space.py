@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Self
 from omegaconf import DictConfig, OmegaConf
 from pydantic import Field, ValidationError, model_validator
 
-from kd.config import Strict, describe
+from kd.checking import describe
+from kd.config import Strict
 from kd.errors import UserError, nearest
 from kd.knobs import KNOBS, uses
 from kd.log import say
@@ -207,7 +208,7 @@ def _ranges(node: Any, prefix: str = "") -> dict[str, Range]:
 
 
 def _line(error: Any, key: str) -> str:
-    return describe(error, f"{key}.", Range) if error["loc"] else f"{key}: {error['ctx']['error']}"
+    return describe(error, Range, f"{key}.") if error["loc"] else f"{key}: {error['ctx']['error']}"
 
 
 def leaves(cfg: DictConfig) -> list[str]:

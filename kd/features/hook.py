@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from kd.chain import Link
 from kd.data.base import DataModule
 from kd.errors import UserError
-from kd.features import TAPPED, Points, Side, Taps, kinds_of, named, offered, pair, study
+from kd.features.pairing import pair
+from kd.features.points import Points, study
+from kd.features.taps import TAPPED, Side, Taps, kinds_of, named, offered
 from kd.log import say
 from kd.nets.build import Shape, build_net
 from kd.objective import Objective, signals_of
