@@ -6,46 +6,14 @@ python -m kd.evaluate run=outputs/runs/RUN data=image_folder data.root=photos
 """
 
 from functools import partial
-from typing import Annotated, Any
 
 import hydra
 from omegaconf import DictConfig
-from pydantic import AfterValidator, Field
 
 from kd.checking import check_as
 from kd.command import CONF, job, run_command, this_command
-from kd.config import Command, Node, Seed
-from kd.errors import UserError, nearest
 from kd.finished import open_run
-
-
-def _corruptions(found: Any) -> list[str]:
-    """The corruptions that are asked for, by name."""
-    from kd.measure.corruptions import CORRUPTIONS
-
-    if isinstance(found, bool):
-        return list(CORRUPTIONS) if found else []
-    names = found if isinstance(found, list) else [found]
-    for name in names:
-        if not isinstance(name, str) or name not in CORRUPTIONS:
-            known = ", ".join(CORRUPTIONS)
-            raise UserError(
-                f"corruptions: found {name!r}; accepted are true, false, or a list of {known}"
-                f"{nearest(str(name), CORRUPTIONS)}"
-            )
-    return list(dict.fromkeys(names))
-
-
-class Evaluate(Command):
-    """The config of `kd.evaluate`; see conf/evaluate.yaml."""
-
-    run: str
-    data: Node
-    out: str | None
-    corruptions: Annotated[Any, AfterValidator(_corruptions)]
-    severities: Annotated[list[Annotated[int, Field(ge=1, le=5)]], Field(min_length=1)]
-    seed: Seed
-    output_dir: str
+from kd.measure.requests import Evaluate
 
 
 def _checked(cfg: DictConfig, typed: set[str]) -> Evaluate:

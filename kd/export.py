@@ -6,42 +6,14 @@ python -m kd.export run=outputs/runs/RUN formats=[onnx] role=teacher out=elsewhe
 """
 
 from functools import partial
-from typing import Annotated
 
 import hydra
 from omegaconf import DictConfig
-from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from kd.checking import as_floats, check_as
 from kd.command import CONF, job, run_command, this_command
-from kd.config import Command, Node
-from kd.errors import UserError, nearest
 from kd.finished import open_run
-
-# What a model may be written as, and what the file's name ends in.
-FORMATS = {"onnx": ".onnx", "int8": ".int8.onnx", "pt2": ".pt2"}
-
-
-def _formats(found: list[str]) -> list[str]:
-    for name in found:
-        if name not in FORMATS:
-            raise UserError(f"formats: found {name!r}; accepted are {', '.join(FORMATS)}{nearest(name, FORMATS)}")
-    return [name for name in FORMATS if name in found]
-
-
-class Export(Command):
-    """The config of `kd.export`; see conf/export.yaml."""
-
-    run: str
-    formats: Annotated[list[str], Field(min_length=1), AfterValidator(_formats)]
-    role: str
-    normalize: bool
-    calibration: PositiveInt
-    tolerance: PositiveFloat
-    max_loss: NonNegativeFloat
-    data: Node
-    out: str | None
-    output_dir: str
+from kd.shipping.requests import Export
 
 
 def _checked(cfg: DictConfig, typed: set[str]) -> Export:

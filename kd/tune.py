@@ -8,154 +8,15 @@ python -m kd.tune 'search.space.optim.lr={low: 0.001, high: 0.01, log: true}' 's
 python -m kd.tune n_trials=40                           goes on from 20: a search is resumed by its own command
 """
 
-import copy
 import functools
 import re
 import sys
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, NoReturn
+from typing import NoReturn
 
 import hydra
-from hydra import compose
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig, OmegaConf, open_dict
-from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from kd.checking import check_as
-from kd.command import CONF, job, run_command, this_command, typed, typed_keys
-from kd.config import Config, FolderName, Node, Seed, Strict, check
-from kd.errors import UserError
-from kd.tuning.space import Space, read_space
-
-OF_SPACE = "search.space."
-
-
-def _once(seeds: list[int]) -> list[int]:
-    if len(set(seeds)) < len(seeds):
-        raise ValueError("each may be named once")
-    return seeds
-
-
-class SearchNode(Strict):
-    """What a file in conf/search holds."""
-
-    space: Node
-
-
-class Tuning(Strict):
-    """How to search; see conf/tune.yaml."""
-
-    n_trials: PositiveInt
-    timeout: PositiveFloat | None
-    startup_trials: PositiveInt
-    pruning: bool
-    warmup_epochs: NonNegativeInt
-    seeds: Annotated[list[Seed], Field(min_length=1), AfterValidator(_once)]
-    study: FolderName | None
-    storage: str | None
-    search: SearchNode
-
-
-@dataclass(frozen=True)
-class Request:
-    """A search as it was asked for, checked.
-
-    Attributes:
-        config: of the recipe's own setting.
-        overrides: those of the command line that are `kd.train`'s, so that a setting put after them is a run.
-        default: the recipe's own setting as a trial would draw it; None where some of it is outside its range.
-        about: data, nets and loss in a word each, for the study's name.
-    """
-
-    tuning: Tuning
-    config: Config
-    space: Space
-    overrides: tuple[str, ...]
-    default: Mapping[str, Any] | None
-    about: str
-
-    @property
-    def own(self) -> dict[str, str] | None:
-        """The recipe's own setting as it stands on the command line; None as for `default`."""
-        if self.default is None:
-            return None
-        knobs = {knob.name: knob for knob in self.space.knobs}
-        return {name: knobs[name].written(value) for name, value in self.default.items()}
-
-    def compose(self, overrides: Sequence[str]) -> DictConfig:
-        """The command's config under further overrides."""
-        return _composed(self.overrides, overrides)
-
-    def configured(self, overrides: Sequence[str]) -> Config:
-        """The checked config of a run under further overrides.
-
-        Raises:
-            UserError: for a value that the run does not accept.
-        """
-        return check(_of_train(self.compose(overrides)), typed_keys([*self.overrides, *overrides]))
-
-
-def accept(cfg: DictConfig, keys: Collection[str]) -> Request:
-    """Check a composed config with all that is to be searched, before anything heavy is imported.
-
-    Raises:
-        UserError: for what is wrong in it.
-    """
-    own = set(Tuning.model_fields)
-    tuning = check_as(Tuning, OmegaConf.create({key: _plain(cfg[key]) for key in own}))
-    task = typed()
-    overrides = tuple(each for each in task if not typed_keys([each]) & own)
-    node, asked = as_typed(tuning.search.space, task)
-    base = _composed(overrides, [])
-    space = read_space(node, functools.partial(_composed, overrides), asked, own)
-    choices = base.hydra.runtime.choices
-    about = "{data}_{teacher}_to_{student}_{loss}".format(**choices)
-    about += f"_{choices['experiment']}" if choices["experiment"] else ""
-    default = space.defaults(base)
-    config = check(_of_train(base), keys)
-    if config.force:
-        raise UserError("force: found true; what is finished is not trained again in a search, so accepted is false")
-    return Request(tuning, config, space, overrides, default, about)
-
-
-def _composed(overrides: Sequence[str], more: Sequence[str]) -> DictConfig:
-    return _composed_once((*overrides, *more))
-
-
-@functools.cache  # a trial's knobs are looked up in the same config again and again
-def _composed_once(overrides: tuple[str, ...]) -> DictConfig:
-    return compose("tune", list(overrides), return_hydra_config=True)
-
-
-def _plain(node: Any) -> Any:
-    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
-
-
-def _of_train(cfg: DictConfig) -> DictConfig:
-    """The part of a composed config that `kd.train` has too."""
-    part = copy.copy(cfg)
-    with open_dict(part):
-        for key in (*Tuning.model_fields, "hydra"):
-            part.pop(key, None)
-    return part
-
-
-def as_typed(space: Node, overrides: Sequence[str]) -> tuple[Node, set[str] | None]:
-    """The space with each range as it was typed, and the knobs that were; None for all, where a file was chosen.
-
-    Hydra would mix the keys of a range that is typed with those of the range in the file.
-    """
-    found, asked = OmegaConf.create(space), set()
-    for override in OverridesParser.create().parse_overrides(list(overrides)):
-        if override.key_or_group.startswith(OF_SPACE) and not override.is_delete():
-            key = override.key_or_group.removeprefix(OF_SPACE)
-            OmegaConf.update(found, key, override.value(), merge=False, force_add=True)
-            asked.add(key)
-    plain = OmegaConf.to_container(found)
-    assert isinstance(plain, dict)
-    chosen = any(override.startswith("search=") for override in overrides)
-    return {str(key): value for key, value in plain.items()}, None if chosen else asked
+from kd.command import CONF, job, run_command, this_command
+from kd.tuning.request import OF_SPACE, Request, accept
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="tune")

@@ -12,10 +12,11 @@ from PIL import Image
 
 from kd.command import CONF
 from kd.config import check
-from kd.export import Export, _checked
+from kd.export import _checked
 from kd.finished import open_run
 from kd.run import run
 from kd.shipping.exported import export
+from kd.shipping.requests import Export
 
 SIZE = 12
 CLASSES = ("cat", "dog", "error")  # the last is a column's name in a table of predictions

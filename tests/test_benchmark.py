@@ -11,13 +11,14 @@ import torch
 from composed import composed_command
 from torch import nn
 
-from kd.benchmark import Benchmark, _checked
+from kd.benchmark import _checked
 from kd.finished import open_run
 from kd.measure.backends import Subject, UnavailableError
 from kd.measure.cost_figure import figure_of
 from kd.measure.cost_text import latency_rows, sentences
 from kd.measure.costs import peak_activations
 from kd.measure.costs_of_run import Cell, benchmark, ratios, row
+from kd.measure.requests import Benchmark
 from kd.measure.timing import LEAST, ROUNDS, median_and_p95, times
 from kd.nets.build import Shape
 from kd.nets.mlp import MLP

@@ -16,12 +16,13 @@ from PIL import Image
 
 from kd.data.digits import Digits
 from kd.errors import UserError
-from kd.evaluate import Evaluate, _checked
+from kd.evaluate import _checked
 from kd.finished import open_run
 from kd.measure.corruptions import CORRUPTIONS, corrupt
 from kd.measure.evaluation import evaluate, judge, under_corruptions, versus
 from kd.measure.judged import of_other, unseen
 from kd.measure.metrics import ask, summary
+from kd.measure.requests import Evaluate
 from kd.nets.build import Shape, normalization_of
 
 CLASSES = tuple(map(str, range(10)))

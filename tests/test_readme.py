@@ -12,14 +12,13 @@ from PIL import Image
 from processes import Process
 from shipped import CLASSES, Shipped
 
-from kd.benchmark import Benchmark
 from kd.checking import check_as
 from kd.command import CONF, folder_of
 from kd.config import Command, check
-from kd.evaluate import Evaluate
-from kd.export import Export
 from kd.incremental import as_group
+from kd.measure.requests import Benchmark, Evaluate
 from kd.predict import Predict
+from kd.shipping.requests import Export
 from kd.tasks.course import check as check_tasks
 
 README = (CONF.parent / "README.md").read_text()

@@ -38,8 +38,8 @@ from kd.data.base import DataModule
 from kd.errors import Dropped, Interrupted, UserError
 from kd.files.store import Store
 from kd.stages import complete, make_stage
-from kd.tune import Tuning, as_typed
 from kd.tuning.compare import bought, spread
+from kd.tuning.request import Tuning, as_typed
 from kd.tuning.space import read_space, text_of
 
 MORE = ["epochs=6", "optim.lr=0.02", "startup_trials=2"]  # so that settings differ in accuracy, and TPE chooses some

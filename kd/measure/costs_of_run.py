@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
@@ -19,12 +19,10 @@ from kd.measure.backends import Pass, Subject, UnavailableError
 from kd.measure.cost_figure import figure_of
 from kd.measure.cost_text import as_markdown, sentences, tables
 from kd.measure.costs import cost, count_macs, peak_activations
+from kd.measure.requests import Benchmark
 from kd.measure.timing import ROUNDS, median_and_p95, times
 from kd.nets.build import Shape
 from kd.reports.provenance import cpu_name, made
-
-if TYPE_CHECKING:
-    from kd.benchmark import Benchmark
 
 SCHEMA = 1
 
@@ -47,7 +45,7 @@ class Prepared:
     files: dict[str, dict[str, int]]
 
 
-def benchmark(finished: Finished, config: "Benchmark", command: str) -> Path:
+def benchmark(finished: Finished, config: Benchmark, command: str) -> Path:
     """Measure a run's nets; print what comes out, and write it as `benchmark.json`, `.md`, `.png` and `.svg`.
 
     Args:
@@ -82,7 +80,7 @@ def benchmark(finished: Finished, config: "Benchmark", command: str) -> Path:
     return _publish(found, folder)
 
 
-def measure(nets: Mapping[str, nn.Module], finished: Finished, config: "Benchmark") -> dict[str, Any]:
+def measure(nets: Mapping[str, nn.Module], finished: Finished, config: Benchmark) -> dict[str, Any]:
     """Costs and latencies of each net, and its ratios to the teacher's.
 
     Returns:
@@ -113,7 +111,7 @@ def measure(nets: Mapping[str, nn.Module], finished: Finished, config: "Benchmar
 
 
 def prepare(
-    nets: Mapping[str, nn.Module], shape: Shape, config: "Benchmark", devices: Sequence[str], scratch: Path
+    nets: Mapping[str, nn.Module], shape: Shape, config: Benchmark, devices: Sequence[str], scratch: Path
 ) -> Prepared:
     """Get every net ready to be run in every way; compiling takes tens of seconds."""
     passes, unavailable = dict[Cell, Pass](), list[dict[str, Any]]()

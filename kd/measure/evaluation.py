@@ -4,7 +4,7 @@ import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,19 +23,17 @@ from kd.measure.corruptions import corrupt
 from kd.measure.evaluation_text import as_markdown, sentences, tables
 from kd.measure.judged import Judged, of_other, of_own, own_data
 from kd.measure.metrics import ask, paired, summary
+from kd.measure.requests import Evaluate
 from kd.nets.build import normalization_of
 from kd.reports.provenance import made
 from kd.views import normalize, to_unit
-
-if TYPE_CHECKING:
-    from kd.evaluate import Evaluate
 
 SCHEMA = 1
 PAIRS = (("student", "baseline"), ("student", "teacher"), ("baseline", "teacher"))
 UNSCALED = ((0.0,), (1.0,))
 
 
-def evaluate(finished: Finished, config: "Evaluate", command: str) -> Path:
+def evaluate(finished: Finished, config: Evaluate, command: str) -> Path:
     """Evaluate a run's nets; print what comes out, and write it as `evaluation.json` and `evaluation.md`.
 
     Args:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from kd.data.base import DataModule, Images
 from kd.errors import CannotWrite, Failed, UserError
-from kd.export import FORMATS
 from kd.files.writing import whole
 from kd.finished import Finished
 from kd.log import say, waiting
@@ -28,10 +27,8 @@ from kd.reports.provenance import made
 from kd.shipping.exported_text import as_markdown, as_table, sentences
 from kd.shipping.formats import SCHEMA, quantize, whole_net, write_onnx, write_pt2
 from kd.shipping.model import OnnxNet
+from kd.shipping.requests import FORMATS, Export
 from kd.views import normalize, to_unit
-
-if TYPE_CHECKING:
-    from kd.export import Export
 
 Ask = Callable[[Tensor], Tensor]
 COMPARED = 512  # images of each part that a float32 file is compared on
@@ -69,7 +66,7 @@ class Subject:
         return unit if self.inside else normalize(unit, *self.own)
 
 
-def export(finished: Finished, config: "Export", command: str) -> Path:
+def export(finished: Finished, config: Export, command: str) -> Path:
     """Write a run's net in each format, check it, say what came of it, and note it in `export.json` and `export.md`.
 
     Args:
@@ -131,7 +128,7 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _subject(finished: Finished, config: "Export") -> tuple[Subject, str | None]:
+def _subject(finished: Finished, config: Export) -> tuple[Subject, str | None]:
     """What is to be written, and why the data is not to be had if it is not."""
     role = config.role
     net = finished.net(role)
@@ -170,7 +167,7 @@ def _images(data: DataModule | None, shape: Shape) -> tuple[dict[str, Images], I
     return {"random": Images(pixels, torch.full((RANDOM,), -1))}, None
 
 
-def _made(kind: str, path: Path, subject: Subject, config: "Export") -> dict[str, Any]:
+def _made(kind: str, path: Path, subject: Subject, config: Export) -> dict[str, Any]:
     """Write one file and check it; a file that fails is removed. What `export.json` says of it."""
     try:
         _write(kind, path, subject, config.calibration)
@@ -209,7 +206,7 @@ def _spread(size: int, count: int) -> Tensor:
     return torch.linspace(0, size - 1, min(size, count)).long()
 
 
-def _checked(kind: str, path: Path, subject: Subject, config: "Export") -> dict[str, Any]:
+def _checked(kind: str, path: Path, subject: Subject, config: Export) -> dict[str, Any]:
     """What a file gives beside PyTorch, and why it is refused if it is."""
     runs = _opened(kind, path)
     plain = whole_net(subject.net, subject.written)

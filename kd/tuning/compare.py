@@ -7,7 +7,7 @@ import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from scipy.stats import t as student_t
@@ -20,16 +20,14 @@ from kd.files.writing import whole
 from kd.log import say
 from kd.reports.escape import as_code
 from kd.run import run
+from kd.tuning.request import Request
 from kd.tuning.space import overrides_of, text_of
-
-if TYPE_CHECKING:  # as a command it is not imported but run
-    from kd.tune import Request
 
 DEFAULT, TUNED = "default", "tuned"
 
 
 def compare_settings(
-    request: "Request", tuned: Mapping[str, str], folder: Path, study: str, trials: int, command: str
+    request: Request, tuned: Mapping[str, str], folder: Path, study: str, trials: int, command: str
 ) -> dict[str, Any]:
     """Run both settings on all seeds, and write `result.json` and `result.md`.
 
@@ -92,7 +90,7 @@ def _report(config: Config, command: str, root: Path) -> dict[str, Any]:
     return read_report(folder / "report.json")
 
 
-def _write(result: Mapping[str, Any], request: "Request", folder: Path) -> None:
+def _write(result: Mapping[str, Any], request: Request, folder: Path) -> None:
     text = as_markdown(result, request)
     for name, content in (("result.json", json.dumps(result, indent=1)), ("result.md", text)):
         with whole(folder / name) as path:
@@ -102,7 +100,7 @@ def _write(result: Mapping[str, Any], request: "Request", folder: Path) -> None:
     console.print(f"Report: {folder / 'result.md'}; runs beside it, trials in {folder / 'trials.csv'}")
 
 
-def as_markdown(result: Mapping[str, Any], request: "Request") -> str:
+def as_markdown(result: Mapping[str, Any], request: Request) -> str:
     """Both settings side by side, and what the search bought."""
     seeds = ", ".join(map(str, result["seeds"]))
     lines = [

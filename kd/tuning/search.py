@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING
 
 import optuna
 from filelock import Timeout
@@ -24,18 +23,16 @@ from kd.run import preflight
 from kd.stages import RUNTIME_ONLY
 from kd.tuning.compare import compare_settings
 from kd.tuning.evaluation import Evaluation, Pruned, hidden, student_links
+from kd.tuning.request import Request
 from kd.tuning.space import flat, overrides_of
 from kd.tuning.study import check_same, open_study, seal_of, write_trials
-
-if TYPE_CHECKING:  # as a command it is not imported but run
-    from kd.tune import Request
 
 COUNTED = (TrialState.COMPLETE, TrialState.PRUNED)
 NO_MATTER = {"name", "output_dir", "force", "debug"}  # in a config, to what a trial gives
 IMPORTANCE_FROM = 10  # finished trials; of fewer it would be noise
 
 
-def tune(request: "Request", command: str) -> Path:
+def tune(request: Request, command: str) -> Path:
     """Search up to `n_trials` trials, then run the best setting and the recipe's own on several seeds.
 
     Args:
@@ -77,7 +74,7 @@ def tune(request: "Request", command: str) -> Path:
 class Trials:
     """The study: which trials there are, who is at them, and how many are still to do."""
 
-    request: "Request"
+    request: Request
     output: Path
 
     def __post_init__(self) -> None:

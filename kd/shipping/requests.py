@@ -1,0 +1,33 @@
+"""What `kd.export` may be asked for; checked before torch is imported, which takes seconds."""
+
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+
+from kd.config import Command, Node
+from kd.errors import UserError, nearest
+
+# What a model may be written as, and what the file's name ends in.
+FORMATS = {"onnx": ".onnx", "int8": ".int8.onnx", "pt2": ".pt2"}
+
+
+def _formats(found: list[str]) -> list[str]:
+    for name in found:
+        if name not in FORMATS:
+            raise UserError(f"formats: found {name!r}; accepted are {', '.join(FORMATS)}{nearest(name, FORMATS)}")
+    return [name for name in FORMATS if name in found]
+
+
+class Export(Command):
+    """The config of `kd.export`; see conf/export.yaml."""
+
+    run: str
+    formats: Annotated[list[str], Field(min_length=1), AfterValidator(_formats)]
+    role: str
+    normalize: bool
+    calibration: PositiveInt
+    tolerance: PositiveFloat
+    max_loss: NonNegativeFloat
+    data: Node
+    out: str | None
+    output_dir: str
