@@ -45,10 +45,22 @@ def check_as(model: type[M], cfg: DictConfig) -> M:
     """
     with _composition():
         plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    return validated(model, plain)
+
+
+def validated(model: type[M], plain: Any, prefix: str = "") -> M:
+    """What stands in a config as the object that says what may stand in it.
+
+    Args:
+        prefix: of the keys, in messages.
+
+    Raises:
+        UserError: with a line for each key that is wrong.
+    """
     try:
         return model.model_validate(plain)
     except ValidationError as error:
-        raise UserError("\n".join(describe(each, model) for each in error.errors())) from None
+        raise UserError("\n".join(describe(each, model, prefix) for each in error.errors())) from None
 
 
 def describe(error: Any, model: type[BaseModel], prefix: str = "") -> str:

@@ -17,12 +17,11 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     PrivateAttr,
-    ValidationError,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
 
-from kd.checking import as_floats, check_as, describe
+from kd.checking import as_floats, check_as, validated
 from kd.errors import UserError
 from kd.knobs import KNOBS, refuse_unused, uses
 from kd.schedules import POSITIVE, SHARE, Accept, make_schedule
@@ -176,11 +175,7 @@ class Teacher(Recipe, Answers):
         if not isinstance(net, dict):
             raise UserError(f"teacher.members[{number}].net: found {net!r}; input should be a valid dictionary")
         whole = {**self.model_dump(), **own, "net": net if "_target_" in net else {**self.net, **net}}
-        try:
-            return Teacher.model_validate({**whole, "members": None})
-        except ValidationError as error:
-            lines = (describe(each, Teacher, f"teacher.members[{number}].") for each in error.errors())
-            raise UserError("\n".join(lines)) from None
+        return validated(Teacher, {**whole, "members": None}, f"teacher.members[{number}].")
 
     @model_validator(mode="before")
     @classmethod
