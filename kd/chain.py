@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from kd.config import Config, Node, Normalization, Recipe, StageConfig, Teacher, Trains
+from kd.config import Config, Normalization, Recipe, StageConfig, Teacher
 from kd.errors import UserError, nearest
+from kd.fields import Node, Trains
 from kd.objective import teacher_stage
 
 Role = Literal["teacher", "baseline", "student"]

@@ -1,14 +1,10 @@
 """What may stand in the config, with its ranges; checked once, before anything is built."""
 
-import os
-import re
 from collections.abc import Collection
-from functools import partial
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from omegaconf import DictConfig
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -19,67 +15,15 @@ from pydantic import (
     PrivateAttr,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
 from kd.checking import as_floats, check_as, validated
 from kd.errors import UserError
+from kd.fields import FolderName, LearningRate, Node, Seed, TrainerOptions, Trains, number
 from kd.knobs import KNOBS, refuse_unused, uses
-from kd.schedules import POSITIVE, SHARE, Accept, make_schedule
+from kd.schedules import POSITIVE, SHARE
 from kd.teachers.header import net_of
 
 T = TypeVar("T", bound="Training")
-Trains = Literal["all", "head", "none"]
-LONGEST = 160  # bytes of a run's name; a file's may have 255, with what is put before and after
-# Options of the Trainer that `kd.fit` sets, or that leave it without what it needs of each epoch.
-OURS = {"logger", "callbacks", "plugins", "default_root_dir", "enable_checkpointing", "enable_model_summary"}
-OURS |= {"num_sanity_val_steps", "use_distributed_sampler", "gradient_clip_val", "fast_dev_run", "barebones"}
-OURS |= {"check_val_every_n_epoch"}
-Node = dict[str, Any]  # `_target_` and its keywords; those are checked against the target's signature when it is built
-
-
-def _number(value: Any, knob: str, accept: Accept) -> Any:
-    """A number or a schedule, as it stands; refused if a value of it is out of range."""
-    try:
-        make_schedule(value, knob, accept)
-    except UserError as error:
-        raise PydanticCustomError("number", "{text}", {"text": str(error)}) from None
-    return value
-
-
-def _folder_name(found: str) -> str:
-    """A name that a folder can have, beside others of ours and with the time before it."""
-    hidden = found.startswith(".") or found.endswith(".partial")  # as are those that are being filled
-    if not found or hidden or re.search(r"[/\\\x00-\x1f\x7f-\x9f]", found) or len(os.fsencode(found)) > LONGEST:
-        raise PydanticCustomError(
-            "name",
-            "accepted is a folder's name: up to {longest} bytes, no slash or control character, neither a dot before "
-            "nor .partial after it",
-            {"longest": LONGEST},
-        )
-    return found
-
-
-FolderName = Annotated[str, AfterValidator(_folder_name)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch's generators take
-
-
-def _trainer(found: Node) -> Node:
-    """The Trainer's options, those of them that are needed before there is a Trainer."""
-    for name in ("devices", "num_nodes", "max_epochs", "accumulate_grad_batches"):
-        if name in found and (type(found[name]) is not int or found[name] < 1):
-            text = f"trainer.{name}: found {found[name]!r}, accepted is a whole number from 1"
-            raise PydanticCustomError("number", "{text}", {"text": text})
-    for name in ("limit_train_batches", "limit_val_batches", "max_steps"):
-        if name in found and found[name] == 0:
-            text = f"trainer.{name}: found 0, with which nothing would come out"
-            raise PydanticCustomError("number", "{text}", {"text": text})
-    for name in OURS & found.keys():
-        text = f"trainer.{name}: is for kd itself to set; `python -m kd.train --help` shows what may be chosen"
-        raise PydanticCustomError("number", "{text}", {"text": text})
-    return found
-
-
-LearningRate = Literal["onecycle", "cosine", "step", "step_late", "constant"]
 
 
 class Strict(BaseModel):
@@ -244,8 +188,8 @@ class Training(Recipe):
         temperature: of the softened probabilities; a number above 0 or a schedule of such.
     """
 
-    alpha: Annotated[Any, AfterValidator(partial(_number, knob="alpha", accept=SHARE))]
-    temperature: Annotated[Any, AfterValidator(partial(_number, knob="temperature", accept=POSITIVE))]
+    alpha: Annotated[Any, number("alpha", SHARE)]
+    temperature: Annotated[Any, number("temperature", POSITIVE)]
     force: bool
     debug: bool
     pictures: bool
@@ -255,7 +199,7 @@ class Training(Recipe):
     teacher: Answers
     student: Student
     loss: Node
-    trainer: Annotated[Node, AfterValidator(_trainer)]
+    trainer: TrainerOptions
     _used: tuple[str, ...] = PrivateAttr(())
 
     @property

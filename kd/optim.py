@@ -14,9 +14,9 @@ from torch.optim.lr_scheduler import (
     OneCycleLR,
 )
 
-from kd.config import LearningRate
 from kd.construct import construct
 from kd.errors import UserError
+from kd.fields import LearningRate
 
 
 def make_optimizer(

@@ -4,8 +4,9 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, PositiveFloat
 
-from kd.config import Command, Node, Seed
+from kd.config import Command
 from kd.errors import UserError, nearest
+from kd.fields import Node, Seed
 
 # How a net may be run: PyTorch as it is, compiled by PyTorch, by ONNX Runtime, and that in whole numbers of 8 bits.
 BACKENDS = ("eager", "compile", "onnx", "onnx_int8")

@@ -4,8 +4,9 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from kd.config import Command, Node
+from kd.config import Command
 from kd.errors import UserError, nearest
+from kd.fields import Node
 
 # What a model may be written as, and what the file's name ends in.
 FORMATS = {"onnx": ".onnx", "int8": ".int8.onnx", "pt2": ".pt2"}

@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal, Self
 from omegaconf import Container, DictConfig, OmegaConf
 from pydantic import AfterValidator, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
-from kd.config import Node, Strict, Training, check_training
+from kd.config import Strict, Training, check_training
 from kd.errors import UnusedError, UserError, nearest
+from kd.fields import Node
 from kd.knobs import uses
 
 Task = tuple[int, ...]  # labels, as the data has them

@@ -13,8 +13,9 @@ from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, Posit
 
 from kd.checking import check_as
 from kd.command import typed, typed_keys
-from kd.config import Config, FolderName, Node, Seed, Strict, check
+from kd.config import Config, Strict, check
 from kd.errors import UserError
+from kd.fields import FolderName, Node, Seed
 from kd.tuning.space import Space, read_space
 
 OF_SPACE = "search.space."
