@@ -218,16 +218,18 @@ def _train(stage: Stage, net: nn.Module, data: DataModule, folder: Path, watch: 
         say(f"{stage.name}: {fake_quantize(net)} layers round to 8 bits")
     result = fit(net, stage.spec, stage.name, data, folder, stage.runtime, reference=reference, watch=watch, **taught)
     if stage.spec.get("align"):
-        _aligned(net, folder / "weights.safetensors")
+        factor = _aligned(net, folder / "weights.safetensors")
+        say(f"{stage.name}: the new classes' weights times {factor:.2f}, which gives them the norm of the old ones'")
     return {**result, "reference": stage.reference.key if stage.reference else None}
 
 
-def _aligned(net: nn.Module, file: Path) -> None:
-    """Align the last layer of the weights in a file, which are the net's."""
+def _aligned(net: nn.Module, file: Path) -> float:
+    """Align the last layer of the weights in a file, which are the net's; returns the factor."""
     assert isinstance(net, Grown)
     net.load_state_dict(load_tensors(file))
-    align(net.head)
+    factor = align(net.head)
     save_tensors(net.state_dict(), file)
+    return factor
 
 
 def _keep(net: nn.Module, data: DataModule, folder: Path) -> dict[str, Any]:

@@ -191,6 +191,13 @@ def test_alignment_is_in_the_weights(folders: dict[str, Path], out: Path) -> Non
     assert new != pytest.approx(old, rel=1e-2)
 
 
+def test_alignment_says_by_how_much(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(made(out, "wa", "epochs=1"), "")
+    said = re.findall(r"(task_\d): the new classes' weights times (\d+\.\d\d)", capsys.readouterr().err)
+    assert [task for task, _ in said] == ["task_2", "task_3"]
+    assert all(0.1 < float(factor) < 10 for _, factor in said)
+
+
 def test_stored_logits_are_of_the_net_that_had_just_learned_the_class(folders: dict[str, Path], out: Path) -> None:
     stages = report_of(folders["der"])["incremental"]["stages"]
     course = Course(made(out, "der"), construct(made(out, "der").data, "data"))
