@@ -13,7 +13,7 @@ import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint, RichProgressBar
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher, _SubprocessScriptLauncher
 from torch import Tensor, nn
 
 from kd.callbacks import Best, Curves, History, WatchLog
@@ -177,17 +177,29 @@ def _make_trainer(spec: Mapping[str, Any], folder: Path, runtime: Mapping[str, A
     except (MisconfigurationException, ImportError, *REFUSALS) as error:
         raise UserError(f"trainer: {error}") from error
     _check_precision(trainer.precision, str(options["precision"]) if "precision" in options else None)
+    _check_strategy(trainer, options.get("strategy"))
+    return trainer
+
+
+def _check_strategy(trainer: L.Trainer, asked: Any) -> None:
+    """Refuse more nodes than one, and ways to start the processes of several devices that would not end well."""
     if trainer.num_nodes > 1:
         raise UserError(
             f"trainer.num_nodes: found {trainer.num_nodes}; a training takes one node, and several devices of it with "
             "trainer=ddp; hydra/launcher=submitit_slurm spreads the jobs of a sweep over nodes"
         )
-    if isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher):
+    launcher = trainer.strategy.launcher
+    if isinstance(launcher, _SubprocessScriptLauncher):
         raise UserError(
-            f"trainer.strategy: found {options['strategy']!r} for {trainer.num_devices} devices, which would start the "
+            f"trainer.strategy: found {asked!r} for {trainer.num_devices} devices, which would start the "
             "whole command once more for each; accepted is ddp_spawn (trainer=ddp)"
         )
-    return trainer
+    forks = isinstance(launcher, _MultiProcessingLauncher) and launcher._start_method == "fork"
+    if forks and torch.get_num_threads() > 1:  # OpenMP's threads are not in the copies, which wait for them for ever
+        raise UserError(
+            f"trainer.strategy: found {asked!r} with {torch.get_num_threads()} threads, with which forked processes "
+            "hang; set OMP_NUM_THREADS=1, or take ddp_spawn (trainer=ddp)"
+        )
 
 
 def _check_precision(found: str | None, asked: str | None) -> None:

@@ -437,6 +437,14 @@ def test_what_several_devices_cannot_do_is_refused_with_the_way_that_works(sweep
         assert words in ran.err
 
 
+def test_forked_processes_beside_threads_are_refused(sweep: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would wait for ever for threads that are not in their copy."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    ran = sweep("trainer=ddp", "trainer.accelerator=cpu", "trainer.strategy=ddp_fork", "stages=[baseline]")
+    assert ran.code == 2, ran.err
+    assert "trainer.strategy: found 'ddp_fork' with 2 threads" in ran.err
+
+
 @pytest.mark.slow
 def test_several_devices_in_a_sweep(tmp_path: Path) -> None:
     two = ("trainer=ddp", "trainer.accelerator=cpu", "batch_size=20", "stages=[baseline]", "data/augment=strong")
