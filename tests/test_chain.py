@@ -194,7 +194,7 @@ class TestRuns:
         student = stored(report, output, "student")
         rows = json.loads((student / "stage.json").read_text())["history"]
         assert rows[-1]["val/acc"] > (0.5 if method in ON_FEATURES else 0.7)  # chance is 0.1
-        name = "kd" if method in ("kd_standardized", "kd_dist") else method
+        name = "kd" if method == "kd_dist" else method
         assert {f"train/loss_{name}", f"train/weight_{name}", "train/loss_ce", "train/weight_ce"} <= set(rows[0])
         baseline = load_file(stored(report, output, "baseline") / "weights.safetensors")
         assert set(weights) == set(baseline) or method == "simkd"  # and nothing of the loss

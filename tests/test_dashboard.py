@@ -113,7 +113,7 @@ class TestRow:
     def test_a_method_is_named_with_its_own_numbers(self) -> None:
         wanted = {
             ("loss=kd",): "kd",
-            ("loss=kd_standardized",): "kd(standardize=True)",
+            ("loss=kd_standardized",): "kd_standardized(standardize=True)",
             ("loss=kd_dist",): "dist + kd",
             ("loss=dkd", "loss.terms.dkd.loss.non_target_weight=2.0"): "dkd(non_target_weight=2.0)",
         }
