@@ -191,8 +191,8 @@ def _check_strategy(trainer: L.Trainer, asked: Any) -> None:
     launcher = trainer.strategy.launcher
     if isinstance(launcher, _SubprocessScriptLauncher):
         raise UserError(
-            f"trainer.strategy: found {asked!r} for {trainer.num_devices} devices, which would start the "
-            "whole command once more for each; accepted is ddp_spawn (trainer=ddp)"
+            f"trainer.strategy: found {asked!r} for {trainer.num_devices} devices, which would start the whole command "
+            "once more for each; accepted is ddp_spawn (trainer=ddp)"
         )
     forks = isinstance(launcher, _MultiProcessingLauncher) and launcher._start_method == "fork"
     if forks and torch.get_num_threads() > 1:  # OpenMP's threads are not in the copies, which wait for them for ever
