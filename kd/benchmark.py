@@ -10,10 +10,10 @@ from functools import partial
 import hydra
 from omegaconf import DictConfig
 
-from kd.checking import as_floats, check_as
 from kd.command import CONF, job, run_command, this_command
-from kd.finished import open_run
-from kd.measure.requests import Benchmark
+from kd.config.checking import as_floats, check_as
+from kd.evaluation.requests import Benchmark
+from kd.runs.reader import open_run
 
 
 def _checked(cfg: DictConfig, typed: set[str]) -> Benchmark:
@@ -26,7 +26,9 @@ def _checked(cfg: DictConfig, typed: set[str]) -> Benchmark:
 def main(config: Benchmark) -> None:
     """Measure, show, and write."""
     finished = open_run(config.run, trust=config.trust)
-    from kd.measure.costs_of_run import benchmark  # torch takes seconds to import; what is no run is refused before
+    from kd.evaluation.costs_of_run import (
+        benchmark,  # torch takes seconds to import; what is no run is refused before
+    )
 
     benchmark(finished, config, this_command("kd.benchmark"))
 

@@ -40,7 +40,9 @@ def run_command(main: Callable[[], Any], module: str) -> NoReturn:
     Args:
         module: what comes after `python -m`.
     """
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its exceptions on instead of leaving with its own exit code
+    os.environ["HYDRA_FULL_ERROR"] = (
+        "1"  # Hydra hands its exceptions on instead of leaving with its own exit code
+    )
     debug = any(argument.removeprefix("+") == "debug=true" for argument in sys.argv[1:])
     try:
         error: BaseException | None = None
@@ -69,7 +71,10 @@ def run_command(main: Callable[[], Any], module: str) -> NoReturn:
         print(printable(f"kd: {error}"), file=sys.stderr)
         sys.exit(1)
     except (Interrupted, KeyboardInterrupt):
-        print(f"kd: interrupted; the same command goes on from here:\n  {this_command(module)}", file=sys.stderr)
+        print(
+            f"kd: interrupted; the same command goes on from here:\n  {this_command(module)}",
+            file=sys.stderr,
+        )
         sys.exit(130)
     sys.exit(0)
 
@@ -97,10 +102,16 @@ class Leave(BaseException):
 def of_hydra(error: Exception) -> bool:
     """Whether an error is what Hydra has against the command line: it comes before any of the job's, see `Leave`."""
     frames = list(traceback.walk_tb(error.__traceback__))
-    return str(frames[-1][0].f_globals.get("__name__")).partition(".")[0] in ("hydra", "omegaconf", "antlr4")
+    return str(frames[-1][0].f_globals.get("__name__")).partition(".")[0] in (
+        "hydra",
+        "omegaconf",
+        "antlr4",
+    )
 
 
-def job(function: Callable[[T], object], checked: Callable[[DictConfig, set[str]], T]) -> Callable[[DictConfig], None]:
+def job(
+    function: Callable[[T], object], checked: Callable[[DictConfig, set[str]], T]
+) -> Callable[[DictConfig], None]:
     """Make a Hydra job of a function of the checked config.
 
     Args:
@@ -156,11 +167,19 @@ def explain(error: Exception, config: str = "train", words: Sequence[str] | None
     cause = error.__cause__ or error.__context__
     if isinstance(cause, OmegaConfBaseException) and cause.full_key:
         key, keys = str(cause.full_key), _keys(config)
-        return f"{key}: cannot do without it" if key in keys else f"{key}: no such key{nearest(key, keys)}"
+        return (
+            f"{key}: cannot do without it"
+            if key in keys
+            else f"{key}: no such key{nearest(key, keys)}"
+        )
     if isinstance(error, OverrideParseException):
         return f"{error.override}: not an override of the form KEY=VALUE: {error.message}"
     first = str(error).strip().splitlines()[0]
-    return f"{first}: -m runs each of the values, [...] is a list" if first.startswith("Ambiguous value") else first
+    return (
+        f"{first}: -m runs each of the values, [...] is a list"
+        if first.startswith("Ambiguous value")
+        else first
+    )
 
 
 def folder_of(config: str) -> Path:
@@ -171,7 +190,11 @@ def folder_of(config: str) -> Path:
 
 def _options(group: str, config: str) -> list[str]:
     """The files of a group of the command's config."""
-    return sorted(path.stem for path in (folder_of(config) / group).glob("*.yaml")) if group else [config]
+    return (
+        sorted(path.stem for path in (folder_of(config) / group).glob("*.yaml"))
+        if group
+        else [config]
+    )
 
 
 def _keys(config: str) -> list[str]:
@@ -179,7 +202,11 @@ def _keys(config: str) -> list[str]:
     GlobalHydra.instance().clear()
     folder = folder_of(config)
     groups = [path.name for path in folder.iterdir() if path.is_dir()]
-    chosen = [argument for argument in sys.argv[1:] if argument.partition("=")[0] in groups and "," not in argument]
+    chosen = [
+        argument
+        for argument in sys.argv[1:]
+        if argument.partition("=")[0] in groups and "," not in argument
+    ]
     with initialize_config_dir(str(folder), version_base="1.3"):
         try:
             cfg = compose(config, chosen)

@@ -25,7 +25,9 @@ def runs_in(folder: Path) -> dict[str, Path]:
     """Where each run's events are, by the name to show it under, the oldest of one name first."""
     found: dict[str, Path] = {}
     places = [folder.glob(f"{'*/' * depth}tensorboard") for depth in range(4)]
-    for events in sorted((each for place in places for each in place), key=lambda each: each.parent.name):
+    for events in sorted(
+        (each for place in places for each in place), key=lambda each: each.parent.name
+    ):
         parts = events.absolute().parts
         if "store" in parts[-3:] or (events.parent / "stage.json").exists():
             continue
@@ -52,10 +54,15 @@ def main() -> None:
     """Show runs and sweeps in TensorBoard."""
     parser = argparse.ArgumentParser("python -m kd.dashboard", description=main.__doc__)
     output = Path(os.environ.get("KD_OUTPUT_DIR", "outputs"))
-    parser.add_argument("path", nargs="?", type=Path, default=output, metavar="PATH", help="default: %(default)s")
+    parser.add_argument(
+        "path", nargs="?", type=Path, default=output, metavar="PATH", help="default: %(default)s"
+    )
     words = sys.argv[1:]
     first = 1 if words and (not words[0].startswith("-") or words[0] in ("-h", "--help")) else 0
-    known, rest = parser.parse_args(words[:first]), words[first:]  # `--port 6007` alone names no PATH
+    known, rest = (
+        parser.parse_args(words[:first]),
+        words[first:],
+    )  # `--port 6007` alone names no PATH
     if not known.path.is_dir():
         raise UserError(f"{known.path.absolute()}: there is no such folder")
     if not runs_in(known.path):
@@ -63,7 +70,16 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the clean-up below is done
     with tempfile.TemporaryDirectory(prefix="kd-dashboard-") as shown:
         refresh(Path(shown), runs_in(known.path))
-        line = [sys.executable, "-m", "tensorboard.main", "--logdir", shown, "--reload_interval", "5", *rest]
+        line = [
+            sys.executable,
+            "-m",
+            "tensorboard.main",
+            "--logdir",
+            shown,
+            "--reload_interval",
+            "5",
+            *rest,
+        ]
         board = subprocess.Popen(line)
         try:
             while board.poll() is None:

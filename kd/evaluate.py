@@ -10,10 +10,10 @@ from functools import partial
 import hydra
 from omegaconf import DictConfig
 
-from kd.checking import check_as
 from kd.command import CONF, job, run_command, this_command
-from kd.finished import open_run
-from kd.measure.requests import Evaluate
+from kd.config.checking import check_as
+from kd.evaluation.requests import Evaluate
+from kd.runs.reader import open_run
 
 
 def _checked(cfg: DictConfig, typed: set[str]) -> Evaluate:
@@ -25,7 +25,9 @@ def _checked(cfg: DictConfig, typed: set[str]) -> Evaluate:
 def main(config: Evaluate) -> None:
     """Measure, show, and write."""
     finished = open_run(config.run, trust=config.trust)
-    from kd.measure.evaluation import evaluate  # torch takes seconds to import; what is no run is refused before
+    from kd.evaluation.evaluation import (
+        evaluate,  # torch takes seconds to import; what is no run is refused before
+    )
 
     evaluate(finished, config, this_command("kd.evaluate"))
 

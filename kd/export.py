@@ -10,9 +10,9 @@ from functools import partial
 import hydra
 from omegaconf import DictConfig
 
-from kd.checking import as_floats, check_as
 from kd.command import CONF, job, run_command, this_command
-from kd.finished import open_run
+from kd.config.checking import as_floats, check_as
+from kd.runs.reader import open_run
 from kd.shipping.requests import Export
 
 
@@ -26,7 +26,9 @@ def _checked(cfg: DictConfig, typed: set[str]) -> Export:
 def main(config: Export) -> None:
     """Write, check, and say what came of it."""
     finished = open_run(config.run, trust=config.trust)
-    from kd.shipping.exported import export  # torch takes seconds to import; what is no run is refused before
+    from kd.shipping.exported import (
+        export,  # torch takes seconds to import; what is no run is refused before
+    )
 
     export(finished, config, this_command("kd.export"))
 

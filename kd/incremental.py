@@ -16,8 +16,8 @@ from functools import partial
 import hydra
 
 from kd.command import CONF, job, run_command, this_command
-from kd.sweeps.names import sweep_name  # noqa: F401 - named in conf/incremental.yaml
-from kd.tasks.course import IncrementalConfig, check
+from kd.runs.names import sweep_name  # noqa: F401 - named in conf/incremental.yaml
+from kd.tasks.schedule import IncrementalConfig, check
 
 # What is typed, and the group that it chooses a file of.
 GROUPS = {"incremental.method=": "incremental/method=", "experiment=": "incremental/experiment="}
@@ -27,7 +27,9 @@ GROUPS = {"incremental.method=": "incremental/method=", "experiment=": "incremen
 @partial(job, checked=check)
 def main(config: IncrementalConfig) -> None:
     """Learn task after task, and report."""
-    from kd.tasks.run import run  # torch takes seconds to import, so `--help` and a misspelt key do without
+    from kd.tasks.run import (
+        run,  # torch takes seconds to import, so `--help` and a misspelt key do without
+    )
 
     run(config, this_command("kd.incremental"))
 
@@ -35,7 +37,10 @@ def main(config: IncrementalConfig) -> None:
 def as_group(arguments: list[str]) -> list[str]:
     """What is typed, with its files found: a method is one, though typed with a dot, and so is a recipe."""
     for typed, group in GROUPS.items():
-        arguments = [group + word.removeprefix(typed) if word.startswith(typed) else word for word in arguments]
+        arguments = [
+            group + word.removeprefix(typed) if word.startswith(typed) else word
+            for word in arguments
+        ]
     return arguments
 
 

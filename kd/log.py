@@ -1,16 +1,11 @@
 """What a command says while it works: plain lines on stderr, so that stdout holds results alone."""
 
-import io
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import TextIO, TypeVar, cast
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import track
-
-from kd.files.writing import writing
 
 T = TypeVar("T")
 
@@ -40,34 +35,3 @@ def one_line(text: str) -> str:
 def waiting(steps: Sequence[T], what: str) -> Iterator[T]:
     """Go through the steps, with a bar that shows how far it is, on a terminal alone, and that leaves no trace."""
     yield from track(steps, what, console=console, transient=True, disable=not console.is_terminal)
-
-
-@contextmanager
-def into(path: Path) -> Iterator[Console]:
-    """A file in the place of stderr, for all that is said meanwhile; what a full disk has no room for is lost."""
-    with writing(path, "the log"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("w")
-    console.file = cast("TextIO", _Log(file))
-    try:
-        yield console
-    finally:
-        console.file = None  # type: ignore[assignment]  # rich: stderr again
-        with suppress(OSError):
-            file.close()
-
-
-class _Log(io.TextIOBase):
-    """A text file that never fails."""
-
-    def __init__(self, file: TextIO) -> None:
-        self.file = file
-
-    def write(self, text: str) -> int:
-        with suppress(OSError):
-            self.file.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with suppress(OSError):
-            self.file.flush()

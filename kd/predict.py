@@ -12,9 +12,9 @@ import hydra
 from omegaconf import DictConfig
 from pydantic import ValidationInfo, field_validator
 
-from kd.checking import check_as
 from kd.command import folder_of, job, run_command
-from kd.config import Command
+from kd.config.checking import check_as
+from kd.config.schema import Command
 from kd.data.folder import find_images
 from kd.errors import Failed, UserError, nearest
 
@@ -34,7 +34,9 @@ class Predict(Command):
             return None
         path = Path(found).expanduser()
         if path.suffix not in (".csv", ".json"):
-            raise UserError(f"out: found {found!r}; accepted are null and names that end in .csv or .json")
+            raise UserError(
+                f"out: found {found!r}; accepted are null and names that end in .csv or .json"
+            )
         if not path.parent.is_dir():
             raise UserError(f"out: there is no folder {path.parent.absolute()}")
         if path.is_dir():
@@ -60,15 +62,21 @@ def files_of(images: str | list[str]) -> list[Path]:
         path = Path(images).expanduser()
         if not path.exists():
             beside = [each.name for each in path.parent.glob("*")] if path.parent.is_dir() else []
-            raise UserError(f"images: there is no file or folder {path.absolute()}{nearest(path.name, beside)}")
+            raise UserError(
+                f"images: there is no file or folder {path.absolute()}{nearest(path.name, beside)}"
+            )
         entries = _listed(path) if path.suffix.lower() == ".txt" and path.is_file() else [path]
     try:
-        found = [file for each in entries for file in (find_images(each) if each.is_dir() else [each])]
+        found = [
+            file for each in entries for file in (find_images(each) if each.is_dir() else [each])
+        ]
     except OSError as error:
         raise UserError(f"images: cannot read {error.filename}: {error.strerror}") from error
     if not found:
         where = ", ".join(str(each.absolute()) for each in entries) or repr(images)
-        raise UserError(f"images: no image in {where}; looked for files with an image's ending, at any depth")
+        raise UserError(
+            f"images: no image in {where}; looked for files with an image's ending, at any depth"
+        )
     return found
 
 
@@ -85,7 +93,9 @@ def _listed(path: Path) -> list[Path]:
 def main(config: Predict) -> None:
     """Ask the model, and write what it says."""
     files = files_of(config.images)
-    from kd.shipping.predictions import predict  # torch takes seconds to import; what is not there is told before
+    from kd.shipping.predictions import (
+        predict,  # torch takes seconds to import; what is not there is told before
+    )
 
     failed = predict(config.model, files, config.out, device=config.device, trust=config.trust)
     if failed:

@@ -9,9 +9,13 @@ from kd.command import run_command
 def main() -> None:
     """Put many runs into one table."""
     parser = argparse.ArgumentParser("python -m kd.report", description=main.__doc__)
-    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="a run's folder, or one that holds runs")
+    parser.add_argument(
+        "paths", nargs="+", type=Path, metavar="PATH", help="a run's folder, or one that holds runs"
+    )
     paths = parser.parse_args().paths
-    from kd.summary import write_summary  # scipy and matplotlib take a second, so `--help` does without
+    from kd.summary import (
+        write_summary,  # scipy and matplotlib take a second, so `--help` does without
+    )
 
     print(write_summary(paths), end="")
 

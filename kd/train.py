@@ -15,15 +15,17 @@ from functools import partial
 import hydra
 
 from kd.command import CONF, job, run_command, this_command
-from kd.config import Config, check
-from kd.sweeps.names import sweep_name  # noqa: F401 - named in conf/train.yaml
+from kd.config.schema import Config, check
+from kd.runs.names import sweep_name  # noqa: F401 - named in conf/train.yaml
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
 @partial(job, checked=check)
 def main(config: Config) -> None:
     """Run the stages, and report."""
-    from kd.run import run  # torch takes seconds to import, so `--help` and a misspelt key do without
+    from kd.runs.run import (
+        run,  # torch takes seconds to import, so `--help` and a misspelt key do without
+    )
 
     run(config, this_command("kd.train"))
 

@@ -30,7 +30,9 @@ def main(request: Request) -> None:
 
 def start() -> NoReturn:
     """Run the command. Any knob may be put into the space, so Hydra's `++` for keys that are new need not be typed."""
-    sys.argv[1:] = [re.sub(rf"^(?={re.escape(OF_SPACE)})", "++", argument) for argument in sys.argv[1:]]
+    sys.argv[1:] = [
+        re.sub(rf"^(?={re.escape(OF_SPACE)})", "++", argument) for argument in sys.argv[1:]
+    ]
     run_command(main, "kd.tune")
 
 

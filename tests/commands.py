@@ -11,7 +11,17 @@ from hydra.core.global_hydra import GlobalHydra
 
 from kd.command import run_command
 
-NAMES = ("train", "tune", "report", "evaluate", "benchmark", "export", "predict", "incremental", "dashboard")
+NAMES = (
+    "train",
+    "tune",
+    "report",
+    "evaluate",
+    "benchmark",
+    "export",
+    "predict",
+    "incremental",
+    "dashboard",
+)
 
 
 def exit_code(name: str, *arguments: str) -> int:
@@ -32,7 +42,9 @@ def unchanged(folder: Path) -> Iterator[None]:
     before = _state(folder)
     yield
     after = _state(folder)
-    changed = sorted(path for path in before.keys() | after.keys() if before.get(path) != after.get(path))
+    changed = sorted(
+        path for path in before.keys() | after.keys() if before.get(path) != after.get(path)
+    )
     assert not changed
 
 

@@ -8,9 +8,9 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from kd.chain import Link, chain_of
 from kd.command import CONF
-from kd.config import Config
+from kd.config.schema import Config
+from kd.stages.chain import Link, chain_of
 
 METHODS = sorted(path.stem for path in (CONF / "loss").glob("*.yaml"))
 
@@ -19,7 +19,23 @@ OF_TASKS = ("lwf", "lwf_bce", "lwf_mix", "icarl", "der")
 
 # Those that look into the nets.
 ON_FEATURES = (
-    *("fitnet", "at", "sp", "cc", "rkd", "pkt", "vid", "nst", "ft", "ab", "fsp", "ofd", "crd", "reviewkd", "simkd"),
+    *(
+        "fitnet",
+        "at",
+        "sp",
+        "cc",
+        "rkd",
+        "pkt",
+        "vid",
+        "nst",
+        "ft",
+        "ab",
+        "fsp",
+        "ofd",
+        "crd",
+        "reviewkd",
+        "simkd",
+    ),
     *("srrl", "kdsvd", "mgd", "cosine_features"),
 )
 
@@ -67,7 +83,13 @@ def loss_node(name: str, *overrides: str) -> dict[str, Any]:
 
 def tiny(folder: Path, *overrides: str) -> DictConfig:
     """The config of a run that takes a second: 200 images, 2 epochs, results in `folder`."""
-    budget = ["data.limit=200", "epochs=2", "teacher.epochs=2", "batch_size=50", "teacher.batch_size=50"]
+    budget = [
+        "data.limit=200",
+        "epochs=2",
+        "teacher.epochs=2",
+        "batch_size=50",
+        "teacher.batch_size=50",
+    ]
     return composed("trainer=cpu", f"output_dir={folder}", *budget, *overrides)
 
 

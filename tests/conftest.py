@@ -8,9 +8,9 @@ import torch
 from composed import TINY, composed
 from shipped import Shipped, ship
 
-from kd.config import Config, check
+from kd.config.schema import Config, check
 from kd.data.digits import Digits
-from kd.run import run
+from kd.runs.run import run
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +42,8 @@ def three_runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     names = ("digits_kd_T2.0_a0.5_s0", "digits_kd_Tlinear-9-1_a0.5_s0", "digits_dkd_T4.0_s0")
     small = (*TINY, "pictures=true", "trainer.log_every_n_steps=1", f"output_dir={out}")
     return [
-        run(check(composed(*small, f"name={name}", *each)), "a test") for name, each in zip(names, more, strict=True)
+        run(check(composed(*small, f"name={name}", *each)), "a test")
+        for name, each in zip(names, more, strict=True)
     ]
 
 
@@ -58,5 +59,5 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shipped(tmp_path_factory: pytest.TempPathFactory) -> Shipped:
     """A tiny run on photographs, with its student in every format; not to be written into."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("kd.run.figures_of", lambda *_: iter(()))
+        patch.setattr("kd.runs.run.figures_of", lambda *_: iter(()))
         return ship(tmp_path_factory.mktemp("shipped"))

@@ -22,7 +22,7 @@ from tempfile import mkdtemp
 
 ROOT = Path(__file__).parents[1]
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["kd.run", "kd.fit", "kd.distiller"])
+CONTEXT.set_forkserver_preload(["kd.runs.run", "kd.training.fit", "kd.training.distiller"])
 
 
 class Process:
@@ -33,7 +33,11 @@ class Process:
     """
 
     def __init__(
-        self, module: str, *arguments: str, cwd: Path = ROOT, environment: Mapping[str, str] | None = None
+        self,
+        module: str,
+        *arguments: str,
+        cwd: Path = ROOT,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         said = Path(mkdtemp(prefix="kd-test-"))
         weakref.finalize(self, shutil.rmtree, said, ignore_errors=True)
@@ -83,20 +87,33 @@ class Process:
         os.kill(self.process.pid, number)
 
 
-def _run(module: str, arguments: tuple[str, ...], cwd: str, environment: Mapping[str, str], out: str, err: str) -> None:
+def _run(
+    module: str,
+    arguments: tuple[str, ...],
+    cwd: str,
+    environment: Mapping[str, str],
+    out: str,
+    err: str,
+) -> None:
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
     for number, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
-    sys.stdout, sys.stderr = (io.TextIOWrapper(io.FileIO(number, "w"), write_through=True) for number in (1, 2))
+    sys.stdout, sys.stderr = (
+        io.TextIOWrapper(io.FileIO(number, "w"), write_through=True) for number in (1, 2)
+    )
     sys.path[:0] = [cwd, *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
     spec = importlib.util.find_spec(module)
     assert spec
     assert spec.origin
     sys.argv = [spec.origin, *arguments]
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background jobs ignore it
-    multiprocessing.set_start_method(None, force=True)  # its own processes start as they would without a test
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell has its background jobs ignore it
+    multiprocessing.set_start_method(
+        None, force=True
+    )  # its own processes start as they would without a test
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     finally:  # as an interpreter ends, and as multiprocessing does not: joblib lets its processes go here

@@ -11,10 +11,10 @@ from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
 from kd.command import CONF
-from kd.config import check
+from kd.config.schema import check
 from kd.export import _checked
-from kd.finished import open_run
-from kd.run import run
+from kd.runs.reader import open_run
+from kd.runs.run import run
 from kd.shipping.exported import export
 from kd.shipping.requests import Export
 
@@ -56,10 +56,28 @@ def ship(folder: Path) -> Shipped:
     """Train it with a loss that learns something itself, and export it."""
     torch.set_num_threads(1)
     photos = make_photos(folder / "photos")
-    data = ("data=image_folder", f"data.root={photos}", f"data.image_size={SIZE}", "data.license=CC0")
-    small = ("student=cnn", "student.net.width=8", "loss=ctkd", "epochs=4", "batch_size=10", "teacher.batch_size=10")
-    overrides = [each for each in TINY if "student" not in each and "data" not in each and "batch" not in each]
-    config = composed(*data, *overrides, *small, "trainer=cpu", "name=shipped", f"output_dir={folder / 'out'}")
+    data = (
+        "data=image_folder",
+        f"data.root={photos}",
+        f"data.image_size={SIZE}",
+        "data.license=CC0",
+    )
+    small = (
+        "student=cnn",
+        "student.net.width=8",
+        "loss=ctkd",
+        "epochs=4",
+        "batch_size=10",
+        "teacher.batch_size=10",
+    )
+    overrides = [
+        each
+        for each in TINY
+        if "student" not in each and "data" not in each and "batch" not in each
+    ]
+    config = composed(
+        *data, *overrides, *small, "trainer=cpu", "name=shipped", f"output_dir={folder / 'out'}"
+    )
     found = Shipped(run(check(config), "python -m kd.train"), photos)
     export(open_run(found.run), found.config(), "python -m kd.export")
     return found

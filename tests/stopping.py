@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-import kd.fit
-from kd.callbacks import History
+import kd.training.fit
+from kd.training.callbacks import History
 
 
 def stop_before(epoch: int, patch: pytest.MonkeyPatch) -> None:
@@ -16,4 +16,4 @@ def stop_before(epoch: int, patch: pytest.MonkeyPatch) -> None:
             if trainer.current_epoch == epoch:
                 raise SystemExit
 
-    patch.setattr(kd.fit, "History", Stop)
+    patch.setattr(kd.training.fit, "History", Stop)

@@ -31,7 +31,7 @@ def test_functions_are_short_and_names_say_what(path: Path) -> None:
 
 
 def test_the_training_class_is_small() -> None:
-    assert len((KD / "distiller.py").read_text().splitlines()) < 150
+    assert len((KD / "training" / "distiller.py").read_text().splitlines()) < 170
 
 
 def test_only_one_lightning_module() -> None:
@@ -39,7 +39,8 @@ def test_only_one_lightning_module() -> None:
         node.name
         for path in FILES
         for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.ClassDef) and any("LightningModule" in ast.unparse(base) for base in node.bases)
+        if isinstance(node, ast.ClassDef)
+        and any("LightningModule" in ast.unparse(base) for base in node.bases)
     ]
     assert classes == ["Distiller"]
 
@@ -54,11 +55,15 @@ def _imports(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("path", sorted((KD / "losses").glob("[!_]*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((KD / "losses").glob("[!_]*.py")), ids=lambda path: path.stem
+)
 def test_losses_import_torch_only_and_have_their_yaml(path: Path) -> None:
     allowed = {"torch", *sys.stdlib_module_names}
     foreign = {
-        name for name in _imports(path) if name.split(".")[0] not in allowed and not name.startswith("kd.losses")
+        name
+        for name in _imports(path)
+        if name.split(".")[0] not in allowed and not name.startswith("kd.losses")
     }
     assert not foreign
     assert (KD.parent / "conf" / "loss" / f"{path.stem}.yaml").exists()
@@ -66,7 +71,11 @@ def test_losses_import_torch_only_and_have_their_yaml(path: Path) -> None:
 
 def test_nets_know_neither_role_nor_loss() -> None:
     for path in (KD / "nets").glob("*.py"):
-        assert not {name for name in _imports(path) if name.startswith(("kd.losses", "kd.objective", "kd.teachers"))}
+        assert not {
+            name
+            for name in _imports(path)
+            if name.startswith(("kd.losses", "kd.training.objective", "kd.teachers"))
+        }
 
 
 @pytest.mark.parametrize(
@@ -86,5 +95,33 @@ def test_nets_know_neither_role_nor_loss() -> None:
 def test_training_code_is_not_imported_before_it_is_needed(module: str) -> None:
     # `--help`, a misspelt key and a table of many runs must not wait for torch.
     code = f"import sys, {module}; print([m for m in ('torch', 'lightning', 'sklearn') if m in sys.modules])"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=KD.parent)
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=KD.parent
+    )
     assert out.stdout.strip() == "[]"
+
+
+# From the ground up: what stands in a row may import only what stands in rows before it.
+FLOORS = [
+    {"losses", "shape", "log", "errors"},
+    {"files"},
+    {"config"},
+    {"data", "command"},
+    {"nets", "dashboard"},
+    {"measure", "teachers"},
+    {"training"},
+    {"stages"},
+    {"reports"},
+    {"runs", "summary"},
+    {"shipping", "tasks", "tuning"},
+    {"evaluation"},
+]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(KD)))
+def test_folders_import_only_those_below_them(path: Path) -> None:
+    floor = {name: i for i, names in enumerate(FLOORS) for name in names}
+    own = path.relative_to(KD).parts[0].removesuffix(".py")
+    others = {f"{name}.".split(".")[1] for name in _imports(path) if name.startswith("kd.")} - {own}
+    commands = len(FLOORS)
+    assert all(floor.get(each, commands) < floor.get(own, commands + 1) for each in others)

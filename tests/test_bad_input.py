@@ -57,11 +57,17 @@ TRAIN: list[tuple[str, tuple[str, ...]]] = [
     ("alpha=1.5", ("alpha", "1.5", "a number from 0 to 1")),
     ("alpha=-0.1", ("alpha", "-0.1", "a number from 0 to 1")),
     ("alpha=nan", ("alpha: found nan", "a number from 0 to 1")),
-    ("alpha={schedule: liner, start: 0, end: 1}", ("alpha.schedule: found 'liner'", "did you mean 'linear'")),
+    (
+        "alpha={schedule: liner, start: 0, end: 1}",
+        ("alpha.schedule: found 'liner'", "did you mean 'linear'"),
+    ),
     ("alpha={schedule: linear, start: 0, end: 2}", ("alpha: it is 1.02 at progress 0.51",)),
     ("alpha={schedule: linear, start: low, end: 1}", ("alpha.start: found 'low'", "valid number")),
     ("alpha={_target_: nothing.at.all}", ("alpha._target_: cannot import 'nothing.at.all'",)),
-    ("alpha=0.5  loss=dkd", ("alpha: the chosen loss does not use it", "loss.terms.dkd.loss.target_weight")),
+    (
+        "alpha=0.5  loss=dkd",
+        ("alpha: the chosen loss does not use it", "loss.terms.dkd.loss.target_weight"),
+    ),
     ("temperature=0", ("temperature", "a number above 0")),
     ("temperature=-1", ("temperature", "-1")),
     ("temperature=warm", ("temperature", "'warm'", "number")),
@@ -71,7 +77,10 @@ TRAIN: list[tuple[str, tuple[str, ...]]] = [
     ("epochs=abc", ("epochs", "'abc'")),
     ("seed=-1", ("seed", "-1")),
     ("seed=null", ("seed", "None")),
-    ("seed=18446744073709551616", ("seed: found 18446744073709551616", "less than 9223372036854775808")),
+    (
+        "seed=18446744073709551616",
+        ("seed: found 18446744073709551616", "less than 9223372036854775808"),
+    ),
     ("force=maybe", ("force", "'maybe'")),
     ("batch_size=0", ("batch_size",)),
     ("batch_size=201", ("batch_size", "201", "200 training images", "1 to 200")),
@@ -107,24 +116,42 @@ TRAIN: list[tuple[str, tuple[str, ...]]] = [
     ("stages=[teach]", ("stages", "'teach'", "teacher")),
     ("stages=[]", ("stages",)),
     ("stage.distill.start=distill", ("distill builds on distill, which must come before it",)),
-    ("+stage.distill.trains=loss", ("stage.distill.trains: found 'loss', but its loss learns nothing",)),
+    (
+        "+stage.distill.trains=loss",
+        ("stage.distill.trains: found 'loss', but its loss learns nothing",),
+    ),
     ("+loss.terms.kd.loss.temprature=1", ("loss.terms.kd.loss.temprature", "'temperature'")),
     ("loss.terms.kd.loss._target_=kd.losses.kd.kd", ("loss.terms.kd.loss", "kd.losses.kd.kd")),
     ("loss.terms.kd.weight=-1", ("loss.terms.kd.weight", "-1")),
-    ("loss.terms.kd=null", ("loss.terms.kd: found None, accepted is a mapping with the keys weight, loss",)),
+    (
+        "loss.terms.kd=null",
+        ("loss.terms.kd: found None, accepted is a mapping with the keys weight, loss",),
+    ),
     ("loss.terms=3", ("loss.terms: found 3",)),
     ("loss.terms.kd.loss=3", ("loss.terms.kd.loss: needs a `_target_`", "found 3")),
-    ("loss=dkd  loss.terms.dkd.loss.target_weight=big", ("loss.terms.dkd.loss.target_weight: found 'big'",)),
+    (
+        "loss=dkd  loss.terms.dkd.loss.target_weight=big",
+        ("loss.terms.dkd.loss.target_weight: found 'big'",),
+    ),
     ("loss=fitnet  student.taps=[nope]", ("student.taps: the net has no module 'nope'",)),
-    ("loss=fitnet  student.taps=[hidden.0,hidden.1]  teacher.taps=[hidden.0]", ("student.taps: found 2", "in pairs")),
+    (
+        "loss=fitnet  student.taps=[hidden.0,hidden.1]  teacher.taps=[hidden.0]",
+        ("student.taps: found 2", "in pairs"),
+    ),
     ("loss=simkd", ("loss.net: student.net: MLP does not end in the average",)),
     ("student.net._target_=kd.nets.mlp.MLPP", ("student.net._target_", "MLPP")),
     ("student.net._target_=nothing.at.all", ("student.net._target_", "nothing.at.all")),
     ("student=torchvision  student.net.name=resnet15", ("student.net", "resnet15", "resnet18")),
     ("student=torchvision  student.net.name=3", ("student.net.name: found 3", "valid string")),
     ("teacher=ensemble  teacher.members=[{net: 3}]", ("teacher.members[0].net: found 3",)),
-    ("teacher=ensemble  teacher.members=[{sed: 1}]", ("teacher.members[0].sed: no such key; did you mean 'seed'",)),
-    ("teacher=ensemble  teacher.weights=[1,2]", ("teacher.weights: found [1.0, 2.0], needed is one for each",)),
+    (
+        "teacher=ensemble  teacher.members=[{sed: 1}]",
+        ("teacher.members[0].sed: no such key; did you mean 'seed'",),
+    ),
+    (
+        "teacher=ensemble  teacher.weights=[1,2]",
+        ("teacher.weights: found [1.0, 2.0], needed is one for each",),
+    ),
     # names and places
     ("name=a/b", ("name", "a/b")),
     ("name=..", ("name: found '..'; accepted is a folder's name",)),
@@ -150,19 +177,34 @@ TRAIN: list[tuple[str, tuple[str, ...]]] = [
     ("data=image_folder", ("data.root: must be given",)),
     ("data=image_folder  data.root=nowhere", ("data.root: no folder", "nowhere")),
     ("data=image_folder  data.root=loop", ("data.root: no folder", "loop")),
-    ("data=image_folder  data.root=photos/cat", ("data.root", "photos/cat must hold a folder of images for each of")),
-    ("data=image_folder  data.root=photos  data.cache=off", ("1 of 5 image files", "photos/dog/1.png: not an image")),
+    (
+        "data=image_folder  data.root=photos/cat",
+        ("data.root", "photos/cat must hold a folder of images for each of"),
+    ),
+    (
+        "data=image_folder  data.root=photos  data.cache=off",
+        ("1 of 5 image files", "photos/dog/1.png: not an image"),
+    ),
     ("data=image_folder  data.root=photos  data.image_size=0", ("data.image_size: found 0",)),
-    ("data=image_folder  data.root=photos  data.image_size=1000000", ("data.image_size: found 1000000",)),
+    (
+        "data=image_folder  data.root=photos  data.image_size=1000000",
+        ("data.image_size: found 1000000",),
+    ),
     ("data=image_folder  data.root=photos  data.channels=2", ("data.channels: found 2",)),
-    ("data=image_folder  data.root=photos  data.group_pattern='('", ("data.group_pattern", "no regular expression")),
+    (
+        "data=image_folder  data.root=photos  data.group_pattern='('",
+        ("data.group_pattern", "no regular expression"),
+    ),
     # weights
     ("teacher.path=/nowhere.pt", ("teacher.path", "/nowhere.pt")),
     ("teacher.path=loop", ("teacher.path: there is no file", "loop")),
     ("teacher.path=empty", ("teacher.path: the folder", "has no student.safetensors")),
     ("teacher.path=run", ("teacher.path", "of another net: hidden [8] where teacher.net has [16]")),
     ("teacher=checkpoint", ("teacher.path: found None, needed is the file",)),
-    ("teacher=checkpoint  teacher.path=text.pt", ("text.pt does not name its net", "teacher=resnet18 teacher.path=")),
+    (
+        "teacher=checkpoint  teacher.path=text.pt",
+        ("text.pt does not name its net", "teacher=resnet18 teacher.path="),
+    ),
     ("teacher=checkpoint  teacher.path=other/header_mean", ("header is damaged: mean.0",)),
     (
         "teacher=checkpoint  teacher.path=other/header_wide",
@@ -170,7 +212,9 @@ TRAIN: list[tuple[str, tuple[str, ...]]] = [
     ),
 ]
 
-OF_RUNS: list[tuple[str, tuple[str, ...]]] = [  # of evaluate, benchmark and export alike; shared out
+OF_RUNS: list[
+    tuple[str, tuple[str, ...]]
+] = [  # of evaluate, benchmark and export alike; shared out
     ("", ("run: must be given",)),
     ("run=nowhere", ("run: there is no folder", "nowhere")),
     ("run=runn", ("did you mean 'run'?",)),
@@ -196,36 +240,99 @@ CASES: list[Case] = [
     ("tune", "search=kdd", ("search", "'kd'")),
     ("tune", "storage=nonsense://x", ("storage", "nonsense")),
     ("tune", "temperature=0", ("temperature", "above 0")),
-    ("tune", "search.space.temprature={low: 1, high: 2}", ("search.space.temprature", "'temperature'")),
-    ("tune", "search.space.temperature={choices: [1, 2], low: 1}", ("search.space.temperature", "choices")),
+    (
+        "tune",
+        "search.space.temprature={low: 1, high: 2}",
+        ("search.space.temprature", "'temperature'"),
+    ),
+    (
+        "tune",
+        "search.space.temperature={choices: [1, 2], low: 1}",
+        ("search.space.temperature", "choices"),
+    ),
     ("tune", "search.space.loss={choices: [kd, dkdd]}", ("loss", "dkdd", "'dkd'")),
-    ("tune", "loss=dkd  search=kd", ("search.space.alpha", "does not use it", "loss.terms.dkd.loss.target_weight")),
-    ("tune", "loss=dkd  search.space.alpha={low: 0.1, high: 0.5}", ("search.space.alpha", "does not use it")),
+    (
+        "tune",
+        "loss=dkd  search=kd",
+        ("search.space.alpha", "does not use it", "loss.terms.dkd.loss.target_weight"),
+    ),
+    (
+        "tune",
+        "loss=dkd  search.space.alpha={low: 0.1, high: 0.5}",
+        ("search.space.alpha", "does not use it"),
+    ),
     ("tune", "loss=dml", ("search.space", "nothing to search", "loss.terms.dml.weight")),
     ("tune", "stages=[baseline]", ("stages", "distill")),
     ("tune", "force=true", ("force",)),
-    ("incremental", "incremental.tasks=11", ("incremental.tasks: found 11, the data has 10 classes",)),
+    (
+        "incremental",
+        "incremental.tasks=11",
+        ("incremental.tasks: found 11, the data has 10 classes",),
+    ),
     ("incremental", "incremental.tasks=0", ("incremental.tasks: found 0",)),
-    ("incremental", "incremental.tasks=[[0,1],[1]]", ("incremental.tasks: class '1' is in task 1 and in task 2",)),
-    ("incremental", "incremental.tasks=[[0,1],[12]]", ("incremental.tasks[1]: there is no class '12'",)),
+    (
+        "incremental",
+        "incremental.tasks=[[0,1],[1]]",
+        ("incremental.tasks: class '1' is in task 1 and in task 2",),
+    ),
+    (
+        "incremental",
+        "incremental.tasks=[[0,1],[12]]",
+        ("incremental.tasks[1]: there is no class '12'",),
+    ),
     ("incremental", "incremental.exemplars=9", ("incremental.exemplars: found 9 for 10 classes",)),
     ("incremental", "incremental.first=4", ("incremental.first: needs incremental.step",)),
     ("incremental", "incremental.method=lwff", ("incremental/method: there is no 'lwff'",)),
-    ("incremental", "incremental.taks=4", ("incremental.taks: no such key; did you mean 'incremental.tasks'",)),
-    ("incremental", "incremental.method=finetune  loss=kd", ("loss: kd cannot do with a teacher that knows",)),
-    ("incremental", "incremental.method=finetune  incremental.weight=1", ("incremental.weight", "does not use it")),
-    ("incremental", "+student.taps=[hidden]", ("student.taps: a net that grows is tapped nowhere",)),
-    ("incremental", "data.unlabeled=somewhere", ("data.unlabeled: images without labels belong to no task",)),
+    (
+        "incremental",
+        "incremental.taks=4",
+        ("incremental.taks: no such key; did you mean 'incremental.tasks'",),
+    ),
+    (
+        "incremental",
+        "incremental.method=finetune  loss=kd",
+        ("loss: kd cannot do with a teacher that knows",),
+    ),
+    (
+        "incremental",
+        "incremental.method=finetune  incremental.weight=1",
+        ("incremental.weight", "does not use it"),
+    ),
+    (
+        "incremental",
+        "+student.taps=[hidden]",
+        ("student.taps: a net that grows is tapped nowhere",),
+    ),
+    (
+        "incremental",
+        "data.unlabeled=somewhere",
+        ("data.unlabeled: images without labels belong to no task",),
+    ),
     ("incremental", "batch_size=500", ("batch_size: 500 on 1 device",)),
     ("incremental", "student.net.hiden=[3]", ("student.net",)),
-    *((("evaluate", "benchmark", "export")[i % 3], typed, words) for i, (typed, words) in enumerate(OF_RUNS)),
-    ("evaluate", "run=run  corruption=true", ("corruption: no such key; did you mean 'corruptions'?",)),
-    ("evaluate", "run=run  corruptions=[nois]", ("corruptions: found 'nois'", "did you mean 'noise'")),
+    *(
+        (("evaluate", "benchmark", "export")[i % 3], typed, words)
+        for i, (typed, words) in enumerate(OF_RUNS)
+    ),
+    (
+        "evaluate",
+        "run=run  corruption=true",
+        ("corruption: no such key; did you mean 'corruptions'?",),
+    ),
+    (
+        "evaluate",
+        "run=run  corruptions=[nois]",
+        ("corruptions: found 'nois'", "did you mean 'noise'"),
+    ),
     ("evaluate", "run=run  corruptions=[[noise]]", ("corruptions: found ['noise']",)),
     ("evaluate", "run=run  severities=[6]", ("severities", "found 6")),
     ("evaluate", "run=run  data=null", ("data: found None, accepted are the files",)),
     ("evaluate", "run=run  +data.rooot=x", ("data.rooot: no such parameter", "'root'")),
-    ("benchmark", "run=run  backends=[eagre]", ("backends: found 'eagre'; accepted are eager, compile, onnx,",)),
+    (
+        "benchmark",
+        "run=run  backends=[eagre]",
+        ("backends: found 'eagre'; accepted are eager, compile, onnx,",),
+    ),
     ("benchmark", "run=run  thread=2", ("thread: no such key; did you mean 'threads'?",)),
     ("benchmark", "run=run  threads=0", ("threads: found 0",)),
     ("benchmark", "run=run  threads=99999999999", ("threads: found 99999999999",)),
@@ -245,15 +352,27 @@ CASES: list[Case] = [
     ("predict", "model=run", ("images: must be given",)),
     ("predict", "model=empty  images=photos", ("has no report.json, so it is no run's",)),
     ("predict", "model=x.partial  images=photos", ("is not finished",)),
-    ("predict", "model=text.pt  images=photos", ("text.pt is no model of ours", "student.safetensors")),
-    ("predict", "model=text.onnx  images=photos", ("model: text.onnx is no ONNX file, or a damaged one",)),
+    (
+        "predict",
+        "model=text.pt  images=photos",
+        ("text.pt is no model of ours", "student.safetensors"),
+    ),
+    (
+        "predict",
+        "model=text.onnx  images=photos",
+        ("model: text.onnx is no ONNX file, or a damaged one",),
+    ),
     ("predict", "model=run/report.json  images=photos", ("is no model of ours",)),
     ("predict", "model=loop  images=photos", ("model: there is no folder", "loop")),
     ("predict", "model=other/later  images=photos", ("model: ", "written by a later kd")),
     ("predict", "model=other/header_mean  images=photos", ("header is damaged: mean.0",)),
     ("predict", "model=other/header_shape  images=photos", ("header is damaged: shape",)),
     ("predict", "model=other/header_later  images=photos", ("written by a later kd (schema 9",)),
-    ("predict", "model=other/header_wide  images=photos", ("would have", "numbers, the file has room for")),
+    (
+        "predict",
+        "model=other/header_wide  images=photos",
+        ("would have", "numbers, the file has room for"),
+    ),
     ("predict", "model=run  images=empty", ("images: no image in", "empty")),
     ("predict", "model=run  images=list.txt", ("images: no image in", "list.txt")),
     ("predict", "model=run  images=[]", ("images: no image in",)),
@@ -267,7 +386,11 @@ CASES: list[Case] = [
     ("report", "empty", ("empty: no report.json in there",)),
     ("report", "text.pt", ("text.pt is damaged, or no report of kd",)),
     ("report", "other/later", ("other/later/report.json was written by a later kd (schema 2",)),
-    ("report", "other/schema", ("other/schema/report.json is damaged, or no report of kd", "schema")),
+    (
+        "report",
+        "other/schema",
+        ("other/schema/report.json is damaged, or no report of kd", "schema"),
+    ),
     ("report", "other/deep", ("other/deep/report.json is damaged",)),
     ("report", "other/list", ("other/list/report.json is damaged",)),
     ("report", "other/brace", ("other/brace/report.json is damaged",)),
@@ -380,14 +503,18 @@ def arguments(name: str, typed: str, out: Path) -> list[str]:
     given = {word.lstrip("+").partition("=")[0] for word in words}
     budget = [word for word in BUDGET.get(name, []) if word.partition("=")[0] not in given]
     if {"student", "teacher", "model"} & given:
-        budget = [word for word in budget if not word.startswith(("student.", "teacher.net", "model"))]
+        budget = [
+            word for word in budget if not word.startswith(("student.", "teacher.net", "model"))
+        ]
     if name in BUDGET and "output_dir" not in given:
         budget.append(f"output_dir={out}")
     flags = [word for word in words if word.startswith("-")]
     return [*flags, *budget, *(word for word in words if word not in flags)]
 
 
-@pytest.mark.parametrize(("name", "typed", "words"), CASES, ids=[f"{name} {typed}"[:80] for name, typed, _ in CASES])
+@pytest.mark.parametrize(
+    ("name", "typed", "words"), CASES, ids=[f"{name} {typed}"[:80] for name, typed, _ in CASES]
+)
 def test_bad_input_is_one_message(
     name: str,
     typed: str,
@@ -405,7 +532,7 @@ def test_bad_input_is_one_message(
 
     monkeypatch.setattr("urllib.request.urlopen", no_network)
     if "trainer" not in typed:  # Lightning tells what it takes when a stage begins
-        monkeypatch.setattr("kd.stages._train", no_training)
+        monkeypatch.setattr("kd.stages.stage._train", no_training)
     out = tmp_path / "out"
     torch.set_num_threads(1)
     with unchanged(lab):

@@ -12,16 +12,16 @@ from composed import composed_command
 from torch import nn
 
 from kd.benchmark import _checked
-from kd.finished import open_run
-from kd.measure.backends import Subject, UnavailableError
-from kd.measure.cost_figure import figure_of
-from kd.measure.cost_text import latency_rows, sentences
+from kd.evaluation.backends import Subject, UnavailableError
+from kd.evaluation.cost_figure import figure_of
+from kd.evaluation.cost_text import latency_rows, sentences
+from kd.evaluation.costs_of_run import Cell, benchmark, ratios, row
+from kd.evaluation.requests import Benchmark
+from kd.evaluation.timing import LEAST, ROUNDS, median_and_p95, times
 from kd.measure.costs import peak_activations
-from kd.measure.costs_of_run import Cell, benchmark, ratios, row
-from kd.measure.requests import Benchmark
-from kd.measure.timing import LEAST, ROUNDS, median_and_p95, times
-from kd.nets.build import Shape
 from kd.nets.mlp import MLP
+from kd.runs.reader import open_run
+from kd.shape import Shape
 
 SHAPE = Shape(1, 8, 10)
 
@@ -47,9 +47,20 @@ class Residual(nn.Module):
     [
         # Two layers' outputs at once; a flattened image is a view of it.
         (nn.Sequential(nn.Flatten(), nn.Linear(64, 80), nn.ReLU(), nn.Linear(80, 10)), 80 + 80),
-        (nn.Sequential(nn.Flatten(), nn.Linear(64, 80), nn.ReLU(inplace=True), nn.Linear(80, 10)), 80 + 10),
-        (nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Linear(8, 200), nn.Linear(200, 300)), 200 + 300),
-        (nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Flatten()), 4 * 64 + 4 * 64),
+        (
+            nn.Sequential(
+                nn.Flatten(), nn.Linear(64, 80), nn.ReLU(inplace=True), nn.Linear(80, 10)
+            ),
+            80 + 10,
+        ),
+        (
+            nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Linear(8, 200), nn.Linear(200, 300)),
+            200 + 300,
+        ),
+        (
+            nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Flatten()),
+            4 * 64 + 4 * 64,
+        ),
         # The copy, the first layer's output and what ReLU makes of it.
         (Residual(), 3 * 4 * 64),
     ],
@@ -58,7 +69,9 @@ class Residual(nn.Module):
 @pytest.mark.parametrize("batch", [1, 64])
 def test_peak_activations_by_hand(net: nn.Module, floats: int, batch: int) -> None:
     assert peak_activations(net, SHAPE, batch) == 4 * floats * batch
-    assert peak_activations(net, SHAPE, batch) == 4 * floats * batch  # nothing is left over from the first time
+    assert (
+        peak_activations(net, SHAPE, batch) == 4 * floats * batch
+    )  # nothing is left over from the first time
 
 
 def test_all_take_turns() -> None:
@@ -69,7 +82,9 @@ def test_all_take_turns() -> None:
     # Where one round ends with what the next begins with, the two turns look like one.
     assert 2 * ROUNDS < len(turns) <= 3 * ROUNDS
     assert rounds[0] == set("abc")
-    assert len({tuple(turns[i : i + 3]) for i in range(0, len(turns), 3)}) > 1  # not always in the same order
+    assert (
+        len({tuple(turns[i : i + 3]) for i in range(0, len(turns), 3)}) > 1
+    )  # not always in the same order
     for name, milliseconds in found.items():
         assert len(milliseconds) >= LEAST * ROUNDS
         assert said.count(name) > len(milliseconds)  # some passes warm up and do not count
@@ -118,7 +133,9 @@ def test_ratios_to_the_teacher() -> None:
     found = ratios(model("student", 2, "eager", "compile"), model("teacher", 10, "eager"))
     assert [found[key] for key in ("params", "macs", "bytes")] == [5, 5, 5]
     assert found["peak_activation_bytes"] == {"cpu": {"1": 5, "64": 5}}
-    assert found["latency"] == [{"device": "cpu", "backend": "eager", "batch": batch, "ratio": 5} for batch in (1, 64)]
+    assert found["latency"] == [
+        {"device": "cpu", "backend": "eager", "batch": batch, "ratio": 5} for batch in (1, 64)
+    ]
 
 
 def made_up() -> dict[str, Any]:
@@ -166,7 +183,10 @@ def test_the_picture_shows_each_latency() -> None:
     assert [label.get_text() for label in first.get_yticklabels()] == ["eager", "compile"]
     lines = [tuple(line.get_xdata()) for line in first.lines if len(line.get_xdata()) == 2]
     assert (2.0, 3.5) in lines
-    assert {text.get_text() for text in figure.legends[0].get_texts()} == {"teacher: TEACHER", "student: STUDENT"}
+    assert {text.get_text() for text in figure.legends[0].get_texts()} == {
+        "teacher: TEACHER",
+        "student: STUDENT",
+    }
     assert "ms" in first.get_xlabel()
 
 
@@ -174,7 +194,9 @@ def test_a_run_is_measured(finished: Path, tmp_path: Path) -> None:
     asked = config(finished, "backends=[eager]", f"out={tmp_path}", "threads=2", "batches=[1,8]")
     file = benchmark(open_run(finished), asked, "python -m kd.benchmark x=1")
     assert torch.get_num_threads() == 1  # as before
-    assert {path.name for path in tmp_path.iterdir()} == {f"benchmark.{kind}" for kind in ("json", "md", "png", "svg")}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"benchmark.{kind}" for kind in ("json", "md", "png", "svg")
+    }
     found = json.loads(file.read_text())
     assert found["environment"]["threads"] == 2
     report = json.loads((finished / "report.json").read_text())
@@ -204,7 +226,9 @@ def test_backends_give_the_same_answers(tmp_path: Path) -> None:
     run = subject.runs("onnx", "cpu", 5)
     assert np.shape(run()[0]) == (5, 10)  # type: ignore[index]
     images = torch.rand(5, 1, 8, 8)
-    session = onnxruntime.InferenceSession(str(subject.file("onnx")), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        str(subject.file("onnx")), providers=["CPUExecutionProvider"]
+    )
     found = session.run(None, {session.get_inputs()[0].name: images.numpy()})[0]
     with torch.no_grad():
         assert np.abs(found - net((images - 0.3) / 0.5).numpy()).max() < 1e-5
@@ -213,7 +237,10 @@ def test_backends_give_the_same_answers(tmp_path: Path) -> None:
 
 
 def test_a_backend_that_is_not_there_is_named(
-    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)  # as if it were not installed
 
@@ -223,7 +250,9 @@ def test_a_backend_that_is_not_there_is_named(
     monkeypatch.setattr(torch, "compile", broken)
     file = benchmark(open_run(finished), config(finished, f"out={tmp_path}", "batches=[1]"), "")
     found = json.loads(file.read_text())
-    reasons = {each["backend"]: each["reason"] for each in found["unavailable"] if each["device"] == "cpu"}
+    reasons = {
+        each["backend"]: each["reason"] for each in found["unavailable"] if each["device"] == "cpu"
+    }
     assert reasons == {
         "compile": "RuntimeError: No working C++ compiler found",
         "onnx": "onnxruntime is not installed: pip install 'kd[export]'",
@@ -231,7 +260,10 @@ def test_a_backend_that_is_not_there_is_named(
     }
     assert {one["backend"] for each in found["models"] for one in each["latency"]} == {"eager"}
     out = " ".join(capsys.readouterr().out.split())
-    assert "Not run: compile on cpu (teacher, baseline, student): RuntimeError: No working C++ compiler found" in out
+    assert (
+        "Not run: compile on cpu (teacher, baseline, student): RuntimeError: No working C++ compiler found"
+        in out
+    )
 
 
 def test_onnx_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,10 +276,16 @@ def test_onnx_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.slow
 def test_all_backends(finished: Path, tmp_path: Path) -> None:
-    found = json.loads(benchmark(open_run(finished), config(finished, f"out={tmp_path}"), "").read_text())
+    found = json.loads(
+        benchmark(open_run(finished), config(finished, f"out={tmp_path}"), "").read_text()
+    )
     assert [each for each in found["unavailable"] if each["device"] == "cpu"] == []
     for each in found["models"]:
-        cells = {(one["backend"], one["batch"]) for one in each["latency"] if one["device"] == "cpu"}
-        assert cells == {(name, batch) for name in ("eager", "compile", "onnx", "onnx_int8") for batch in (1, 64)}
+        cells = {
+            (one["backend"], one["batch"]) for one in each["latency"] if one["device"] == "cpu"
+        }
+        assert cells == {
+            (name, batch) for name in ("eager", "compile", "onnx", "onnx_int8") for batch in (1, 64)
+        }
         assert each["onnx_int8_bytes"] > 0
         assert each["onnx_bytes"] > 0

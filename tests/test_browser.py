@@ -15,12 +15,16 @@ from typing import Any
 
 import pytest
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
 DRIVER = shutil.which("chromedriver")
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.slow,
-    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs Chromium and chromedriver on the PATH"),
+    pytest.mark.skipif(
+        not (CHROMIUM and DRIVER), reason="needs Chromium and chromedriver on the PATH"
+    ),
 ]
 
 # All of a page, with what is in shadow trees, but for what is not displayed.
@@ -75,7 +79,11 @@ def address(three_runs: list[Path]) -> Iterator[str]:
     output = three_runs[0].parents[1]
     line = [sys.executable, "-m", "kd.dashboard", str(output), "--host", "127.0.0.1", "--port", "0"]
     board = subprocess.Popen(
-        line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
+        line,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )
     try:
         assert board.stdout
@@ -97,7 +105,13 @@ def browser() -> Iterator[Any]:
 
     options = webdriver.ChromeOptions()
     options.binary_location = str(CHROMIUM)
-    for word in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "window-size=1800,1300"):
+    for word in (
+        "headless=new",
+        "no-sandbox",
+        "disable-gpu",
+        "disable-dev-shm-usage",
+        "window-size=1800,1300",
+    ):
         options.add_argument(f"--{word}")
     driver = webdriver.Chrome(options=options, service=Service(DRIVER))
     yield driver
@@ -127,7 +141,9 @@ def wait(browser: Any, tmp_path: Path) -> Callable[[str, Callable[[Any], bool]],
 
 
 def show(browser: Any, address: str, tab: str) -> None:
-    browser.get("about:blank")  # or else only the fragment of the address changes, and no page is loaded
+    browser.get(
+        "about:blank"
+    )  # or else only the fragment of the address changes, and no page is loaded
     browser.get(f"{address}#{tab}")
 
 
@@ -137,7 +153,9 @@ NAMES = ("digits_kd_T2.0_a0.5_s0", "digits_kd_Tlinear-9-1_a0.5_s0", "digits_dkd_
 def test_scalars(browser: Any, address: str, wait: Any) -> None:
     show(browser, address, "scalars")
     stages = [f"{NAMES[0]}/{stage}" for stage in ("teacher", "baseline", "distill")]
-    text = wait(TEXT, lambda t: all(word in t for word in (*NAMES, *stages, "lr", "result", "train", "val")))
+    text = wait(
+        TEXT, lambda t: all(word in t for word in (*NAMES, *stages, "lr", "result", "train", "val"))
+    )
     assert f"{NAMES[1]}/teacher" not in text  # its curves are there already
     assert not re.search(r"[0-9a-f]{16}", text), "keys of the store"
     wait(LINES, lambda count: count >= 4)
@@ -145,17 +163,42 @@ def test_scalars(browser: Any, address: str, wait: Any) -> None:
 
 def test_custom_scalars(browser: Any, address: str, wait: Any) -> None:
     show(browser, address, "custom_scalars")
-    wait(TEXT, lambda t: "Student, baseline, teacher" in t and "validation accuracy" in t and "Matches (5)" in t)
+    wait(
+        TEXT,
+        lambda t: (
+            "Student, baseline, teacher" in t and "validation accuracy" in t and "Matches (5)" in t
+        ),
+    )
     wait(LINES, lambda count: count >= 5 + 5)
 
 
 def test_hparams(browser: Any, address: str, wait: Any, three_runs: list[Path]) -> None:
     show(browser, address, "hparams")
     accuracy = [
-        json.loads((folder / "report.json").read_text())["models"][2]["test"]["accuracy"] for folder in three_runs
+        json.loads((folder / "report.json").read_text())["models"][2]["test"]["accuracy"]
+        for folder in three_runs
     ]
-    cells = [*NAMES, "2.0000", "9.0000", "4.0000", "kd", "dkd", "MLP(hidden=[8])", *(f"{a:#.5g}" for a in accuracy)]
-    columns = ("alpha", "method", "seed", "student", "T", "test accuracy", "validation accuracy", "gain", "agreement")
+    cells = [
+        *NAMES,
+        "2.0000",
+        "9.0000",
+        "4.0000",
+        "kd",
+        "dkd",
+        "MLP(hidden=[8])",
+        *(f"{a:#.5g}" for a in accuracy),
+    ]
+    columns = (
+        "alpha",
+        "method",
+        "seed",
+        "student",
+        "T",
+        "test accuracy",
+        "validation accuracy",
+        "gain",
+        "agreement",
+    )
     wait(TEXT, lambda t: all(word in t for word in (*cells, *columns)))
 
 
@@ -166,19 +209,33 @@ def test_the_table_sorts_numbers_as_numbers(browser: Any, address: str, wait: An
     show(browser, address, "hparams")
     wait(TEXT, lambda text: len(order(text)) == 3)
     browser.execute_script(PICK, "T")
-    for direction, wanted in (("Ascending", "2.0000 4.0000 9.0000"), ("Descending", "9.0000 4.0000 2.0000")):
+    for direction, wanted in (
+        ("Ascending", "2.0000 4.0000 9.0000"),
+        ("Descending", "9.0000 4.0000 2.0000"),
+    ):
         browser.execute_script(PICK, direction)
         wait(TEXT, lambda text, wanted=wanted: " ".join(order(text)) == wanted)
 
 
 def test_images(browser: Any, address: str, wait: Any) -> None:
     show(browser, address, "images")
-    words = ("confusion/teacher", "confusion/baseline", "confusion/student", "disagreement", "learning_curves", "views")
+    words = (
+        "confusion/teacher",
+        "confusion/baseline",
+        "confusion/student",
+        "disagreement",
+        "learning_curves",
+        "views",
+    )
     wait(TEXT, lambda text: all(word in text for word in (*words, *NAMES, "reliability")))
 
     def confusions(sources: list[str]) -> int:
         keys = [re.search(r"blob_key=([\w=-]+)", source) for source in sources]
-        said = [base64.urlsafe_b64decode(key[1] + "=" * (-len(key[1]) % 4)).decode() for key in keys if key]
+        said = [
+            base64.urlsafe_b64decode(key[1] + "=" * (-len(key[1]) % 4)).decode()
+            for key in keys
+            if key
+        ]
         return sum("confusion/" in each for each in said)
 
     wait(PICTURES, lambda sources: confusions(sources) == 3 + 1 + 1)

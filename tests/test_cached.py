@@ -23,19 +23,19 @@ from safetensors.torch import load_file
 from stopping import stop_before
 from torch import Tensor
 
-from kd.config import Config, check
-from kd.construct import construct
+from kd.config.construct import construct
+from kd.config.schema import Config, check
 from kd.data.base import DataModule, Images
 from kd.data.digits import Digits
+from kd.data.views import Augment, make_views
 from kd.errors import Interrupted, UserError
 from kd.nets.mlp import MLP
 from kd.nets.resnet import ResNet
-from kd.run import run
+from kd.runs.run import run
 from kd.teachers.cached import Cached
 from kd.teachers.frozen import Frozen
 from kd.teachers.live import CHUNK, Answers, Live, chunk_of
 from kd.teachers.view_files import LOGITS, MANIFEST, Room, ViewFiles
-from kd.views import Augment, make_views
 
 Make = Callable[..., Config]
 AUGMENT = Augment(crop_padding=1, rotation=10)
@@ -48,7 +48,9 @@ class Sums:
         self.asked = 0
 
     def __call__(self, x: Tensor) -> Tensor:
-        self.asked += int((x.flatten(1).sum(1) > 0).sum())  # not the blank ones that fill a batch up
+        self.asked += int(
+            (x.flatten(1).sum(1) > 0).sum()
+        )  # not the blank ones that fill a batch up
         return torch.stack([x.double().sum((1, 2, 3)), -x.double().amax((1, 2, 3))], dim=1).float()
 
     def to(self, device: torch.device) -> None:
@@ -57,21 +59,40 @@ class Sums:
 
 def images(count: int = 100) -> Images:
     generator = torch.Generator().manual_seed(0)
-    return Images(torch.randint(1, 256, (count, 1, 8, 8), generator=generator, dtype=torch.uint8), torch.zeros(count))
+    return Images(
+        torch.randint(1, 256, (count, 1, 8, 8), generator=generator, dtype=torch.uint8),
+        torch.zeros(count),
+    )
 
 
 def cached(
-    folder: Path, answers: Any = None, key: str = "key", limit: float = 1.0, seed: int = 0, views: int = 0
+    folder: Path,
+    answers: Any = None,
+    key: str = "key",
+    limit: float = 1.0,
+    seed: int = 0,
+    views: int = 0,
 ) -> Cached:
     part = images()
     files = ViewFiles(Room(folder, limit), key, len(part), 2, "float32")
-    return Cached(Live(answers or Sums(), "float32"), part, augment=AUGMENT, seed=seed, files=files, views=views)
+    return Cached(
+        Live(answers or Sums(), "float32"),
+        part,
+        augment=AUGMENT,
+        seed=seed,
+        files=files,
+        views=views,
+    )
 
 
 def batch(view: int, *index: int) -> tuple[Tensor, Tensor, int]:
     """What the training gives the teacher."""
     where = torch.tensor(index)
-    return make_views(images().pixels[where], where, seed=0, view=view, augment=AUGMENT), where, view
+    return (
+        make_views(images().pixels[where], where, seed=0, view=view, augment=AUGMENT),
+        where,
+        view,
+    )
 
 
 def folder_of(teacher: Cached, view: int) -> Path:
@@ -86,7 +107,9 @@ def test_fewer_large_pictures_are_asked_about_at_once(side: int, count: int) -> 
 class TestLive:
     @pytest.mark.parametrize(("channels", "size"), [(1, 8), (3, 16)])
     @pytest.mark.parametrize("autocast", [False, True])
-    def test_logits_do_not_depend_on_the_batch(self, channels: int, size: int, autocast: bool) -> None:
+    def test_logits_do_not_depend_on_the_batch(
+        self, channels: int, size: int, autocast: bool
+    ) -> None:
         torch.manual_seed(0)
         net = ResNet(10, 18, channels, size, width=8)
         x = torch.rand(150, channels, size, size)
@@ -148,7 +171,9 @@ class TestOnce:
         teacher = cached(tmp_path)
         teacher.prepare(1)
         x, index, view = batch(1, 5, 6)
-        assert torch.equal(teacher(torch.full_like(x, torch.nan), index, view), teacher.live(x, index, view))
+        assert torch.equal(
+            teacher(torch.full_like(x, torch.nan), index, view), teacher.live(x, index, view)
+        )
 
     def test_another_view_than_the_prepared_one_is_asked_about(self, tmp_path: Path) -> None:
         teacher = cached(tmp_path)
@@ -188,7 +213,11 @@ class TestOnce:
         folder = tmp_path / "key-cpu" / "view-4"
         assert {path.name for path in folder.iterdir()} == {LOGITS, MANIFEST}
         manifest = json.loads((folder / MANIFEST).read_text())
-        assert {k: manifest[k] for k in ("rows", "classes", "dtype")} == {"rows": 100, "classes": 2, "dtype": "float32"}
+        assert {k: manifest[k] for k in ("rows", "classes", "dtype")} == {
+            "rows": 100,
+            "classes": 2,
+            "dtype": "float32",
+        }
         assert np.load(folder / LOGITS).shape == (100, 2)
 
 
@@ -235,7 +264,9 @@ class TestDamage:
         writer.prepare(0)
         damage(folder_of(writer, 0))
         folder_of(reader, 0).parent.mkdir(parents=True)
-        shutil.copytree(folder_of(writer, 0), folder_of(reader, 0))  # a path that this process has not verified yet
+        shutil.copytree(
+            folder_of(writer, 0), folder_of(reader, 0)
+        )  # a path that this process has not verified yet
         expected = reader.live(*batch(0, 1, 2))
         reader.live.answers.asked = 0
         reader.prepare(0)
@@ -257,7 +288,9 @@ class TestDamage:
         assert teacher.live.answers.asked == 300
 
     @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-    def test_an_interrupted_write_leaves_nothing(self, error: type[BaseException], tmp_path: Path) -> None:
+    def test_an_interrupted_write_leaves_nothing(
+        self, error: type[BaseException], tmp_path: Path
+    ) -> None:
         class Breaks(Sums):
             def __call__(self, x: Tensor) -> Tensor:
                 if self.asked:
@@ -296,7 +329,9 @@ def _prepare(folder: Path, marks: Path, seconds: float) -> None:
 def at_work(folder: Path, seconds: float) -> tuple[Any, Path]:
     """A process that has begun to compute view 0, and the folder of its marks."""
     (marks := folder / "marks").mkdir()
-    job = multiprocessing.get_context("spawn").Process(target=_prepare, args=(folder / "cache", marks, seconds))
+    job = multiprocessing.get_context("spawn").Process(
+        target=_prepare, args=(folder / "cache", marks, seconds)
+    )
     job.start()
     while not list(marks.iterdir()):
         time.sleep(0.01)
@@ -308,7 +343,10 @@ class TestSeveralProcesses:
     def test_one_computes_and_the_others_wait(self, tmp_path: Path) -> None:
         (marks := tmp_path / "marks").mkdir()
         context = multiprocessing.get_context("spawn")
-        jobs = [context.Process(target=_prepare, args=(tmp_path / "cache", marks, 0.3)) for _ in range(2)]
+        jobs = [
+            context.Process(target=_prepare, args=(tmp_path / "cache", marks, 0.3))
+            for _ in range(2)
+        ]
         for job in jobs:
             job.start()
         for job in jobs:
@@ -326,7 +364,11 @@ class TestSeveralProcesses:
         job.join(60)
         assert teacher.live.answers.asked == 200, "the other two"
         assert len(list(marks.iterdir())) == -(-100 // CHUNK)
-        assert {path.name for path in teacher.files.folder.glob("view*")} == {"view-0", "view-1", "view-2"}
+        assert {path.name for path in teacher.files.folder.glob("view*")} == {
+            "view-0",
+            "view-1",
+            "view-2",
+        }
         teacher.prepare(2)
         assert torch.equal(teacher(*batch(2, 3)), Live(Sums(), "float32")(*batch(2, 3)))
         assert teacher.live.answers.asked == 200
@@ -354,11 +396,15 @@ class TestSeveralProcesses:
 
 
 class TestNoRoom:
-    def check_live(self, teacher: Cached, capsys: pytest.CaptureFixture[str], reason: str, asked: int = 0) -> None:
+    def check_live(
+        self, teacher: Cached, capsys: pytest.CaptureFixture[str], reason: str, asked: int = 0
+    ) -> None:
         for view in (0, 1, 2):
             teacher.prepare(view)
             assert teacher.rows is None
-            assert torch.equal(teacher(*batch(view, 3, 9)), Live(Sums(), "float32")(*batch(view, 3, 9)))
+            assert torch.equal(
+                teacher(*batch(view, 3, 9)), Live(Sums(), "float32")(*batch(view, 3, 9))
+            )
         said = capsys.readouterr().err
         assert said.count("teacher.cache: cannot keep") == 1
         assert reason in said
@@ -385,7 +431,9 @@ class TestNoRoom:
         (tmp_path / "cache").touch()  # a file where a folder should be: holds for root too
         self.check_live(cached(tmp_path / "cache"), capsys, os.strerror(errno.ENOTDIR))
 
-    def test_what_is_there_is_read_even_so(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_what_is_there_is_read_even_so(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         cached(tmp_path).prepare(1)
         usage = shutil.disk_usage(tmp_path)._replace(free=0)
         monkeypatch.setattr("kd.teachers.view_files.shutil.disk_usage", lambda path: usage)
@@ -402,7 +450,10 @@ class TestLimit:
 
     def test_least_recently_used_views_of_others_go_first(self, tmp_path: Path) -> None:
         limit = 3.5 * self.SIZE / 1e9
-        old, new = cached(tmp_path, key="old", limit=limit), cached(tmp_path, key="new", limit=limit)
+        old, new = (
+            cached(tmp_path, key="old", limit=limit),
+            cached(tmp_path, key="new", limit=limit),
+        )
         old.prepare(0)
         old.prepare(1)
         old.prepare(2)
@@ -418,7 +469,9 @@ class TestLimit:
         again.prepare(1)
         assert again.live.answers.asked == 0
 
-    def test_its_own_are_never_removed(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_its_own_are_never_removed(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         teacher = cached(tmp_path, limit=2.5 * self.SIZE / 1e9)
         for view in range(5):
             teacher.prepare(view)
@@ -430,7 +483,9 @@ class TestLimit:
         teacher.prepare(0)
         assert teacher.rows is not None
 
-    def test_a_mapped_view_that_another_process_removes_stays_readable(self, tmp_path: Path) -> None:
+    def test_a_mapped_view_that_another_process_removes_stays_readable(
+        self, tmp_path: Path
+    ) -> None:
         teacher = cached(tmp_path, limit=1.5 * self.SIZE / 1e9)
         teacher.prepare(0)
         before = teacher(*batch(0, 3, 50))
@@ -452,7 +507,9 @@ class Counting:
         self.answers, self.counts = answers, counts
 
     def __call__(self, x: Tensor) -> Tensor:
-        self.counts.update(each.numpy().tobytes() for each in x.contiguous() if each.any())  # blank ones fill up
+        self.counts.update(
+            each.numpy().tobytes() for each in x.contiguous() if each.any()
+        )  # blank ones fill up
         return self.answers(x)
 
     def to(self, device: torch.device) -> None:
@@ -486,7 +543,9 @@ def pool(tmp_path: Path) -> Path:
     """Images without labels."""
     (folder := tmp_path / "pool").mkdir()
     for i in range(30):
-        Image.fromarray(np.random.default_rng(i).integers(0, 256, (8, 8), np.uint8)).save(folder / f"{i}.png")
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (8, 8), np.uint8)).save(
+            folder / f"{i}.png"
+        )
     return folder
 
 
@@ -524,13 +583,26 @@ class TestStudent:
         ids=" ".join,
     )
     def test_the_same_bits_in_all_settings(
-        self, overrides: tuple[str, ...], outputs: str, tmp_path: Path, pool: Path, asked: Counter[bytes]
+        self,
+        overrides: tuple[str, ...],
+        outputs: str,
+        tmp_path: Path,
+        pool: Path,
+        asked: Counter[bytes],
     ) -> None:
         named = (each.replace("POOL", f"data.unlabeled={pool}") for each in overrides)
         if "student=mlp" in overrides:
-            options = [each for each in SINGLE if "net.width" not in each and "teacher=" not in each]
+            options = [
+                each for each in SINGLE if "net.width" not in each and "teacher=" not in each
+            ]
             on, off = (
-                student(tmp_path / cache, *options, *overrides, f"teacher.outputs={outputs}", f"teacher.cache={cache}")
+                student(
+                    tmp_path / cache,
+                    *options,
+                    *overrides,
+                    f"teacher.outputs={outputs}",
+                    f"teacher.cache={cache}",
+                )
                 for cache in ("auto", "off")
             )
             assert same(on, off)
@@ -539,27 +611,40 @@ class TestStudent:
 
     @pytest.mark.slow
     def test_rounding_is_part_of_the_result(self, tmp_path: Path) -> None:
-        half, single = (student(tmp_path, *SINGLE, f"teacher.outputs={each}") for each in ("float16", "float32"))
+        half, single = (
+            student(tmp_path, *SINGLE, f"teacher.outputs={each}") for each in ("float16", "float32")
+        )
         assert not same(half, single)
 
     @pytest.mark.slow
-    def test_a_sweep_asks_once_about_each_view_of_each_image(self, tmp_path: Path, asked: Counter[bytes]) -> None:
+    def test_a_sweep_asks_once_about_each_view_of_each_image(
+        self, tmp_path: Path, asked: Counter[bytes]
+    ) -> None:
         settings = [(t, a) for t in (1, 2, 4, 8) for a in (0.3, 0.6, 0.9)]
-        students = [student(tmp_path, *TINY, "epochs=3", f"temperature={t}", f"alpha={a}") for t, a in settings]
+        students = [
+            student(tmp_path, *TINY, "epochs=3", f"temperature={t}", f"alpha={a}")
+            for t, a in settings
+        ]
         assert len({tuple(each["fc.bias"].tolist()) for each in students}) == 12
         data: DataModule = construct(check(composed(*CHAIN, *TINY)).data, "data")
         every = torch.arange(200)
         expected: Counter[bytes] = Counter()
         for view in range(3):
-            x = make_views(data.split.train.pixels[every], every, seed=0, view=view, augment=data.augment)
+            x = make_views(
+                data.split.train.pixels[every], every, seed=0, view=view, augment=data.augment
+            )
             expected.update(each.numpy().tobytes() for each in x)
         assert sum(asked.values()) == 200 * 3
         assert asked == expected
 
     @pytest.mark.slow
-    def test_views_are_computed_once_in_a_run_that_repeats_them(self, tmp_path: Path, asked: Counter[bytes]) -> None:
+    def test_views_are_computed_once_in_a_run_that_repeats_them(
+        self, tmp_path: Path, asked: Counter[bytes]
+    ) -> None:
         student(tmp_path, *TINY, "epochs=5", "data.views=2", "loss=dkd")
-        student(tmp_path, *TINY, "epochs=3", "data.views=2", "student.net.hidden=[9]", "batch_size=33")
+        student(
+            tmp_path, *TINY, "epochs=3", "data.views=2", "student.net.hidden=[9]", "batch_size=33"
+        )
         assert sum(asked.values()) == 200 * 2
 
     @pytest.mark.parametrize(
@@ -584,14 +669,17 @@ class TestStudent:
         student(tmp_path, *TINY, "epochs=1", "teacher.epochs=0", override)
         assert sum(asked.values()) == (190 if "limit" in override else 200)
 
-    def test_a_trial_run_does_not_compute_whole_views(self, tmp_path: Path, asked: Counter[bytes]) -> None:
+    def test_a_trial_run_does_not_compute_whole_views(
+        self, tmp_path: Path, asked: Counter[bytes]
+    ) -> None:
         student(tmp_path, *TINY, "trainer=smoke", "trainer.accelerator=cpu")
         assert sum(asked.values()) == 2 * 50
         assert not (tmp_path / "cache" / "teacher").exists()
 
 
 @pytest.mark.parametrize(
-    ("override", "views"), [("epochs=3", 3), ("data.views=2", 2), ("data.views=7", 4), ("early_stopping=2", 0)]
+    ("override", "views"),
+    [("epochs=3", 3), ("data.views=2", 2), ("data.views=7", 4), ("early_stopping=2", 0)],
 )
 def test_how_many_views_will_be_needed(
     override: str, views: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -603,7 +691,7 @@ def test_how_many_views_will_be_needed(
             found.append(views)
             super().__init__(*args, views=views, **options)
 
-    monkeypatch.setattr("kd.stages.Cached", Spy)
+    monkeypatch.setattr("kd.stages.stage.Cached", Spy)
     student(tmp_path, *TINY, "teacher.epochs=0", "epochs=4", override)
     assert found == [views]
 
@@ -659,11 +747,24 @@ def test_digits_views_are_what_the_teacher_is_asked_about(tmp_path: Path) -> Non
 @pytest.mark.slow
 def test_two_ranks_share_the_files_and_end_as_without(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    torch.save(MLP(10, 1, 8, [16]).state_dict(), tmp_path / "teacher.pth")  # each stage takes two processes their start
-    ranks = ("trainer=ddp", "trainer.accelerator=cpu", "batch_size=20", f"teacher.path={tmp_path / 'teacher.pth'}")
+    torch.save(
+        MLP(10, 1, 8, [16]).state_dict(), tmp_path / "teacher.pth"
+    )  # each stage takes two processes their start
+    ranks = (
+        "trainer=ddp",
+        "trainer.accelerator=cpu",
+        "batch_size=20",
+        f"teacher.path={tmp_path / 'teacher.pth'}",
+    )
     found = {}
     for cache in ("auto", "off"):
-        options = [*CHAIN, *TINY, *ranks, f"teacher.cache={cache}", f"output_dir={tmp_path / cache}"]
+        options = [
+            *CHAIN,
+            *TINY,
+            *ranks,
+            f"teacher.cache={cache}",
+            f"output_dir={tmp_path / cache}",
+        ]
         done = Process("kd.train", "model=mlp_to_mlp", *options).wait()
         assert done.returncode == 0, done.stderr
         found[cache] = load_file(next((tmp_path / cache / "runs").glob("*/student.safetensors")))

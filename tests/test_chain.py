@@ -12,15 +12,15 @@ from safetensors.torch import load_file
 from stopping import stop_before
 from torch import Tensor
 
-from kd.chain import chain_of
-from kd.config import Config, check
-from kd.construct import construct
+from kd.config.construct import construct
+from kd.config.schema import Config, check
 from kd.data.base import DataModule
-from kd.distiller import Distiller
 from kd.errors import Interrupted, UserError
 from kd.files.store import Done
-from kd.run import run
-from kd.stages import Stage, make_stage
+from kd.runs.run import run
+from kd.stages.chain import chain_of
+from kd.stages.stage import Stage, make_stage
+from kd.training.distiller import Distiller
 
 
 def done(name: str) -> Done:
@@ -70,18 +70,32 @@ class TestChain:
         chain_of(check(composed(f"stages={stages}", f"loss={loss}")))
 
     def test_an_unknown_stage(self) -> None:
-        with pytest.raises(UserError, match=r"stages: there is no 'distil'; accepted are .*; did you mean 'distill'\?"):
+        with pytest.raises(
+            UserError,
+            match=r"stages: there is no 'distil'; accepted are .*; did you mean 'distill'\?",
+        ):
             chain_of(check(composed("stages=[teacher,distil]")))
 
     def test_weights_of_another_net_are_no_start(self) -> None:
-        with pytest.raises(UserError, match=r"stage\.distill\.start: teacher is another net than distill"):
+        with pytest.raises(
+            UserError, match=r"stage\.distill\.start: teacher is another net than distill"
+        ):
             chain_of(check(composed("stage.distill.start=teacher")))
 
     def test_a_stage_says_what_it_does_otherwise_than_its_recipe(self) -> None:
         stage = "{net: student, loss: labels, epochs: 7, seed_offset: 5, lr_factor: 0.5, ema: 0.9, keep: last}"
-        config = check(composed(f"+stage.mine={stage}", "stages=[mine]", "seed=2", "optim.lr=0.2", "batch_size=32"))
+        config = check(
+            composed(
+                f"+stage.mine={stage}", "stages=[mine]", "seed=2", "optim.lr=0.2", "batch_size=32"
+            )
+        )
         (link,) = chain_of(config)
-        assert (link.recipe.epochs, link.recipe.seed, link.recipe.ema, link.recipe.keep) == (7, 7, 0.9, "last")
+        assert (link.recipe.epochs, link.recipe.seed, link.recipe.ema, link.recipe.keep) == (
+            7,
+            7,
+            0.9,
+            "last",
+        )
         assert link.recipe.optim["lr"] == pytest.approx(0.1)
         assert link.recipe.batch_size == 32  # what it does not say is the student's
 
@@ -91,7 +105,10 @@ class TestChain:
         assert [link.recipe.epochs for link in chain_of(config)] == [9, 9]
 
     def test_an_assistant_stands_between(self) -> None:
-        chain = {link.name: link for link in chain_of(check(composed("experiment=assistant", "loss=dkd")))}
+        chain = {
+            link.name: link
+            for link in chain_of(check(composed("experiment=assistant", "loss=dkd")))
+        }
         assert list(chain) == ["teacher", "assistant", "baseline", "distill"]
         assert chain["assistant"].teacher == "teacher"
         assert chain["distill"].teacher == "assistant"
@@ -105,15 +122,26 @@ class TestChain:
             "distill",
             "born_again",
         ]
-        assert len({chain[name].recipe.seed for name in ("distill", "born_again", "born_again_2")}) == 3
+        assert (
+            len({chain[name].recipe.seed for name in ("distill", "born_again", "born_again_2")})
+            == 3
+        )
 
 
 class TestKeys:
     @pytest.mark.parametrize(
         ("loss", "teacher"),
-        [("kd", "teacher"), ("tfkd_self", "baseline"), ("label_smoothing", None), ("tfkd_reg", None), ("dml", None)],
+        [
+            ("kd", "teacher"),
+            ("tfkd_self", "baseline"),
+            ("label_smoothing", None),
+            ("tfkd_reg", None),
+            ("dml", None),
+        ],
     )
-    def test_distill_depends_on_its_own_teacher_alone(self, loss: str, teacher: str | None, data: DataModule) -> None:
+    def test_distill_depends_on_its_own_teacher_alone(
+        self, loss: str, teacher: str | None, data: DataModule
+    ) -> None:
         made = stage("distill", data, f"loss={loss}")
         assert made.spec.get("teacher") == (f"key-of-{teacher}" if teacher else None)
         assert made.teacher == (done(teacher) if teacher else None)
@@ -121,11 +149,17 @@ class TestKeys:
     def test_code_of_all_parts_of_the_loss_is_in_the_key(self, data: DataModule) -> None:
         dml = stage("distill", data, "loss=dml", "teacher=resnet18").spec["code"]
         assert {"kd.losses.dml", "kd.nets.resnet", "kd.nets.mlp"} <= set(dml)
-        assert "kd.schedules" in stage("distill", data, "loss=dkd").spec["code"]
-        assert "kd.schedules" not in stage("distill", data).spec["code"]
+        assert "kd.config.schedules" in stage("distill", data, "loss=dkd").spec["code"]
+        assert "kd.config.schedules" not in stage("distill", data).spec["code"]
 
     def test_finetune_starts_from_distill_and_knows_labels_only(self, data: DataModule) -> None:
-        made = stage("finetune", data, "stage.finetune.epochs=3", "stage.finetune.lr_factor=0.5", "optim.lr=0.4")
+        made = stage(
+            "finetune",
+            data,
+            "stage.finetune.epochs=3",
+            "stage.finetune.lr_factor=0.5",
+            "optim.lr=0.4",
+        )
         assert made.start == done("distill")
         assert made.teacher is None
         assert made.spec["start"] == "key-of-distill"
@@ -150,20 +184,28 @@ class TestKeys:
             "epochs=3",
             "stages=[teacher,distill,finetune]",
         ):
-            assert stage("finetune", data, override).key == plain, override  # they count by the key of distill
+            assert stage("finetune", data, override).key == plain, (
+                override
+            )  # they count by the key of distill
 
     def test_finetune_settings_are_no_part_of_other_stages(self, data: DataModule) -> None:
         for name in ("teacher", "baseline", "distill"):
             assert stage(name, data, "stage.finetune.epochs=3").key == stage(name, data).key
 
     def test_finetune_needs_a_learning_rate(self) -> None:
-        with pytest.raises(UserError, match=r"stage.finetune.lr_factor: it multiplies optim.lr, which is not set"):
+        with pytest.raises(
+            UserError, match=r"stage.finetune.lr_factor: it multiplies optim.lr, which is not set"
+        ):
             chain_of(check(composed("experiment=finetune", "~optim.lr")))
 
 
 def finished(config: Config) -> tuple[dict[str, Any], dict[str, Tensor], Path]:
     folder = run(config, "a test")
-    return json.loads((folder / "report.json").read_text()), load_file(folder / "student.safetensors"), folder
+    return (
+        json.loads((folder / "report.json").read_text()),
+        load_file(folder / "student.safetensors"),
+        folder,
+    )
 
 
 def stored(report: dict[str, Any], output: Path, role: str) -> Path:
@@ -188,21 +230,30 @@ class TestRuns:
                 "teacher.net.width=8",
                 "student.net.width=8",
                 "optim.lr=0.01",
-                "epochs=20" if method in ("cc", "crd", "fsp") else "epochs=10",  # which are slower to start
+                "epochs=20"
+                if method in ("cc", "crd", "fsp")
+                else "epochs=10",  # which are slower to start
             ]
         report, weights, folder = finished(check(tiny(output, f"loss={method}", *budget)))
         student = stored(report, output, "student")
         rows = json.loads((student / "stage.json").read_text())["history"]
         assert rows[-1]["val/acc"] > (0.5 if method in ON_FEATURES else 0.7)  # chance is 0.1
         name = "kd" if method == "kd_dist" else method
-        assert {f"train/loss_{name}", f"train/weight_{name}", "train/loss_ce", "train/weight_ce"} <= set(rows[0])
+        assert {
+            f"train/loss_{name}",
+            f"train/weight_{name}",
+            "train/loss_ce",
+            "train/weight_ce",
+        } <= set(rows[0])
         baseline = load_file(stored(report, output, "baseline") / "weights.safetensors")
         assert set(weights) == set(baseline) or method == "simkd"  # and nothing of the loss
         assert (folder / "report.md").exists()
 
     @pytest.mark.parametrize("method", ["tfkd_self", "label_smoothing", "tfkd_reg", "dml"])
     def test_no_teacher_where_none_is_needed(self, method: str, tmp_path: Path) -> None:
-        report, _, _ = finished(check(tiny(tmp_path, f"loss={method}", "stages=[baseline,distill]")))
+        report, _, _ = finished(
+            check(tiny(tmp_path, f"loss={method}", "stages=[baseline,distill]"))
+        )
         assert [model["role"] for model in report["models"]] == ["baseline", "student"]
 
     def test_finetune_is_the_student(self, tmp_path: Path) -> None:
@@ -216,7 +267,9 @@ class TestRuns:
         assert not any(torch.equal(weights[k], distilled[k]) for k in distilled)
 
     def test_assistant_chain(self, tmp_path: Path) -> None:
-        report, _, _ = finished(check(tiny(tmp_path, "experiment=assistant", "stage.assistant.net.width=4")))
+        report, _, _ = finished(
+            check(tiny(tmp_path, "experiment=assistant", "stage.assistant.net.width=4"))
+        )
         assert [model["role"] for model in report["models"]] == ["teacher", "baseline", "student"]
         spec = json.loads((stored(report, tmp_path, "student") / "stage.json").read_text())["spec"]
         assistant = json.loads((tmp_path / "store" / spec["teacher"] / "stage.json").read_text())
@@ -238,7 +291,9 @@ class TestRuns:
     def test_schedule_runs_over_the_steps_of_training(self, tmp_path: Path) -> None:
         override = "temperature={schedule: linear, start: 8, end: 2}"
         report, _, folder = finished(check(tiny(tmp_path, override, "epochs=4")))
-        rows = json.loads((stored(report, tmp_path, "student") / "stage.json").read_text())["history"]
+        rows = json.loads((stored(report, tmp_path, "student") / "stage.json").read_text())[
+            "history"
+        ]
         # 4 steps an epoch; the last of each is what an epoch's row holds.
         found = [row["train/kd_temperature"] for row in rows]
         assert found == pytest.approx([8 - 6 * (4 * epoch + 3) / 16 for epoch in range(4)])
@@ -268,6 +323,8 @@ def test_what_a_loss_learns_is_trained_and_resumed(
     start, end, *_, between, end_of_resumed = states
     trained = [k for k in start if not torch.equal(start[k], end[k])]
     assert trained
-    assert any(not torch.equal(start[k], between[k]) for k in trained)  # it went on from the checkpoint
+    assert any(
+        not torch.equal(start[k], between[k]) for k in trained
+    )  # it went on from the checkpoint
     assert all(torch.equal(end[k], end_of_resumed[k]) for k in end)
     assert all(torch.equal(whole[k], resumed[k]) for k in whole)

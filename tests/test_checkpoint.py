@@ -16,18 +16,19 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from kd.chain import chain_of
-from kd.config import Config, check
-from kd.construct import construct
+from kd.config.construct import construct
+from kd.config.schema import Config, check
 from kd.errors import UserError
+from kd.files.header import header_of, weights_file
 from kd.files.store import Done, Store
 from kd.nets.mlp import MLP
 from kd.nets.resnet import ResNet
-from kd.run import preflight, run
-from kd.stages import complete, make_stage
-from kd.teachers.checkpoint import load_weights, read_weights
-from kd.teachers.header import header_of, weights_file
-from kd.trained import load_net
+from kd.nets.weights import load_weights, read_weights
+from kd.runs.preflight import preflight
+from kd.runs.run import run
+from kd.stages.chain import chain_of
+from kd.stages.result import load_net
+from kd.stages.stage import complete, make_stage
 
 Make = Callable[..., Config]
 State = dict[str, Tensor]
@@ -58,7 +59,10 @@ FORMATS: dict[str, tuple[str, Callable[[Path], None]]] = {
     "safetensors": ("a.safetensors", lambda path: save_file(STATE, path)),
     "plain": ("a.pt", save(STATE)),
     "plain pth": ("a.pth", save(dict(STATE))),
-    "before zip": ("a.pth", lambda path: torch.save(STATE, path, _use_new_zipfile_serialization=False)),
+    "before zip": (
+        "a.pth",
+        lambda path: torch.save(STATE, path, _use_new_zipfile_serialization=False),
+    ),
     "state_dict": ("a.pt", save({"epoch": 3, "state_dict": STATE, "optimizer": {"lr": 0.1}})),
     "model": ("a.pt", save({"model": STATE, "epoch": 3})),
     "net": ("a.pth", save({"net": STATE, "acc": 91.2})),
@@ -68,7 +72,8 @@ FORMATS: dict[str, tuple[str, Callable[[Path], None]]] = {
         "a.ckpt",
         save(
             {
-                "state_dict": {f"model.{k}": v for k, v in STATE.items()} | {"criterion.weight": torch.ones(10)},
+                "state_dict": {f"model.{k}": v for k, v in STATE.items()}
+                | {"criterion.weight": torch.ones(10)},
                 "pytorch-lightning_version": "2.6.6",
                 "callbacks": {},
                 "optimizer_states": [{"state": {}, "param_groups": []}],
@@ -97,8 +102,14 @@ def test_formats(kind: str, tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside other tensors"])
-def test_prefixes(prefix: str, beside: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    other = {"objective.temperature": torch.ones(1), "teacher.fc.weight": torch.ones(2)} if beside else {}
+def test_prefixes(
+    prefix: str, beside: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = (
+        {"objective.temperature": torch.ones(1), "teacher.fc.weight": torch.ones(2)}
+        if beside
+        else {}
+    )
     torch.save({prefix + k: v for k, v in STATE.items()} | other, tmp_path / "a.pt")
     found = fresh()
     load_weights(found, tmp_path / "a.pt", "teacher.path")
@@ -127,7 +138,9 @@ def test_a_prefix_that_is_no_wrappers_stays(tmp_path: Path) -> None:
 
 
 def test_counters_of_batch_norm_may_be_absent(tmp_path: Path) -> None:
-    torch.save({k: v for k, v in STATE.items() if not k.endswith("num_batches_tracked")}, tmp_path / "a.pt")
+    torch.save(
+        {k: v for k, v in STATE.items() if not k.endswith("num_batches_tracked")}, tmp_path / "a.pt"
+    )
     found = fresh()
     load_weights(found, tmp_path / "a.pt", "teacher.path")
     assert same(found.state_dict(), STATE)
@@ -155,7 +168,9 @@ def test_missing_unexpected_and_wrongly_shaped_in_one_message(tmp_path: Path) ->
         "  unexpected: head.weight",
         "  of another shape: conv1.weight [4, 1, 3, 3, 1], the net has [2, 1, 3, 3]",
     ]
-    assert lines[4] == f"  the net is ResNet with {len(STATE)} tensors; the file has {len(STATE) - 1}"
+    assert (
+        lines[4] == f"  the net is ResNet with {len(STATE)} tensors; the file has {len(STATE) - 1}"
+    )
     assert "classes" not in said
 
 
@@ -169,7 +184,9 @@ def test_the_first_ten_and_how_many_more(tmp_path: Path) -> None:
 
 
 def test_wrapped_and_of_another_width(tmp_path: Path) -> None:
-    said = refused({f"module.{k}": v for k, v in ResNet(10, 18, 1, 8, width=3).state_dict().items()}, tmp_path)
+    said = refused(
+        {f"module.{k}": v for k, v in ResNet(10, 18, 1, 8, width=3).state_dict().items()}, tmp_path
+    )
     assert "missing" not in said
     assert "conv1.weight [3, 1, 3, 3], the net has [2, 1, 3, 3]" in said
     assert "classes" not in said
@@ -191,7 +208,9 @@ def test_the_last_layer_may_start_afresh_where_training_follows(
     own = copy.deepcopy(found.fc.state_dict())
     load_weights(found, tmp_path / "a.pt", "teacher.path", head=["fc.weight", "fc.bias"])
     assert same(found.fc.state_dict(), own)
-    assert all(torch.equal(v, found.state_dict()[k]) for k, v in state.items() if not k.startswith("fc."))
+    assert all(
+        torch.equal(v, found.state_dict()[k]) for k, v in state.items() if not k.startswith("fc.")
+    )
     assert "is for 7 classes; fc.weight, fc.bias start afresh" in capsys.readouterr().err
 
 
@@ -206,9 +225,24 @@ class Evil:
 def test_a_pickle_that_needs_more_is_refused_with_the_way_to_convert(tmp_path: Path) -> None:
     configured = {"state_dict": STATE, "hyper_parameters": OmegaConf.create({"lr": 0.1})}
     for name, content, needed, convert in (
-        ("a.ckpt", configured, "omegaconf.dictconfig.DictConfig", "torch.save(x['state_dict'], 'weights.pt')"),
-        ("b.pt", nn.Linear(2, 2), "torch.nn.modules.linear.Linear", "torch.save(x.state_dict(), 'weights.pt')"),
-        ("c.pt", {"model": STATE, "args": argparse.Namespace()}, "argparse.Namespace", "x['state_dict']"),
+        (
+            "a.ckpt",
+            configured,
+            "omegaconf.dictconfig.DictConfig",
+            "torch.save(x['state_dict'], 'weights.pt')",
+        ),
+        (
+            "b.pt",
+            nn.Linear(2, 2),
+            "torch.nn.modules.linear.Linear",
+            "torch.save(x.state_dict(), 'weights.pt')",
+        ),
+        (
+            "c.pt",
+            {"model": STATE, "args": argparse.Namespace()},
+            "argparse.Namespace",
+            "x['state_dict']",
+        ),
         ("d.pt", {"model": STATE, "x": Evil(tmp_path / "owned")}, "mkdir", "refused"),
     ):
         torch.save(content, tmp_path / name)
@@ -228,7 +262,9 @@ def test_the_way_to_convert_works(tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         read_weights(tmp_path / "a.ckpt", "teacher.path")
     code = str(error.value).partition("convert it once: ")[2]
-    code = code.replace("PATH", repr(str(tmp_path / "a.ckpt"))).replace("weights.pt", str(tmp_path / "weights.pt"))
+    code = code.replace("PATH", repr(str(tmp_path / "a.ckpt"))).replace(
+        "weights.pt", str(tmp_path / "weights.pt")
+    )
     exec(code, {})
     found = fresh()
     load_weights(found, tmp_path / "weights.pt", "teacher.path")
@@ -271,7 +307,10 @@ def test_half_a_file(suffix: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ({"epoch": 3, "optimizer": {}}, ["keys epoch, optimizer", "state_dict, model_state_dict, model, net"]),
+        (
+            {"epoch": 3, "optimizer": {}},
+            ["keys epoch, optimizer", "state_dict, model_state_dict, model, net"],
+        ),
         ({"state_dict": {"a": 1}}, ["['state_dict']", "keys a"]),
         ({"model": {}}, ["['model']"]),
         ([torch.ones(1)], ["a list"]),
@@ -297,7 +336,9 @@ def test_no_file_and_a_folder_that_is_no_runs(tmp_path: Path) -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run's, with a student of its own normalisation."""
     out = tmp_path_factory.mktemp("first")
-    return run(check(composed(*TINY, "name=test", f"output_dir={out}", "stages=[teacher,distill]")), "")
+    return run(
+        check(composed(*TINY, "name=test", f"output_dir={out}", "stages=[teacher,distill]")), ""
+    )
 
 
 class TestRunFolder:
@@ -306,7 +347,10 @@ class TestRunFolder:
     def teacher(self, make_config: Make, *overrides: str) -> tuple[Done, Config]:
         config = check(
             composed(
-                *[o for o in TINY if ".net." not in o], "name=t", f"output_dir={make_config().output_dir}", *overrides
+                *[o for o in TINY if ".net." not in o],
+                "name=t",
+                f"output_dir={make_config().output_dir}",
+                *overrides,
             )
         )
         data = construct(config.data, "data")
@@ -315,20 +359,27 @@ class TestRunFolder:
 
     @pytest.mark.parametrize("name", ["", "student.safetensors"])
     def test_the_file_names_its_net(self, name: str, folder: Path, make_config: Make) -> None:
-        done, config = self.teacher(make_config, "teacher=checkpoint", f"teacher.path={folder / name}")
+        done, config = self.teacher(
+            make_config, "teacher=checkpoint", f"teacher.path={folder / name}"
+        )
         assert config.teacher.net == {"_target_": "kd.nets.mlp.MLP", "hidden": [8]}
         assert same(load_net(done).state_dict(), load_file(folder / "student.safetensors"))
         assert done.record["epochs"] == 0
 
     def test_the_net_given_agrees(self, folder: Path, make_config: Make) -> None:
-        done, _ = self.teacher(make_config, "teacher=mlp", "teacher.net.hidden=[8]", f"teacher.path={folder}")
+        done, _ = self.teacher(
+            make_config, "teacher=mlp", "teacher.net.hidden=[8]", f"teacher.path={folder}"
+        )
         assert same(load_net(done).state_dict(), load_file(folder / "student.safetensors"))
 
     @pytest.mark.parametrize(
         ("overrides", "words"),
         [
             (["teacher=mlp", "teacher.net.hidden=[9]"], ["hidden [8] where teacher.net has [9]"]),
-            (["teacher=resnet18"], ["_target_ 'kd.nets.mlp.MLP' where teacher.net has 'kd.nets.resnet.ResNet'"]),
+            (
+                ["teacher=resnet18"],
+                ["_target_ 'kd.nets.mlp.MLP' where teacher.net has 'kd.nets.resnet.ResNet'"],
+            ),
         ],
     )
     def test_the_net_given_is_another(
@@ -344,7 +395,9 @@ class TestRunFolder:
         header = header_of(folder / "student.safetensors")
         assert header
         other = "data.limit=150"
-        done, config = self.teacher(make_config, "teacher=checkpoint", f"teacher.path={folder}", other)
+        done, config = self.teacher(
+            make_config, "teacher=checkpoint", f"teacher.path={folder}", other
+        )
         mean, std = construct(config.data, "data").statistics
         assert (list(mean), list(std)) != (header["mean"], header["std"])
         assert done.record["normalization"] == [header["mean"], header["std"]]
@@ -365,25 +418,40 @@ class TestRunFolder:
         path = self.with_header(folder, tmp_path, classes=list("1023456789"))
         with pytest.raises(UserError, match="same classes in another order"):
             self.teacher(make_config, "teacher=checkpoint", f"teacher.path={path}")
-        self.teacher(make_config, "teacher=checkpoint", f"teacher.path={path}", "teacher.finetune=all")
+        self.teacher(
+            make_config, "teacher=checkpoint", f"teacher.path={path}", "teacher.finetune=all"
+        )
         path = self.with_header(folder, tmp_path, classes=list("abcdefghij"))
         self.teacher(make_config, "teacher=checkpoint", f"teacher.path={path}")
-        assert "calls its classes a, b, c, d, e ...; the data calls them 0, 1, 2, 3, 4 ..." in capsys.readouterr().err
+        assert (
+            "calls its classes a, b, c, d, e ...; the data calls them 0, 1, 2, 3, 4 ..."
+            in capsys.readouterr().err
+        )
 
-    @pytest.mark.parametrize("target", ["builtins.print", "torch.hub.load", "kd.run.run", "mine.nets.Big", None])
+    @pytest.mark.parametrize(
+        "target", ["builtins.print", "torch.hub.load", "kd.runs.run.run", "mine.nets.Big", None]
+    )
     def test_a_file_may_not_choose_what_is_called(
         self, target: str | None, folder: Path, tmp_path: Path, make_config: Make
     ) -> None:
         path = self.with_header(folder, tmp_path, net={"_target_": target})
-        with pytest.raises(UserError, match=r"teacher\.net: .* may choose among the nets in kd\.nets only"):
+        with pytest.raises(
+            UserError, match=r"teacher\.net: .* may choose among the nets in kd\.nets only"
+        ):
             self.teacher(make_config, "teacher=checkpoint", f"teacher.path={path}")
 
-    def test_a_file_that_names_no_net(self, folder: Path, tmp_path: Path, make_config: Make) -> None:
+    def test_a_file_that_names_no_net(
+        self, folder: Path, tmp_path: Path, make_config: Make
+    ) -> None:
         save_file(load_file(folder / "student.safetensors"), tmp_path / "plain.safetensors")
         with pytest.raises(UserError, match=r"teacher\.net: .*does not name its net"):
-            self.teacher(make_config, "teacher=checkpoint", f"teacher.path={tmp_path / 'plain.safetensors'}")
+            self.teacher(
+                make_config, "teacher=checkpoint", f"teacher.path={tmp_path / 'plain.safetensors'}"
+            )
         net = "teacher.net={_target_: kd.nets.mlp.MLP, hidden: [8]}"
-        done, _ = self.teacher(make_config, "teacher=checkpoint", f"teacher.path={tmp_path / 'plain.safetensors'}", net)
+        done, _ = self.teacher(
+            make_config, "teacher=checkpoint", f"teacher.path={tmp_path / 'plain.safetensors'}", net
+        )
         assert same(load_net(done).state_dict(), load_file(folder / "student.safetensors"))
 
     def test_a_path_must_be_given(self) -> None:
@@ -406,7 +474,9 @@ class Big(nn.Module):
 """
 
 
-def test_a_module_of_ones_own_from_a_file(make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_module_of_ones_own_from_a_file(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "my_own_nets.py").write_text(MINE)
     monkeypatch.syspath_prepend(tmp_path)
     from my_own_nets import Big  # type: ignore[import-not-found]
@@ -415,7 +485,9 @@ def test_a_module_of_ones_own_from_a_file(make_config: Make, tmp_path: Path, mon
     torch.save({"model": nn.DataParallel(big).state_dict()}, tmp_path / "big.pth")
     folder = run(
         make_config(
-            "~teacher.net", "+teacher.net={_target_: my_own_nets.Big, width: 5}", f"teacher.path={tmp_path / 'big.pth'}"
+            "~teacher.net",
+            "+teacher.net={_target_: my_own_nets.Big, width: 5}",
+            f"teacher.path={tmp_path / 'big.pth'}",
         ),
         "",
     )
@@ -429,11 +501,15 @@ def test_mlp_and_resnet_do_not_share_names() -> None:
     assert not MLP(10, 1, 8).state_dict().keys() & (STATE.keys() - {"fc.weight", "fc.bias"})
 
 
-def test_no_batch_is_needed_of_a_teacher_that_is_not_trained(make_config: Make, tmp_path: Path) -> None:
+def test_no_batch_is_needed_of_a_teacher_that_is_not_trained(
+    make_config: Make, tmp_path: Path
+) -> None:
     torch.save(MLP(10, 1, 8, [16]).state_dict(), tmp_path / "teacher.pth")
     given = make_config("teacher.batch_size=100000", f"teacher.path={tmp_path / 'teacher.pth'}")
     data = construct(given.data, "data")
     preflight(chain_of(given), given, data)
     trained = make_config("teacher.batch_size=100000")
-    with pytest.raises(UserError, match=r"teacher\.batch_size: 100000 on 1 device\(s\) leaves no batch"):
+    with pytest.raises(
+        UserError, match=r"teacher\.batch_size: 100000 on 1 device\(s\) leaves no batch"
+    ):
         preflight(chain_of(trained), trained, data)

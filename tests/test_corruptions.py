@@ -27,8 +27,12 @@ def test_an_image_is_corrupted_alike_in_any_batch(name: str, pixels: np.ndarray)
 
 @pytest.mark.parametrize("name", list(CORRUPTIONS))
 def test_severities_grow(name: str) -> None:
-    smooth = np.add.outer(np.arange(32), np.arange(32)).astype(np.uint8)[None, None] * 2 + COLOUR // 8
-    away = [np.abs(corrupt(smooth, INDEX, name, s).astype(float) - smooth).mean() for s in range(1, 6)]
+    smooth = (
+        np.add.outer(np.arange(32), np.arange(32)).astype(np.uint8)[None, None] * 2 + COLOUR // 8
+    )
+    away = [
+        np.abs(corrupt(smooth, INDEX, name, s).astype(float) - smooth).mean() for s in range(1, 6)
+    ]
     assert away == sorted(away)
     assert away[0] > 0
 
@@ -64,8 +68,12 @@ def test_brightness_raises_the_value_and_keeps_the_hue() -> None:
         hue, saturation, value = colorsys.rgb_to_hsv(*(dark[image, :, y, x] / 255))
         expected = np.array(colorsys.hsv_to_rgb(hue, saturation, min(1, value + 0.15))) * 255
         assert found[image, :, y, x] == pytest.approx(expected, abs=0.51)
-    assert corrupt(np.full((1, 1, 2, 2), 200, np.uint8), INDEX[:1], "brightness", 5).tolist() == [[[[255, 255]] * 2]]
-    assert corrupt(np.full((1, 1, 2, 2), 100, np.uint8), INDEX[:1], "brightness", 1)[0, 0, 0, 0] == round(100 + 12.75)
+    assert corrupt(np.full((1, 1, 2, 2), 200, np.uint8), INDEX[:1], "brightness", 5).tolist() == [
+        [[[255, 255]] * 2]
+    ]
+    assert corrupt(np.full((1, 1, 2, 2), 100, np.uint8), INDEX[:1], "brightness", 1)[
+        0, 0, 0, 0
+    ] == round(100 + 12.75)
 
 
 @pytest.mark.parametrize("pixels", [COLOUR, GRAY], ids=["colour", "gray 8x8"])

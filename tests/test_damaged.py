@@ -23,16 +23,16 @@ from stopping import stop_before
 from test_tune import searched
 
 from kd import load
-from kd.config import Config, check
+from kd.config.schema import Config, check
 from kd.errors import Interrupted, UserError
 from kd.files.checkpoints import read_checkpoint
 from kd.files.events import damage_in
 from kd.files.store import Store
 from kd.files.tensors import load_tensors
-from kd.finished import open_run
-from kd.run import run
+from kd.nets.weights import read_weights
+from kd.runs.reader import open_run
+from kd.runs.run import run
 from kd.summary.reports import find_runs
-from kd.teachers.checkpoint import read_weights
 
 Make = Callable[..., Config]
 FLIPS = int(os.environ.get("KD_FLIPS", "25"))
@@ -41,7 +41,11 @@ FLIPS = int(os.environ.get("KD_FLIPS", "25"))
 def harms(path: Path) -> list[tuple[str, bytes]]:
     """What a file may have become: by name."""
     content, draw = path.read_bytes(), random.Random(int(os.environ.get("KD_SEED", "0")))
-    found = [("emptied", b""), ("cut", content[: len(content) // 2]), ("cut at the end", content[:-1])]
+    found = [
+        ("emptied", b""),
+        ("cut", content[: len(content) // 2]),
+        ("cut at the end", content[:-1]),
+    ]
     for place in (len(content) // 2, *(draw.randrange(len(content)) for _ in range(FLIPS))):
         flipped = bytearray(content)
         flipped[place] ^= 1 << draw.randrange(8)
@@ -64,12 +68,27 @@ def record(folder: Path, key: str) -> Any:
 
 # What reads a file, given its path; a run's whole output folder lies around it.
 READ: dict[str, tuple[str, Callable[[Path], Any]]] = {
-    "a stage's weights": ("store/*/weights.safetensors", lambda path: open_run(run_of(path)).net("teacher")),
-    "a stage's record": ("store/*/stage.json", lambda path: record(path.parents[1], path.parent.name)),
+    "a stage's weights": (
+        "store/*/weights.safetensors",
+        lambda path: open_run(run_of(path)).net("teacher"),
+    ),
+    "a stage's record": (
+        "store/*/stage.json",
+        lambda path: record(path.parents[1], path.parent.name),
+    ),
     "a student": ("runs/*/student.safetensors", load),
-    "a student as a teacher": ("runs/*/student.safetensors", lambda path: read_weights(path, "teacher.path")),
-    "a report, by what reads a run": ("runs/*/report.json", lambda path: open_run(path.parent).report),
-    "a report, by what reads many": ("runs/*/report.json", lambda path: find_runs([path.parent])[0].report),
+    "a student as a teacher": (
+        "runs/*/student.safetensors",
+        lambda path: read_weights(path, "teacher.path"),
+    ),
+    "a report, by what reads a run": (
+        "runs/*/report.json",
+        lambda path: open_run(path.parent).report,
+    ),
+    "a report, by what reads many": (
+        "runs/*/report.json",
+        lambda path: find_runs([path.parent])[0].report,
+    ),
 }
 
 
@@ -82,16 +101,25 @@ def plain(found: Any) -> Any:
     if isinstance(found, torch.nn.Module):
         found = found.state_dict() | {"": getattr(found, "classes", None)}
     if isinstance(found, dict):
-        return {key: each.tolist() if isinstance(each, torch.Tensor) else each for key, each in found.items()}
+        return {
+            key: each.tolist() if isinstance(each, torch.Tensor) else each
+            for key, each in found.items()
+        }
     return found
 
 
 @pytest.mark.parametrize("kind", READ)
-def test_it_is_noticed_and_named_or_changes_nothing(kind: str, finished: Path, tmp_path: Path) -> None:
+def test_it_is_noticed_and_named_or_changes_nothing(
+    kind: str, finished: Path, tmp_path: Path
+) -> None:
     shutil.copytree(finished.parents[1], tmp_path / "out")
     pattern, read = READ[kind]
     teacher = open_run(finished).stage("teacher").key
-    (path,) = [each for each in (tmp_path / "out").glob(pattern) if each.parts[-3] == "runs" or teacher in each.parts]
+    (path,) = [
+        each
+        for each in (tmp_path / "out").glob(pattern)
+        if each.parts[-3] == "runs" or teacher in each.parts
+    ]
     before, noticed = plain(read(path)), 0
     for harm, content in harms(path):
         path.write_bytes(content)
@@ -119,10 +147,17 @@ def test_an_exported_file(name: str, shipped: Shipped, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("before", "after"),
-    [(b'"dog"', b'"\xefog"'), (b"sha256", b"sha257"), (b"kd_schema", b"kd_schemb"), (b'"cat"', b'"cats')],
+    [
+        (b'"dog"', b'"\xefog"'),
+        (b"sha256", b"sha257"),
+        (b"kd_schema", b"kd_schemb"),
+        (b'"cat"', b'"cats'),
+    ],
     ids=["no UTF-8", "no checksum", "no schema", "no JSON"],
 )
-def test_what_an_exported_file_says_of_itself(before: bytes, after: bytes, shipped: Shipped, tmp_path: Path) -> None:
+def test_what_an_exported_file_says_of_itself(
+    before: bytes, after: bytes, shipped: Shipped, tmp_path: Path
+) -> None:
     path = tmp_path / "student.onnx"
     content = (shipped.files / path.name).read_bytes()
     assert before in content
@@ -134,7 +169,10 @@ def test_what_an_exported_file_says_of_itself(before: bytes, after: bytes, shipp
 
 @pytest.mark.parametrize("name", ["last.ckpt", "best.ckpt"])
 def test_a_checkpoint_to_go_on_from(
-    name: str, make_config: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str,
+    make_config: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     words = ("stages=[teacher,distill]", "epochs=3")
     config = make_config(*words)
@@ -152,7 +190,9 @@ def test_a_checkpoint_to_go_on_from(
             assert error.startswith(f"{path} is damaged: "), harm
         else:
             assert "flipped" in harm, harm
-            tensors = [(found["state_dict"][each], tensor) for each, tensor in before["state_dict"].items()]
+            tensors = [
+                (found["state_dict"][each], tensor) for each, tensor in before["state_dict"].items()
+            ]
             assert all(torch.equal(a, b) for a, b in tensors), harm
     middle = bytearray(whole)
     middle[whole.index(before["state_dict"]["net.fc.weight"].numpy().tobytes()[:64]) + 5] ^= 1
@@ -174,7 +214,11 @@ def test_what_a_net_said_is_asked_again_and_event_files_are_named(
     first = run(make_config(), "")
     report = json.loads((first / "report.json").read_text())
     store = first.parents[1] / "store"
-    harmed = [*store.glob("*/logits-*"), *store.glob("*/views-*"), *store.glob("*/tensorboard/*tfevents*")]
+    harmed = [
+        *store.glob("*/logits-*"),
+        *store.glob("*/views-*"),
+        *store.glob("*/tensorboard/*tfevents*"),
+    ]
     assert len(harmed) == 3 + 1 + 1 + 3
     for path in harmed:
         path.write_bytes(harms(path)[3][1])
@@ -185,10 +229,15 @@ def test_what_a_net_said_is_asked_again_and_event_files_are_named(
     asked = [path for path in harmed if path.suffix == ".safetensors" and "views-" not in path.name]
     test = [path for path in asked if f"{path} cannot be used" in said]
     assert len(test) == 3, "those of the validation part are for training alone"
-    assert json.loads((again / "report.json").read_text())["models"][2]["test"] == report["models"][2]["test"]
+    assert (
+        json.loads((again / "report.json").read_text())["models"][2]["test"]
+        == report["models"][2]["test"]
+    )
     assert all(load_tensors(path) for path in test), "they were kept anew"
     for path in harmed[-3:]:
-        (line,) = [line for line in said.splitlines() if line.startswith(f"{path} is damaged (failed ")]
+        (line,) = [
+            line for line in said.splitlines() if line.startswith(f"{path} is damaged (failed ")
+        ]
         assert line.endswith(" crc32 check); TensorBoard shows the curves up to there")
 
 
@@ -206,7 +255,10 @@ def test_a_search_is_not_gone_on_with(tmp_path: Path, capsys: pytest.CaptureFixt
     path = tmp_path / "tune" / "s" / "study.db"
     whole = path.read_bytes()
     for told, change in (
-        ("trial 1 is not as it was written", "update trial_values set value = value + 0.125 where trial_id = 1"),
+        (
+            "trial 1 is not as it was written",
+            "update trial_values set value = value + 0.125 where trial_id = 1",
+        ),
         (
             "is not as it was written",
             "update trial_params set param_value = param_value / 2",
@@ -238,7 +290,11 @@ def test_a_later_kd_wrote_it(finished: Path, tmp_path: Path) -> None:
     said = r"was written by a later kd \(schema 99; this one reads 1\)"
     with pytest.raises(UserError, match=rf"stage\.json {said}"):
         Store(store).find(teacher)
-    for read in (lambda: open_run(run_folder), lambda: find_runs([run_folder]), lambda: load(run_folder)):
+    for read in (
+        lambda: open_run(run_folder),
+        lambda: find_runs([run_folder]),
+        lambda: load(run_folder),
+    ):
         with pytest.raises(UserError, match=rf"report\.json {said}"):
             read()
     path = run_folder / "student.safetensors"
@@ -249,4 +305,6 @@ def test_a_later_kd_wrote_it(finished: Path, tmp_path: Path) -> None:
         load(path)
     rest = [each for each in TINY if "teacher.net" not in each]
     with pytest.raises(UserError, match=rf"student\.safetensors {said}"):
-        check(composed(*rest, "teacher=checkpoint", f"teacher.path={path}", f"output_dir={tmp_path}"))
+        check(
+            composed(*rest, "teacher=checkpoint", f"teacher.path={path}", f"output_dir={tmp_path}")
+        )

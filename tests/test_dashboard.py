@@ -19,17 +19,21 @@ from tensorboard.plugins.hparams.metadata import (
 )
 from tensorboard.util import tensor_util
 
-from kd.config import Config, check
+from kd.config.schema import Config, check
 from kd.dashboard import refresh, runs_in
 from kd.reports.run_events import method
-from kd.run import run
+from kd.runs.run import run
 
 Make = Callable[..., Config]
-ROW, END, COLUMNS = (f"_hparams_/{name}" for name in ("session_start_info", "session_end_info", "experiment"))
+ROW, END, COLUMNS = (
+    f"_hparams_/{name}" for name in ("session_start_info", "session_end_info", "experiment")
+)
 
 
 def read(folder: Path) -> EventAccumulator:
-    return EventAccumulator(str(folder), size_guidance={"tensors": 0, "scalars": 0, "images": 0}).Reload()
+    return EventAccumulator(
+        str(folder), size_guidance={"tensors": 0, "scalars": 0, "images": 0}
+    ).Reload()
 
 
 def row_of(folder: Path) -> dict[str, Any]:
@@ -85,7 +89,8 @@ class TestRow:
                 wanted["gap_closed"] = report["comparison"]["gap_closed"]
             found = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
             assert {tag: [each.value for each in values] for tag, values in found.items()} == {
-                f"result/{name}": [pytest.approx(value, rel=1e-6, abs=1e-9)] for name, value in wanted.items()
+                f"result/{name}": [pytest.approx(value, rel=1e-6, abs=1e-9)]
+                for name, value in wanted.items()
             }
 
     def test_one_row_a_run_and_the_same_columns_in_all(self, three_runs: list[Path]) -> None:
@@ -98,17 +103,31 @@ class TestRow:
             ]
             assert [path.parent for path in rows] == [folder / "tensorboard"]
             events = read(folder / "tensorboard")
-            end = parse_session_end_info_plugin_data(events.SummaryMetadata(END).plugin_data.content)
+            end = parse_session_end_info_plugin_data(
+                events.SummaryMetadata(END).plugin_data.content
+            )
             assert end.status == 1  # success
-            columns.append(parse_experiment_plugin_data(events.SummaryMetadata(COLUMNS).plugin_data.content))
-            types = {info.name: info.type for info in columns[-1].hparam_infos}  # 1 is a string, 3 a number
-            assert {k: {str: 1, float: 3}[type(v)] for k, v in row_of(folder).items()}.items() <= types.items()
-            assert {f"result/{k}" for k in ("test_accuracy", "val_accuracy", "gain", "agreement")} <= {
-                info.name.tag for info in columns[-1].metric_infos
-            }
+            columns.append(
+                parse_experiment_plugin_data(events.SummaryMetadata(COLUMNS).plugin_data.content)
+            )
+            types = {
+                info.name: info.type for info in columns[-1].hparam_infos
+            }  # 1 is a string, 3 a number
+            assert {
+                k: {str: 1, float: 3}[type(v)] for k, v in row_of(folder).items()
+            }.items() <= types.items()
+            assert {
+                f"result/{k}" for k in ("test_accuracy", "val_accuracy", "gain", "agreement")
+            } <= {info.name.tag for info in columns[-1].metric_infos}
         assert columns[0] == columns[1] == columns[2]
         first = {info.display_name for info in columns[0].hparam_infos if info.differs}
-        assert first == {"alpha", "method", "seed", "student", "T"}  # TensorBoard shows five at first
+        assert first == {
+            "alpha",
+            "method",
+            "seed",
+            "student",
+            "T",
+        }  # TensorBoard shows five at first
 
     def test_a_method_is_named_with_its_own_numbers(self) -> None:
         wanted = {
@@ -130,9 +149,18 @@ class TestCharts:
                     tags.setdefault(stage.name, set()).update(read(stage).Tags()["scalars"])
         (event,) = read(three_runs[0] / "tensorboard").Tensors("custom_scalars__config__")
         layout = Layout.FromString(tensor_util.make_ndarray(event.tensor_proto).item())
-        charts = {chart.title: chart.multiline.tag for category in layout.category for chart in category.chart}
+        charts = {
+            chart.title: chart.multiline.tag
+            for category in layout.category
+            for chart in category.chart
+        }
         matched = {
-            title: {stage for stage, own in tags.items() for tag in own if any(re.search(p, tag) for p in patterns)}
+            title: {
+                stage
+                for stage, own in tags.items()
+                for tag in own
+                if any(re.search(p, tag) for p in patterns)
+            }
             for title, patterns in charts.items()
         }
         assert all(matched.values())
@@ -151,8 +179,18 @@ class TestCharts:
 
 
 def test_figures(three_runs: list[Path]) -> None:
-    of_each = {"views", "learning_curves", "confusion/student", "reliability/student", "disagreement"}
-    others = {f"{kind}/{role}" for kind in ("confusion", "reliability") for role in ("teacher", "baseline")}
+    of_each = {
+        "views",
+        "learning_curves",
+        "confusion/student",
+        "reliability/student",
+        "disagreement",
+    }
+    others = {
+        f"{kind}/{role}"
+        for kind in ("confusion", "reliability")
+        for role in ("teacher", "baseline")
+    }
     assert [image_tags(folder) for folder in three_runs] == [of_each | others, of_each, of_each]
     events = read(three_runs[0] / "tensorboard")
     for tag in of_each | others:
@@ -192,7 +230,14 @@ def test_the_next_run_holds_what_went_with_a_deleted_one(tmp_path: Path) -> None
     def again(seed: int) -> Path:
         return run(
             check(
-                composed(*TINY, "pictures=true", "name=x", f"output_dir={tmp_path}", f"seed={seed}", "teacher.seed=0")
+                composed(
+                    *TINY,
+                    "pictures=true",
+                    "name=x",
+                    f"output_dir={tmp_path}",
+                    f"seed={seed}",
+                    "teacher.seed=0",
+                )
             ),
             "",
         )
@@ -240,7 +285,9 @@ class TestNames:
         }
         for place in (*places, "store/0123456789abcdef", "store/0123456789abcdea.partial"):
             (tmp_path / place / "tensorboard").mkdir(parents=True)
-        wanted = {name: (tmp_path / place / "tensorboard").resolve() for place, name in places.items()}
+        wanted = {
+            name: (tmp_path / place / "tensorboard").resolve() for place, name in places.items()
+        }
         assert runs_in(tmp_path) == wanted
         assert runs_in(tmp_path / "sweeps" / "mine") == {"c_s0": wanted["c_s0"]}
         assert runs_in(tmp_path / "sweeps" / "mine" / "c_s0") == {"c_s0": wanted["c_s0"]}
@@ -251,4 +298,7 @@ class TestNames:
         shown = tmp_path / "shown"
         refresh(shown, {"a": tmp_path / "one", "b": tmp_path / "two"})
         refresh(shown, {"a": tmp_path / "two", "c": tmp_path / "one"})
-        assert {link.name: link.resolve().name for link in shown.iterdir()} == {"a": "two", "c": "one"}
+        assert {link.name: link.resolve().name for link in shown.iterdir()} == {
+            "a": "two",
+            "c": "one",
+        }

@@ -31,13 +31,13 @@ from kd.data.digits import Digits
 from kd.data.fashion_mnist import FashionMNIST
 from kd.data.images import Pixels, Store
 from kd.data.mnist import MNIST
-from kd.distiller import Distiller, accuracy
+from kd.data.views import Augment, make_views, normalize, to_unit
 from kd.errors import UserError
 from kd.measure.metrics import predict_logits, summary
-from kd.objective import Objective, label_loss
 from kd.teachers.frozen import Frozen
 from kd.teachers.live import Live
-from kd.views import Augment, make_views, normalize, to_unit
+from kd.training.distiller import Distiller, accuracy
+from kd.training.objective import Objective, label_loss
 
 DATA = Path(os.environ.get("KD_DATA_DIR", "data"))
 
@@ -86,7 +86,12 @@ def test_the_key_changes_with_what_training_depends_on(change: dict[str, Any]) -
 
 def test_the_key_does_not_change_with_anything_else(tmp_path: Path) -> None:
     same = Made(
-        root=str(tmp_path), num_workers=3, cache="ram", cache_dir=str(tmp_path), on_bad_image="skip", license="CC0"
+        root=str(tmp_path),
+        num_workers=3,
+        cache="ram",
+        cache_dir=str(tmp_path),
+        on_bad_image="skip",
+        license="CC0",
     )
     assert same.key() == Made().key()
 
@@ -96,7 +101,9 @@ def test_the_fingerprint_sees_every_pixel_and_label() -> None:
     other, second = pixels.clone(), labels.clone()
     other[2, 0, 1, 1] = 1
     second[1] = 1
-    found = [Images(p, n).fingerprint for p, n in ((pixels, labels), (other, labels), (pixels, second))]
+    found = [
+        Images(p, n).fingerprint for p, n in ((pixels, labels), (other, labels), (pixels, second))
+    ]
     found.append(Images(pixels.view(3, 1, 1, 4), labels).fingerprint)
     assert len(set(found)) == 4
     assert Images(pixels.clone(), labels.clone()).fingerprint == found[0]
@@ -114,8 +121,15 @@ def test_pixels_of_several_stores_are_one_array() -> None:
 
 
 @settings(deadline=None, max_examples=50)
-@given(size=st.integers(1, 200), batch=st.integers(1, 40), ranks=st.integers(1, 4), seed=st.integers(0, 2**63 - 1))
-def test_an_epoch_is_a_seeded_permutation_shared_out_among_ranks(size: int, batch: int, ranks: int, seed: int) -> None:
+@given(
+    size=st.integers(1, 200),
+    batch=st.integers(1, 40),
+    ranks=st.integers(1, 4),
+    seed=st.integers(0, 2**63 - 1),
+)
+def test_an_epoch_is_a_seeded_permutation_shared_out_among_ranks(
+    size: int, batch: int, ranks: int, seed: int
+) -> None:
     with pytest.MonkeyPatch.context() as patch:
         seen = []
         for rank in range(ranks):
@@ -164,7 +178,9 @@ def shown(data: DataModule, batch_size: int, epoch: int, ranks: int = 1) -> dict
             loader = data.train_loader(batch_size, seed=5, ranks=ranks)
             loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
             for pixels, _, index in loader:
-                x = make_views(pixels, index, seed=5, view=epoch, augment=data.augment, pool=data.split.train)
+                x = make_views(
+                    pixels, index, seed=5, view=epoch, augment=data.augment, pool=data.split.train
+                )
                 found |= dict(zip(index.tolist(), x, strict=True))
     return found
 
@@ -203,7 +219,9 @@ def test_label_loss_is_the_mean_over_the_labelled_images() -> None:
     assert label_loss(logits, target, weights) == pytest.approx(float(wanted), rel=1e-12)
     soft = torch.where((target >= 0)[:, None], F.one_hot(target.clamp(min=0), 3).double(), 0.0)
     assert label_loss(logits, soft, weights) == pytest.approx(float(wanted), rel=1e-12)
-    assert label_loss(logits[:2], target[:2]) == pytest.approx(float(F.cross_entropy(logits[:2], target[:2])))
+    assert label_loss(logits[:2], target[:2]) == pytest.approx(
+        float(F.cross_entropy(logits[:2], target[:2]))
+    )
     mixed = torch.tensor([[0.3, 0.7, 0.0]]).double()
     by_hand = -0.3 * 0.5 * torch.log(p[0, 0]) - 0.7 * 2.0 * torch.log(p[0, 1])
     assert label_loss(logits[:1], mixed, weights) == pytest.approx(float(by_hand), rel=1e-6)
@@ -275,7 +293,9 @@ def pool(tmp_path: Path) -> Path:
     """A folder of pictures without labels."""
     (tmp_path / "pool" / "deep").mkdir(parents=True)
     for i in range(12):
-        Image.fromarray(np.full((9, 9, 3), 20 * i, np.uint8)).save(tmp_path / "pool" / "deep" / f"{i}.png")
+        Image.fromarray(np.full((9, 9, 3), 20 * i, np.uint8)).save(
+            tmp_path / "pool" / "deep" / f"{i}.png"
+        )
     return tmp_path / "pool"
 
 
@@ -311,7 +331,9 @@ class Recorder(nn.Module):
         return logits
 
 
-def test_each_net_sees_the_same_mixed_view_under_its_own_normalisation(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_net_sees_the_same_mixed_view_under_its_own_normalisation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     data = Made(augment={"mixup": 1.0, "crop_padding": 1})
     teacher = Frozen(Recorder(), (0.1, 0.2, 0.3), (0.9, 0.8, 0.7))
     kd = {"weight": 1.0, "loss": {"_target_": "kd.losses.kd.kd_loss"}}
@@ -327,7 +349,9 @@ def test_each_net_sees_the_same_mixed_view_under_its_own_normalisation(monkeypat
     )
     monkeypatch.setattr(distiller, "log", lambda *args, **options: None)
     monkeypatch.setattr(
-        Distiller, "trainer", type("T", (), {"optimizers": [torch.optim.SGD(distiller.parameters())], "global_step": 0})
+        Distiller,
+        "trainer",
+        type("T", (), {"optimizers": [torch.optim.SGD(distiller.parameters())], "global_step": 0}),
     )
     monkeypatch.setattr(Distiller, "current_epoch", 0)
     batch = next(iter(data.train_loader(16, 0)))
@@ -339,7 +363,9 @@ def test_each_net_sees_the_same_mixed_view_under_its_own_normalisation(monkeypat
 
 
 @pytest.mark.parametrize("cycle", [None, 2])
-def test_views_are_new_in_each_epoch_or_come_again(cycle: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_views_are_new_in_each_epoch_or_come_again(
+    cycle: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = Made(augment={"brightness": 0.5}, views=cycle)
     distiller = Distiller(
         Recorder(),
@@ -356,7 +382,9 @@ def test_views_are_new_in_each_epoch_or_come_again(cycle: int | None, monkeypatc
         monkeypatch.setattr(Distiller, "current_epoch", epoch)
         seen.append(distiller.view(batch))
     same = [[torch.equal(one, other) for other in seen] for one in seen]
-    assert same == [[i == j or (cycle is not None and (i - j) % cycle == 0) for j in range(4)] for i in range(4)]
+    assert same == [
+        [i == j or (cycle is not None and (i - j) % cycle == 0) for j in range(4)] for i in range(4)
+    ]
 
 
 def test_another_process_opens_a_mapped_store_by_its_file(tmp_path: Path, pool: Path) -> None:
@@ -371,8 +399,22 @@ def test_another_process_opens_a_mapped_store_by_its_file(tmp_path: Path, pool: 
 @pytest.mark.parametrize(
     ("source", "named"),
     [
-        (CIFAR10, ["cifar-10-batches-py", "data_batch_5", "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"]),
-        (CIFAR100, ["cifar-100-python", "meta", "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"]),
+        (
+            CIFAR10,
+            [
+                "cifar-10-batches-py",
+                "data_batch_5",
+                "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+            ],
+        ),
+        (
+            CIFAR100,
+            [
+                "cifar-100-python",
+                "meta",
+                "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+            ],
+        ),
         (MNIST, ["MNIST/raw", "t10k-labels-idx1-ubyte", "KD_DATA_DIR"]),
         (FashionMNIST, ["FashionMNIST/raw", "train-images-idx3-ubyte", "KD_DATA_DIR"]),
     ],
@@ -398,7 +440,9 @@ def write_idx(folder: Path, part: str, count: int) -> None:
     sizes = np.array([count, 28, 28], ">i4").tobytes()
     (folder / f"{part}-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03" + sizes + pixels.tobytes())
     labels = (np.arange(count) % 10).astype(np.uint8)
-    (folder / f"{part}-labels-idx1-ubyte").write_bytes(b"\0\0\x08\x01" + sizes[:4] + labels.tobytes())
+    (folder / f"{part}-labels-idx1-ubyte").write_bytes(
+        b"\0\0\x08\x01" + sizes[:4] + labels.tobytes()
+    )
 
 
 @pytest.mark.parametrize("source", [MNIST, FashionMNIST])
@@ -441,14 +485,28 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     for i in range(30):
         Image.fromarray(np.full((8, 8, 3), 8 * i, np.uint8)).save(root / "pool" / f"{i}.png")
     done = command(
-        *("data=image_folder", f"data.root={root / 'set'}", f"data.unlabeled={root / 'pool'}", "data.image_size=8"),
-        *("data/augment=strong", "data.class_weights=balanced", "data.on_bad_image=skip", "trainer=smoke"),
+        *(
+            "data=image_folder",
+            f"data.root={root / 'set'}",
+            f"data.unlabeled={root / 'pool'}",
+            "data.image_size=8",
+        ),
+        *(
+            "data/augment=strong",
+            "data.class_weights=balanced",
+            "data.on_bad_image=skip",
+            "trainer=smoke",
+        ),
         *("batch_size=8", "teacher.batch_size=8"),
         output=root / "out",
     )
     assert done.returncode == 0, done.stderr
     folder = next((root / "out" / "runs").iterdir())
-    return {"folder": folder, "report": json.loads((folder / "report.json").read_text()), "output": root / "out"}
+    return {
+        "folder": folder,
+        "report": json.loads((folder / "report.json").read_text()),
+        "output": root / "out",
+    }
 
 
 @pytest.mark.slow
@@ -513,12 +571,16 @@ def test_two_processes_measure_what_one_does() -> None:
             enable_progress_bar=False,
             **options,
         )
-        (found,) = trainer.validate(distiller, data.val_loader(batch_size=50, ranks=ranks), verbose=False)
+        (found,) = trainer.validate(
+            distiller, data.val_loader(batch_size=50, ranks=ranks), verbose=False
+        )
         return dict(found)
 
     one, two = measured(1), measured(2, strategy="ddp_spawn")
     logits = Fixed()(normalize(to_unit(data.split.val.pixels[:]), *data.statistics))
-    assert one["val/acc"] == pytest.approx(float((logits.argmax(1) == data.split.val.labels).float().mean()), abs=1e-6)
+    assert one["val/acc"] == pytest.approx(
+        float((logits.argmax(1) == data.split.val.labels).float().mean()), abs=1e-6
+    )
     assert one.keys() == two.keys() == {"val/loss", "val/acc", "val/agreement"}
     assert two == pytest.approx(one, rel=1e-6)
 
@@ -528,10 +590,12 @@ def configure(parameters: Any, steps: int) -> tuple[torch.optim.Optimizer, None]
 
 
 needs_cifar10 = pytest.mark.skipif(
-    not (DATA / "cifar-10-batches-py").is_dir(), reason="no cifar-10-batches-py in KD_DATA_DIR (default: data)"
+    not (DATA / "cifar-10-batches-py").is_dir(),
+    reason="no cifar-10-batches-py in KD_DATA_DIR (default: data)",
 )
 needs_xrays = pytest.mark.skipif(
-    not (DATA / "chest_xray" / "train").is_dir(), reason="no chest_xray in KD_DATA_DIR (default: data)"
+    not (DATA / "chest_xray" / "train").is_dir(),
+    reason="no chest_xray in KD_DATA_DIR (default: data)",
 )
 
 
@@ -545,7 +609,9 @@ def test_cifar10_is_read() -> None:
 
 @pytest.fixture(scope="module")
 def xrays(tmp_path_factory: pytest.TempPathFactory) -> ChestXRay:
-    return ChestXRay(root=str(DATA), image_size=32, channels=1, cache_dir=str(tmp_path_factory.mktemp("cache")))
+    return ChestXRay(
+        root=str(DATA), image_size=32, channels=1, cache_dir=str(tmp_path_factory.mktemp("cache"))
+    )
 
 
 @needs_xrays
@@ -567,7 +633,11 @@ def test_xrays_are_split_by_patient(xrays: ChestXRay) -> None:
 def test_the_test_part_numbers_its_patients_anew() -> None:
     """A number of a patient in test is given to another, of the other kind, in train: no image of one is in both."""
     patients = {
-        part: {m[0] for f in (DATA / "chest_xray" / part).rglob("*") if (m := re.match(r"person\d+_[a-z]+", f.name))}
+        part: {
+            m[0]
+            for f in (DATA / "chest_xray" / part).rglob("*")
+            if (m := re.match(r"person\d+_[a-z]+", f.name))
+        }
         for part in ("train", "val", "test")
     }
     assert min(map(len, patients.values())) > 0
@@ -588,7 +658,7 @@ def test_xrays_open_in_no_time_again(xrays: ChestXRay) -> None:
 MEASURE = """
 import sys
 from kd.data.chest_xray import ChestXRay
-from kd.views import make_views
+from kd.data.views import make_views
 data = ChestXRay(sys.argv[1], image_size=224, cache="disk", cache_dir=sys.argv[2], augment={"crop_padding": 4})
 data.key()
 for pixels, _, index in data.train_loader(64, 0):
@@ -603,7 +673,10 @@ def peak_memory(line: list[str]) -> float:
     while process.poll() is None:
         with contextlib.suppress(OSError, StopIteration):  # it has just ended
             status = Path(f"/proc/{process.pid}/status").read_text().splitlines()
-            peak = max(peak, int(next(each.split()[1] for each in status if each.startswith("RssAnon"))) / 1e6)
+            peak = max(
+                peak,
+                int(next(each.split()[1] for each in status if each.startswith("RssAnon"))) / 1e6,
+            )
         time.sleep(0.05)
     assert process.returncode == 0
     return peak
@@ -618,7 +691,9 @@ needs_proc = pytest.mark.skipif(
 @needs_proc
 @pytest.mark.slow
 def test_a_set_on_disk_stays_out_of_memory(tmp_path: Path) -> None:
-    assert peak_memory([sys.executable, "-c", MEASURE, str(DATA), str(tmp_path)]) < 1.0  # the array has 0.88
+    assert (
+        peak_memory([sys.executable, "-c", MEASURE, str(DATA), str(tmp_path)]) < 1.0
+    )  # the array has 0.88
 
 
 @needs_xrays
@@ -626,14 +701,21 @@ def test_a_set_on_disk_stays_out_of_memory(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_run_over_a_set_on_disk_stays_out_of_memory(tmp_path: Path) -> None:
     """Nets so small that what they hold of 16 images is next to nothing; the validation and test parts are whole."""
-    line = [sys.executable, "-m", "kd.train", "data=chest_xray", f"data.root={DATA.resolve()}", "data.cache=disk"]
+    line = [
+        sys.executable,
+        "-m",
+        "kd.train",
+        "data=chest_xray",
+        f"data.root={DATA.resolve()}",
+        "data.cache=disk",
+    ]
     line += ["trainer=smoke", "teacher=mlp", "teacher.net.hidden=[16]", "student=cnn_shallow"]
     line += ["batch_size=16", "teacher.batch_size=16", f"output_dir={tmp_path}"]
     assert peak_memory(line) < 1.5
 
 
 def test_a_loss_that_reads_labels_is_refused_where_some_are_missing() -> None:
-    from kd.run import check_labels
+    from kd.runs.preflight import check_labels
 
     def objective(loss: str) -> Objective:
         return Objective({"terms": {"other": {"loss": {"_target_": loss}}}}, Made().shape)

@@ -13,15 +13,15 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
 from kd.data.digits import Digits
-from kd.distiller import Distiller
-from kd.nets.build import Shape
+from kd.data.views import normalize, to_unit
 from kd.nets.cnn import CNN
 from kd.nets.resnet import ResNet
-from kd.objective import Objective
-from kd.optim import make_optimizer
+from kd.shape import Shape
 from kd.teachers.frozen import Frozen
 from kd.teachers.live import Live
-from kd.views import normalize, to_unit
+from kd.training.distiller import Distiller
+from kd.training.objective import Objective
+from kd.training.optim import make_optimizer
 
 KD_LOSS = {"weight": 0.5, "loss": {"_target_": "kd.losses.kd.kd_loss", "temperature": 3.0}}
 
@@ -31,7 +31,9 @@ class DropNet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.5), nn.Flatten())
+        self.body = nn.Sequential(
+            nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.5), nn.Flatten()
+        )
         self.fc = nn.Linear(4 * 36, 10)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -45,12 +47,16 @@ class Watch(Callback):
         self.student: list[bool] = []
         self.teacher: list[bool] = []
 
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
         self.student.append(all(m.training for m in pl_module.net.modules()))
         self.teacher.append(any(m.training for m in pl_module.teacher.answers.net.modules()))
 
 
-def distiller(teacher: Frozen | None, data: Digits, net: nn.Module | None = None, terms: bool = True) -> Distiller:
+def distiller(
+    teacher: Frozen | None, data: Digits, net: nn.Module | None = None, terms: bool = True
+) -> Distiller:
     node = {"ce_weight": 0.5, "terms": {"kd": KD_LOSS} if terms else {}}
     optim = {"_target_": "torch.optim.SGD", "lr": 0.05}
     return Distiller(
@@ -64,7 +70,9 @@ def distiller(teacher: Frozen | None, data: Digits, net: nn.Module | None = None
     )
 
 
-def train(module: Distiller, data: Digits, folder: Path, epochs: int = 3, *callbacks: Callback) -> L.Trainer:
+def train(
+    module: Distiller, data: Digits, folder: Path, epochs: int = 3, *callbacks: Callback
+) -> L.Trainer:
     trainer = L.Trainer(
         accelerator="cpu",
         max_epochs=epochs,
@@ -88,11 +96,16 @@ def test_teacher_is_untouched_and_student_trains(digits: Digits, tmp_path: Path)
     start = copy.deepcopy(module.net.state_dict())
     trainer = train(module, digits, tmp_path, 3, watch)
 
-    for name, tensor in teacher.net.state_dict().items():  # buffers too: batch-norm statistics and counters
+    for (
+        name,
+        tensor,
+    ) in teacher.net.state_dict().items():  # buffers too: batch-norm statistics and counters
         assert torch.equal(tensor, before[name]), name
     assert not any(p.requires_grad or p.grad is not None for p in teacher.net.parameters())
     assert len(watch.student) == 12
-    assert all(watch.student), "the student must be in train mode in every epoch, after validation too"
+    assert all(watch.student), (
+        "the student must be in train mode in every epoch, after validation too"
+    )
     assert not any(watch.teacher)
 
     optimised = {id(p) for group in trainer.optimizers[0].param_groups for p in group["params"]}
@@ -132,9 +145,13 @@ def test_each_net_gets_its_own_normalisation(digits: Digits) -> None:
     assert torch.allclose(seen[0], (x - 0.25) / 0.5)
 
 
-def test_what_a_loss_learns_is_optimised_and_checkpointed_beside_the_net(digits: Digits, tmp_path: Path) -> None:
+def test_what_a_loss_learns_is_optimised_and_checkpointed_beside_the_net(
+    digits: Digits, tmp_path: Path
+) -> None:
     module = distiller(Frozen(DropNet(), *digits.statistics), digits)
-    module.objective = Objective({"terms": {"ctkd": {"loss": {"_target_": "kd.losses.ctkd.CTKD"}}}}, digits.shape)
+    module.objective = Objective(
+        {"terms": {"ctkd": {"loss": {"_target_": "kd.losses.ctkd.CTKD"}}}}, digits.shape
+    )
     (theta,) = module.objective.parameters()
     trainer = train(module, digits, tmp_path, 1)
     assert any(p is theta for group in trainer.optimizers[0].param_groups for p in group["params"])
@@ -152,7 +169,16 @@ def test_what_is_logged(digits: Digits, tmp_path: Path) -> None:
     module = distiller(Frozen(DropNet(), *digits.statistics), digits)
     module.reference = torch.zeros(len(digits.split.val), dtype=torch.int64)
     trainer = train(module, digits, tmp_path, 1)
-    wanted = {"train/loss", "train/loss_ce", "train/loss_kd", "train/acc", "val/loss", "val/acc", "val/agreement", "lr"}
+    wanted = {
+        "train/loss",
+        "train/loss_ce",
+        "train/loss_kd",
+        "train/acc",
+        "val/loss",
+        "val/acc",
+        "val/agreement",
+        "lr",
+    }
     assert wanted <= set(trainer.callback_metrics)
 
 
@@ -168,7 +194,9 @@ class Written(CSVLogger):
 
 
 @pytest.mark.parametrize("every", [1, 3])
-def test_every_term_and_weight_is_logged_by_the_step(every: int, digits: Digits, tmp_path: Path) -> None:
+def test_every_term_and_weight_is_logged_by_the_step(
+    every: int, digits: Digits, tmp_path: Path
+) -> None:
     node = {"weight": {"schedule": "linear", "start": 1, "end": 0}, "loss": KD_LOSS["loss"]}
     module = distiller(Frozen(DropNet(), *digits.statistics), digits)
     module.objective = Objective({"ce_weight": 0.5, "terms": {"kd": node}}, digits.shape)
@@ -181,7 +209,14 @@ def test_every_term_and_weight_is_logged_by_the_step(every: int, digits: Digits,
     steps = {step: row for step, row in logger.rows.items() if "train/loss" in row}
     assert sorted(steps) == list(range(every - 1, 8, every))
     for step, row in steps.items():
-        assert {"train/loss", "train/loss_ce", "train/weight_ce", "train/loss_kd", "train/weight_kd", "lr"} <= set(row)
+        assert {
+            "train/loss",
+            "train/loss_ce",
+            "train/weight_ce",
+            "train/loss_kd",
+            "train/weight_kd",
+            "lr",
+        } <= set(row)
         assert row["train/weight_kd"] == pytest.approx(1 - step / 8)
         total = 0.5 * row["train/loss_ce"] + row["train/weight_kd"] * row["train/loss_kd"]
         assert row["train/loss"] == pytest.approx(total, rel=1e-5)
@@ -191,11 +226,23 @@ def test_every_term_and_weight_is_logged_by_the_step(every: int, digits: Digits,
     assert all("train/acc" in logger.rows[step] for step in (3, 7))
 
 
-def test_memory_is_not_filled_under_deterministic_algorithms(digits: Digits, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)  # and put back afterwards
+def test_memory_is_not_filled_under_deterministic_algorithms(
+    digits: Digits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        torch.utils.deterministic, "fill_uninitialized_memory", True
+    )  # and put back afterwards
     L.Trainer(
-        accelerator="cpu", deterministic=True, fast_dev_run=1, enable_progress_bar=False, enable_model_summary=False
-    ).fit(distiller(Frozen(DropNet(), *digits.statistics), digits), digits.train_loader(50, 0), digits.val_loader())
+        accelerator="cpu",
+        deterministic=True,
+        fast_dev_run=1,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    ).fit(
+        distiller(Frozen(DropNet(), *digits.statistics), digits),
+        digits.train_loader(50, 0),
+        digits.val_loader(),
+    )
     assert torch.are_deterministic_algorithms_enabled()
     assert not torch.utils.deterministic.fill_uninitialized_memory
 
@@ -203,23 +250,37 @@ def test_memory_is_not_filled_under_deterministic_algorithms(digits: Digits, mon
 def test_validation_metrics_are_means_over_images(digits: Digits, tmp_path: Path) -> None:
     module = distiller(Frozen(DropNet(), *digits.statistics), digits)
     module.reference = torch.randint(0, 10, (len(digits.split.val),))
-    trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False)
+    trainer = L.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False
+    )
     # 135 images in batches of 100: the second batch must not weigh as much as the first.
     found = trainer.validate(module, digits.val_loader(100), verbose=False)[0]
     val = digits.split.val
     with torch.no_grad():
-        logits = module.net.eval()(normalize(to_unit(val.pixels[torch.arange(len(val))]), *digits.statistics))
+        logits = module.net.eval()(
+            normalize(to_unit(val.pixels[torch.arange(len(val))]), *digits.statistics)
+        )
     chosen = logits.argmax(1)
-    assert found["val/acc"] == pytest.approx(float((chosen == val.labels).double().mean()), abs=1e-6)
-    assert found["val/loss"] == pytest.approx(float(nn.functional.cross_entropy(logits, val.labels)), abs=1e-5)
-    assert found["val/agreement"] == pytest.approx(float((chosen == module.reference).double().mean()), abs=1e-6)
+    assert found["val/acc"] == pytest.approx(
+        float((chosen == val.labels).double().mean()), abs=1e-6
+    )
+    assert found["val/loss"] == pytest.approx(
+        float(nn.functional.cross_entropy(logits, val.labels)), abs=1e-5
+    )
+    assert found["val/agreement"] == pytest.approx(
+        float((chosen == module.reference).double().mean()), abs=1e-6
+    )
 
 
 def test_half_precision_leaves_the_loss_in_float32() -> None:
     objective = Objective({"ce_weight": 0.5, "terms": {"kd": KD_LOSS}}, Shape(1, 8, 10))
     with torch.autocast("cpu", torch.bfloat16):
         logits = torch.randn(4, 10).bfloat16().requires_grad_()
-        signals = {"logits_s": logits, "logits_t": torch.randn(4, 10).bfloat16(), "target": torch.arange(4)}
+        signals = {
+            "logits_s": logits,
+            "logits_t": torch.randn(4, 10).bfloat16(),
+            "target": torch.arange(4),
+        }
         parts = objective({**signals, "progress": 0.0})
     losses = {name: value.detach() for name, value in parts.items() if name.startswith("loss")}
     assert {value.dtype for value in losses.values()} == {torch.float32}
@@ -228,4 +289,9 @@ def test_half_precision_leaves_the_loss_in_float32() -> None:
 
 
 def test_one_net_may_be_a_cnn(digits: Digits, tmp_path: Path) -> None:
-    train(distiller(Frozen(DropNet(), *digits.statistics), digits, CNN(10, 1, width=2)), digits, tmp_path, 1)
+    train(
+        distiller(Frozen(DropNet(), *digits.statistics), digits, CNN(10, 1, width=2)),
+        digits,
+        tmp_path,
+        1,
+    )

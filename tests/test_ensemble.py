@@ -10,13 +10,13 @@ import torch
 from composed import composed, tiny
 from safetensors.torch import load_file
 
-from kd.chain import chain_of
-from kd.config import check
+from kd.config.schema import check
+from kd.data.views import normalize
 from kd.errors import UserError
-from kd.run import run
+from kd.runs.run import run
+from kd.stages.chain import chain_of
 from kd.teachers.ensemble import Ensemble
 from kd.teachers.frozen import Frozen
-from kd.views import normalize
 
 MLP: dict[str, Any] = {"_target_": "kd.nets.mlp.MLP", "hidden": [5]}
 MEMBERS = "teacher.members=[{seed: 0}, {seed: 1, net: {hidden: [12]}}, {net: {_target_: kd.nets.cnn.CNN}}]"
@@ -26,14 +26,18 @@ def ensemble(count: int, **options: Any) -> Ensemble:
     torch.manual_seed(0)
     made = Ensemble([MLP] * count, num_classes=3, in_channels=2, image_size=4, **options).eval()
     made.join(
-        [member.state_dict() for member in made.members], [((0.1 * i, 0.2), (1.0, 2.0 + i)) for i in range(count)]
+        [member.state_dict() for member in made.members],
+        [((0.1 * i, 0.2), (1.0, 2.0 + i)) for i in range(count)],
     )
     return made
 
 
 def members_logits(net: Ensemble, x: torch.Tensor) -> list[list[list[float]]]:
     with torch.no_grad():
-        return [member(normalize(x, (0.1 * i, 0.2), (1.0, 2.0 + i))).tolist() for i, member in enumerate(net.members)]
+        return [
+            member(normalize(x, (0.1 * i, 0.2), (1.0, 2.0 + i))).tolist()
+            for i, member in enumerate(net.members)
+        ]
 
 
 X = torch.rand(4, 2, 4, 4, generator=torch.Generator().manual_seed(1))
@@ -47,7 +51,9 @@ def softmax(z: list[float], t: float) -> list[float]:
 def test_mean_of_logits() -> None:
     net = ensemble(2, weights=[1, 3])
     a, b = members_logits(net, X)
-    expected = [[0.25 * p + 0.75 * q for p, q in zip(*rows, strict=True)] for rows in zip(a, b, strict=True)]
+    expected = [
+        [0.25 * p + 0.75 * q for p, q in zip(*rows, strict=True)] for rows in zip(a, b, strict=True)
+    ]
     torch.testing.assert_close(net(X), torch.tensor(expected))
 
 
@@ -81,7 +87,13 @@ def test_state_dict_holds_the_normalisations() -> None:
 
 class TestChain:
     def test_members_are_stages_of_their_own(self) -> None:
-        chain = chain_of(check(composed("teacher=ensemble", MEMBERS, "teacher.net=${student.net}", "teacher.epochs=7")))
+        chain = chain_of(
+            check(
+                composed(
+                    "teacher=ensemble", MEMBERS, "teacher.net=${student.net}", "teacher.epochs=7"
+                )
+            )
+        )
         assert [link.name for link in chain] == [
             "teacher_1",
             "teacher_2",
@@ -93,14 +105,21 @@ class TestChain:
         assert [link.role for link in chain[:4]] == [None, None, None, "teacher"]
         assert [link.recipe.seed for link in chain[:3]] == [0, 1, 0]
         assert {link.recipe.epochs for link in chain[:3]} == {7}
-        assert [link.net["_target_"].rpartition(".")[2] for link in chain[:3]] == ["MLP", "MLP", "CNN"]
+        assert [link.net["_target_"].rpartition(".")[2] for link in chain[:3]] == [
+            "MLP",
+            "MLP",
+            "CNN",
+        ]
         assert chain[1].net["hidden"] == [12]
         assert chain[3].members == ("teacher_1", "teacher_2", "teacher_3")
 
     @pytest.mark.parametrize(
         ("override", "message"),
         [
-            ("teacher.members=[{sed: 1}]", r"teacher\.members\[0\]\.sed: no such key.*did you mean 'seed'"),
+            (
+                "teacher.members=[{sed: 1}]",
+                r"teacher\.members\[0\]\.sed: no such key.*did you mean 'seed'",
+            ),
             ("teacher.members=[{}, {epochs: -1}]", r"teacher\.members\[1\]\.epochs: found -1"),
             ("teacher.members=[]", r"teacher\.members: found \[\]"),
             ("teacher.weights=[1]", r"teacher\.weights: found \[1.0\]"),
@@ -134,18 +153,35 @@ class TestRuns:
     def test_of_one_is_the_single_teacher(self, tmp_path: Path) -> None:
         alone = run(check(tiny(tmp_path, "teacher.net.hidden=[16]")), "a test")
         one = run(
-            check(tiny(tmp_path, "teacher=ensemble", "~teacher.net", f"+{self.NET}", "teacher.members=[{}]")), "-"
+            check(
+                tiny(
+                    tmp_path,
+                    "teacher=ensemble",
+                    "~teacher.net",
+                    f"+{self.NET}",
+                    "teacher.members=[{}]",
+                )
+            ),
+            "-",
         )
         a, b = (load_file(folder / "student.safetensors") for folder in (alone, one))
         assert report_of(alone)["models"][2]["stage"] != report_of(one)["models"][2]["stage"]
         assert all(torch.equal(a[k], b[k]) for k in a)
 
-    def test_members_are_trained_once(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_members_are_trained_once(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         options = ("teacher=ensemble", "~teacher.net", f"+{self.NET}")
-        first = run(check(tiny(tmp_path, *options, "teacher.members=[{seed: 0}, {seed: 1}]")), "a test")
+        first = run(
+            check(tiny(tmp_path, *options, "teacher.members=[{seed: 0}, {seed: 1}]")), "a test"
+        )
         said = capsys.readouterr().err
-        assert said.count(": trained") == 4  # two members, baseline, student; the ensemble itself learns nothing
-        second = run(check(tiny(tmp_path, *options, "teacher.members=[{seed: 1}, {seed: 2}]")), "a test")
+        assert (
+            said.count(": trained") == 4
+        )  # two members, baseline, student; the ensemble itself learns nothing
+        second = run(
+            check(tiny(tmp_path, *options, "teacher.members=[{seed: 1}, {seed: 2}]")), "a test"
+        )
         assert "teacher_1: already there" in capsys.readouterr().err
         keys = {report_of(folder)["models"][0]["stage"] for folder in (first, second)}
         assert len(keys) == 2, "of the same nets, but other ones"

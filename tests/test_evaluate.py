@@ -17,19 +17,22 @@ from PIL import Image
 from kd.data.digits import Digits
 from kd.errors import UserError
 from kd.evaluate import _checked
-from kd.finished import open_run
+from kd.evaluation.evaluation import evaluate, judge, under_corruptions, versus
+from kd.evaluation.evaluation_set import of_other, unseen
+from kd.evaluation.requests import Evaluate
 from kd.measure.corruptions import CORRUPTIONS, corrupt
-from kd.measure.evaluation import evaluate, judge, under_corruptions, versus
-from kd.measure.judged import of_other, unseen
 from kd.measure.metrics import ask, summary
-from kd.measure.requests import Evaluate
-from kd.nets.build import Shape, normalization_of
+from kd.nets.build import normalization_of
+from kd.runs.reader import open_run
+from kd.shape import Shape
 
 CLASSES = tuple(map(str, range(10)))
 
 
 def config(run: Path, *overrides: str) -> Evaluate:
-    return _checked(composed_command("evaluate", f"run={run}", f"output_dir={run.parent}", *overrides), set())
+    return _checked(
+        composed_command("evaluate", f"run={run}", f"output_dir={run.parent}", *overrides), set()
+    )
 
 
 def evaluated(run: Path, *overrides: str) -> tuple[Path, dict[str, Any]]:
@@ -59,7 +62,11 @@ def test_the_run_is_judged_as_in_its_report(finished: Path, tmp_path: Path) -> N
     gain = {key: report["comparison"][key] for key in ("gain", "gain_ci95", "p_value")}
     pair = found["paired"][0]
     assert (pair["first"], pair["second"]) == ("student", "baseline")
-    assert {"gain": pair["difference"], "gain_ci95": pair["difference_ci95"], "p_value": pair["p_value"]} == gain
+    assert {
+        "gain": pair["difference"],
+        "gain_ci95": pair["difference_ci95"],
+        "p_value": pair["p_value"],
+    } == gain
     assert [(each["first"], each["second"]) for each in found["paired"][1:]] == [
         ("student", "teacher"),
         ("baseline", "teacher"),
@@ -83,7 +90,10 @@ def test_the_temperature_is_fitted_on_validation(finished: Path, tmp_path: Path)
     grid = calibrated["temperature"] * np.linspace(0.9, 1.1, 201)
     losses = [float(torch.nn.functional.cross_entropy(logits / t, split.val.labels)) for t in grid]
     assert abs(int(np.argmin(losses)) - 100) <= 1
-    test = ask(net, split.test, normalization_of(net, ((0.0,), (1.0,)))).double() / calibrated["temperature"]
+    test = (
+        ask(net, split.test, normalization_of(net, ((0.0,), (1.0,)))).double()
+        / calibrated["temperature"]
+    )
     after = summary(test, split.test.labels)
     assert calibrated["ece"] == pytest.approx(after["ece"])
     assert calibrated["nll"] == pytest.approx(after["nll"])
@@ -149,7 +159,9 @@ def test_other_images_of_the_same_classes(finished: Path, photos: Path, tmp_path
 def test_labels_go_by_the_names_of_classes(photos: Path) -> None:
     node = {"_target_": "kd.data.image_folder.ImageFolder", "root": str(photos)}
     backwards = tuple(reversed(CLASSES))
-    straight, turned = (of_other(node, names, Shape(1, 8, 10), None).images for names in (CLASSES, backwards))
+    straight, turned = (
+        of_other(node, names, Shape(1, 8, 10), None).images for names in (CLASSES, backwards)
+    )
     assert straight.pixels.shape == (90, 1, 8, 8)
     assert torch.equal(turned.labels, 9 - straight.labels)
 
@@ -157,20 +169,34 @@ def test_labels_go_by_the_names_of_classes(photos: Path) -> None:
 def test_unseen_are_those_with_other_pixels(digits: Digits) -> None:
     train = digits.split.train
     left = unseen(train.at(range(20)), train.at(range(10)), train.at([15]))
-    assert torch.equal(left.pixels[0:9], train.pixels[torch.tensor([10, 11, 12, 13, 14, 16, 17, 18, 19])])
+    assert torch.equal(
+        left.pixels[0:9], train.pixels[torch.tensor([10, 11, 12, 13, 14, 16, 17, 18, 19])]
+    )
     assert len(left) == 9
 
 
 def test_other_classes_and_sizes_are_refused(photos: Path, finished: Path, tmp_path: Path) -> None:
     shutil.rmtree(photos / "7")
     run = open_run(finished)
-    with pytest.raises(UserError, match=r"data: 9 classes \(0, .*9\), but the run's nets tell apart 10 classes \(0, "):
-        evaluate(run, config(finished, "data=image_folder", f"data.root={photos}", f"out={tmp_path}"), "")
+    with pytest.raises(
+        UserError,
+        match=r"data: 9 classes \(0, .*9\), but the run's nets tell apart 10 classes \(0, ",
+    ):
+        evaluate(
+            run, config(finished, "data=image_folder", f"data.root={photos}", f"out={tmp_path}"), ""
+        )
     (photos / "3").rename(photos / "drei")
     (photos / "8").rename(photos / "7")
     with pytest.raises(UserError, match="accepted is a data set with the same classes, by name"):
-        of_other({"_target_": "kd.data.image_folder.ImageFolder", "root": str(photos)}, CLASSES, Shape(1, 8, 10), None)
-    with pytest.raises(UserError, match=r"its images are 1x8x8, the run's nets take 3x32x32; .*data=image_folder"):
+        of_other(
+            {"_target_": "kd.data.image_folder.ImageFolder", "root": str(photos)},
+            CLASSES,
+            Shape(1, 8, 10),
+            None,
+        )
+    with pytest.raises(
+        UserError, match=r"its images are 1x8x8, the run's nets take 3x32x32; .*data=image_folder"
+    ):
         of_other({"_target_": "kd.data.digits.Digits"}, CLASSES, Shape(3, 32, 10), None)
 
 
@@ -183,7 +209,9 @@ def test_nothing_is_left_of_what_the_nets_have_seen(finished: Path, photos: Path
         of_other(node, CLASSES, Shape(1, 8, 10), own)
 
 
-def test_a_run_that_was_moved_alone(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_was_moved_alone(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     moved = tmp_path / "a" / "moved"
     shutil.copytree(finished, moved)
     report = json.loads((moved / "report.json").read_text())
@@ -198,22 +226,32 @@ def test_a_run_that_was_moved_alone(finished: Path, tmp_path: Path, capsys: pyte
     assert found["models"][0]["test"]["accuracy"] == report["models"][2]["test"]["accuracy"]
     assert "No teacher" in capsys.readouterr().out
     (moved / "student.safetensors").unlink()
-    with pytest.raises(UserError, match=r"(?s)the weights of the teacher.*the run has no student.safetensors"):
+    with pytest.raises(
+        UserError, match=r"(?s)the weights of the teacher.*the run has no student.safetensors"
+    ):
         evaluated(moved)
 
 
 def test_corruptions_are_shown_to_all_nets(finished: Path, tmp_path: Path) -> None:
-    _, found = evaluated(finished, f"out={tmp_path}", "corruptions=[jpeg,noise]", "severities=[1,5]")
+    _, found = evaluated(
+        finished, f"out={tmp_path}", "corruptions=[jpeg,noise]", "severities=[1,5]"
+    )
     under = found["corruptions"]
     assert list(under["accuracy"]["student"]) == ["jpeg", "noise"]
     run = open_run(finished)
     test, net = run.data().split.test, run.net("student")
     pixels = torch.from_numpy(corrupt(test.pixels[:].numpy(), np.arange(len(test)), "noise", 5, 0))
-    mean, std = (torch.tensor(each).view(1, -1, 1, 1) for each in normalization_of(net, ((0.0,), (1.0,))))
+    mean, std = (
+        torch.tensor(each).view(1, -1, 1, 1) for each in normalization_of(net, ((0.0,), (1.0,)))
+    )
     with torch.no_grad():
         right = (net((pixels / 255 - mean) / std).argmax(1) == test.labels).double().mean()
     assert under["accuracy"]["student"]["noise"]["5"] == pytest.approx(float(right))
-    values = [under["accuracy"]["student"][name][level] for name in ("jpeg", "noise") for level in ("1", "5")]
+    values = [
+        under["accuracy"]["student"][name][level]
+        for name in ("jpeg", "noise")
+        for level in ("1", "5")
+    ]
     assert under["mean"]["student"] == pytest.approx(sum(values) / 4)
     assert "## Corruptions" in (tmp_path / "evaluation.md").read_text()
 
@@ -233,7 +271,9 @@ def test_what_may_stand_for_corruptions(tmp_path: Path) -> None:
     assert asked("true") == list(CORRUPTIONS)
     assert asked("false") == []
     assert asked("blur") == ["blur"]
-    with pytest.raises(UserError, match=r"corruptions: found 'nois'; accepted are true, .* did you mean 'noise'"):
+    with pytest.raises(
+        UserError, match=r"corruptions: found 'nois'; accepted are true, .* did you mean 'noise'"
+    ):
         asked("[nois]")
     with pytest.raises(UserError, match=r"severities.*found 6"):
         config(tmp_path, "severities=[6]")

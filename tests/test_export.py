@@ -17,9 +17,9 @@ from shipped import CLASSES, SIZE, Shipped
 from torch import nn
 
 from kd.errors import CannotWrite, Failed, UserError
-from kd.finished import open_run
-from kd.nets.build import Shape
 from kd.nets.cnn import CNN
+from kd.runs.reader import open_run
+from kd.shape import Shape
 from kd.shipping import exported
 from kd.shipping.exported import export
 from kd.shipping.formats import write_onnx
@@ -66,10 +66,16 @@ def test_a_file_says_what_it_is(shipped: Shipped) -> None:
     torch.export.load(shipped.files / "student.pt2", extra_files=packed)
     for said in (
         {each.key: each.value for each in onnx.load(shipped.files / "student.onnx").metadata_props},
-        {each.key: each.value for each in onnx.load(shipped.files / "student.int8.onnx").metadata_props},
+        {
+            each.key: each.value
+            for each in onnx.load(shipped.files / "student.int8.onnx").metadata_props
+        },
         json.loads(packed["kd.json"]),
     ):
-        found = {key: json.loads(said[key]) for key in ("classes", "image_size", "channels", "mean", "std", "run")}
+        found = {
+            key: json.loads(said[key])
+            for key in ("classes", "image_size", "channels", "mean", "std", "run")
+        }
         assert found == {
             "classes": list(CLASSES),
             "image_size": SIZE,
@@ -84,14 +90,24 @@ def test_a_file_says_what_it_is(shipped: Shipped) -> None:
 def test_nothing_but_the_net_is_in_a_file(shipped: Shipped) -> None:
     # The CNN of width 8 for 3 channels and classes, by its layers; and mean and std. Not CTKD's temperature, which the
     # training learned.
-    convolutions, channels, last = 3 * 9 * 8 + 8 * 9 * 16 + 2 * 16 * 9 * 16, 8 + 3 * 16, (16 + 1) * 3
+    convolutions, channels, last = (
+        3 * 9 * 8 + 8 * 9 * 16 + 2 * 16 * 9 * 16,
+        8 + 3 * 16,
+        (16 + 1) * 3,
+    )
     params = convolutions + 2 * channels + last
     graph = onnx.load(shipped.files / "student.onnx").graph
     arrays = [onnx.numpy_helper.to_array(each) for each in graph.initializer]
-    assert sum(array.size for array in arrays if array.dtype == np.float32) == convolutions + channels + last + 2 * 3
+    assert (
+        sum(array.size for array in arrays if array.dtype == np.float32)
+        == convolutions + channels + last + 2 * 3
+    )
     # The norms are folded into the convolutions there. Here they are whole, with what they have seen and a counter.
     archive = torch.export.load(shipped.files / "student.pt2")
-    assert sum(tensor.numel() for tensor in archive.state_dict.values()) == params + 2 * channels + 4 + 2 * 3
+    assert (
+        sum(tensor.numel() for tensor in archive.state_dict.values())
+        == params + 2 * channels + 4 + 2 * 3
+    )
     assert json.loads((shipped.files / "export.json").read_text())["params"] == params
 
 
@@ -100,7 +116,9 @@ def test_int8_is_int8_per_channel(shipped: Shipped) -> None:
     arrays = {each.name: onnx.numpy_helper.to_array(each) for each in graph.initializer}
     weights = [array for array in arrays.values() if array.dtype == np.int8 and array.ndim == 4]
     assert sorted(len(array) for array in weights) == [8, 16, 16, 16]
-    scales = [arrays[node.input[1]].shape for node in graph.node if node.op_type == "DequantizeLinear"]
+    scales = [
+        arrays[node.input[1]].shape for node in graph.node if node.op_type == "DequantizeLinear"
+    ]
     assert {(8,), (16,)} <= set(scales)
     assert any(node.op_type == "QuantizeLinear" for node in graph.node)
 
@@ -117,7 +135,9 @@ def test_int8_is_reported_beside_float32(shipped: Shipped) -> None:
     (logits,) = session(shipped.files / "student.int8.onnx").run(
         None, {"images": (folder.pixels[:].numpy() / 255).astype(np.float32)}
     )
-    assert test["accuracy"] == pytest.approx(float((logits.argmax(1) == folder.labels.numpy()).mean()))
+    assert test["accuracy"] == pytest.approx(
+        float((logits.argmax(1) == folder.labels.numpy()).mean())
+    )
     assert rows["onnx"]["bytes"] == (shipped.files / "student.onnx").stat().st_size
     assert "int8 next to float32" in (shipped.files / "export.md").read_text()
 
@@ -125,21 +145,40 @@ def test_int8_is_reported_beside_float32(shipped: Shipped) -> None:
 def test_a_file_that_fails_its_check_is_removed_and_the_others_stay(
     copied: Shipped, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def blank(net: nn.Module, shape: Shape, normalization: Any, path: Path, *, metadata: Any) -> Path:
+    def blank(
+        net: nn.Module, shape: Shape, normalization: Any, path: Path, *, metadata: Any
+    ) -> Path:
         return write_onnx(
-            CNN(shape.num_classes, shape.channels, width=8), shape, normalization, path, metadata=metadata
+            CNN(shape.num_classes, shape.channels, width=8),
+            shape,
+            normalization,
+            path,
+            metadata=metadata,
         )
 
     monkeypatch.setattr(exported, "write_onnx", blank)
-    with pytest.raises(Failed, match=r"student.onnx is refused and removed: differs by .* from PyTorch"):
+    with pytest.raises(
+        Failed, match=r"student.onnx is refused and removed: differs by .* from PyTorch"
+    ):
         export(open_run(copied.run), copied.config("formats=[onnx,pt2]"), "again")
-    assert sorted(each.name for each in copied.files.glob("student*")) == ["student.int8.onnx", "student.pt2"]
-    rows = {row["file"]: row for row in json.loads((copied.files / "export.json").read_text())["files"]}
-    assert sorted(rows) == ["student.int8.onnx", "student.onnx", "student.pt2"]  # that of before stays noted
+    assert sorted(each.name for each in copied.files.glob("student*")) == [
+        "student.int8.onnx",
+        "student.pt2",
+    ]
+    rows = {
+        row["file"]: row for row in json.loads((copied.files / "export.json").read_text())["files"]
+    }
+    assert sorted(rows) == [
+        "student.int8.onnx",
+        "student.onnx",
+        "student.pt2",
+    ]  # that of before stays noted
     assert rows["student.onnx"]["refused"]
 
 
-def test_int8_that_loses_too_much_is_refused(copied: Shipped, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_int8_that_loses_too_much_is_refused(
+    copied: Shipped, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def ruined(source: Path, path: Path, calibration: Any) -> Path:
         model = onnx.load(source)
         for each in model.graph.initializer:
@@ -150,21 +189,29 @@ def test_int8_that_loses_too_much_is_refused(copied: Shipped, monkeypatch: pytes
         return path
 
     monkeypatch.setattr(exported, "quantize", ruined)
-    with pytest.raises(Failed, match=r"student.int8.onnx is refused .* points of validation accuracy"):
+    with pytest.raises(
+        Failed, match=r"student.int8.onnx is refused .* points of validation accuracy"
+    ):
         export(open_run(copied.run), copied.config("formats=[int8]"), "again")
     assert not (copied.files / "student.int8.onnx").exists()
 
 
-def test_an_exporter_that_breaks_down_is_named(copied: Shipped, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exporter_that_breaks_down_is_named(
+    copied: Shipped, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(*_: Any, **__: Any) -> Path:
         raise RuntimeError("no such operator\nand a long story")
 
     monkeypatch.setattr(exported, "write_onnx", broken)
-    with pytest.raises(Failed, match=r"student.onnx is refused and removed: RuntimeError: no such operator$"):
+    with pytest.raises(
+        Failed, match=r"student.onnx is refused and removed: RuntimeError: no such operator$"
+    ):
         export(open_run(copied.run), copied.config("formats=[onnx]"), "again")
 
 
-def test_an_earlier_file_stays_where_there_is_no_room(copied: Shipped, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_earlier_file_stays_where_there_is_no_room(
+    copied: Shipped, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = copied.files / "student.onnx"
     before = path.read_bytes()
 
@@ -195,10 +242,16 @@ def test_data_of_another_number_of_classes_is_refused(copied: Shipped, tmp_path:
 
 def test_the_net_and_its_mode_stay_as_they_are(tmp_path: Path) -> None:
     net = torch.nn.Sequential(
-        torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2), torch.nn.Flatten(), torch.nn.Linear(72, 4)
+        torch.nn.Conv2d(1, 2, 3),
+        torch.nn.BatchNorm2d(2),
+        torch.nn.Flatten(),
+        torch.nn.Linear(72, 4),
     )
     net[1].eval()
-    before, drawn = {name: value.clone() for name, value in net.state_dict().items()}, torch.get_rng_state()
+    before, drawn = (
+        {name: value.clone() for name, value in net.state_dict().items()},
+        torch.get_rng_state(),
+    )
     write_onnx(net, Shape(1, 8, 4), ((0.5,), (0.5,)), tmp_path / "x.onnx", metadata={"a": "b"})
     assert [module.training for module in net] == [True, False, True, True]
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from processes import Process
 
-from kd.construct import construct
+from kd.config.construct import construct
 from kd.errors import UserError
 
 LOSS = '''
@@ -97,7 +97,9 @@ class Child(Base):
 def test_keywords_that_are_handed_on_are_those_of_the_base() -> None:
     node = {"_target_": "test_extend.Child", "limit": 3}
     assert construct(node, "data", root="here", other=1).given == ("here", 3)
-    with pytest.raises(UserError, match=r"data\.nois: no such parameter; accepted are .*did you mean 'noise'"):
+    with pytest.raises(
+        UserError, match=r"data\.nois: no such parameter; accepted are .*did you mean 'noise'"
+    ):
         construct({**node, "nois": 2}, "data")
 
 
@@ -111,7 +113,11 @@ def test_own_loss_net_and_data(package: Path) -> None:
     (folder,) = (package / "outputs" / "runs").iterdir()
     report = json.loads((folder / "report.json").read_text())
     assert report["data"]["classes"] == ["across", "down"]
-    assert [model["net"] for model in report["models"]] == ["MLP", "Linear(bias=False)", "Linear(bias=False)"]
+    assert [model["net"] for model in report["models"]] == [
+        "MLP",
+        "Linear(bias=False)",
+        "Linear(bias=False)",
+    ]
     assert report["models"][2]["params"] == 2 * 144
     assert report["models"][0]["test"]["accuracy"] > 0.9
 
@@ -119,10 +125,16 @@ def test_own_loss_net_and_data(package: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "word"),
-    [("loss.terms.huber.loss.delt=2", "delta"), ("student.net.bia=true", "bias"), ("data.nois=3", "noise")],
+    [
+        ("loss.terms.huber.loss.delt=2", "delta"),
+        ("student.net.bia=true", "bias"),
+        ("data.nois=3", "noise"),
+    ],
 )
 def test_own_parameters_are_checked_too(package: Path, override: str, word: str) -> None:
-    failed = train(package, "loss=huber", "student=linear", "data=stripes", "teacher=mlp", f"+{override}")
+    failed = train(
+        package, "loss=huber", "student=linear", "data=stripes", "teacher=mlp", f"+{override}"
+    )
     assert failed.returncode == 2
     assert override.partition("=")[0] in failed.stderr
     assert word in failed.stderr

@@ -13,21 +13,23 @@ from composed import composed, link
 from shipped import Shipped
 from torch import nn
 
-from kd.config import Config, check
+from kd.config.schema import Config, check
 from kd.data.digits import Digits
-from kd.nets.build import Shape
 from kd.nets.cnn import CNN
-from kd.run import run
-from kd.shipping.fake_quantize import fake_quantize, rounded_activations, rounded_weights
+from kd.runs.run import run
+from kd.shape import Shape
 from kd.shipping.formats import quantize, write_onnx
-from kd.stages import make_stage
+from kd.stages.stage import make_stage
+from kd.training.fake_quantize import fake_quantize, rounded_activations, rounded_weights
 
 
 def test_weights_are_rounded_by_output_channel() -> None:
     weight = torch.randn(5, 3, 2, 2, generator=torch.Generator().manual_seed(0))
     weight[2] *= 100
     weight[3] = 0
-    for row, found in zip(weight.double().numpy(), rounded_weights(weight).double().numpy(), strict=True):
+    for row, found in zip(
+        weight.double().numpy(), rounded_weights(weight).double().numpy(), strict=True
+    ):
         step = np.abs(row).max() / 127
         wanted = np.round(row / step) * step if step else row
         assert np.abs(found - wanted).max() <= 1e-5 * max(step, 1e-9) + 1e-6 * np.abs(row).max()
@@ -35,7 +37,9 @@ def test_weights_are_rounded_by_output_channel() -> None:
 
 
 @pytest.mark.parametrize(("low", "high"), [(-1.0, 3.0), (0.5, 2.0), (-4.0, -1.0)])
-def test_activations_are_rounded_between_their_extremes_and_zero_stays_zero(low: float, high: float) -> None:
+def test_activations_are_rounded_between_their_extremes_and_zero_stays_zero(
+    low: float, high: float
+) -> None:
     x = torch.linspace(low, high, 1001)
     if low < 0 < high:
         x[500] = 0
@@ -44,7 +48,9 @@ def test_activations_are_rounded_between_their_extremes_and_zero_stays_zero(low:
     zero = round(-low / step)
     wanted = (np.clip(np.round(x.double().numpy() / step) + zero, 0, 255) - zero) * step
     found = rounded_activations(x).double().numpy()
-    assert np.mean(np.abs(found - wanted) > 1e-5) < 0.01  # where float32 falls on the other side of a half
+    assert (
+        np.mean(np.abs(found - wanted) > 1e-5) < 0.01
+    )  # where float32 falls on the other side of a half
     assert np.abs(found - x.numpy()).max() <= step
     assert x[500] != 0 or found[500] == 0
     assert (rounded_activations(torch.zeros(4)) == 0).all()
@@ -64,13 +70,19 @@ def test_layers_round_and_keep_their_names() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x
 
-    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(72, 4), Odd(4, 4)).eval()
+    net = nn.Sequential(
+        nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(72, 4), Odd(4, 4)
+    ).eval()
     names, x = list(net.state_dict()), torch.rand(2, 1, 8, 8)
     with torch.no_grad():
         plain = net(x)
-        conv = nn.functional.conv2d(rounded_activations(x), rounded_weights(net[0].weight), net[0].bias)
+        conv = nn.functional.conv2d(
+            rounded_activations(x), rounded_weights(net[0].weight), net[0].bias
+        )
         flat = net[1](conv).flatten(1)
-        wanted = nn.functional.linear(rounded_activations(flat), rounded_weights(net[3].weight), net[3].bias)
+        wanted = nn.functional.linear(
+            rounded_activations(flat), rounded_weights(net[3].weight), net[3].bias
+        )
         assert fake_quantize(net) == 2
         assert torch.equal(net(x), wanted)
     assert not torch.equal(wanted, plain)
@@ -83,7 +95,9 @@ def test_a_rounding_net_is_nearer_to_the_int8_file_than_a_plain_one(tmp_path: Pa
     x = torch.rand(64, 1, 8, 8)
     file = write_onnx(net, shape, None, tmp_path / "a.onnx", metadata={"x": "y"})
     quantize(file, tmp_path / "b.onnx", iter([x.numpy()]))
-    assert {each.key: each.value for each in onnx.load(tmp_path / "b.onnx").metadata_props}["x"] == "y"
+    assert {each.key: each.value for each in onnx.load(tmp_path / "b.onnx").metadata_props}[
+        "x"
+    ] == "y"
     (int8,) = onnxruntime.InferenceSession(tmp_path / "b.onnx").run(None, {"images": x.numpy()})
     with torch.no_grad():
         plain = net(x)
@@ -93,8 +107,12 @@ def test_a_rounding_net_is_nearer_to_the_int8_file_than_a_plain_one(tmp_path: Pa
     assert errors[1] < 0.8 * errors[0]
 
 
-def test_the_key_of_other_stages_does_not_know_of_it(make_config: Callable[..., Config], digits: Digits) -> None:
-    config = make_config("stages=[baseline,quantize]", "stage.quantize.loss=labels", "stage.quantize.start=baseline")
+def test_the_key_of_other_stages_does_not_know_of_it(
+    make_config: Callable[..., Config], digits: Digits
+) -> None:
+    config = make_config(
+        "stages=[baseline,quantize]", "stage.quantize.loss=labels", "stage.quantize.start=baseline"
+    )
     baseline = make_stage(link(config, "baseline"), config, digits, {})
     assert "fake_quantize" not in baseline.spec
     assert link(config, "quantize").fake_quantize
@@ -104,7 +122,9 @@ def test_a_stage_rounds_while_it_trains(tmp_path: Path, capsys: pytest.CaptureFi
     from composed import TINY
 
     def trained(*overrides: str) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
-        folder = run(check(composed(*TINY, "trainer=cpu", f"output_dir={tmp_path}", *overrides)), "a test")
+        folder = run(
+            check(composed(*TINY, "trainer=cpu", f"output_dir={tmp_path}", *overrides)), "a test"
+        )
         from safetensors.torch import load_file
 
         student = json.loads((folder / "report.json").read_text())["models"][-1]

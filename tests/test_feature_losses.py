@@ -43,8 +43,8 @@ from kd.losses.mgd import MGD
 from kd.losses.ofd import OFD
 from kd.losses.reviewkd import ReviewKD
 from kd.losses.vid import VID
-from kd.nets.build import Shape
-from kd.objective import FEATURES, Objective, read_terms
+from kd.shape import Shape
+from kd.training.objective import FEATURES, Objective, read_terms
 
 Array = NDArray[np.float64]
 B = 5
@@ -102,10 +102,15 @@ def sp() -> float:
 def cc(gamma: float, order: int, teacher: Array) -> float:
     def kernel(x: Array, y: Array) -> float:
         c = cosine(x, y)
-        return math.exp(-2 * gamma) * sum((2 * gamma * c) ** p / math.factorial(p) for p in range(order + 1))
+        return math.exp(-2 * gamma) * sum(
+            (2 * gamma * c) ** p / math.factorial(p) for p in range(order + 1)
+        )
 
     pairs = list(product(range(B), repeat=2))
-    return sum((kernel(EMB_S[i], EMB_S[j]) - kernel(teacher[i], teacher[j])) ** 2 for i, j in pairs) / B**2
+    return (
+        sum((kernel(EMB_S[i], EMB_S[j]) - kernel(teacher[i], teacher[j])) ** 2 for i, j in pairs)
+        / B**2
+    )
 
 
 def rkd_distance() -> float:
@@ -142,7 +147,9 @@ def pkt(epsilon: float) -> float:
 def vid(variances: list[Array]) -> float:
     total = 0.0
     for s, u, v in zip(MAPS_S, MAPS_T, variances, strict=True):
-        terms = [0.5 * ((s[i] - u[i]) ** 2 / v[i[1]] + math.log(v[i[1]])) for i in np.ndindex(*s.shape)]
+        terms = [
+            0.5 * ((s[i] - u[i]) ** 2 / v[i[1]] + math.log(v[i[1]])) for i in np.ndindex(*s.shape)
+        ]
         total += sum(terms) / s.size
     return total
 
@@ -205,7 +212,9 @@ def review() -> float:
         height = s.shape[2]
         found, weights = [((s - u) ** 2).mean()], [1.0]
         for level in (size for size in (4, 2, 1) if size < height):
-            d = torch.nn.functional.adaptive_avg_pool2d(t(s - u), level).numpy()  # its cells overlap where uneven
+            d = torch.nn.functional.adaptive_avg_pool2d(
+                t(s - u), level
+            ).numpy()  # its cells overlap where uneven
             found.append((d**2).mean())
             weights.append(weights[-1] / 2)
         total += float(np.dot(found, weights)) / sum(weights)
@@ -223,14 +232,21 @@ def svd(rank: int) -> float:
             ours_all = np.linalg.svd(a)[2][: rank + 3].T
             ours = np.zeros_like(theirs)
             for k in range(rank):
-                likeness = [float(np.dot(ours_all[:, j], theirs[:, k])) for j in range(ours_all.shape[1])]
+                likeness = [
+                    float(np.dot(ours_all[:, j], theirs[:, k])) for j in range(ours_all.shape[1])
+                ]
                 j = int(np.argmax(np.abs(likeness)))
                 ours[:, k] = ours_all[:, j] * np.sign(likeness[j])
             sizes = unit(sizes[:rank])
             now = ours * sizes, theirs * sizes
             if before is not None:
-                for i, j, k in product(range(now[0].shape[0]), range(before[0].shape[0]), range(rank)):
-                    related = [math.exp(-((n[i, k] - p[j, k]) ** 2) / 8) for n, p in zip(now, before, strict=True)]
+                for i, j, k in product(
+                    range(now[0].shape[0]), range(before[0].shape[0]), range(rank)
+                ):
+                    related = [
+                        math.exp(-((n[i, k] - p[j, k]) ** 2) / 8)
+                        for n, p in zip(now, before, strict=True)
+                    ]
                     total += (related[0] - related[1]) ** 2 / B
             before = now
     return total
@@ -254,7 +270,10 @@ MARGINS = [np.array([-0.1, -0.5, -0.9]), np.array([-2.0, -1.0, -0.3, 0.0])]
 LOGITS_S, LOGITS_T = rng.normal(0, 1, (B, 3)), rng.normal(0, 1, (B, 3))
 
 FORMULAS: dict[str, tuple[Tensor, float]] = {
-    "fitnet": (fitnet_loss(t(MAPS_S[0]), t(MAPS_T[0])), float(((MAPS_S[0] - MAPS_T[0]) ** 2).mean())),
+    "fitnet": (
+        fitnet_loss(t(MAPS_S[0]), t(MAPS_T[0])),
+        float(((MAPS_S[0] - MAPS_T[0]) ** 2).mean()),
+    ),
     "at authors": (at_loss(maps(MAPS_S), maps(MAPS_T)), at("authors")),
     "at paper": (at_loss(maps(MAPS_S), maps(MAPS_T), form="paper"), at("paper")),
     "sp": (sp_loss(maps(MAPS_S), maps(MAPS_T)), sp()),
@@ -333,7 +352,10 @@ def test_gradient_by_finite_differences(method: str) -> None:
     for _ in range(3):
         ways = [t(g.normal(0, 1, a.shape)) for a in arrays]
         step = 1e-6
-        up, down = (loss(*(t(a) + sign * step * w for a, w in zip(arrays, ways, strict=True))) for sign in (1, -1))
+        up, down = (
+            loss(*(t(a) + sign * step * w for a, w in zip(arrays, ways, strict=True)))
+            for sign in (1, -1)
+        )
         expected = float((up - down) / (2 * step))
         found = float(sum((slope * w).sum() for slope, w in zip(slopes, ways, strict=True)))
         assert found == pytest.approx(expected, rel=1e-5, abs=1e-7)
@@ -350,7 +372,9 @@ def test_singular_vectors_have_a_finite_gradient_where_values_are_equal() -> Non
 
 class TestAdapters:
     def test_tokens_are_maps_without_the_class_token(self) -> None:
-        tokens = torch.arange(2 * 10 * 3).reshape(2, 10, 3).float()  # one class token and nine of a picture
+        tokens = (
+            torch.arange(2 * 10 * 3).reshape(2, 10, 3).float()
+        )  # one class token and nine of a picture
         found = as_map(tokens)
         assert found.shape == (2, 3, 3, 3)
         assert found[1, 2, 1, 0] == tokens[1, 1 + 3, 2]
@@ -364,7 +388,9 @@ class TestAdapters:
 
     def test_vid_starts_at_its_variance_and_learns_it(self) -> None:
         vid = VID(((3, 4, 4),), ((5, 4, 4),), variance=5.0)
-        assert torch.nn.functional.softplus(vid.raw[0]).tolist() == pytest.approx([5.0 - 1e-5] * 5, rel=1e-6)
+        assert torch.nn.functional.softplus(vid.raw[0]).tolist() == pytest.approx(
+            [5.0 - 1e-5] * 5, rel=1e-6
+        )
         vid([torch.randn(2, 3, 4, 4)], [torch.randn(2, 5, 4, 4)]).backward()
         assert vid.raw[0].grad.abs().sum() > 0
 
@@ -385,7 +411,9 @@ class TestAdapters:
         fixed = FT(((3, 4, 4),), ((6, 4, 4),), reconstruction=0.0)
         before = {k: v.clone() for k, v in fixed.paraphraser.state_dict().items()}
         fixed([torch.randn(8, 3, 4, 4)], [torch.randn(8, 6, 4, 4)]).backward()
-        assert all(torch.equal(before[k], v) for k, v in fixed.paraphraser.state_dict().items())  # batch norm too
+        assert all(
+            torch.equal(before[k], v) for k, v in fixed.paraphraser.state_dict().items()
+        )  # batch norm too
         assert not any(p.requires_grad for p in fixed.paraphraser.parameters())
         assert all(p.grad is not None for p in fixed.translator.parameters())
         along = FT(((3, 4, 4),), ((6, 4, 4),)).train()
@@ -405,7 +433,12 @@ class TestAdapters:
     def test_mgd_gives_an_image_the_same_mask_wherever_it_is_in_the_batch(self) -> None:
         torch.manual_seed(0)
         mgd = MGD(((8, 2, 2),), ((8, 2, 2),), masked=0.5)
-        s, t_, index, order = torch.randn(6, 8, 2, 2), torch.randn(6, 8, 2, 2), torch.arange(6), torch.randperm(6)
+        s, t_, index, order = (
+            torch.randn(6, 8, 2, 2),
+            torch.randn(6, 8, 2, 2),
+            torch.arange(6),
+            torch.randperm(6),
+        )
         found = []
         for turn in (torch.arange(6), order):
             torch.manual_seed(1)
@@ -418,7 +451,10 @@ class TestAdapters:
         """The shallow student map must hear of the deep one, and not the other way round."""
         torch.manual_seed(0)
         review = ReviewKD(((3, 8, 8), (6, 4, 4)), ((5, 4, 4), (7, 2, 2)), 6, 7).eval()
-        feats = [torch.randn(2, 3, 8, 8, requires_grad=True), torch.randn(2, 6, 4, 4, requires_grad=True)]
+        feats = [
+            torch.randn(2, 3, 8, 8, requires_grad=True),
+            torch.randn(2, 6, 4, 4, requires_grad=True),
+        ]
         pooled_s = torch.randn(2, 6, requires_grad=True)
         deep, through = review.fusions[0](as_map(pooled_s), None, (1, 1))
         middle, through = review.fusions[1](feats[1], through, (2, 2))
@@ -438,7 +474,9 @@ class TestCRD:
 
     def batch(self, seed: int = 1) -> tuple[Tensor, Tensor, Tensor]:
         g = torch.Generator().manual_seed(seed)
-        pooled_s, pooled_t = (torch.randn(4, width, generator=g, dtype=torch.float64) for width in (4, 6))
+        pooled_s, pooled_t = (
+            torch.randn(4, width, generator=g, dtype=torch.float64) for width in (4, 6)
+        )
         return pooled_s, pooled_t, torch.tensor([3, 1, 6, 4])
 
     def test_value_and_memory_are_the_papers(self) -> None:
@@ -455,7 +493,10 @@ class TestCRD:
         total = 0.0
         for one, other in (("s", "t"), ("t", "s")):
             scores = [
-                [math.exp(float(np.dot(v[one][b], banks[other][i])) / 0.07) for i in (int(index[b]), *drawn[b])]
+                [
+                    math.exp(float(np.dot(v[one][b], banks[other][i])) / 0.07)
+                    for i in (int(index[b]), *drawn[b])
+                ]
                 for b in range(4)
             ]
             scale = float(np.mean(scores)) * 10
@@ -482,7 +523,10 @@ class TestCRD:
 
     def test_no_more_negatives_than_images(self) -> None:
         assert self.made(nce_k=16384).negatives(torch.arange(3)).shape == (3, 10)
-        assert CRD(4, 6, torch.zeros(5, dtype=torch.int64)).negatives(torch.arange(2)).shape == (2, 5)  # one class
+        assert CRD(4, 6, torch.zeros(5, dtype=torch.int64)).negatives(torch.arange(2)).shape == (
+            2,
+            5,
+        )  # one class
 
     def test_state_resumes_exactly(self) -> None:
         one, other = self.made(), CRD(4, 6, self.LABELS, feat_dim=8, nce_k=6).double()
@@ -491,7 +535,9 @@ class TestCRD:
         found = []
         for crd in (one, other):
             torch.manual_seed(9)
-            found.append([crd(*self.batch(2)).item(), crd(*self.batch(3)).item(), crd.bank_s.clone()])
+            found.append(
+                [crd(*self.batch(2)).item(), crd(*self.batch(3)).item(), crd.bank_s.clone()]
+            )
         assert found[0][:2] == found[1][:2]
         assert torch.equal(found[0][2], found[1][2])
         assert {"bank_s", "bank_t", "scale"} <= set(one.state_dict())
@@ -507,7 +553,10 @@ NODES = {method: loss_node(method) for method in METHODS}
 
 
 def test_who_looks_into_the_nets() -> None:
-    asked = {m: {n for term in read_terms(node).values() for n in term.signals} for m, node in NODES.items()}
+    asked = {
+        m: {n for term in read_terms(node).values() for n in term.signals}
+        for m, node in NODES.items()
+    }
     assert {m for m, names in asked.items() if names & set(FEATURES)} == set(ON_FEATURES)
 
 
@@ -528,26 +577,51 @@ def shape(draw: Callable[..., Any], wide: int | None = None) -> tuple[int, ...]:
 
 @pytest.mark.parametrize("method", ON_FEATURES)
 @settings(max_examples=25, deadline=None, derandomize=True)
-@given(data=st.data(), batch=st.integers(1, 4), taps=st.integers(2, 3), widths=st.tuples(sizes, sizes))
-def test_takes_any_shapes(method: str, data: Any, batch: int, taps: int, widths: tuple[int, int]) -> None:
+@given(
+    data=st.data(), batch=st.integers(1, 4), taps=st.integers(2, 3), widths=st.tuples(sizes, sizes)
+)
+def test_takes_any_shapes(
+    method: str, data: Any, batch: int, taps: int, widths: tuple[int, int]
+) -> None:
     wide = data.draw(sizes) if method == "simkd" else None  # its student has the teacher's channels
     shapes = {side: tuple(data.draw(shape(wide)) for _ in range(taps)) for side in "st"}
     torch.manual_seed(0)
-    signals: dict[str, Any] = {"target": torch.zeros(batch, dtype=torch.int64), "index": torch.arange(batch)}
+    signals: dict[str, Any] = {
+        "target": torch.zeros(batch, dtype=torch.int64),
+        "index": torch.arange(batch),
+    }
     for side, width in zip("st", widths, strict=True):
         feats = [torch.randn(batch, *each, requires_grad=True) for each in shapes[side]]
-        signals |= {f"feats_{side}": feats, f"preacts_{side}": feats, f"logits_{side}": torch.randn(batch, 3)}
+        signals |= {
+            f"feats_{side}": feats,
+            f"preacts_{side}": feats,
+            f"logits_{side}": torch.randn(batch, 3),
+        }
         signals |= {f"pooled_{side}": torch.randn(batch, width, requires_grad=True)}
-    signals |= {"head_t": nn.Linear(widths[1], 3), "epoch": 0, "progress": 1.0, "x": torch.zeros(batch, 1, 2, 2)}
-    offered = {"shapes_s": shapes["s"], "shapes_t": shapes["t"], "width_s": widths[0], "width_t": widths[1]}
-    objective = Objective(NODES[method], Shape(1, 2, 3), offered=offered | {"labels": torch.arange(6) % 3})
+    signals |= {
+        "head_t": nn.Linear(widths[1], 3),
+        "epoch": 0,
+        "progress": 1.0,
+        "x": torch.zeros(batch, 1, 2, 2),
+    }
+    offered = {
+        "shapes_s": shapes["s"],
+        "shapes_t": shapes["t"],
+        "width_s": widths[0],
+        "width_t": widths[1],
+    }
+    objective = Objective(
+        NODES[method], Shape(1, 2, 3), offered=offered | {"labels": torch.arange(6) % 3}
+    )
     loss = objective(signals)["loss"]
     assert loss.shape == ()
     assert torch.isfinite(loss)
     if loss.requires_grad:
         loss.backward()
     asked = [
-        leaf for n in ("feats_s", "pooled_s") for leaf in (signals[n] if isinstance(signals[n], list) else [signals[n]])
+        leaf
+        for n in ("feats_s", "pooled_s")
+        for leaf in (signals[n] if isinstance(signals[n], list) else [signals[n]])
     ]
     assert all(leaf.grad is None or leaf.grad.isfinite().all() for leaf in asked)
     given_t = [*signals["feats_t"], signals["pooled_t"]]
@@ -599,4 +673,7 @@ def test_one_tap_is_refused_where_two_are_related(method: str) -> None:
 def test_flows_are_of_neighbours() -> None:
     assert len(list(pairwise(MAPS_S))) == 1
     three = [*maps(MAPS_S), t(MAPS_S[1])]
-    assert fsp_loss(three, [*maps(MAPS_T), t(MAPS_T[1])]).item() > fsp_loss(maps(MAPS_S), maps(MAPS_T)).item()
+    assert (
+        fsp_loss(three, [*maps(MAPS_T), t(MAPS_T[1])]).item()
+        > fsp_loss(maps(MAPS_S), maps(MAPS_T)).item()
+    )

@@ -12,17 +12,18 @@ from processes import Process
 from safetensors.torch import load_file
 from torch import Tensor
 
-from kd.chain import chain_of
-from kd.config import check
+from kd.config.schema import check
 from kd.data.digits import Digits
 from kd.errors import UserError
-from kd.features.hook import taps_of, try_out
-from kd.finished import open_run
 from kd.losses.crd import CRD
-from kd.nets.build import Shape, build_net
+from kd.nets.build import build_net
 from kd.nets.simkd import SimKD
 from kd.nets.torchvision import torchvision_net
-from kd.run import run
+from kd.runs.reader import open_run
+from kd.runs.run import run
+from kd.shape import Shape
+from kd.stages.chain import chain_of
+from kd.stages.try_out import taps_of, try_out
 
 CNN = {"_target_": "kd.nets.cnn.CNN", "width": 4}
 RESNET = {"_target_": "kd.nets.resnet.ResNet", "depth": 18, "width": 4}
@@ -40,7 +41,9 @@ class TestSimKD:
     def test_ends_in_the_teachers_last_layer(self) -> None:
         torch.manual_seed(0)
         teacher = build_net(RESNET, SHAPE, "net")
-        net = build_net({"_target_": "kd.nets.simkd.SimKD", "student": CNN, "teacher": RESNET}, SHAPE, "net").eval()
+        net = build_net(
+            {"_target_": "kd.nets.simkd.SimKD", "student": CNN, "teacher": RESNET}, SHAPE, "net"
+        ).eval()
         assert isinstance(net, SimKD)
         net.inherit(teacher.state_dict())
         assert torch.equal(net.net.fc.weight, teacher.fc.weight)
@@ -48,11 +51,18 @@ class TestSimKD:
         assert not any(p.requires_grad for p in net.net.fc.parameters())
         x = torch.randn(3, 1, 8, 8)
         body = build_net(CNN, SHAPE, "net").eval()
-        own = {k: v for k, v in net.net.state_dict().items() if not k.startswith(("features.relu4", "fc"))}
+        own = {
+            k: v
+            for k, v in net.net.state_dict().items()
+            if not k.startswith(("features.relu4", "fc"))
+        }
         missing = body.load_state_dict(own, strict=False).missing_keys
         assert missing == ["fc.weight", "fc.bias"]  # the student's own layers are all there
         relu, pool, projector = net.net.features.relu4
-        assert pool.output_size == (1, 1)  # the teacher's maps, of 8 pixels, are of 1 there; the student's of 4
+        assert pool.output_size == (
+            1,
+            1,
+        )  # the teacher's maps, of 8 pixels, are of 1 there; the student's of 4
         maps = projector(pool(body.features(x)))
         assert maps.shape == (3, 32, 1, 1)
         torch.testing.assert_close(net(x), teacher.fc(maps.flatten(1)))
@@ -67,14 +77,24 @@ class TestSimKD:
     @pytest.mark.parametrize(
         ("student", "message"),
         [
-            ({"_target_": "kd.nets.mlp.MLP"}, r"student.net: MLP does not end in the average of its last maps"),
-            ({"_target_": "kd.nets.cnn_shallow.ShallowCNN"}, "ShallowCNN does not end in the average"),
+            (
+                {"_target_": "kd.nets.mlp.MLP"},
+                r"student.net: MLP does not end in the average of its last maps",
+            ),
+            (
+                {"_target_": "kd.nets.cnn_shallow.ShallowCNN"},
+                "ShallowCNN does not end in the average",
+            ),
             ({**CNN, "pretrained": True}, "starts afresh"),
         ],
     )
     def test_refused(self, student: dict[str, Any], message: str) -> None:
         with pytest.raises(UserError, match=message):
-            build_net({"_target_": "kd.nets.simkd.SimKD", "student": student, "teacher": RESNET}, SHAPE, "loss.net")
+            build_net(
+                {"_target_": "kd.nets.simkd.SimKD", "student": student, "teacher": RESNET},
+                SHAPE,
+                "loss.net",
+            )
 
     def test_of_torchvisions(self) -> None:
         node = {"_target_": "kd.nets.torchvision.torchvision_net", "name": "resnet18"}
@@ -86,7 +106,10 @@ class TestSimKD:
 
     def test_pairs_its_projector_with_the_teachers_last_maps(self, digits: Digits) -> None:
         chain = {link.name: link for link in chain_of(check(composed(*SMALL, "loss=simkd")))}
-        assert taps_of(chain["distill"], digits.shape) == {"student": ["net.features.relu4"], "teacher": ["layer4"]}
+        assert taps_of(chain["distill"], digits.shape) == {
+            "student": ["net.features.relu4"],
+            "teacher": ["layer4"],
+        }
         assert chain["distill"].role == "student"
         assert chain["baseline"].net["_target_"] == "kd.nets.cnn.CNN"
 
@@ -106,11 +129,15 @@ def test_what_training_added_is_reported_and_no_part_of_the_student(tmp_path: Pa
     folder = run(check(tiny(tmp_path, *SMALL, "loss=vid", "epochs=1")), "a test")
     report = json.loads((folder / "report.json").read_text())
     model = {each["role"]: each for each in report["models"]}
-    added = (8 * 16 + 16 * 16 + 16 * 16 + 16) + (8 * 32 + 32 * 32 + 32 * 32 + 32)  # three 1x1 and the variances, twice
+    added = (8 * 16 + 16 * 16 + 16 * 16 + 16) + (
+        8 * 32 + 32 * 32 + 32 * 32 + 32
+    )  # three 1x1 and the variances, twice
     assert model["student"]["training_params"] == added
     assert model["student"]["params"] == model["baseline"]["params"]
     assert model["baseline"]["training_params"] == 0
-    assert set(load_file(folder / "student.safetensors")) == set(build_net(CNN, SHAPE, "net").state_dict())
+    assert set(load_file(folder / "student.safetensors")) == set(
+        build_net(CNN, SHAPE, "net").state_dict()
+    )
     assert (
         f"- student: training had {added:,} parameters more, which are no part of the net."
         in (folder / "report.md").read_text()
@@ -121,11 +148,21 @@ def test_what_training_added_is_reported_and_no_part_of_the_student(tmp_path: Pa
 def test_the_paraphraser_is_trained_first_and_then_stays(tmp_path: Path) -> None:
     options = ("experiment=ft", "epochs=1", "stage.paraphrase.epochs=1", *SMALL)
     run(
-        check(composed("trainer=cpu", f"output_dir={tmp_path}", "data.limit=200", "teacher.epochs=1", *options)),
+        check(
+            composed(
+                "trainer=cpu",
+                f"output_dir={tmp_path}",
+                "data.limit=200",
+                "teacher.epochs=1",
+                *options,
+            )
+        ),
         "a test",
     )
     found = stages_of(tmp_path)
-    before, after = (load_file(found[name] / "learned.safetensors") for name in ("paraphrase", "distill"))
+    before, after = (
+        load_file(found[name] / "learned.safetensors") for name in ("paraphrase", "distill")
+    )
     folded = [name for name in before if name.startswith("ft.paraphraser.")]
     assert len(folded) == len(before)
     assert all(torch.equal(before[name], after[name]) for name in folded)
@@ -133,13 +170,23 @@ def test_the_paraphraser_is_trained_first_and_then_stays(tmp_path: Path) -> None
     torch.manual_seed(0)
     fresh = build_net(CNN, SHAPE, "net").state_dict()
     student = load_file(found["paraphrase"] / "weights.safetensors")
-    assert all(torch.equal(fresh[name], student[name]) for name in fresh)  # meanwhile the student does not move
-    assert not torch.equal(student["fc.weight"], load_file(found["distill"] / "weights.safetensors")["fc.weight"])
+    assert all(
+        torch.equal(fresh[name], student[name]) for name in fresh
+    )  # meanwhile the student does not move
+    assert not torch.equal(
+        student["fc.weight"], load_file(found["distill"] / "weights.safetensors")["fc.weight"]
+    )
 
 
-@pytest.mark.parametrize(("experiment", "first"), [("fitnet", "hints"), ("ab", "boundaries"), ("fsp", "flow")])
-def test_a_first_stage_learns_the_teachers_inside_alone(experiment: str, first: str, digits: Digits) -> None:
-    chain = {link.name: link for link in chain_of(check(composed(*SMALL, f"experiment={experiment}")))}
+@pytest.mark.parametrize(
+    ("experiment", "first"), [("fitnet", "hints"), ("ab", "boundaries"), ("fsp", "flow")]
+)
+def test_a_first_stage_learns_the_teachers_inside_alone(
+    experiment: str, first: str, digits: Digits
+) -> None:
+    chain = {
+        link.name: link for link in chain_of(check(composed(*SMALL, f"experiment={experiment}")))
+    }
     assert list(chain) == ["teacher", "baseline", first, "distill"]
     assert chain[first].objective["ce_weight"] == 0
     assert list(chain[first].objective["terms"]) == [experiment]
@@ -149,7 +196,10 @@ def test_a_first_stage_learns_the_teachers_inside_alone(experiment: str, first: 
 
 
 def test_the_chosen_method_follows_the_hints() -> None:
-    chain = {link.name: link for link in chain_of(check(composed(*SMALL, "experiment=fitnet", "loss=dkd")))}
+    chain = {
+        link.name: link
+        for link in chain_of(check(composed(*SMALL, "experiment=fitnet", "loss=dkd")))
+    }
     assert list(chain["distill"].objective["terms"]) == ["dkd"]
 
 
@@ -166,7 +216,11 @@ LABELS = torch.arange(12) % 3
 
 def batch_of(rank: int) -> tuple[Tensor, Tensor, Tensor]:
     g = torch.Generator().manual_seed(rank)
-    return torch.randn(4, 5, generator=g), torch.randn(4, 7, generator=g), torch.arange(4) + 4 * rank
+    return (
+        torch.randn(4, 5, generator=g),
+        torch.randn(4, 7, generator=g),
+        torch.arange(4) + 4 * rank,
+    )
 
 
 def remember(rank: int, folder: str) -> None:

@@ -10,24 +10,24 @@ import torch
 from composed import composed
 from torch import Tensor, nn
 
-from kd.chain import chain_of
-from kd.config import check
+from kd.config.schema import check
 from kd.data.digits import Digits
 from kd.errors import UserError
-from kd.features.hook import try_out
-from kd.features.pairing import default_taps, pair
-from kd.features.points import Place, study
-from kd.features.taps import Taps
 from kd.files.store import Done
-from kd.nets.build import Shape
 from kd.nets.cnn import CNN
 from kd.nets.cnn_shallow import ShallowCNN
+from kd.nets.hooks import Taps
+from kd.nets.layer_paths import Place, study
 from kd.nets.mlp import MLP
+from kd.nets.pairing import default_taps, pair
 from kd.nets.resnet import ResNet
 from kd.nets.torchvision import torchvision_net
-from kd.stages import make_stage
+from kd.shape import Shape
+from kd.stages.chain import chain_of
+from kd.stages.stage import make_stage
+from kd.stages.try_out import try_out
+from kd.teachers.feature_teacher import Observed
 from kd.teachers.frozen import Frozen
-from kd.teachers.observed import Observed
 
 SHAPE = Shape(3, 16, 5)
 ALL = ("feats", "preacts", "pooled", "head")
@@ -52,7 +52,9 @@ class InPlace(nn.Module):
         return self.fc(self.plain(self.drop(self.conv2(x))).mean((2, 3)))
 
 
-def seen(net: nn.Module, paths: list[str], x: Tensor, kinds: tuple[str, ...] = ALL) -> dict[str, Any]:
+def seen(
+    net: nn.Module, paths: list[str], x: Tensor, kinds: tuple[str, ...] = ALL
+) -> dict[str, Any]:
     points = study(net, paths, SHAPE, where="student.taps", training=net.training)
     return Taps(net, points, kinds)(net, x)[1]
 
@@ -98,13 +100,17 @@ class TestWhatIsSeen:
     @pytest.mark.parametrize("training", [False, True])
     def test_a_later_in_place_module_does_not_change_it(self, training: bool, x: Tensor) -> None:
         net = InPlace().train(training)
-        points = study(net, ["conv", "bn", "conv2", "plain"], SHAPE, where="taps", training=training)
+        points = study(
+            net, ["conv", "bn", "conv2", "plain"], SHAPE, where="taps", training=training
+        )
         torch.manual_seed(1)
         feats = Taps(net, points, ALL)(net, x)[1]["feats"]
         torch.testing.assert_close(feats[0], net.conv(x))
         fresh = copy.deepcopy(net)
         torch.testing.assert_close(feats[1], fresh.bn(fresh.conv(x)))
-        torch.testing.assert_close(feats[2], net.conv2(fresh.bn(fresh.conv(x)).relu()) if not training else feats[2])
+        torch.testing.assert_close(
+            feats[2], net.conv2(fresh.bn(fresh.conv(x)).relu()) if not training else feats[2]
+        )
         assert (feats[1] < 0).any()
         assert (feats[2] == 0).float().mean() < 0.1  # dropout has not touched it
         copied = {place.path for place in points.copied if place.side == "output"}
@@ -170,7 +176,9 @@ class TestLookingChangesNothing:
         """In place and as a wrapper; with gradients, and after calls without the taps."""
         torch._dynamo.reset()
         net = make().eval()
-        taps = Taps(net, study(net, ["conv1" if make is resnet else "bn"], SHAPE, where="taps"), ALL)
+        taps = Taps(
+            net, study(net, ["conv1" if make is resnet else "bn"], SHAPE, where="taps"), ALL
+        )
         logits, plain = taps(net, x)
         for call in (torch.compile(net, backend=backend), net):
             if call is net:
@@ -205,7 +213,9 @@ class TestDefaults:
 
     def test_of_torchvisions_others(self) -> None:
         net = torchvision_net("mobilenet_v3_small", 5)
-        shapes = study(net, default_taps(net, Shape(3, 64, 5)), Shape(3, 64, 5), where="taps").shapes
+        shapes = study(
+            net, default_taps(net, Shape(3, 64, 5)), Shape(3, 64, 5), where="taps"
+        ).shapes
         assert [size for _, size, _ in shapes] == [16, 8, 4, 2]  # one for each resolution
 
     @pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224"])
@@ -215,25 +225,61 @@ class TestDefaults:
         options = {"img_size": 32, "patch_size": 8} if "vit" in name else {}
         net = timm_net(name, 5, **options)
         taps = default_taps(net, Shape(3, 32, 5))
-        expected = [f"blocks.{i}" for i in (2, 5, 8, 11)] if "vit" in name else [f"layer{i}" for i in range(1, 5)]
+        expected = (
+            [f"blocks.{i}" for i in (2, 5, 8, 11)]
+            if "vit" in name
+            else [f"layer{i}" for i in range(1, 5)]
+        )
         assert taps == expected
         assert study(net, taps, Shape(3, 32, 5), where="taps").width > 0
 
     def test_pairs_are_the_last_ones(self) -> None:
-        assert pair(CNN(5), resnet(), None, None, SHAPE) == (["features.relu2", "features.relu4"], ["layer3", "layer4"])
+        assert pair(CNN(5), resnet(), None, None, SHAPE) == (
+            ["features.relu2", "features.relu4"],
+            ["layer3", "layer4"],
+        )
         assert pair(CNN(5), resnet(), None, ["layer2"], SHAPE) == (["features.relu4"], ["layer2"])
-        assert pair(CNN(5), resnet(), ["features.relu1"], ["layer2"], SHAPE) == (["features.relu1"], ["layer2"])
+        assert pair(CNN(5), resnet(), ["features.relu1"], ["layer2"], SHAPE) == (
+            ["features.relu1"],
+            ["layer2"],
+        )
 
     @pytest.mark.parametrize(
         ("student", "teacher", "one", "two", "message"),
         [
-            (CNN(5), resnet(), ["features.relu4"], ["layer1", "layer2"], "student.taps: found 1 .* teacher.taps has 2"),
-            (CNN(5), resnet(), ["features.relu1", "features.relu2", "features.relu4"], ["layer1"], "found 3"),
-            (CNN(5), resnet(), None, ["layer1", "layer2", "layer3"], "student.taps: must be given: the net has 2"),
-            (nn.Sequential(nn.Flatten(), nn.Linear(768, 5)), resnet(), None, None, "must be given: Sequential has no"),
+            (
+                CNN(5),
+                resnet(),
+                ["features.relu4"],
+                ["layer1", "layer2"],
+                "student.taps: found 1 .* teacher.taps has 2",
+            ),
+            (
+                CNN(5),
+                resnet(),
+                ["features.relu1", "features.relu2", "features.relu4"],
+                ["layer1"],
+                "found 3",
+            ),
+            (
+                CNN(5),
+                resnet(),
+                None,
+                ["layer1", "layer2", "layer3"],
+                "student.taps: must be given: the net has 2",
+            ),
+            (
+                nn.Sequential(nn.Flatten(), nn.Linear(768, 5)),
+                resnet(),
+                None,
+                None,
+                "must be given: Sequential has no",
+            ),
         ],
     )
-    def test_refused(self, student: nn.Module, teacher: nn.Module, one: Any, two: Any, message: str) -> None:
+    def test_refused(
+        self, student: nn.Module, teacher: nn.Module, one: Any, two: Any, message: str
+    ) -> None:
         with pytest.raises(UserError, match=message):
             pair(student, teacher, one, two, SHAPE)
 
@@ -246,7 +292,10 @@ class TestRefused:
                 "layer5",
                 r"student.taps: the net has no module 'layer5'; did you mean 'layer\d'\?; at the top it has conv1,",
             ),
-            ("layer1.0.bn3", r"did you mean 'layer1.0.bn\d'\?; in 'layer1.0' it has layer1.0.conv1, layer1.0.bn1"),
+            (
+                "layer1.0.bn3",
+                r"did you mean 'layer1.0.bn\d'\?; in 'layer1.0' it has layer1.0.conv1, layer1.0.bn1",
+            ),
             ("", "the net has no module ''"),
         ],
     )
@@ -283,7 +332,12 @@ class TestStages:
     """As a run takes them from its config."""
 
     def stage(self, digits: Digits, *overrides: str) -> Any:
-        cfg = composed("stages=[teacher,distill]", "teacher.net.hidden=[9,8]", "student.net.hidden=[4]", *overrides)
+        cfg = composed(
+            "stages=[teacher,distill]",
+            "teacher.net.hidden=[9,8]",
+            "student.net.hidden=[4]",
+            *overrides,
+        )
         link = chain_of(check(cfg))[-1]
         return make_stage(link, check(cfg), digits, {"teacher": Done("key", None, {})})  # type: ignore[arg-type]
 
@@ -298,17 +352,27 @@ class TestStages:
 
     def test_a_wrong_path_fails_before_training(self, digits: Digits) -> None:
         cfg = check(composed(*looks("both"), "student.taps=[hiden.1]"))
-        with pytest.raises(UserError, match=r"student.taps: the net has no module 'hiden.1'; did you mean 'hidden.1'"):
+        with pytest.raises(
+            UserError,
+            match=r"student.taps: the net has no module 'hiden.1'; did you mean 'hidden.1'",
+        ):
             try_out(chain_of(cfg)[-1], digits)
 
     def test_features_that_do_not_fit_fail_before_training(self, digits: Digits) -> None:
         cfg = check(composed(*looks("shaped"), "student.net.hidden=[3]"))
-        with pytest.raises(UserError, match="loss: cannot take what the taps give: The size of tensor"):
+        with pytest.raises(
+            UserError, match="loss: cannot take what the taps give: The size of tensor"
+        ):
             try_out(chain_of(cfg)[-1], digits)
 
-    def test_only_the_longer_list_is_cut(self, digits: Digits, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_only_the_longer_list_is_cut(
+        self, digits: Digits, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         try_out(chain_of(check(composed(*looks("both"))))[-1], digits)
-        assert "distill: looks at hidden.1 of the student, with hidden.1 of its teacher" in capsys.readouterr().err
+        assert (
+            "distill: looks at hidden.1 of the student, with hidden.1 of its teacher"
+            in capsys.readouterr().err
+        )
 
 
 def test_the_teacher_answers_and_shows_in_one_pass(digits: Digits) -> None:
@@ -323,8 +387,14 @@ def test_the_teacher_answers_and_shows_in_one_pass(digits: Digits) -> None:
     found = teacher.look(x)
     assert calls == [1]
     assert set(found) == {"logits_t", "feats_t", "pooled_t", "head_t"}
-    torch.testing.assert_close(found["head_t"](found["pooled_t"]), found["logits_t"], rtol=1e-2, atol=1e-2)  # float16
-    torch.testing.assert_close(teacher(x, torch.arange(6), 0), found["logits_t"], rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(
+        found["head_t"](found["pooled_t"]), found["logits_t"], rtol=1e-2, atol=1e-2
+    )  # float16
+    torch.testing.assert_close(
+        teacher(x, torch.arange(6), 0), found["logits_t"], rtol=1e-2, atol=1e-2
+    )
     assert not any(f.requires_grad for f in (*found["feats_t"], found["pooled_t"]))
-    assert all(torch.equal(before[name], tensor) for name, tensor in frozen.net.state_dict().items())
+    assert all(
+        torch.equal(before[name], tensor) for name, tensor in frozen.net.state_dict().items()
+    )
     assert copy.deepcopy(teacher) is teacher

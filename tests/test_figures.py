@@ -72,7 +72,10 @@ def test_confusion_matrix() -> None:
     labels, chosen = torch.tensor([0, 0, 0, 1, 1, 2]), torch.tensor([0, 0, 2, 1, 1, 1])
     axes, _ = confusion_matrix(labels, chosen, ["cat", "dog", "eel"], "student").axes
     assert axes.get_title() == "student: 4 of 6 test images right"
-    counts = {(text.get_position()[1], text.get_position()[0]): int(text.get_text()) for text in axes.texts}
+    counts = {
+        (text.get_position()[1], text.get_position()[0]): int(text.get_text())
+        for text in axes.texts
+    }
     assert counts == {(0, 0): 2, (0, 2): 1, (1, 1): 2, (2, 1): 1}  # (row: true, column: chosen)
     shares = axes.images[0].get_array()
     assert np.allclose(shares, [[2 / 3, 0, 1 / 3], [0, 1, 0], [0, 1, 0]])
@@ -87,7 +90,10 @@ def test_many_classes_are_summed_up_in_words() -> None:
     chosen[50] = 51
     axes = confusion_matrix(labels, chosen, [f"n{i}" for i in range(100)], "student").axes[0]
     assert not axes.texts
-    assert axes.get_xlabel().splitlines()[2:] == ["most frequent confusions, in images:", "n7 as n9: 3;  n4 as n5: 2"]
+    assert axes.get_xlabel().splitlines()[2:] == [
+        "most frequent confusions, in images:",
+        "n7 as n9: 3;  n4 as n5: 2",
+    ]
     assert len(axes.get_yticklabels()) == 100
 
 
@@ -99,9 +105,17 @@ def test_reliability_diagram() -> None:
     upper, lower = reliability_diagram(bins, "student").axes
     bars = {round(bar.get_x() * 15): bar.get_height() for bar in upper.patches}
     assert bars == {7: 0.5, 13: 1.0, 14: 1.0}
-    assert {round(bar.get_x() * 15): bar.get_height() for bar in lower.patches} == {7: 2, 13: 1, 14: 1}
+    assert {round(bar.get_x() * 15): bar.get_height() for bar in lower.patches} == {
+        7: 2,
+        13: 1,
+        14: 1,
+    }
     assert [text.get_text() for text in lower.texts] == ["2", "1", "1"]
-    points = [(line.get_xdata()[0], line.get_ydata()[0]) for line in upper.lines if len(line.get_xdata()) == 1]
+    points = [
+        (line.get_xdata()[0], line.get_ydata()[0])
+        for line in upper.lines
+        if len(line.get_xdata()) == 1
+    ]
     assert points == [(0.525, 0.5), (0.91, 1.0), (0.97, 1.0)]
     ece = 2 / 4 * abs(0.5 - 0.525) + 1 / 4 * (1 - 0.91) + 1 / 4 * (1 - 0.97)
     title = f"student: expected calibration error {ece:.4f}\n75.00 % right, mean confidence 73.25 %"  # 2.93 / 4
@@ -129,7 +143,9 @@ def test_the_gallery_shows_the_furthest_apart_first() -> None:
         "student": torch.tensor([sure, [0.05, 0.05, 0.9], sure], dtype=torch.float64),
     }
     images = torch.arange(3, dtype=torch.uint8).view(3, 1, 1, 1).expand(3, 1, 4, 4)
-    figure = disagreement_gallery(images, torch.tensor([0, 1, 2]), probabilities, ["cat", "dog", "eel"], count=2)
+    figure = disagreement_gallery(
+        images, torch.tensor([0, 1, 2]), probabilities, ["cat", "dog", "eel"], count=2
+    )
     first, bars, second, _ = figure.axes
     assert [axes.get_title() for axes in (first, second)] == ["test image 1", "test image 2"]
     assert [int(axes.images[0].get_array().flat[0]) for axes in (first, second)] == [1, 2]
@@ -142,7 +158,9 @@ def test_the_gallery_shows_the_furthest_apart_first() -> None:
 
 def test_learning_curves() -> None:
     accuracy, loss = learning_curves(HISTORIES).axes
-    lines = {line.get_label(): line for line in accuracy.lines if not line.get_label().startswith("_")}
+    lines = {
+        line.get_label(): line for line in accuracy.lines if not line.get_label().startswith("_")
+    }
     assert list(lines) == list(ROLES)
     assert list(lines["student"].get_xdata()) == [1, 2, 3, 4]
     assert list(lines["student"].get_ydata()) == pytest.approx([0, 0.2, 0.4, 0.6])
@@ -150,7 +168,9 @@ def test_learning_curves() -> None:
         pytest.approx([2, 1.9, 1.8, 1.7, 1.6])
     ]
     level = [line for line in accuracy.lines if line.get_label().startswith("_")]
-    assert [list(line.get_ydata()) for line in level] == [[0.9, 0.9]]  # the teacher, which was not trained
+    assert [list(line.get_ydata()) for line in level] == [
+        [0.9, 0.9]
+    ]  # the teacher, which was not trained
     assert len({(line.get_linestyle(), line.get_color()) for line in lines.values()}) == 3
 
 
@@ -168,12 +188,18 @@ def test_export(ending: str, tmp_path: Path) -> None:
         assert "<svg" in path.read_text()
 
 
-def test_the_layout_is_found_once_however_often_a_figure_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_layout_is_found_once_however_often_a_figure_is_drawn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     found: list[object] = []
     original = ConstrainedLayoutEngine.execute
-    monkeypatch.setattr(ConstrainedLayoutEngine, "execute", lambda *each: (found.append(1), original(*each)))
+    monkeypatch.setattr(
+        ConstrainedLayoutEngine, "execute", lambda *each: (found.append(1), original(*each))
+    )
     figure = learning_curves({"student": [{"epoch": 0, "val/acc": 0.5, "val/loss": 1.0}]})
     picture(figure, "", "")
     as_array(figure)
     assert len(found) == 1
-    assert all(float(tick).is_integer() for tick in figure.axes[0].get_xticks()), "an epoch is a whole number"
+    assert all(float(tick).is_integer() for tick in figure.axes[0].get_xticks()), (
+        "an epoch is a whole number"
+    )

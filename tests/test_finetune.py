@@ -11,19 +11,19 @@ from composed import TINY, composed, link
 from stopping import stop_before
 from torch import Tensor, nn
 
-from kd.config import Config, check
-from kd.construct import construct
+from kd.config.construct import construct
+from kd.config.schema import Config, check
 from kd.data.base import DataModule
-from kd.distiller import Distiller
 from kd.errors import Interrupted, UserError
 from kd.files.store import Done, Store
-from kd.nets.build import Shape
 from kd.nets.cnn import CNN
 from kd.nets.head import freeze_body, head_of, head_tensors, still_body
 from kd.nets.mlp import MLP
 from kd.nets.resnet import ResNet
-from kd.run import run
-from kd.stages import Stage, complete, make_stage
+from kd.runs.run import run
+from kd.shape import Shape
+from kd.stages.stage import Stage, complete, make_stage
+from kd.training.distiller import Distiller
 
 Make = Callable[..., Config]
 State = dict[str, Tensor]
@@ -47,7 +47,9 @@ def file(tmp_path: Path) -> Path:
 def make(tmp_path: Path) -> Make:
     def composed_and_checked(*overrides: str) -> Config:
         rest = [override for override in TINY if "teacher.net" not in override]
-        return check(composed(*rest, "name=test", f"output_dir={tmp_path / 'out'}", *RESNET, *overrides))
+        return check(
+            composed(*rest, "name=test", f"output_dir={tmp_path / 'out'}", *RESNET, *overrides)
+        )
 
     return composed_and_checked
 
@@ -93,13 +95,17 @@ def test_all_of_it(make: Make, file: Path) -> None:
     ],
     ids=" ".join,
 )
-def test_the_head_alone_bit_for_bit(how: list[str], make: Make, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_head_alone_bit_for_bit(
+    how: list[str], make: Make, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Weights, batch-norm statistics and counters of the body; weight decay and momentum are on."""
     modes: list[tuple[bool, ...]] = []
     step = Distiller.training_step
 
     def note(self: Distiller, *args: Any) -> Tensor:
-        modes.append(tuple(module.training for name, module in self.net.named_modules() if name != "fc"))
+        modes.append(
+            tuple(module.training for name, module in self.net.named_modules() if name != "fc")
+        )
         assert self.net.fc.training
         (group,) = self.trainer.optimizers[0].param_groups
         assert [tuple(p.shape) for p in group["params"]] == [(10, 32), (10,)]
@@ -113,7 +119,9 @@ def test_the_head_alone_bit_for_bit(how: list[str], make: Make, file: Path, monk
     assert not any(any(each) for each in modes)
 
 
-def test_the_head_alone_is_resumed(make: Make, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_head_alone_is_resumed(
+    make: Make, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     how = (f"teacher.path={file}", "teacher.finetune=head", "teacher.epochs=3")
     whole = done(make(*how, f"output_dir={tmp_path / 'whole'}")).weights()
     with monkeypatch.context() as patch:
@@ -133,7 +141,9 @@ def test_another_number_of_classes(make: Make, tmp_path: Path) -> None:
     path = f"teacher.path={tmp_path / 'seven.pt'}"
     after = done(make(path, "teacher.finetune=head")).weights()
     assert after["fc.weight"].shape == (10, 32)
-    assert all(torch.equal(before[name], after[name]) for name in before if not name.startswith("fc."))
+    assert all(
+        torch.equal(before[name], after[name]) for name in before if not name.startswith("fc.")
+    )
     with pytest.raises(UserError, match="for 7 classes, the data has 10"):
         done(make(path))
     with pytest.raises(UserError, match="for 7 classes, the data has 10"):
@@ -144,7 +154,10 @@ def test_a_fresh_net(make: Make) -> None:
     assert done(make("teacher.finetune=none")).record["epochs"] == 0
     start = done(make("teacher.epochs=0")).weights()
     assert moved(start, done(make("teacher.finetune=none")).weights()) == set()
-    assert moved(start, done(make("teacher.finetune=head", "teacher.keep=last")).weights()) == {"fc.weight", "fc.bias"}
+    assert moved(start, done(make("teacher.finetune=head", "teacher.keep=last")).weights()) == {
+        "fc.weight",
+        "fc.bias",
+    }
     assert moved(start, done(make("teacher.finetune=none", "teacher.seed=1")).weights())
 
 
@@ -187,11 +200,15 @@ class NoHead(nn.Module):
         return self.bn(self.fc(x.flatten(1)))
 
 
-def test_a_net_without_such_a_layer_is_refused_before_anything_is_trained(make: Make, tmp_path: Path) -> None:
+def test_a_net_without_such_a_layer_is_refused_before_anything_is_trained(
+    make: Make, tmp_path: Path
+) -> None:
     config = make("teacher.finetune=head")
     node = {"_target_": f"{NoHead.__module__}.NoHead"}
     config = config.model_copy(update={"teacher": config.teacher.model_copy(update={"net": node})})
-    with pytest.raises(UserError, match=r"teacher\.finetune: head cannot be trained alone: NoHead does not end in"):
+    with pytest.raises(
+        UserError, match=r"teacher\.finetune: head cannot be trained alone: NoHead does not end in"
+    ):
         run(config, "")
     assert not list(Path(config.output_dir).glob("store/*"))
 
@@ -214,7 +231,10 @@ def test_the_head(net: nn.Module, shape: Shape, head: str) -> None:
     assert all(module.training for module in net.modules())
     freeze_body(net, shape)
     still_body(net)
-    assert {name for name, p in net.named_parameters() if p.requires_grad} == {f"{head}.weight", f"{head}.bias"}
+    assert {name for name, p in net.named_parameters() if p.requires_grad} == {
+        f"{head}.weight",
+        f"{head}.bias",
+    }
     assert {name for name, module in net.named_modules() if module.training} == {head}
 
 

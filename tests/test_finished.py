@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from kd.errors import UserError
-from kd.finished import open_run
-from kd.trust import trusted
+from kd.files.allowlist import trusted
+from kd.runs.reader import open_run
 
 
 def edited(folder: Path, to: Path, change: Callable[[dict[str, Any]], object]) -> Path:
@@ -43,9 +43,15 @@ def test_the_data_comes_back_and_may_be_found_elsewhere(finished: Path) -> None:
 
 
 def test_a_moved_folder_keeps_its_student(finished: Path, tmp_path: Path) -> None:
-    moved = edited(finished, tmp_path / "moved", lambda report: report["config"].update(output_dir=str(tmp_path)))
+    moved = edited(
+        finished,
+        tmp_path / "moved",
+        lambda report: report["config"].update(output_dir=str(tmp_path)),
+    )
     assert open_run(moved).net("student")
-    with pytest.raises(UserError, match=r"the weights of the teacher .* are not there; looked in no folder"):
+    with pytest.raises(
+        UserError, match=r"the weights of the teacher .* are not there; looked in no folder"
+    ):
         open_run(moved).net("teacher")
 
 
@@ -58,7 +64,8 @@ def test_what_is_no_finished_run(finished: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="run: there is no folder"):
         open_run(tmp_path / "none")
     with pytest.raises(
-        UserError, match=f"has no report.json, so it is no run's; these folders in it are: .*{finished.name}"
+        UserError,
+        match=f"has no report.json, so it is no run's; these folders in it are: .*{finished.name}",
     ):
         open_run(finished.parent)
     partial = tmp_path / "x.partial"
@@ -72,18 +79,28 @@ def test_what_is_no_finished_run(finished: Path, tmp_path: Path) -> None:
         open_run(tmp_path / "later")
 
 
-@pytest.mark.parametrize("target", ["os.system", "builtins.open", "torch.hub.load", "mine.Net", "kd.run.run"])
+@pytest.mark.parametrize(
+    "target", ["os.system", "builtins.open", "torch.hub.load", "mine.Net", "kd.runs.run.run"]
+)
 def test_a_report_cannot_have_anything_built(finished: Path, tmp_path: Path, target: str) -> None:
     def plant(report: dict[str, Any]) -> None:
         report["config"]["data"] = {"_target_": target}
 
-    with pytest.raises(UserError, match=r"its config names .* among the data sets in kd.data only.*trust="):
+    with pytest.raises(
+        UserError, match=r"its config names .* among the data sets in kd.data only.*trust="
+    ):
         open_run(edited(finished, tmp_path / "planted", plant)).data()
 
 
 @pytest.mark.parametrize(
     "target",
-    ["os.system", "kd.nets.build.build_net", "kd.nets.build.torch.hub.load", "kd.nets.build.sys.exit", "kd.nets.mlp"],
+    [
+        "os.system",
+        "kd.nets.build.build_net",
+        "kd.nets.build.torch.hub.load",
+        "kd.nets.build.sys.exit",
+        "kd.nets.mlp",
+    ],
 )
 def test_only_nets_are_built_from_files(target: str) -> None:
     with pytest.raises(UserError, match="file names"):

@@ -15,12 +15,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from kd.command import run_command
-from kd.config import Config, check
+from kd.config.schema import Config, check
 from kd.errors import Diverged, UserError
-from kd.finite import check_row, finite
 from kd.nets.mlp import MLP
-from kd.run import run
+from kd.runs.run import run
 from kd.train import main
+from kd.training.finite import check_row, finite
 
 Make = Callable[..., Config]
 STEPS = 200 // 50  # of an epoch of `TINY`
@@ -49,7 +49,11 @@ def test_it_ends_at_that_step_and_goes_on_from_the_last_good_epoch(
     def config(folder: str) -> Config:
         term = "+loss.terms.bad={weight: 1.0, loss: {_target_: test_finite.going_bad_loss}}"
         out = f"output_dir={tmp_path / folder}"
-        return check(composed(*TINY, "epochs=3", "stages=[teacher,distill]", "lr_schedule=constant", term, out))
+        return check(
+            composed(
+                *TINY, "epochs=3", "stages=[teacher,distill]", "lr_schedule=constant", term, out
+            )
+        )
 
     monkeypatch.setattr(f"{__name__}.seen", 0)
     whole = run(config("whole"), "")
@@ -71,7 +75,11 @@ def test_it_ends_at_that_step_and_goes_on_from_the_last_good_epoch(
 
 
 def test_the_terms_to_blame_are_named() -> None:
-    parts = {"loss": torch.tensor(math.inf), "loss_ce": torch.tensor(1.0), "loss_kd": torch.tensor(math.inf)}
+    parts = {
+        "loss": torch.tensor(math.inf),
+        "loss_ce": torch.tensor(1.0),
+        "loss_kd": torch.tensor(math.inf),
+    }
     where = r"the loss is inf at step 7, in epoch 2: "
     with pytest.raises(Diverged, match=where + r"kd is inf; learning rate 0\.25$"):
         finite(parts, Somewhere())
@@ -96,7 +104,9 @@ def test_weights_of_an_epoch_that_ended_badly_are_not_kept(name: str) -> None:
         check_row({**row, name: math.nan})
 
 
-def test_the_last_step_of_an_epoch_breaks_the_net(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_last_step_of_an_epoch_breaks_the_net(
+    make_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The loss of each step is a number, that on validation is none."""
     forward = MLP.forward
 
@@ -113,13 +123,22 @@ def test_the_last_step_of_an_epoch_breaks_the_net(make_config: Make, monkeypatch
 def test_a_diverging_run_is_one_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["model=mlp_to_mlp", *TINY, "stages=[baseline]", "optim=sgd", "optim.lr=1e20", "lr_schedule=constant"]
+    words = [
+        "model=mlp_to_mlp",
+        *TINY,
+        "stages=[baseline]",
+        "optim=sgd",
+        "optim.lr=1e20",
+        "lr_schedule=constant",
+    ]
     monkeypatch.setattr("sys.argv", ["kd.train", *words, f"output_dir={tmp_path}"])
     with pytest.raises(SystemExit) as end:
         run_command(main, "kd.train")
     said = capsys.readouterr().err.splitlines()
     assert end.value.code == 2
-    assert said[-1].startswith("kd: baseline: the loss is nan at step 2, in epoch 1: ce is nan; learning rate 1e+20;")
+    assert said[-1].startswith(
+        "kd: baseline: the loss is nan at step 2, in epoch 1: ce is nan; learning rate 1e+20;"
+    )
     assert not any("Traceback" in line or "Warning" in line for line in said)
 
 
@@ -127,20 +146,28 @@ def test_weights_that_are_no_numbers_are_refused(make_config: Make, tmp_path: Pa
     state: dict[str, Any] = MLP(10, 1, 8, [16]).state_dict()
     state["fc.weight"][3, 5] = math.nan
     torch.save(state, tmp_path / "teacher.pth")
-    with pytest.raises(UserError, match=r"teacher\.path: the weights in .*teacher.pth are not all finite .*fc\.weight"):
+    with pytest.raises(
+        UserError,
+        match=r"teacher\.path: the weights in .*teacher.pth are not all finite .*fc\.weight",
+    ):
         run(make_config(f"teacher.path={tmp_path / 'teacher.pth'}"), "")
 
 
 @pytest.mark.parametrize(
     ("precision", "said"),
     [
-        ("16-mixed", "found '16-mixed' on a CPU, which trains in no float16; accepted there are 32-true, bf16-mixed"),
+        (
+            "16-mixed",
+            "found '16-mixed' on a CPU, which trains in no float16; accepted there are 32-true, bf16-mixed",
+        ),
         ("16-true", "found '16-true'; accepted are 32-true, bf16-mixed, 16-mixed"),
         ("bf16-true", "found 'bf16-true'; accepted are"),
         ("64-true", "found '64-true'; accepted are"),
     ],
 )
-def test_precisions_in_which_it_cannot_train_are_refused(precision: str, said: str, make_config: Make) -> None:
+def test_precisions_in_which_it_cannot_train_are_refused(
+    precision: str, said: str, make_config: Make
+) -> None:
     """Of 16-mixed the Trainer would make bf16-mixed, and the result would stand under the name of the other."""
     with pytest.raises(UserError, match=rf"^trainer\.precision: {re.escape(said)}"):
         run(make_config("trainer=cpu", f"trainer.precision={precision}", "stages=[baseline]"), "")
@@ -154,8 +181,19 @@ def test_images_that_are_all_one_colour(loss: str, make_config: Make, tmp_path: 
         (tmp_path / "flat" / name).mkdir(parents=True)
         for i in range(20):
             Image.new("L", (8, 8), 77).save(tmp_path / "flat" / name / f"{i}.png")
-    data = ("data=image_folder", f"data.root={tmp_path / 'flat'}", "data.image_size=8", "data.channels=1")
-    small = ("batch_size=8", "teacher.batch_size=8", "epochs=1", "teacher.epochs=1", "data.limit=null")
+    data = (
+        "data=image_folder",
+        f"data.root={tmp_path / 'flat'}",
+        "data.image_size=8",
+        "data.channels=1",
+    )
+    small = (
+        "batch_size=8",
+        "teacher.batch_size=8",
+        "epochs=1",
+        "teacher.epochs=1",
+        "data.limit=null",
+    )
     folder = run(make_config(*data, *small, f"loss={loss}"), "")
     report = json.loads((folder / "report.json").read_text(), parse_constant=pytest.fail)
     assert report["comparison"]["gap_closed"] is None

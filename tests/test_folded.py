@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from kd.nets.resnet import ResNet
-from kd.teachers.folded import Folded
 from kd.teachers.frozen import Frozen
+from kd.teachers.fused import Folded
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 X = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -31,7 +31,11 @@ class Twice(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.first, self.second = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+        self.conv, self.first, self.second = (
+            nn.Conv2d(3, 3, 3, padding=1),
+            nn.BatchNorm2d(3),
+            nn.BatchNorm2d(3),
+        )
         self.fc = nn.Linear(3, 5)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -56,7 +60,10 @@ def test_answers_stay() -> None:
     torch.testing.assert_close(folded(X), plain(X), rtol=1e-4, atol=1e-5)
     assert has_norms(Folded(partial(Frozen, net, MEAN, STD)))
     # An fx graph keeps modules that it no longer calls out of the way.
-    assert not any(node.op == "call_module" and ".bn" in str(node.target) for node in folded.frozen.net.graph.nodes)
+    assert not any(
+        node.op == "call_module" and ".bn" in str(node.target)
+        for node in folded.frozen.net.graph.nodes
+    )
     assert not folded(X).requires_grad
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
 

@@ -26,19 +26,20 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
-from kd.chain import chain_of
 from kd.command import CONF, explain, of_hydra, typed_keys
-from kd.config import check
-from kd.construct import construct
+from kd.config.construct import construct
+from kd.config.schema import check
 from kd.data.digits import Digits
 from kd.errors import UserError
-from kd.features.hook import try_out
-from kd.finished import open_run, read_student
-from kd.nets.build import Shape, build_net
+from kd.nets.build import build_net
 from kd.nets.mlp import MLP
-from kd.optim import make_optimizer
+from kd.nets.weights import load_weights
+from kd.runs.reader import open_run, read_student
+from kd.shape import Shape
+from kd.stages.chain import chain_of
+from kd.stages.try_out import try_out
 from kd.summary import write_summary
-from kd.teachers.checkpoint import load_weights
+from kd.training.optim import make_optimizer
 
 EXAMPLES = int(os.environ.get("KD_FUZZ", "20"))
 FEW = max(1, EXAMPLES // 10)  # of what takes a third of a second
@@ -53,7 +54,22 @@ fuzzed = settings(
 
 # What may stand in a config or in a file in the place of what should.
 WORDS = st.sampled_from(
-    ["", "x", "null", "cpu", "..", "a/b", "\x00", "\x1b[31m", "é\u202e", "$x_{", "<b>", "${oc.env:HOME}", "${", "???"]
+    [
+        "",
+        "x",
+        "null",
+        "cpu",
+        "..",
+        "a/b",
+        "\x00",
+        "\x1b[31m",
+        "é\u202e",
+        "$x_{",
+        "<b>",
+        "${oc.env:HOME}",
+        "${",
+        "???",
+    ]
 )
 NUMBERS = st.one_of(
     st.integers(-3, 300),
@@ -66,7 +82,9 @@ VALUES = st.recursive(
     lambda inner: st.one_of(
         st.lists(inner, max_size=3),
         st.dictionaries(
-            st.sampled_from(["_target_", "schedule", "start", "end", "of", "net", "x", ""]), inner, max_size=3
+            st.sampled_from(["_target_", "schedule", "start", "end", "of", "net", "x", ""]),
+            inner,
+            max_size=3,
         ),
     ),
     max_leaves=6,
@@ -82,7 +100,14 @@ TARGETS = st.sampled_from(
             "..",
             "math.sqrt",
         ),
-        *("torch.nn.Linear", "torch.nn.Module", "torch.optim.SGD", "builtins.dict", "kd.schedules.linear", "not.there"),
+        *(
+            "torch.nn.Linear",
+            "torch.nn.Module",
+            "torch.optim.SGD",
+            "builtins.dict",
+            "kd.config.schedules.linear",
+            "not.there",
+        ),
     )
 )
 
@@ -98,12 +123,20 @@ def paths(node: Any, prefix: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """Where something stands in nested containers."""
     if prefix:
         yield prefix
-    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    items = (
+        node.items()
+        if isinstance(node, dict)
+        else enumerate(node)
+        if isinstance(node, list)
+        else ()
+    )
     for key, value in items:
         yield from paths(value, (*prefix, key))
 
 
-def changed(node: Any, draw: Callable[..., Any], times: int, values: st.SearchStrategy[Any] = VALUES) -> Any:
+def changed(
+    node: Any, draw: Callable[..., Any], times: int, values: st.SearchStrategy[Any] = VALUES
+) -> Any:
     """A copy in which some things are others, are gone, or stand under another name."""
     node = copy.deepcopy(node)
     for _ in range(times):
@@ -111,11 +144,16 @@ def changed(node: Any, draw: Callable[..., Any], times: int, values: st.SearchSt
         holder = node
         for key in above:
             holder = holder[key]
-        what = draw(st.sampled_from(["replace", "replace", "replace", "remove", "rename", "target"]))
+        what = draw(
+            st.sampled_from(["replace", "replace", "replace", "remove", "rename", "target"])
+        )
         if what == "replace":
             holder[last] = draw(values)
         elif what == "target":
-            holder[last] = {"_target_": draw(TARGETS), **draw(st.dictionaries(st.text(max_size=3), LEAVES, max_size=2))}
+            holder[last] = {
+                "_target_": draw(TARGETS),
+                **draw(st.dictionaries(st.text(max_size=3), LEAVES, max_size=2)),
+            }
         else:
             value = holder.pop(last)
             if what == "rename" and isinstance(holder, dict):
@@ -160,7 +198,9 @@ def test_any_value_in_a_config(drawn: st.DataObject) -> None:
                 continue  # a net that would take all memory
             try_out(link, few_digits())
             net = build_net(link.net, few_digits().shape, link.where)
-            make_optimizer(net.parameters(), 2, optim=link.recipe.optim, schedule=link.recipe.lr_schedule)
+            make_optimizer(
+                net.parameters(), 2, optim=link.recipe.optim, schedule=link.recipe.lr_schedule
+            )
         construct(config.data, "data")
 
 
@@ -172,7 +212,19 @@ def numbers(node: Any) -> Iterator[Any]:
         yield node
 
 
-KEYS = ["alpha", "temperature", "loss", "data", "teacher", "student", "optim.lr", "epochs", "stages", "name", "trainer"]
+KEYS = [
+    "alpha",
+    "temperature",
+    "loss",
+    "data",
+    "teacher",
+    "student",
+    "optim.lr",
+    "epochs",
+    "stages",
+    "name",
+    "trainer",
+]
 KEYS += [
     "data.limit",
     "teacher.net.hidden",
@@ -190,7 +242,19 @@ OVERRIDES = st.builds(
     st.sampled_from(["=", "=", "=", "", "==", ":"]),
     st.one_of(
         st.sampled_from(
-            ["kd", "dkd", "digits", "mlp", "[", "{a:", "1,2", "range(1,3)", "choice(a,b)", "null", "${alpha}"]
+            [
+                "kd",
+                "dkd",
+                "digits",
+                "mlp",
+                "[",
+                "{a:",
+                "1,2",
+                "range(1,3)",
+                "choice(a,b)",
+                "null",
+                "${alpha}",
+            ]
         ),
         LEAVES.map(str),
         st.text("${}[](),:='\" ab1.-~+", max_size=8),
@@ -252,7 +316,11 @@ def contents() -> tuple[tuple[str, bytes], ...]:
     packed, legacy = io.BytesIO(), io.BytesIO()
     torch.save({"state_dict": state, "epoch": 3}, packed)
     torch.save(state, legacy, _use_new_zipfile_serialization=False)
-    return ((".safetensors", save(state, {"kd": HEADER})), (".ckpt", packed.getvalue()), (".pt", legacy.getvalue()))
+    return (
+        (".safetensors", save(state, {"kd": HEADER})),
+        (".ckpt", packed.getvalue()),
+        (".pt", legacy.getvalue()),
+    )
 
 
 def damaged(content: bytes, draw: Callable[..., Any]) -> bytes:
@@ -315,7 +383,9 @@ def test_any_header(place: Path, drawn: st.DataObject) -> None:
     from safetensors.torch import save_file
 
     found = changed(json.loads(HEADER), drawn.draw, drawn.draw(st.integers(1, 2)))
-    text = drawn.draw(st.sampled_from([json.dumps(found), json.dumps(found)[:-1], json.dumps([found])]))
+    text = drawn.draw(
+        st.sampled_from([json.dumps(found), json.dumps(found)[:-1], json.dumps([found])])
+    )
     save_file(net().state_dict(), place / "student.safetensors", {"kd": text})
     with told():
         model, shape, classes = read_student(place / "student.safetensors", "model")
@@ -357,13 +427,17 @@ def test_any_report(reported: tuple[Path, dict[str, Any]], drawn: st.DataObject)
 
 @settings(fuzzed, max_examples=max(1, EXAMPLES // 4))
 @given(st.data())
-def test_any_reports_side_by_side(reported: tuple[Path, dict[str, Any]], drawn: st.DataObject) -> None:
+def test_any_reports_side_by_side(
+    reported: tuple[Path, dict[str, Any]], drawn: st.DataObject
+) -> None:
     folder, report = reported
     others = [folder.with_name(f"other{i}") for i in range(2)]
     for each in (folder, *others):
         each.mkdir(exist_ok=True)
         found = {**report, "seed": drawn.draw(st.integers(0, 2))}
         times = drawn.draw(st.integers(0, 2))
-        (each / "report.json").write_text(json.dumps(changed(found, drawn.draw, times) if times else found))
+        (each / "report.json").write_text(
+            json.dumps(changed(found, drawn.draw, times) if times else found)
+        )
     with told():
         assert write_summary([folder.parent]).startswith("# ")

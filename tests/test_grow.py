@@ -6,17 +6,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kd.construct import construct
+from kd.config.construct import construct
 from kd.errors import UserError
-from kd.nets.build import Shape, build_net
+from kd.nets.build import build_net
 from kd.nets.grow import Grown, align
 from kd.nets.mlp import MLP
+from kd.shape import Shape
 
 NODES: list[dict[str, Any]] = [
     {"_target_": "kd.nets.mlp.MLP", "hidden": [16]},
     {"_target_": "kd.nets.cnn.CNN", "width": 4},
     {"_target_": "kd.nets.resnet.ResNet", "depth": 18, "width": 4},
-    {"_target_": "kd.nets.torchvision.torchvision_net", "name": "squeezenet1_1"},  # a convolution for its head
+    {
+        "_target_": "kd.nets.torchvision.torchvision_net",
+        "name": "squeezenet1_1",
+    },  # a convolution for its head
 ]
 
 
@@ -27,7 +31,9 @@ def grown(node: dict[str, Any], *blocks: int, size: int = 32, **more: Any) -> Gr
     return net.eval()
 
 
-@pytest.mark.parametrize("node", NODES, ids=lambda node: node.get("name", node["_target_"].rpartition(".")[2]))
+@pytest.mark.parametrize(
+    "node", NODES, ids=lambda node: node.get("name", node["_target_"].rpartition(".")[2])
+)
 def test_old_logits_are_bit_identical_after_growth(node: dict[str, Any]) -> None:
     torch.manual_seed(1)
     before = grown(node, 2, 3)
@@ -44,12 +50,16 @@ def test_old_logits_are_bit_identical_after_growth(node: dict[str, Any]) -> None
         assert old.abs().sum() > 0
         if batch == 1:
             assert not torch.equal(fresh[:, :5], old)
-    assert all(torch.equal(after.state_dict()[name], value) for name, value in before.state_dict().items())
+    assert all(
+        torch.equal(after.state_dict()[name], value) for name, value in before.state_dict().items()
+    )
 
 
 def test_new_rows_stay_fresh() -> None:
     before, after = grown(NODES[0], 2), grown(NODES[0], 2, 2)
-    fresh = {name: value.clone() for name, value in after.state_dict().items() if ".layers.1." in name}
+    fresh = {
+        name: value.clone() for name, value in after.state_dict().items() if ".layers.1." in name
+    }
     after.take_over(before.state_dict())
     assert len(fresh) == 2
     assert all(torch.equal(after.state_dict()[name], value) for name, value in fresh.items())
@@ -90,7 +100,9 @@ def test_alignment_makes_the_mean_norms_equal() -> None:
     assert torch.equal(head.layers[0].weight, before[0])
     assert torch.equal(head.layers[1].weight, before[1])
     assert torch.allclose(head.layers[2].weight, before[2] * float(old / new), rtol=1e-6)
-    assert all(torch.equal(layer.bias, bias) for layer, bias in zip(head.layers, biases, strict=True))
+    assert all(
+        torch.equal(layer.bias, bias) for layer, bias in zip(head.layers, biases, strict=True)
+    )
 
 
 class TwoHeads(nn.Module):
@@ -105,8 +117,14 @@ class TwoHeads(nn.Module):
 
 
 def test_a_net_that_cannot_grow_is_refused() -> None:
-    node = {"_target_": "kd.nets.grow.Grown", "net": {"_target_": f"{__name__}.TwoHeads"}, "blocks": [2, 2]}
+    node = {
+        "_target_": "kd.nets.grow.Grown",
+        "net": {"_target_": f"{__name__}.TwoHeads"},
+        "blocks": [2, 2],
+    }
     with pytest.raises(UserError, match=r"student\.net: .*does not end in a layer with 2 outputs"):
         construct(node, "student.net", num_classes=4, in_channels=3, image_size=8)
     with pytest.raises(UserError, match="blocks: found"):
-        construct({**node, "blocks": [2, 1]}, "student.net", num_classes=4, in_channels=3, image_size=8)
+        construct(
+            {**node, "blocks": [2, 1]}, "student.net", num_classes=4, in_channels=3, image_size=8
+        )

@@ -24,13 +24,20 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_bad_input import with_header
 
 from kd.command import CONF
-from kd.config import Config, check
+from kd.config.schema import Config, check
 from kd.errors import UserError
-from kd.finished import open_run
-from kd.run import run
+from kd.runs.reader import open_run
+from kd.runs.run import run
 from kd.shipping.model import load_model
 
-TARGETS = ["os.system", "builtins.open", "torch.hub.load", "subprocess.run", "subprocess.Popen", "kd.run.run"]
+TARGETS = [
+    "os.system",
+    "builtins.open",
+    "torch.hub.load",
+    "subprocess.run",
+    "subprocess.Popen",
+    "kd.runs.run.run",
+]
 MARKUP = "<script>alert(1)</script>"
 ABOUT_RUNS = {
     "evaluate": [],
@@ -67,9 +74,16 @@ def edit_report(folder: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
 
 class TestCode:
     @pytest.mark.parametrize("name", ["teacher.pt", "teacher.pth", "teacher.ckpt"])
-    def test_in_a_teachers_file(self, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_in_a_teachers_file(
+        self, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         torch.save({"state_dict": {"fc.weight": Evil(tmp_path / "owned")}}, tmp_path / name)
-        words = ["model=mlp_to_mlp", *TINY, f"output_dir={tmp_path / 'out'}", f"teacher.path={tmp_path / name}"]
+        words = [
+            "model=mlp_to_mlp",
+            *TINY,
+            f"output_dir={tmp_path / 'out'}",
+            f"teacher.path={tmp_path / name}",
+        ]
         assert exit_code("train", *words) == 2
         said = capsys.readouterr().err
         assert "is a pickle that needs more than tensors to load (" in said
@@ -104,10 +118,18 @@ class TestCode:
         self, command: str, target: str, copied: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         def plant(report: dict[str, Any]) -> None:
-            report["config"]["data"] = {"_target_": target, "command": "true", "args": ["true"], "name": "x"}
+            report["config"]["data"] = {
+                "_target_": target,
+                "command": "true",
+                "args": ["true"],
+                "name": "x",
+            }
 
         edit_report(copied, plant)
-        with_header(copied / "student.safetensors", {"net": {"_target_": "kd.nets.mlp.MLP", "x": {"_target_": target}}})
+        with_header(
+            copied / "student.safetensors",
+            {"net": {"_target_": "kd.nets.mlp.MLP", "x": {"_target_": target}}},
+        )
         for stage in (copied.parents[1] / "store").glob("*/stage.json"):
             record = json.loads(stage.read_text())
             record.pop("seal", None)
@@ -120,9 +142,15 @@ class TestCode:
         assert "a file may choose among" in said
 
     @pytest.mark.parametrize("command", ["evaluate", "predict", "export"])
-    def test_in_a_net_of_a_library_that_would_read_a_file(self, command: str, copied: Path, tmp_path: Path) -> None:
+    def test_in_a_net_of_a_library_that_would_read_a_file(
+        self, command: str, copied: Path, tmp_path: Path
+    ) -> None:
         torch.save(Evil(tmp_path / "owned"), tmp_path / "evil.pth")
-        node = {"_target_": "kd.nets.timm.timm_net", "name": "resnet18", "checkpoint_path": str(tmp_path / "evil.pth")}
+        node = {
+            "_target_": "kd.nets.timm.timm_net",
+            "name": "resnet18",
+            "checkpoint_path": str(tmp_path / "evil.pth"),
+        }
         with_header(copied / "student.safetensors", {"net": node})
         with pytest.raises(UserError, match="with checkpoint_path, which would read other files"):
             open_run(copied).net("student")
@@ -134,13 +162,19 @@ class TestCode:
         assert not (tmp_path / "owned").exists()
 
     def test_a_class_of_ours_that_is_no_data_set(self, copied: Path) -> None:
-        edit_report(copied, lambda report: report["config"].update(data={"_target_": "kd.data.cache.Cache"}))
+        edit_report(
+            copied, lambda report: report["config"].update(data={"_target_": "kd.data.cache.Cache"})
+        )
         with pytest.raises(UserError, match="which is no data set"):
             open_run(copied).data()
 
-    def test_what_a_config_refers_to_is_not_looked_up(self, copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_what_a_config_refers_to_is_not_looked_up(
+        self, copied: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setenv("SECRET", "hunter2")
-        edit_report(copied, lambda report: report["config"]["data"].update(license="${oc.env:SECRET}"))
+        edit_report(
+            copied, lambda report: report["config"]["data"].update(license="${oc.env:SECRET}")
+        )
         assert open_run(copied).data().license == "${oc.env:SECRET}"
         out = copied.parents[2] / "elsewhere"
         assert exit_code("evaluate", f"run={copied}", f"out={out}") == 0
@@ -148,9 +182,12 @@ class TestCode:
 
     def test_config_yaml_is_for_people_alone(self, copied: Path) -> None:
         bomb = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
-            f"{chr(98 + i)}: &{chr(98 + i)} [{','.join([f'*{chr(97 + i)}'] * 9)}]\n" for i in range(9)
+            f"{chr(98 + i)}: &{chr(98 + i)} [{','.join([f'*{chr(97 + i)}'] * 9)}]\n"
+            for i in range(9)
         )
-        (copied / "config.yaml").write_text(f"{bomb}z: !!python/object/apply:os.mkdir [{copied / 'owned'}]\n")
+        (copied / "config.yaml").write_text(
+            f"{bomb}z: !!python/object/apply:os.mkdir [{copied / 'owned'}]\n"
+        )
         out = copied.parents[2] / "elsewhere"
         assert exit_code("evaluate", f"run={copied}", f"out={out}") == 0
         assert exit_code("report", str(copied)) == 0
@@ -158,17 +195,30 @@ class TestCode:
 
 
 class TestSize:
-    def test_an_image_bomb(self, shipped: Shipped, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_an_image_bomb(
+        self, shipped: Shipped, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         root = tmp_path / "photos"
         for i in range(8):
             (root / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
             Image.new("L", (8, 8), 30 * i).save(root / "ab"[i % 2] / f"{i}.png")
         bomb(root / "a" / "bomb.png")
-        words = ["data=image_folder", f"data.root={root}", "data.image_size=8", f"output_dir={tmp_path / 'out'}"]
+        words = [
+            "data=image_folder",
+            f"data.root={root}",
+            "data.image_size=8",
+            f"output_dir={tmp_path / 'out'}",
+        ]
         assert exit_code("train", "model=mlp_to_mlp", *words, "data.cache=off") == 2
-        assert re.search(r"1 of 9 image files cannot.*\n.*bomb\.png: .*too many.*89478485", capsys.readouterr().err)
+        assert re.search(
+            r"1 of 9 image files cannot.*\n.*bomb\.png: .*too many.*89478485",
+            capsys.readouterr().err,
+        )
         assert exit_code("predict", f"model={shipped.run}", f"images={root}") == 1
-        assert "bomb.png,,,,,too many pixels, accepted are up to" in capsys.readouterr().out.replace('"', "")
+        assert (
+            "bomb.png,,,,,too many pixels, accepted are up to"
+            in capsys.readouterr().out.replace('"', "")
+        )
 
     @pytest.mark.parametrize("size", [2**62, 2**40, 100_000_000])
     def test_a_header_that_says_it_is_huge(self, size: int, copied: Path, tmp_path: Path) -> None:
@@ -176,32 +226,52 @@ class TestSize:
         file.write_bytes(size.to_bytes(8, "little") + file.read_bytes()[8:])
         with pytest.raises(UserError, match=r"student\.safetensors"):
             load_model(copied, "model")
-        words = ["model=mlp_to_mlp", *TINY, f"output_dir={tmp_path / 'new'}", f"teacher.path={file}"]
+        words = [
+            "model=mlp_to_mlp",
+            *TINY,
+            f"output_dir={tmp_path / 'new'}",
+            f"teacher.path={file}",
+        ]
         assert exit_code("train", *words) == 2
 
     def test_tensors_that_say_they_are_huge(self, copied: Path) -> None:
-        text = json.dumps({"x": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}).encode()
+        text = json.dumps(
+            {"x": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}
+        ).encode()
         (copied / "x.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
         words = ["model=mlp_to_mlp", *TINY, f"output_dir={copied / 'new'}"]
         assert exit_code("train", *words, f"teacher.path={copied / 'x.safetensors'}") == 2
 
-    def test_a_checkpoint_that_unpacks_to_gigabytes(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_a_checkpoint_that_unpacks_to_gigabytes(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         torch.save({"fc.weight": torch.zeros(10, 16)}, tmp_path / "small.pt")
-        with zipfile.ZipFile(tmp_path / "small.pt") as small, zipfile.ZipFile(tmp_path / "big.pt", "w") as big:
+        with (
+            zipfile.ZipFile(tmp_path / "small.pt") as small,
+            zipfile.ZipFile(tmp_path / "big.pt", "w") as big,
+        ):
             for each in small.infolist():
                 packed = zipfile.ZIP_DEFLATED if "/data/" in each.filename else zipfile.ZIP_STORED
                 content = bytes(50_000_000) if packed == zipfile.ZIP_DEFLATED else small.read(each)
                 big.writestr(each.filename, content, packed)
         assert (tmp_path / "big.pt").stat().st_size < 100_000
-        words = ["model=mlp_to_mlp", *TINY, f"output_dir={tmp_path / 'out'}", f"teacher.path={tmp_path / 'big.pt'}"]
+        words = [
+            "model=mlp_to_mlp",
+            *TINY,
+            f"output_dir={tmp_path / 'out'}",
+            f"teacher.path={tmp_path / 'big.pt'}",
+        ]
         assert exit_code("train", *words) == 2
         assert "kd: teacher.path" in capsys.readouterr().err
 
     def test_a_net_that_its_file_has_no_room_for(self, copied: Path) -> None:
         with_header(
-            copied / "student.safetensors", {"net": {"_target_": "kd.nets.mlp.MLP", "hidden": [40_000, 40_000]}}
+            copied / "student.safetensors",
+            {"net": {"_target_": "kd.nets.mlp.MLP", "hidden": [40_000, 40_000]}},
         )
-        with pytest.raises(UserError, match=r"would have 1,60\d,\d+,\d+ numbers, the file has room for"):
+        with pytest.raises(
+            UserError, match=r"would have 1,60\d,\d+,\d+ numbers, the file has room for"
+        ):
             open_run(copied).net("student")
 
 
@@ -231,13 +301,24 @@ class TestPlaces:
             tensor.external_data.add(key="location", value=location)
             path = tmp_path / "models" / "m.onnx"
             path.write_bytes(model.SerializeToString())
-            with pytest.raises(UserError, match=f"takes tensors from another file .{re.escape(location)}"):
+            with pytest.raises(
+                UserError, match=f"takes tensors from another file .{re.escape(location)}"
+            ):
                 load_model(path, "model")
 
-    def test_links_in_a_runs_folder_are_not_written_through(self, copied: Path, tmp_path: Path) -> None:
+    def test_links_in_a_runs_folder_are_not_written_through(
+        self, copied: Path, tmp_path: Path
+    ) -> None:
         precious = tmp_path / "precious"
         precious.mkdir()
-        names = ["summary.csv", "summary.md", "summary.html", "evaluation.json", "evaluation.md", ".write_test"]
+        names = [
+            "summary.csv",
+            "summary.md",
+            "summary.html",
+            "evaluation.json",
+            "evaluation.md",
+            ".write_test",
+        ]
         names += ["benchmark.json", "benchmark.md", "benchmark.png", "benchmark.svg"]
         names += [f".{name}.{os.getpid()}" for name in names]
         for name in names:
@@ -247,11 +328,15 @@ class TestPlaces:
         with unchanged(precious):
             assert exit_code("report", str(copied)) == 0
             for command, more in ABOUT_RUNS.items():
-                assert exit_code(command, f"run={copied}", *more) == (2 if command == "export" else 0)
+                assert exit_code(command, f"run={copied}", *more) == (
+                    2 if command == "export" else 0
+                )
         assert not (copied / "summary.csv").is_symlink()
 
     def test_a_stage_that_is_a_path(self, copied: Path, tmp_path: Path) -> None:
-        shutil.copytree(next((copied.parents[1] / "store").glob("*/stage.json")).parent, tmp_path / "elsewhere")
+        shutil.copytree(
+            next((copied.parents[1] / "store").glob("*/stage.json")).parent, tmp_path / "elsewhere"
+        )
 
         def plant(report: dict[str, Any]) -> None:
             for model in report["models"]:
@@ -274,7 +359,12 @@ class TestPlaces:
         (root / "a" / "secret.png").symlink_to(outside / "secret.txt")
         (root / "a" / "far.png").symlink_to(outside / "far.png")
         (root / "b" / "gone.png").symlink_to(outside / "gone.png")
-        words = ["data=image_folder", f"data.root={root}", "data.image_size=8", f"output_dir={tmp_path / 'out'}"]
+        words = [
+            "data=image_folder",
+            f"data.root={root}",
+            "data.image_size=8",
+            f"output_dir={tmp_path / 'out'}",
+        ]
         with unchanged(outside), unchanged(root):
             assert exit_code("train", "model=mlp_to_mlp", *words, "data.cache=off") == 2
         said = capsys.readouterr().err
@@ -282,8 +372,12 @@ class TestPlaces:
         assert "gone.png: No such file" in said
         assert "hunter2" not in said
 
-    @pytest.mark.parametrize("name", ["..", ".", "a/../../b", "/abs", "a\\b", "a\nb", ".hidden", "x.partial"])
-    def test_a_name_that_leads_elsewhere(self, name: str, make_config: Callable[..., Config]) -> None:
+    @pytest.mark.parametrize(
+        "name", ["..", ".", "a/../../b", "/abs", "a\\b", "a\nb", ".hidden", "x.partial"]
+    )
+    def test_a_name_that_leads_elsewhere(
+        self, name: str, make_config: Callable[..., Config]
+    ) -> None:
         from omegaconf import OmegaConf
 
         cfg = OmegaConf.create(make_config().model_dump())
@@ -324,14 +418,33 @@ def nasty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tmp = tmp_path_factory.mktemp("nasty")
     root = tmp / "photos"
     for label, name in enumerate(NASTY):
-        folder = root / name.replace("/", "∕")  # a slash cannot be in a file's name; this looks like one
+        folder = root / name.replace(
+            "/", "∕"
+        )  # a slash cannot be in a file's name; this looks like one
         folder.mkdir(parents=True)
         for i in range(6):
             Image.new("L", (8, 8), 30 * label + i).save(folder / f"{i}{name.replace('/', '∕')}.png")
         (folder / f"bad{name.replace('/', '∕')}.png").write_text("no image")
-    words = ["data=image_folder", f"data.root={root}", "data.image_size=8", "data.channels=1", "data.limit=20"]
-    words += ["data.on_bad_image=skip", "epochs=1", "teacher.epochs=1", "batch_size=5", "teacher.batch_size=5"]
-    words += ["pictures=true", "teacher.net.hidden=[4]", "student.net.hidden=[4]", f"output_dir={tmp / 'out'}"]
+    words = [
+        "data=image_folder",
+        f"data.root={root}",
+        "data.image_size=8",
+        "data.channels=1",
+        "data.limit=20",
+    ]
+    words += [
+        "data.on_bad_image=skip",
+        "epochs=1",
+        "teacher.epochs=1",
+        "batch_size=5",
+        "teacher.batch_size=5",
+    ]
+    words += [
+        "pictures=true",
+        "teacher.net.hidden=[4]",
+        "student.net.hidden=[4]",
+        f"output_dir={tmp / 'out'}",
+    ]
     config = composed(*words)
     config.name, config.data.license = "<b>$x$` run", f"{MARKUP}\n# mine"
     folder = run(check(config), f"python -m kd.train `x` {MARKUP}\n# mine")
@@ -350,11 +463,20 @@ class TestWords:
             assert seen.tags.count("script") == 1, "the page's own"
             assert "b" not in seen.tags
             assert not seen.handlers
-            assert all(tag not in seen.tags for tag in ("iframe", "object", "embed", "base", "form"))
+            assert all(
+                tag not in seen.tags for tag in ("iframe", "object", "embed", "base", "form")
+            )
 
     def test_markdown(self, nasty: Path) -> None:
         files = [*nasty.glob("*.md"), *nasty.glob("export/*.md")]
-        names = {"report.md", "MODEL_CARD.md", "summary.md", "evaluation.md", "benchmark.md", "export.md"}
+        names = {
+            "report.md",
+            "MODEL_CARD.md",
+            "summary.md",
+            "evaluation.md",
+            "benchmark.md",
+            "export.md",
+        }
         assert {file.name for file in files} == names
         for file in files:
             text = file.read_text()
@@ -376,11 +498,19 @@ class TestWords:
         assert "<script" not in re.sub(r"(`+).*?\1", "", report.tensor_proto.string_val[0].decode())
 
     def test_terminals(
-        self, nasty: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+        self,
+        nasty: Path,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         exit_code("evaluate", f"run='{nasty}'")
         exit_code("evaluate", f"run='{nasty}'", "data=digits")
-        exit_code("predict", f"model='{nasty}'", f"images='{next(iter(nasty.parents[2].glob('photos/*red*')))}'")
+        exit_code(
+            "predict",
+            f"model='{nasty}'",
+            f"images='{next(iter(nasty.parents[2].glob('photos/*red*')))}'",
+        )
         exit_code("predict", f"model='{nasty}'", "images=\x1b[31mred")
         said = "".join(capsys.readouterr())
         assert "red" in said
@@ -396,7 +526,9 @@ class TestWords:
             cells = re.findall(r'(?:^|,)"?([^,"\n]*)', file.read_text(), re.M)
             assert not [cell for cell in cells if re.match(r"[=+@]|-(?![\d.])", cell)]
 
-    def test_reports_of_others(self, nasty: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_reports_of_others(
+        self, nasty: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         """A report that says what ours never would."""
         planted = tmp_path / "x"
         shutil.copytree(nasty, planted)
@@ -429,5 +561,9 @@ def test_the_code_that_reads_is_the_one_that_is_safe() -> None:
     for path in (CONF.parent / "kd").rglob("*.py"):
         text = path.read_text()
         found = [line for line in text.splitlines() if banned.search(line)]
-        assert not [line for line in found if "x = torch.load(PATH" not in line], path  # what a message advises
-        assert text.count("torch.load(") <= text.count("weights_only=True") + text.count("torch.load(PATH"), path
+        assert not [line for line in found if "x = torch.load(PATH" not in line], (
+            path
+        )  # what a message advises
+        assert text.count("torch.load(") <= text.count("weights_only=True") + text.count(
+            "torch.load(PATH"
+        ), path

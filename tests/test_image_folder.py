@@ -23,7 +23,9 @@ from kd.errors import Damaged, UserError
 SIZE = 16
 
 
-def scene(width: int = 20, height: int = 12, top: tuple[int, int, int] = (200, 40, 90)) -> Image.Image:
+def scene(
+    width: int = 20, height: int = 12, top: tuple[int, int, int] = (200, 40, 90)
+) -> Image.Image:
     """A picture whose upper half is of one colour and whose lower half is black."""
     levels = np.zeros((height, width, 3), np.uint8)
     levels[: height // 2] = top
@@ -87,7 +89,13 @@ KINDS: list[tuple[str, Image.Image, dict[str, Any], tuple[int, int, int], tuple[
     ("cmyk.tif", scene().convert("CMYK"), {}, (200, 40, 90), (0, 0, 0)),
     ("gray16.png", Image.fromarray(GRAY), {}, (51, 51, 51), (0, 0, 0)),
     ("gray16.tif", Image.fromarray(GRAY), {}, (51, 51, 51), (0, 0, 0)),
-    ("turned.jpg", scene(), {"quality": 100, "subsampling": 0, **with_exif(scene(), 3)}, (0, 0, 0), (200, 40, 90)),
+    (
+        "turned.jpg",
+        scene(),
+        {"quality": 100, "subsampling": 0, **with_exif(scene(), 3)},
+        (0, 0, 0),
+        (200, 40, 90),
+    ),
     ("turned.png", scene(), with_exif(scene(), 3), (0, 0, 0), (200, 40, 90)),
     ("Füße_猫.png", scene(), {}, (200, 40, 90), (0, 0, 0)),
 ]
@@ -117,7 +125,9 @@ def test_quarter_turn_by_exif(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # as without pytest
 @pytest.mark.parametrize("kind", ["truncated", "empty", "text", "float", "huge", "gone", "folder"])
-def test_a_bad_file_has_a_reason(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bad_file_has_a_reason(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path, said = tmp_path / "bad.png", ""
     match kind:
         case "truncated":
@@ -149,7 +159,9 @@ def test_a_bad_file_has_a_reason(kind: str, tmp_path: Path, monkeypatch: pytest.
 
 
 def test_one_folder_is_split(tmp_path: Path) -> None:
-    data = ImageFolder(str(folder(tmp_path, {"cat": 30, "dog": 20})), image_size=SIZE, test_fraction=0.2)
+    data = ImageFolder(
+        str(folder(tmp_path, {"cat": 30, "dog": 20})), image_size=SIZE, test_fraction=0.2
+    )
     split = data.split
     assert split.classes == ("cat", "dog")
     assert (len(split.train), len(split.val), len(split.test)) == (36, 4, 10)
@@ -209,20 +221,30 @@ def test_bad_files_are_skipped_and_noted(cache: Any, tmp_path: Path) -> None:
     root = bad_folder(tmp_path / "set")
     for _ in range(2):  # the second time from the cache
         data = ImageFolder(
-            str(root), image_size=SIZE, on_bad_image="skip", cache=cache, cache_dir=str(tmp_path / "cache")
+            str(root),
+            image_size=SIZE,
+            on_bad_image="skip",
+            cache=cache,
+            cache_dir=str(tmp_path / "cache"),
         )
         split = data.split
         assert len(split.train) + len(split.val) + len(split.test) == 12
         assert [Path(each["file"]).name for each in data.skipped] == ["a.png", "b.jpg"]
         assert not (split.train.pixels[:] == 0).flatten(1).all(1).any()  # no blank row slipped in
     with pytest.raises(UserError, match="2 of 14"):
-        _ = ImageFolder(str(root), image_size=SIZE, cache=cache, cache_dir=str(tmp_path / "cache")).split
+        _ = ImageFolder(
+            str(root), image_size=SIZE, cache=cache, cache_dir=str(tmp_path / "cache")
+        ).split
 
 
 @pytest.mark.parametrize(
     ("train", "test", "said"),
     [
-        ({"cat": 5, "dog": 1}, None, "'dog' has 1 image to share out between train, validation and test"),
+        (
+            {"cat": 5, "dog": 1},
+            None,
+            "'dog' has 1 image to share out between train, validation and test",
+        ),
         ({"cat": 50, "dog": 2}, None, "'dog' has 2 images to share .* at least 3"),
         ({"cat": 5, "dog": 0}, None, "no image in the class folder .*dog"),
         ({"cat": 5}, None, "two classes or more; found folders: cat"),
@@ -246,10 +268,17 @@ def test_a_rare_class_is_in_every_part(tmp_path: Path) -> None:
     for dogs in (3, 4):
         folder(tmp_path / str(dogs), {"cat": 60, "dog": dogs})
         for seed in range(5):
-            data = ImageFolder(str(tmp_path / str(dogs)), image_size=4, split_seed=seed, limit=5 if dogs == 4 else None)
+            data = ImageFolder(
+                str(tmp_path / str(dogs)),
+                image_size=4,
+                split_seed=seed,
+                limit=5 if dogs == 4 else None,
+            )
             assert torch.bincount(data.split.test.labels).tolist() == [12, 1]
             assert torch.bincount(data.split.val.labels).tolist() == [4, 1]
-            assert torch.bincount(data.split.train.labels).tolist() == ([4, 1] if dogs == 4 else [44, 1])
+            assert torch.bincount(data.split.train.labels).tolist() == (
+                [4, 1] if dogs == 4 else [44, 1]
+            )
 
 
 def test_a_class_of_which_no_file_can_be_decoded(tmp_path: Path) -> None:
@@ -265,7 +294,9 @@ def xray_folder(root: Path) -> Path:
     """The Kaggle layout, with several pictures of each patient, and numbers that test gives anew."""
     for i in range(20):
         for j in range(2):
-            save(root / "train" / "PNEUMONIA" / f"person{i}_bacteria_{j}.jpeg", scene(top=(i, j, 0)))
+            save(
+                root / "train" / "PNEUMONIA" / f"person{i}_bacteria_{j}.jpeg", scene(top=(i, j, 0))
+            )
             save(root / "train" / "NORMAL" / f"IM-{i:04}-000{j}.jpeg", scene(top=(i, j, 9)))
     save(root / "val" / "PNEUMONIA" / "person3_virus_1.jpeg", scene())
     save(root / "val" / "NORMAL" / "NORMAL2-IM-0003-0001.jpeg", scene())
@@ -290,7 +321,10 @@ def test_validation_of_xrays_is_carved_out_of_train_and_val_by_patient(tmp_path:
 def test_a_patient_of_test_who_is_in_train_is_refused(tmp_path: Path) -> None:
     xray_folder(tmp_path)
     save(tmp_path / "test" / "PNEUMONIA" / "person3_virus_9.jpeg", scene())
-    with pytest.raises(UserError, match=r"test/PNEUMONIA/person3_virus_9.jpeg and .*person3_virus_1.jpeg are of one"):
+    with pytest.raises(
+        UserError,
+        match=r"test/PNEUMONIA/person3_virus_9.jpeg and .*person3_virus_1.jpeg are of one",
+    ):
         _ = ChestXRay(str(tmp_path), image_size=4).split
 
 
@@ -319,12 +353,21 @@ def test_groups_stay_together(tmp_path: Path) -> None:
     for label in ("cat", "dog"):
         for patient in range(12):
             for i in range(1 + patient % 4):
-                save(tmp_path / label / f"{label}{patient}_{i}.png", scene(top=(patient * 9, i * 30, 5)))
+                save(
+                    tmp_path / label / f"{label}{patient}_{i}.png",
+                    scene(top=(patient * 9, i * 30, 5)),
+                )
     for seed in range(5):
         data = ImageFolder(
-            str(tmp_path), image_size=4, group_pattern=r"^(\w+?\d+)_", split_seed=seed, test_fraction=0.2
+            str(tmp_path),
+            image_size=4,
+            group_pattern=r"^(\w+?\d+)_",
+            split_seed=seed,
+            test_fraction=0.2,
         )
-        parts = [set(part.groups or ()) for part in (data.split.train, data.split.val, data.split.test)]
+        parts = [
+            set(part.groups or ()) for part in (data.split.train, data.split.val, data.split.test)
+        ]
         assert sum(map(len, parts)) == len(set().union(*parts)) == 24
         assert all(parts)
 
@@ -374,7 +417,9 @@ def test_files_are_decoded_once(mode: Any, tmp_path: Path, decodes: list[Path]) 
     first, second = (cache.decoded(files, SIZE, 3) for _ in range(2))
     assert sorted(decodes) == files
     assert torch.equal(first.store.array, second.store.array)
-    assert torch.equal(first.store.array, torch.stack([torch.from_numpy(decode(f, SIZE, 3)) for f in files]))
+    assert torch.equal(
+        first.store.array, torch.stack([torch.from_numpy(decode(f, SIZE, 3)) for f in files])
+    )
     assert torch.equal(first.store.facts.digests, second.store.facts.digests)
     assert (second.store.file is not None) == (mode == "disk")
     assert cache.decoded(files, SIZE, 1).store.array.shape == (10, 1, SIZE, SIZE)
@@ -399,7 +444,11 @@ def test_changed_added_and_removed_files_are_noticed(tmp_path: Path) -> None:
     root = folder(tmp_path / "set", {"cat": 8, "dog": 8})
 
     def fingerprint() -> str:
-        return ImageFolder(str(root), image_size=SIZE, cache_dir=str(tmp_path / "cache")).read().train.fingerprint
+        return (
+            ImageFolder(str(root), image_size=SIZE, cache_dir=str(tmp_path / "cache"))
+            .read()
+            .train.fingerprint
+        )
 
     before = fingerprint()
     assert fingerprint() == before
@@ -445,7 +494,9 @@ def test_a_damaged_cache_is_never_used(harm: str, tmp_path: Path, decodes: list[
 
 
 @pytest.mark.parametrize("mode", ["ram", "disk"])
-def test_a_bit_that_the_disk_lost_is_noticed(mode: Any, tmp_path: Path, decodes: list[Path]) -> None:
+def test_a_bit_that_the_disk_lost_is_noticed(
+    mode: Any, tmp_path: Path, decodes: list[Path]
+) -> None:
     """Nobody wrote to the file, so its time is as it was."""
     files = files_of(folder(tmp_path / "set", {"cat": 5, "dog": 5}))
     cache = Cache(tmp_path / "cache", mode)
@@ -462,7 +513,10 @@ def test_a_bit_that_the_disk_lost_is_noticed(mode: Any, tmp_path: Path, decodes:
         return
     rows = Pixels.whole(again)
     assert torch.equal(rows[:9], wanted[:9])  # not all of a large set is read before it is needed
-    with pytest.raises(Damaged, match=rf"{pixels} is damaged \(image 9\); remove {pixels.parent} to have it decoded"):
+    with pytest.raises(
+        Damaged,
+        match=rf"{pixels} is damaged \(image 9\); remove {pixels.parent} to have it decoded",
+    ):
         rows[torch.tensor([3, 9])]
 
 
@@ -475,7 +529,9 @@ def test_a_cache_that_was_only_touched_is_used(tmp_path: Path, decodes: list[Pat
     assert len(decodes) == 5
 
 
-def test_an_interrupted_decoding_leaves_no_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_decoding_leaves_no_entry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     files = files_of(folder(tmp_path / "set", {"cat": 5}))
 
     def interrupted(*_: object) -> None:
@@ -485,15 +541,23 @@ def test_an_interrupted_decoding_leaves_no_entry(tmp_path: Path, monkeypatch: py
         patch.setattr("kd.data.cache.decode", interrupted)
         with pytest.raises(KeyboardInterrupt):
             Cache(tmp_path / "cache", "disk").decoded(files, SIZE, 3)
-    assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir() and path.suffix != ".partial"]
+    assert not [
+        path
+        for path in (tmp_path / "cache").iterdir()
+        if path.is_dir() and path.suffix != ".partial"
+    ]
     assert len(Cache(tmp_path / "cache", "disk").decoded(files, SIZE, 3).store.array) == 5
 
 
-def test_a_full_disk_is_said_before_it_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_said_before_it_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     files = files_of(folder(tmp_path / "set", {"cat": 2}))
     usage = type("Usage", (), {"free": 10})
     monkeypatch.setattr("kd.data.cache.shutil.disk_usage", lambda path: usage)
-    with pytest.raises(UserError, match=r"data\.cache: .*GB are needed, 0\.0 GB are free; make room"):
+    with pytest.raises(
+        UserError, match=r"data\.cache: .*GB are needed, 0\.0 GB are free; make room"
+    ):
         Cache(tmp_path / "cache", "disk").decoded(files, SIZE, 3)
 
 
@@ -512,6 +576,10 @@ def test_what_is_to_be_in_memory_needs_no_disk(
         said = capsys.readouterr().err
         assert f"data.cache: cannot write decoded images: {tmp_path / 'cache'}" in said
         assert f"{os.strerror(errno.EDQUOT)}; decoding into memory" in said
-        assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir()], "nothing takes room"
+        assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir()], (
+            "nothing takes room"
+        )
     (tmp_path / "file").touch()
-    assert torch.equal(Cache(tmp_path / "file" / "cache").decoded(files, SIZE, 3).store.array, wanted)
+    assert torch.equal(
+        Cache(tmp_path / "file" / "cache").decoded(files, SIZE, 3).store.array, wanted
+    )

@@ -13,17 +13,17 @@ from commands import exit_code
 from composed import composed
 from safetensors.torch import load_file
 
-from kd.callbacks import History
-from kd.construct import construct
+from kd.config.construct import construct
 from kd.files.store import Store
-from kd.finished import open_run
 from kd.measure.metrics import predict_logits
-from kd.stages import complete
+from kd.runs.reader import open_run
+from kd.stages.result import load_net
+from kd.stages.stage import complete
 from kd.summary import write_summary
-from kd.tasks.course import IncrementalConfig, check
 from kd.tasks.exemplars import features_of
 from kd.tasks.run import Course, run
-from kd.trained import load_net
+from kd.tasks.schedule import IncrementalConfig, check
+from kd.training.callbacks import History
 
 TINY = (
     "data.limit=200",
@@ -83,7 +83,10 @@ def test_report_of_every_method(folders: dict[str, Path], method: str) -> None:
         "accuracy_matrix.png",
         "accuracy_by_task.png",
     }
-    assert {path.name for path in (folder / "tensorboard").iterdir()} >= {"task_2", "task_3"}  # task_1 is another's
+    assert {path.name for path in (folder / "tensorboard").iterdir()} >= {
+        "task_2",
+        "task_3",
+    }  # task_1 is another's
     report = report_of(folder)
     assert report["schema"] == 1
     assert [model["role"] for model in report["models"]] == ["student"]
@@ -104,7 +107,9 @@ def test_report_of_every_method(folders: dict[str, Path], method: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["lwf", "wa"])
-def test_the_matrix_is_what_the_stages_nets_say(folders: dict[str, Path], out: Path, method: str) -> None:
+def test_the_matrix_is_what_the_stages_nets_say(
+    folders: dict[str, Path], out: Path, method: str
+) -> None:
     report = report_of(folders[method])
     course = Course(made(out, method), construct(made(out, method).data, "data"))
     order = [int(name) for task in report["incremental"]["tasks"] for name in task]
@@ -117,9 +122,17 @@ def test_the_matrix_is_what_the_stages_nets_say(folders: dict[str, Path], out: P
             mine_are = order[starts[j] : starts[j + 1]]
             mine = torch.isin(test.labels, torch.tensor(mine_are))
             among_all = torch.tensor(order)[chosen.argmax(1)] == test.labels
-            told = torch.tensor(mine_are)[chosen[:, starts[j] : starts[j + 1]].argmax(1)] == test.labels
-            row = [report["incremental"][kind]["matrix"][i][j] for kind in ("class_incremental", "task_incremental")]
-            assert row == pytest.approx([float(each[mine].double().mean()) for each in (among_all, told)])
+            told = (
+                torch.tensor(mine_are)[chosen[:, starts[j] : starts[j + 1]].argmax(1)]
+                == test.labels
+            )
+            row = [
+                report["incremental"][kind]["matrix"][i][j]
+                for kind in ("class_incremental", "task_incremental")
+            ]
+            assert row == pytest.approx(
+                [float(each[mine].double().mean()) for each in (among_all, told)]
+            )
 
 
 def test_the_nearest_mean_is_that_of_the_exemplars(folders: dict[str, Path], out: Path) -> None:
@@ -129,7 +142,10 @@ def test_the_nearest_mean_is_that_of_the_exemplars(folders: dict[str, Path], out
     last = course.source.until(2)
     kept = course.memory.kept(done)  # type: ignore[arg-type]
     assert [len(each) for each in kept] == [4] * 10
-    for place, stage in ((0, done[0]), (5, done[1])):  # chosen by the net that had just learned the class
+    for place, stage in (
+        (0, done[0]),
+        (5, done[1]),
+    ):  # chosen by the net that had just learned the class
         mine = last.split.train.at((last.split.train.labels == place).nonzero()[:, 0])
         features = features_of(stage, last, mine)  # type: ignore[arg-type]
         nearest = (features - features.mean(0)).norm(dim=1).argmin()
@@ -137,7 +153,9 @@ def test_the_nearest_mean_is_that_of_the_exemplars(folders: dict[str, Path], out
     means = torch.stack([features_of(done[-1], last, each).mean(0) for each in kept])  # type: ignore[arg-type]
     means = means / means.norm(dim=1, keepdim=True)
     features = features_of(done[-1], last, last.split.test)  # type: ignore[arg-type]
-    assert torch.allclose(features.norm(dim=1), torch.ones(len(features), dtype=torch.float64), atol=1e-6)
+    assert torch.allclose(
+        features.norm(dim=1), torch.ones(len(features), dtype=torch.float64), atol=1e-6
+    )
     chosen = torch.stack([((f - means) ** 2).sum(1).argmin() for f in features])
     accuracy = float((chosen == last.split.test.labels).double().mean())
     assert found["class_incremental"]["final"] == pytest.approx(accuracy)
@@ -150,10 +168,14 @@ def test_the_file_is_the_last_net_under_the_datas_own_order(folders: dict[str, P
         logits = predict_logits(finished.net("student"), data, data.split.test)
         accuracy = float((logits.argmax(1) == data.split.test.labels).double().mean())
         assert accuracy == pytest.approx(finished.report["models"][0]["test"]["accuracy"])
-        assert accuracy == pytest.approx(finished.report["incremental"]["class_incremental"]["final"])
+        assert accuracy == pytest.approx(
+            finished.report["incremental"]["class_incremental"]["final"]
+        )
 
 
-def test_the_first_task_is_shared_and_another_weight_goes_on_from_it(folders: dict[str, Path], out: Path) -> None:
+def test_the_first_task_is_shared_and_another_weight_goes_on_from_it(
+    folders: dict[str, Path], out: Path
+) -> None:
     stages = {method: report_of(folders[method])["incremental"]["stages"] for method in METHODS}
     assert len({keys[0] for method, keys in stages.items() if method != "icarl"}) == 1
     assert stages["icarl"][0] != stages["lwf"][0]  # its outputs are sigmoids from the start
@@ -162,7 +184,9 @@ def test_the_first_task_is_shared_and_another_weight_goes_on_from_it(folders: di
     again = report_of(run(made(out, "lwf", "incremental.weight=3"), ""))["incremental"]["stages"]
     assert again[0] == stages["lwf"][0]
     assert not set(again[1:]) & set(stages["lwf"])
-    assert {path.name for path in (out / "store").iterdir() if path.is_dir()} - before == set(again[1:])
+    assert {path.name for path in (out / "store").iterdir() if path.is_dir()} - before == set(
+        again[1:]
+    )
     assert report_of(run(made(out, "lwf"), ""))["incremental"]["stages"] == stages["lwf"]
 
 
@@ -193,12 +217,16 @@ def test_alignment_is_in_the_weights(folders: dict[str, Path], out: Path) -> Non
 
 def test_alignment_says_by_how_much(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(made(out, "wa", "epochs=1"), "")
-    said = re.findall(r"(task_\d): the new classes' weights times (\d+\.\d\d)", capsys.readouterr().err)
+    said = re.findall(
+        r"(task_\d): the new classes' weights times (\d+\.\d\d)", capsys.readouterr().err
+    )
     assert [task for task, _ in said] == ["task_2", "task_3"]
     assert all(0.1 < float(factor) < 10 for _, factor in said)
 
 
-def test_stored_logits_are_of_the_net_that_had_just_learned_the_class(folders: dict[str, Path], out: Path) -> None:
+def test_stored_logits_are_of_the_net_that_had_just_learned_the_class(
+    folders: dict[str, Path], out: Path
+) -> None:
     stages = report_of(folders["der"])["incremental"]["stages"]
     course = Course(made(out, "der"), construct(made(out, "der").data, "data"))
     done = [Store(out / "store").find(key) for key in stages[:2]]
@@ -230,7 +258,9 @@ def test_stopped_in_the_third_task_it_ends_with_the_same_weights(
 
     def stop(self: History, trainer: Any, pl_module: Any) -> None:
         epoch_end(self, trainer, pl_module)
-        if self.name == "task_3" and len(self.rows) == 2:  # in the second epoch, before its checkpoint
+        if (
+            self.name == "task_3" and len(self.rows) == 2
+        ):  # in the second epoch, before its checkpoint
             raise StoppedError
 
     monkeypatch.setattr(History, "on_train_epoch_end", stop)
@@ -240,14 +270,22 @@ def test_stopped_in_the_third_task_it_ends_with_the_same_weights(
     partial = list((tmp_path / "store").glob("*.partial/last.ckpt"))
     assert len(partial) == 1
     said: list[str] = []
-    monkeypatch.setattr("kd.fit.say", said.append)
+    monkeypatch.setattr("kd.training.fit.say", said.append)
     folder = run(made(tmp_path, method), "")
-    assert any("task_3: training for 2 epochs, from the last finished epoch" in line for line in said)
+    assert any(
+        "task_3: training for 2 epochs, from the last finished epoch" in line for line in said
+    )
     assert not any("task_2" in line for line in said)
-    again, whole = load_file(folder / "student.safetensors"), load_file(folders[method] / "student.safetensors")
+    again, whole = (
+        load_file(folder / "student.safetensors"),
+        load_file(folders[method] / "student.safetensors"),
+    )
     assert again.keys() == whole.keys()
     assert all(torch.equal(again[name], whole[name]) for name in whole)
-    assert report_of(folder)["incremental"]["stages"] == report_of(folders[method])["incremental"]["stages"]
+    assert (
+        report_of(folder)["incremental"]["stages"]
+        == report_of(folders[method])["incremental"]["stages"]
+    )
 
 
 def test_listed_tasks_may_leave_classes_out(out: Path) -> None:
@@ -272,7 +310,14 @@ def test_exemplars_are_part_of_any_method(out: Path) -> None:
 
 @pytest.mark.slow
 def test_a_sweep_over_methods_and_seeds(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    words = ["-m", *TINY, f"output_dir={tmp_path}", "incremental.method=lwf,icarl", "seed=0,1", "incremental.tasks=2"]
+    words = [
+        "-m",
+        *TINY,
+        f"output_dir={tmp_path}",
+        "incremental.method=lwf,icarl",
+        "seed=0,1",
+        "incremental.tasks=2",
+    ]
     words += ["epochs=1"]
     assert exit_code("incremental", *words) == 0
     assert "Ranked by validation" in capsys.readouterr().out
@@ -291,11 +336,19 @@ def test_a_sweep_over_methods_and_seeds(capsys: pytest.CaptureFixture[str], tmp_
     assert "4 jobs in" in (said := capsys.readouterr().err)
     assert "4 of them done" in said
     text = write_summary([sweep])
-    lines = [line.split(" | ") for line in text.splitlines() if re.match(r"\| \d \| (lwf|icarl) \| 2 ", line)]
+    lines = [
+        line.split(" | ")
+        for line in text.splitlines()
+        if re.match(r"\| \d \| (lwf|icarl) \| 2 ", line)
+    ]
     assert len(lines) == 2
     for _, method, _, average, *_ in lines:
         values = [each["incremental"]["class_incremental"]["average"] for each in reports]
-        mine = [100 * v for v, each in zip(values, reports, strict=True) if each["incremental"]["method"] == method]
+        mine = [
+            100 * v
+            for v, each in zip(values, reports, strict=True)
+            if each["incremental"]["method"] == method
+        ]
         assert average == f"{sum(mine) / 2:.1f} ± {abs(mine[0] - mine[1]) / 2**0.5:.1f}"
     assert "Accuracy after each task" in (sweep / "summary.html").read_text()
 

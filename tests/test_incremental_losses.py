@@ -49,7 +49,11 @@ def test_lwf(temperature: float) -> None:
 
 
 def test_the_new_classes_cross_entropy_is_over_their_slice_and_their_images() -> None:
-    values = [-math.log(softmax(s[OLD:])[y - OLD]) for s, y in zip(rows(S), TARGET.tolist(), strict=True) if y >= OLD]
+    values = [
+        -math.log(softmax(s[OLD:])[y - OLD])
+        for s, y in zip(rows(S), TARGET.tolist(), strict=True)
+        if y >= OLD
+    ]
     assert len(values) == 5
     assert new_classes_loss(S, T, TARGET).item() == pytest.approx(sum(values) / 5, rel=1e-6)
 
@@ -90,7 +94,9 @@ def test_lwf_bce_of_one_old_class_is_zero() -> None:
     assert not s.grad.any()
 
 
-@pytest.mark.parametrize(("given", "share"), [(0.0, 0.0), (0.3, 0.3), (1.0, 1.0), (None, OLD / ALL)])
+@pytest.mark.parametrize(
+    ("given", "share"), [(0.0, 0.0), (0.3, 0.3), (1.0, 1.0), (None, OLD / ALL)]
+)
 def test_lwf_mix(given: float | None, share: float) -> None:
     expected = (1 - share) * ce_all() + share * soft_ce(2.0)
     assert lwf_mix_loss(S, T, TARGET, 2.0, given).item() == pytest.approx(expected, rel=1e-6)
@@ -149,4 +155,6 @@ def test_the_slip_of_write_ups_holds_no_image_past_the_first_to_the_old_net() ->
         held[loss] = s.grad.abs().sum(1) > 0
     assert held[lwf_bce_loss].all()
     assert held[lwf_rows_loss].tolist() == [True] * OLD + [False] * (B - OLD)
-    assert lwf_rows_loss(S[:OLD], T[:OLD]) == pytest.approx(float(lwf_bce_loss(S[:OLD], T[:OLD])), rel=1e-5)
+    assert lwf_rows_loss(S[:OLD], T[:OLD]) == pytest.approx(
+        float(lwf_bce_loss(S[:OLD], T[:OLD])), rel=1e-5
+    )

@@ -19,7 +19,13 @@ from torch import equal
 
 KILLS = int(os.environ.get("KD_KILLS", "3"))
 ARGUMENTS = (
-    *("model=mlp_to_mlp", "data.limit=400", "batch_size=50", "teacher.batch_size=50", "teacher.net.hidden=[16]"),
+    *(
+        "model=mlp_to_mlp",
+        "data.limit=400",
+        "batch_size=50",
+        "teacher.batch_size=50",
+        "teacher.net.hidden=[16]",
+    ),
     *("epochs=8", "teacher.epochs=8", "pictures=false", *AS_STUDENT),
 )
 
@@ -37,7 +43,9 @@ def ended(out: Path) -> tuple[dict[str, Any], list[Any]]:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_killed_at_random_moments(workers: int, tmp_path: Path) -> None:
     def start(out: str) -> Process:
-        return Process("kd.train", *ARGUMENTS, f"data.num_workers={workers}", f"output_dir={tmp_path / out}")
+        return Process(
+            "kd.train", *ARGUMENTS, f"data.num_workers={workers}", f"output_dir={tmp_path / out}"
+        )
 
     Process("kd.train", "--help").wait()  # the libraries are imported now
     started = time.monotonic()
@@ -56,8 +64,14 @@ def test_killed_at_random_moments(workers: int, tmp_path: Path) -> None:
                 process.send_signal(signal.SIGKILL)
                 kills += 1
             process.wait()
-            assert not [name for name in done if f"{name}: training" in process.stderr], process.stderr
-            done |= {name for name in ("teacher", "baseline", "distill") if f"{name}: trained" in process.stderr}
+            assert not [name for name in done if f"{name}: training" in process.stderr], (
+                process.stderr
+            )
+            done |= {
+                name
+                for name in ("teacher", "baseline", "distill")
+                if f"{name}: trained" in process.stderr
+            }
             if process.returncode != -signal.SIGKILL:
                 break
         assert process.returncode == 0, process.stderr

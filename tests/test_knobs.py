@@ -9,14 +9,35 @@ from omegaconf import OmegaConf
 from processes import Process
 
 from kd.command import typed_keys
-from kd.config import check
+from kd.config.knobs import uses
+from kd.config.schema import check
 from kd.errors import UnusedError, UserError
-from kd.knobs import uses
 
 USED = {
-    "alpha": {"kd", "kd_dist", "mse_logits", "soft_ce", "ctkd", "mlkd", "tfkd_reg", "tfkd_self", "label_smoothing"},
+    "alpha": {
+        "kd",
+        "kd_dist",
+        "mse_logits",
+        "soft_ce",
+        "ctkd",
+        "mlkd",
+        "tfkd_reg",
+        "tfkd_self",
+        "label_smoothing",
+    },
     "temperature": {
-        *("kd", "kd_standardized", "kd_dist", "soft_ce", "dkd", "nkd", "dist", "ofa", "tfkd_reg", "tfkd_self"),
+        *(
+            "kd",
+            "kd_standardized",
+            "kd_dist",
+            "soft_ce",
+            "dkd",
+            "nkd",
+            "dist",
+            "ofa",
+            "tfkd_reg",
+            "tfkd_self",
+        ),
         *("lwf", "lwf_bce", "lwf_mix"),
     },
 }
@@ -31,7 +52,9 @@ def test_which_method_uses_which(method: str) -> None:
         if method in methods:
             check(cfg, [knob])
         else:
-            with pytest.raises(UserError, match=f"{knob}: the chosen loss does not use it.*; it has loss.ce_weight"):
+            with pytest.raises(
+                UserError, match=f"{knob}: the chosen loss does not use it.*; it has loss.ce_weight"
+            ):
                 check(cfg, [knob])
     check(cfg)  # not typed: the default stands there for other methods
 
@@ -40,7 +63,10 @@ def test_a_schedule_is_never_a_mere_default() -> None:
     with pytest.raises(UnusedError, match="temperature: the chosen loss does not use it"):
         check(composed("loss=mse_logits", "experiment=temperature_falls"))
     with pytest.raises(UnusedError, match="temperature: the chosen loss does not use it"):
-        check(composed("loss=mse_logits", "experiment=temperature_falls", "temperature=3"), ["temperature"])
+        check(
+            composed("loss=mse_logits", "experiment=temperature_falls", "temperature=3"),
+            ["temperature"],
+        )
 
 
 @pytest.mark.parametrize("method", sorted(USED["alpha"]))
@@ -51,7 +77,10 @@ def test_alpha_is_the_weight_of_the_teachers_side(method: str) -> None:
 
 
 def test_the_name_shows_the_knobs_that_count() -> None:
-    names = {method: check(composed(f"loss={method}")).name for method in ("kd", "dkd", "mse_logits", "dml")}
+    names = {
+        method: check(composed(f"loss={method}")).name
+        for method in ("kd", "dkd", "mse_logits", "dml")
+    }
     assert names == {
         "kd": "digits_mlp_to_mlp_kd_T2.0_a0.5_s0",
         "dkd": "digits_mlp_to_mlp_dkd_T4.0_s0",
@@ -61,13 +90,21 @@ def test_the_name_shows_the_knobs_that_count() -> None:
 
 
 def test_the_name_shows_the_recipe() -> None:
-    assert check(composed("experiment=finetune", "seed=3")).name == "digits_mlp_to_mlp_kd_T2.0_a0.5_finetune_s3"
+    assert (
+        check(composed("experiment=finetune", "seed=3")).name
+        == "digits_mlp_to_mlp_kd_T2.0_a0.5_finetune_s3"
+    )
 
 
 def test_methods_bring_their_authors_values_and_the_command_line_wins() -> None:
     assert check(composed("loss=tfkd_self")).temperature == 6.0
     assert check(composed("loss=tfkd_self")).alpha == 0.95
-    assert check(composed("loss=tfkd_self", "temperature=2")).loss["terms"]["tfkd_self"]["loss"]["temperature"] == 2.0
+    assert (
+        check(composed("loss=tfkd_self", "temperature=2")).loss["terms"]["tfkd_self"]["loss"][
+            "temperature"
+        ]
+        == 2.0
+    )
 
 
 def test_the_sweep_over_methods_has_all_of_them() -> None:
@@ -77,7 +114,14 @@ def test_the_sweep_over_methods_has_all_of_them() -> None:
 
 
 def test_typed_keys() -> None:
-    overrides = ["temperature=3", "+alpha=1", "teacher.epochs=2", "~finetune", "temperature.end=4", "loss=kd"]
+    overrides = [
+        "temperature=3",
+        "+alpha=1",
+        "teacher.epochs=2",
+        "~finetune",
+        "temperature.end=4",
+        "loss=kd",
+    ]
     assert typed_keys(overrides) == {"temperature", "alpha", "teacher", "finetune", "loss"}
 
 
@@ -87,13 +131,17 @@ def command(*arguments: str) -> Process:
 
 @pytest.mark.slow
 def test_a_sweeps_jobs_are_checked_too(tmp_path: Path) -> None:
-    done = command("hydra.mode=MULTIRUN", "loss=mse_logits", "temperature=2,3", f"output_dir={tmp_path}")
+    done = command(
+        "hydra.mode=MULTIRUN", "loss=mse_logits", "temperature=2,3", f"output_dir={tmp_path}"
+    )
     assert done.returncode != 0
     assert "temperature: the chosen loss does not use it" in done.stderr
 
 
 @pytest.mark.slow
-def test_a_sweep_over_methods_leaves_out_those_that_a_recipe_does_not_concern(tmp_path: Path) -> None:
+def test_a_sweep_over_methods_leaves_out_those_that_a_recipe_does_not_concern(
+    tmp_path: Path,
+) -> None:
     sweep = ["sweep=methods", "loss=mse_logits,kd", "seed=0", "experiment=temperature_falls"]
     done = command(*sweep, f"output_dir={tmp_path}")
     assert done.returncode == 0, done.stderr

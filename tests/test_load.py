@@ -14,14 +14,16 @@ from shipped import CLASSES, SIZE, Shipped
 
 from kd import load
 from kd.errors import UserError
-from kd.finished import open_run
 from kd.reports.model_card import model_card
+from kd.runs.reader import open_run
 from kd.shipping.exported import export
 
 
 @pytest.fixture(scope="module")
 def pixels() -> torch.Tensor:
-    return torch.randint(0, 256, (5, 3, SIZE, SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return torch.randint(
+        0, 256, (5, 3, SIZE, SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
 
 
 def test_all_forms_give_the_same(shipped: Shipped, tmp_path: Path) -> None:
@@ -76,14 +78,16 @@ def test_other_images_are_refused(shipped: Shipped, images: torch.Tensor, messag
 def test_files_are_decoded_as_for_the_training(shipped: Shipped) -> None:
     model, data = load(shipped.run), open_run(shipped.run).data()
     images = data.read().train
-    files = sorted((shipped.photos / CLASSES[0]).iterdir()) + sorted((shipped.photos / CLASSES[1]).iterdir())
+    files = sorted((shipped.photos / CLASSES[0]).iterdir()) + sorted(
+        (shipped.photos / CLASSES[1]).iterdir()
+    )
     assert torch.equal(model.read(*files), images.pixels[: len(files)])
     with pytest.raises(UserError, match=r"x.png: No such file"):
         model.read("x.png")
 
 
 def with_header(source: Path, to: Path, **changes: Any) -> Path:
-    from kd.teachers.header import header_of
+    from kd.files.header import header_of
 
     save_file(load_file(source), to, {"kd": json.dumps({**(header_of(source) or {}), **changes})})
     return to
@@ -92,7 +96,9 @@ def with_header(source: Path, to: Path, **changes: Any) -> Path:
 def with_metadata(source: Path, to: Path, **changes: Any) -> Path:
     model = onnx.load(source)
     said = {each.key: each.value for each in model.metadata_props}
-    onnx.helper.set_model_props(model, {**said, **{key: json.dumps(value) for key, value in changes.items()}})
+    onnx.helper.set_model_props(
+        model, {**said, **{key: json.dumps(value) for key, value in changes.items()}}
+    )
     onnx.save(model, to)
     return to
 
@@ -100,7 +106,11 @@ def with_metadata(source: Path, to: Path, **changes: Any) -> Path:
 def test_a_weights_file_builds_only_what_is_trusted(shipped: Shipped, tmp_path: Path) -> None:
     weights = shipped.run / "student.safetensors"
     with pytest.raises(UserError, match=r"names 'os.system'; .*trust="):
-        load(with_header(weights, tmp_path / "a.safetensors", net={"_target_": "os.system", "command": "x"}))
+        load(
+            with_header(
+                weights, tmp_path / "a.safetensors", net={"_target_": "os.system", "command": "x"}
+            )
+        )
 
 
 def test_weights_files_that_do_not_fit(shipped: Shipped, tmp_path: Path) -> None:
@@ -108,7 +118,9 @@ def test_weights_files_that_do_not_fit(shipped: Shipped, tmp_path: Path) -> None
     with pytest.raises(UserError, match="header names 2 classes for a net of 3"):
         load(with_header(weights, tmp_path / "b.safetensors", classes=["a", "b"]))
     with pytest.raises(UserError, match="the file is for 3 classes, the data has 2"):
-        load(with_header(weights, tmp_path / "c.safetensors", classes=["a", "b"], shape=[3, SIZE, 2]))
+        load(
+            with_header(weights, tmp_path / "c.safetensors", classes=["a", "b"], shape=[3, SIZE, 2])
+        )
     save_file(load_file(weights), tmp_path / "d.safetensors")
     with pytest.raises(UserError, match="does not say what net it is for"):
         load(tmp_path / "d.safetensors")
@@ -136,13 +148,18 @@ def test_paths_that_are_no_model(shipped: Shipped, tmp_path: Path) -> None:
     for wrong, message in (
         (tmp_path, "has no report.json, so it is no run's"),
         (tmp_path / "nothing", "there is no folder"),
-        (shipped.run / "studnt.safetensors", r"there is no file .*did you mean 'student.safetensors'"),
+        (
+            shipped.run / "studnt.safetensors",
+            r"there is no file .*did you mean 'student.safetensors'",
+        ),
         (shipped.run / "config.yaml", "is no model of ours; accepted are a run's folder"),
         (shipped.files / "student.pt2", "is no model of ours"),
     ):
         with pytest.raises(UserError, match=message):
             load(wrong)
-    shutil.copytree(shipped.run, tmp_path / "without", ignore=shutil.ignore_patterns("student.safetensors"))
+    shutil.copytree(
+        shipped.run, tmp_path / "without", ignore=shutil.ignore_patterns("student.safetensors")
+    )
     with pytest.raises(UserError, match="has no student"):
         load(tmp_path / "without")
     (tmp_path / "x.partial").mkdir()

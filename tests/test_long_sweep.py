@@ -32,11 +32,20 @@ def open_files(pid: int) -> int:
 @pytest.mark.timeout(60 + 20 * JOBS)
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is looked up in /proc")
 def test_memory_and_open_files_stay_flat(tmp_path: Path) -> None:
-    words = ["model=mlp_to_mlp", *TINY, "epochs=1", "teacher.epochs=1", "trainer=cpu", f"output_dir={tmp_path}"]
+    words = [
+        "model=mlp_to_mlp",
+        *TINY,
+        "epochs=1",
+        "teacher.epochs=1",
+        "trainer=cpu",
+        f"output_dir={tmp_path}",
+    ]
     sweep = Process("kd.train", "-m", *words, "name=long", f"seed=range({JOBS})")
     memory, files = {}, {}
     for line in sweep.lines():
-        if (found := re.match(r"\[(\d+)/\d+\] .* on validation", line)) and sweep.returncode is None:
+        if (
+            found := re.match(r"\[(\d+)/\d+\] .* on validation", line)
+        ) and sweep.returncode is None:
             pid = sweep.process.pid
             assert pid
             memory[int(found[1])], files[int(found[1])] = resident(pid), open_files(pid)
@@ -53,6 +62,10 @@ def test_memory_and_open_files_stay_flat(tmp_path: Path) -> None:
         f"{JOBS} jobs: {memory[WARM]:.0f} MB after job {WARM}, {memory[last]:.0f} MB after job {last}; open files "
         f"{files[WARM]} and {files[last]}; seconds a job {early:.2f} and {late:.2f} (medians of {WARM})"
     )
-    assert memory[last] - memory[WARM] < 10 + 0.05 * (last - WARM)  # of a few jobs the noise is larger than the growth
+    assert memory[last] - memory[WARM] < 10 + 0.05 * (
+        last - WARM
+    )  # of a few jobs the noise is larger than the growth
     assert files[last] <= files[WARM] + 3
-    assert late < (1.5 * early + 0.5 if JOBS >= 100 else 2 * early + 1)  # a few may have other tests beside them
+    assert late < (
+        1.5 * early + 0.5 if JOBS >= 100 else 2 * early + 1
+    )  # a few may have other tests beside them

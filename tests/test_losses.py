@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 import kd.losses
 from kd.losses.dkd import _warn_of_two_classes, dkd_loss
-from kd.nets.build import Shape
-from kd.objective import Objective, read_terms
+from kd.shape import Shape
+from kd.training.objective import Objective, read_terms
 
 pytestmark = pytest.mark.filterwarnings("ignore:dkd. with two classes")
 NODES = {name: loss_node(name) for name in METHODS}
@@ -27,13 +27,21 @@ TEACHER = ("logits_t", "feats_t", "preacts_t", "pooled_t")
 def objective(method: str, classes: int = 10) -> Objective:
     torch.manual_seed(1)
     labels = torch.arange(20) % min(classes, 4)
-    offered = {"shapes_s": SHAPES, "shapes_t": SHAPES, "width_s": WIDTH, "width_t": WIDTH, "labels": labels}
+    offered = {
+        "shapes_s": SHAPES,
+        "shapes_t": SHAPES,
+        "width_s": WIDTH,
+        "width_t": WIDTH,
+        "labels": labels,
+    }
     return Objective(NODES[method], Shape(1, SIZE, classes), offered=offered)
 
 
 def features(batch: int, scale: float, g: torch.Generator) -> dict[str, Any]:
     """What a net with two taps shows: maps before and after their ReLU, and an embedding."""
-    preacts = [(scale * torch.randn(batch, *shape, generator=g)).requires_grad_() for shape in SHAPES]
+    preacts = [
+        (scale * torch.randn(batch, *shape, generator=g)).requires_grad_() for shape in SHAPES
+    ]
     feats = [p.detach().relu().requires_grad_() for p in preacts]
     pooled = (scale * torch.randn(batch, WIDTH, generator=g).abs()).requires_grad_()
     return {"feats": feats, "preacts": preacts, "pooled": pooled}
@@ -41,7 +49,11 @@ def features(batch: int, scale: float, g: torch.Generator) -> dict[str, Any]:
 
 def leaves(given: dict[str, Any], names: tuple[str, ...]) -> list[Tensor]:
     """The tensors of these signals."""
-    return [t for name in names for t in (given[name] if isinstance(given[name], list) else [given[name]])]
+    return [
+        t
+        for name in names
+        for t in (given[name] if isinstance(given[name], list) else [given[name]])
+    ]
 
 
 def at_once(change: Any, value: Any) -> Any:
@@ -51,7 +63,9 @@ def at_once(change: Any, value: Any) -> Any:
     return change(value) if isinstance(value, Tensor) else value
 
 
-def signals(batch: int = 16, classes: int = 10, scale: float = 1.0, seed: int = 0) -> dict[str, Any]:
+def signals(
+    batch: int = 16, classes: int = 10, scale: float = 1.0, seed: int = 0
+) -> dict[str, Any]:
     g = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     head = nn.Linear(WIDTH, classes).requires_grad_(False)
@@ -85,7 +99,9 @@ def check_sound(method: str, given: dict[str, Any]) -> None:
     parts["loss"].backward()
     slopes = [leaf.grad for leaf in leaves(given, STUDENT) if leaf.grad is not None]
     assert all(torch.isfinite(slope).all() for slope in slopes)
-    assert any(slope.any() for slope in slopes) or len(given["target"]) == 1  # a batch of one has nothing to relate
+    assert (
+        any(slope.any() for slope in slopes) or len(given["target"]) == 1
+    )  # a batch of one has nothing to relate
     assert all(leaf.grad is None for leaf in leaves(given, TEACHER))
 
 
@@ -112,7 +128,9 @@ class TestEveryMethod:
         check_sound(method, given)
 
     @pytest.mark.parametrize("value", [0.0, 1.0])
-    def test_a_teacher_that_says_the_same_of_all_and_labels_that_are_all_equal(self, method: str, value: float) -> None:
+    def test_a_teacher_that_says_the_same_of_all_and_labels_that_are_all_equal(
+        self, method: str, value: float
+    ) -> None:
         given = signals()
         for name in TEACHER:
             given[name] = at_once(lambda t: torch.full_like(t, value).requires_grad_(), given[name])
@@ -124,7 +142,9 @@ class TestEveryMethod:
         for value in (0.0, 1.0):
             given = signals()
             for name in STUDENT[1:]:
-                given[name] = at_once(lambda t, v=value: torch.full_like(t, v).requires_grad_(), given[name])
+                given[name] = at_once(
+                    lambda t, v=value: torch.full_like(t, v).requires_grad_(), given[name]
+                )
             parts = objective(method)(given)
             parts["loss"].backward()
             assert torch.isfinite(parts["loss"])
@@ -134,12 +154,16 @@ class TestEveryMethod:
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
     def test_half_precision_is_computed_in_full(self, method: str, dtype: torch.dtype) -> None:
         both = STUDENT + TEACHER
-        halves = signals() | {name: at_once(lambda t: t.detach().to(dtype), signals()[name]) for name in both}
+        halves = signals() | {
+            name: at_once(lambda t: t.detach().to(dtype), signals()[name]) for name in both
+        }
         fulls = halves | {name: at_once(Tensor.float, halves[name]) for name in both}
         with torch.autocast("cpu", dtype=torch.bfloat16):
             half = objective(method)(halves)["loss"]
         made = objective(method)  # another, as some keep what they have seen
-        expected = made.ce_weight(1.0) * torch.nn.functional.cross_entropy(fulls["logits_s"], fulls["target"])
+        expected = made.ce_weight(1.0) * torch.nn.functional.cross_entropy(
+            fulls["logits_s"], fulls["target"]
+        )
         for term in made.terms:  # called as they are, outside of autocast
             numbers = {name: schedule(1.0) for name, schedule in term.scheduled.items()}
             taken = {name: fulls[name] for name in term.signals}
@@ -173,7 +197,9 @@ class TestEveryMethod:
     def test_pairing_of_the_batch_matters(self, method: str) -> None:
         """Were the inputs not matched row by row, the test above would prove nothing."""
         given = signals()
-        shifted = {k: v if k in STUDENT else at_once(lambda t: t.roll(1, 0), v) for k, v in given.items()}
+        shifted = {
+            k: v if k in STUDENT else at_once(lambda t: t.roll(1, 0), v) for k, v in given.items()
+        }
         a, b = objective(method)(given)["loss"], objective(method)(shifted)["loss"]
         assert b.item() != pytest.approx(a.item(), rel=1e-5)
 
@@ -202,7 +228,9 @@ def documentation(target: Any) -> str:
 
 def test_every_file_has_its_config() -> None:
     in_use = {
-        term.target.__module__.rpartition(".")[2] for node in NODES.values() for term in read_terms(node).values()
+        term.target.__module__.rpartition(".")[2]
+        for node in NODES.values()
+        for term in read_terms(node).values()
     }
     assert in_use == {name.removesuffix("_loss") for name in kd.losses.__all__}
 

@@ -47,7 +47,9 @@ def test_summary_against_formulas() -> None:
         if inside.any():
             ece += inside.mean() * abs(confidence[inside].mean() - (chosen == y)[inside].mean())
             assert found["reliability"][i]["confidence"] == pytest.approx(confidence[inside].mean())
-            assert found["reliability"][i]["accuracy"] == pytest.approx((chosen == y)[inside].mean())
+            assert found["reliability"][i]["accuracy"] == pytest.approx(
+                (chosen == y)[inside].mean()
+            )
         else:
             assert found["reliability"][i] == {"count": 0, "confidence": None, "accuracy": None}
     assert found["ece"] == pytest.approx(ece, abs=1e-9)
@@ -61,17 +63,24 @@ def test_summary_against_formulas() -> None:
         areas.append((inside[:, None] > outside).mean() + 0.5 * (inside[:, None] == outside).mean())
     assert found["auroc"] == pytest.approx(np.mean(areas), abs=1e-9)
 
-    assert found["confusion"] == [[int(((y == t) & (chosen == p)).sum()) for p in range(4)] for t in range(4)]
+    assert found["confusion"] == [
+        [int(((y == t) & (chosen == p)).sum()) for p in range(4)] for t in range(4)
+    ]
     assert found["agreement"] == pytest.approx(np.mean(chosen == np.roll(chosen, 1)))
     assert summary(logits, labels)["agreement"] is None
 
 
 def test_auroc_ranks_what_probabilities_cannot_tell_apart() -> None:
     # All probabilities are 1 or 0 in float64; the logits still have an order.
-    logits, labels = torch.tensor([[0.0, 90.0], [0.0, 80.0], [0.0, 70.0], [0.0, 60.0]]), torch.tensor([1, 0, 1, 0])
+    logits, labels = (
+        torch.tensor([[0.0, 90.0], [0.0, 80.0], [0.0, 70.0], [0.0, 60.0]]),
+        torch.tensor([1, 0, 1, 0]),
+    )
     assert summary(logits, labels)["auroc"] == pytest.approx(3 / 4)
     three = torch.nn.functional.pad(logits, (0, 1), value=-50.0)[:, [2, 0, 1]]
-    rest = torch.tensor([[75.0, 0.0, 0.0]])  # its class is found without fault; of the others the same two pairs
+    rest = torch.tensor(
+        [[75.0, 0.0, 0.0]]
+    )  # its class is found without fault; of the others the same two pairs
     found = summary(torch.cat([three, rest]), torch.tensor([2, 1, 2, 1, 0]))
     assert found["auroc"] == pytest.approx(np.mean([1, 4 / 6, 5 / 6]))
 
@@ -93,9 +102,16 @@ def test_a_net_that_is_sure_is_in_the_last_bin() -> None:
 
 @pytest.mark.filterwarnings("error")
 def test_balanced_accuracy_is_over_the_classes_present() -> None:
-    chosen, labels = [0, 1, 1, 2, 3, 1], torch.tensor([0, 0, 1, 1, 1, 1])  # 2 and 3 are chosen, but never true
-    assert summary(logits_for(chosen, 5), labels)["balanced_accuracy"] == pytest.approx((1 / 2 + 2 / 4) / 2)
-    assert summary(logits_for([4, 0], 5), torch.tensor([4, 4]))["balanced_accuracy"] == pytest.approx(1 / 2)
+    chosen, labels = (
+        [0, 1, 1, 2, 3, 1],
+        torch.tensor([0, 0, 1, 1, 1, 1]),
+    )  # 2 and 3 are chosen, but never true
+    assert summary(logits_for(chosen, 5), labels)["balanced_accuracy"] == pytest.approx(
+        (1 / 2 + 2 / 4) / 2
+    )
+    assert summary(logits_for([4, 0], 5), torch.tensor([4, 4]))[
+        "balanced_accuracy"
+    ] == pytest.approx(1 / 2)
 
 
 def test_paired_counts_only_the_images_that_differ() -> None:
@@ -107,7 +123,9 @@ def test_paired_counts_only_the_images_that_differ() -> None:
     # McNemar exact: 2 * P(Binomial(12, 1/2) <= 2)
     assert found["p_value"] == pytest.approx(2 * sum(math.comb(12, i) for i in range(3)) / 2**12)
 
-    draws = np.random.default_rng(1).choice([0.0] * 88 + [1.0] * 10 + [-1.0] * 2, (20_000, 100)).mean(1)
+    draws = (
+        np.random.default_rng(1).choice([0.0] * 88 + [1.0] * 10 + [-1.0] * 2, (20_000, 100)).mean(1)
+    )
     assert found["gain_ci95"] == pytest.approx(np.quantile(draws, [0.025, 0.975]), abs=0.011)
 
 
@@ -121,11 +139,20 @@ def test_paired_with_itself_is_nothing() -> None:
     ("logits", "labels", "auroc"),
     [
         (torch.zeros(50, 3), torch.arange(50) % 3, 0.5),
-        (torch.randn(50, 3, generator=torch.Generator().manual_seed(0)), torch.zeros(50, dtype=torch.int64), None),
+        (
+            torch.randn(50, 3, generator=torch.Generator().manual_seed(0)),
+            torch.zeros(50, dtype=torch.int64),
+            None,
+        ),
         (torch.tensor([[9.0, -9.0]]), torch.tensor([1]), None),
         (torch.tensor([[1e30, -1e30]] * 4), torch.tensor([0, 1, 0, 1]), 0.5),
     ],
-    ids=["a net that says the same of all", "labels that are all equal", "one image", "huge logits"],
+    ids=[
+        "a net that says the same of all",
+        "labels that are all equal",
+        "one image",
+        "huge logits",
+    ],
 )
 def test_what_cannot_be_said_is_none_and_all_else_a_number(
     logits: torch.Tensor, labels: torch.Tensor, auroc: float | None

@@ -4,9 +4,9 @@ import torchvision.models
 from composed import CONF, composed
 from torch import nn
 
-from kd.config import check
+from kd.config.schema import check
 from kd.errors import UserError
-from kd.nets.build import Shape, build_net
+from kd.nets.build import build_net
 from kd.nets.cnn import CNN
 from kd.nets.cnn_shallow import ShallowCNN
 from kd.nets.mlp import MLP
@@ -15,6 +15,7 @@ from kd.nets.resnet_cifar import ResNetCIFAR
 from kd.nets.torchvision import torchvision_net
 from kd.nets.vgg import VGG
 from kd.nets.wide_resnet import PreActivationBlock, WideResNet
+from kd.shape import Shape
 
 
 def count(net: nn.Module) -> int:
@@ -25,7 +26,10 @@ def count(net: nn.Module) -> int:
     ("net", "params"),
     [
         (CNN(10), 9 * (3 * 32 + 32 * 64 + 2 * 64 * 64) + 2 * (32 + 3 * 64) + 64 * 10 + 10),
-        (CNN(10, batch_norm=False), 9 * (3 * 32 + 32 * 64 + 2 * 64 * 64) + 32 + 3 * 64 + 64 * 10 + 10),
+        (
+            CNN(10, batch_norm=False),
+            9 * (3 * 32 + 32 * 64 + 2 * 64 * 64) + 32 + 3 * 64 + 64 * 10 + 10,
+        ),
         (ShallowCNN(2, 3, 224), 100_474),
         (MLP(10, 1, 28, [128]), 784 * 128 + 128 + 128 * 10 + 10),
         (MLP(10, 1, 28, [64]), 784 * 64 + 64 + 64 * 10 + 10),
@@ -48,8 +52,12 @@ def test_parameters(net: nn.Module, params: int) -> None:
     assert count(net) == params
 
 
-@pytest.mark.parametrize(("pools", "sizes"), [((1, 2), (16, 8, 8)), ((2,), (32, 16, 16)), ((), (32, 32, 32))])
-def test_cnn_halves_its_maps_where_it_is_told(pools: tuple[int, ...], sizes: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("pools", "sizes"), [((1, 2), (16, 8, 8)), ((2,), (32, 16, 16)), ((), (32, 32, 32))]
+)
+def test_cnn_halves_its_maps_where_it_is_told(
+    pools: tuple[int, ...], sizes: tuple[int, ...]
+) -> None:
     net = CNN(10, width=2, pools=pools)
     seen = []
     for number in (2, 3, 4):
@@ -93,17 +101,24 @@ def test_resnet_stem_follows_the_image_size() -> None:
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_the_groups_of_papers_nets_have_their_widths_and_sizes(net: nn.Module, taps: list[tuple[int, int]]) -> None:
+def test_the_groups_of_papers_nets_have_their_widths_and_sizes(
+    net: nn.Module, taps: list[tuple[int, int]]
+) -> None:
     seen = []
     for name in net.taps:
-        net.get_submodule(name).register_forward_hook(lambda _m, _i, out: seen.append((out.shape[1], out.shape[2])))
+        net.get_submodule(name).register_forward_hook(
+            lambda _m, _i, out: seen.append((out.shape[1], out.shape[2]))
+        )
     assert net(torch.randn(2, 3, 32, 32)).shape == (2, 10)
     assert seen == taps
 
 
 def test_a_wide_block_shares_its_activation_with_a_convolution_in_the_shortcut_alone() -> None:
     x = torch.full((1, 4, 2, 2), -1.0)
-    for outputs, expected in ((4, -1.0), (8, 0.0)):  # the input itself; a convolution of what ReLU made 0
+    for outputs, expected in (
+        (4, -1.0),
+        (8, 0.0),
+    ):  # the input itself; a convolution of what ReLU made 0
         block = PreActivationBlock(4, outputs, stride=1).eval()
         nn.init.zeros_(block.conv2.weight)
         assert torch.equal(block(x), torch.full((1, outputs, 2, 2), expected))
@@ -119,7 +134,9 @@ def test_torchvision_nets_take_gray_images(name: str) -> None:
 @pytest.mark.parametrize("pair", sorted(path.stem for path in (CONF / "model").glob("*.yaml")))
 def test_the_teacher_of_a_pair_is_the_larger(pair: str) -> None:
     config = check(composed(f"model={pair}"))
-    teacher, student = (build_net(role.net, Shape(3, 32, 10), "net") for role in (config.teacher, config.student))
+    teacher, student = (
+        build_net(role.net, Shape(3, 32, 10), "net") for role in (config.teacher, config.student)
+    )
     assert count(teacher) > 1.9 * count(student)
 
 
@@ -145,7 +162,11 @@ def test_build_does_not_move_batch_norm() -> None:
         ("kd.nets.resnet.ResNet", {"depth": 19}, ["depth", "19", "18, 34"]),
         ("kd.nets.resnet.ResNet", {"depth": 18, "stem": "big"}, ["stem", "big", "imagenet"]),
         ("kd.nets.resnet_cifar.ResNetCIFAR", {"depth": 18}, ["depth", "18", "6n + 2"]),
-        ("kd.nets.resnet_cifar.ResNetCIFAR", {"depth": 20, "widths": [16, 32]}, ["widths", "[16, 32]", "four"]),
+        (
+            "kd.nets.resnet_cifar.ResNetCIFAR",
+            {"depth": 20, "widths": [16, 32]},
+            ["widths", "[16, 32]", "four"],
+        ),
         ("kd.nets.wide_resnet.WideResNet", {"depth": 18, "widen": 2}, ["depth", "18", "6n + 4"]),
         ("kd.nets.vgg.VGG", {"depth": 9}, ["depth", "9", "8, 11, 13, 16, 19"]),
         ("torch.nn.Identity", {}, ["(2, 10)"]),
@@ -155,7 +176,9 @@ def test_build_does_not_move_batch_norm() -> None:
         ("kd.nets.torchvision.torchvision_net", {"name": "alexnet"}, ["cannot take 1x8x8 images"]),
     ],
 )
-def test_a_net_that_cannot_be_built_is_one_message(target: str, keywords: dict[str, object], words: list[str]) -> None:
+def test_a_net_that_cannot_be_built_is_one_message(
+    target: str, keywords: dict[str, object], words: list[str]
+) -> None:
     with pytest.raises(UserError) as error:
         build(target, **keywords)
     for word in words:

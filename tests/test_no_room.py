@@ -26,7 +26,8 @@ from kd.command import run_command
 from kd.errors import CannotWrite
 from kd.files.checkpoints import WholeCheckpoints, read_checkpoint
 from kd.files.writing import whole, writing
-from kd.log import into, say
+from kd.log import say
+from kd.runs.job_log import into
 from kd.summary import write_summary
 from kd.train import main
 
@@ -49,7 +50,9 @@ def ended(out: Path) -> tuple[dict[str, torch.Tensor], list[Any]]:
     """The weights and metrics of the run in an output folder."""
     (folder,) = (path for path in (out / "runs").iterdir() if not path.name.startswith("."))
     models = json.loads((folder / "report.json").read_text())["models"]
-    return load_file(folder / "student.safetensors"), [[each[key] for key in ("stage", "test")] for each in models]
+    return load_file(folder / "student.safetensors"), [
+        [each[key] for key in ("stage", "test")] for each in models
+    ]
 
 
 @contextlib.contextmanager
@@ -57,7 +60,11 @@ def small_disk(folder: Path, size: int) -> Iterator[None]:
     """A file system of so many kB; skips the test where it cannot be had."""
     folder.mkdir()
     line = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", str(folder)]
-    if sys.platform != "linux" or os.geteuid() or subprocess.run(line, capture_output=True, check=False).returncode:
+    if (
+        sys.platform != "linux"
+        or os.geteuid()
+        or subprocess.run(line, capture_output=True, check=False).returncode
+    ):
         pytest.skip("no right to mount a file system")
     try:
         yield
@@ -70,7 +77,9 @@ def change(folder: Path, option: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_disk_that_fills_up_at_any_moment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_disk_that_fills_up_at_any_moment(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert train(capsys, f"output_dir={tmp_path / 'whole'}")[0] == 0
     wanted, told = ended(tmp_path / "whole")
     needed, seen = 260, set()
@@ -85,7 +94,9 @@ def test_a_disk_that_fills_up_at_any_moment(tmp_path: Path, capsys: pytest.Captu
             assert f" {disk}/" in last, size
             assert last.endswith(os.strerror(errno.ENOSPC)), size
             seen.add(last.removeprefix("kd: cannot write ").partition(":")[0])
-            assert not list((disk / "out" / "runs").glob("[!.]*")), "a run is there whole or not at all"
+            assert not list((disk / "out" / "runs").glob("[!.]*")), (
+                "a run is there whole or not at all"
+            )
             done = [path.name for path in (disk / "out" / "store").glob("*/stage.json")]
             change(disk, "size=8m")
             code, again = train(capsys, f"output_dir={disk / 'out'}")
@@ -105,8 +116,13 @@ def test_a_disk_that_may_only_be_read(tmp_path: Path, capsys: pytest.CaptureFixt
         before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
         change(tmp_path / "disk", "ro")
         code, said = train(capsys, f"output_dir={out}", "stages=[teacher]")
-        assert (code, said) == (2, f"kd: output_dir: cannot write into {out}: {os.strerror(errno.EROFS)}\n")
-        with pytest.raises(CannotWrite, match=rf"the summary: {out}/summary\.csv: {os.strerror(errno.EROFS)}"):
+        assert (code, said) == (
+            2,
+            f"kd: output_dir: cannot write into {out}: {os.strerror(errno.EROFS)}\n",
+        )
+        with pytest.raises(
+            CannotWrite, match=rf"the summary: {out}/summary\.csv: {os.strerror(errno.EROFS)}"
+        ):
             write_summary([out])
         assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
 

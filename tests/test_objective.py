@@ -9,8 +9,8 @@ from composed import loss_node
 from torch import Tensor, nn
 
 from kd.errors import UserError
-from kd.nets.build import Shape
-from kd.objective import Objective, teacher_stage
+from kd.shape import Shape
+from kd.training.objective import Objective, teacher_stage
 
 SHAPE = Shape(1, 8, 4)
 S = [[1.0, -0.5, 2.0, 0.3], [0.1, 0.7, -1.1, 0.4], [2.2, -0.2, 0.0, 1.3]]
@@ -21,7 +21,13 @@ KD = {"_target_": "kd.losses.kd.kd_loss"}
 
 def signals(progress: float = 0.0, **others: Any) -> dict[str, Any]:
     given = {"logits_s": torch.tensor(S), "logits_t": torch.tensor(T), "target": torch.tensor(Y)}
-    return {**given, "index": torch.arange(3), "x": torch.ones(3, 1, 8, 8), "epoch": 0, "progress": progress} | others
+    return {
+        **given,
+        "index": torch.arange(3),
+        "x": torch.ones(3, 1, 8, 8),
+        "epoch": 0,
+        "progress": progress,
+    } | others
 
 
 def make(ce_weight: Any = 1.0, **terms: Any) -> Objective:
@@ -73,7 +79,9 @@ class Scaled(nn.Module):
 class TestFormula:
     @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
     @pytest.mark.parametrize("temperature", [1.0, 4.0])
-    def test_alpha_is_the_weight_of_the_teachers_side(self, alpha: float, temperature: float) -> None:
+    def test_alpha_is_the_weight_of_the_teachers_side(
+        self, alpha: float, temperature: float
+    ) -> None:
         node = loss_node("kd", f"alpha={alpha}", f"temperature={temperature}")
         found = Objective(node, SHAPE)(signals())["loss"].item()
         assert found == pytest.approx((1 - alpha) * ce() + alpha * kd(temperature), rel=1e-5)
@@ -85,7 +93,10 @@ class TestFormula:
         assert parts["loss_kd"].item() == pytest.approx(kd(4.0), rel=1e-5)
 
     def test_terms_add_up(self) -> None:
-        terms = {name: {"weight": w, "loss": {**KD, "temperature": t}} for name, w, t in (("a", 2, 1.0), ("b", 3, 4.0))}
+        terms = {
+            name: {"weight": w, "loss": {**KD, "temperature": t}}
+            for name, w, t in (("a", 2, 1.0), ("b", 3, 4.0))
+        }
         found = make(0.5, **terms)(signals())["loss"].item()
         assert found == pytest.approx(0.5 * ce() + 2 * kd(1.0) + 3 * kd(4.0), rel=1e-5)
 
@@ -114,7 +125,8 @@ class TestNumbers:
         rise = {"schedule": "linear", "start": 0.0, "end": 1.0}
         fall = {"schedule": "linear", "start": 8.0, "end": 2.0}
         objective = make(
-            {"schedule": "one_minus", "of": rise}, kd={"weight": rise, "loss": {**KD, "temperature": fall}}
+            {"schedule": "one_minus", "of": rise},
+            kd={"weight": rise, "loss": {**KD, "temperature": fall}},
         )
         for progress in (0.0, 0.25, 1.0):
             parts = objective(signals(progress))
@@ -124,7 +136,14 @@ class TestNumbers:
             assert parts["kd_temperature"] == pytest.approx(temperature)
             expected = (1 - progress) * ce() + progress * kd(temperature)
             assert parts["loss"].item() == pytest.approx(expected, rel=1e-5)
-            assert set(parts) == {"loss", "loss_ce", "weight_ce", "loss_kd", "weight_kd", "kd_temperature"}
+            assert set(parts) == {
+                "loss",
+                "loss_ce",
+                "weight_ce",
+                "loss_kd",
+                "weight_kd",
+                "kd_temperature",
+            }
 
     def test_a_loss_may_ask_for_the_progress_itself(self) -> None:
         objective = make(0.0, own={"loss": {"_target_": "test_objective.sees_progress"}})
@@ -147,14 +166,21 @@ class TestRefusals:
             ({"ce_weight": -1}, "loss.ce_weight: found -1, accepted is a number from 0"),
             ({"ce_weight": "1"}, "loss.ce_weight: found '1'"),
             ({"teacher": "nobody"}, "loss.teacher: found 'nobody', accepted are teacher, baseline"),
-            ({"terms": {"ce": {"loss": KD}}}, "loss.terms.ce: that name is the cross-entropy's own"),
+            (
+                {"terms": {"ce": {"loss": KD}}},
+                "loss.terms.ce: that name is the cross-entropy's own",
+            ),
             (
                 {"terms": {"kd": {"wieght": 1, "loss": KD}}},
                 "loss.terms.kd.wieght: no such key; accepted are weight, loss",
             ),
             ({"terms": {"kd": {"weight": -0.1, "loss": KD}}}, "loss.terms.kd.weight: found -0.1"),
             (
-                {"terms": {"kd": {"weight": {"schedule": "linear", "start": 1, "end": -1}, "loss": KD}}},
+                {
+                    "terms": {
+                        "kd": {"weight": {"schedule": "linear", "start": 1, "end": -1}, "loss": KD}
+                    }
+                },
                 "loss.terms.kd.weight: it is .* at progress",
             ),
             ({"terms": {"kd": {"weight": 1}}}, "loss.terms.kd.loss: needs a `_target_`"),
@@ -162,13 +188,22 @@ class TestRefusals:
                 {"terms": {"kd": {"loss": {**KD, "temprature": 2}}}},
                 "kd.loss.temprature: no such parameter; accepted are temperature, standardize; did you mean 'temp",
             ),
-            ({"terms": {"kd": {"loss": {**KD, "logits_s": 2}}}}, "kd.loss.logits_s: no such parameter"),
-            ({"terms": {"kd": {"loss": {**KD, "temperature": 0}}}}, "kd.loss.temperature: found 0, accepted"),
+            (
+                {"terms": {"kd": {"loss": {**KD, "logits_s": 2}}}},
+                "kd.loss.logits_s: no such parameter",
+            ),
+            (
+                {"terms": {"kd": {"loss": {**KD, "temperature": 0}}}},
+                "kd.loss.temperature: found 0, accepted",
+            ),
             (
                 {"terms": {"own": {"loss": {"_target_": "test_objective.wants_more"}}}},
                 "asks for 'feats', which is neither set nor among what training provides: logits_s, logits_t",
             ),
-            ({"terms": {"own": {"loss": {"_target_": "test_objective.constant_loss"}}}}, "asks for 'size'"),
+            (
+                {"terms": {"own": {"loss": {"_target_": "test_objective.constant_loss"}}}},
+                "asks for 'size'",
+            ),
             (
                 {"terms": {"own": {"loss": {"_target_": "test_objective.Scaled", "facter": 1}}}},
                 "own.loss.facter: no such parameter; accepted are factor, power; did you mean 'factor'",
@@ -177,14 +212,23 @@ class TestRefusals:
                 {
                     "terms": {
                         "own": {
-                            "loss": {"_target_": "test_objective.Scaled", "factor": {"schedule": "warmup", "end": 1}}
+                            "loss": {
+                                "_target_": "test_objective.Scaled",
+                                "factor": {"schedule": "warmup", "end": 1},
+                            }
                         }
                     }
                 },
                 "own.loss.factor: is set once, when the loss is built, so it cannot be a schedule",
             ),
-            ({"terms": {"c": {"loss": {"_target_": "kd.losses.ctkd.CTKD", "low": -1.0}}}}, "c.loss: low and span must"),
-            ({"terms": {"kd": {"loss": {"_target_": "kd.losses.kd.kd_los"}}}}, "loss._target_: cannot import"),
+            (
+                {"terms": {"c": {"loss": {"_target_": "kd.losses.ctkd.CTKD", "low": -1.0}}}},
+                "c.loss: low and span must",
+            ),
+            (
+                {"terms": {"kd": {"loss": {"_target_": "kd.losses.kd.kd_los"}}}},
+                "loss._target_: cannot import",
+            ),
         ],
     )
     def test_at_construction(self, node: dict[str, Any], message: str) -> None:
@@ -206,7 +250,9 @@ class TestLossesThatLearn:
         size = [[3 * abs(v) for v in row] for row in S]
         for progress, power in ((0.0, 1.0), (1.0, 2.0)):
             parts = objective(signals(progress))
-            assert parts["loss"].item() == pytest.approx(sum(v**power for row in size for v in row) / 12, rel=1e-5)
+            assert parts["loss"].item() == pytest.approx(
+                sum(v**power for row in size for v in row) / 12, rel=1e-5
+            )
             assert (parts["own_power"], parts["own_scale"]) == (power, 3.0)
 
     def test_ctkd_temperature_climbs(self) -> None:
@@ -222,7 +268,9 @@ class TestLossesThatLearn:
         assert slopes[0] == 0
         low, high = (kd(parts["ctkd_temperature"].item() + d) for d in (-1e-3, 1e-3))
         assert slopes[1] * (high - low) < 0
-        assert parts["ctkd_temperature"].item() == pytest.approx(1 + 20 / (1 + math.exp(-1)), rel=1e-6)
+        assert parts["ctkd_temperature"].item() == pytest.approx(
+            1 + 20 / (1 + math.exp(-1)), rel=1e-6
+        )
 
     def test_dml_owns_a_peer_and_needs_no_teacher(self) -> None:
         objective = Objective(loss_node("dml"), SHAPE)

@@ -1,7 +1,7 @@
 import pytest
 from torch import nn
 
-from kd.optim import make_optimizer
+from kd.training.optim import make_optimizer
 
 
 @pytest.mark.parametrize(
@@ -9,7 +9,10 @@ from kd.optim import make_optimizer
 )
 def test_when_the_rate_falls_to_a_tenth(schedule: str, falls: list[int]) -> None:
     optimizer, rates = make_optimizer(
-        nn.Linear(1, 1).parameters(), 240, optim={"_target_": "torch.optim.SGD", "lr": 0.05}, schedule=schedule
+        nn.Linear(1, 1).parameters(),
+        240,
+        optim={"_target_": "torch.optim.SGD", "lr": 0.05},
+        schedule=schedule,
     )
     seen = []
     for _ in range(240):

@@ -47,7 +47,9 @@ def test_every_image_has_a_row_and_a_broken_one_its_error(
             assert (row["class"], said) == ("", ["", "", ""])
             continue
         wanted = model(model.read(row["path"])).double().softmax(1)[0]
-        assert torch.allclose(torch.tensor([float(each) for each in said]).double(), wanted, atol=1e-5)
+        assert torch.allclose(
+            torch.tensor([float(each) for each in said]).double(), wanted, atol=1e-5
+        )
         assert row["class"] == CLASSES[int(wanted.argmax())]
         assert row["error"] == ""
 
@@ -67,9 +69,13 @@ def test_all_models_and_both_kinds_of_file_say_the_same(shipped: Shipped, pictur
             assert row["probabilities"] == pytest.approx(first["probabilities"], abs=1e-5)
 
 
-def test_without_a_file_the_table_goes_to_stdout(shipped: Shipped, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_file_the_table_goes_to_stdout(
+    shipped: Shipped, capsys: pytest.CaptureFixture[str]
+) -> None:
     image = shipped.photos / "cat" / "01.png"
-    assert exit_code("predict", f"model={shipped.files / 'student.int8.onnx'}", f"images={image}") == 0
+    assert (
+        exit_code("predict", f"model={shipped.files / 'student.int8.onnx'}", f"images={image}") == 0
+    )
     rows = list(csv.reader(capsys.readouterr().out.splitlines()))
     assert [row[0] for row in rows] == ["path", str(image)]
 
@@ -91,7 +97,10 @@ def test_what_images_means(pictures: Path) -> None:
     assert len(everything) == 6
     assert everything == sorted(everything)
     assert files_of(str(pictures / "a.png")) == [pictures / "a.png"]
-    assert files_of([str(pictures / "z.png"), str(pictures / "more")]) == [pictures / "z.png", *everything[3:]]
+    assert files_of([str(pictures / "z.png"), str(pictures / "more")]) == [
+        pictures / "z.png",
+        *everything[3:],
+    ]
     listed = pictures / "list.txt"
     listed.write_text(f"{pictures / 'gray.png'}\n\n  {pictures / 'a.png'}\n")
     assert files_of(str(listed)) == [pictures / "gray.png", pictures / "a.png"]
@@ -117,4 +126,6 @@ def test_nothing_is_left_of_a_table_that_was_not_finished(shipped: Shipped, tmp_
 def test_the_config_says_what_out_may_be(tmp_path: Path) -> None:
     (tmp_path / "a.csv").mkdir()
     with pytest.raises(UserError, match="is a folder; name a file"):
-        Predict(model="m", images="i", out=str(tmp_path / "a.csv"), device="cpu", debug=False, trust=[])
+        Predict(
+            model="m", images="i", out=str(tmp_path / "a.csv"), device="cpu", debug=False, trust=[]
+        )

@@ -18,31 +18,37 @@ from safetensors.torch import safe_open, save_file
 from torch import Tensor, nn
 
 import kd.nets.timm
-from kd.config import Config, check
-from kd.construct import construct
+from kd.config.construct import construct
+from kd.config.schema import Config, check
 from kd.data.digits import Digits
-from kd.distiller import Distiller
 from kd.errors import UserError
 from kd.files.store import Store
 from kd.measure.metrics import predict_logits
-from kd.nets.build import Shape, build_net, normalization_of, pretrained_of
+from kd.nets.build import build_net, normalization_of, pretrained_of
 from kd.nets.cnn import CNN
 from kd.nets.head import head_of
 from kd.nets.pretrained import for_gray
 from kd.nets.torchvision import pretrained_weights, torchvision_net
-from kd.run import run
-from kd.stages import complete, make_stage
-from kd.trained import frozen, load_net
+from kd.runs.run import run
+from kd.shape import Shape
+from kd.stages.result import frozen, load_net
+from kd.stages.stage import complete, make_stage
+from kd.training.distiller import Distiller
 
 ROOT = Path(kd.nets.timm.__file__).parents[2]
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-GRAY = ((pytest.approx((0.485 + 0.456 + 0.406) / 3),), (pytest.approx((0.229 + 0.224 + 0.225) / 3),))
+GRAY = (
+    (pytest.approx((0.485 + 0.456 + 0.406) / 3),),
+    (pytest.approx((0.229 + 0.224 + 0.225) / 3),),
+)
 State = dict[str, Tensor]
 
 
 def moved(net: nn.Module) -> State:
     """A state dict that no fresh net has, in the batch-norm statistics neither."""
-    state: State = net.state_dict()  # and not another dictionary: this one carries versions, which old layers ask for
+    state: State = (
+        net.state_dict()
+    )  # and not another dictionary: this one carries versions, which old layers ask for
     for tensor in state.values():
         if tensor.is_floating_point():
             tensor += 0.01 * torch.randn_like(tensor)
@@ -73,7 +79,12 @@ def put(hub: Path, name: str, **options: Any) -> State:
 
 
 def node(name: str, pretrained: bool | str = True, **more: Any) -> dict[str, Any]:
-    return {"_target_": "kd.nets.torchvision.torchvision_net", "name": name, "pretrained": pretrained, **more}
+    return {
+        "_target_": "kd.nets.torchvision.torchvision_net",
+        "name": name,
+        "pretrained": pretrained,
+        **more,
+    }
 
 
 class TestTorchvision:
@@ -134,7 +145,10 @@ class TestTorchvision:
     def test_densenets_old_names(self, hub: Path) -> None:
         state = put(hub, "densenet121")
         (file,) = hub.iterdir()
-        old = {re.sub(r"(denselayer\d+\.(?:norm|conv))(\d)", r"\1.\2", key): value for key, value in state.items()}
+        old = {
+            re.sub(r"(denselayer\d+\.(?:norm|conv))(\d)", r"\1.\2", key): value
+            for key, value in state.items()
+        }
         assert old.keys() != state.keys()
         torch.save(old, file)
         net = torchvision_net("densenet121", 7, pretrained=True)
@@ -146,11 +160,15 @@ class TestTorchvision:
         state = put(hub, "googlenet", aux_logits=True, init_weights=False)
         assert any(key.startswith("aux") for key in state)
         net = build_net(node("googlenet"), Shape(3, 32, 1000), "teacher.net").eval()
-        theirs = torchvision.models.googlenet(transform_input=True, aux_logits=True, init_weights=False)
+        theirs = torchvision.models.googlenet(
+            transform_input=True, aux_logits=True, init_weights=False
+        )
         theirs.load_state_dict(state)
         x = torch.rand(2, 3, 32, 32)
         mean, std = (torch.tensor(each)[:, None, None] for each in IMAGENET)
-        with torch.no_grad():  # the first convolution: random layers after it leave next to no difference
+        with (
+            torch.no_grad()
+        ):  # the first convolution: random layers after it leave next to no difference
             expected = theirs.eval().conv1(theirs._transform_input((x - mean) / std))
             assert net.normalization == ((0.5,) * 3, (0.5,) * 3)
             assert not net.transform_input
@@ -159,11 +177,19 @@ class TestTorchvision:
 
     def test_weights_by_name(self, hub: Path) -> None:
         first = torchvision.models.ResNet50_Weights.IMAGENET1K_V1
-        assert pretrained_weights("resnet50", "IMAGENET1K_V1").weights.endswith(first.url.rpartition("/")[2])
-        assert pretrained_weights("resnet50", True).weights != pretrained_weights("resnet50", "IMAGENET1K_V1").weights
+        assert pretrained_weights("resnet50", "IMAGENET1K_V1").weights.endswith(
+            first.url.rpartition("/")[2]
+        )
+        assert (
+            pretrained_weights("resnet50", True).weights
+            != pretrained_weights("resnet50", "IMAGENET1K_V1").weights
+        )
         assert pretrained_weights("resnet50") is None
         assert pretrained_weights("efficientnet_v2_l", True).mean == (0.5, 0.5, 0.5)
-        with pytest.raises(UserError, match=r"teacher\.net: pretrained: found 'V7', accepted are true, false, IMAGE"):
+        with pytest.raises(
+            UserError,
+            match=r"teacher\.net: pretrained: found 'V7', accepted are true, false, IMAGE",
+        ):
             build_net(node("resnet50", "V7"), Shape(3, 32, 7), "teacher.net")
 
     def test_weights_of_another_net_are_refused(self, hub: Path) -> None:
@@ -247,13 +273,17 @@ class TestTimm:
         assert timm.get_pretrained_cfg(name).mean == IMAGENET[0]
         state = put_timm(hugging, name)
         net = build_net(timm_node(name), Shape(1, 32, 7), "teacher.net")
-        assert torch.allclose(net.conv_stem.weight, state["conv_stem.weight"].sum(1, keepdim=True), atol=1e-6)
+        assert torch.allclose(
+            net.conv_stem.weight, state["conv_stem.weight"].sum(1, keepdim=True), atol=1e-6
+        )
         assert net.normalization == GRAY
         half = pretrained_of(timm_node("vit_tiny_patch16_224.augreg_in21k_ft_in1k"), "x")
         assert half.normalization(3) == ((0.5,) * 3, (0.5,) * 3)
 
     def test_both_heads_of_a_distilled_transformer(self) -> None:
-        net = build_net(timm_node("deit_tiny_distilled_patch16_224", False, img_size=32), Shape(3, 32, 7), "x")
+        net = build_net(
+            timm_node("deit_tiny_distilled_patch16_224", False, img_size=32), Shape(3, 32, 7), "x"
+        )
         assert list(head_of(net, Shape(3, 32, 7))) == ["head", "head_dist"]
 
     def test_the_default_tag_is_the_named_one(self) -> None:
@@ -299,7 +329,9 @@ class TestTimm:
 
     def test_is_not_imported_with_the_file(self) -> None:
         code = "import sys, kd.nets.timm; print('timm' in sys.modules, 'huggingface_hub' in sys.modules)"
-        out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        out = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        )
         assert out.stdout.split() == ["False", "False"]
         assert kd.nets.timm.__file__
 
@@ -328,7 +360,9 @@ class TestNormalisationAndKeys:
         assert spec["pretrained"] == [
             "torchvision ShuffleNet_V2_X0_5_Weights.IMAGENET1K_V1 shufflenetv2_x0.5-f707e7126e.pth"
         ]
-        student = self.spec(check(composed("student=torchvision", "student.net.pretrained=true")), "baseline")
+        student = self.spec(
+            check(composed("student=torchvision", "student.net.pretrained=true")), "baseline"
+        )
         assert "mobilenet_v3_small-047dcff4.pth" in student["pretrained"][0]
 
     def test_nets_without_such_weights_have_no_such_key(self, make: Callable[..., Config]) -> None:
@@ -338,7 +372,9 @@ class TestNormalisationAndKeys:
             assert "pretrained" not in spec["net"], "false is as good as not said"
             assert not {"trains", "normalization", "weights"} & spec.keys()
 
-    def test_everywhere(self, hub: Path, make: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_everywhere(
+        self, hub: Path, make: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         put(hub, "shufflenet_v2_x0_5")
         seen: list[Any] = []
         original = Distiller.__init__
@@ -348,7 +384,11 @@ class TestNormalisationAndKeys:
             original(self, *args, **keywords)
 
         monkeypatch.setattr(Distiller, "__init__", note)
-        pair = ("student=torchvision", "student.net.name=shufflenet_v2_x0_5", "student.net.pretrained=true")
+        pair = (
+            "student=torchvision",
+            "student.net.name=shufflenet_v2_x0_5",
+            "student.net.pretrained=true",
+        )
         config = check(
             composed(*[o for o in SMALL if "student.net" not in o], "epochs=1", "teacher.epochs=1", "name=test",
                      f"output_dir={make().output_dir}", *PRETRAINED, *pair)
@@ -395,11 +435,17 @@ class TestNormalisationAndKeys:
         net.normalization = nn.Identity()
         assert normalization_of(net, ((0.1,), (0.2,))) == ((0.1,), (0.2,))
 
-    def test_a_normalisation_for_other_channels_is_refused(self, make: Callable[..., Config], tmp_path: Path) -> None:
+    def test_a_normalisation_for_other_channels_is_refused(
+        self, make: Callable[..., Config], tmp_path: Path
+    ) -> None:
         torch.save(torchvision.models.resnet18(num_classes=10).state_dict(), tmp_path / "a.pt")
-        config = make("teacher=mlp", "teacher.normalization={mean: [0.5,0.5,0.5], std: [0.2,0.2,0.2]}")
+        config = make(
+            "teacher=mlp", "teacher.normalization={mean: [0.5,0.5,0.5], std: [0.2,0.2,0.2]}"
+        )
         data = construct(config.data, "data")
-        with pytest.raises(UserError, match=r"teacher\.normalization: its normalisation .*1 channel"):
+        with pytest.raises(
+            UserError, match=r"teacher\.normalization: its normalisation .*1 channel"
+        ):
             complete(make_stage(link(config, "teacher"), config, data, {}), Store(tmp_path), data)
 
 
@@ -408,14 +454,21 @@ def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     environment = {"HOME": str(cwd), "PATH": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     environment |= dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
     line = [sys.executable, "-m", "kd.train", *arguments]
-    return subprocess.run(line, capture_output=True, text=True, check=False, cwd=cwd, env=environment)
+    return subprocess.run(
+        line, capture_output=True, text=True, check=False, cwd=cwd, env=environment
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("library", ["torchvision", "timm"])
 def test_the_command_without_a_network(library: str, tmp_path: Path) -> None:
     started = time.monotonic()
-    failed = command(f"teacher={library}", "teacher.net.name=resnet18", "teacher.net.pretrained=true", cwd=tmp_path)
+    failed = command(
+        f"teacher={library}",
+        "teacher.net.name=resnet18",
+        "teacher.net.pretrained=true",
+        cwd=tmp_path,
+    )
     assert failed.returncode == 2, failed.stderr
     assert "Traceback" not in failed.stderr
     assert len(failed.stderr.splitlines()) <= 4, failed.stderr

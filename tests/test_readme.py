@@ -12,14 +12,14 @@ from PIL import Image
 from processes import Process
 from shipped import CLASSES, Shipped
 
-from kd.checking import check_as
 from kd.command import CONF, folder_of
-from kd.config import Command, check
+from kd.config.checking import check_as
+from kd.config.schema import Command, check
+from kd.evaluation.requests import Benchmark, Evaluate
 from kd.incremental import as_group
-from kd.measure.requests import Benchmark, Evaluate
 from kd.predict import Predict
 from kd.shipping.requests import Export
-from kd.tasks.course import check as check_tasks
+from kd.tasks.schedule import check as check_tasks
 
 README = (CONF.parent / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
@@ -45,14 +45,25 @@ def test_commands_compose(command: str) -> None:
     if " -m kd.train -m " in command or "sweep=" in command:  # of a sweep, its first job
         overrides = [word.partition(",")[0] for word in overrides]
     if "--config-dir" in command:
-        overrides = [word for word in overrides if not word.startswith(("loss=", "student=", "data=", "experiment="))]
+        overrides = [
+            word
+            for word in overrides
+            if not word.startswith(("loss=", "student=", "data=", "experiment="))
+        ]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         check(compose("train", [*overrides, "name=test"]))
 
 
-@pytest.mark.parametrize(("name", "model"), [("evaluate", Evaluate), ("benchmark", Benchmark), ("export", Export)])
+@pytest.mark.parametrize(
+    ("name", "model"), [("evaluate", Evaluate), ("benchmark", Benchmark), ("export", Export)]
+)
 def test_commands_about_a_run_compose(name: str, model: type[Command]) -> None:
-    lines = [line.partition("  #")[0] for _, text in BLOCKS for line in text.splitlines() if f"kd.{name} run=" in line]
+    lines = [
+        line.partition("  #")[0]
+        for _, text in BLOCKS
+        for line in text.splitlines()
+        if f"kd.{name} run=" in line
+    ]
     assert lines
     for line in lines:
         with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -60,20 +71,37 @@ def test_commands_about_a_run_compose(name: str, model: type[Command]) -> None:
 
 
 def test_commands_for_new_classes_compose() -> None:
-    lines = [line.partition("  #")[0] for _, text in BLOCKS for line in text.splitlines() if "kd.incremental" in line]
+    lines = [
+        line.partition("  #")[0]
+        for _, text in BLOCKS
+        for line in text.splitlines()
+        if "kd.incremental" in line
+    ]
     assert len(lines) > 3
     for line in lines:
-        words = [word.partition(",")[0] if " -m inc" in line else word for word in as_group(shlex.split(line)[3:])]
+        words = [
+            word.partition(",")[0] if " -m inc" in line else word
+            for word in as_group(shlex.split(line)[3:])
+        ]
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            check_tasks(compose("incremental", [*(word for word in words if "=" in word), "name=test"]))
+            check_tasks(
+                compose("incremental", [*(word for word in words if "=" in word), "name=test"])
+            )
 
 
 def test_predict_lines_compose() -> None:
-    lines = [line for _, text in BLOCKS for line in text.splitlines() if "kd.predict model=" in line]
+    lines = [
+        line for _, text in BLOCKS for line in text.splitlines() if "kd.predict model=" in line
+    ]
     assert lines
     for line in lines:
         with initialize_config_dir(str(folder_of("predict")), version_base="1.3"):
-            check_as(Predict, compose("predict", shlex.split(line.replace("preds.csv", str(CONF / "preds.csv")))[3:]))
+            check_as(
+                Predict,
+                compose(
+                    "predict", shlex.split(line.replace("preds.csv", str(CONF / "preds.csv")))[3:]
+                ),
+            )
 
 
 def test_the_five_lines_of_python_run(shipped: Shipped, capsys: pytest.CaptureFixture[str]) -> None:
@@ -92,7 +120,9 @@ def test_the_five_lines_of_python_run(shipped: Shipped, capsys: pytest.CaptureFi
 
 def test_make_targets_exist() -> None:
     makefile = (CONF.parent / "Makefile").read_text()
-    for target in re.findall(r"\bmake ([a-z-]+)", "\n".join(text for kind, text in BLOCKS if kind == "bash")):
+    for target in re.findall(
+        r"\bmake ([a-z-]+)", "\n".join(text for kind, text in BLOCKS if kind == "bash")
+    ):
         assert re.search(rf"^{target}:.*## ", makefile, flags=re.MULTILINE), target
 
 
@@ -110,15 +140,27 @@ def test_own_files_run(tmp_path: Path) -> None:
     for name in ("cats", "dogs"):
         (tmp_path / "photos" / name).mkdir(parents=True)
         for i in range(100):
-            Image.new("RGB", (40, 30), (i, 100 if name == "cats" else 200, 0)).save(tmp_path / f"photos/{name}/{i}.png")
-    runs = [text.splitlines()[1:] for kind, text in BLOCKS if kind == "bash" and text.startswith("# run\n")]
+            Image.new("RGB", (40, 30), (i, 100 if name == "cats" else 200, 0)).save(
+                tmp_path / f"photos/{name}/{i}.png"
+            )
+    runs = [
+        text.splitlines()[1:]
+        for kind, text in BLOCKS
+        if kind == "bash" and text.startswith("# run\n")
+    ]
     assert runs
     for line in runs[0]:
-        words = [*shlex.split(line.partition("  #")[0])[2:], "batch_size=32", "teacher.batch_size=32"]
+        words = [
+            *shlex.split(line.partition("  #")[0])[2:],
+            "batch_size=32",
+            "teacher.batch_size=32",
+        ]
         words += [
             "pictures=false",
             *(["teacher.net.width=8"] if "mlp" not in line else []),
         ]  # a ResNet-18 takes a minute
-        done = Process(*words, cwd=tmp_path, environment={**os.environ, "PYTHONPATH": str(tmp_path)}).wait()
+        done = Process(
+            *words, cwd=tmp_path, environment={**os.environ, "PYTHONPATH": str(tmp_path)}
+        ).wait()
         assert done.returncode == 0, done.stderr
         assert "Report: " in done.stdout

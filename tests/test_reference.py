@@ -32,7 +32,11 @@ rng = np.random.default_rng(0)
 S: Rows = rng.normal(0, 2, (B, C)).tolist()
 T: Rows = rng.normal(0, 3, (B, C)).tolist()
 Y: list[int] = rng.integers(0, C, B).tolist()
-s, t, y = torch.tensor(S, dtype=torch.float64), torch.tensor(T, dtype=torch.float64), torch.tensor(Y)
+s, t, y = (
+    torch.tensor(S, dtype=torch.float64),
+    torch.tensor(T, dtype=torch.float64),
+    torch.tensor(Y),
+)
 
 
 def softmax(z: list[float], temperature: float = 1.0) -> list[float]:
@@ -61,7 +65,9 @@ def without(z: list[float], i: int) -> list[float]:
 
 
 def kd_at(temperature: float) -> float:
-    return per_image(lambda a, b, _: temperature**2 * kl(softmax(b, temperature), softmax(a, temperature)))
+    return per_image(
+        lambda a, b, _: temperature**2 * kl(softmax(b, temperature), softmax(a, temperature))
+    )
 
 
 def standardized(z: list[float]) -> list[float]:
@@ -70,7 +76,9 @@ def standardized(z: list[float]) -> list[float]:
     return [(v - m) / (deviation + 1e-7) for v in z]
 
 
-def dkd_image(a: list[float], b: list[float], k: int, temperature: float, wt: float, wn: float) -> float:
+def dkd_image(
+    a: list[float], b: list[float], k: int, temperature: float, wt: float, wn: float
+) -> float:
     p_s, p_t = softmax(a, temperature), softmax(b, temperature)
     target = kl([p_t[k], 1 - p_t[k]], [p_s[k], 1 - p_s[k]])
     q_s, q_t = ([v / (1 - p[k]) for v in without(p, k)] for p in (p_s, p_t))
@@ -79,7 +87,9 @@ def dkd_image(a: list[float], b: list[float], k: int, temperature: float, wt: fl
 
 def nkd_image(a: list[float], b: list[float], k: int, temperature: float, gamma: float) -> float:
     q_s, q_t = (softmax(without(z, k), temperature) for z in (a, b))
-    return -softmax(b)[k] * math.log(softmax(a)[k]) + gamma * temperature**2 * entropy_across(q_t, q_s)
+    return -softmax(b)[k] * math.log(softmax(a)[k]) + gamma * temperature**2 * entropy_across(
+        q_t, q_s
+    )
 
 
 def ofa_image(a: list[float], b: list[float], k: int, temperature: float, epsilon: float) -> float:
@@ -113,8 +123,17 @@ def mlkd_batch(temperatures: tuple[float, ...]) -> float:
             return sum(row[i] * row[j] for row in p)
 
         total += kd_at(temperature)
-        total += sum((gram(p_t, i, j) - gram(p_s, i, j)) ** 2 for i in range(B) for j in range(B)) / B
-        total += sum((confusion(p_t, i, j) - confusion(p_s, i, j)) ** 2 for i in range(C) for j in range(C)) / C
+        total += (
+            sum((gram(p_t, i, j) - gram(p_s, i, j)) ** 2 for i in range(B) for j in range(B)) / B
+        )
+        total += (
+            sum(
+                (confusion(p_t, i, j) - confusion(p_s, i, j)) ** 2
+                for i in range(C)
+                for j in range(C)
+            )
+            / C
+        )
     return total
 
 
@@ -132,9 +151,14 @@ FORMULAS = {
     "kd": (kd_loss(s, t, temperature=3.0), kd_at(3.0)),
     "kd standardized": (
         kd_loss(s, t, temperature=2.0, standardize=True),
-        per_image(lambda a, b, _: 4 * kl(softmax(standardized(b), 2.0), softmax(standardized(a), 2.0))),
+        per_image(
+            lambda a, b, _: 4 * kl(softmax(standardized(b), 2.0), softmax(standardized(a), 2.0))
+        ),
     ),
-    "mse_logits": (mse_logits_loss(s, t), mean([(S[b][c] - T[b][c]) ** 2 for b in range(B) for c in range(C)])),
+    "mse_logits": (
+        mse_logits_loss(s, t),
+        mean([(S[b][c] - T[b][c]) ** 2 for b in range(B) for c in range(C)]),
+    ),
     "soft_ce": (
         soft_ce_loss(s, t, temperature=3.0),
         per_image(lambda a, b, _: 9 * entropy_across(softmax(b, 3.0), softmax(a, 3.0))),
@@ -147,7 +171,10 @@ FORMULAS = {
         nkd_loss(s, t, y, temperature=2.0, gamma=1.2),
         per_image(lambda a, b, k: nkd_image(a, b, k, 2.0, 1.2)),
     ),
-    "dist": (dist_loss(s, t, temperature=2.0, inter_weight=0.8, intra_weight=1.7), dist_batch(2.0, 0.8, 1.7)),
+    "dist": (
+        dist_loss(s, t, temperature=2.0, inter_weight=0.8, intra_weight=1.7),
+        dist_batch(2.0, 0.8, 1.7),
+    ),
     "ctkd": (ctkd_loss(s, t, torch.tensor(5.5, dtype=torch.float64), reversal=0.3), kd_at(5.5)),
     "mlkd": (mlkd_loss(s, t, temperatures=(2.0, 5.0)), mlkd_batch((2.0, 5.0))),
     "ofa": (
@@ -176,7 +203,10 @@ def test_value_is_the_papers(method: str) -> None:
 
 DEFAULTS = {
     "kd": (kd_loss(s, t), kd_at(4.0)),
-    "soft_ce": (soft_ce_loss(s, t), per_image(lambda a, b, _: 16 * entropy_across(softmax(b, 4.0), softmax(a, 4.0)))),
+    "soft_ce": (
+        soft_ce_loss(s, t),
+        per_image(lambda a, b, _: 16 * entropy_across(softmax(b, 4.0), softmax(a, 4.0))),
+    ),
     "dkd": (dkd_loss(s, t, y), per_image(lambda a, b, k: dkd_image(a, b, k, 4.0, 1.0, 8.0))),
     "nkd": (nkd_loss(s, t, y), per_image(lambda a, b, k: nkd_image(a, b, k, 1.0, 1.5))),
     "dist": (dist_loss(s, t), dist_batch(1.0, 1.0, 1.0)),
@@ -210,14 +240,19 @@ def test_soft_label_is_the_mean_over_its_classes(method: str, dense: bool) -> No
         label[b, Y[b]], label[b, (Y[b] + 2) % C] = 0.7, 0.3
     if dense:
         label = 0.9 * label + 0.1 / C
-    expected = mean([float(label[b, k]) * formula(S[b], T[b], k) for b in range(B) for k in range(C)]) * C
+    expected = (
+        mean([float(label[b, k]) * formula(S[b], T[b], k) for b in range(B) for k in range(C)]) * C
+    )
     assert loss(label).item() == pytest.approx(expected, rel=1e-9)
 
 
 def test_soft_label_mixes_the_teacher_made_by_hand() -> None:
     label = torch.full((B, C), 0.1, dtype=torch.float64)
     label[:, 2] = 0.6
-    u = [sum(label[0, k].item() * (0.99 if c == k else 0.01 / (C - 1)) for k in range(C)) for c in range(C)]
+    u = [
+        sum(label[0, k].item() * (0.99 if c == k else 0.01 / (C - 1)) for k in range(C))
+        for c in range(C)
+    ]
     expected = mean([kl(softmax(u, 20.0), softmax(a)) for a in S])
     assert tfkd_reg_loss(s, label).item() == pytest.approx(expected, rel=1e-9)
 
@@ -259,7 +294,9 @@ def test_soft_ce_has_the_gradient_of_kd() -> None:
 
 def test_label_smoothing_is_torchs() -> None:
     found = 0.9 * F.cross_entropy(s, y) + 0.1 * label_smoothing_loss(s)
-    assert found.item() == pytest.approx(F.cross_entropy(s, y, label_smoothing=0.1).item(), rel=1e-12)
+    assert found.item() == pytest.approx(
+        F.cross_entropy(s, y, label_smoothing=0.1).item(), rel=1e-12
+    )
 
 
 def test_standardized_forgets_size_and_place_of_the_logits() -> None:
@@ -295,7 +332,11 @@ def rises(over: float, **ends: float) -> dict[str, object]:
 AUTHORS = {
     "ctkd": (0.1, 0.9, {"low": 1.0, "span": 20.0, "reversal": rises(0.042, start=0.0, end=1.0)}),
     "dist": (1.0, 1.0, {"temperature": 1.0, "inter_weight": 1.0, "intra_weight": 1.0}),
-    "dkd": (1.0, rises(0.083, end=1.0), {"temperature": 4.0, "target_weight": 1.0, "non_target_weight": 8.0}),
+    "dkd": (
+        1.0,
+        rises(0.083, end=1.0),
+        {"temperature": 4.0, "target_weight": 1.0, "non_target_weight": 8.0},
+    ),
     "kd_standardized": (0.1, 9.0, {"temperature": 2.0, "standardize": True}),
     "label_smoothing": (0.9, 0.1, {}),
     "mlkd": (0.1, 0.9, {"temperatures": [2.0, 3.0, 4.0, 5.0, 6.0]}),
@@ -313,4 +354,8 @@ def test_configured_as_the_authors_do(method: str) -> None:
     (term,) = node["terms"].values()
     numbers = {name: value for name, value in term["loss"].items() if name != "_target_"}
     ce_weight, weight, expected = AUTHORS[method]
-    assert (node["ce_weight"], term["weight"], numbers) == (pytest.approx(ce_weight), weight, expected)
+    assert (node["ce_weight"], term["weight"], numbers) == (
+        pytest.approx(ce_weight),
+        weight,
+        expected,
+    )

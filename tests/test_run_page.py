@@ -18,8 +18,19 @@ def report(finished: Path) -> dict[str, Any]:
 
 
 def test_the_page_of_a_run(three_runs: list[Path]) -> None:
-    page, report = (three_runs[0] / "report.html").read_text(), json.loads((three_runs[0] / "report.json").read_text())
-    for title in ("can do", "cost", "Learning curves", "confuse", "confidence", "Where they differ", "repeat it"):
+    page, report = (
+        (three_runs[0] / "report.html").read_text(),
+        json.loads((three_runs[0] / "report.json").read_text()),
+    )
+    for title in (
+        "can do",
+        "cost",
+        "Learning curves",
+        "confuse",
+        "confidence",
+        "Where they differ",
+        "repeat it",
+    ):
         assert re.search(f"<h2>[^<]*{title}", page), title
     assert page.count("<img") == 1 + 3 + 3 + 1
     assert page.count('src="data:image/') == page.count("<img")
@@ -49,7 +60,12 @@ def test_tables(report: dict[str, Any]) -> None:
     teacher, _, student = report["models"]
     teacher |= {"params": 1000, "macs": 500, "bytes": 4000}
     student |= {"params": 250, "macs": 1000, "bytes": 4000}
-    student["test"] |= {"accuracy": 0.5, "accuracy_ci95": [0.4, 0.6], "agreement": None, "ece": 0.0123}
+    student["test"] |= {
+        "accuracy": 0.5,
+        "accuracy_ci95": [0.4, 0.6],
+        "agreement": None,
+        "ece": 0.0123,
+    }
     costs = [cell.text for cell in cost_table(report).cells[2]]
     assert costs[2:5] == ["250 (1/4)", "1 k (×2)", "4 kB (1/1)"]
     assert "(" not in cost_table(report).cells[0][2].text  # the teacher is not compared with itself

@@ -17,16 +17,21 @@ from composed import TINY
 from processes import Process
 from safetensors.torch import load_file
 
-from kd.config import Config
-from kd.run import run
+from kd.config.schema import Config
+from kd.runs.run import run
 
 Make = Callable[..., Config]
 
 
 def results(out: Path) -> dict[str, Any]:
     """The weights of all stages by the stage's name."""
-    records = {path.parent: json.loads(path.read_text()) for path in (out / "store").glob("*/stage.json")}
-    return {record["name"]: load_file(folder / "weights.safetensors") for folder, record in records.items()}
+    records = {
+        path.parent: json.loads(path.read_text()) for path in (out / "store").glob("*/stage.json")
+    }
+    return {
+        record["name"]: load_file(folder / "weights.safetensors")
+        for folder, record in records.items()
+    }
 
 
 def test_same_bits_whatever_ran_before_in_the_process(make_config: Make) -> None:
@@ -41,14 +46,19 @@ def test_same_bits_whatever_ran_before_in_the_process(make_config: Make) -> None
     first, again = (results(Path(base) / name) for name in ("first", "again"))
     assert first.keys() == again.keys() == {"teacher", "baseline", "distill"}
     for stage, weights in first.items():
-        assert all(torch.equal(tensor, again[stage][name]) for name, tensor in weights.items()), stage
+        assert all(torch.equal(tensor, again[stage][name]) for name, tensor in weights.items()), (
+            stage
+        )
 
 
 @pytest.mark.slow
 def test_two_processes_give_nearly_the_weights_of_one(tmp_path: Path) -> None:
     """They share each batch of 20, and add up its gradient in another order: within 1e-5 after 20 steps."""
     found = {}
-    for ranks, trainer in ((1, ("trainer=cpu",)), (2, ("trainer=ddp", "trainer.strategy=ddp_fork"))):
+    for ranks, trainer in (
+        (1, ("trainer=cpu",)),
+        (2, ("trainer=ddp", "trainer.strategy=ddp_fork")),
+    ):
         words = (
             *trainer,
             "trainer.accelerator=cpu",
@@ -57,7 +67,9 @@ def test_two_processes_give_nearly_the_weights_of_one(tmp_path: Path) -> None:
         )
         out = tmp_path / str(ranks)
         optim = ("optim=sgd", "optim.lr=0.05", "stages=[baseline]")
-        done = Process("kd.train", "model=mlp_to_mlp", *TINY, *optim, *words, f"output_dir={out}").wait()
+        done = Process(
+            "kd.train", "model=mlp_to_mlp", *TINY, *optim, *words, f"output_dir={out}"
+        ).wait()
         assert done.returncode == 0, done.stderr
         found[ranks] = results(out)["baseline"]
     torch.testing.assert_close(found[1], found[2], rtol=1e-5, atol=1e-5)

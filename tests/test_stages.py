@@ -12,16 +12,16 @@ import torch
 from composed import link
 from safetensors.torch import load_file
 
-from kd.chain import chain_of
-from kd.config import Config
-from kd.construct import construct
+from kd.config.construct import construct
+from kd.config.schema import Config
 from kd.data.base import DataModule
 from kd.errors import UserError
 from kd.files.store import Done, Store, checksum, key_of
 from kd.files.writing import whole
 from kd.measure.metrics import predict_logits
-from kd.stages import complete, make_stage
-from kd.trained import logits_of
+from kd.stages.chain import chain_of
+from kd.stages.result import logits_of
+from kd.stages.stage import complete, make_stage
 
 Make = Callable[..., Config]
 
@@ -30,10 +30,16 @@ def keys(config: Config) -> dict[str, str]:
     """Each stage's key, without training: the teacher's own key stands in for its result."""
     data = construct(config.data, "data")
     links = {
-        link.name: link for link in chain_of(config.model_copy(update={"stages": ["teacher", "baseline", "distill"]}))
+        link.name: link
+        for link in chain_of(
+            config.model_copy(update={"stages": ["teacher", "baseline", "distill"]})
+        )
     }
     done = {"teacher": Done(make_stage(links["teacher"], config, data, {}).key, Path(), {})}
-    return {name: make_stage(link, config, data, done if name != "teacher" else {}).key for name, link in links.items()}
+    return {
+        name: make_stage(link, config, data, done if name != "teacher" else {}).key
+        for name, link in links.items()
+    }
 
 
 @pytest.mark.parametrize(
@@ -80,11 +86,15 @@ def test_keys(make_config: Make, override: str, changed: set[str]) -> None:
 
 
 def test_key_does_not_depend_on_order() -> None:
-    assert key_of({"a": 1, "b": {"c": [1, 2], "d": 0}}) == key_of({"b": {"d": 0, "c": [1, 2]}, "a": 1})
+    assert key_of({"a": 1, "b": {"c": [1, 2], "d": 0}}) == key_of(
+        {"b": {"d": 0, "c": [1, 2]}, "a": 1}
+    )
     assert key_of({"a": [1, 2]}) != key_of({"a": [2, 1]})
 
 
-def test_key_follows_a_users_own_code(make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_key_follows_a_users_own_code(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = "from kd.nets.mlp import MLP\n\n\nclass Mine(MLP):\n    pass\n"
     module = tmp_path / "own_net_of_mine.py"
     monkeypatch.syspath_prepend(tmp_path)
@@ -94,7 +104,12 @@ def test_key_follows_a_users_own_code(make_config: Make, tmp_path: Path, monkeyp
         return keys(make_config("student.net._target_=own_net_of_mine.Mine"))["baseline"]
 
     first = baseline(source)
-    assert baseline('"""Doc."""\n# a comment\n' + source.replace("    pass", '    """Doc."""\n    pass')) == first
+    assert (
+        baseline(
+            '"""Doc."""\n# a comment\n' + source.replace("    pass", '    """Doc."""\n    pass')
+        )
+        == first
+    )
     assert baseline(source + "\n\nWIDTH = 3\n") != first
 
 
@@ -118,18 +133,25 @@ def test_key_follows_what_a_users_own_code_imports(
         (package / "more.py").write_text(
             f"import math\ntry:\n    import not_there\nexcept ImportError:\n    pass\n{more}"
         )
-        (package / "deep.py").write_text(f"import own_package_of_mine.parts, library_of_theirs\n{deep}")
+        (package / "deep.py").write_text(
+            f"import own_package_of_mine.parts, library_of_theirs\n{deep}"
+        )
         return keys(make_config("student.net._target_=own_package_of_mine.net.Mine"))["baseline"]
 
     first = baseline()
     assert baseline(parts="# a comment") == baseline(library="A = 1") == first
-    assert len({first, baseline(parts="A = 1"), baseline(more="A = 1"), baseline(deep="A = 1")}) == 4
+    assert (
+        len({first, baseline(parts="A = 1"), baseline(more="A = 1"), baseline(deep="A = 1")}) == 4
+    )
 
 
 def done(config: Config, name: str = "teacher", **options: bool) -> tuple[Done, bool]:
     data: DataModule = construct(config.data, "data")
     return complete(
-        make_stage(link(config, name), config, data, {}), Store(Path(config.output_dir) / "store"), data, **options
+        make_stage(link(config, name), config, data, {}),
+        Store(Path(config.output_dir) / "store"),
+        data,
+        **options,
     )
 
 
@@ -174,7 +196,9 @@ def test_a_file_of_weights_is_summed_once_while_it_stays_as_it_is(
     make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file, read = tmp_path / "weights.pt", []
-    monkeypatch.setattr("kd.teachers.source.checksum", lambda path: read.append(path) or checksum(path))
+    monkeypatch.setattr(
+        "kd.stages.start.checksum", lambda path: read.append(path) or checksum(path)
+    )
     found = []
     for tensor in (torch.zeros(3), torch.ones(3)):
         torch.save({"layers.1.bias": tensor}, file)
@@ -193,7 +217,9 @@ def test_weights_from_a_file(make_config: Make, tmp_path: Path) -> None:
     assert loaded.record["sha256"] == trained.record["sha256"]
     plain = tmp_path / "plain.pt"
     torch.save(load_file(path), plain)
-    assert done(make_config(f"teacher.path={plain}"))[0].record["sha256"] == trained.record["sha256"]
+    assert (
+        done(make_config(f"teacher.path={plain}"))[0].record["sha256"] == trained.record["sha256"]
+    )
 
 
 def test_a_teacher_that_is_taken_as_it_is_says_once_what_it_makes_of_validation(
@@ -206,7 +232,7 @@ def test_a_teacher_that_is_taken_as_it_is_says_once_what_it_makes_of_validation(
         asked.append(args)
         return predict_logits(*args)
 
-    for where in ("kd.stages", "kd.trained"):
+    for where in ("kd.stages.stage", "kd.stages.result"):
         monkeypatch.setattr(f"{where}.predict_logits", ask)
     config = make_config(f"teacher.path={trained.folder / 'weights.safetensors'}")
     data: DataModule = construct(config.data, "data")
@@ -250,12 +276,18 @@ def test_of_equally_good_epochs_the_last_is_kept(make_config: Make) -> None:
     slow = ("optim=sgd", "epochs=3", "lr_schedule=constant")
     records = {}
     for keep, rate in (("best", 1e-6), ("last", 1e-6), ("best", 30.0), ("last", 30.0)):
-        records[keep, rate], _ = done(make_config(*slow, f"optim.lr={rate}", f"keep={keep}"), "baseline")
+        records[keep, rate], _ = done(
+            make_config(*slow, f"optim.lr={rate}", f"keep={keep}"), "baseline"
+        )
     tied, early = records["best", 1e-6].record, records["best", 30.0].record
     assert len({row["val/acc"] for row in tied["history"]}) == 1
     assert tied["val"]["best"]["epoch"] == 2
     assert tied["sha256"] == records["last", 1e-6].record["sha256"]
-    assert max(early["history"], key=lambda row: row["val/acc"])["epoch"] == early["val"]["best"]["epoch"] < 2
+    assert (
+        max(early["history"], key=lambda row: row["val/acc"])["epoch"]
+        == early["val"]["best"]["epoch"]
+        < 2
+    )
     assert early["sha256"] != records["last", 30.0].record["sha256"]
 
 

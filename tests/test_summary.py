@@ -26,7 +26,11 @@ NASTY = "<script>alert(1)</script>|x"
 
 
 def report(
-    seed: int = 0, student: float = 0.8, baseline: float | None = 0.7, teacher: float | None = 0.9, **config: Any
+    seed: int = 0,
+    student: float = 0.8,
+    baseline: float | None = 0.7,
+    teacher: float | None = 0.9,
+    **config: Any,
 ) -> dict[str, Any]:
     """A run's report; of the config what the test is about."""
     finished = config.pop("finished", "1")
@@ -39,7 +43,12 @@ def report(
             "macs": 500,
             "stage": f"{role}{seed}{accuracy}",
             "latency_ms": {"batch": 1, "median": 2.0 if role == "teacher" else 0.5, "p95": 3.0},
-            "test": {"accuracy": accuracy, "accuracy_ci95": [0.1, 0.9], "nll": math.nan, "ece": 0.05},
+            "test": {
+                "accuracy": accuracy,
+                "accuracy_ci95": [0.1, 0.9],
+                "nll": math.nan,
+                "ece": 0.05,
+            },
             "val": {"best": accuracy - 0.01, "last": 0.5},
             "history": {"epoch": [0, 1], "val/acc": [0.5, accuracy]},
             "step_ms": 4.0 + seed,
@@ -49,7 +58,11 @@ def report(
         if accuracy is not None
     ]
     gain = None if baseline is None else student - baseline
-    comparison = {"gain": gain, "gain_ci95": gain and [gain - 0.02, gain + 0.02], "p_value": gain and 0.03}
+    comparison = {
+        "gain": gain,
+        "gain_ci95": gain and [gain - 0.02, gain + 0.02],
+        "p_value": gain and 0.03,
+    }
     return {
         "schema": 1, "name": f"run_s{seed}", "seed": seed, "finished": finished, "models": models, "git": None,
         "command": "", "comparison": comparison, "config": {"seed": seed, "name": f"n{seed}", **config},
@@ -90,7 +103,9 @@ def test_runs_that_differ_by_seed_alone_are_a_row_and_rows_are_named_by_what_dif
         for each in (
             report(0, 0.71, **kd_config(4.0, 0.5), epochs=3, output_dir="a"),
             report(1, 0.72, **kd_config(4.0, 0.5), epochs=3, output_dir="b"),
-            report(1, 0.10, **kd_config(4.0, 0.5), epochs=3, finished="0"),  # an earlier attempt at the same run
+            report(
+                1, 0.10, **kd_config(4.0, 0.5), epochs=3, finished="0"
+            ),  # an earlier attempt at the same run
             report(0, 0.80, **kd_config(1.0, 0.5), epochs=3),
             report(0, 0.60, **kd_config(4.0, 0.5), epochs=3, optim={"lr": 0.1}),
         )
@@ -107,10 +122,16 @@ def test_runs_that_differ_by_seed_alone_are_a_row_and_rows_are_named_by_what_dif
 
 
 def test_names_of_rows_of_several_losses() -> None:
-    other = {"temperature": 2.0, "alpha": 0.5, "loss": {"ce_weight": 1.0, "terms": {"dkd": {"weight": 8.0}}}}
+    other = {
+        "temperature": 2.0,
+        "alpha": 0.5,
+        "loss": {"ce_weight": 1.0, "terms": {"dkd": {"weight": 8.0}}},
+    }
     moving = {"schedule": "cosine", "start": 8, "end": 2}
     rows = rows_of(
-        report(0, 0.9, **kd_config(4.0, 0.5)), report(0, 0.8, **other), report(0, 0.7, **kd_config(moving, 0.5))
+        report(0, 0.9, **kd_config(4.0, 0.5)),
+        report(0, 0.8, **other),
+        report(0, 0.7, **kd_config(moving, 0.5)),
     )
     assert [row.label for row in rows] == [
         "loss=kd temperature=4",
@@ -146,7 +167,9 @@ def test_gain_over_seeds_by_the_formula() -> None:
     assert gain.test == "t"
     assert t_interval([0.1]) is None
     assert corrected([gain])[0].reading == "better than the baseline"
-    assert corrected([gain, *[gain_of([0.1, -0.1], [(None, None)] * 2)] * 5])[0].reading.endswith("once corrected")
+    assert corrected([gain, *[gain_of([0.1, -0.1], [(None, None)] * 2)] * 5])[0].reading.endswith(
+        "once corrected"
+    )
 
 
 def test_gain_without_spread_and_of_one_seed() -> None:
@@ -193,7 +216,10 @@ def test_pictures_name_their_axes_and_units() -> None:
         "gain in test accuracy over the baseline, percentage points",
         "runs",
     ]
-    assert written(cost_plot(points_of(rows, LATENCY), LATENCY)) == ["latency of one image, ms (log)", "test accuracy"]
+    assert written(cost_plot(points_of(rows, LATENCY), LATENCY)) == [
+        "latency of one image, ms (log)",
+        "test accuracy",
+    ]
     curves = learning_curves(rows)
     assert written(curves) == ["epoch", "validation accuracy"]
     assert curves
@@ -222,7 +248,9 @@ def test_what_is_missing_is_left_out() -> None:
     pictures = list(kd.summary.figures.pictures(rows, gains_of(rows)))
     assert [each.alt for each in pictures] == ["Validation accuracy by epoch"]
     assert "one seed" in " ".join(said(rows_of(report()), gains_of(rows_of(report()))))
-    assert "no gap to close" in " ".join(said(rows_of(report()), [Gain()]))  # the reports do not say that it closed any
+    assert "no gap to close" in " ".join(
+        said(rows_of(report()), [Gain()])
+    )  # the reports do not say that it closed any
     assert not any("gap" in line for line in said(rows, gains_of(rows)))
 
 
@@ -267,10 +295,15 @@ def test_files(tmp_path: Path) -> None:
     assert len(find_runs([tmp_path, tmp_path / "run0"])) == 8  # each once
     text = write_summary([tmp_path])
     assert (tmp_path / "summary.md").read_text() == text
-    assert "| 1 | temperature=1 alpha=0.5 | 2 | 79.50 ± 0.71 | 80.50 ± 0.71 | 70.00 | 90.00 | +10.50 ± 0.71 [" in text
+    assert (
+        "| 1 | temperature=1 alpha=0.5 | 2 | 79.50 ± 0.71 | 80.50 ± 0.71 | 70.00 | 90.00 | +10.50 ± 0.71 ["
+        in text
+    )
 
     lines = list(csv.DictReader(StringIO((tmp_path / "summary.csv").read_text())))
-    assert [(line["row"], line["seed"], line["temperature"], line["alpha"]) for line in lines[:3]] == [
+    assert [
+        (line["row"], line["seed"], line["temperature"], line["alpha"]) for line in lines[:3]
+    ] == [
         ("temperature=1 alpha=0.5", "0", "1", "0.5"),
         ("temperature=1 alpha=0.5", "1", "1", "0.5"),
         ("temperature=1 alpha=0.9", "0", "1", "0.9"),

@@ -19,12 +19,12 @@ from omegaconf import OmegaConf
 from processes import Process
 from safetensors.torch import load_file
 
-from kd.code_hash import code_of
 from kd.command import run_command
-from kd.config import check
+from kd.config.schema import check
 from kd.errors import UnusedError, UserError
-from kd.sweeps.names import sweep_name
-from kd.sweeps.ranking import ranked
+from kd.runs.names import sweep_name
+from kd.runs.ranking import ranked
+from kd.stages.code_hash import code_of
 from kd.train import main
 
 PAIR = ("model=mlp_to_mlp", *TINY, "epochs=1", "teacher.epochs=1")
@@ -35,7 +35,9 @@ ROOT = Path(__file__).parents[1]
 class Ran:
     """What a command in this process left."""
 
-    def __init__(self, out: Path, capture: pytest.CaptureFixture[str], arguments: tuple[str, ...]) -> None:
+    def __init__(
+        self, out: Path, capture: pytest.CaptureFixture[str], arguments: tuple[str, ...]
+    ) -> None:
         with pytest.MonkeyPatch.context() as patch:
             flags = [word for word in arguments if word == "-m"]  # which come first
             words = [*PAIR, f"output_dir={out}", *(word for word in arguments if word != "-m")]
@@ -80,15 +82,23 @@ def test_twelve_jobs_then_the_same_again(sweep: Any, tmp_path: Path) -> None:
     first = sweep("-m", *GRID)
     assert first.code == 0, first.err
     assert {path.name for path in first.runs} == {
-        f"digits_mlp_to_mlp_kd_T{t}_a{a}_s0" for t in ("1.0", "2.0", "4.0", "8.0") for a in ("0.1", "0.5", "0.9")
+        f"digits_mlp_to_mlp_kd_T{t}_a{a}_s0"
+        for t in ("1.0", "2.0", "4.0", "8.0")
+        for a in ("0.1", "0.5", "0.9")
     }
     assert first.sweep.name.startswith("digits_mlp_to_mlp_kd_temperature_alpha_")
-    assert re.findall(r"^\[(\d+)/12\] temperature=\d alpha=0.\d: student ", first.err, re.M) == list(
-        map(str, range(1, 13))
-    )
+    assert re.findall(
+        r"^\[(\d+)/12\] temperature=\d alpha=0.\d: student ", first.err, re.M
+    ) == list(map(str, range(1, 13)))
     for run in first.runs:
         files = {path.name for path in run.iterdir()}
-        assert files >= {"report.json", "report.md", "student.safetensors", "config.yaml", "tensorboard"}
+        assert files >= {
+            "report.json",
+            "report.md",
+            "student.safetensors",
+            "config.yaml",
+            "tensorboard",
+        }
     out = tmp_path / "out"
     assert [len(stages(out, name)) for name in ("teacher", "baseline", "distill")] == [1, 1, 12]
     assert not (out / "runs").exists()
@@ -99,34 +109,47 @@ def test_twelve_jobs_then_the_same_again(sweep: Any, tmp_path: Path) -> None:
     for run in first.runs:
         report = json.loads((run / "report.json").read_text())
         student = next(model for model in report["models"] if model["role"] == "student")
-        label = f"temperature={report['config']['temperature']:.0f} alpha={report['config']['alpha']}"
-        of_runs[label] = [f"{100 * student['val']['best']:.2f}", f"{100 * student['test']['accuracy']:.2f}"]
+        label = (
+            f"temperature={report['config']['temperature']:.0f} alpha={report['config']['alpha']}"
+        )
+        of_runs[label] = [
+            f"{100 * student['val']['best']:.2f}",
+            f"{100 * student['test']['accuracy']:.2f}",
+        ]
     assert {row[1]: row[2:4] for row in rows} == of_runs
-    assert [float(row[2]) for row in rows] == sorted((float(val) for val, _ in of_runs.values()), reverse=True)
+    assert [float(row[2]) for row in rows] == sorted(
+        (float(val) for val, _ in of_runs.values()), reverse=True
+    )
 
     before = {path: path.stat().st_mtime_ns for path in first.sweep.rglob("*") if path.is_file()}
     again = sweep("-m", *GRID)
     assert again.code == 0
     assert again.sweep == first.sweep
     assert again.err.count("done before") == 12
-    assert {path: path.stat().st_mtime_ns for path in again.sweep.rglob("*") if path.is_file()} == before
+    assert {
+        path: path.stat().st_mtime_ns for path in again.sweep.rglob("*") if path.is_file()
+    } == before
     assert sorted(again.out.splitlines()) == sorted(first.out.splitlines())
 
 
-def test_a_failing_job_stops_no_other_and_is_tried_again(sweep: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    import kd.run
+def test_a_failing_job_stops_no_other_and_is_tried_again(
+    sweep: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import kd.runs.run
 
-    report, broken = kd.run.make_report, [True]
+    report, broken = kd.runs.run.make_report, [True]
 
     def fails_at_two(*args: Any, **options: Any) -> Any:
         if broken[0] and options["config"]["temperature"] == 2:
             raise ZeroDivisionError("a defect\nof ours")
         return report(*args, **options)
 
-    monkeypatch.setattr(kd.run, "make_report", fails_at_two)
+    monkeypatch.setattr(kd.runs.run, "make_report", fails_at_two)
     first = sweep("-m", "temperature=1,2,0,4")
     assert first.code == 1
-    assert [path.name for path in first.runs] == [f"digits_mlp_to_mlp_kd_T{t}_a0.5_s0" for t in ("1.0", "4.0")]
+    assert [path.name for path in first.runs] == [
+        f"digits_mlp_to_mlp_kd_T{t}_a0.5_s0" for t in ("1.0", "4.0")
+    ]
     assert [path for path in first.sweep.iterdir() if path.name.endswith(".partial")] == []
     assert "2 of 4 jobs failed" in first.err
     assert "temperature=2: ZeroDivisionError: a defect" in first.err
@@ -191,7 +214,9 @@ def test_a_damaged_report_or_record_is_made_again_and_a_later_one_refused(sweep:
 
 
 @pytest.mark.slow
-def test_results_of_another_config_or_code_do_not_count(sweep: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_of_another_config_or_code_do_not_count(
+    sweep: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one = ("-m", "name=mine", "stages=[baseline]")
     assert sweep(*one, "seed=1,2").code == 0
     more = sweep(*one, "seed=1,2,3", "debug=true")
@@ -201,7 +226,7 @@ def test_results_of_another_config_or_code_do_not_count(sweep: Any, monkeypatch:
     configs = [json.loads((run / "report.json").read_text())["config"] for run in other.runs]
     assert [config["batch_size"] for config in configs] == [40, 40, 40]
     assert sweep(*one, "seed=1,2,3", "batch_size=40").err.count("done before") == 3
-    monkeypatch.setattr("kd.sweeps.job.code_of", lambda *nodes: {"kd.losses.kd": "edited"})
+    monkeypatch.setattr("kd.runs.job.code_of", lambda *nodes: {"kd.losses.kd": "edited"})
     assert sweep(*one, "seed=1,2,3", "batch_size=40").err.count("done before") == 0
 
 
@@ -219,7 +244,9 @@ def test_force_does_all_again_and_shared_stages_once(sweep: Any, tmp_path: Path)
 
 @pytest.mark.slow
 def test_a_job_is_the_same_bit_for_bit_as_the_run_alone(sweep: Any, tmp_path: Path) -> None:
-    ran = sweep("-m", "temperature=1,4", "loss=ctkd,kd")  # one process; ctkd draws weights of its own
+    ran = sweep(
+        "-m", "temperature=1,4", "loss=ctkd,kd"
+    )  # one process; ctkd draws weights of its own
     assert ran.err.count("left out of the sweep: ") == 2  # ctkd learns its temperature
     ran = sweep("-m", "name=both", "loss=ctkd,kd", "seed=0,1")
     last = ran.sweeps[-1] if ran.sweeps[-1].name == "both" else ran.sweeps[0]
@@ -245,14 +272,16 @@ def test_jobs_whose_usual_names_are_the_same_get_names_of_their_own(sweep: Any) 
         assert json.loads((run / "report.json").read_text())["name"] == run.name
 
 
-def test_interrupted_it_ends_with_the_line_that_resumes(sweep: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    import kd.run
+def test_interrupted_it_ends_with_the_line_that_resumes(
+    sweep: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import kd.runs.run
 
     def stopped(*args: Any, **options: Any) -> Any:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(kd.run, "make_report", stopped)
+        patch.setattr(kd.runs.run, "make_report", stopped)
         ran = sweep("-m", "temperature=1,2")
     assert ran.code == 130
     assert "python -m kd.train" in ran.err
@@ -282,8 +311,14 @@ def test_every_preset_composes_with_every_experiment(name: str, experiment: str)
         options = list(PARSER.parse_override(f"{key}={values}").sweep_string_iterator())
         assert len(options) > 1
         for value in (options[0], options[-1]):
-            cfg = composed(f"experiment={experiment}", f"sweep={name}", f"{key}={value}", "data=digits")
-            typed = OmegaConf.to_container(cfg)[key] if key in cfg and key not in ("loss", "student") else None
+            cfg = composed(
+                f"experiment={experiment}", f"sweep={name}", f"{key}={value}", "data=digits"
+            )
+            typed = (
+                OmegaConf.to_container(cfg)[key]
+                if key in cfg and key not in ("loss", "student")
+                else None
+            )
             assert typed is None or str(typed) == value
             try:
                 check(cfg, [key])
@@ -310,9 +345,17 @@ def test_a_method_without_use_for_a_swept_knob_is_left_out(sweep: Any) -> None:
 
 def test_the_folders_name_is_that_of_the_sweep() -> None:
     def name(*overrides: str, params: Any = None) -> str:
-        choices = {"data": "digits", "teacher": "resnet18", "student": "cnn", "loss": "kd", "experiment": None}
+        choices = {
+            "data": "digits",
+            "teacher": "resnet18",
+            "student": "cnn",
+            "loss": "kd",
+            "experiment": None,
+        }
         hydra = {"overrides": {"task": list(overrides)}, "runtime": {"choices": choices}}
-        return sweep_name(_root_=OmegaConf.create({"hydra": {**hydra, "sweeper": {"params": params}}}))
+        return sweep_name(
+            _root_=OmegaConf.create({"hydra": {**hydra, "sweeper": {"params": params}}})
+        )
 
     one = name("temperature=1,2", "seed=0")
     assert re.fullmatch(r"digits_resnet18_to_cnn_kd_temperature_[0-9a-f]{6}", one)
@@ -340,21 +383,42 @@ def test_rank_is_by_the_mean_over_seeds_on_validation() -> None:
             (("alpha=1", "seed=1"), report(0.6, 0.7, 0.3)),
         ]
     )
-    assert [row["label"] for row in rows] == ["alpha=1", "alpha=0"]  # 0.75 before 0.7, whatever the test says
-    assert rows[0] == {"label": "alpha=1", "val": [0.9, 0.6], "test": [0.5, 0.7], "gain": [0.1, 0.3]}
+    assert [row["label"] for row in rows] == [
+        "alpha=1",
+        "alpha=0",
+    ]  # 0.75 before 0.7, whatever the test says
+    assert rows[0] == {
+        "label": "alpha=1",
+        "val": [0.9, 0.6],
+        "test": [0.5, 0.7],
+        "gain": [0.1, 0.3],
+    }
     assert rows[1]["gain"] == []
 
 
-def test_code_is_found_without_importing_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_is_found_without_importing_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     package = tmp_path / "not_to_be_imported" / "inner"
     package.mkdir(parents=True)
     for folder in (package.parent, package):
         (folder / "__init__.py").write_text("raise RuntimeError('imported')\n")
     (package / "huber.py").write_text("class Huber: pass\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    names = [set(code_of({"_target_": f"not_to_be_imported.inner{end}"})) for end in (".huber.Huber.of", ".Thing")]
+    names = [
+        set(code_of({"_target_": f"not_to_be_imported.inner{end}"}))
+        for end in (".huber.Huber.of", ".Thing")
+    ]
     assert names == [{"not_to_be_imported.inner.huber"}, {"not_to_be_imported.inner"}]
-    assert code_of({"_target_": "torch.nn.Linear"}, {"_target_": "no.such.thing"}, {"_target_": "print"}, {}) == {}
+    assert (
+        code_of(
+            {"_target_": "torch.nn.Linear"},
+            {"_target_": "no.such.thing"},
+            {"_target_": "print"},
+            {},
+        )
+        == {}
+    )
 
 
 def test_a_finished_sweep_is_told_without_torch(tmp_path: Path, sweep: Any) -> None:
@@ -366,7 +430,15 @@ def test_a_finished_sweep_is_told_without_torch(tmp_path: Path, sweep: Any) -> N
         "try: run_command(main, 'kd.train')\n"
         "finally: print('torch' in sys.modules)\n"
     )
-    line = [sys.executable, "-c", code, "-m", *PAIR, f"output_dir={tmp_path / 'out'}", *arguments[1:]]
+    line = [
+        sys.executable,
+        "-c",
+        code,
+        "-m",
+        *PAIR,
+        f"output_dir={tmp_path / 'out'}",
+        *arguments[1:],
+    ]
     done = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stderr.count("done before") == 2
     assert done.stdout.splitlines()[-1] == "False"
@@ -375,7 +447,12 @@ def test_a_finished_sweep_is_told_without_torch(tmp_path: Path, sweep: Any) -> N
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", [("joblib", "hydra.launcher.n_jobs=2"), ("submitit_local",)])
 def test_jobs_in_parallel_share_the_teacher(tmp_path: Path, launcher: tuple[str, ...]) -> None:
-    arguments = ("temperature=1,2", "student.net.hidden=[8],[-1]", f"hydra/launcher={launcher[0]}", *launcher[1:])
+    arguments = (
+        "temperature=1,2",
+        "student.net.hidden=[8],[-1]",
+        f"hydra/launcher={launcher[0]}",
+        *launcher[1:],
+    )
     ran = process(tmp_path, *arguments).wait()
     assert ran.returncode == 1, ran.stderr
     assert len(re.findall(r"^\[\d/4\] .*: student ", ran.stderr, re.M)) == 2
@@ -383,7 +460,9 @@ def test_jobs_in_parallel_share_the_teacher(tmp_path: Path, launcher: tuple[str,
     said = "".join(log.read_text() for log in tmp_path.glob("sweeps/*/logs/*.log"))
     assert said.count("teacher: trained") == 1
     assert len(stages(tmp_path, "teacher")) == 1
-    commands = [json.loads(file.read_text())["command"] for file in tmp_path.glob("sweeps/*/*/report.json")]
+    commands = [
+        json.loads(file.read_text())["command"] for file in tmp_path.glob("sweeps/*/*/report.json")
+    ]
     assert len(commands) == 2
     assert all(each.startswith("python -m kd.train model=mlp_to_mlp") for each in commands)
     assert process(tmp_path, *arguments).wait().stderr.count("done before") == 2
@@ -437,18 +516,30 @@ def test_what_several_devices_cannot_do_is_refused_with_the_way_that_works(sweep
         assert words in ran.err
 
 
-def test_forked_processes_beside_threads_are_refused(sweep: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forked_processes_beside_threads_are_refused(
+    sweep: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """They would wait for ever for threads that are not in their copy."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    ran = sweep("trainer=ddp", "trainer.accelerator=cpu", "trainer.strategy=ddp_fork", "stages=[baseline]")
+    ran = sweep(
+        "trainer=ddp", "trainer.accelerator=cpu", "trainer.strategy=ddp_fork", "stages=[baseline]"
+    )
     assert ran.code == 2, ran.err
     assert "trainer.strategy: found 'ddp_fork' with 2 threads" in ran.err
 
 
 @pytest.mark.slow
 def test_several_devices_in_a_sweep(tmp_path: Path) -> None:
-    two = ("trainer=ddp", "trainer.accelerator=cpu", "batch_size=20", "stages=[baseline]", "data/augment=strong")
+    two = (
+        "trainer=ddp",
+        "trainer.accelerator=cpu",
+        "batch_size=20",
+        "stages=[baseline]",
+        "data/augment=strong",
+    )
     ran = process(tmp_path, *two, "seed=0,1").wait()
     assert ran.returncode == 0, ran.stderr
     assert len(list(tmp_path.glob("sweeps/*/*/report.json"))) == 2
-    assert all("baseline: trained" in log.read_text() for log in tmp_path.glob("sweeps/*/logs/*.log"))
+    assert all(
+        "baseline: trained" in log.read_text() for log in tmp_path.glob("sweeps/*/logs/*.log")
+    )

@@ -11,10 +11,10 @@ import torch
 from kd.data.digits import Digits
 from kd.errors import UserError
 from kd.files.store import Done
-from kd.tasks.course import Incremental, make_tasks
 from kd.tasks.data import TaskData
 from kd.tasks.exemplars import Memory, herding, nearest_mean
 from kd.tasks.forgetting import evaluation
+from kd.tasks.schedule import Incremental, make_tasks
 
 NAMES = tuple("abcdefghij")
 PLAIN: dict[str, Any] = {
@@ -57,7 +57,10 @@ def test_sizes_of_tasks(changes: dict[str, Any], sizes: list[int]) -> None:
 
 
 def test_the_order_is_seeded_and_whole() -> None:
-    orders = [[label for task in make_tasks(asked(order_seed=s), NAMES) for label in task] for s in (0, 0, 1)]
+    orders = [
+        [label for task in make_tasks(asked(order_seed=s), NAMES) for label in task]
+        for s in (0, 0, 1)
+    ]
     assert orders[0] == orders[1] != orders[2]
     assert sorted(orders[0]) == sorted(orders[2]) == list(range(10))
     assert orders[0] != list(range(10))
@@ -65,19 +68,34 @@ def test_the_order_is_seeded_and_whole() -> None:
 
 def test_listed_classes_come_as_listed_whatever_the_seed() -> None:
     assert make_tasks(asked(tasks=[["c", "a"], ["b"]], order_seed=3), NAMES) == [(2, 0), (1,)]
-    assert make_tasks(asked(tasks=[[1, 0], [2]]), ("10", "2", "1")) == [(2, 0), (1,)]  # a name first, then a label
+    assert make_tasks(asked(tasks=[[1, 0], [2]]), ("10", "2", "1")) == [
+        (2, 0),
+        (1,),
+    ]  # a name first, then a label
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"tasks": 11}, r"^incremental.tasks: found 11, the data has 10 classes; accepted are 1 to 10$"),
+        (
+            {"tasks": 11},
+            r"^incremental.tasks: found 11, the data has 10 classes; accepted are 1 to 10$",
+        ),
         ({"first": 11, "step": 1}, r"^incremental.first: found 11, the data has 10 classes$"),
         ({"first": 5}, r"^incremental.first: needs incremental.step beside it$"),
-        ({"tasks": [["a", "b"], ["b"]]}, r"^incremental.tasks: class 'b' is in task 1 and in task 2; .* comes once$"),
-        ({"tasks": [["a"], ["aa"]]}, r"^incremental.tasks\[1\]: there is no class 'aa'; the data has a, .*mean 'a'\?$"),
+        (
+            {"tasks": [["a", "b"], ["b"]]},
+            r"^incremental.tasks: class 'b' is in task 1 and in task 2; .* comes once$",
+        ),
+        (
+            {"tasks": [["a"], ["aa"]]},
+            r"^incremental.tasks\[1\]: there is no class 'aa'; the data has a, .*mean 'a'\?$",
+        ),
         ({"tasks": [["a"], [10]]}, r"^incremental.tasks\[1\]: there is no class '10'"),
-        ({"exemplars": 9}, r"^incremental.exemplars: found 9 for 10 classes.*accepted are 10 or more, or 0$"),
+        (
+            {"exemplars": 9},
+            r"^incremental.exemplars: found 9 for 10 classes.*accepted are 10 or more, or 0$",
+        ),
         ({"replay": "stored"}, r"^incremental.exemplars: found 0; lwf needs some"),
         ({"classifier": "nearest_mean"}, r"^incremental.exemplars: found 0; lwf needs some"),
     ],
@@ -88,7 +106,11 @@ def test_what_cannot_be_shared_out_is_one_message(changes: dict[str, Any], messa
 
 
 def test_enough_exemplars_are_accepted() -> None:
-    for changes in ({"exemplars": 10}, {"exemplars": 1, "exemplars_per": "class"}, {"exemplars": 3, "keep_data": True}):
+    for changes in (
+        {"exemplars": 10},
+        {"exemplars": 1, "exemplars_per": "class"},
+        {"exemplars": 3, "keep_data": True},
+    ):
         assert make_tasks(asked(**changes), NAMES)
 
 
@@ -114,7 +136,9 @@ def test_a_tasks_data_holds_its_classes_and_no_other(source: TaskData) -> None:
         ):
             mine = torch.isin(original.labels, torch.tensor(task))
             assert set(part.labels.tolist()) == set(range(start, start + len(task)))
-            assert [order[label] for label in part.labels.tolist()] == original.labels[mine].tolist()
+            assert [order[label] for label in part.labels.tolist()] == original.labels[
+                mine
+            ].tolist()
             assert torch.equal(part.pixels[:], original.pixels[:][mine])
 
 
@@ -147,7 +171,11 @@ def by_the_paper(features: np.ndarray, count: int) -> list[int]:
     mu, chosen = features.mean(axis=0), []
     for k in range(1, count + 1):
         norms = {
-            i: np.linalg.norm(mu - (features[i] + sum((features[j] for j in chosen), np.zeros(features.shape[1]))) / k)
+            i: np.linalg.norm(
+                mu
+                - (features[i] + sum((features[j] for j in chosen), np.zeros(features.shape[1])))
+                / k
+            )
             for i in range(len(features))
             if i not in chosen
         }
@@ -170,7 +198,9 @@ def test_herding_prefers_what_balances() -> None:
 
 
 def test_nearest_mean() -> None:
-    scores = nearest_mean(torch.tensor([[0.0, 1.0], [3.0, 0.0]]), torch.tensor([[0.0, 0.0], [3.0, 4.0]]))
+    scores = nearest_mean(
+        torch.tensor([[0.0, 1.0], [3.0, 0.0]]), torch.tensor([[0.0, 0.0], [3.0, 4.0]])
+    )
     assert torch.allclose(scores, -torch.tensor([[1.0, 18**0.5], [3.0, 4.0]]))
 
 
@@ -179,7 +209,8 @@ def test_exemplars_stay_within_the_budget(
 ) -> None:
     rng = torch.Generator().manual_seed(0)
     monkeypatch.setattr(
-        "kd.tasks.exemplars.features_of", lambda done, data, images: torch.randn(len(images), 4, generator=rng)
+        "kd.tasks.exemplars.features_of",
+        lambda done, data, images: torch.randn(len(images), 4, generator=rng),
     )
     for changes, counts in (
         ({"exemplars": 40}, [20, 8, 6]),
@@ -192,7 +223,9 @@ def test_exemplars_stay_within_the_budget(
         for done, count in zip((stages[:1], stages[:2], stages), counts, strict=True):
             kept = memory.kept(done)
             assert [len(each) for each in kept] == [count] * len(kept)
-            assert [set(each.labels.tolist()) for each in kept] == [{place} for place in range(len(kept))]
+            assert [set(each.labels.tolist()) for each in kept] == [
+                {place} for place in range(len(kept))
+            ]
             assert changes.get("exemplars_per") or sum(map(len, kept)) <= changes["exemplars"]
             images = [[image.numpy().tobytes() for image in each.pixels[:]] for each in kept]
             train = {image.numpy().tobytes() for image in source.data.split.train.pixels[:]}
@@ -229,20 +262,30 @@ def test_measures_by_hand() -> None:
     assert found["forgetting"] == pytest.approx(((1.0 - 0.0) + (1.0 - 0.5)) / 2)
     assert found["backward_transfer"] == pytest.approx(((0.0 - 1.0) + (0.5 - 1.0)) / 2)
     told = evaluation(scores, labels, sizes, told=True)
-    assert told["matrix"] == [[1.0], [1.0, 1.0], [1.0, 1.0, 1.0]]  # of one class there is no wrong one
+    assert told["matrix"] == [
+        [1.0],
+        [1.0, 1.0],
+        [1.0, 1.0, 1.0],
+    ]  # of one class there is no wrong one
     assert told["forgetting"] == 0
 
 
 def test_forgetting_is_from_the_best_and_transfer_from_the_first() -> None:
     labels, sizes = torch.tensor([0, 0, 0, 0, 1, 2]), [1, 1, 1]
     chosen = [[0, 0, 0, 0, 0, 0], [1, 1, 0, 0, 1, 0], [0, 0, 0, 2, 2, 2]]
-    scores = [torch.nn.functional.one_hot(torch.tensor(r), w).float() for r, w in zip(chosen, (1, 2, 3), strict=True)]
+    scores = [
+        torch.nn.functional.one_hot(torch.tensor(r), w).float()
+        for r, w in zip(chosen, (1, 2, 3), strict=True)
+    ]
     scores[0] = torch.zeros(6, 1)
     found = evaluation(scores, labels, sizes, told=False)
     assert [row[0] for row in found["matrix"]] == [1.0, 0.5, 0.75]
     assert found["forgetting"] == pytest.approx((0.25 + 1.0) / 2)
     better = copy.deepcopy(scores)
-    better[1], better[2] = scores[1], torch.nn.functional.one_hot(torch.tensor([0, 0, 0, 0, 1, 2]), 3).float()
+    better[1], better[2] = (
+        scores[1],
+        torch.nn.functional.one_hot(torch.tensor([0, 0, 0, 0, 1, 2]), 3).float(),
+    )
     found = evaluation(better, labels, sizes, told=False)
     assert found["forgetting"] == 0
     assert found["backward_transfer"] == 0
@@ -251,7 +294,10 @@ def test_forgetting_is_from_the_best_and_transfer_from_the_first() -> None:
 def test_a_task_that_got_better_is_negative_forgetting() -> None:
     labels = torch.tensor([0, 0, 1, 1, 2, 2])
     chosen = [[1, 1, 1, 1, 0, 0], [0, 1, 1, 1, 2, 2]]
-    scores = [torch.nn.functional.one_hot(torch.tensor(r), w).float() for r, w in zip(chosen, (2, 3), strict=True)]
+    scores = [
+        torch.nn.functional.one_hot(torch.tensor(r), w).float()
+        for r, w in zip(chosen, (2, 3), strict=True)
+    ]
     found = evaluation(scores, labels, [2, 1], told=False)
     assert found["matrix"] == [[0.5], [0.75, 1.0]]
     assert found["forgetting"] == -0.25

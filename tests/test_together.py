@@ -15,10 +15,10 @@ import pytest
 from composed import TINY
 from processes import Process
 
-from kd.config import Config
+from kd.config.schema import Config
 from kd.errors import CannotWrite
 from kd.files.locks import free, held, lock_at
-from kd.sweeps.job import Job
+from kd.runs.job import Job
 
 MANY = int(os.environ.get("KD_TOGETHER", "4"))
 ARGUMENTS = ("model=mlp_to_mlp", *TINY)
@@ -26,8 +26,12 @@ ARGUMENTS = ("model=mlp_to_mlp", *TINY)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sweep", [(), ("-m", "temperature=3,4")], ids=["run", "sweep"])
-def test_each_stage_is_trained_once_and_all_end_alike(sweep: tuple[str, ...], tmp_path: Path) -> None:
-    all_of_them = [Process("kd.train", *sweep, *ARGUMENTS, f"output_dir={tmp_path}") for _ in range(MANY)]
+def test_each_stage_is_trained_once_and_all_end_alike(
+    sweep: tuple[str, ...], tmp_path: Path
+) -> None:
+    all_of_them = [
+        Process("kd.train", *sweep, *ARGUMENTS, f"output_dir={tmp_path}") for _ in range(MANY)
+    ]
     assert [each.wait().returncode for each in all_of_them] == [0] * MANY, all_of_them[0].stderr
     said = "".join(each.stderr for each in all_of_them) + "".join(
         log.read_text() for log in tmp_path.glob("sweeps/*/logs/*.log")
@@ -40,18 +44,27 @@ def test_each_stage_is_trained_once_and_all_end_alike(sweep: tuple[str, ...], tm
         assert said.count(f"{stage}: trained in") == count
     reports = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("*s/**/report.json"))]
     assert len(reports) == (2 if sweep else MANY)
-    told = {json.dumps([(each["stage"], each["test"], each["val"]) for each in one["models"]]) for one in reports}
+    told = {
+        json.dumps([(each["stage"], each["test"], each["val"]) for each in one["models"]])
+        for one in reports
+    }
     assert len(told) == students
     assert not list(tmp_path.rglob("*.partial"))
-    assert not [path for path in tmp_path.rglob("*.lock") if path.stat().st_size], "nobody has let go"
+    assert not [path for path in tmp_path.rglob("*.lock") if path.stat().st_size], (
+        "nobody has let go"
+    )
 
 
 @pytest.mark.slow
 def test_a_job_that_another_process_is_at_comes_last(tmp_path: Path) -> None:
     """So that the same sweep, started on two machines, is done in half the time."""
     told: list[str] = []
-    with held(tmp_path / "sweeps" / "shared" / "logs" / "shared_seed-0_s0.lock", "seed=0", "runs it"):
-        sweep = Process("kd.train", "-m", *ARGUMENTS, f"output_dir={tmp_path}", "name=shared", "seed=0,1,2")
+    with held(
+        tmp_path / "sweeps" / "shared" / "logs" / "shared_seed-0_s0.lock", "seed=0", "runs it"
+    ):
+        sweep = Process(
+            "kd.train", "-m", *ARGUMENTS, f"output_dir={tmp_path}", "name=shared", "seed=0,1,2"
+        )
         for line in sweep.lines():
             told += [line[:5]] if line.startswith("[") else []
             if "runs it; waiting" in line:
@@ -88,20 +101,29 @@ def test_a_lock_of_a_dead_process_is_taken_over_with_a_message(
     with held(path, "teacher", "is training it"):
         assert path.read_text().startswith(f"process {os.getpid()} on ")
     said = capsys.readouterr().err
-    assert said == f"teacher: the lock of process 4711 on node17, which has ended, is taken over ({path})\n"
+    assert (
+        said
+        == f"teacher: the lock of process 4711 on node17, which has ended, is taken over ({path})\n"
+    )
     with held(path, "teacher", "is training it"):
         pass
     assert capsys.readouterr().err == "", "it was let go of"
     path.write_bytes(b"\x1b[31m\xff 12\nsomething else\n")  # of another program, perhaps
     with held(path, "teacher", "is training it"):
-        assert "the lock of another process, which has ended, is taken over" in capsys.readouterr().err
+        assert (
+            "the lock of another process, which has ended, is taken over" in capsys.readouterr().err
+        )
 
 
 @pytest.mark.slow
 def test_a_killed_run_is_waited_for_by_name_and_taken_over(tmp_path: Path) -> None:
-    endless = Process("kd.train", *ARGUMENTS, "stages=[baseline]", "epochs=3000", f"output_dir={tmp_path}")
+    endless = Process(
+        "kd.train", *ARGUMENTS, "stages=[baseline]", "epochs=3000", f"output_dir={tmp_path}"
+    )
     assert any("epoch 2/" in line for line in endless.lines()), endless.stderr
-    waiting = Process("kd.train", *ARGUMENTS, "stages=[baseline]", "epochs=3000", f"output_dir={tmp_path}")
+    waiting = Process(
+        "kd.train", *ARGUMENTS, "stages=[baseline]", "epochs=3000", f"output_dir={tmp_path}"
+    )
     name = f"process {endless.process.pid} on "
     for line in waiting.lines():
         if "waiting" in line:
@@ -118,14 +140,18 @@ def test_a_killed_run_is_waited_for_by_name_and_taken_over(tmp_path: Path) -> No
     assert lock.read_text() == "", "who is asked to leave lets go"
 
 
-def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_without_locks_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Instead of it, filelock would take a file that exists as a lock, which a dead process never lets go of."""
 
     def missing(*_: object) -> None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
     monkeypatch.setattr(filelock._unix.fcntl, "flock", missing)
-    refused = pytest.raises(CannotWrite, match=r"x\.lock: its file system has no locks .*set output_dir")
+    refused = pytest.raises(
+        CannotWrite, match=r"x\.lock: its file system has no locks .*set output_dir"
+    )
     with refused, held(tmp_path / "x.lock", "teacher", "is training it"):
         pass
     with refused, lock_at(tmp_path / "x.lock"):  # as a search's

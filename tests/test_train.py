@@ -19,9 +19,9 @@ from safetensors.torch import load_file, safe_open
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from kd.command import run_command
-from kd.config import Config
+from kd.config.schema import Config
 from kd.files.run_folder import RunFolder
-from kd.run import run
+from kd.runs.run import run
 from kd.train import main
 
 Make = Callable[..., Config]
@@ -53,7 +53,13 @@ def test_run_folder_and_report(make_config: Make, capsys: pytest.CaptureFixture[
     assert [path for path in folder.parent.iterdir() if path.name.endswith(".partial")] == []
     report = json.loads((folder / "report.json").read_text())
     number, fraction = float, float
-    test = {"accuracy": fraction, "balanced_accuracy": fraction, "nll": number, "ece": number, "agreement": fraction}
+    test = {
+        "accuracy": fraction,
+        "balanced_accuracy": fraction,
+        "nll": number,
+        "ece": number,
+        "agreement": fraction,
+    }
     for model, role in zip(report["models"], ("teacher", "baseline", "student"), strict=True):
         assert model["role"] == role
         assert shape_of({k: model["test"][k] for k in test}) == test
@@ -71,7 +77,9 @@ def test_run_folder_and_report(make_config: Make, capsys: pytest.CaptureFixture[
         assert shape_of({k: model[k] for k in rest}) == rest
         assert model["latency_ms"]["batch"] == 1
         assert 0 < model["latency_ms"]["median"] <= model["latency_ms"]["p95"]
-        record = json.loads((folder.parents[1] / "store" / model["stage"] / "stage.json").read_text())
+        record = json.loads(
+            (folder.parents[1] / "store" / model["stage"] / "stage.json").read_text()
+        )
         for i, row in enumerate(record["history"]):
             assert {name: values[i] for name, values in model["history"].items()} == row
         assert model["history"]["epoch"] == [0, 1]
@@ -115,7 +123,9 @@ def test_runs_that_start_in_the_same_second_have_folders_of_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("time.strftime", lambda *_: "20260101-000000")
-    folders = [RunFolder(tmp_path, "digits") for _ in range(2)]  # both have looked before either has written
+    folders = [
+        RunFolder(tmp_path, "digits") for _ in range(2)
+    ]  # both have looked before either has written
     with folders[0] as first, folders[1] as second:
         assert first.path != second.path
     with RunFolder(tmp_path, "digits"):
@@ -158,11 +168,17 @@ def test_the_students_file_holds_nothing_of_a_loss_that_learns(make_config: Make
     }
 
 
-def test_who_may_read_a_new_file_may_read_all_that_is_kept(make_config: Make, tmp_path: Path) -> None:
+def test_who_may_read_a_new_file_may_read_all_that_is_kept(
+    make_config: Make, tmp_path: Path
+) -> None:
     config = make_config()
     (plain := tmp_path / "plain").touch()
     run(config, "")
-    kept = {path.suffix: path.stat().st_mode for path in Path(config.output_dir).rglob("*") if path.is_file()}
+    kept = {
+        path.suffix: path.stat().st_mode
+        for path in Path(config.output_dir).rglob("*")
+        if path.is_file()
+    }
     assert {".safetensors", ".npy", ".json"} <= set(kept)
     assert {suffix for suffix, mode in kept.items() if mode != plain.stat().st_mode} == set()
 
@@ -172,34 +188,44 @@ def test_second_run_trains_nothing_and_changing_temperature_trains_one_stage(
 ) -> None:
     first = run(make_config(), "")
     capsys.readouterr()
-    with monkeypatch.context() as patch:  # nor does it try the recipe out or count a net again, which take seconds
-        patch.setattr("kd.run.preflight", lambda *_: pytest.fail("tried out"))
-        patch.setattr("kd.trained.count_macs", lambda *_: pytest.fail("counted again"))
+    with (
+        monkeypatch.context() as patch
+    ):  # nor does it try the recipe out or count a net again, which take seconds
+        patch.setattr("kd.runs.preflight.preflight", lambda *_: pytest.fail("tried out"))
+        patch.setattr("kd.stages.result.count_macs", lambda *_: pytest.fail("counted again"))
         second = run(make_config(), "")
     said = capsys.readouterr().err
     assert said.count("already there") == 3
     assert second != first
     a, b = (json.loads((folder / "report.json").read_text()) for folder in (first, second))
-    assert [(m["test"], m["macs"]) for m in a["models"]] == [(m["test"], m["macs"]) for m in b["models"]]
+    assert [(m["test"], m["macs"]) for m in a["models"]] == [
+        (m["test"], m["macs"]) for m in b["models"]
+    ]
     run(make_config("temperature=3"), "")
     said = capsys.readouterr().err
     assert said.count("already there") == 2
     assert "distill: trained" in said
 
 
-def test_test_part_is_read_once_per_model(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    import kd.stages
-    import kd.trained
+def test_test_part_is_read_once_per_model(
+    make_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import kd.stages.result
+    import kd.stages.stage
 
     calls: list[str] = []
-    original = kd.trained.predict_logits
+    original = kd.stages.result.predict_logits
 
     def counted(net: Any, data: Any, images: Any, *rest: Any) -> torch.Tensor:
-        parts = {id(data.split.train): "train", id(data.split.val): "val", id(data.split.test): "test"}
+        parts = {
+            id(data.split.train): "train",
+            id(data.split.val): "val",
+            id(data.split.test): "test",
+        }
         calls.append(parts[id(images)])
         return original(net, data, images, *rest)
 
-    for module in (kd.stages, kd.trained):
+    for module in (kd.stages.stage, kd.stages.result):
         monkeypatch.setattr(module, "predict_logits", counted)
     run(make_config(), "")
     assert calls.count("test") == 3
@@ -209,7 +235,9 @@ def test_test_part_is_read_once_per_model(make_config: Make, monkeypatch: pytest
 
 
 def test_without_baseline_or_teacher_the_comparison_says_less(make_config: Make) -> None:
-    report = json.loads((run(make_config("stages=[teacher,distill]"), "") / "report.json").read_text())
+    report = json.loads(
+        (run(make_config("stages=[teacher,distill]"), "") / "report.json").read_text()
+    )
     assert report["comparison"]["gain"] is None
     assert report["comparison"]["speedup"] > 0
     folder = run(make_config("stages=[baseline]"), "")
@@ -239,13 +267,21 @@ def test_options_of_training_run(make_config: Make, overrides: list[str]) -> Non
 
 
 def test_early_stopping_stops(make_config: Make) -> None:
-    folder = run(make_config("stages=[baseline]", "epochs=30", "optim.lr=1e-9", "early_stopping=2"), "")
+    folder = run(
+        make_config("stages=[baseline]", "epochs=30", "optim.lr=1e-9", "early_stopping=2"), ""
+    )
     assert json.loads((folder / "report.json").read_text())["models"][0]["epochs"] == 3
 
 
 def test_ema_keeps_averaged_weights(make_config: Make) -> None:
-    runs = [run(make_config("stages=[baseline]", "keep=last", *more), "") for more in ([], ["ema=0.9999"])]
-    plain, averaged = (json.loads((folder / "report.json").read_text())["models"][0]["test"]["nll"] for folder in runs)
+    runs = [
+        run(make_config("stages=[baseline]", "keep=last", *more), "")
+        for more in ([], ["ema=0.9999"])
+    ]
+    plain, averaged = (
+        json.loads((folder / "report.json").read_text())["models"][0]["test"]["nll"]
+        for folder in runs
+    )
     # Averaged that slowly, the weights are still almost those of the start, and the loss almost ln 10.
     assert plain < averaged - 0.05
 
@@ -266,12 +302,17 @@ def test_loader_workers_do_not_change_the_result(make_config: Make) -> None:
     assert tensors_equal(*(folder / "student.safetensors" for folder in folders))
 
 
-def test_checkpoint_of_another_number_of_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_checkpoint_of_another_number_of_classes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from kd.nets.mlp import MLP
 
     path = tmp_path / "teacher.pth"
     torch.save(MLP(7, 1, 8, [16]).state_dict(), path)
-    assert exit_code("train", *ARGUMENTS, f"output_dir={tmp_path / 'out'}", f"teacher.path={path}") == 2
+    assert (
+        exit_code("train", *ARGUMENTS, f"output_dir={tmp_path / 'out'}", f"teacher.path={path}")
+        == 2
+    )
     said = capsys.readouterr().err
     for word in ("teacher.path", str(path), "fc.weight", "[7, 16]", "[10, 16]", "7 classes", "10"):
         assert word in said
@@ -290,12 +331,20 @@ def test_command_works_from_any_folder(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert exit_code("train", *ARGUMENTS, "stages=[baseline]") == 0
     (folder,) = (tmp_path / "outputs" / "runs").iterdir()
     assert folder.name.endswith("_digits_mlp_to_mlp_kd_T2.0_a0.5_s0")
-    assert [path.name for path in tmp_path.iterdir()] == ["outputs"], "Hydra must leave nothing of its own"
+    assert [path.name for path in tmp_path.iterdir()] == ["outputs"], (
+        "Hydra must leave nothing of its own"
+    )
 
 
 @pytest.mark.slow
 def test_interrupt_and_resume_give_the_same_weights(tmp_path: Path) -> None:
-    arguments = [*ARGUMENTS, "epochs=15", "teacher.epochs=5", "student.net.hidden=[200,200,200]", "data.limit=1000"]
+    arguments = [
+        *ARGUMENTS,
+        "epochs=15",
+        "teacher.epochs=5",
+        "student.net.hidden=[200,200,200]",
+        "data.limit=1000",
+    ]
 
     def start(out: str) -> Process:
         return Process("kd.train", *arguments, f"output_dir={tmp_path / out}")
@@ -311,7 +360,9 @@ def test_interrupt_and_resume_give_the_same_weights(tmp_path: Path) -> None:
     assert again.returncode == 0
     assert again.stderr.count("already there") == 2
     assert "distill: training for 15 epochs, from the last finished epoch" in again.stderr
-    results = [next((tmp_path / out / "runs").glob("*/student.safetensors")) for out in ("whole", "cut")]
+    results = [
+        next((tmp_path / out / "runs").glob("*/student.safetensors")) for out in ("whole", "cut")
+    ]
     assert tensors_equal(*results)
     reports = [json.loads((path.parent / "report.json").read_text()) for path in results]
     assert [m["test"] for m in reports[0]["models"]] == [m["test"] for m in reports[1]["models"]]
@@ -320,13 +371,17 @@ def test_interrupt_and_resume_give_the_same_weights(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_cluster_that_wants_its_node_back(number: int, tmp_path: Path) -> None:
-    cut = Process("kd.train", *ARGUMENTS, "stages=[baseline]", "epochs=2000", f"output_dir={tmp_path}")
+    cut = Process(
+        "kd.train", *ARGUMENTS, "stages=[baseline]", "epochs=2000", f"output_dir={tmp_path}"
+    )
     assert any("baseline: epoch 3/" in line for line in cut.lines()), cut.stderr
     cut.send_signal(number)
     started = time.monotonic()
     assert cut.wait().returncode == 130, cut.stderr
     assert time.monotonic() - started < 10
-    assert "kd: interrupted; the same command goes on from here:\n  python -m kd.train" in cut.stderr
+    assert (
+        "kd: interrupted; the same command goes on from here:\n  python -m kd.train" in cut.stderr
+    )
     assert "Traceback" not in cut.stderr
     assert len(list((tmp_path / "store").glob("*.partial/last.ckpt"))) == 1
 
@@ -343,7 +398,14 @@ def test_two_commands_at_once_train_each_stage_once(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_default_pair_at_smoke_size_through_the_shell(tmp_path: Path) -> None:
-    line = [sys.executable, "-m", "kd.train", "model=resnet18_to_cnn", "trainer=smoke", f"output_dir={tmp_path}"]
+    line = [
+        sys.executable,
+        "-m",
+        "kd.train",
+        "model=resnet18_to_cnn",
+        "trainer=smoke",
+        f"output_dir={tmp_path}",
+    ]
     started = time.monotonic()
     first = subprocess.run(line, capture_output=True, text=True, check=False)
     assert first.returncode == 0, first.stderr

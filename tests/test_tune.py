@@ -28,21 +28,25 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState
 from processes import Process
 
-import kd.stages
-import kd.trained
+import kd.stages.result
+import kd.stages.stage
 import kd.tuning.search
-from kd.checking import check_as
-from kd.config import check
-from kd.construct import construct
+from kd.config.checking import check_as
+from kd.config.construct import construct
+from kd.config.schema import check
 from kd.data.base import DataModule
 from kd.errors import Dropped, Interrupted, UserError
 from kd.files.store import Store
-from kd.stages import complete, make_stage
+from kd.stages.stage import complete, make_stage
 from kd.tuning.compare import bought, spread
 from kd.tuning.request import Tuning, as_typed
 from kd.tuning.space import read_space, text_of
 
-MORE = ["epochs=6", "optim.lr=0.02", "startup_trials=2"]  # so that settings differ in accuracy, and TPE chooses some
+MORE = [
+    "epochs=6",
+    "optim.lr=0.02",
+    "startup_trials=2",
+]  # so that settings differ in accuracy, and TPE chooses some
 ARGUMENTS = ["model=mlp_to_mlp", *TINY, "study=s", "seeds=[1,2]"]
 
 
@@ -82,12 +86,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Whole]:
     """Run once; what was predicted, in order, and the logits in the store when the search was over."""
     out = tmp_path_factory.mktemp("whole")
     found = Whole(out, -1, "", "", [], [])
-    predict, compare = kd.trained.predict_logits, kd.tuning.search.compare_settings
+    predict, compare = kd.stages.result.predict_logits, kd.tuning.search.compare_settings
 
     def counted(net: Any, data: DataModule, images: Any, *rest: Any) -> torch.Tensor:
         parts = {id(data.split.train): "train", id(data.split.val): "val"}
         found.read.append(
-            parts.get(id(images), "test") if data.split.test is None else f"{parts.get(id(images), 'test')}+"
+            parts.get(id(images), "test")
+            if data.split.test is None
+            else f"{parts.get(id(images), 'test')}+"
         )
         return predict(net, data, images, *rest)
 
@@ -98,8 +104,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Whole]:
 
     printed, said = io.StringIO(), io.StringIO()
     torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed), contextlib.redirect_stderr(said):
-        for module in (kd.stages, kd.trained):
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(printed),
+        contextlib.redirect_stderr(said),
+    ):
+        for module in (kd.stages.stage, kd.stages.result):
             patch.setattr(module, "predict_logits", counted)
         patch.setattr(kd.tuning.search, "compare_settings", compared)
         found.code = exit_code("tune", *ARGUMENTS, f"output_dir={out}", "n_trials=4", *MORE)
@@ -110,11 +120,15 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Whole]:
 def test_no_trial_sees_test_data(whole: Whole) -> None:
     assert whole.code == 0, whole.said
     at = whole.read.index("compare")
-    assert set(whole.read[:at]) == {"val"}, "and without a `+`: the search's data has no test part at all"
+    assert set(whole.read[:at]) == {"val"}, (
+        "and without a `+`: the search's data has no test part at all"
+    )
     assert whole.read[at + 1 :].count("test+") > 0
     validation = construct(check(composed(*TINY)).data, "data").split.val.fingerprint[:16]
     assert set(whole.in_store) == {f"logits-{validation}.safetensors"}
-    runs = [path.name.partition("_s_")[2] or path.name for path in (whole.out / "tune/s/runs").iterdir()]
+    runs = [
+        path.name.partition("_s_")[2] or path.name for path in (whole.out / "tune/s/runs").iterdir()
+    ]
     assert len(runs) in (2, 4)
     assert not (whole.out / "runs").exists()
 
@@ -130,7 +144,10 @@ def test_each_trial_has_its_line_and_its_row(whole: Whole) -> None:
         at = values.index(best) + 1
         setting = f"temperature={row['temperature']} alpha={row['alpha']}"
         own = " (the recipe's own)" if i == 0 else ""
-        assert line == f"trial {i + 1}/4: {setting}{own} -> {values[i]:.4f} (best {best:.4f}, trial {at})"
+        assert (
+            line
+            == f"trial {i + 1}/4: {setting}{own} -> {values[i]:.4f} (best {best:.4f}, trial {at})"
+        )
         assert 1 <= float(row["temperature"]) <= 16
         assert 0.1 <= float(row["alpha"]) <= 0.9
         assert (row["state"], row["epochs"]) == ("complete", "6")
@@ -139,7 +156,9 @@ def test_each_trial_has_its_line_and_its_row(whole: Whole) -> None:
 def test_a_trials_value_is_that_of_the_weights_that_are_kept(whole: Whole) -> None:
     stages = [json.loads(path.read_text()) for path in (whole.out / "store").glob("*/stage.json")]
     by_alpha = {
-        stage["spec"]["objective"]["terms"]["kd"]["weight"]: max(row["val/acc"] for row in stage["history"])
+        stage["spec"]["objective"]["terms"]["kd"]["weight"]: max(
+            row["val/acc"] for row in stage["history"]
+        )
         for stage in stages
         if stage["name"] == "distill" and stage["spec"]["seed"] == 0
     }
@@ -150,18 +169,25 @@ def test_a_trials_value_is_that_of_the_weights_that_are_kept(whole: Whole) -> No
 
 def test_comparison_is_over_seeds_and_as_in_the_reports(whole: Whole) -> None:
     result = json.loads((whole.out / "tune/s/result.json").read_text())
-    reports = [json.loads(path.read_text()) for path in sorted((whole.out / "tune/s/runs").glob("*/report.json"))]
+    reports = [
+        json.loads(path.read_text())
+        for path in sorted((whole.out / "tune/s/runs").glob("*/report.json"))
+    ]
     best = max(rows(whole.out), key=lambda row: (float(row["validation"]), -int(row["trial"])))
     assert list(result["settings"]) == ["default"] + ["tuned"] * (best["trial"] != "1")
     for name, found in result["settings"].items():
         mine = [each for each in reports if f"_{name}_s" in each["name"]]
         assert [each["seed"] for each in mine] == [1, 2]
-        students = [model for each in mine for model in each["models"] if model["role"] == "student"]
+        students = [
+            model for each in mine for model in each["models"] if model["role"] == "student"
+        ]
         assert found["test"] == [model["test"]["accuracy"] for model in students]
         assert found["validation"] == [model["val"]["best"] for model in students]
         assert spread(found["test"]) in whole.printed
     assert "Chosen on validation by 4 trials, all with seed 0" in whole.printed
-    paste = next(line for line in whole.printed.splitlines() if line.startswith("    python -m kd.train "))
+    paste = next(
+        line for line in whole.printed.splitlines() if line.startswith("    python -m kd.train ")
+    )
     overrides = shlex.split(paste)[3:]
     config = check(composed(*overrides))
     assert (str(config.temperature), str(config.alpha)) == (best["temperature"], best["alpha"])
@@ -169,7 +195,9 @@ def test_comparison_is_over_seeds_and_as_in_the_reports(whole: Whole) -> None:
 
 
 def test_after_the_end_nothing_is_done_again(whole: Whole, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kd.fit.fit", lambda *args, **options: pytest.fail("trained again"))
+    monkeypatch.setattr(
+        "kd.training.fit.fit", lambda *args, **options: pytest.fail("trained again")
+    )
     before = sorted((whole.out / "tune/s/runs").iterdir())
     assert exit_code("tune", *ARGUMENTS, f"output_dir={whole.out}", "n_trials=4", *MORE) == 0
     assert sorted((whole.out / "tune/s/runs").iterdir()) == before
@@ -177,7 +205,10 @@ def test_after_the_end_nothing_is_done_again(whole: Whole, monkeypatch: pytest.M
 
 
 def test_an_interrupted_search_is_the_same_search(
-    whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    whole: Whole,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert searched(tmp_path, "n_trials=2", *MORE) == 0
     with monkeypatch.context() as patch:
@@ -191,11 +222,15 @@ def test_an_interrupted_search_is_the_same_search(
     states = [trial.state for trial in study(tmp_path).trials]
     assert states == [TrialState.COMPLETE] * 2 + [TrialState.FAIL, TrialState.WAITING]
     assert searched(tmp_path, "n_trials=4", *MORE) == 0
-    settings = [(row["temperature"], row["alpha"]) for row in rows(tmp_path) if row["state"] == "complete"]
+    settings = [
+        (row["temperature"], row["alpha"]) for row in rows(tmp_path) if row["state"] == "complete"
+    ]
     assert settings == [(row["temperature"], row["alpha"]) for row in rows(whole.out)]
 
 
-def test_a_killed_processs_trial_is_taken_up_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_processs_trial_is_taken_up_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fake_curves(monkeypatch, [[0.5]] * 9)
     assert searched(tmp_path, "n_trials=1") == 0
     dead = study(tmp_path).ask()
@@ -204,7 +239,11 @@ def test_a_killed_processs_trial_is_taken_up_again(tmp_path: Path, monkeypatch: 
     dead.set_user_attr("process", "gone")
     assert searched(tmp_path, "n_trials=2") == 0
     trials = study(tmp_path).trials
-    assert [trial.state for trial in trials] == [TrialState.COMPLETE, TrialState.FAIL, TrialState.COMPLETE]
+    assert [trial.state for trial in trials] == [
+        TrialState.COMPLETE,
+        TrialState.FAIL,
+        TrialState.COMPLETE,
+    ]
     assert trials[2].params == dead.params
 
 
@@ -228,13 +267,17 @@ def fake_curves(monkeypatch: pytest.MonkeyPatch, curves: Sequence[Sequence[float
 
     def fake(stage: Any, store: Any, data: Any, *, watch: Callable[..., None] | None = None) -> Any:
         if stage.name != "distill":
-            return kd.stages.Done("key", Path(), {}), False
-        history = [{"epoch": i, "train/loss": 1.0, "val/acc": value} for i, value in enumerate(next(left))]
+            return kd.stages.stage.Done("key", Path(), {}), False
+        history = [
+            {"epoch": i, "train/loss": 1.0, "val/acc": value} for i, value in enumerate(next(left))
+        ]
         for row in history:
             if watch:
                 watch(row)
-        return kd.stages.Done(
-            "key", Path(), {"val": {"best": max(history, key=lambda row: row["val/acc"])}, "history": history}
+        return kd.stages.stage.Done(
+            "key",
+            Path(),
+            {"val": {"best": max(history, key=lambda row: row["val/acc"])}, "history": history},
         ), False
 
     monkeypatch.setattr("kd.tuning.evaluation.complete", fake)
@@ -244,9 +287,27 @@ def fake_curves(monkeypatch: pytest.MonkeyPatch, curves: Sequence[Sequence[float
 def test_below_the_median_is_pruned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    alone = ["loss=label_smoothing", "stages=[distill]", "search.space.alpha={low: 0.1, high: 0.9}", "epochs=6"]
-    settings = ["n_trials=5", "startup_trials=2", "warmup_epochs=2", "~search.space.temperature", *alone]
-    low = [0.1, 0.1, 0.5, 0.5, 0.5, 0.6]  # would be pruned in its first epochs, were those no warm-up
+    alone = [
+        "loss=label_smoothing",
+        "stages=[distill]",
+        "search.space.alpha={low: 0.1, high: 0.9}",
+        "epochs=6",
+    ]
+    settings = [
+        "n_trials=5",
+        "startup_trials=2",
+        "warmup_epochs=2",
+        "~search.space.temperature",
+        *alone,
+    ]
+    low = [
+        0.1,
+        0.1,
+        0.5,
+        0.5,
+        0.5,
+        0.6,
+    ]  # would be pruned in its first epochs, were those no warm-up
     curves = [[0.5] * 6, [0.7] * 6, [0.4] * 6, low, [0.6] * 4 + [0.9, 0.9]]
     fake_curves(monkeypatch, curves)
     assert searched(tmp_path, *settings) == 0
@@ -265,14 +326,20 @@ def test_below_the_median_is_pruned(
     assert searched(tmp_path, *settings, "pruning=false", "study=t") == 0
     assert {
         trial.state
-        for trial in optuna.load_study(study_name="t", storage=f"sqlite:///{tmp_path}/tune/t/study.db").trials
+        for trial in optuna.load_study(
+            study_name="t", storage=f"sqlite:///{tmp_path}/tune/t/study.db"
+        ).trials
     } == {TrialState.COMPLETE}
 
 
 def test_a_dropped_stage_leaves_nothing_and_can_be_trained_later(tmp_path: Path) -> None:
     config = check(composed(*TINY, "stages=[baseline]", f"output_dir={tmp_path}"))
     data: DataModule = construct(config.data, "data")
-    stage, store, seen = make_stage(link(config, "baseline"), config, data, {}), Store(tmp_path / "store"), []
+    stage, store, seen = (
+        make_stage(link(config, "baseline"), config, data, {}),
+        Store(tmp_path / "store"),
+        [],
+    )
 
     def watch(row: Mapping[str, float]) -> None:
         seen.append(row["epoch"])
@@ -289,7 +356,11 @@ def test_a_dropped_stage_leaves_nothing_and_can_be_trained_later(tmp_path: Path)
 def test_who_watches_is_shown_the_epochs_of_an_earlier_attempt_too(tmp_path: Path) -> None:
     config = check(composed(*TINY, "stages=[baseline]", f"output_dir={tmp_path}"))
     data: DataModule = construct(config.data, "data")
-    stage, store, seen = make_stage(link(config, "baseline"), config, data, {}), Store(tmp_path / "store"), []
+    stage, store, seen = (
+        make_stage(link(config, "baseline"), config, data, {}),
+        Store(tmp_path / "store"),
+        [],
+    )
 
     def crash(row: Mapping[str, float]) -> None:
         if row["epoch"] == 1:
@@ -313,13 +384,21 @@ def test_a_failed_trial_is_recorded_and_the_search_goes_on(
     said = capsys.readouterr().err
     assert "lr_schedule=linear -> failed: lr_schedule: found 'linear'" in said
     table = rows(tmp_path)
-    assert {(row["state"], row["lr_schedule"]) for row in table} == {("complete", "onecycle"), ("fail", "linear")}
+    assert {(row["state"], row["lr_schedule"]) for row in table} == {
+        ("complete", "onecycle"),
+        ("fail", "linear"),
+    }
     assert "found 'linear'" in next(row["error"] for row in table if row["state"] == "fail")
 
 
-def test_without_any_finished_trial_the_end_is_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_any_finished_trial_the_end_is_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     diverging = ["optim=sgd", "optim.lr=1e20", "lr_schedule=constant"]
-    assert searched(tmp_path, "n_trials=2", "loss=label_smoothing", "stages=[distill]", *diverging) == 1
+    assert (
+        searched(tmp_path, "n_trials=2", "loss=label_smoothing", "stages=[distill]", *diverging)
+        == 1
+    )
     said = capsys.readouterr().err
     assert "none of 2 trials came to an end" in said
     assert "distill: the loss is nan at step 2" in said
@@ -331,7 +410,12 @@ def test_the_time_is_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     clock = iter(range(0, 10_000, 10))
     monkeypatch.setattr("kd.tuning.search.perf_counter", lambda: float(next(clock)))
     range_of_its_own = "search.space.alpha={choices: [0.1, 0.2]}"  # and not mixed with the file's
-    assert searched(tmp_path, "timeout=35", "loss=label_smoothing", "stages=[distill]", range_of_its_own) == 0
+    assert (
+        searched(
+            tmp_path, "timeout=35", "loss=label_smoothing", "stages=[distill]", range_of_its_own
+        )
+        == 0
+    )
     assert {row["alpha"] for row in rows(tmp_path)} <= {"0.1", "0.2"}
     assert len(rows(tmp_path)) == 2  # begun at 0, looked at 10, 20, 30 and 40
 
@@ -356,8 +440,12 @@ def test_a_space_of_ones_own_from_a_folder_of_ones_own(tmp_path: Path) -> None:
         assert row["student.net.hidden"] in ("[4]", "[8]", "[4, 4]")
         assert row["epochs"] in ("1", "2")
         assert row["loss"] in ("kd", "dist")
-        assert row["alpha"] in (("0.25", "0.5", "0.75") if row["loss"] == "kd" else ("",)), "dist has no alpha"
-    stages = [json.loads(path.read_text())["spec"] for path in (tmp_path / "store").glob("*/stage.json")]
+        assert row["alpha"] in (("0.25", "0.5", "0.75") if row["loss"] == "kd" else ("",)), (
+            "dist has no alpha"
+        )
+    stages = [
+        json.loads(path.read_text())["spec"] for path in (tmp_path / "store").glob("*/stage.json")
+    ]
     tried = {(spec["net"]["hidden"][0], spec["epochs"]) for spec in stages}
     assert {(int(row["student.net.hidden"][1]), int(row["epochs"])) for row in table} <= tried
 
@@ -382,7 +470,12 @@ def test_what_a_range_means() -> None:
         "early_stopping": {"low": 2, "high": 4},
     }
     space = read_space(node, composing(), None, {"n_trials"})
-    given = {"temperature": 3.14159, "epochs": 4, "loss.terms.kd.loss.standardize": "true", "ema": 0.95}
+    given = {
+        "temperature": 3.14159,
+        "epochs": 4,
+        "loss.terms.kd.loss.standardize": "true",
+        "ema": 0.95,
+    }
     trial = optuna.trial.FixedTrial({**given, "early_stopping": 3})
     drawn = space.draw(trial, composing())  # type: ignore[arg-type]
     assert drawn == {
@@ -412,9 +505,13 @@ def test_what_a_range_means() -> None:
         ({"choices": [1.0, 3.0]}, None),
     ],
 )
-def test_the_recipes_own_setting_is_tried_first_where_it_is_in_the_range(found: Any, default: Any) -> None:
+def test_the_recipes_own_setting_is_tried_first_where_it_is_in_the_range(
+    found: Any, default: Any
+) -> None:
     space = read_space({"temperature": found}, composing(), None, set())
-    assert space.defaults(composing()([])) == (None if default is None else {"temperature": default})
+    assert space.defaults(composing()([])) == (
+        None if default is None else {"temperature": default}
+    )
 
 
 @pytest.mark.parametrize(
@@ -451,7 +548,9 @@ BAD_SPACE: list[tuple[Any, str]] = [
 
 @pytest.mark.parametrize(("node", "words"), BAD_SPACE, ids=[str(node) for node, _ in BAD_SPACE])
 def test_what_is_no_space(node: Any, words: str) -> None:
-    with pytest.raises(UserError, match=re.escape(f"search.space{'.' * bool(node)}{': ' * (not node)}{words}")):
+    with pytest.raises(
+        UserError, match=re.escape(f"search.space{'.' * bool(node)}{': ' * (not node)}{words}")
+    ):
         read_space(node, composing(), None, {"n_trials"})
 
 
@@ -465,7 +564,9 @@ def test_a_loss_without_alpha_is_searched_without_it() -> None:
 
 def test_what_was_bought_in_a_sentence() -> None:
     gains = [0.01, 0.03, 0.02]
-    half = 4.302652729911275 * statistics.stdev(100 * gain for gain in gains) / math.sqrt(3)  # t, 97.5 %, 2 degrees
+    half = (
+        4.302652729911275 * statistics.stdev(100 * gain for gain in gains) / math.sqrt(3)
+    )  # t, 97.5 %, 2 degrees
     assert bought({"bought": gains}) == (
         f"Tuning bought +2.00 points on test [95 % over 3 seeds: {2 - half:+.2f} to {2 + half:+.2f}]"
         "; that may be chance."
@@ -476,27 +577,40 @@ def test_what_was_bought_in_a_sentence() -> None:
 
 
 def test_commands_in_the_readme_can_be_searched() -> None:
-    lines = [line.partition("  #")[0] for line in (CONF.parent / "README.md").read_text().splitlines()]
+    lines = [
+        line.partition("  #")[0] for line in (CONF.parent / "README.md").read_text().splitlines()
+    ]
     commands = [shlex.split(line)[3:] for line in lines if line.startswith("python -m kd.tune")]
     assert len(commands) >= 3
     for words in commands:
         overrides = [f"++{word}" if word.startswith("search.space.") else word for word in words]
         cfg = composing(*overrides)([])
-        check_as(Tuning, OmegaConf.create({key: OmegaConf.select(cfg, key) for key in Tuning.model_fields}))
+        check_as(
+            Tuning,
+            OmegaConf.create({key: OmegaConf.select(cfg, key) for key in Tuning.model_fields}),
+        )
         node, asked = as_typed(cfg.search.space, overrides)
-        read_space(node, composing(*[word for word in overrides if "search" not in word]), asked, set())
+        read_space(
+            node, composing(*[word for word in overrides if "search" not in word]), asked, set()
+        )
 
 
 def test_help_needs_neither_torch_nor_optuna() -> None:
     code = "import sys, kd.tune; print([m for m in ('torch', 'optuna', 'lightning') if m in sys.modules])"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=CONF.parent)
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=CONF.parent
+    )
     assert out.stdout.strip() == "[]"
 
 
 @pytest.mark.slow
 def test_two_processes_share_a_search(tmp_path: Path) -> None:
-    both = [Process("kd.tune", *ARGUMENTS, f"output_dir={tmp_path}", "n_trials=6") for _ in range(2)]
-    assert [process.wait().returncode for process in both] == [0, 0], [process.stderr for process in both]
+    both = [
+        Process("kd.tune", *ARGUMENTS, f"output_dir={tmp_path}", "n_trials=6") for _ in range(2)
+    ]
+    assert [process.wait().returncode for process in both] == [0, 0], [
+        process.stderr for process in both
+    ]
     trials = study(tmp_path).trials
     assert sorted(trial.state for trial in trials) == [TrialState.COMPLETE] * 6
     assert len({trial.user_attrs["process"] for trial in trials}) == 2

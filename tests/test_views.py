@@ -11,9 +11,18 @@ from scipy.stats import beta, chisquare, kstest
 
 from kd.data.digits import Digits
 from kd.data.images import Images
+from kd.data.views import (
+    Augment,
+    Draw,
+    make_views,
+    mixed_target,
+    normalize,
+    partners,
+    to_unit,
+    uniform,
+)
 from kd.errors import UserError
 from kd.reports.view_grid import view_grid
-from kd.views import Augment, Draw, make_views, mixed_target, normalize, partners, to_unit, uniform
 
 SIZE, CLASSES, COUNT = 12, 4, 40
 STRONG = Augment(
@@ -44,14 +53,18 @@ ONE_BY_ONE = {
 
 def random_images(channels: int = 3, seed: int = 0) -> Images:
     generator = torch.Generator().manual_seed(seed)
-    pixels = torch.randint(0, 256, (COUNT, channels, SIZE, SIZE), generator=generator, dtype=torch.uint8)
+    pixels = torch.randint(
+        0, 256, (COUNT, channels, SIZE, SIZE), generator=generator, dtype=torch.uint8
+    )
     return Images(pixels, torch.arange(COUNT) % CLASSES)
 
 
 POOL = random_images()
 
 
-def views(index: list[int], seed: int = 3, view: int = 0, augment: Augment = STRONG) -> torch.Tensor:
+def views(
+    index: list[int], seed: int = 3, view: int = 0, augment: Augment = STRONG
+) -> torch.Tensor:
     where = torch.tensor(index)
     return make_views(POOL.pixels[where], where, seed=seed, view=view, augment=augment, pool=POOL)
 
@@ -59,7 +72,9 @@ def views(index: list[int], seed: int = 3, view: int = 0, augment: Augment = STR
 @pytest.mark.parametrize("augment", ONE_BY_ONE.values(), ids=ONE_BY_ONE.keys())
 @settings(deadline=None, max_examples=15)
 @given(data=st.data())
-def test_a_view_is_the_same_in_any_batch_and_any_place(augment: Augment, data: st.DataObject) -> None:
+def test_a_view_is_the_same_in_any_batch_and_any_place(
+    augment: Augment, data: st.DataObject
+) -> None:
     seed = data.draw(st.integers(0, 2**63 - 1))
     view = data.draw(st.integers(0, 1000))
     batch = data.draw(st.lists(st.integers(0, COUNT - 1), min_size=1, max_size=COUNT))
@@ -74,7 +89,11 @@ def test_a_view_is_the_same_in_any_batch_and_any_place(augment: Augment, data: s
 def test_other_views_seeds_and_images_differ(augment: Augment) -> None:
     every = list(range(COUNT))
     one = views(every, 3, 0, augment)
-    for other in (views(every, 3, 1, augment), views(every, 4, 0, augment), views(every, 3 + 2**32, 0, augment)):
+    for other in (
+        views(every, 3, 1, augment),
+        views(every, 4, 0, augment),
+        views(every, 3 + 2**32, 0, augment),
+    ):
         changed = (one != other).flatten(1).any(1)
         assert changed.float().mean() > 0.3  # a flip changes half of them
     assert not torch.equal(one, to_unit(POOL.pixels[:]))
@@ -89,7 +108,8 @@ def test_normalizing_is_the_same_in_either_layout(channels: int) -> None:
     x = torch.rand(4, channels, 5, 6)
     mean, std = (0.5, 0.4, 0.3)[:channels], (0.2, 0.25, 0.3)[:channels]
     found = [
-        normalize(x.to(memory_format=layout), mean, std) for layout in (torch.contiguous_format, torch.channels_last)
+        normalize(x.to(memory_format=layout), mean, std)
+        for layout in (torch.contiguous_format, torch.channels_last)
     ]
     assert torch.equal(found[0], found[1])
     assert found[1].is_contiguous(memory_format=torch.channels_last)
@@ -143,7 +163,8 @@ def test_crops_fall_on_each_place_alike() -> None:
 def test_a_share_as_crop_padding_is_of_the_side() -> None:
     where = torch.arange(COUNT)
     by_pixels, by_share = (
-        make_views(POOL.pixels[:], where, seed=0, view=0, augment=Augment(crop_padding=pad)) for pad in (3, 0.25)
+        make_views(POOL.pixels[:], where, seed=0, view=0, augment=Augment(crop_padding=pad))
+        for pad in (3, 0.25)
     )
     assert torch.equal(by_pixels, by_share)
 
@@ -151,7 +172,9 @@ def test_a_share_as_crop_padding_is_of_the_side() -> None:
 def test_half_are_flipped() -> None:
     pixels = torch.zeros(4000, 1, 2, 2, dtype=torch.uint8)
     pixels[:, :, :, 0] = 255
-    x = make_views(pixels, torch.arange(4000), seed=0, view=0, augment=Augment(horizontal_flip=True))
+    x = make_views(
+        pixels, torch.arange(4000), seed=0, view=0, augment=Augment(horizontal_flip=True)
+    )
     flipped = int((x[:, 0, 0, 1] == 1).sum())
     assert abs(flipped - 2000) < 4 * 1000**0.5
 
@@ -159,9 +182,14 @@ def test_half_are_flipped() -> None:
 def test_a_turn_goes_as_far_as_asked_and_no_further() -> None:
     pixels = torch.zeros(500, 1, 33, 33, dtype=torch.uint8)
     pixels[:, :, 16, 28:31] = 255  # a mark to the right of the middle
-    x = make_views(pixels, torch.arange(500), seed=0, view=0, augment=Augment(rotation=30))[:, 0].double()
+    x = make_views(pixels, torch.arange(500), seed=0, view=0, augment=Augment(rotation=30))[
+        :, 0
+    ].double()
     steps = torch.arange(33).double() - 16
-    row, column = (x * steps[:, None]).sum((1, 2)) / x.sum((1, 2)), (x * steps).sum((1, 2)) / x.sum((1, 2))
+    row, column = (
+        (x * steps[:, None]).sum((1, 2)) / x.sum((1, 2)),
+        (x * steps).sum((1, 2)) / x.sum((1, 2)),
+    )
     angles = torch.rad2deg(torch.atan2(row, column))
     assert angles.abs().max() < 31
     assert kstest(((angles + 30) / 60).numpy(), "uniform").pvalue > 1e-3
@@ -169,8 +197,14 @@ def test_a_turn_goes_as_far_as_asked_and_no_further() -> None:
 
 def test_resized_crops_take_the_share_of_the_area_asked_for() -> None:
     ramp = torch.arange(64, dtype=torch.uint8) * 4
-    pixels = torch.stack([ramp[:, None].expand(64, 64), ramp[None, :].expand(64, 64)])[None].repeat(2000, 1, 1, 1)
-    x = make_views(pixels, torch.arange(2000), seed=0, view=0, augment=Augment(resized_crop=0.4)) * 255 / 4
+    pixels = torch.stack([ramp[:, None].expand(64, 64), ramp[None, :].expand(64, 64)])[None].repeat(
+        2000, 1, 1, 1
+    )
+    x = (
+        make_views(pixels, torch.arange(2000), seed=0, view=0, augment=Augment(resized_crop=0.4))
+        * 255
+        / 4
+    )
     high = (x[:, 0, 60, 32] - x[:, 0, 4, 32]) / 56
     wide = (x[:, 1, 32, 60] - x[:, 1, 32, 4]) / 56
     area = (high * wide).double()
@@ -193,17 +227,24 @@ def test_erased_share_and_area() -> None:
 def test_brightness_and_contrast_are_what_they_say() -> None:
     pixels = torch.full((3000, 1, 4, 4), 127, dtype=torch.uint8)
     pixels[:, :, 0], pixels[:, :, 1] = 107, 147
-    x = make_views(pixels, torch.arange(3000), seed=0, view=0, augment=Augment(brightness=0.2, contrast=0.5)).double()
+    x = make_views(
+        pixels, torch.arange(3000), seed=0, view=0, augment=Augment(brightness=0.2, contrast=0.5)
+    ).double()
     shift, stretch = x.mean((1, 2, 3)) - 127 / 255, (x[:, 0, 1, 0] - x[:, 0, 0, 0]) / (40 / 255)
     assert kstest(((shift + 0.2) / 0.4).numpy(), "uniform").pvalue > 1e-3
     assert kstest((stretch - 0.5).numpy(), "uniform").pvalue > 1e-3
 
 
-@pytest.mark.parametrize("augment", [Augment(mixup=0.4), Augment(cutmix=1.0), Augment(mixup=0.4, cutmix=1.0)])
+@pytest.mark.parametrize(
+    "augment", [Augment(mixup=0.4), Augment(cutmix=1.0), Augment(mixup=0.4, cutmix=1.0)]
+)
 def test_labels_are_mixed_as_the_pictures_are(augment: Augment) -> None:
     """Pictures of one gray level a class: a view's mean tells how much of each class is in it."""
     labels = torch.arange(400) % 2
-    pool = Images((labels * 255).to(torch.uint8)[:, None, None, None].expand(400, 1, 16, 16).contiguous(), labels)
+    pool = Images(
+        (labels * 255).to(torch.uint8)[:, None, None, None].expand(400, 1, 16, 16).contiguous(),
+        labels,
+    )
     index = torch.arange(400)
     how = {"seed": 5, "view": 2, "augment": augment, "pool": pool}
     x = make_views(pool.pixels[index], index, **how)
@@ -215,10 +256,13 @@ def test_labels_are_mixed_as_the_pictures_are(augment: Augment) -> None:
 
 def test_cutmix_takes_a_rectangle_from_the_other_picture() -> None:
     pool = Images(
-        torch.arange(200, dtype=torch.uint8)[:, None, None, None].repeat(1, 1, 16, 16), torch.zeros(200).long()
+        torch.arange(200, dtype=torch.uint8)[:, None, None, None].repeat(1, 1, 16, 16),
+        torch.zeros(200).long(),
     )
     index = torch.arange(200)
-    x = make_views(pool.pixels[index], index, seed=0, view=0, augment=Augment(cutmix=1.0), pool=pool)[:, 0]
+    x = make_views(
+        pool.pixels[index], index, seed=0, view=0, augment=Augment(cutmix=1.0), pool=pool
+    )[:, 0]
     other = partners(index, 0, 0, 200)
     taken = x != (index / 255)[:, None, None]
     assert torch.equal(x[taken], (other / 255)[:, None, None].expand_as(x)[taken])
@@ -233,7 +277,9 @@ def test_mixup_ratios_are_of_the_beta_distribution() -> None:
     labels[2000:] = 1
     pool = Images(torch.zeros(4000, 1, 2, 2, dtype=torch.uint8), labels)
     index = torch.arange(4000)
-    target = mixed_target(labels, index, 2, 2, seed=0, view=0, augment=Augment(mixup=0.4), pool=pool)
+    target = mixed_target(
+        labels, index, 2, 2, seed=0, view=0, augment=Augment(mixup=0.4), pool=pool
+    )
     different = labels[partners(index, 0, 0, 4000)] != labels
     own = target.gather(1, labels[:, None])[different, 0].double().numpy()
     assert kstest(own, beta(0.4, 0.4).cdf).pvalue > 1e-3
@@ -249,7 +295,9 @@ def test_a_mixed_view_without_a_label_in_it_has_none() -> None:
     pool = Images(torch.zeros(4, 1, 2, 2, dtype=torch.uint8), labels)
     index = torch.arange(4)
     for view in range(20):
-        target = mixed_target(labels, index, 2, 2, seed=0, view=view, augment=Augment(mixup=1.0), pool=pool)
+        target = mixed_target(
+            labels, index, 2, 2, seed=0, view=view, augment=Augment(mixup=1.0), pool=pool
+        )
         lacks = (labels < 0) | (labels[partners(index, 0, view, 4)] < 0)
         assert torch.equal(target.sum(1) == 0, lacks)
 
@@ -289,5 +337,7 @@ def test_the_grid_shows_images_and_their_views(count: int | None) -> None:
             wanted = to_unit(pixels)
             if column:
                 view = epoch if count is None else epoch % count
-                wanted = make_views(pixels, torch.tensor([i]), seed=3, view=view, augment=data.augment)
+                wanted = make_views(
+                    pixels, torch.tensor([i]), seed=3, view=view, augment=data.augment
+                )
             assert torch.equal(found, wanted[0].expand(3, -1, -1))

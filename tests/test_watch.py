@@ -9,13 +9,13 @@ import pytest
 import torch
 from composed import loss_node, tiny
 
-import kd.trained
-from kd.config import check
-from kd.nets.build import Shape
-from kd.objective import Objective
+import kd.stages.result
+from kd.config.schema import check
 from kd.reports.run_report import verdict
-from kd.run import run
+from kd.runs.run import run
+from kd.shape import Shape
 from kd.teachers.watch import Watched, concerns
+from kd.training.objective import Objective
 
 LOGITS = [[2.0, 0.0, -1.0], [0.5, 1.5, 0.0]]
 LABELS = [0, 2]
@@ -33,7 +33,9 @@ def test_measures(t: float) -> None:
     found = Watched(torch.tensor(LOGITS), torch.tensor(LABELS), torch.tensor(VIEWS)).at(t)
     p = [softmax(z, t) for z in LOGITS]
     a, b = softmax(VIEWS[0][0], t), softmax(VIEWS[1][0], t)
-    divergence = [sum(x * math.log(x / y) for x, y in zip(*pair, strict=True)) for pair in ((a, b), (b, a))]
+    divergence = [
+        sum(x * math.log(x / y) for x, y in zip(*pair, strict=True)) for pair in ((a, b), (b, a))
+    ]
     assert found == pytest.approx(
         {
             "accuracy": 0.5,
@@ -71,7 +73,9 @@ def test_concerns(changed: dict[str, float], baseline: float | None, words: str 
         ("label_smoothing", [], [1, 1]),
     ],
 )
-def test_temperature_of_the_soft_labels(method: str, overrides: list[str], expected: list[float]) -> None:
+def test_temperature_of_the_soft_labels(
+    method: str, overrides: list[str], expected: list[float]
+) -> None:
     objective = Objective(loss_node(method, *overrides), Shape(1, 8, 10))
     assert [objective.temperature(0.0), objective.temperature(1.0)] == expected
 
@@ -79,17 +83,23 @@ def test_temperature_of_the_soft_labels(method: str, overrides: list[str], expec
 def rows(folder: Path, role: str) -> list[dict[str, float]]:
     report = json.loads((folder / "report.json").read_text())
     key = next(model["stage"] for model in report["models"] if model["role"] == role)
-    found: list[dict[str, float]] = json.loads((folder.parents[1] / "store" / key / "stage.json").read_text())[
-        "history"
-    ]
+    found: list[dict[str, float]] = json.loads(
+        (folder.parents[1] / "store" / key / "stage.json").read_text()
+    )["history"]
     return found
 
 
 def test_logged_in_each_epoch_and_reported(tmp_path: Path) -> None:
-    folder = run(check(tiny(tmp_path, "temperature={schedule: linear, start: 9, end: 1}")), "a test")
+    folder = run(
+        check(tiny(tmp_path, "temperature={schedule: linear, start: 9, end: 1}")), "a test"
+    )
     history = rows(folder, "student")
     assert history[0]["teacher/entropy"] > history[1]["teacher/entropy"]  # the temperature falls
-    assert history[0]["teacher/accuracy"] == history[1]["teacher/accuracy"] == rows(folder, "teacher")[-1]["val/acc"]
+    assert (
+        history[0]["teacher/accuracy"]
+        == history[1]["teacher/accuracy"]
+        == rows(folder, "teacher")[-1]["val/acc"]
+    )
     assert not any("teacher/entropy" in row for row in rows(folder, "baseline"))
     report = json.loads((folder / "report.json").read_text())
     assert report["teaching"]["entropy"] == history[-1]["teacher/entropy"]
@@ -104,25 +114,29 @@ def test_concerns_are_told(tmp_path: Path) -> None:
 
 
 def test_without_a_teacher_there_is_nothing_to_tell(tmp_path: Path) -> None:
-    folder = run(check(tiny(tmp_path, "loss=label_smoothing", "stages=[baseline,distill]")), "a test")
+    folder = run(
+        check(tiny(tmp_path, "loss=label_smoothing", "stages=[baseline,distill]")), "a test"
+    )
     assert json.loads((folder / "report.json").read_text())["teaching"] is None
 
 
 def test_fine_tuning_keeps_what_was_told_of_the_distillation(tmp_path: Path) -> None:
-    run_folder = run(check(tiny(tmp_path, "experiment=finetune", "stage.finetune.epochs=1")), "a test")
+    run_folder = run(
+        check(tiny(tmp_path, "experiment=finetune", "stage.finetune.epochs=1")), "a test"
+    )
     assert json.loads((run_folder / "report.json").read_text())["teaching"]["entropy"] > 0
 
 
 def test_a_teacher_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    make_views = kd.trained.make_views
+    make_views = kd.stages.result.make_views
 
     def spy(*args: Any, **options: Any) -> torch.Tensor:
         asked.append((options["view"], *args[1].tolist()))
         assert not options["augment"].mixes, "two pictures in one are no view of an image"
         return make_views(*args, **options)
 
-    monkeypatch.setattr(kd.trained, "make_views", spy)
+    monkeypatch.setattr(kd.stages.result, "make_views", spy)
     for temperature in (1, 2, 3):
         run(check(tiny(tmp_path, f"temperature={temperature}", "data/augment=strong")), "a test")
     assert {view for view, *_ in asked} == {0, 1}

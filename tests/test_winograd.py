@@ -8,8 +8,8 @@ from torch import nn
 
 from kd.nets.resnet import ResNet
 from kd.teachers import winograd
-from kd.teachers.folded import Folded
 from kd.teachers.frozen import Frozen
+from kd.teachers.fused import Folded
 from kd.teachers.winograd import Winograd, fits, quicker
 
 
@@ -19,7 +19,9 @@ def images(*shape: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("size", [(8, 8), (4, 4), (7, 16), (15, 11)])
 @pytest.mark.parametrize("bias", [False, True])
-def test_the_same_answers(size: tuple[int, int], bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_answers(
+    size: tuple[int, int], bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plain = nn.Conv2d(128, 130, 3, padding=1, bias=bias)
     x = images(5, 128, *size).to(memory_format=torch.channels_last)
     before = torch.get_rng_state()
@@ -27,7 +29,10 @@ def test_the_same_answers(size: tuple[int, int], bias: bool, monkeypatch: pytest
     assert torch.equal(torch.get_rng_state(), before)
     with torch.no_grad():
         exact = nn.functional.conv2d(
-            x.double(), plain.weight.double(), None if plain.bias is None else plain.bias.double(), padding=1
+            x.double(),
+            plain.weight.double(),
+            None if plain.bias is None else plain.bias.double(),
+            padding=1,
         )
         error = (quick(x) - exact).abs().max() / exact.abs().max()
         assert 0 < error < 3e-5
@@ -70,7 +75,9 @@ class Other(nn.Conv2d):
 )
 def test_what_it_does_not_fit_stays(module: nn.Module) -> None:
     assert not fits(module)
-    net = nn.Sequential(module, nn.Conv2d(128, 128, 3, padding=1), nn.Conv2d(128, 128, 3, padding="same"))
+    net = nn.Sequential(
+        module, nn.Conv2d(128, 128, 3, padding=1), nn.Conv2d(128, 128, 3, padding="same")
+    )
     quicker(net)
     assert [isinstance(each, Winograd) for each in net] == [False, True, True]
 

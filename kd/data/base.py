@@ -15,11 +15,17 @@ from kd.data.cache import Cache, Mode
 from kd.data.folder import find_images, plain
 from kd.data.images import Images, Pixels, Source, Split
 from kd.data.parts import assert_apart, check_counts, hold_out, stratified
+from kd.data.views import Augment
 from kd.errors import UserError, nearest
-from kd.nets.build import Shape
-from kd.views import Augment
+from kd.shape import Shape
 
-__all__ = ["Batch", "DataModule", "Images", "Source", "Split"]  # what a source, or whoever uses one, needs
+__all__ = [
+    "Batch",
+    "DataModule",
+    "Images",
+    "Source",
+    "Split",
+]  # what a source, or whoever uses one, needs
 
 OnBad = Literal["stop", "skip"]
 Weights = Literal["balanced"]
@@ -39,7 +45,7 @@ class DataModule(ABC):
         split_seed: seed of the split and of `limit`; not the training seed, so that runs of several seeds select on
             the same images and may share a teacher.
         limit: take this many training images (stratified); validation and test stay whole. None takes all.
-        augment: what may happen to a training image; keywords of `kd.views.Augment`.
+        augment: what may happen to a training image; keywords of `kd.data.views.Augment`.
         views: None for a new view of each image in each epoch, V to cycle through V views.
         class_weights: `balanced` weighs an image's cross-entropy in training by N / (classes * images of its class);
             None weighs all alike.
@@ -71,16 +77,23 @@ class DataModule(ABC):
     ) -> None:
         for name, fraction in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
             if not 0 < fraction < 1:
-                raise UserError(f"data.{name}: found {fraction}, accepted is a number between 0 and 1")
+                raise UserError(
+                    f"data.{name}: found {fraction}, accepted is a number between 0 and 1"
+                )
         for name, count in (("limit", limit), ("views", views)):
             if count is not None and (not isinstance(count, int) or count < 1):
-                raise UserError(f"data.{name}: found {count!r}, accepted is null or a whole number from 1")
+                raise UserError(
+                    f"data.{name}: found {count!r}, accepted is null or a whole number from 1"
+                )
         self.class_weights = one_of("class_weights", class_weights, (None, *get_args(Weights)))
         self.on_bad_image = one_of("on_bad_image", on_bad_image, get_args(OnBad))
         if cache == "disk" and cache_dir is None:
-            raise UserError("data.cache: disk needs data.cache_dir, the folder to keep decoded images in")
+            raise UserError(
+                "data.cache: disk needs data.cache_dir, the folder to keep decoded images in"
+            )
         self.cache = Cache(
-            Path(cache_dir).expanduser() if cache_dir else None, one_of("cache", cache, (None, *get_args(Mode)))
+            Path(cache_dir).expanduser() if cache_dir else None,
+            one_of("cache", cache, (None, *get_args(Mode))),
         )
         self.augment = make_augment(augment or {})
         self.root = Path(root).expanduser()
@@ -88,7 +101,9 @@ class DataModule(ABC):
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
         self.split_seed, self.limit = split_seed, limit
         self.views, self.num_workers, self.license = views, num_workers, license
-        self.skipped: list[dict[str, str]] = []  # files that could not be decoded, with their reasons
+        self.skipped: list[
+            dict[str, str]
+        ] = []  # files that could not be decoded, with their reasons
 
     @property
     def name(self) -> str:
@@ -103,7 +118,9 @@ class DataModule(ABC):
             UserError: they are not there, or not what they should be; says where it looked and how to get them.
         """
 
-    def decode(self, files: Sequence[Path], size: int, channels: int, where: str) -> tuple[Pixels, list[int]]:
+    def decode(
+        self, files: Sequence[Path], size: int, channels: int, where: str
+    ) -> tuple[Pixels, list[int]]:
         """Image files as pixels [N, channels, size, size], and the positions of the files that they are of.
 
         Args:
@@ -113,7 +130,9 @@ class DataModule(ABC):
             UserError: some cannot be decoded and `on_bad_image` is `stop`; lists them all.
         """
         decoded = self.cache.decoded(files, size, channels)
-        bad = [{"file": plain(str(files[i])), "reason": reason} for i, reason in decoded.bad.items()]
+        bad = [
+            {"file": plain(str(files[i])), "reason": reason} for i, reason in decoded.bad.items()
+        ]
         if bad and self.on_bad_image == "stop":
             lines = [f"  {each['file']}: {each['reason']}" for each in bad]
             raise UserError(
@@ -135,13 +154,19 @@ class DataModule(ABC):
         source = self.read()
         rest, val, test = source.train, source.val, source.test
         check_counts(
-            rest, [name for name, part in (("validation", val), ("test", test)) if part is None], source.classes
+            rest,
+            [name for name, part in (("validation", val), ("test", test)) if part is None],
+            source.classes,
         )
         if test is None:
             least = 1 if val else 2  # of each class must stay, as validation is still to come
-            rest, test = hold_out(rest, self.test_fraction, "test", source.classes, self.split_seed, least)
+            rest, test = hold_out(
+                rest, self.test_fraction, "test", source.classes, self.split_seed, least
+            )
         if val is None:
-            rest, val = hold_out(rest, self.val_fraction, "validation", source.classes, self.split_seed)
+            rest, val = hold_out(
+                rest, self.val_fraction, "validation", source.classes, self.split_seed
+            )
         assert_apart({"train": rest, "validation": val, "test": test})
         if self.limit is not None and self.limit < len(rest):
             _, kept = stratified(rest.labels, self.limit, "limited training", self.split_seed)
@@ -209,7 +234,12 @@ class DataModule(ABC):
         }
 
     def train_loader(
-        self, batch_size: int, seed: int, ranks: int = 1, unlabeled: bool = False, where: str = "batch_size"
+        self,
+        batch_size: int,
+        seed: int,
+        ranks: int = 1,
+        unlabeled: bool = False,
+        where: str = "batch_size",
     ) -> DataLoader[Batch]:
         """Batches of one epoch after another, each epoch in an order of its own that depends on `seed` alone.
 
@@ -266,7 +296,9 @@ def one_of(name: str, found: T, accepted: Sequence[T]) -> T:
     """
     if found not in accepted:
         words = ["null" if each is None else str(each) for each in accepted]
-        raise UserError(f"data.{name}: found {found!r}, accepted are {', '.join(words)}{nearest(str(found), words)}")
+        raise UserError(
+            f"data.{name}: found {found!r}, accepted are {', '.join(words)}{nearest(str(found), words)}"
+        )
     return found
 
 

@@ -9,7 +9,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from kd.data.images import Images
 
-Batch = tuple[Tensor, Tensor, Tensor]  # pixels uint8 [B, C, H, W], labels int64 [B], indices int64 [B]
+Batch = tuple[
+    Tensor, Tensor, Tensor
+]  # pixels uint8 [B, C, H, W], labels int64 [B], indices int64 [B]
 
 
 class Gather(Dataset[Batch]):
@@ -29,7 +31,9 @@ class Gather(Dataset[Batch]):
 def rank() -> int:
     """This process's place among those that train together; known only once they have met."""
     return (
-        torch.distributed.get_rank() if torch.distributed.is_available() and torch.distributed.is_initialized() else 0
+        torch.distributed.get_rank()
+        if torch.distributed.is_available() and torch.distributed.is_initialized()
+        else 0
     )
 
 
@@ -79,7 +83,10 @@ class Loader(DataLoader[Batch]):
     """
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "generator": None}  # which does not go to the processes of a distributed training
+        return {
+            **self.__dict__,
+            "generator": None,
+        }  # which does not go to the processes of a distributed training
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update({**state, "generator": torch.Generator()})

@@ -77,7 +77,9 @@ class Cache:
         try:
             manifest = _valid(entry, mode)
             if manifest is None:
-                with held(self.folder / f"{entry.name}.lock", "data.cache", "is decoding the images"):
+                with held(
+                    self.folder / f"{entry.name}.lock", "data.cache", "is decoding the images"
+                ):
                     manifest = _valid(entry, mode) or _write(entry, files, shape)
         except CannotWrite as error:
             if mode == "disk":
@@ -116,7 +118,11 @@ def _write(entry: Path, files: Sequence[Path], shape: tuple[int, ...]) -> dict[s
             array.flush()
             del array
             facts.save(partial / "facts.safetensors")
-            manifest = {"bad": bad, "facts": checksum(partial / "facts.safetensors"), "pixels": _stamp(partial)}
+            manifest = {
+                "bad": bad,
+                "facts": checksum(partial / "facts.safetensors"),
+                "pixels": _stamp(partial),
+            }
             (partial / "manifest.json").write_text(json.dumps(manifest))
             shutil.rmtree(entry, ignore_errors=True)
             partial.rename(entry)
@@ -134,7 +140,9 @@ def _room(path: Path, shape: tuple[int, ...]) -> "np.memmap[Any, np.dtype[np.uin
     """
     needed, free = int(np.prod(shape)), shutil.disk_usage(path.parent).free
     if needed > 0.95 * free:
-        raise OSError(errno.ENOSPC, f"{needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free")
+        raise OSError(
+            errno.ENOSPC, f"{needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free"
+        )
     array = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
     if hasattr(os, "posix_fallocate"):  # a quota may leave less than the disk has
         with path.open("r+b") as file:
@@ -153,7 +161,8 @@ def _valid(entry: Path, mode: Mode) -> dict[str, Any] | None:
     try:
         manifest: dict[str, Any] = json.loads((entry / "manifest.json").read_text())
         whole = manifest["facts"] == checksum(entry / "facts.safetensors") and (
-            (mode == "disk" and manifest["pixels"] == _stamp(entry)) or _same_pixels(entry, manifest["pixels"])
+            (mode == "disk" and manifest["pixels"] == _stamp(entry))
+            or _same_pixels(entry, manifest["pixels"])
         )
     except (OSError, ValueError, KeyError):
         whole = False
@@ -176,7 +185,9 @@ def _same_pixels(entry: Path, stamp: list[int]) -> bool:
     same = all(store.as_noted(row) for row in range(len(store.array)))
     if same:
         with suppress(OSError):  # a folder that may only be read serves as well
-            os.utime(entry / "pixels.npy", ns=(stamp[1], stamp[1]))  # so that the next run need not look again
+            os.utime(
+                entry / "pixels.npy", ns=(stamp[1], stamp[1])
+            )  # so that the next run need not look again
     return same
 
 
@@ -193,13 +204,19 @@ def _decode_all(files: Sequence[Path], array: NDArray[np.uint8]) -> tuple[Facts,
         facts.note(position, array[position])
 
     # Threads: Pillow lets other threads run while it decodes and resizes, and they write into one array.
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     pool = ThreadPoolExecutor(threads)
     if not console.is_terminal:
-        say(f"decoding {count} images in {plain(os.path.commonpath([file.absolute() for file in files]))}")
+        say(
+            f"decoding {count} images in {plain(os.path.commonpath([file.absolute() for file in files]))}"
+        )
     try:
         with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-            for _ in progress.track(pool.map(one, range(count)), count, description="decoding images"):
+            for _ in progress.track(
+                pool.map(one, range(count)), count, description="decoding images"
+            ):
                 pass
     finally:
         pool.shutdown(cancel_futures=True)

@@ -8,7 +8,22 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 ENDINGS = frozenset(
-    (".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp")
+    (
+        ".bmp",
+        ".gif",
+        ".jfif",
+        ".jpe",
+        ".jpeg",
+        ".jpg",
+        ".pbm",
+        ".pgm",
+        ".png",
+        ".pnm",
+        ".ppm",
+        ".tif",
+        ".tiff",
+        ".webp",
+    )
 )
 
 # Larger pictures than this are refused by us with a message, so Pillow need not warn of them.
@@ -39,7 +54,9 @@ def decode(path: Path, size: int, channels: int) -> NDArray[np.uint8]:
         with Image.open(path) as image:
             width, height = image.size
             if width * height > (Image.MAX_IMAGE_PIXELS or width * height):
-                raise DecodeError(f"{width}x{height} pixels are too many, accepted are up to {Image.MAX_IMAGE_PIXELS}")
+                raise DecodeError(
+                    f"{width}x{height} pixels are too many, accepted are up to {Image.MAX_IMAGE_PIXELS}"
+                )
             upright = ImageOps.exif_transpose(image)
             flat = _flatten(upright).convert("RGB" if channels == 3 else "L")
             pixels = np.asarray(flat.resize((size, size), Image.Resampling.BILINEAR))
@@ -48,7 +65,9 @@ def decode(path: Path, size: int, channels: int) -> NDArray[np.uint8]:
     except Image.DecompressionBombError:
         raise DecodeError(f"too many pixels, accepted are up to {Image.MAX_IMAGE_PIXELS}") from None
     except UnidentifiedImageError:
-        raise DecodeError("empty file" if path.stat().st_size == 0 else "not an image, or of an unknown kind") from None
+        raise DecodeError(
+            "empty file" if path.stat().st_size == 0 else "not an image, or of an unknown kind"
+        ) from None
     except OSError as error:
         raise DecodeError(error.strerror or str(error)) from error
     except Exception as error:  # what a decoder raises on a damaged file is written down nowhere
@@ -61,7 +80,9 @@ def _flatten(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         levels = np.asarray(image).astype(np.int64)
         if levels.min() < 0 or levels.max() > 0xFFFF:
-            raise DecodeError(f"gray levels from {levels.min()} to {levels.max()}, accepted are 0 to 65535")
+            raise DecodeError(
+                f"gray levels from {levels.min()} to {levels.max()}, accepted are 0 to 65535"
+            )
         return Image.fromarray(((levels + 128) // 257).astype(np.uint8))
     if image.mode == "F":
         raise DecodeError("floating-point gray levels; accepted are 8 or 16 bits")

@@ -24,12 +24,20 @@ def plain(name: str) -> str:
 
 def part_folders(root: Path) -> dict[str, Path]:
     """The folders of train, val and test under `root`, by those names; empty where there are none."""
-    return {PARTS[name.lower()]: path for name, path in subfolders(root).items() if name.lower() in PARTS}
+    return {
+        PARTS[name.lower()]: path
+        for name, path in subfolders(root).items()
+        if name.lower() in PARTS
+    }
 
 
 def subfolders(folder: Path) -> dict[str, Path]:
     """The folders in a folder by their name, in order of name; hidden ones left out."""
-    found = {plain(path.name): path for path in folder.iterdir() if path.is_dir() and not _hidden(path.name)}
+    found = {
+        plain(path.name): path
+        for path in folder.iterdir()
+        if path.is_dir() and not _hidden(path.name)
+    }
     return dict(sorted(found.items()))
 
 
@@ -38,7 +46,9 @@ def find_images(folder: Path) -> list[Path]:
 
     Upper and lower case endings count, symbolic links are followed, other files and hidden ones are left out.
     """
-    return sorted(_walk(folder, frozenset()), key=lambda path: plain(path.relative_to(folder).as_posix()))
+    return sorted(
+        _walk(folder, frozenset()), key=lambda path: plain(path.relative_to(folder).as_posix())
+    )
 
 
 def _walk(folder: Path, above: frozenset[Path]) -> Iterator[Path]:

@@ -37,16 +37,22 @@ class ImageFolder(DataModule):
         **options: Any,
     ) -> None:
         if root is None:
-            raise UserError("data.root: must be given: a folder of class folders, or of train, val and test with those")
+            raise UserError(
+                "data.root: must be given: a folder of class folders, or of train, val and test with those"
+            )
         super().__init__(root, **options)
         if not 1 <= image_size <= LARGEST:
-            raise UserError(f"data.image_size: found {image_size}, accepted is a number of pixels from 1 to {LARGEST}")
+            raise UserError(
+                f"data.image_size: found {image_size}, accepted is a number of pixels from 1 to {LARGEST}"
+            )
         if channels not in (1, 3):
             raise UserError(f"data.channels: found {channels!r}, accepted are 1 (gray) and 3 (RGB)")
         try:
             self.group_pattern = re.compile(group_pattern) if group_pattern is not None else None
         except re.error as error:
-            raise UserError(f"data.group_pattern: {group_pattern!r} is no regular expression: {error}") from error
+            raise UserError(
+                f"data.group_pattern: {group_pattern!r} is no regular expression: {error}"
+            ) from error
         self.image_size, self.channels = image_size, channels
 
     def read(self) -> Source:
@@ -61,16 +67,23 @@ class ImageFolder(DataModule):
             for label, name in enumerate(classes)
             for path in listing[name]
         ]
-        pixels, good = self.decode([path for *_, path in entries], self.image_size, self.channels, "data.root")
+        pixels, good = self.decode(
+            [path for *_, path in entries], self.image_size, self.channels, "data.root"
+        )
         entries = [entries[i] for i in good]
         left = {(part, label) for part, label, _ in entries}
         for part, label in ((part, label) for part in listings for label in range(len(classes))):
             if (part, label) not in left:
                 folder = plain(str(folders[part] / classes[label]))
                 raise UserError(f"data.root: no image in the class folder {folder} can be decoded")
-        groups = [self.group(path, part) for part, _, path in entries] if self.group_pattern else None
+        groups = (
+            [self.group(path, part) for part, _, path in entries] if self.group_pattern else None
+        )
         every = Images(pixels, torch.tensor([label for _, label, _ in entries]), groups)
-        found = {name: every.at([i for i, (part, *_) in enumerate(entries) if part == name]) for name in listings}
+        found = {
+            name: every.at([i for i, (part, *_) in enumerate(entries) if part == name])
+            for name in listings
+        }
         return Source(found["train"], found.get("test"), classes, found.get("val"))
 
     def parts(self) -> dict[str, Path]:
@@ -83,7 +96,9 @@ class ImageFolder(DataModule):
             raise UserError(f"data.root: no folder {self.root.absolute()}")
         found = part_folders(self.root)
         if found and "train" not in found:
-            raise UserError(f"data.root: {self.root.absolute()} has {', '.join(found)}, but no folder train")
+            raise UserError(
+                f"data.root: {self.root.absolute()} has {', '.join(found)}, but no folder train"
+            )
         return found or {"train": self.root}
 
     def group(self, path: Path, part: str) -> str:
@@ -102,7 +117,9 @@ class ImageFolder(DataModule):
             )
         for name, files in listing.items():
             if not files:
-                raise UserError(f"data.root: no image in the class folder {plain(str(folder / name))}")
+                raise UserError(
+                    f"data.root: no image in the class folder {plain(str(folder / name))}"
+                )
         return listing
 
 
@@ -114,7 +131,9 @@ def check_classes(listings: Mapping[str, Listing], folders: Mapping[str, Path]) 
     """
     train = listings["train"]
     for part, listing in listings.items():
-        extra, lacking = ([n for n in a if n not in b] for a, b in ((listing, train), (train, listing)))
+        extra, lacking = (
+            [n for n in a if n not in b] for a, b in ((listing, train), (train, listing))
+        )
         if extra:
             raise UserError(
                 f"data.root: {folders[part].absolute()} has class{'es' * (len(extra) > 1)} {', '.join(extra)}, which "

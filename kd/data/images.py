@@ -50,17 +50,23 @@ class Facts:
         self.digests.numpy()[position] = np.frombuffer(_digest(image), np.uint8)
         self.sums.numpy()[position] = channels.sum(1, dtype=np.int64)
         # In buffered steps: a widened copy of each image would leave the memory in shreds.
-        self.squares.numpy()[position] = np.einsum("cn,cn->c", channels, channels, dtype=np.int64, casting="unsafe")
+        self.squares.numpy()[position] = np.einsum(
+            "cn,cn->c", channels, channels, dtype=np.int64, casting="unsafe"
+        )
 
     @classmethod
     def joined(cls, several: Sequence["Facts"]) -> "Facts":
         """One after another."""
-        digests, sums, squares = zip(*((f.digests, f.sums, f.squares) for f in several), strict=True)
+        digests, sums, squares = zip(
+            *((f.digests, f.sums, f.squares) for f in several), strict=True
+        )
         return cls(torch.cat(digests), torch.cat(sums), torch.cat(squares))
 
     def save(self, path: Path) -> None:
         """Write them as safetensors."""
-        path.write_bytes(save({"digests": self.digests, "sums": self.sums, "squares": self.squares}))
+        path.write_bytes(
+            save({"digests": self.digests, "sums": self.sums, "squares": self.squares})
+        )
 
     @classmethod
     def load(cls, path: Path) -> "Facts":
@@ -109,9 +115,13 @@ class Store:
         for row in rows[~self._whole[rows]].tolist() if self.file else ():
             if not self.as_noted(row):
                 folder = self.file.parent  # type: ignore[union-attr]
-                raise Damaged(f"{self.file} is damaged (image {row}); remove {folder} to have it decoded again")
+                raise Damaged(
+                    f"{self.file} is damaged (image {row}); remove {folder} to have it decoded again"
+                )
             self._whole[row] = True
-        return self.array.index_select(0, rows)  # row by row, where an index would go number by number
+        return self.array.index_select(
+            0, rows
+        )  # row by row, where an index would go number by number
 
     def as_noted(self, row: int) -> bool:
         """Whether an image is that of which the facts are."""
@@ -198,7 +208,9 @@ class Images:
         groups: for each image, what must not be torn apart by a split (a patient); None where each image is alone.
     """
 
-    def __init__(self, pixels: Tensor | Pixels, labels: Tensor, groups: Sequence[str] | None = None) -> None:
+    def __init__(
+        self, pixels: Tensor | Pixels, labels: Tensor, groups: Sequence[str] | None = None
+    ) -> None:
         self.pixels = pixels if isinstance(pixels, Pixels) else Pixels.whole(Store(pixels))
         self.labels, self.groups = labels, groups
 
@@ -216,8 +228,16 @@ class Images:
 
     def joined(self, other: "Images") -> "Images":
         """These, and the other ones after them; groups are kept where both have them."""
-        groups = [*self.groups, *other.groups] if self.groups is not None and other.groups is not None else None
-        return Images(Pixels.joined([self.pixels, other.pixels]), torch.cat([self.labels, other.labels]), groups)
+        groups = (
+            [*self.groups, *other.groups]
+            if self.groups is not None and other.groups is not None
+            else None
+        )
+        return Images(
+            Pixels.joined([self.pixels, other.pixels]),
+            torch.cat([self.labels, other.labels]),
+            groups,
+        )
 
     @cached_property
     def fingerprint(self) -> str:

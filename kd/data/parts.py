@@ -46,17 +46,25 @@ def hold_out(
     """
     labels = images.labels.numpy()
     totals = np.bincount(labels, minlength=len(classes))
-    _, group = np.unique(np.arange(len(images)) if images.groups is None else images.groups, return_inverse=True)
-    order = np.lexsort((labels, totals[labels], group))  # the first image of a group is of its rarest class
+    _, group = np.unique(
+        np.arange(len(images)) if images.groups is None else images.groups, return_inverse=True
+    )
+    order = np.lexsort(
+        (labels, totals[labels], group)
+    )  # the first image of a group is of its rarest class
     first = order[np.unique(group[order], return_index=True)[1]]
     labels_of_groups = images.labels[torch.from_numpy(first)]
-    stay, taken = stratified(labels_of_groups, max(round(share * len(first)), len(classes)), what, seed, least)
+    stay, taken = stratified(
+        labels_of_groups, max(round(share * len(first)), len(classes)), what, seed, least
+    )
     return images.at(np.flatnonzero(np.isin(group, stay)).tolist()), images.at(
         np.flatnonzero(np.isin(group, taken)).tolist()
     )
 
 
-def stratified(labels: Tensor, count: int, what: str, seed: int, least: int = 0) -> tuple[list[int], list[int]]:
+def stratified(
+    labels: Tensor, count: int, what: str, seed: int, least: int = 0
+) -> tuple[list[int], list[int]]:
     """Positions that stay and `count` that are taken, with the shares of the classes kept, each in order.
 
     One of each class is taken, even where its share is less than half an image.
@@ -68,7 +76,9 @@ def stratified(labels: Tensor, count: int, what: str, seed: int, least: int = 0)
         UserError: there are too few.
     """
     try:
-        stay, taken = train_test_split(range(len(labels)), test_size=count, stratify=labels.numpy(), random_state=seed)
+        stay, taken = train_test_split(
+            range(len(labels)), test_size=count, stratify=labels.numpy(), random_state=seed
+        )
     except ValueError as error:
         raise UserError(
             f"data: cannot carve a {what} part of {count} out of {len(labels)} images, stratified by class: {error}"
@@ -82,7 +92,10 @@ def _at_least(labels: Tensor, least: int, here: list[int], there: list[int]) -> 
     """Swap positions so that `here` has so many of each class, where there are; the most frequent class gives way."""
     for label in range(int(labels.max()) + 1):
         while (counts := torch.bincount(labels[here], minlength=label + 1))[label] < least:
-            wanted, plenty = (labels[there] == label).nonzero(), (labels[here] == counts.argmax()).nonzero()
+            wanted, plenty = (
+                (labels[there] == label).nonzero(),
+                (labels[here] == counts.argmax()).nonzero(),
+            )
             if not len(wanted):
                 break
             here[plenty[0]], there[wanted[0]] = there[wanted[0]], here[plenty[0]]

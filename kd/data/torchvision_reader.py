@@ -37,7 +37,9 @@ class TorchvisionReader(DataModule):
         if state is None or state not in _last:
             train, test = self._open(True), self._open(False)
             _last.clear()
-            _last[self._state()] = Source(self.images(train), self.images(test), tuple(train.classes))
+            _last[self._state()] = Source(
+                self.images(train), self.images(test), tuple(train.classes)
+            )
         return _last[self._state()]
 
     def _state(self) -> tuple[Any, ...] | None:
@@ -55,7 +57,13 @@ class TorchvisionReader(DataModule):
             return self._download(train, place)
         try:
             return self.reader(str(self.root), train=train, download=False)
-        except (OSError, RuntimeError, AssertionError, ValueError, EOFError) as error:  # all of them are met
+        except (
+            OSError,
+            RuntimeError,
+            AssertionError,
+            ValueError,
+            EOFError,
+        ) as error:  # all of them are met
             why = str(error).strip().splitlines()
             raise UserError(
                 f"data.root: {self.reader.__name__} in {place.absolute()} is damaged ({why[0] if why else 'cut off'}); "
@@ -65,7 +73,9 @@ class TorchvisionReader(DataModule):
     def _download(self, train: bool, place: Path) -> Any:
         made = [folder for folder in (place, *place.parents) if not folder.exists()]
         try:
-            with contextlib.redirect_stdout(sys.stderr):  # torchvision announces its downloads there
+            with contextlib.redirect_stdout(
+                sys.stderr
+            ):  # torchvision announces its downloads there
                 return self.reader(str(self.root), train=train, download=True)
         except (OSError, RuntimeError) as error:
             why = str(error).strip().splitlines()[0]
@@ -85,13 +95,19 @@ class CIFAR(TorchvisionReader):
 
     def images(self, data: Any) -> Images:
         """uint8 [N, 3, 32, 32]."""
-        return Images(torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(data.targets))
+        return Images(
+            torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(data.targets)
+        )
 
 
 class IDX(TorchvisionReader):
     """Tensors [N, H, W] of gray levels, in the files of LeCun's MNIST."""
 
-    files = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
+    files = tuple(
+        f"{part}-{kind}-ubyte"
+        for part in ("train", "t10k")
+        for kind in ("images-idx3", "labels-idx1")
+    )
 
     def images(self, data: Any) -> Images:
         """uint8 [N, 1, 28, 28]."""

@@ -16,13 +16,17 @@ from kd.log import say
 class WholeCheckpoints(TorchCheckpointIO):
     """Writes Lightning's checkpoints beside the one that is there, which they replace when all of them is on disk."""
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
         """Write one.
 
         Raises:
             CannotWrite: there is no room, or no right; the one from before stays.
         """
-        content = io.BytesIO()  # torch tells of a file that it cannot write neither the name nor the reason
+        content = (
+            io.BytesIO()
+        )  # torch tells of a file that it cannot write neither the name nor the reason
         torch.save(checkpoint, content)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with whole(Path(path), "the checkpoint") as temporary:
@@ -36,7 +40,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         Damaged: it is damaged, or gone.
     """
     try:
-        with zipfile.ZipFile(path) as parts:  # torch does not look at the checksums that it has written
+        with zipfile.ZipFile(
+            path
+        ) as parts:  # torch does not look at the checksums that it has written
             if bad := parts.testzip():
                 raise Damaged(f"{path} is damaged: the checksum of {bad} is wrong")
         found: dict[str, Any] = torch.load(path, "cpu", weights_only=True)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from kd.errors import Damaged, first_of
-from kd.files.sealed import read_sealed
+from kd.files.records import read_sealed
 
 SCHEMA = 1
 
@@ -97,7 +97,10 @@ class Incremental(Shape):
 
     @model_validator(mode="after")
     def _of_each(self) -> Self:
-        if any(len(each.after) != len(self.tasks) for each in (self.class_incremental, self.task_incremental)):
+        if any(
+            len(each.after) != len(self.tasks)
+            for each in (self.class_incremental, self.task_incremental)
+        ):
             raise ValueError("`after` has other tasks than `tasks`")
         return self
 

@@ -36,7 +36,9 @@ class RunFolder:
 
     def __enter__(self) -> "RunFolder":
         self.final.parent.mkdir(parents=True, exist_ok=True)
-        for left in self.final.parent.glob("*.partial"):  # of runs that were killed; their links claim stages' events
+        for left in self.final.parent.glob(
+            "*.partial"
+        ):  # of runs that were killed; their links claim stages' events
             with _filling(left) as dead:
                 if dead:
                     shutil.rmtree(left, ignore_errors=True)
@@ -63,10 +65,17 @@ class RunFolder:
             output: holds `runs` and `sweeps`.
         """
         (self.events / stage).unlink(missing_ok=True)
-        own = (self.path.resolve(), self.final.resolve())  # an earlier one of this name will have gone
+        own = (
+            self.path.resolve(),
+            self.final.resolve(),
+        )  # an earlier one of this name will have gone
         names = [file.name for file in events.glob("*tfevents*")]
-        places = [f"{runs}/tensorboard/*/{name}" for name in names for runs in ("runs/*", "sweeps/*/*")]
-        shown = (file.absolute().parents[2].resolve() for place in places for file in output.glob(place))
+        places = [
+            f"{runs}/tensorboard/*/{name}" for name in names for runs in ("runs/*", "sweeps/*/*")
+        ]
+        shown = (
+            file.absolute().parents[2].resolve() for place in places for file in output.glob(place)
+        )
         if all(run in own for run in shown):
             self.follow(stage, events)
 

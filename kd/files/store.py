@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kd.errors import Damaged, UserError
 from kd.files.locks import held
-from kd.files.sealed import read_sealed, sealed
+from kd.files.records import read_sealed, sealed
 from kd.files.writing import writing
 
 SCHEMA = 1
@@ -44,7 +44,9 @@ class Done:
         """
         path = self.folder / "weights.safetensors"
         if checksum(path) != self.record["sha256"]:
-            raise Damaged(f"{path} is damaged (its checksum is wrong); force=true trains the stage again")
+            raise Damaged(
+                f"{path} is damaged (its checksum is wrong); force=true trains the stage again"
+            )
         return load_file(path)
 
 
@@ -83,7 +85,12 @@ class Store:
     def publish(self, key: str, record: dict[str, Any]) -> Done:
         """Turn the folder that was claimed for `key` into a finished stage, in the place of an older one if any."""
         partial, final = self.root / f"{key}.partial", self.root / key
-        record = {"schema": SCHEMA, "key": key, **record, "sha256": checksum(partial / "weights.safetensors")}
+        record = {
+            "schema": SCHEMA,
+            "key": key,
+            **record,
+            "sha256": checksum(partial / "weights.safetensors"),
+        }
         with writing(final, "a finished stage"):
             (partial / "stage.json").write_text(json.dumps(sealed(record), indent=1))
             put(partial, final)

@@ -18,7 +18,9 @@ from kd.files.writing import whole
 HEADER = "kd"
 
 
-def save_tensors(tensors: Mapping[str, Tensor], path: Path, about: Mapping[str, Any] | None = None) -> None:
+def save_tensors(
+    tensors: Mapping[str, Tensor], path: Path, about: Mapping[str, Any] | None = None
+) -> None:
     """Write tensors, in the place of an earlier file if any.
 
     Args:

@@ -12,9 +12,15 @@ from kd.errors import CannotWrite, UserError
 
 # Why a file cannot be written though nothing is wrong with the program: a full disk, a quota, a limit on the size of a
 # file, a disk that may only be read, no permission, a broken disk; a file where a folder should be, or the reverse.
-CAUSES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO} | {
-    *(errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG)
-}
+CAUSES = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+} | {*(errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG)}
 
 
 def writable(folder: Path, where: str = "output_dir", remedy: str = "") -> Path:
@@ -33,7 +39,9 @@ def writable(folder: Path, where: str = "output_dir", remedy: str = "") -> Path:
             pass
     except (OSError, ValueError) as error:  # of a name that no file can have
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{where}: cannot write into {folder.absolute()}: {reason}{remedy}") from error
+        raise UserError(
+            f"{where}: cannot write into {folder.absolute()}: {reason}{remedy}"
+        ) from error
     return folder
 
 
@@ -51,11 +59,17 @@ def writing(path: Path, what: str = "") -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        named = getattr(error, "filename", None)  # of another file, which may not be read, this can say nothing
-        elsewhere = named and not Path(os.fsdecode(named)).absolute().is_relative_to(path.absolute().parent)
+        named = getattr(
+            error, "filename", None
+        )  # of another file, which may not be read, this can say nothing
+        elsewhere = named and not Path(os.fsdecode(named)).absolute().is_relative_to(
+            path.absolute().parent
+        )
         if (cause := cause_of(error)) is None or elsewhere:
             raise
-        raise CannotWrite(f"cannot write {what and f'{what}: '}{path.absolute()}: {cause}") from error
+        raise CannotWrite(
+            f"cannot write {what and f'{what}: '}{path.absolute()}: {cause}"
+        ) from error
 
 
 @contextmanager
@@ -68,7 +82,9 @@ def whole(path: Path, what: str = "") -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with writing(path, what):
-            temporary.unlink(missing_ok=True)  # never written through, if it is a link that somebody has put there
+            temporary.unlink(
+                missing_ok=True
+            )  # never written through, if it is a link that somebody has put there
             yield temporary
             temporary.replace(path)
     finally:

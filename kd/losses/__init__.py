@@ -20,7 +20,9 @@ import importlib
 import pkgutil
 from typing import Any
 
-__all__ = [f"{module.name}_loss" for module in pkgutil.iter_modules(__path__) if module.name[0] != "_"]
+__all__ = [
+    f"{module.name}_loss" for module in pkgutil.iter_modules(__path__) if module.name[0] != "_"
+]
 
 
 def __getattr__(name: str) -> Any:

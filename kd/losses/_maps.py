@@ -32,10 +32,14 @@ def same_size(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return next(small), next(small)
 
 
-def last_maps(feats_s: list[Tensor], feats_t: list[Tensor], count: int | None = 1) -> list[tuple[Tensor, Tensor]]:
+def last_maps(
+    feats_s: list[Tensor], feats_t: list[Tensor], count: int | None = 1
+) -> list[tuple[Tensor, Tensor]]:
     """The last `count` pairs of taps, all for None, as maps of equal size; the teacher's without gradient."""
     pairs = list(zip(feats_s, feats_t, strict=True))
-    return [same_size(as_map(s), as_map(t.detach())) for s, t in (pairs[-count:] if count else pairs)]
+    return [
+        same_size(as_map(s), as_map(t.detach())) for s, t in (pairs[-count:] if count else pairs)
+    ]
 
 
 def unit(x: Tensor, dim: int = 1) -> Tensor:
@@ -50,7 +54,9 @@ class Norm(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         """x [B, C, H, W] -> the same shape."""
         if x.numel() == x.shape[1]:
-            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+            return F.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+            )
         return super().forward(x)
 
 

@@ -36,7 +36,10 @@ class AB(nn.Module):
     """
 
     def __init__(
-        self, shapes_s: tuple[tuple[int, ...], ...], shapes_t: tuple[tuple[int, ...], ...], margin: float = 1.0
+        self,
+        shapes_s: tuple[tuple[int, ...], ...],
+        shapes_t: tuple[tuple[int, ...], ...],
+        margin: float = 1.0,
     ) -> None:
         super().__init__()
         if margin <= 0:

@@ -6,7 +6,9 @@ from torch import Tensor
 from kd.losses._maps import last_maps, unit
 
 
-def at_loss(feats_s: list[Tensor], feats_t: list[Tensor], form: str = "authors", power: float = 2.0) -> Tensor:
+def at_loss(
+    feats_s: list[Tensor], feats_t: list[Tensor], form: str = "authors", power: float = 2.0
+) -> Tensor:
     """Sum over the taps of the distance of the two nets' attention maps, each of length 1; no unit.
 
     The attention map of an image is the mean over the channels of |f|^power. Zagoruyko & Komodakis 2017: the paper

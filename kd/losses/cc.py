@@ -24,7 +24,11 @@ def cc_loss(pooled_s: Tensor, pooled_t: Tensor, gamma: float = 0.4, order: int =
         scalar >= 0; 0 where the two agree. It compares the images of a batch with each other, on each device alone:
         ranks do not share their batches.
     """
-    return (_correlation(pooled_s, gamma, order) - _correlation(pooled_t.detach(), gamma, order)).pow(2).mean()
+    return (
+        (_correlation(pooled_s, gamma, order) - _correlation(pooled_t.detach(), gamma, order))
+        .pow(2)
+        .mean()
+    )
 
 
 def _correlation(pooled: Tensor, gamma: float, order: int) -> Tensor:

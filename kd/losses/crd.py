@@ -66,13 +66,17 @@ class CRD(nn.Module):
     ) -> None:
         super().__init__()
         if nce_t <= 0 or not 0 <= nce_m < 1 or nce_k < 1 or feat_dim < 1:
-            raise ValueError(f"found nce_t {nce_t}, nce_m {nce_m}, nce_k {nce_k}, feat_dim {feat_dim}")
+            raise ValueError(
+                f"found nce_t {nce_t}, nce_m {nce_m}, nce_k {nce_k}, feat_dim {feat_dim}"
+            )
         self.draws, self.temperature, self.momentum = min(nce_k, len(labels)), nce_t, nce_m
         self.embed_s, self.embed_t = nn.Linear(width_s, feat_dim), nn.Linear(width_t, feat_dim)
         reach = 1 / math.sqrt(feat_dim / 3)
         for name in ("bank_s", "bank_t"):
             self.register_buffer(name, torch.empty(len(labels), feat_dim).uniform_(-reach, reach))
-        self.register_buffer("scale", torch.zeros(2))  # of the student's scores and the teacher's; 0 for not yet known
+        self.register_buffer(
+            "scale", torch.zeros(2)
+        )  # of the student's scores and the teacher's; 0 for not yet known
         # Images in the order of their class, so that those of all other classes are two stretches of it.
         known = {"labels": labels, "order": labels.argsort(stable=True)}
         counts = torch.bincount(labels[labels >= 0], minlength=1)
@@ -100,7 +104,9 @@ class CRD(nn.Module):
         label = self.labels[index]
         known = label >= 0
         count = torch.where(known, self.count[label.clamp(min=0)], 0)
-        count = torch.where(count == len(self.labels), 0, count)  # of one class alone there are no others
+        count = torch.where(
+            count == len(self.labels), 0, count
+        )  # of one class alone there are no others
         first = torch.where(known, self.first[label.clamp(min=0)], 0)
         draw = torch.rand(self.draws, device=index.device, dtype=torch.float64)
         place = (draw * (len(self.labels) - count)[:, None]).long()

@@ -5,7 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def ctkd_loss(logits_s: Tensor, logits_t: Tensor, temperature: Tensor, reversal: float = 1.0) -> Tensor:
+def ctkd_loss(
+    logits_s: Tensor, logits_t: Tensor, temperature: Tensor, reversal: float = 1.0
+) -> Tensor:
     """T^2 * KL(softmax(t / T) || softmax(s / T)), mean over the batch, in nats, its gradient to T reversed.
 
     Li et al. 2023, eq. 4 and 7: the student goes down the loss and the temperature up it, times `reversal` (the
@@ -21,7 +23,9 @@ def ctkd_loss(logits_s: Tensor, logits_t: Tensor, temperature: Tensor, reversal:
         scalar >= 0; 0 where the two agree up to a constant per image.
     """
     still = temperature.detach()
-    temperature = still - reversal * (temperature - still)  # the same value, with -reversal times the slope
+    temperature = still - reversal * (
+        temperature - still
+    )  # the same value, with -reversal times the slope
     log_p_s = F.log_softmax(logits_s / temperature, dim=1)
     log_p_t = F.log_softmax(logits_t.detach() / temperature, dim=1)
     return F.kl_div(log_p_s, log_p_t, reduction="batchmean", log_target=True) * temperature**2

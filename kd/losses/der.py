@@ -39,7 +39,9 @@ def stream_loss(logits_s: Tensor, logits_t: Tensor, target: Tensor) -> Tensor:
         scalar >= 0; nothing, where all images have stored logits.
     """
     new = logits_t.isnan().all(1)
-    return (F.cross_entropy(logits_s, target, reduction="none") * new).sum() / new.sum().clamp(min=1)
+    return (F.cross_entropy(logits_s, target, reduction="none") * new).sum() / new.sum().clamp(
+        min=1
+    )
 
 
 def exemplars_loss(logits_s: Tensor, logits_t: Tensor, target: Tensor) -> Tensor:
@@ -57,4 +59,6 @@ def exemplars_loss(logits_s: Tensor, logits_t: Tensor, target: Tensor) -> Tensor
         scalar >= 0.
     """
     kept = ~logits_t.isnan().all(1)
-    return (F.cross_entropy(logits_s, target, reduction="none") * kept).sum() / kept.sum().clamp(min=1)
+    return (F.cross_entropy(logits_s, target, reduction="none") * kept).sum() / kept.sum().clamp(
+        min=1
+    )

@@ -35,4 +35,6 @@ def dist_loss(
 
 
 def _correlation(a: Tensor, b: Tensor, dim: int) -> Tensor:
-    return F.cosine_similarity(a - a.mean(dim, keepdim=True), b - b.mean(dim, keepdim=True), dim=dim)
+    return F.cosine_similarity(
+        a - a.mean(dim, keepdim=True), b - b.mean(dim, keepdim=True), dim=dim
+    )

@@ -47,7 +47,8 @@ def dkd_loss(
         share[:, k]
         * (
             target_weight * _tckd(logits_s / temperature, logits_t / temperature, label[:, k, None])
-            + non_target_weight * _nckd(logits_s / temperature, logits_t / temperature, label[:, k, None])
+            + non_target_weight
+            * _nckd(logits_s / temperature, logits_t / temperature, label[:, k, None])
         )
         for k in range(label.shape[1])
     ]
@@ -55,7 +56,9 @@ def dkd_loss(
 
 
 def _tckd(s: Tensor, t: Tensor, label: Tensor) -> Tensor:
-    return F.kl_div(_binary(s, label), _binary(t, label), reduction="none", log_target=True).sum(dim=1)
+    return F.kl_div(_binary(s, label), _binary(t, label), reduction="none", log_target=True).sum(
+        dim=1
+    )
 
 
 def _nckd(s: Tensor, t: Tensor, label: Tensor) -> Tensor:
@@ -77,4 +80,7 @@ def _others(z: Tensor, label: Tensor) -> Tensor:
 
 @functools.cache  # once in a process
 def _warn_of_two_classes() -> None:
-    warnings.warn("dkd: with two classes its non-target part is 0, so only the target part distils", stacklevel=3)
+    warnings.warn(
+        "dkd: with two classes its non-target part is 0, so only the target part distils",
+        stacklevel=3,
+    )

@@ -29,13 +29,20 @@ class FitNet(nn.Module):
     """
 
     def __init__(
-        self, shapes_s: tuple[tuple[int, ...], ...], shapes_t: tuple[tuple[int, ...], ...], tap: int | None = None
+        self,
+        shapes_s: tuple[tuple[int, ...], ...],
+        shapes_t: tuple[tuple[int, ...], ...],
+        tap: int | None = None,
     ) -> None:
         super().__init__()
         self.tap = (len(shapes_s) - 1) // 2 if tap is None else tap
         if not 0 <= self.tap < len(shapes_s):
-            raise ValueError(f"tap: found {tap}, accepted are 0 to {len(shapes_s) - 1}, one for each pair of taps")
-        self.regressor = connector(channels(shapes_s[self.tap]), channels(shapes_t[self.tap])).append(nn.ReLU())
+            raise ValueError(
+                f"tap: found {tap}, accepted are 0 to {len(shapes_s) - 1}, one for each pair of taps"
+            )
+        self.regressor = connector(
+            channels(shapes_s[self.tap]), channels(shapes_t[self.tap])
+        ).append(nn.ReLU())
 
     def forward(self, feats_s: list[Tensor], feats_t: list[Tensor]) -> Tensor:
         """`fitnet_loss` at the chosen tap; a scalar."""

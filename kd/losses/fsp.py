@@ -24,11 +24,15 @@ def fsp_loss(feats_s: list[Tensor], feats_t: list[Tensor]) -> Tensor:
         ValueError: for fewer than two taps, or unequal numbers of channels.
     """
     if len(feats_s) < 2:
-        raise ValueError("fsp: needs two taps or more, as it compares the flow from each to the next")
+        raise ValueError(
+            "fsp: needs two taps or more, as it compares the flow from each to the next"
+        )
     total = feats_s[0].new_zeros(())
     for g_s, g_t in zip(_flows(feats_s), _flows([t.detach() for t in feats_t]), strict=True):
         if g_s.shape != g_t.shape:
-            raise ValueError(f"fsp: flows of {tuple(g_s.shape[1:])} and {tuple(g_t.shape[1:])} channels")
+            raise ValueError(
+                f"fsp: flows of {tuple(g_s.shape[1:])} and {tuple(g_t.shape[1:])} channels"
+            )
         total = total + (g_s - g_t).pow(2).mean()
     return total
 
@@ -48,14 +52,18 @@ class FSP(nn.Module):
     The paper's nets have as many channels as each other, and need none.
     """
 
-    def __init__(self, shapes_s: tuple[tuple[int, ...], ...], shapes_t: tuple[tuple[int, ...], ...]) -> None:
+    def __init__(
+        self, shapes_s: tuple[tuple[int, ...], ...], shapes_t: tuple[tuple[int, ...], ...]
+    ) -> None:
         super().__init__()
         if len(shapes_s) < 2:
             raise ValueError(
                 f"needs two taps or more, as it compares the flow from each to the next; has {len(shapes_s)}"
             )
         sizes = [(channels(s), channels(t)) for s, t in zip(shapes_s, shapes_t, strict=True)]
-        self.fit = nn.ModuleList(nn.Conv2d(s, t, 1, bias=False) if s != t else nn.Identity() for s, t in sizes)
+        self.fit = nn.ModuleList(
+            nn.Conv2d(s, t, 1, bias=False) if s != t else nn.Identity() for s, t in sizes
+        )
 
     def forward(self, feats_s: list[Tensor], feats_t: list[Tensor]) -> Tensor:
         """`fsp_loss` of all taps; a scalar."""

@@ -25,7 +25,11 @@ def ft_loss(factor_s: Tensor, factor_t: Tensor) -> Tensor:
 def _stack(*widths: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(widths):
-        layers += [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), Norm(outputs), nn.LeakyReLU(0.1)]
+        layers += [
+            nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
+            Norm(outputs),
+            nn.LeakyReLU(0.1),
+        ]
     return nn.Sequential(*layers)
 
 
@@ -104,4 +108,6 @@ class FT(nn.Module):
         factor_s = self.translator(as_map(feats_s[-1]))
         factor_t = self.paraphraser.fold(as_map(feats_t[-1].detach())).detach()
         loss = ft_loss(*same_size(factor_s, factor_t))
-        return loss + self.reconstruction * self.paraphraser(feats_t) if self.reconstruction else loss
+        return (
+            loss + self.reconstruction * self.paraphraser(feats_t) if self.reconstruction else loss
+        )

@@ -4,7 +4,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def kd_loss(logits_s: Tensor, logits_t: Tensor, temperature: float = 4.0, standardize: bool = False) -> Tensor:
+def kd_loss(
+    logits_s: Tensor, logits_t: Tensor, temperature: float = 4.0, standardize: bool = False
+) -> Tensor:
     """T^2 * KL(softmax(t / T) || softmax(s / T)), mean over the batch, in nats.
 
     Follows Hinton et al. 2015, section 2: soft targets at temperature T, and the factor T^2 because the gradients of

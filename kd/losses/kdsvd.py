@@ -35,7 +35,9 @@ def kdsvd_loss(feats_s: list[Tensor], feats_t: list[Tensor], rank: int = 1) -> T
     for s, t in zip(feats_s, feats_t, strict=True):
         a, b = as_map(s).flatten(2).transpose(1, 2), as_map(t.detach()).flatten(2).transpose(1, 2)
         if a.shape[2] != b.shape[2]:
-            raise ValueError(f"kdsvd: {a.shape[2]} channels of the student's and {b.shape[2]} of the teacher's")
+            raise ValueError(
+                f"kdsvd: {a.shape[2]} channels of the student's and {b.shape[2]} of the teacher's"
+            )
         with torch.no_grad():
             sizes, theirs = _decomposed(b, rank)
         ours = _aligned(_directions(a, rank + SPARE), theirs)
@@ -74,7 +76,9 @@ def _directions(x: Tensor, rank: int) -> Tensor:
         v, known = rows[:, :rank].transpose(1, 2), rows.transpose(1, 2)
         gap = square[:, None, :rank] - square[:, :, None]  # [B, all, k]
         inverse = gap / (gap.pow(2) + tiny)
-        rest = square[:, None, :rank] / (square[:, None, :rank].pow(2) + tiny)  # to directions of singular value 0
+        rest = square[:, None, :rank] / (
+            square[:, None, :rank].pow(2) + tiny
+        )  # to directions of singular value 0
     moved = x.transpose(1, 2) @ (x @ v)
     change = moved - moved.detach()
     within = known.transpose(1, 2) @ change
@@ -98,15 +102,24 @@ class KDSVD(nn.Module):
     """
 
     def __init__(
-        self, shapes_s: tuple[tuple[int, ...], ...], shapes_t: tuple[tuple[int, ...], ...], rank: int = 1
+        self,
+        shapes_s: tuple[tuple[int, ...], ...],
+        shapes_t: tuple[tuple[int, ...], ...],
+        rank: int = 1,
     ) -> None:
         super().__init__()
         if rank < 1 or len(shapes_s) < 2:
-            raise ValueError(f"needs a rank from 1 and two taps or more; found rank {rank} and {len(shapes_s)} taps")
+            raise ValueError(
+                f"needs a rank from 1 and two taps or more; found rank {rank} and {len(shapes_s)} taps"
+            )
         self.rank = rank
         sizes = [(channels(s), channels(t)) for s, t in zip(shapes_s, shapes_t, strict=True)]
-        self.fit = nn.ModuleList(nn.Conv2d(s, t, 1, bias=False) if s != t else nn.Identity() for s, t in sizes)
+        self.fit = nn.ModuleList(
+            nn.Conv2d(s, t, 1, bias=False) if s != t else nn.Identity() for s, t in sizes
+        )
 
     def forward(self, feats_s: list[Tensor], feats_t: list[Tensor]) -> Tensor:
         """`kdsvd_loss` of all taps; a scalar."""
-        return kdsvd_loss([fit(as_map(s)) for fit, s in zip(self.fit, feats_s, strict=True)], feats_t, self.rank)
+        return kdsvd_loss(
+            [fit(as_map(s)) for fit, s in zip(self.fit, feats_s, strict=True)], feats_t, self.rank
+        )

@@ -24,7 +24,9 @@ def lwf_loss(logits_s: Tensor, logits_t: Tensor, temperature: float = 2.0) -> Te
         scalar >= 0. Its minimum is the entropy of the soft targets, not 0.
     """
     old = logits_t.shape[1]
-    return F.cross_entropy(logits_s[:, :old] / temperature, F.softmax(logits_t.detach() / temperature, dim=1))
+    return F.cross_entropy(
+        logits_s[:, :old] / temperature, F.softmax(logits_t.detach() / temperature, dim=1)
+    )
 
 
 def new_classes_loss(logits_s: Tensor, logits_t: Tensor, target: Tensor) -> Tensor:
@@ -47,4 +49,6 @@ def new_classes_loss(logits_s: Tensor, logits_t: Tensor, target: Tensor) -> Tens
         share = target[:, old:].to(log_p.dtype)
         return -(share * log_p).sum() / (share.sum(1) > 0).sum().clamp(min=1)
     new = target >= old
-    return F.nll_loss(log_p, (target - old).where(new, -1), ignore_index=-1, reduction="sum") / new.sum().clamp(min=1)
+    return F.nll_loss(
+        log_p, (target - old).where(new, -1), ignore_index=-1, reduction="sum"
+    ) / new.sum().clamp(min=1)

@@ -5,7 +5,11 @@ from torch import Tensor
 
 
 def lwf_mix_loss(
-    logits_s: Tensor, logits_t: Tensor, target: Tensor, temperature: float = 2.0, share: float | None = None
+    logits_s: Tensor,
+    logits_t: Tensor,
+    target: Tensor,
+    temperature: float = 2.0,
+    share: float | None = None,
 ) -> Tensor:
     """(1 - share) * CE + share * cross-entropy of softmax(s_old / T) with softmax(t / T), batch means, in nats.
 
@@ -27,5 +31,7 @@ def lwf_mix_loss(
     """
     old = logits_t.shape[1]
     share = old / logits_s.shape[1] if share is None else share
-    soft = F.cross_entropy(logits_s[:, :old] / temperature, F.softmax(logits_t.detach() / temperature, dim=1))
+    soft = F.cross_entropy(
+        logits_s[:, :old] / temperature, F.softmax(logits_t.detach() / temperature, dim=1)
+    )
     return (1 - share) * F.cross_entropy(logits_s, target) + share * soft

@@ -32,7 +32,10 @@ class MGD(nn.Module):
     """
 
     def __init__(
-        self, shapes_s: tuple[tuple[int, ...], ...], shapes_t: tuple[tuple[int, ...], ...], masked: float = 0.15
+        self,
+        shapes_s: tuple[tuple[int, ...], ...],
+        shapes_t: tuple[tuple[int, ...], ...],
+        masked: float = 0.15,
     ) -> None:
         super().__init__()
         if not 0 <= masked < 1:

@@ -7,7 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def mlkd_loss(logits_s: Tensor, logits_t: Tensor, temperatures: Sequence[float] = (2.0, 3.0, 4.0, 5.0, 6.0)) -> Tensor:
+def mlkd_loss(
+    logits_s: Tensor, logits_t: Tensor, temperatures: Sequence[float] = (2.0, 3.0, 4.0, 5.0, 6.0)
+) -> Tensor:
     """Over the temperatures T, the sum of T^2 * KL, |G_t - G_s|^2 / B and |M_t - M_s|^2 / C.
 
     Jin et al. 2023, eq. 3 to 10. With P [B, C] the probabilities at T: KL between the rows, mean over the batch, in

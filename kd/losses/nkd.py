@@ -37,7 +37,9 @@ def nkd_loss(
         q_t = F.softmax(_others(logits_t, y) / temperature, dim=1)
         log_q_s = F.log_softmax(_others(logits_s, y) / temperature, dim=1)
         beside = (q_t * log_q_s).sum(dim=1)
-        total = total - share[:, k] * (at_target.gather(1, y)[:, 0] + gamma * temperature**2 * beside)
+        total = total - share[:, k] * (
+            at_target.gather(1, y)[:, 0] + gamma * temperature**2 * beside
+        )
     return total.mean()
 
 

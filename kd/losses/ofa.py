@@ -6,7 +6,11 @@ from torch import Tensor
 
 
 def ofa_loss(
-    logits_s: Tensor, logits_t: Tensor, target: Tensor, temperature: float = 1.0, epsilon: float = 1.5
+    logits_s: Tensor,
+    logits_t: Tensor,
+    target: Tensor,
+    temperature: float = 1.0,
+    epsilon: float = 1.5,
 ) -> Tensor:
     """-sum over classes of ((p_t + [class is target])^epsilon - [class is target]) * log p_s, mean over the batch.
 

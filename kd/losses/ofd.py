@@ -25,7 +25,10 @@ def ofd_loss(preacts_s: list[Tensor], preacts_t: list[Tensor], margins: list[Ten
     for i, (s, t, margin) in enumerate(zip(preacts_s, preacts_t, margins, strict=True), start=1):
         target = torch.maximum(t.detach(), margin.to(s)[:, None, None])
         counts = (s > target) | (target > 0)
-        total = total + 2.0 ** (i - len(preacts_s)) * ((s - target) * counts).pow(2).flatten(1).sum(1).mean()
+        total = (
+            total
+            + 2.0 ** (i - len(preacts_s)) * ((s - target) * counts).pow(2).flatten(1).sum(1).mean()
+        )
     return total
 
 
@@ -36,7 +39,9 @@ class OFD(nn.Module):
     authors compute it from batch-norm parameters, which not every net has. Across ranks it is the first one's.
     """
 
-    def __init__(self, shapes_s: tuple[tuple[int, ...], ...], shapes_t: tuple[tuple[int, ...], ...]) -> None:
+    def __init__(
+        self, shapes_s: tuple[tuple[int, ...], ...], shapes_t: tuple[tuple[int, ...], ...]
+    ) -> None:
         super().__init__()
         sizes = [(channels(s), channels(t)) for s, t in zip(shapes_s, shapes_t, strict=True)]
         self.connectors = nn.ModuleList(connector(c_s, c_t) for c_s, c_t in sizes)

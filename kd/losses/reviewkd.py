@@ -27,7 +27,9 @@ def reviewkd_loss(maps_s: list[Tensor], maps_t: list[Tensor]) -> Tensor:
             if size < s.shape[2]:
                 levels.append(F.adaptive_avg_pool2d(s - t.detach(), size).pow(2).mean())
         weights = [0.5**k for k in range(len(levels))]
-        total = total + sum(w * level for w, level in zip(weights, levels, strict=True)) / sum(weights)
+        total = total + sum(w * level for w, level in zip(weights, levels, strict=True)) / sum(
+            weights
+        )
     return total
 
 
@@ -37,12 +39,16 @@ class Fusion(nn.Module):
     def __init__(self, inputs: int, middle: int, outputs: int, fuses: bool) -> None:
         super().__init__()
         self.inward = nn.Sequential(nn.Conv2d(inputs, middle, 1, bias=False), Norm(middle))
-        self.outward = nn.Sequential(nn.Conv2d(middle, outputs, 3, padding=1, bias=False), Norm(outputs))
+        self.outward = nn.Sequential(
+            nn.Conv2d(middle, outputs, 3, padding=1, bias=False), Norm(outputs)
+        )
         self.attention = nn.Conv2d(2 * middle, 2, 1) if fuses else None
         for convolution in (self.inward[0], self.outward[0]):
             nn.init.kaiming_uniform_(convolution.weight, a=1)  # type: ignore[arg-type]
 
-    def forward(self, x: Tensor, deeper: Tensor | None, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, deeper: Tensor | None, size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
         """x [B, inputs, H, W] -> maps of `size` with the teacher's channels, and what goes on to the next."""
         x = self.inward(x)
         if self.attention is not None and deeper is not None:
@@ -71,11 +77,17 @@ class ReviewKD(nn.Module):
         most: int = 512,
     ) -> None:
         super().__init__()
-        sizes = [(channels(s), channels(t)) for s, t in zip(shapes_s, shapes_t, strict=True)] + [(width_s, width_t)]
+        sizes = [(channels(s), channels(t)) for s, t in zip(shapes_s, shapes_t, strict=True)] + [
+            (width_s, width_t)
+        ]
         middle = min(most, width_s)
-        self.fusions = nn.ModuleList(Fusion(s, middle, t, fuses=i > 0) for i, (s, t) in enumerate(reversed(sizes)))
+        self.fusions = nn.ModuleList(
+            Fusion(s, middle, t, fuses=i > 0) for i, (s, t) in enumerate(reversed(sizes))
+        )
 
-    def forward(self, feats_s: list[Tensor], preacts_t: list[Tensor], pooled_s: Tensor, pooled_t: Tensor) -> Tensor:
+    def forward(
+        self, feats_s: list[Tensor], preacts_t: list[Tensor], pooled_s: Tensor, pooled_t: Tensor
+    ) -> Tensor:
         """`reviewkd_loss` of all pairs of taps and of the embeddings; a scalar."""
         theirs = [as_map(t) for t in (*preacts_t, pooled_t)][::-1]
         ours = [as_map(s) for s in (*feats_s, pooled_s)][::-1]

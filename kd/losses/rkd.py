@@ -6,7 +6,9 @@ from torch import Tensor
 from kd.losses._maps import unit
 
 
-def rkd_loss(pooled_s: Tensor, pooled_t: Tensor, distance_weight: float = 25.0, angle_weight: float = 50.0) -> Tensor:
+def rkd_loss(
+    pooled_s: Tensor, pooled_t: Tensor, distance_weight: float = 25.0, angle_weight: float = 50.0
+) -> Tensor:
     """distance_weight * RKD-D + angle_weight * RKD-A, each the mean Huber distance of the two nets' relations.
 
     Park et al. 2019, section 3.2: the distances of all pairs of images, divided by their mean; and the cosines of the

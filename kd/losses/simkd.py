@@ -23,5 +23,7 @@ def simkd_loss(feats_s: list[Tensor], feats_t: list[Tensor]) -> Tensor:
     """
     s, t = same_size(as_map(feats_s[-1]), as_map(feats_t[-1].detach()))
     if s.shape != t.shape:
-        raise ValueError(f"simkd: the projector gives {s.shape[1]} channels, the teacher has {t.shape[1]}")
+        raise ValueError(
+            f"simkd: the projector gives {s.shape[1]} channels, the teacher has {t.shape[1]}"
+        )
     return (s - t).pow(2).mean()

@@ -19,7 +19,9 @@ def srrl_loss(embedding_s: Tensor, pooled_t: Tensor, answers: Tensor, logits_t: 
     Returns:
         scalar >= 0; at equal embeddings 0.
     """
-    return (embedding_s - pooled_t.detach()).pow(2).mean() + (answers - logits_t.detach()).pow(2).mean()
+    return (embedding_s - pooled_t.detach()).pow(2).mean() + (answers - logits_t.detach()).pow(
+        2
+    ).mean()
 
 
 class SRRL(nn.Module):
@@ -29,7 +31,9 @@ class SRRL(nn.Module):
         super().__init__()
         self.connector = connector(channels(shapes_s[-1]), width_t).append(nn.ReLU())
 
-    def forward(self, feats_s: list[Tensor], pooled_t: Tensor, logits_t: Tensor, head_t: nn.Module) -> Tensor:
+    def forward(
+        self, feats_s: list[Tensor], pooled_t: Tensor, logits_t: Tensor, head_t: nn.Module
+    ) -> Tensor:
         """`srrl_loss`; the teacher's last layer `head_t` does not learn, but hands the gradient on. A scalar."""
         embedding: Tensor = self.connector(as_map(feats_s[-1])).mean((2, 3))
         shaped = embedding[:, :, None, None] if isinstance(head_t, nn.Conv2d) else embedding

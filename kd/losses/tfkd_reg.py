@@ -4,7 +4,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def tfkd_reg_loss(logits_s: Tensor, target: Tensor, temperature: float = 20.0, correct: float = 0.99) -> Tensor:
+def tfkd_reg_loss(
+    logits_s: Tensor, target: Tensor, temperature: float = 20.0, correct: float = 0.99
+) -> Tensor:
     """KL(softmax(u / T) || softmax(s)), mean over the batch, in nats; u is a teacher made by hand.
 
     Yuan et al. 2020, eq. 8 and 9: u is `correct` at the target and (1 - correct) / (C - 1) elsewhere. The authors' code
@@ -25,4 +27,6 @@ def tfkd_reg_loss(logits_s: Tensor, target: Tensor, temperature: float = 20.0, c
     classes = logits_s.shape[1]
     label = target if target.ndim == 2 else F.one_hot(target, classes).to(logits_s.dtype)
     u = correct * label + (1 - correct) / (classes - 1) * (1 - label)
-    return F.kl_div(F.log_softmax(logits_s, dim=1), F.softmax(u / temperature, dim=1), reduction="batchmean")
+    return F.kl_div(
+        F.log_softmax(logits_s, dim=1), F.softmax(u / temperature, dim=1), reduction="batchmean"
+    )

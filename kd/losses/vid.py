@@ -40,7 +40,10 @@ class VID(nn.Module):
     """
 
     def __init__(
-        self, shapes_s: tuple[tuple[int, ...], ...], shapes_t: tuple[tuple[int, ...], ...], variance: float = 5.0
+        self,
+        shapes_s: tuple[tuple[int, ...], ...],
+        shapes_t: tuple[tuple[int, ...], ...],
+        variance: float = 5.0,
     ) -> None:
         super().__init__()
         if variance <= FLOOR:

@@ -29,5 +29,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float | None:
     bounds = (math.log(BOUNDS[0]), math.log(BOUNDS[1]))
     found = float(minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-8}).x)
     inside = min(found - bounds[0], bounds[1] - found) > 1e-3
-    all_right = bool((logits.argmax(1) == labels).all())  # the loss is then 0 in float64 from some T on downwards
+    all_right = bool(
+        (logits.argmax(1) == labels).all()
+    )  # the loss is then 0 in float64 from some T on downwards
     return math.exp(found) if inside and not all_right else None

@@ -16,7 +16,13 @@ from scipy.ndimage import gaussian_filter
 Pictures = NDArray[np.float64]  # [B, C, H, W] in [0, 1]
 
 NOISE = (0.04, 0.06, 0.08, 0.09, 0.10)  # standard deviation of Gaussian noise, of the full range
-BLUR = (0.4, 0.6, 0.7, 0.8, 1.0)  # standard deviation of a Gaussian blur, in pixels of a picture of side 32
+BLUR = (
+    0.4,
+    0.6,
+    0.7,
+    0.8,
+    1.0,
+)  # standard deviation of a Gaussian blur, in pixels of a picture of side 32
 BRIGHTNESS = (0.05, 0.10, 0.15, 0.20, 0.30)  # added to the value in HSV
 JPEG = (80, 65, 58, 50, 40)  # Pillow's quality
 
@@ -41,7 +47,9 @@ def corrupt(
 
 
 def _noise(pictures: Pictures, index: NDArray[np.int64], level: int, seed: int) -> Pictures:
-    shape = pictures.shape[1:]  # the same draws at each severity, so that severities differ by their strength alone
+    shape = pictures.shape[
+        1:
+    ]  # the same draws at each severity, so that severities differ by their strength alone
     drawn = [np.random.default_rng([seed, int(i)]).standard_normal(shape) for i in index]
     return pictures + NOISE[level] * np.stack(drawn)
 
@@ -53,9 +61,13 @@ def _blur(pictures: Pictures, index: NDArray[np.int64], level: int, seed: int) -
 
 
 def _brightness(pictures: Pictures, index: NDArray[np.int64], level: int, seed: int) -> Pictures:
-    value = pictures.max(1, keepdims=True)  # V of HSV; hue and saturation stay when all channels grow alike
+    value = pictures.max(
+        1, keepdims=True
+    )  # V of HSV; hue and saturation stay when all channels grow alike
     lighter = (value + BRIGHTNESS[level]).clip(max=1)
-    found: Pictures = np.where(value > 0, pictures * lighter / np.where(value > 0, value, 1), lighter)
+    found: Pictures = np.where(
+        value > 0, pictures * lighter / np.where(value > 0, value, 1), lighter
+    )
     return found
 
 

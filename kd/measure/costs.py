@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from kd.nets.build import Shape
+from kd.shape import Shape
 
 
 def cost(net: nn.Module, macs: int) -> dict[str, Any]:
@@ -26,7 +26,9 @@ def cost(net: nn.Module, macs: int) -> dict[str, Any]:
 
 def count_macs(net: nn.Module, shape: Shape) -> int:
     """Multiply-accumulates of convolutions, matrix products and attention for one image."""
-    from torch.utils.flop_counter import FlopCounterMode  # brings torch's compiler in, 2 s at a start
+    from torch.utils.flop_counter import (
+        FlopCounterMode,  # brings torch's compiler in, 2 s at a start
+    )
 
     # On the meta device nothing is computed, and attention cannot take its fast path, which is not counted.
     net = copy.deepcopy(net).to("meta").eval()
@@ -42,11 +44,15 @@ class _LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.now: int = 0
         self.peak: int = 0
-        self._counted: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet(each.untyped_storage() for each in known)
+        self._counted: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet(
+            each.untyped_storage() for each in known
+        )
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = func(*args, **(kwargs or {}))
-        for storage in (each.untyped_storage() for each in tree_leaves(found) if isinstance(each, Tensor)):
+        for storage in (
+            each.untyped_storage() for each in tree_leaves(found) if isinstance(each, Tensor)
+        ):
             if storage not in self._counted:  # a view, or an operation in place, makes no new one
                 self._counted.add(storage)
                 self.now += storage.nbytes()
@@ -71,7 +77,9 @@ def peak_activations(net: nn.Module, shape: Shape, batch: int = 1) -> int:
     return int(counter.peak)
 
 
-def latency(net: nn.Module, shape: Shape, *, batch: int = 1, seconds: float = 0.25) -> dict[str, Any]:
+def latency(
+    net: nn.Module, shape: Shape, *, batch: int = 1, seconds: float = 0.25
+) -> dict[str, Any]:
     """Time of a forward pass on the CPU with torch's current number of threads, warm.
 
     Args:
@@ -87,4 +95,8 @@ def latency(net: nn.Module, shape: Shape, *, batch: int = 1, seconds: float = 0.
         timer.timeit(3)
         passes = min(1000, max(20, int(seconds / max(timer.timeit(3) / 3, 1e-6))))
         times = sorted(1000 * t for t in timer.repeat(passes, number=1))
-    return {"batch": batch, "median": statistics.median(times), "p95": times[int(0.95 * (len(times) - 1))]}
+    return {
+        "batch": batch,
+        "median": statistics.median(times),
+        "p95": times[int(0.95 * (len(times) - 1))],
+    }

@@ -10,10 +10,10 @@ from sklearn.metrics import confusion_matrix, recall_score, roc_auc_score
 from torch import Tensor, nn
 
 from kd.data.base import DataModule, Images
+from kd.data.views import normalize, to_unit
 from kd.log import waiting
 from kd.nets.build import normalization_of
 from kd.nets.pretrained import Normalization
-from kd.views import normalize, to_unit
 
 BOOTSTRAP = 10_000
 BINS = 15
@@ -37,7 +37,9 @@ def ask(net: nn.Module, images: Images, normalization: Normalization) -> Tensor:
     size = images.pixels.batch  # a batch at a time: the images may be more than fit in memory
     found = []
     for i in waiting(range(0, len(images), size), f"asking a net about {len(images)} images"):
-        x = to_unit(images.pixels[i : i + size].to(device)).contiguous(memory_format=torch.channels_last)
+        x = to_unit(images.pixels[i : i + size].to(device)).contiguous(
+            memory_format=torch.channels_last
+        )
         found.append(net(normalize(x, *normalization)).float().cpu())
     net.cpu()
     return torch.cat(found)
@@ -63,16 +65,26 @@ def summary(logits: Tensor, labels: Tensor, teacher: Tensor | None = None) -> di
     right = int((chosen == labels).sum())
     interval = binomtest(right, len(labels)).proportion_ci(method="wilson")
     bins = reliability(logits, labels)
-    apart = [each["count"] * abs(each["confidence"] - each["accuracy"]) for each in bins if each["count"]]
-    counts = confusion_matrix(labels.numpy(), chosen.numpy(), labels=range(classes)) if classes <= CONFUSION else None
+    apart = [
+        each["count"] * abs(each["confidence"] - each["accuracy"]) for each in bins if each["count"]
+    ]
+    counts = (
+        confusion_matrix(labels.numpy(), chosen.numpy(), labels=range(classes))
+        if classes <= CONFUSION
+        else None
+    )
     return {
         "accuracy": right / len(labels),
         "accuracy_ci95": [float(interval.low), float(interval.high)],
         "balanced_accuracy": _balanced_accuracy(chosen, labels),
         "nll": float(F.cross_entropy(logits.double(), labels)),
-        "brier": float((logits.double().softmax(1) - F.one_hot(labels, classes)).square().sum(1).mean()),
+        "brier": float(
+            (logits.double().softmax(1) - F.one_hot(labels, classes)).square().sum(1).mean()
+        ),
         "ece": sum(apart) / len(labels),
-        "agreement": float((chosen == teacher.argmax(1)).double().mean()) if teacher is not None else None,
+        "agreement": float((chosen == teacher.argmax(1)).double().mean())
+        if teacher is not None
+        else None,
         "auroc": auroc(logits, labels),
         **(_of_two_classes(chosen, labels) if classes == 2 else {}),
         "confusion": None if counts is None else counts.tolist(),
@@ -117,14 +129,20 @@ def auroc(logits: Tensor, labels: Tensor) -> float | None:
     odds = (log_p - torch.log1p(-log_p.exp())).scatter(1, chosen, top - others)
     if int(torch.bincount(labels, minlength=logits.shape[1]).min()) == 0:
         return None
-    areas = [roc_auc_score((labels == label).numpy(), odds[:, label].numpy()) for label in range(logits.shape[1])]
+    areas = [
+        roc_auc_score((labels == label).numpy(), odds[:, label].numpy())
+        for label in range(logits.shape[1])
+    ]
     return float(np.mean(areas))
 
 
 def _of_two_classes(chosen: Tensor, labels: Tensor) -> dict[str, Any]:
     found, present = (labels.numpy(), chosen.numpy()), set(labels.tolist())
     names = (("sensitivity", 1), ("specificity", 0))
-    return {name: float(recall_score(*found, pos_label=one)) if one in present else None for name, one in names}
+    return {
+        name: float(recall_score(*found, pos_label=one)) if one in present else None
+        for name, one in names
+    }
 
 
 def paired(student: Tensor, baseline: Tensor, labels: Tensor, seed: int = 0) -> dict[str, Any]:
@@ -144,8 +162,14 @@ def paired(student: Tensor, baseline: Tensor, labels: Tensor, seed: int = 0) -> 
     difference = s - b
     counts = [int((difference == value).sum()) for value in (-1, 0, 1)]
     # Only these three counts matter, so resampling images is drawing the counts from a multinomial.
-    draws = np.random.default_rng(seed).multinomial(len(labels), np.array(counts) / len(labels), BOOTSTRAP)
+    draws = np.random.default_rng(seed).multinomial(
+        len(labels), np.array(counts) / len(labels), BOOTSTRAP
+    )
     low, high = np.quantile((draws[:, 2] - draws[:, 0]) / len(labels), [0.025, 0.975])
     lost, _, won = counts
     p_value = binomtest(won, won + lost).pvalue if won + lost else 1.0
-    return {"gain": float(difference.mean()), "gain_ci95": [float(low), float(high)], "p_value": float(p_value)}
+    return {
+        "gain": float(difference.mean()),
+        "gain_ci95": [float(low), float(high)],
+        "p_value": float(p_value),
+    }

@@ -2,22 +2,15 @@
 
 import sys
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kd.construct import REFUSALS, construct, first_line, resolve_target
+from kd.config.construct import REFUSALS, construct, first_line, resolve_target
 from kd.errors import UserError
 from kd.nets.pretrained import Normalization, Pretrained
-
-
-class Shape(NamedTuple):
-    """What a net is built for: the images it takes and the classes it tells apart."""
-
-    channels: int
-    image_size: int
-    num_classes: int
+from kd.shape import Shape
 
 
 def build_net(
@@ -53,35 +46,55 @@ def build_net(
         _refuse_larger(named, shape, where, most)
     try:
         net = construct(named, where, num_classes=classes, in_channels=channels, image_size=size)
-    except UserError as error:  # of the net's own, such as weights that are not there: it does not know its key
+    except (
+        UserError
+    ) as error:  # of the net's own, such as weights that are not there: it does not know its key
         raise error if str(error).startswith(where) else UserError(f"{where}: {error}") from error
     if not isinstance(net, nn.Module):
-        raise UserError(f"{where}: {node['_target_']} gave a {type(net).__name__}, not a torch.nn.Module")
+        raise UserError(
+            f"{where}: {node['_target_']} gave a {type(net).__name__}, not a torch.nn.Module"
+        )
     if empty := [name for name, tensor in net.state_dict().items() if tensor.numel() == 0]:
-        raise UserError(f"{where}: {node['_target_']} would have layers of no width ({empty[0]}); accepted are from 1")
+        raise UserError(
+            f"{where}: {node['_target_']} would have layers of no width ({empty[0]}); accepted are from 1"
+        )
     set_normalization(net, normalization, channels, where)
     try:
         with torch.no_grad():
             logits = net.eval()(torch.zeros(2, channels, size, size))
     except REFUSALS as error:
         first = first_line(error)
-        raise UserError(f"{where}: {node['_target_']} cannot take {channels}x{size}x{size} images: {first}") from error
+        raise UserError(
+            f"{where}: {node['_target_']} cannot take {channels}x{size}x{size} images: {first}"
+        ) from error
     found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if found != (2, classes):
-        raise UserError(f"{where}: {node['_target_']} gives {found} for two images, needed are logits (2, {classes})")
+        raise UserError(
+            f"{where}: {node['_target_']} gives {found} for two images, needed are logits (2, {classes})"
+        )
     return net.train()
 
 
 def _refuse_larger(node: Mapping[str, Any], shape: Shape, where: str, most: int) -> None:
     """Refuse a net of more numbers, without taking the memory for them."""
-    given = {"num_classes": shape.num_classes, "in_channels": shape.channels, "image_size": shape.image_size}
+    given = {
+        "num_classes": shape.num_classes,
+        "in_channels": shape.channels,
+        "image_size": shape.image_size,
+    }
     try:
         with torch.device("meta"):
-            count = sum(tensor.numel() for tensor in construct(node, where, **given).state_dict().values())
-    except Exception:  # not all nets can be built without numbers; what is wrong shows when it is built with them
+            count = sum(
+                tensor.numel() for tensor in construct(node, where, **given).state_dict().values()
+            )
+    except (
+        Exception
+    ):  # not all nets can be built without numbers; what is wrong shows when it is built with them
         return
     if count > most:
-        raise UserError(f"{where}: {node['_target_']} would have {count:,} numbers, the file has room for {most:,}")
+        raise UserError(
+            f"{where}: {node['_target_']} would have {count:,} numbers, the file has room for {most:,}"
+        )
 
 
 def pretrained_of(node: Mapping[str, Any], where: str) -> Pretrained | None:
@@ -93,7 +106,9 @@ def pretrained_of(node: Mapping[str, Any], where: str) -> Pretrained | None:
         UserError: for a net or for weights that there are not.
     """
     target, keywords = resolve_target(node, where)
-    known = getattr(sys.modules.get(str(getattr(target, "__module__", ""))), "pretrained_weights", None)
+    known = getattr(
+        sys.modules.get(str(getattr(target, "__module__", ""))), "pretrained_weights", None
+    )
     if not keywords.get("pretrained") or known is None:
         return None
     try:
@@ -112,7 +127,9 @@ def without_pretrained(node: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def set_normalization(net: nn.Module, normalization: Normalization | None, channels: int, where: str) -> None:
+def set_normalization(
+    net: nn.Module, normalization: Normalization | None, channels: int, where: str
+) -> None:
     """Note the mean and standard deviation per channel that a net wants; None leaves what it says itself.
 
     Raises:
@@ -124,7 +141,9 @@ def set_normalization(net: nn.Module, normalization: Normalization | None, chann
     if isinstance(own, tuple):
         mean, std = own
         if not len(mean) == len(std) == channels or min(std) <= 0:
-            raise UserError(f"{where}: its normalisation is {own}; the images have {channels} channel(s)")
+            raise UserError(
+                f"{where}: its normalisation is {own}; the images have {channels} channel(s)"
+            )
 
 
 def normalization_of(net: nn.Module, statistics: Normalization) -> Normalization:

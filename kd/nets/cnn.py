@@ -32,7 +32,9 @@ class CNN(nn.Module):
     ) -> None:
         super().__init__()
         if len(set(pools)) != len(pools) or not set(pools) <= {1, 2, 3, 4}:
-            raise ValueError(f"pools: found {list(pools)}, accepted are different ones of 1, 2, 3, 4")
+            raise ValueError(
+                f"pools: found {list(pools)}, accepted are different ones of 1, 2, 3, 4"
+            )
         widths = (in_channels, width, 2 * width, 2 * width, 2 * width)
         self.features = nn.Sequential()
         for n in range(1, 5):

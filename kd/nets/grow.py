@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kd.nets.build import Shape, build_net
+from kd.nets.build import build_net
 from kd.nets.head import head_of
+from kd.shape import Shape
 
 
 class Blocks(nn.Module):
@@ -56,11 +57,15 @@ class Grown(nn.Module):
     ) -> None:
         super().__init__()
         if sum(blocks) != num_classes or min(blocks) < 1:
-            raise ValueError(f"blocks: found {list(blocks)}, needed are counts that add up to {num_classes} classes")
+            raise ValueError(
+                f"blocks: found {list(blocks)}, needed are counts that add up to {num_classes} classes"
+            )
         shape = Shape(in_channels, image_size, blocks[0])
         inner = build_net(net, shape, "net")
         heads = head_of(inner, shape)
-        if len(heads) != 1 or not isinstance(head := next(iter(heads.values())), (nn.Linear, nn.Conv2d)):
+        if len(heads) != 1 or not isinstance(
+            head := next(iter(heads.values())), (nn.Linear, nn.Conv2d)
+        ):
             raise ValueError(
                 f"net: {type(inner).__name__} ends in no single linear layer or convolution, so it cannot grow"
             )
@@ -70,7 +75,9 @@ class Grown(nn.Module):
         self.net, self.blocks = inner, list(blocks)
         if isinstance(own := getattr(inner, "normalization", None), tuple):
             self.normalization = own
-        self.register_buffer("order", torch.tensor(order if order else range(num_classes)), persistent=False)
+        self.register_buffer(
+            "order", torch.tensor(order if order else range(num_classes)), persistent=False
+        )
         self.ordered = bool(order)
 
     @property

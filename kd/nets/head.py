@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from kd.nets.build import Shape
+from kd.shape import Shape
 
 
 def head_of(net: nn.Module, shape: Shape) -> dict[str, nn.Module]:
@@ -21,8 +21,14 @@ def head_of(net: nn.Module, shape: Shape) -> dict[str, nn.Module]:
     else:
         found = _in_order(net, shape)[-1:]
         if not found or not _gives(found[0], shape.num_classes):
-            raise ValueError(f"{type(net).__name__} does not end in a layer with {shape.num_classes} outputs")
-    return {path: module for path, module in net.named_modules() if any(module is each for each in found)}
+            raise ValueError(
+                f"{type(net).__name__} does not end in a layer with {shape.num_classes} outputs"
+            )
+    return {
+        path: module
+        for path, module in net.named_modules()
+        if any(module is each for each in found)
+    }
 
 
 def head_tensors(net: nn.Module, shape: Shape) -> list[str]:
@@ -45,13 +51,19 @@ def _in_order(net: nn.Module, shape: Shape) -> list[nn.Module]:
     def note(module: nn.Module, inputs: tuple[Tensor, ...], output: object) -> None:
         met.append(module)
 
-    own = [module for module in net.modules() if next(module.parameters(recurse=False), None) is not None]
+    own = [
+        module
+        for module in net.modules()
+        if next(module.parameters(recurse=False), None) is not None
+    ]
     hooks = [module.register_forward_hook(note) for module in own]
     modes = {module: module.training for module in net.modules()}
     device = next(net.parameters()).device
     try:
         with torch.no_grad():
-            net.eval()(torch.zeros(2, shape.channels, shape.image_size, shape.image_size, device=device))
+            net.eval()(
+                torch.zeros(2, shape.channels, shape.image_size, shape.image_size, device=device)
+            )
     finally:
         for hook in hooks:
             hook.remove()

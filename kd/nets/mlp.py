@@ -16,7 +16,9 @@ class MLP(nn.Module):
         hidden: width of each hidden layer, from input to output; may be empty (a linear classifier).
     """
 
-    def __init__(self, num_classes: int, in_channels: int, image_size: int, hidden: Sequence[int] = (128,)) -> None:
+    def __init__(
+        self, num_classes: int, in_channels: int, image_size: int, hidden: Sequence[int] = (128,)
+    ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         for inputs, outputs in pairwise([in_channels * image_size**2, *hidden]):
@@ -27,7 +29,9 @@ class MLP(nn.Module):
     @property
     def taps(self) -> tuple[str, ...]:
         """Each hidden layer, after its ReLU."""
-        return tuple(f"hidden.{i}" for i, module in enumerate(self.hidden) if isinstance(module, nn.ReLU))
+        return tuple(
+            f"hidden.{i}" for i, module in enumerate(self.hidden) if isinstance(module, nn.ReLU)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, in_channels, image_size, image_size] -> logits [B, num_classes]."""

@@ -36,7 +36,9 @@ class Pretrained(NamedTuple):
             ValueError: for other than 1 or 3 channels.
         """
         if channels not in (1, RGB):
-            raise ValueError(f"pretrained: its nets take images of 1 or {RGB} channels, not {channels}")
+            raise ValueError(
+                f"pretrained: its nets take images of 1 or {RGB} channels, not {channels}"
+            )
         if channels == RGB:
             return self.mean, self.std
         return (sum(self.mean) / RGB,), (sum(self.std) / RGB,)
@@ -72,16 +74,27 @@ def hub_state(url: str, where: str) -> dict[str, Any]:
             state: dict[str, Any] = torch.hub.load_state_dict_from_url(
                 url, map_location="cpu", progress=False, check_hash=True, weights_only=True
             )
-    except (OSError, RuntimeError, LookupError, EOFError, ValueError, pickle.UnpicklingError) as error:
+    except (
+        OSError,
+        RuntimeError,
+        LookupError,
+        EOFError,
+        ValueError,
+        pickle.UnpicklingError,
+    ) as error:
         if file.exists():
             raise UserError(
                 f"{where}: {file} is no weights file, or a damaged one; remove it to load it anew"
             ) from error
-        raise missing(where, file.name, url, str(file.parent), f"download it and put it here: {file}", error) from error
+        raise missing(
+            where, file.name, url, str(file.parent), f"download it and put it here: {file}", error
+        ) from error
     return state
 
 
-def missing(where: str, file: str, source: str, folder: str, remedy: str, error: Exception) -> UserError:
+def missing(
+    where: str, file: str, source: str, folder: str, remedy: str, error: Exception
+) -> UserError:
     """The message that weights are neither here nor to be had: what was looked for, where, and how to put it there."""
     reason = str(error).strip().partition("\n")[0]
     return UserError(

@@ -83,7 +83,9 @@ class ResNet(nn.Module):
         channels = [width, width, 2 * width, 4 * width, 8 * width]
         for group, blocks in enumerate(BLOCKS[depth], start=1):
             first = BasicBlock(channels[group - 1], channels[group], stride=1 if group == 1 else 2)
-            rest = [BasicBlock(channels[group], channels[group], stride=1) for _ in range(blocks - 1)]
+            rest = [
+                BasicBlock(channels[group], channels[group], stride=1) for _ in range(blocks - 1)
+            ]
             self.add_module(f"layer{group}", nn.Sequential(first, *rest))
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(channels[-1], num_classes)

@@ -27,7 +27,11 @@ class ResNetCIFAR(nn.Module):
     taps = ("layer1", "layer2", "layer3")
 
     def __init__(
-        self, num_classes: int, depth: int, in_channels: int = 3, widths: Sequence[int] = (16, 16, 32, 64)
+        self,
+        num_classes: int,
+        depth: int,
+        in_channels: int = 3,
+        widths: Sequence[int] = (16, 16, 32, 64),
     ) -> None:
         super().__init__()
         if depth < 8 or depth % 6 != 2:

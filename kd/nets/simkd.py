@@ -6,9 +6,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from kd.errors import UserError
-from kd.features.pairing import default_taps
-from kd.features.points import Points, study
-from kd.nets.build import Shape, build_net
+from kd.nets.build import build_net
+from kd.nets.layer_paths import Points, study
+from kd.nets.pairing import default_taps
+from kd.shape import Shape
 
 
 class SimKD(nn.Module):
@@ -46,15 +47,26 @@ class SimKD(nn.Module):
         if isinstance(own := getattr(self.net, "normalization", None), tuple):
             self.normalization = own
         other = build_net(teacher, shape, "teacher.net", load=False)
-        ours, theirs = (_last_maps(net, shape, role) for net, role in ((self.net, "student"), (other, "teacher")))
+        ours, theirs = (
+            _last_maps(net, shape, role)
+            for net, role in ((self.net, "student"), (other, "teacher"))
+        )
         (channels, *size), (wide, *target) = ours.shapes[0], theirs.shapes[0]
         pool = [nn.AdaptiveAvgPool2d(tuple(target))] if size[0] > target[0] else []
         path = ours.feats[0].path
-        _replace(self.net, path, nn.Sequential(self.net.get_submodule(path), *pool, _projector(channels, wide, factor)))
+        _replace(
+            self.net,
+            path,
+            nn.Sequential(self.net.get_submodule(path), *pool, _projector(channels, wide, factor)),
+        )
         self.taps = (f"net.{path}",)
         assert ours.head is not None  # or `_last_maps` had refused it
         assert theirs.head is not None
-        head = nn.Linear(wide, num_classes, bias=getattr(other.get_submodule(theirs.head), "bias", None) is not None)
+        head = nn.Linear(
+            wide,
+            num_classes,
+            bias=getattr(other.get_submodule(theirs.head), "bias", None) is not None,
+        )
         _replace(self.net, ours.head, head.requires_grad_(False))
         self.head, self.teachers_head = f"net.{ours.head}", theirs.head
 
@@ -72,7 +84,10 @@ class SimKD(nn.Module):
         head = self.get_submodule(self.head)
         names = {name: f"{self.teachers_head}.{name}" for name in head.state_dict()}
         own = head.state_dict()
-        if any(theirs not in state or state[theirs].shape != own[name].shape for name, theirs in names.items()):
+        if any(
+            theirs not in state or state[theirs].shape != own[name].shape
+            for name, theirs in names.items()
+        ):
             raise UserError(
                 f"loss.net.teacher: is another net than the teacher, which has no such {self.teachers_head}"
             )
@@ -95,8 +110,16 @@ def _last_maps(net: nn.Module, shape: Shape, role: str) -> Points:
 def _projector(channels: int, wide: int, factor: int) -> nn.Sequential:
     middle = max(1, wide // factor)
     return nn.Sequential(
-        *(nn.Conv2d(channels, middle, 1, bias=False), nn.BatchNorm2d(middle), nn.ReLU(inplace=True)),
-        *(nn.Conv2d(middle, middle, 3, padding=1, bias=False), nn.BatchNorm2d(middle), nn.ReLU(inplace=True)),
+        *(
+            nn.Conv2d(channels, middle, 1, bias=False),
+            nn.BatchNorm2d(middle),
+            nn.ReLU(inplace=True),
+        ),
+        *(
+            nn.Conv2d(middle, middle, 3, padding=1, bias=False),
+            nn.BatchNorm2d(middle),
+            nn.ReLU(inplace=True),
+        ),
         *(nn.Conv2d(middle, wide, 1, bias=False), nn.BatchNorm2d(wide), nn.ReLU(inplace=True)),
     )
 

@@ -13,7 +13,9 @@ from kd.errors import UserError
 from kd.nets.pretrained import Pretrained, hub_state, missing
 
 
-def timm_net(name: str, num_classes: int, in_channels: int = 3, pretrained: bool = False, **options: Any) -> nn.Module:
+def timm_net(
+    name: str, num_classes: int, in_channels: int = 3, pretrained: bool = False, **options: Any
+) -> nn.Module:
     """Build a net of timm, with fresh weights or those that come with it.
 
     Input [B, in_channels, H, W], output logits [B, num_classes]. Pretrained weights go into all layers but the last,
@@ -30,7 +32,9 @@ def timm_net(name: str, num_classes: int, in_channels: int = 3, pretrained: bool
     """
     timm = _timm(name)
     if not pretrained:
-        fresh: nn.Module = timm.create_model(name, num_classes=num_classes, in_chans=in_channels, **options)
+        fresh: nn.Module = timm.create_model(
+            name, num_classes=num_classes, in_chans=in_channels, **options
+        )
         return fresh
     # timm is handed the tensors, so that how files are read and what is said where there are none is decided here.
     overlay = {"state_dict": _state(name, timm)}
@@ -45,7 +49,9 @@ def timm_net(name: str, num_classes: int, in_channels: int = 3, pretrained: bool
         )
     except RuntimeError as error:
         raise ValueError(f"{name}, pretrained: {str(error).splitlines()[-1].strip()}") from error
-    for kept in {"pretrained_cfg", "default_cfg"} & vars(net).keys():  # or every copy of the net would hold them twice
+    for kept in {"pretrained_cfg", "default_cfg"} & vars(
+        net
+    ).keys():  # or every copy of the net would hold them twice
         setattr(net, kept, {k: v for k, v in getattr(net, kept).items() if k != "state_dict"})
     return net
 
@@ -61,7 +67,9 @@ def pretrained_weights(name: str, pretrained: bool = False, **_: Any) -> Pretrai
         return None
     cfg = _config(name, _timm(name))
     source = cfg.hf_hub_id or str(cfg.url).rpartition("/")[2]
-    return Pretrained(f"timm {cfg.architecture or name}.{cfg.tag} {source}", tuple(cfg.mean), tuple(cfg.std))
+    return Pretrained(
+        f"timm {cfg.architecture or name}.{cfg.tag} {source}", tuple(cfg.mean), tuple(cfg.std)
+    )
 
 
 def _timm(name: str) -> ModuleType:
@@ -69,21 +77,29 @@ def _timm(name: str) -> ModuleType:
     try:
         import timm
     except ImportError as error:
-        raise UserError(f"{name}: its nets need timm, which is not installed; install it: pip install timm") from error
+        raise UserError(
+            f"{name}: its nets need timm, which is not installed; install it: pip install timm"
+        ) from error
     architecture = name.partition(".")[0]
     if not timm.is_model(architecture):
         close = difflib.get_close_matches(architecture, timm.list_models(), n=3, cutoff=0.4)
         raise ValueError(f"name: timm has no net {name!r}; nearest: {', '.join(close) or 'none'}")
-    tags = [each.partition(".")[2] for each in timm.list_models(f"{architecture}.*", pretrained=True)]
+    tags = [
+        each.partition(".")[2] for each in timm.list_models(f"{architecture}.*", pretrained=True)
+    ]
     if "." in name and name.partition(".")[2] not in tags:
-        raise ValueError(f"name: timm has no weights {name!r}; {architecture} has {', '.join(tags) or 'none'}")
+        raise ValueError(
+            f"name: timm has no weights {name!r}; {architecture} has {', '.join(tags) or 'none'}"
+        )
     return timm
 
 
 def _config(name: str, timm: ModuleType) -> Any:
     """What timm knows of the net's weights."""
     cfg = timm.get_pretrained_cfg(name)
-    if cfg is None or not (cfg.hf_hub_id or (cfg.url and not cfg.custom_load)):  # custom: not plain tensors there
+    if cfg is None or not (
+        cfg.hf_hub_id or (cfg.url and not cfg.custom_load)
+    ):  # custom: not plain tensors there
         raise ValueError(f"pretrained: timm has no weights for {name!r}")
     return cfg
 
@@ -98,7 +114,9 @@ def _state(name: str, timm: ModuleType) -> dict[str, Any]:
     try:
         return load_file(file)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{name}: {file} is no weights file, or a damaged one; remove it to load it anew") from error
+        raise UserError(
+            f"{name}: {file} is no weights file, or a damaged one; remove it to load it anew"
+        ) from error
 
 
 def _from_hub(repository: str, revision: str | None, name: str) -> Path:
@@ -116,5 +134,9 @@ def _from_hub(repository: str, revision: str | None, name: str) -> Path:
     except Exception as error:  # the client's own, its HTTP library's, or the system's
         folder = hub.constants.HF_HUB_CACHE
         copied = f"models--{repository.replace('/', '--')}"
-        remedy = f"run `hf download {repository} {file}`, and copy {copied} from its cache into this one"
-        raise missing(name, f"{repository}/{file}", "Hugging Face", folder, remedy, error) from error
+        remedy = (
+            f"run `hf download {repository} {file}`, and copy {copied} from its cache into this one"
+        )
+        raise missing(
+            name, f"{repository}/{file}", "Hugging Face", folder, remedy, error
+        ) from error

@@ -14,7 +14,11 @@ INCEPTIONS = ("googlenet", "inception_v3")
 
 
 def torchvision_net(
-    name: str, num_classes: int, in_channels: int = 3, pretrained: bool | str = False, **options: Any
+    name: str,
+    num_classes: int,
+    in_channels: int = 3,
+    pretrained: bool | str = False,
+    **options: Any,
 ) -> nn.Module:
     """Build a torchvision classification net, with fresh weights or those that come with it.
 
@@ -37,7 +41,9 @@ def torchvision_net(
         # Auxiliary heads return a tuple in training. `transform_input`, which is off, would take pictures of three
         # channels under ImageNet's normalisation to what the net was trained with; here they come so.
         options = {"aux_logits": False, "init_weights": not weights, **options}
-    net: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
+    net: nn.Module = torchvision.models.get_model(
+        name, weights=None, num_classes=num_classes, **options
+    )
     if in_channels != 3:
         _replace_first_convolution(net, in_channels)
     if weights:
@@ -56,7 +62,9 @@ def pretrained_weights(name: str, pretrained: bool | str = False, **_: Any) -> P
         return None
     preset = weights.transforms()
     mean, std = (0.5,) * 3, (0.5,) * 3
-    if name not in INCEPTIONS:  # these two say ImageNet's and change it to this themselves, see `transform_input`
+    if (
+        name not in INCEPTIONS
+    ):  # these two say ImageNet's and change it to this themselves, see `transform_input`
         mean, std = tuple(preset.mean), tuple(preset.std)
     return Pretrained(f"torchvision {weights!r} {weights.url.rpartition('/')[2]}", mean, std)
 
@@ -65,20 +73,26 @@ def _weights(name: str, pretrained: bool | str) -> WeightsEnum | None:
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
         close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-        raise ValueError(f"name: torchvision has no net {name!r}; nearest: {', '.join(close) or 'none'}")
+        raise ValueError(
+            f"name: torchvision has no net {name!r}; nearest: {', '.join(close) or 'none'}"
+        )
     if not pretrained:
         return None
     choice = torchvision.models.get_model_weights(name)
     if pretrained is True:
         return choice.DEFAULT
     if pretrained not in choice.__members__:
-        raise ValueError(f"pretrained: found {pretrained!r}, accepted are true, false, {', '.join(choice.__members__)}")
+        raise ValueError(
+            f"pretrained: found {pretrained!r}, accepted are true, false, {', '.join(choice.__members__)}"
+        )
     return choice[pretrained]
 
 
 def _load(net: nn.Module, weights: WeightsEnum, where: str, in_channels: int) -> None:
     state = hub_state(weights.url, where)
-    for name in [name for name in state if re.search(r"\.(norm|relu|conv)\.\d\.", name)]:  # DenseNet's of 2017
+    for name in [
+        name for name in state if re.search(r"\.(norm|relu|conv)\.\d\.", name)
+    ]:  # DenseNet's of 2017
         state[re.sub(r"\.(norm|relu|conv)\.(\d)\.", r".\1\2.", name)] = state.pop(name)
     own, first = net.state_dict(), f"{first_convolution(net)}.weight"
     if in_channels == 1:
@@ -90,10 +104,16 @@ def _load(net: nn.Module, weights: WeightsEnum, where: str, in_channels: int) ->
     try:
         left, unexpected = net.load_state_dict(state, strict=False)
     except RuntimeError as error:
-        raise ValueError(f"{where}: {weights!r} does not fit the net: {str(error).splitlines()[-1].strip()}") from error
-    absent = [name for name in left if name not in head and not name.endswith("num_batches_tracked")]
+        raise ValueError(
+            f"{where}: {weights!r} does not fit the net: {str(error).splitlines()[-1].strip()}"
+        ) from error
+    absent = [
+        name for name in left if name not in head and not name.endswith("num_batches_tracked")
+    ]
     if absent or unexpected:
-        raise ValueError(f"{where}: {weights!r} does not fit: missing {absent[:10]}, unexpected {unexpected[:10]}")
+        raise ValueError(
+            f"{where}: {weights!r} does not fit: missing {absent[:10]}, unexpected {unexpected[:10]}"
+        )
 
 
 def _is_head(theirs: Tensor, ours: Tensor, classes: int) -> bool:

@@ -5,7 +5,13 @@ from torch import Tensor, nn
 from kd.nets.initial import kaiming
 
 # Convolutions in each of the five groups, of 64, 128, 256, 512 and 512 channels.
-GROUPS = {8: (1, 1, 1, 1, 1), 11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
+GROUPS = {
+    8: (1, 1, 1, 1, 1),
+    11: (1, 1, 2, 2, 2),
+    13: (2, 2, 2, 2, 2),
+    16: (2, 2, 3, 3, 3),
+    19: (2, 2, 4, 4, 4),
+}
 CHANNELS = (64, 128, 256, 512, 512)
 
 
@@ -31,11 +37,17 @@ class VGG(nn.Module):
         if depth not in GROUPS:
             raise ValueError(f"depth: found {depth}, accepted are {sorted(GROUPS)}")
         inputs = in_channels
-        for group, (convolutions, channels) in enumerate(zip(GROUPS[depth], CHANNELS, strict=True), start=1):
+        for group, (convolutions, channels) in enumerate(
+            zip(GROUPS[depth], CHANNELS, strict=True), start=1
+        ):
             layers: list[nn.Module] = []
             for _ in range(convolutions):
                 outputs = channels * width // 64
-                layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+                layers += [
+                    nn.Conv2d(inputs, outputs, 3, padding=1),
+                    nn.BatchNorm2d(outputs),
+                    nn.ReLU(inplace=True),
+                ]
                 inputs = outputs
             self.add_module(f"block{group}", nn.Sequential(*layers))
         self.pool = nn.MaxPool2d(2)

@@ -56,7 +56,9 @@ class WideResNet(nn.Module):
         for group in (1, 2, 3):
             inputs, outputs = channels[group - 1], channels[group]
             first = PreActivationBlock(inputs, outputs, stride=1 if group == 1 else 2)
-            rest = [PreActivationBlock(outputs, outputs, stride=1) for _ in range((depth - 4) // 6 - 1)]
+            rest = [
+                PreActivationBlock(outputs, outputs, stride=1) for _ in range((depth - 4) // 6 - 1)
+            ]
             self.add_module(f"block{group}", nn.Sequential(first, *rest))
         self.bn = nn.BatchNorm2d(channels[3])
         self.relu = nn.ReLU(inplace=True)

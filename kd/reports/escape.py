@@ -10,7 +10,9 @@ from kd.log import printable
 def in_markdown(text: str) -> str:
     """As one line that shows the text: no HTML, no table cell's end, no link."""
     plain = printable(" ".join(text.split()))
-    return plain.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").replace("](", "]\\(")
+    return (
+        plain.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").replace("](", "]\\(")
+    )
 
 
 def escaped(node: Any) -> Any:
@@ -31,4 +33,8 @@ def as_code(text: str) -> str:
 
 def in_a_cell(value: Any) -> Any:
     """A value for a CSV file; a text that a spreadsheet would compute as a formula has an apostrophe before it."""
-    return f"'{value}" if isinstance(value, str) and re.match(r"[=+@\t\r]|-(?![\d.])", value) else value
+    return (
+        f"'{value}"
+        if isinstance(value, str) and re.match(r"[=+@\t\r]|-(?![\d.])", value)
+        else value
+    )

@@ -67,13 +67,19 @@ def confusion_matrix(labels: Tensor, chosen: Tensor, classes: Sequence[str], who
     figure, axes = _figure(side + 0.8, side)
     # Under a square root the few mistakes of a good net are seen.
     picture = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1))
-    bar = figure.colorbar(picture, ax=axes, shrink=0.8, format=PercentFormatter(1, 0), ticks=[0, 0.05, 0.2, 0.5, 1])
+    bar = figure.colorbar(
+        picture, ax=axes, shrink=0.8, format=PercentFormatter(1, 0), ticks=[0, 0.05, 0.2, 0.5, 1]
+    )
     bar.set_label("share of the true class's images")
     names, size = [_short(name) for name in classes], min(10.0, 48 * side / n)
-    axes.set_xticks(range(n), names, fontsize=size, rotation=90 if n * max(map(len, names)) > 30 else 0)
+    axes.set_xticks(
+        range(n), names, fontsize=size, rotation=90 if n * max(map(len, names)) > 30 else 0
+    )
     axes.set_yticks(range(n), names, fontsize=size)
     axes.set_ylabel("true class")
-    axes.set_xlabel("chosen class" if n <= NAMED else f"chosen class\n\n{_confusions(counts, names)}")
+    axes.set_xlabel(
+        "chosen class" if n <= NAMED else f"chosen class\n\n{_confusions(counts, names)}"
+    )
     axes.set_title(f"{who}: {np.trace(counts)} of {counts.sum()} test images right")
     for row, column in zip(*np.nonzero(counts), strict=True) if n <= NAMED else ():
         ink = "white" if shares[row, column] > 0.35 else "black"
@@ -85,9 +91,17 @@ def _confusions(counts: NDArray[np.int64], names: Sequence[str]) -> str:
     """The most frequent mistakes in words, three in a line."""
     wrong = counts * (1 - np.eye(len(counts), dtype=np.int64))
     most = [divmod(int(i), len(counts)) for i in np.argsort(-wrong, axis=None, kind="stable")[:9]]
-    words = [f"{names[row]} as {names[column]}: {wrong[row, column]}" for row, column in most if wrong[row, column] > 1]
+    words = [
+        f"{names[row]} as {names[column]}: {wrong[row, column]}"
+        for row, column in most
+        if wrong[row, column] > 1
+    ]
     lines = [";  ".join(words[i : i + 3]) for i in range(0, len(words), 3)]
-    return "\n".join(["most frequent confusions, in images:", *lines]) if words else "no two classes are confused twice"
+    return (
+        "\n".join(["most frequent confusions, in images:", *lines])
+        if words
+        else "no two classes are confused twice"
+    )
 
 
 def reliability_diagram(bins: Sequence[Mapping[str, Any]], who: str) -> Figure:
@@ -105,22 +119,40 @@ def reliability_diagram(bins: Sequence[Mapping[str, Any]], who: str) -> Figure:
         if count:
             interval = binomtest(round(accuracy * count), count).proportion_ci(method="wilson")
             upper.bar(middle, accuracy, width, color=SKY, edgecolor="white")
-            upper.plot([confidence] * 2, [interval.low, interval.high], color="black", linewidth=1.2)
+            upper.plot(
+                [confidence] * 2, [interval.low, interval.high], color="black", linewidth=1.2
+            )
             upper.plot(confidence, accuracy, "o", color="black", markersize=4)
             lower.bar(middle, count, width, color=GRAY, edgecolor="white")
             lower.text(middle, count, f"{count}", ha="center", va="bottom", fontsize=8)
-    upper.plot([], [], "o-", color="black", markersize=4, linewidth=1.2, label="mean confidence; 95 % interval")
+    upper.plot(
+        [],
+        [],
+        "o-",
+        color="black",
+        markersize=4,
+        linewidth=1.2,
+        label="mean confidence; 95 % interval",
+    )
     full = [(each["count"], each["confidence"], each["accuracy"]) for each in bins if each["count"]]
     total = sum(count for count, _, _ in full)
     ece, sure, right = (
         sum(count * value for (count, _, _), value in zip(full, values, strict=True)) / total
-        for values in ([abs(a - c) for _, c, a in full], [c for _, c, _ in full], [a for _, _, a in full])
+        for values in (
+            [abs(a - c) for _, c, a in full],
+            [c for _, c, _ in full],
+            [a for _, _, a in full],
+        )
     )
     upper.set_title(
         f"{who}: expected calibration error {ece:.4f}\n{100 * right:.2f} % right, mean confidence {100 * sure:.2f} %"
     )
     upper.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="share of images told right")
-    lower.set(xlabel="confidence: probability of the chosen class", ylabel="test images (log)", yscale="log")
+    lower.set(
+        xlabel="confidence: probability of the chosen class",
+        ylabel="test images (log)",
+        yscale="log",
+    )
     lower.set_ylim(0.7, 6 * total)
     lower.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     lower.yaxis.set_minor_locator(NullLocator())
@@ -144,11 +176,17 @@ def disagreement(probabilities: Sequence[Tensor]) -> Tensor:
         return -(p * p.clamp(min=1e-30).log()).sum(1)
 
     mean = sum(probabilities[1:], probabilities[0]) / len(probabilities)
-    return entropy(mean) - sum((entropy(p) for p in probabilities[1:]), entropy(probabilities[0])) / len(probabilities)
+    return entropy(mean) - sum(
+        (entropy(p) for p in probabilities[1:]), entropy(probabilities[0])
+    ) / len(probabilities)
 
 
 def disagreement_gallery(
-    images: Any, labels: Tensor, probabilities: Mapping[str, Tensor], classes: Sequence[str], count: int = 12
+    images: Any,
+    labels: Tensor,
+    probabilities: Mapping[str, Tensor],
+    classes: Sequence[str],
+    count: int = 12,
 ) -> Figure:
     """The test images on which the models are furthest apart, and what each says of them.
 
@@ -162,21 +200,36 @@ def disagreement_gallery(
     shown = apart.argsort(descending=True, stable=True)[:count]
     columns = min(3, len(shown))
     rows = -(-len(shown) // columns)
-    figure, grid = _figure(4.6 * columns, 1.85 * rows + 0.7, rows, 2 * columns, width_ratios=[1, 1.25] * columns)
+    figure, grid = _figure(
+        4.6 * columns, 1.85 * rows + 0.7, rows, 2 * columns, width_ratios=[1, 1.25] * columns
+    )
     for axes in grid.flat[2 * len(shown) :]:
         axes.set_visible(False)
-    for i, pixels, picture, bars in zip(shown.tolist(), images[shown], grid.flat[0::2], grid.flat[1::2], strict=False):
+    for i, pixels, picture, bars in zip(
+        shown.tolist(), images[shown], grid.flat[0::2], grid.flat[1::2], strict=False
+    ):
         picture.imshow(_displayed(pixels), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         picture.set(xticks=[], yticks=[])
         picture.set_title(f"test image {i}", fontsize=9)
         picture.set_xlabel(f"{apart[i]:.2f} nats apart", fontsize=9)
-        _bars(bars, {role: each[i].numpy() for role, each in probabilities.items()}, int(labels[i]), classes)
-    figure.legend(*grid.flat[1].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=10)
-    figure.suptitle("The test images on which the models disagree most, and their probabilities", fontsize=12)
+        _bars(
+            bars,
+            {role: each[i].numpy() for role, each in probabilities.items()},
+            int(labels[i]),
+            classes,
+        )
+    figure.legend(
+        *grid.flat[1].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=10
+    )
+    figure.suptitle(
+        "The test images on which the models disagree most, and their probabilities", fontsize=12
+    )
     return figure
 
 
-def _bars(axes: Axes, said: Mapping[str, NDArray[np.float64]], label: int, classes: Sequence[str]) -> None:
+def _bars(
+    axes: Axes, said: Mapping[str, NDArray[np.float64]], label: int, classes: Sequence[str]
+) -> None:
     """Of one image, what each model says of the true class, of those that any model chooses, and of likely others."""
     likely = np.argsort(-sum(said.values(), np.zeros(len(classes))), kind="stable").tolist()
     chosen = {int(each.argmax()) for each in said.values()}
@@ -185,10 +238,21 @@ def _bars(axes: Axes, said: Mapping[str, NDArray[np.float64]], label: int, class
     for row, (role, each) in enumerate(said.items()):
         style, thick = ROLES[role], 0.84 / len(said)
         at = np.arange(len(shown)) + (row - (len(said) - 1) / 2) * thick
-        axes.barh(at, each[shown], thick, label=role, color=style["color"], hatch=style["hatch"], edgecolor="white")
+        axes.barh(
+            at,
+            each[shown],
+            thick,
+            label=role,
+            color=style["color"],
+            hatch=style["hatch"],
+            edgecolor="white",
+        )
         for y, share in zip(at, each[shown], strict=True):
             axes.text(share, y, f" {100 * share:.0f} %", va="center", fontsize=7)
-    axes.set_yticks(range(len(shown)), [f"true: {_short(classes[label])}", *(_short(classes[c]) for c in shown[1:])])
+    axes.set_yticks(
+        range(len(shown)),
+        [f"true: {_short(classes[label])}", *(_short(classes[c]) for c in shown[1:])],
+    )
     axes.set(xlim=(0, 1.32), ylim=(len(shown) - 0.5, -0.5), xticks=[0, 0.5, 1])
     axes.tick_params(labelsize=9)
     axes.xaxis.set_major_formatter(PercentFormatter(1, 0))
@@ -207,13 +271,19 @@ def learning_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> F
         histories: of each role, a row for each epoch with `epoch` (from 0), `val/acc` and `val/loss`.
     """
     figure, both = _figure(9.6, 4.0, columns=2)
-    for axes, key, name in zip(both, ("val/acc", "val/loss"), ("accuracy", "cross-entropy in nats"), strict=True):
+    for axes, key, name in zip(
+        both, ("val/acc", "val/loss"), ("accuracy", "cross-entropy in nats"), strict=True
+    ):
         for role, rows in histories.items():
             style = {k: v for k, v in ROLES[role].items() if k != "hatch"}
             if len(rows) == 1:
-                axes.axhline(rows[0][key], color=style["color"], linestyle=style["linestyle"], linewidth=1)
+                axes.axhline(
+                    rows[0][key], color=style["color"], linestyle=style["linestyle"], linewidth=1
+                )
             epochs, values = [row["epoch"] + 1 for row in rows], [row[key] for row in rows]
-            axes.plot(epochs, values, **style, markersize=4, markevery=max(1, len(rows) // 10), label=role)
+            axes.plot(
+                epochs, values, **style, markersize=4, markevery=max(1, len(rows) // 10), label=role
+            )
         axes.set(xlabel="epoch", ylabel=f"validation {name}")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(color="#dddddd", linewidth=0.6)
@@ -237,10 +307,16 @@ def settle(figure: Figure) -> None:
     What is drawn on it afterwards may have no room.
     """
     if engine := figure.get_layout_engine():
-        for text in (text for axes in figure.axes for text in axes.texts if not isinstance(text, Annotation)):
-            text.set_in_layout(False)  # it lies within its axes, so what it takes need not be found out
+        for text in (
+            text for axes in figure.axes for text in axes.texts if not isinstance(text, Annotation)
+        ):
+            text.set_in_layout(
+                False
+            )  # it lies within its axes, so what it takes need not be found out
         engine.execute(figure)
-        figure.set_layout_engine(None)  # "none" would leave a placeholder, for which it draws twice all the same
+        figure.set_layout_engine(
+            None
+        )  # "none" would leave a placeholder, for which it draws twice all the same
 
 
 def export(figure: Figure, path: Path) -> None:
@@ -255,7 +331,9 @@ def export(figure: Figure, path: Path) -> None:
     figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
-def _figure(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, Any]:
+def _figure(
+    width: float, height: float, rows: int = 1, columns: int = 1, **options: Any
+) -> tuple[Figure, Any]:
     """A figure of this size in inches, and its axes."""
     figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
     keys = {k: v for k, v in options.items() if k.endswith("_ratios")}
@@ -264,4 +342,6 @@ def _figure(width: float, height: float, rows: int = 1, columns: int = 1, **opti
 
 
 def _short(name: str) -> str:
-    return (name if len(name) <= 18 else f"{name[:17]}…").replace("$", "\\$")  # else it would be a formula
+    return (name if len(name) <= 18 else f"{name[:17]}…").replace(
+        "$", "\\$"
+    )  # else it would be a formula

@@ -5,8 +5,8 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from kd.files.header import STUDENT
 from kd.reports.escape import as_code, escaped
-from kd.teachers.header import STUDENT
 
 FEW = 1000  # test images below which the card warns of the interval
 UNEVEN = 3.0  # times that the most frequent class of the test part is as frequent as the rarest
@@ -39,8 +39,12 @@ def model_card(report: Mapping[str, Any], folder: str) -> str:
     return "\n".join([*lines, ""])
 
 
-def _what(student: Mapping[str, Any], teacher: Mapping[str, Any] | None, report: Mapping[str, Any]) -> list[str]:
-    taught = f", distilled from {teacher['net']} ({teacher['params']:,} parameters)" if teacher else ""
+def _what(
+    student: Mapping[str, Any], teacher: Mapping[str, Any] | None, report: Mapping[str, Any]
+) -> list[str]:
+    taught = (
+        f", distilled from {teacher['net']} ({teacher['params']:,} parameters)" if teacher else ""
+    )
     return [
         f"An image classifier: {student['net']} with {student['params']:,} parameters, {student['macs']:,} "
         f"multiply-accumulates an image and {student['bytes']:,} bytes{taught}. It chooses one of "
@@ -58,7 +62,11 @@ def _purpose(data: Mapping[str, Any]) -> list[str]:
 
 def _data(data: Mapping[str, Any]) -> list[str]:
     without = f", and {data['unlabeled']} without labels" if data.get("unlabeled") else ""
-    skipped = f" {len(data['skipped'])} files could not be decoded and were left out." if data.get("skipped") else ""
+    skipped = (
+        f" {len(data['skipped'])} files could not be decoded and were left out."
+        if data.get("skipped")
+        else ""
+    )
     return [
         f"- {data['name']}: {data['train']} training images{without}; {data['val']} for validation, which weights were "
         f"chosen on; {data['test']} for the test, read once at the end.{skipped}",
@@ -102,14 +110,18 @@ def _classes(student: Mapping[str, Any], classes: Sequence[str]) -> list[str]:
         return []
     confusion = student["test"]["confusion"]
     recalls = sorted(
-        (confusion[i][i] / n, name, n) for i, (name, n) in enumerate(zip(classes, counts, strict=True)) if n
+        (confusion[i][i] / n, name, n)
+        for i, (name, n) in enumerate(zip(classes, counts, strict=True))
+        if n
     )
     title = "the worst first" if len(recalls) <= LISTED else f"the {LISTED} worst"
     shown = ", ".join(f"{name} {100 * recall:.0f} % of {n}" for recall, name, n in recalls[:LISTED])
     return [f"Found of each class, {title}: {shown}."]
 
 
-def _limits(student: Mapping[str, Any], data: Mapping[str, Any], report: Mapping[str, Any]) -> list[str]:
+def _limits(
+    student: Mapping[str, Any], data: Mapping[str, Any], report: Mapping[str, Any]
+) -> list[str]:
     test, counts = student["test"], [n for n in _counts(student) if n]
     low, high = (100 * bound for bound in test["accuracy_ci95"])
     lines = [
@@ -131,7 +143,9 @@ def _limits(student: Mapping[str, Any], data: Mapping[str, Any], report: Mapping
             f"Its probabilities are off by {test['ece']:.3f} on average: do not take them for how often it is right. "
             "`python -m kd.evaluate` fits a temperature that mends most of that."
         )
-    return [f"- {line}" for line in [*lines, *(report.get("teaching") or {"concerns": ()})["concerns"]]]
+    return [
+        f"- {line}" for line in [*lines, *(report.get("teaching") or {"concerns": ()})["concerns"]]
+    ]
 
 
 def _use(folder: str) -> list[str]:
@@ -145,7 +159,9 @@ def _use(folder: str) -> list[str]:
         "```",
         "",
         "```bash",
-        shlex.join(["python", "-m", "kd.predict", f"model={folder}", "images=FOLDER", "out=preds.csv"]),
+        shlex.join(
+            ["python", "-m", "kd.predict", f"model={folder}", "images=FOLDER", "out=preds.csv"]
+        ),
         "```",
     ]
 
@@ -160,4 +176,6 @@ def _made(report: Mapping[str, Any], command: str) -> list[str]:
 
 
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
+    return ", ".join(names[:LISTED]) + (
+        f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    )

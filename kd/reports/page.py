@@ -39,7 +39,9 @@ def picture(figure: Figure, caption: str, alt: str) -> Picture:
     with rc_context({"svg.fonttype": "path", "svg.hashsalt": "kd"}):
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     data = base64.b64encode(out.getvalue()).decode()
-    return Picture(f"data:image/svg+xml;base64,{data}", caption, alt, round(96 * figure.get_figwidth()))
+    return Picture(
+        f"data:image/svg+xml;base64,{data}", caption, alt, round(96 * figure.get_figwidth())
+    )
 
 
 def image(figure: Figure, caption: str, alt: str) -> Picture:

@@ -14,5 +14,11 @@ ROLES: Mapping[str, Mapping[str, Any]] = {
     "baseline": {"color": ORANGE, "linestyle": ":", "marker": "^", "hatch": "////"},
     "student": {"color": GREEN, "linestyle": "-", "marker": "o", "hatch": "...."},
 }
-STUDENTS = (GREEN, PURPLE, SKY, VERMILION, BLACK)  # of several; none is the teacher's or the baseline's
+STUDENTS = (
+    GREEN,
+    PURPLE,
+    SKY,
+    VERMILION,
+    BLACK,
+)  # of several; none is the teacher's or the baseline's
 MAP = "cividis"  # of numbers, dark to light

@@ -15,16 +15,16 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 from torch.utils.tensorboard import SummaryWriter
 
-from kd.config import Config
-from kd.construct import resolve_target
+from kd.config.construct import resolve_target
+from kd.config.knobs import in_a_name
+from kd.config.schedules import make_schedule
+from kd.config.schema import Config
 from kd.data.base import DataModule
 from kd.files.events import tell_once
-from kd.knobs import in_a_name
-from kd.objective import read_terms
 from kd.reports.figures import as_array
 from kd.reports.run_report import as_markdown
 from kd.reports.view_grid import view_grid
-from kd.schedules import make_schedule
+from kd.training.objective import read_terms
 
 # Charts by category. A chart has a line for each chosen run that has a tag of this pattern.
 LAYOUT = {
@@ -100,12 +100,16 @@ def begin(folder: Path, config: Config, data: DataModule) -> SummaryWriter:
     return events
 
 
-def finish(events: SummaryWriter, config: Config, report: Mapping[str, Any], figures: Mapping[str, Figure]) -> None:
+def finish(
+    events: SummaryWriter, config: Config, report: Mapping[str, Any], figures: Mapping[str, Figure]
+) -> None:
     """Add what the finished run shows: the report, figures by name, and its row in the table of runs."""
     events.add_text("report", as_markdown(report))
     for name, figure in figures.items():
         events.add_image(name, as_array(figure), dataformats="HWC")
-    found = {f"result/{name}": value for name, value in results(report).items() if value is not None}
+    found = {
+        f"result/{name}": value for name, value in results(report).items() if value is not None
+    }
     for name, value in found.items():
         events.add_scalar(name, value)
     add_row(events, knobs(config, report))
@@ -137,7 +141,9 @@ def add_row(events: SummaryWriter, values: Mapping[str, str | float | None]) -> 
             start.hparams[name].number_value = value
     end = plugin_data_pb2.SessionEndInfo(status=api_pb2.STATUS_SUCCESS, end_time_secs=time.time())
     content = {
-        metadata.EXPERIMENT_TAG: {"experiment": api_pb2.Experiment(hparam_infos=columns, metric_infos=metrics)},
+        metadata.EXPERIMENT_TAG: {
+            "experiment": api_pb2.Experiment(hparam_infos=columns, metric_infos=metrics)
+        },
         metadata.SESSION_START_INFO_TAG: {"session_start_info": start},
         metadata.SESSION_END_INFO_TAG: {"session_end_info": end},
     }
@@ -155,7 +161,9 @@ def knobs(config: Config, report: Mapping[str, Any]) -> dict[str, str | float | 
     nets = {model["role"]: model["net"] for model in report["models"]}
     used = {knob: getattr(config, knob) for knob in config.used}
     start = {knob: make_schedule(value, knob)(0.0) for knob, value in used.items()}
-    moving = [f"{knob} {in_a_name(value)}" for knob, value in used.items() if isinstance(value, Mapping)]
+    moving = [
+        f"{knob} {in_a_name(value)}" for knob, value in used.items() if isinstance(value, Mapping)
+    ]
     lr = config.optim.get("lr")
     return {
         "data": report["data"]["name"],
@@ -181,11 +189,15 @@ def method(loss: Mapping[str, Any]) -> str:
     parts = []
     for name, term in read_terms(loss).items():
         keywords = resolve_target(loss["terms"][name]["loss"], "loss")[1]
-        defaults = {key: each.default for key, each in inspect.signature(term.target).parameters.items()}
+        defaults = {
+            key: each.default for key, each in inspect.signature(term.target).parameters.items()
+        }
         own = [
             f"{key}={value}"
             for key, value in keywords.items()
-            if key != "temperature" and not isinstance(value, (Mapping, list)) and value != defaults.get(key)
+            if key != "temperature"
+            and not isinstance(value, (Mapping, list))
+            and value != defaults.get(key)
         ]
         parts.append(f"{name}({', '.join(own)})" if own else name)
     return " + ".join(parts) or "labels"

@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 
 from kd.reports.page import Picture, image, picture, render
 from kd.reports.run_report import verdict
+from kd.reports.table import Cell, Table
 from kd.reports.units import short
-from kd.summary.tables import Cell, Table
 
 
 def as_page(report: Mapping[str, Any], figures: Mapping[str, Figure]) -> str:
@@ -17,7 +17,7 @@ def as_page(report: Mapping[str, Any], figures: Mapping[str, Figure]) -> str:
 
     Args:
         report: what `report.json` holds.
-        figures: by name, as `kd.reports.figures.figures_of_run` and `kd.tasks.report.pictures` give them; may be none.
+        figures: by name, as `kd.reports.figures.figures_of_run` and `kd.reports.tasks.pictures` give them; may be none.
     """
     groups = [
         _tasks(figures),
@@ -40,21 +40,40 @@ def as_page(report: Mapping[str, Any], figures: Mapping[str, Figure]) -> str:
 def quality_table(report: Mapping[str, Any]) -> Table:
     """What the models can do: a row each, measured on the test part but for one column."""
     words = ("", "net")
-    numbers = ("accuracy, % [95 %]", "balanced accuracy, %", "agrees with the teacher, %", "NLL, nats", "ECE, %")
+    numbers = (
+        "accuracy, % [95 %]",
+        "balanced accuracy, %",
+        "agrees with the teacher, %",
+        "NLL, nats",
+        "ECE, %",
+    )
     cells = []
     for model in report["models"]:
         test = model["test"]
         low, high = (100 * bound for bound in test["accuracy_ci95"])
         accuracy = Cell(f"{100 * test['accuracy']:.2f} [{low:.1f}, {high:.1f}]", test["accuracy"])
-        balanced, agreement, ece = (_percent(test[key]) for key in ("balanced_accuracy", "agreement", "ece"))
+        balanced, agreement, ece = (
+            _percent(test[key]) for key in ("balanced_accuracy", "agreement", "ece")
+        )
         nll, best = Cell(f"{test['nll']:.3f}", test["nll"]), _percent(model["val"]["best"])
-        cells.append([Cell(model["role"]), Cell(model["net"]), accuracy, balanced, agreement, nll, ece, best])
+        cells.append(
+            [Cell(model["role"]), Cell(model["net"]), accuracy, balanced, agreement, nll, ece, best]
+        )
     return Table((*words, *numbers, "validation accuracy, %"), cells, words=(0, 1))
 
 
 def cost_table(report: Mapping[str, Any]) -> Table:
     """What the models cost: a row each, and how many times less that is than the teacher's."""
-    columns = ("", "net", "parameters", "MACs an image", "file", "latency, ms", "95th percentile, ms", "training")
+    columns = (
+        "",
+        "net",
+        "parameters",
+        "MACs an image",
+        "file",
+        "latency, ms",
+        "95th percentile, ms",
+        "training",
+    )
     teacher = next((model for model in report["models"] if model["role"] == "teacher"), None)
     cells = []
     for model in report["models"]:
@@ -64,9 +83,18 @@ def cost_table(report: Mapping[str, Any]) -> Table:
             [
                 Cell(model["role"]),
                 Cell(model["net"]),
-                Cell(short(model["params"]) + _less(than and than["params"] / model["params"]), model["params"]),
-                Cell(short(model["macs"]) + _less(than and than["macs"] / max(1, model["macs"])), model["macs"]),
-                Cell(f"{short(model['bytes'])}B" + _less(than and than["bytes"] / model["bytes"]), model["bytes"]),
+                Cell(
+                    short(model["params"]) + _less(than and than["params"] / model["params"]),
+                    model["params"],
+                ),
+                Cell(
+                    short(model["macs"]) + _less(than and than["macs"] / max(1, model["macs"])),
+                    model["macs"],
+                ),
+                Cell(
+                    f"{short(model['bytes'])}B" + _less(than and than["bytes"] / model["bytes"]),
+                    model["bytes"],
+                ),
                 Cell(f"{latency['median']:.2f}{_less(times)}", latency["median"]),
                 Cell(f"{latency['p95']:.2f}", latency["p95"]),
                 Cell(f"{model['epochs']} epochs, {model['seconds']:.0f} s", model["seconds"]),
@@ -93,7 +121,11 @@ def _tasks(figures: Mapping[str, Figure]) -> Group:
         "accuracy_by_task": "Test accuracy on all classes seen so far, after each task learned.",
     }
     title = "What is still known of each task"
-    return title, [picture(figures[name], captions[name], captions[name]) for name in captions if name in figures]
+    return title, [
+        picture(figures[name], captions[name], captions[name])
+        for name in captions
+        if name in figures
+    ]
 
 
 def _curves(figures: Mapping[str, Figure]) -> Group:
@@ -103,7 +135,10 @@ def _curves(figures: Mapping[str, Figure]) -> Group:
 
 
 def _by_role(report: Mapping[str, Any], figures: Mapping[str, Figure], kind: str) -> Group:
-    titles = {"confusion": "What they confuse", "reliability": "How far their confidence can be trusted"}
+    titles = {
+        "confusion": "What they confuse",
+        "reliability": "How far their confidence can be trusted",
+    }
     captions = {
         "confusion": "Rows are true classes, columns the classes chosen, on the {n} test images.",
         "reliability": "Accuracy of the test images in each bin of confidence; on the diagonal a net is as sure as it "
@@ -112,7 +147,10 @@ def _by_role(report: Mapping[str, Any], figures: Mapping[str, Figure], kind: str
     roles = [model["role"] for model in report["models"] if f"{kind}/{model['role']}" in figures]
     caption = captions[kind].format(n=report["data"]["test"])
     return titles[kind], [
-        picture(figures[f"{kind}/{role}"], f"{role.capitalize()}. {caption}", f"{kind} of the {role}") for role in roles
+        picture(
+            figures[f"{kind}/{role}"], f"{role.capitalize()}. {caption}", f"{kind} of the {role}"
+        )
+        for role in roles
     ]
 
 

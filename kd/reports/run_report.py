@@ -6,7 +6,6 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from kd.chain import Role
 from kd.data.base import DataModule
 from kd.files.report_file import SCHEMA
 from kd.files.store import Done
@@ -15,12 +14,19 @@ from kd.measure.metrics import paired, summary
 from kd.reports.escape import as_code, escaped
 from kd.reports.provenance import made
 from kd.reports.units import short
+from kd.stages.chain import Role
+from kd.stages.result import load_net, logits_of, macs_of, name_of
 from kd.teachers.watch import concerns
-from kd.trained import load_net, logits_of, macs_of, name_of
 
 
 def make_report(
-    done: Mapping[Role, Done], data: DataModule, *, name: str, seed: int, command: str, config: Mapping[str, Any]
+    done: Mapping[Role, Done],
+    data: DataModule,
+    *,
+    name: str,
+    seed: int,
+    command: str,
+    config: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Measure the stages' nets on the test part, and compare them; the dictionary that `report.json` holds.
 
@@ -65,7 +71,9 @@ def _model(role: Role, done: Mapping[Role, Done], data: DataModule) -> dict[str,
         "test": summary(logits_of(stage, data, test), test.labels, teacher),
         "val": {which: row["val/acc"] for which, row in stage.record["val"].items()},
         "stage": stage.key,
-        "training_params": stage.record.get("training_params", 0),  # stages of before they were counted have none
+        "training_params": stage.record.get(
+            "training_params", 0
+        ),  # stages of before they were counted have none
         "step_ms": _step_ms(stage),
         "epochs": stage.record["total"]["epochs"],
         "seconds": stage.record["total"]["seconds"],
@@ -85,7 +93,9 @@ def _step_ms(stage: Done) -> float | None:
     return 1000 * stage.record["seconds"] / steps if steps else None
 
 
-def compare(models: Sequence[Mapping[str, Any]], done: Mapping[Role, Done], data: DataModule) -> dict[str, Any]:
+def compare(
+    models: Sequence[Mapping[str, Any]], done: Mapping[Role, Done], data: DataModule
+) -> dict[str, Any]:
     """What distillation bought, and what the student costs next to the teacher; null where a model is missing.
 
     `gain` is in accuracy, student over baseline, paired over the test images. `gap_closed` is the share that gain is
@@ -99,7 +109,11 @@ def compare(models: Sequence[Mapping[str, Any]], done: Mapping[Role, Done], data
     )
     if student and baseline:
         test = data.split.test
-        found |= paired(logits_of(done["student"], data, test), logits_of(done["baseline"], data, test), test.labels)
+        found |= paired(
+            logits_of(done["student"], data, test),
+            logits_of(done["baseline"], data, test),
+            test.labels,
+        )
         if teacher and (gap := teacher["test"]["accuracy"] - baseline["test"]["accuracy"]) > 0:
             found["gap_closed"] = found["gain"] / gap
     if student and teacher:
@@ -110,7 +124,9 @@ def compare(models: Sequence[Mapping[str, Any]], done: Mapping[Role, Done], data
     return found
 
 
-def teaching(models: Sequence[Mapping[str, Any]], done: Mapping[Role, Done], data: DataModule) -> dict[str, Any] | None:
+def teaching(
+    models: Sequence[Mapping[str, Any]], done: Mapping[Role, Done], data: DataModule
+) -> dict[str, Any] | None:
     """What the soft labels that the student learned from were worth, and what about them should worry the user."""
     taught = done["student"].record["taught"] if "student" in done else {}
     if not taught:
@@ -154,13 +170,19 @@ def verdict(report: Mapping[str, Any]) -> list[str]:
             f"McNemar p = {found['p_value']:.2g}]{sure}."
         )
     if found["gap_closed"] is not None and found["gap_closed"] > 0:
-        lines.append(f"Of the teacher's lead over the baseline, {100 * found['gap_closed']:.0f} % is closed.")
+        lines.append(
+            f"Of the teacher's lead over the baseline, {100 * found['gap_closed']:.0f} % is closed."
+        )
     elif found["gap_closed"] is not None:
         lines.append("None of the teacher's lead over the baseline is closed.")
     elif found["gain"] is not None and found["speedup"] is not None:
         lines.append("The teacher is not ahead of the baseline, so there was no gap to close.")
     if found["speedup"] is not None:
-        kept = f", keeping {100 * found['retention']:.1f} % of its accuracy" if found["retention"] is not None else ""
+        kept = (
+            f", keeping {100 * found['retention']:.1f} % of its accuracy"
+            if found["retention"] is not None
+            else ""
+        )
         lines.append(
             f"Next to the teacher: {_times(found['speedup'], 'faster', 'slower')}, "
             f"{_times(found['compression'], 'fewer parameters', 'more parameters')}{kept}."
@@ -176,9 +198,13 @@ def as_table(report: Mapping[str, Any]) -> Table:
     """The comparison for the terminal; fits in 80 columns."""
     threads = report["environment"]["threads"]
     about = f"[95 % interval] of accuracy; latency of one image on the CPU, {threads} threads"
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, caption=about.replace("[", "\\["))
+    table = Table(
+        box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, caption=about.replace("[", "\\[")
+    )
     for i, column in enumerate(COLUMNS):
-        table.add_column(column, justify="left" if i < 2 else "right", no_wrap=i != 1, overflow="fold")
+        table.add_column(
+            column, justify="left" if i < 2 else "right", no_wrap=i != 1, overflow="fold"
+        )
     for row in rows(report):
         table.add_row(*(cell.replace(" [", "\n\\[") for cell in row))
     return table
@@ -204,7 +230,10 @@ def as_markdown(report: Mapping[str, Any]) -> str:
         f"- Data: {data['name']}, {len(data['classes'])} classes; {data['train']} training, {data['val']} validation "
         f"and {data['test']} test images{without}. Weights were chosen on validation; test was read once for each "
         "model.",
-        *(f"- Left out, not to be decoded: {each['file']}: {each['reason']}" for each in data.get("skipped", ())),
+        *(
+            f"- Left out, not to be decoded: {each['file']}: {each['reason']}"
+            for each in data.get("skipped", ())
+        ),
         f"- Seed {report['seed']}, commit {report['git'] or 'unknown'}, finished {report['finished']}.",
         f"- Python {env['python']}, torch {env['torch']}, Lightning {env['lightning']}, {env['device']}; "
         f"latency on the CPU with {env['threads']} threads.",

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd.data.base import DataModule
-from kd.views import make_views, to_unit
+from kd.data.views import make_views, to_unit
 
 IMAGES = 8
 VIEWS = 7
@@ -26,7 +26,10 @@ def view_grid(data: DataModule, seed: int) -> Tensor:
     index = torch.linspace(0, len(train) - 1, min(IMAGES, len(train))).long()
     pixels, pool = train.pixels[index], train if data.augment.mixes else None
     numbers = [epoch if data.views is None else epoch % data.views for epoch in range(VIEWS)]
-    views = [make_views(pixels, index, seed=seed, view=v, augment=data.augment, pool=pool) for v in numbers]
+    views = [
+        make_views(pixels, index, seed=seed, view=v, augment=data.augment, pool=pool)
+        for v in numbers
+    ]
     cells = torch.stack([to_unit(pixels), *views], 1)
     count, across, *_, width = cells.shape
     cells = F.interpolate(cells.flatten(0, 1), scale_factor=max(1, SIDE // width))

@@ -15,20 +15,20 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from kd.data.base import DataModule, Images
+from kd.data.views import normalize, to_unit
 from kd.errors import CannotWrite, Failed, UserError
 from kd.files.writing import whole
-from kd.finished import Finished
 from kd.log import say, waiting
-from kd.measure.judged import own_data
 from kd.measure.metrics import summary
-from kd.nets.build import Shape, normalization_of
+from kd.nets.build import normalization_of
 from kd.nets.pretrained import Normalization
 from kd.reports.provenance import made
+from kd.runs.reader import Finished, own_data
+from kd.shape import Shape
 from kd.shipping.exported_text import as_markdown, as_table, sentences
 from kd.shipping.formats import SCHEMA, quantize, whole_net, write_onnx, write_pt2
 from kd.shipping.model import OnnxNet
 from kd.shipping.requests import FORMATS, Export
-from kd.views import normalize, to_unit
 
 Ask = Callable[[Tensor], Tensor]
 COMPARED = 512  # images of each part that a float32 file is compared on
@@ -87,7 +87,14 @@ def export(finished: Finished, config: Export, command: str) -> Path:
     for kind in config.formats:
         path = folder / f"{config.role}{FORMATS[kind]}"
         say(f"writing and checking {path.name}")
-        rows.append({"format": kind, "role": config.role, "file": path.name, **_made(kind, path, subject, config)})
+        rows.append(
+            {
+                "format": kind,
+                "role": config.role,
+                "file": path.name,
+                **_made(kind, path, subject, config),
+            }
+        )
     found: dict[str, Any] = {
         "schema": SCHEMA,
         "run": str(finished.folder),
@@ -115,7 +122,9 @@ def _installed(formats: list[str]) -> None:
         try:
             version(package)
         except PackageNotFoundError:
-            raise UserError(f"formats: {package} is not installed: pip install 'kd[export]'") from None
+            raise UserError(
+                f"formats: {package} is not installed: pip install 'kd[export]'"
+            ) from None
 
 
 def _versions() -> dict[str, str]:
@@ -132,7 +141,11 @@ def _subject(finished: Finished, config: Export) -> tuple[Subject, str | None]:
     """What is to be written, and why the data is not to be had if it is not."""
     role = config.role
     net = finished.net(role)
-    shape = finished.shape if role == "student" else Shape(*finished.stage(role).record["spec"]["shape"])
+    shape = (
+        finished.shape
+        if role == "student"
+        else Shape(*finished.stage(role).record["spec"]["shape"])
+    )
     own = normalization_of(net, ((0.0,), (1.0,)))
     cache = f"{config.output_dir}/cache"
     try:
@@ -214,18 +227,29 @@ def _checked(kind: str, path: Path, subject: Subject, config: Export) -> dict[st
     for name, images in subject.parts.items():
         some = images if kind == "int8" else images.at(_spread(len(images), COMPARED))
         ours, theirs = (_logits(each, some, subject) for each in (plain, runs))
-        difference = max(difference, float((ours - theirs).abs().max()) if theirs.isfinite().all() else float("inf"))
+        difference = max(
+            difference,
+            float((ours - theirs).abs().max()) if theirs.isfinite().all() else float("inf"),
+        )
         if kind == "int8":
             row[name] = _beside(ours, theirs, some.labels)
-    row = {"max_difference": difference if difference < float("inf") else None, "refused": None, **row}
+    row = {
+        "max_difference": difference if difference < float("inf") else None,
+        "refused": None,
+        **row,
+    }
     if row["max_difference"] is None:
         row["refused"] = "its logits are not all finite"
     elif kind == "int8":
         lost = 100 * (row["val"]["float32"] - row["val"]["accuracy"])
         if lost > config.max_loss:
-            row["refused"] = f"loses {lost:.2f} points of validation accuracy, accepted are max_loss={config.max_loss}"
+            row["refused"] = (
+                f"loses {lost:.2f} points of validation accuracy, accepted are max_loss={config.max_loss}"
+            )
     elif difference > config.tolerance:
-        row["refused"] = f"differs by {difference:.2g} from PyTorch, accepted is tolerance={config.tolerance}"
+        row["refused"] = (
+            f"differs by {difference:.2g} from PyTorch, accepted is tolerance={config.tolerance}"
+        )
     return row
 
 
@@ -241,7 +265,10 @@ def _logits(ask: Ask, images: Images, subject: Subject) -> Tensor:
     size = images.pixels.batch
     steps = range(0, len(images), size)
     return torch.cat(
-        [ask(subject.feed(images.pixels[i : i + size])) for i in waiting(steps, f"checking on {len(images)} images")]
+        [
+            ask(subject.feed(images.pixels[i : i + size]))
+            for i in waiting(steps, f"checking on {len(images)} images")
+        ]
     )
 
 
@@ -265,18 +292,25 @@ def _publish(found: dict[str, Any], folder: Path) -> Path:
     refused = [row for row in found["files"] if row["refused"]]
     file = folder / "export.json"
     new = {row["file"] for row in found["files"]}
-    kept = [row for row in _earlier(file) if row["file"] not in new and (folder / row["file"]).exists()]
+    kept = [
+        row for row in _earlier(file) if row["file"] not in new and (folder / row["file"]).exists()
+    ]
     console = Console()
     console.print(as_table(found))
     for line in sentences(found):
         console.print(line, highlight=False, markup=False)
     whole_note = {**found, "files": [*found["files"], *kept]}
-    for path, text in ((file, json.dumps(whole_note, indent=1)), (folder / "export.md", as_markdown(whole_note))):
+    for path, text in (
+        (file, json.dumps(whole_note, indent=1)),
+        (folder / "export.md", as_markdown(whole_note)),
+    ):
         with whole(path) as temporary:
             temporary.write_text(text)
     say(f"Written to {folder}")
     if refused:
-        raise Failed("\n".join(f"{row['file']} is refused and removed: {row['refused']}" for row in refused))
+        raise Failed(
+            "\n".join(f"{row['file']} is refused and removed: {row['refused']}" for row in refused)
+        )
     return file
 
 

@@ -8,7 +8,14 @@ from rich.table import Table
 
 from kd.reports.escape import as_code, escaped
 
-COLUMNS = ("file", "size", "largest difference", "accuracy on test [95 %]", "in float32", "same class")
+COLUMNS = (
+    "file",
+    "size",
+    "largest difference",
+    "accuracy on test [95 %]",
+    "in float32",
+    "same class",
+)
 WORTH_SAYING = 0.5  # points of accuracy that int8 may lose without a word
 
 
@@ -27,20 +34,34 @@ def _row(each: Mapping[str, Any]) -> list[str]:
         return [each["file"], size, worst, "", "", ""]
     low, high = (100 * bound for bound in test["accuracy_ci95"])
     accuracy = f"{100 * test['accuracy']:.2f} % [{low:.1f}, {high:.1f}]"
-    return [each["file"], size, worst, accuracy, f"{100 * test['float32']:.2f} %", f"{100 * test['same_class']:.1f} %"]
+    return [
+        each["file"],
+        size,
+        worst,
+        accuracy,
+        f"{100 * test['float32']:.2f} %",
+        f"{100 * test['same_class']:.1f} %",
+    ]
 
 
 def sentences(found: Mapping[str, Any]) -> list[str]:
     """What to know of the files."""
     fed = "pixels in [0, 1]" if found["normalizes"] else "pixels that are normalised already"
-    lines = [f"They take {fed}, float32 [batch, channels, height, width], and give logits [batch, classes]."]
+    lines = [
+        f"They take {fed}, float32 [batch, channels, height, width], and give logits [batch, classes]."
+    ]
     if found["without_data"]:
-        lines.append(f"Checked on random pixels alone, as the data is not to be had: {found['without_data']}")
+        lines.append(
+            f"Checked on random pixels alone, as the data is not to be had: {found['without_data']}"
+        )
     for each in found["files"]:
         if each["refused"]:
             lines.append(f"{each['file']} is refused and removed: {each['refused']}.")
         elif "val" in each:
-            won = {part: 100 * (each[part]["accuracy"] - each[part]["float32"]) for part in ("val", "test")}
+            won = {
+                part: 100 * (each[part]["accuracy"] - each[part]["float32"])
+                for part in ("val", "test")
+            }
             lines.append(
                 f"int8 next to float32: {won['val']:+.2f} points on {each['val']['images']} validation images, "
                 f"{won['test']:+.2f} on {each['test']['images']} test images."
@@ -56,7 +77,9 @@ def as_table(found: Mapping[str, Any]) -> Table:
     """For the terminal; fits in 80 columns."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for i, column in enumerate(COLUMNS):
-        table.add_column(column.replace(" [", "\n\\["), justify="left" if i == 0 else "right", overflow="fold")
+        table.add_column(
+            column.replace(" [", "\n\\["), justify="left" if i == 0 else "right", overflow="fold"
+        )
     for row in rows(found):
         table.add_row(*(cell.replace(" [", "\n\\[") for cell in row))
     return table

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from kd.files.writing import whole
-from kd.nets.build import Shape
 from kd.nets.pretrained import Normalization
+from kd.shape import Shape
 
 INPUT, OUTPUT = "images", "logits"
 SCHEMA = 1
@@ -64,21 +64,33 @@ def example(shape: Shape) -> Tensor:
 
 
 def write_pt2(
-    net: nn.Module, shape: Shape, normalization: Normalization | None, path: Path, *, metadata: Mapping[str, str]
+    net: nn.Module,
+    shape: Shape,
+    normalization: Normalization | None,
+    path: Path,
+    *,
+    metadata: Mapping[str, str],
 ) -> Path:
     """Write a net as an archive of `torch.export`; arguments as for `write_onnx`.
 
     The metadata is the file `kd.json` in it: `torch.export.load(path, extra_files={"kd.json": ""})` fills it in.
     """
     with _quiet():
-        program = torch.export.export(whole_net(net, normalization), (example(shape),), dynamic_shapes=DYNAMIC)
+        program = torch.export.export(
+            whole_net(net, normalization), (example(shape),), dynamic_shapes=DYNAMIC
+        )
         with whole(path) as temporary, temporary.open("wb") as file:
             torch.export.save(program, file, extra_files={"kd.json": json.dumps(dict(metadata))})
     return path
 
 
 def write_onnx(
-    net: nn.Module, shape: Shape, normalization: Normalization | None, path: Path, *, metadata: Mapping[str, str]
+    net: nn.Module,
+    shape: Shape,
+    normalization: Normalization | None,
+    path: Path,
+    *,
+    metadata: Mapping[str, str],
 ) -> Path:
     """Write a net as one ONNX file that takes any number of images with pixels in [0, 1].
 
@@ -113,7 +125,12 @@ def quantize(source: Path, path: Path, calibration: Iterator[np.ndarray[Any, Any
         calibration: float32 [B, C, H, W] in [0, 1]; training images, a few hundred.
     """
     import onnx
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+    )
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
@@ -135,7 +152,9 @@ def quantize(source: Path, path: Path, calibration: Iterator[np.ndarray[Any, Any
             extra_options={"QDQKeepRemovableActivations": False},
         )
         model = onnx.load(made)
-        return _save(model, path, {each.key: each.value for each in onnx.load(source).metadata_props})
+        return _save(
+            model, path, {each.key: each.value for each in onnx.load(source).metadata_props}
+        )
 
 
 def _save(model: Any, path: Path, metadata: Mapping[str, str]) -> Path:

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from kd.data.decode import DecodeError, decode
 from kd.data.folder import plain
+from kd.data.views import normalize, to_unit
 from kd.errors import Damaged, UserError, nearest
-from kd.finished import open_run, read_student
-from kd.nets.build import Shape, normalization_of
+from kd.files.header import STUDENT
+from kd.nets.build import normalization_of
+from kd.runs.reader import open_run, read_student
+from kd.shape import Shape
 from kd.shipping.formats import INPUT, OUTPUT, SCHEMA, as_written, whole_net
-from kd.teachers.header import STUDENT
-from kd.views import normalize, to_unit
 
 ACCEPTED = f"a run's folder, its {STUDENT}, or an .onnx file that kd.export wrote"
 SLACK = 1e-3  # how far interpolation may lead out of [0, 1]
@@ -56,11 +57,15 @@ class Model(nn.Module):
         """
         wanted = (self.channels, self.image_size, self.image_size)
         if images.ndim != 4 or tuple(images.shape[1:]) != wanted:
-            raise ValueError(f"images: found {list(images.shape)}, wanted are [B, {', '.join(map(str, wanted))}]")
+            raise ValueError(
+                f"images: found {list(images.shape)}, wanted are [B, {', '.join(map(str, wanted))}]"
+            )
         x = to_unit(images) if images.dtype == torch.uint8 else images.float()
         if x.numel() and not (float(x.min()) >= -SLACK and float(x.max()) <= 1 + SLACK):
             low, high = float(x.min()), float(x.max())
-            raise ValueError(f"images: found {low:.4g} to {high:.4g}, wanted is [0, 1], not normalised, or uint8")
+            raise ValueError(
+                f"images: found {low:.4g} to {high:.4g}, wanted is [0, 1], not normalised, or uint8"
+            )
         logits: Tensor = self.net(x.to(self._here.device))  # type: ignore[arg-type]
         return logits
 
@@ -94,14 +99,18 @@ class OnnxNet(nn.Module):
         normalization: what it wants its pixels under; None where that is in its graph.
     """
 
-    def __init__(self, path: Path, normalization: tuple[tuple[float, ...], tuple[float, ...]] | None = None) -> None:
+    def __init__(
+        self, path: Path, normalization: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    ) -> None:
         import onnxruntime
 
         super().__init__()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3
-        self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self.session = onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"]
+        )
         self.normalization = normalization
 
     def forward(self, x: Tensor) -> Tensor:
@@ -112,7 +121,9 @@ class OnnxNet(nn.Module):
         return torch.from_numpy(logits)
 
 
-def load_model(path: str | Path, where: str, *, device: str = "cpu", trust: Sequence[str] = ()) -> Model:
+def load_model(
+    path: str | Path, where: str, *, device: str = "cpu", trust: Sequence[str] = ()
+) -> Model:
     """See `kd.load`.
 
     Args:
@@ -129,11 +140,15 @@ def load_model(path: str | Path, where: str, *, device: str = "cpu", trust: Sequ
         raise UserError(f"{where}: {found.absolute()} is no model of ours; accepted are {ACCEPTED}")
     elif found.suffix in (".onnx", ".safetensors", ".pt2"):
         beside = [each.name for each in found.parent.iterdir()] if found.parent.is_dir() else []
-        raise UserError(f"{where}: there is no file {found.absolute()}{nearest(found.name, beside)}")
+        raise UserError(
+            f"{where}: there is no file {found.absolute()}{nearest(found.name, beside)}"
+        )
     else:
         file = open_run(found, where, trust).folder / STUDENT
         if not file.is_file():
-            raise UserError(f"{where}: the run {found.absolute()} has no student, so there is no {STUDENT} in it")
+            raise UserError(
+                f"{where}: the run {found.absolute()} has no student, so there is no {STUDENT} in it"
+            )
     net, shape, classes = read_student(file, where, trust)
     whole = whole_net(net, normalization_of(net, ((0.0,), (1.0,))))
     return _on(Model(whole, shape, classes), device)
@@ -158,9 +173,15 @@ def _refuse_other_files(path: Path, where: str) -> None:
     open_ends: list[Any] = [onnx.load(str(path), load_external_data=False)]
     while open_ends:
         for _, value in open_ends.pop().ListFields():
-            for each in value if isinstance(value, Sequence) and not isinstance(value, (str, bytes)) else [value]:
+            for each in (
+                value
+                if isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+                else [value]
+            ):
                 if isinstance(each, onnx.TensorProto) and each.external_data:
-                    files = ", ".join(entry.value for entry in each.external_data if entry.key == "location")
+                    files = ", ".join(
+                        entry.value for entry in each.external_data if entry.key == "location"
+                    )
                     raise UserError(
                         f"{where}: {path} takes tensors from another file ({files}); accepted is {ACCEPTED}"
                     )
@@ -172,20 +193,30 @@ def _of_onnx(path: Path, where: str) -> Model:
     try:
         _refuse_other_files(path, where)
         net = OnnxNet(path)
-        said = net.session.get_modelmeta().custom_metadata_map  # a UnicodeDecodeError where a byte of it is wrong
+        said = (
+            net.session.get_modelmeta().custom_metadata_map
+        )  # a UnicodeDecodeError where a byte of it is wrong
     except UserError:
         raise
     except ImportError as error:
-        raise UserError(f"{where}: {error.name} is not installed: pip install 'kd[export]'") from error
+        raise UserError(
+            f"{where}: {error.name} is not installed: pip install 'kd[export]'"
+        ) from error
     except Exception as error:  # its own kinds, all of them about the file
         reason = str(error).strip().partition("\n")[0]
-        raise UserError(f"{where}: {path} is no ONNX file, or a damaged one: {reason[:200]}") from error
+        raise UserError(
+            f"{where}: {path} is no ONNX file, or a damaged one: {reason[:200]}"
+        ) from error
     if "kd_schema" not in said:
-        raise UserError(f"{where}: {path} is none of our ONNX files, which name their classes; accepted is {ACCEPTED}")
+        raise UserError(
+            f"{where}: {path} is none of our ONNX files, which name their classes; accepted is {ACCEPTED}"
+        )
     try:
         about: dict[str, Any] = {key: json.loads(value) for key, value in said.items()}
         if about["kd_schema"] > SCHEMA:
-            raise UserError(f"{where}: {path} was written by a later kd (schema {about['kd_schema']}, not {SCHEMA})")
+            raise UserError(
+                f"{where}: {path} was written by a later kd (schema {about['kd_schema']}, not {SCHEMA})"
+            )
         classes, size = [plain(name) for name in about["classes"]], about["image_size"]
         if not about["normalizes"]:
             net.normalization = (tuple(about["mean"]), tuple(about["std"]))
@@ -197,7 +228,9 @@ def _of_onnx(path: Path, where: str) -> Model:
         reason = str(error).strip().partition("\n")[0]
         raise UserError(f"{where}: {path} is damaged: {reason[:200]}") from error
     if logits.shape != (2, len(classes)):
-        raise UserError(f"{where}: {path} names {len(classes)} classes, but gives {list(logits.shape)} for two images")
+        raise UserError(
+            f"{where}: {path} names {len(classes)} classes, but gives {list(logits.shape)} for two images"
+        )
     if not as_written(path, str(about.get("sha256"))):
         raise Damaged(f"{where}: {path} is damaged: its checksum is wrong")
     return Model(net, shape, classes)

@@ -33,7 +33,9 @@ class Row:
     error: str | None
 
 
-def predict(model: str, files: Sequence[Path], out: str | None, *, device: str, trust: Sequence[str] = ()) -> int:
+def predict(
+    model: str, files: Sequence[Path], out: str | None, *, device: str, trust: Sequence[str] = ()
+) -> int:
     """Ask a model about files, and write its answers.
 
     Args:
@@ -71,7 +73,9 @@ def rows(model: Model, files: Sequence[Path]) -> Iterator[Row]:
             batch = files[i : i + size]
             decoded = list(pool.map(lambda file: _decoded(file, model), batch))
             pixels = [each for each in decoded if not isinstance(each, str)]
-            said = iter(model.probabilities(torch.from_numpy(np.stack(pixels))).tolist() if pixels else ())
+            said = iter(
+                model.probabilities(torch.from_numpy(np.stack(pixels))).tolist() if pixels else ()
+            )
             for file, each in zip(batch, decoded, strict=True):
                 error = each if isinstance(each, str) else None
                 yield Row(_shown(file), None if error is not None else next(said), error)
@@ -129,10 +133,17 @@ def _json(file: TextIO, classes: Sequence[str]) -> Iterator[Callable[[Row], None
 
     def write(row: Row) -> None:
         nonlocal before
-        found: dict[str, Any] = {"path": row.path, "class": None, "probabilities": None, "error": row.error}
+        found: dict[str, Any] = {
+            "path": row.path,
+            "class": None,
+            "probabilities": None,
+            "error": row.error,
+        }
         if row.probabilities is not None:
             found["class"] = _chosen(row, classes)
-            found["probabilities"] = dict(zip(classes, map(_number, row.probabilities), strict=True))
+            found["probabilities"] = dict(
+                zip(classes, map(_number, row.probabilities), strict=True)
+            )
         file.write(before + json.dumps(found, ensure_ascii=False))
         before = ",\n"
 

@@ -4,9 +4,9 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from kd.config import Command
+from kd.config.fields import Node
+from kd.config.schema import Command
 from kd.errors import UserError, nearest
-from kd.fields import Node
 
 # What a model may be written as, and what the file's name ends in.
 FORMATS = {"onnx": ".onnx", "int8": ".int8.onnx", "pt2": ".pt2"}
@@ -15,7 +15,9 @@ FORMATS = {"onnx": ".onnx", "int8": ".int8.onnx", "pt2": ".pt2"}
 def _formats(found: list[str]) -> list[str]:
     for name in found:
         if name not in FORMATS:
-            raise UserError(f"formats: found {name!r}; accepted are {', '.join(FORMATS)}{nearest(name, FORMATS)}")
+            raise UserError(
+                f"formats: found {name!r}; accepted are {', '.join(FORMATS)}{nearest(name, FORMATS)}"
+            )
     return [name for name in FORMATS if name in found]
 
 

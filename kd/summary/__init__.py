@@ -63,7 +63,9 @@ def write_summary(paths: Sequence[Path]) -> str:
 
 def _gain(row: Row) -> Gain:
     """Paired by seed, in the order of the seeds."""
-    both = [run.report["comparison"] for run in row.runs if finite([run.report["comparison"]["gain"]])]
+    both = [
+        run.report["comparison"] for run in row.runs if finite([run.report["comparison"]["gain"]])
+    ]
     images = [((each["gain_ci95"] and tuple(each["gain_ci95"])), each["p_value"]) for each in both]
     return gain_of([each["gain"] for each in both], images)
 

@@ -68,8 +68,19 @@ def points_of(rows: Sequence[Row], axis: Axis) -> list[Point]:
             for model in models:
                 costs.setdefault(_net(model), []).extend(finite([dig(model, *axis.path)]))
             own = {model["stage"]: model["test"]["accuracy"] for model in models}
-            name = drawn_name(rank, row) if role == "student" else f"{role} {', '.join(nets(row, role))}"
-            same = next((p for p in points if role != "student" and p.role == role and p.accuracies.keys() & own), None)
+            name = (
+                drawn_name(rank, row)
+                if role == "student"
+                else f"{role} {', '.join(nets(row, role))}"
+            )
+            same = next(
+                (
+                    p
+                    for p in points
+                    if role != "student" and p.role == role and p.accuracies.keys() & own
+                ),
+                None,
+            )
             if same:
                 same.accuracies |= own
             elif own:
@@ -96,20 +107,39 @@ def cost_plot(points: Sequence[Point], axis: Axis) -> Figure:
             "xerr": [deviation(point.costs) or 0.0 for point in own] if axis is LATENCY else None,
             "yerr": [deviation([*point.accuracies.values()]) or 0.0 for point in own],
         }
-        look = {"color": style["color"], "fmt": style["marker"], "markeredgecolor": BLACK, "markersize": 7}
-        axes.errorbar(x, y, **bars, **look, elinewidth=1, capsize=2, label=role, zorder=2 if role == "student" else 3)
+        axes.errorbar(
+            x,
+            y,
+            **bars,
+            color=style["color"],
+            fmt=style["marker"],
+            markeredgecolor=BLACK,
+            markersize=7,
+            elinewidth=1,
+            capsize=2,
+            label=role,
+            zorder=2 if role == "student" else 3,
+        )
     front = [points[i] for i in pareto([point.at for point in points])]
     x, y = zip(*(point.at for point in front), strict=True)
     axes.step(x, y, where="post", color=BLACK, linewidth=1, zorder=0)
-    axes.plot(x, y, "o", markersize=13, markerfacecolor="none", markeredgecolor=BLACK, label="Pareto front")
+    axes.plot(
+        x,
+        y,
+        "o",
+        markersize=13,
+        markerfacecolor="none",
+        markeredgecolor=BLACK,
+        label="Pareto front",
+    )
     axes.set(xlabel=axis.label, ylabel="test accuracy", xscale="log")
     axes.margins(y=0.12)
     _log_axis(axes, [point.at[0] for point in points])
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.grid(color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
-    named = [*front[:NAMED], *(p for p in points if p.role != "student" and p not in front)][: NAMED + 4]
-    _write_names(axes, named)
+    others = [each for each in points if each.role != "student" and each not in front]
+    _write_names(axes, [*front[:NAMED], *others][: NAMED + 4])
     figure.legend(loc="outside lower center", ncols=4, fontsize=9)
     return figure
 

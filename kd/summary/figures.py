@@ -85,10 +85,18 @@ def families(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """
     found: dict[str, list[Row]] = {}
     for row in rows:
-        if all(isinstance(row.settings.get(knob), (int, float)) for knob in ("temperature", "alpha")):
-            rest = " ".join(f"{k}={v}" for k, v in row.parts.items() if k not in ("temperature", "alpha"))
+        if all(
+            isinstance(row.settings.get(knob), (int, float)) for knob in ("temperature", "alpha")
+        ):
+            rest = " ".join(
+                f"{k}={v}" for k, v in row.parts.items() if k not in ("temperature", "alpha")
+            )
             found.setdefault(rest, []).append(row)
-    return {name: members for name, members in found.items() if all(len(_steps(members, k)) > 1 for k in _AXES)}
+    return {
+        name: members
+        for name, members in found.items()
+        if all(len(_steps(members, k)) > 1 for k in _AXES)
+    }
 
 
 _AXES = ("temperature", "alpha")
@@ -104,15 +112,26 @@ def heat_map(rows: Sequence[Row]) -> Figure:
     width = max(3.4, 0.85 * len(across) + 1.4)
     figure = Figure(figsize=(2 * width, max(2.8, 0.55 * len(down) + 1.5)), layout="constrained")
     for axes, path, name in zip(
-        figure.subplots(1, 2), (("val", "best"), ("test", "accuracy")), ("validation", "test"), strict=True
+        figure.subplots(1, 2),
+        (("val", "best"), ("test", "accuracy")),
+        ("validation", "test"),
+        strict=True,
     ):
         cells: dict[tuple[int, int], list[float]] = {}
         for row in rows:
-            at = down.index(float(row.settings["temperature"])), across.index(float(row.settings["alpha"]))
-            cells.setdefault(at, row.values("student", *path))  # rows that are alike otherwise: the better one
+            at = (
+                down.index(float(row.settings["temperature"])),
+                across.index(float(row.settings["alpha"])),
+            )
+            cells.setdefault(
+                at, row.values("student", *path)
+            )  # rows that are alike otherwise: the better one
         image = _cells(axes, cells, (len(down), len(across)))
         best = rows[0].settings
-        corner = across.index(float(best["alpha"])) - 0.5, down.index(float(best["temperature"])) - 0.5
+        corner = (
+            across.index(float(best["alpha"])) - 0.5,
+            down.index(float(best["temperature"])) - 0.5,
+        )
         axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor=VERMILION, linewidth=3))
         axes.set_xticks(range(len(across)), [f"{value:g}" for value in across])
         axes.set_yticks(range(len(down)), [f"{value:g}" for value in down])
@@ -121,12 +140,18 @@ def heat_map(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def _cells(axes: Axes, cells: Mapping[tuple[int, int], Sequence[float]], shape: tuple[int, int]) -> Any:
+def _cells(
+    axes: Axes, cells: Mapping[tuple[int, int], Sequence[float]], shape: tuple[int, int]
+) -> Any:
     """Colours, and mean ± standard deviation in per cent, of accuracies by place; a place without any is crossed."""
     values = np.full(shape, np.nan)
     for at, found in cells.items():
         values[at] = np.nan if not found else 100 * float(np.mean(found))
-    low, high = (float(f(values)) for f in (np.nanmin, np.nanmax)) if np.isfinite(values).any() else (0.0, 100.0)
+    low, high = (
+        (float(f(values)) for f in (np.nanmin, np.nanmax))
+        if np.isfinite(values).any()
+        else (0.0, 100.0)
+    )
     image = axes.imshow(values, cmap=MAP, aspect="auto", vmin=low, vmax=max(high, low + 0.1))
     for (i, j), value in np.ndenumerate(values):
         if np.isnan(value):
@@ -136,7 +161,9 @@ def _cells(axes: Axes, cells: Mapping[tuple[int, int], Sequence[float]], shape: 
         dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
         sd = deviation(cells[i, j])
         text = f"{value:.2f}" + (f"\n± {100 * sd:.2f}" if sd else "")
-        axes.text(j, i, text, ha="center", va="center", fontsize=9, color="white" if dark else BLACK)
+        axes.text(
+            j, i, text, ha="center", va="center", fontsize=9, color="white" if dark else BLACK
+        )
     return image
 
 
@@ -145,7 +172,9 @@ def _cells(axes: Axes, cells: Mapping[tuple[int, int], Sequence[float]], shape: 
 
 def gain_plot(rows: Sequence[Row], gains: Sequence[Gain]) -> Figure | None:
     """The gain of each row with its interval, the best on validation on top."""
-    shown = [(rank, row, gain) for rank, (row, gain) in enumerate(zip(rows, gains, strict=True), 1)][:BARS]
+    shown = [
+        (rank, row, gain) for rank, (row, gain) in enumerate(zip(rows, gains, strict=True), 1)
+    ][:BARS]
     shown = [each for each in shown if each[2].mean is not None]
     if not shown:
         return None
@@ -154,10 +183,24 @@ def gain_plot(rows: Sequence[Row], gains: Sequence[Gain]) -> Figure | None:
     axes.axvline(0, color=GRAY, linewidth=1)
     for y, (_, _, gain) in enumerate(shown):
         if gain.interval:
-            axes.plot([100 * bound for bound in gain.interval], [y, y], color=ROLES["student"]["color"], linewidth=2)
+            axes.plot(
+                [100 * bound for bound in gain.interval],
+                [y, y],
+                color=ROLES["student"]["color"],
+                linewidth=2,
+            )
         face = ROLES["student"]["color"] if gain.test == "t" else "white"
-        axes.plot(100 * (gain.mean or 0), y, "o", markerfacecolor=face, markeredgecolor=BLACK, markersize=6)
-    axes.set_yticks(range(len(shown)), [drawn_name(rank, row) for rank, row, _ in shown], fontsize=9)
+        axes.plot(
+            100 * (gain.mean or 0),
+            y,
+            "o",
+            markerfacecolor=face,
+            markeredgecolor=BLACK,
+            markersize=6,
+        )
+    axes.set_yticks(
+        range(len(shown)), [drawn_name(rank, row) for rank, row, _ in shown], fontsize=9
+    )
     axes.set_ylim(len(shown) - 0.5, -0.5)
     axes.set(xlabel="gain in test accuracy over the baseline, percentage points", ylabel="runs")
     axes.grid(axis="x", color="#dddddd", linewidth=0.6)
@@ -172,10 +215,14 @@ def learning_curves(rows: Sequence[Row]) -> Figure | None:
     """Validation accuracy by epoch: teacher, baselines, and the best rows' students."""
     figure = Figure(figsize=(8, 4.8), layout="constrained")
     axes = figure.subplots()
-    drawn = [_curve(axes, _curves_of(rows, role), role, ROLES[role]) for role in ("teacher", "baseline")]
+    drawn = [
+        _curve(axes, _curves_of(rows, role), role, ROLES[role]) for role in ("teacher", "baseline")
+    ]
     for rank, (row, color) in enumerate(zip(rows, STUDENTS, strict=False), 1):
         curves = {str(i): _history(run.model("student")) for i, run in enumerate(row.runs)}
-        drawn.append(_curve(axes, curves, drawn_name(rank, row), {**ROLES["student"], "color": color}))
+        drawn.append(
+            _curve(axes, curves, drawn_name(rank, row), {**ROLES["student"], "color": color})
+        )
     if not any(drawn):
         return None
     axes.set(xlabel="epoch", ylabel="validation accuracy")
@@ -201,7 +248,9 @@ def _history(model: Mapping[str, Any] | None) -> NDArray[np.float64]:
     return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
 
 
-def _curve(axes: Axes, curves: Mapping[str, NDArray[np.float64]], name: str, style: Mapping[str, Any]) -> bool:
+def _curve(
+    axes: Axes, curves: Mapping[str, NDArray[np.float64]], name: str, style: Mapping[str, Any]
+) -> bool:
     """Mean and band over curves that may be of different length; a net that was not trained is a level line."""
     found = [curve for curve in curves.values() if len(curve)]
     if not found:
@@ -216,14 +265,20 @@ def _curve(axes: Axes, curves: Mapping[str, NDArray[np.float64]], name: str, sty
         values[i, : len(curve)] = curve
     middle = _down(values, np.mean)
     every = max(1, len(epochs) // 8)
-    axes.plot(epochs, middle, **line, marker=style["marker"], markersize=4, markevery=every, label=name)
+    axes.plot(
+        epochs, middle, **line, marker=style["marker"], markersize=4, markevery=every, label=name
+    )
     if len(found) > 1:
         band = _down(values, lambda some: np.std(some, ddof=1) if len(some) > 1 else 0.0)
-        axes.fill_between(epochs, middle - band, middle + band, color=style["color"], alpha=0.15, linewidth=0)
+        axes.fill_between(
+            epochs, middle - band, middle + band, color=style["color"], alpha=0.15, linewidth=0
+        )
     return True
 
 
-def _down(values: NDArray[np.float64], of: Callable[[NDArray[np.float64]], Any]) -> NDArray[np.float64]:
+def _down(
+    values: NDArray[np.float64], of: Callable[[NDArray[np.float64]], Any]
+) -> NDArray[np.float64]:
     """A statistic of each column's numbers, nan where it has none."""
     columns = (column[np.isfinite(column)] for column in values.T)
     return np.array([of(column) if len(column) else np.nan for column in columns])

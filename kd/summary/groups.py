@@ -6,12 +6,21 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from kd.knobs import KNOBS
+from kd.config.knobs import KNOBS
 from kd.summary.reports import Run
 from kd.summary.significance import finite, mean
 
 # What changes no result, or the seed alone.
-APART = {"seed", "name", "output_dir", "force", "debug", "pictures", "teacher.cache", "teacher.cache_limit"}
+APART = {
+    "seed",
+    "name",
+    "output_dir",
+    "force",
+    "debug",
+    "pictures",
+    "teacher.cache",
+    "teacher.cache_limit",
+}
 
 LETTERS = 40  # of a row's name in a picture
 
@@ -59,7 +68,9 @@ def dig(node: Any, *path: str) -> Any:
 def drawn_name(rank: int, row: Row) -> str:
     """What a row is called in a picture: cut where it is long, without a `$` that would begin a formula."""
     label = row.label
-    return f"#{rank} {label if len(label) <= LETTERS else label[: LETTERS - 1] + '…'}".replace("$", "\\$")
+    return f"#{rank} {label if len(label) <= LETTERS else label[: LETTERS - 1] + '…'}".replace(
+        "$", "\\$"
+    )
 
 
 def group(runs: Iterable[Run]) -> tuple[list[Row], int]:
@@ -82,7 +93,9 @@ def group(runs: Iterable[Run]) -> tuple[list[Row], int]:
         for i, (key, by_seed) in enumerate(groups.items())
     ]
     unknown = float("-inf")
-    rows.sort(key=lambda row: (-(unknown if row.validation is None else row.validation), _natural(row)))
+    rows.sort(
+        key=lambda row: (-(unknown if row.validation is None else row.validation), _natural(row))
+    )
     return rows, len(latest) - sum(len(row.runs) for row in rows)
 
 
@@ -111,7 +124,9 @@ def _following(runs: Sequence[Run]) -> set[str]:
     """Seeds of other parts (`teacher.seed`, `incremental.order_seed`) that are the run's own in each run."""
     flat = [dict(_leaves(run.report["config"], "")) for run in runs]
     names = {name for each in flat for name in each if name.endswith("seed")}
-    return {n for n in names if all(e.get(n) == run.seed for e, run in zip(flat, runs, strict=True))}
+    return {
+        n for n in names if all(e.get(n) == run.seed for e, run in zip(flat, runs, strict=True))
+    }
 
 
 def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -122,7 +137,9 @@ def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     names = list(dict.fromkeys(name for each in settings for name in each))
     first = {name: i for i, name in enumerate(("loss", *KNOBS))}
     names.sort(key=lambda name: (first.get(name, len(first)), name.count(".")))
-    return [name for name in names if len({_text(each[name]) for each in settings if name in each}) > 1]
+    return [
+        name for name in names if len({_text(each[name]) for each in settings if name in each}) > 1
+    ]
 
 
 def _parts(settings: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
@@ -137,14 +154,22 @@ def _parts(settings: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
         for own, found in zip(settings, parts, strict=True):
             if knob not in own or (knob in KNOBS and not _uses(own, knob)):
                 continue
-            rivals = [each for each in settings if knob in each and (not inside or each["loss"] == own["loss"])]
-            derived = inside and any(all(_follows(each[knob], each.get(j)) for each in rivals) for j in KNOBS)
+            rivals = [
+                each
+                for each in settings
+                if knob in each and (not inside or each["loss"] == own["loss"])
+            ]
+            derived = inside and any(
+                all(_follows(each[knob], each.get(j)) for each in rivals) for j in KNOBS
+            )
             if len({_text(each[knob]) for each in rivals}) > 1 and not derived:
                 found |= [part(knob, own[knob])]
     return _told_apart(parts, settings)
 
 
-def _told_apart(parts: list[dict[str, str]], settings: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+def _told_apart(
+    parts: list[dict[str, str]], settings: Sequence[Mapping[str, Any]]
+) -> list[dict[str, str]]:
     """Parts that are alike get what else differs, if only that one row has a knob and another has not."""
     for alike in _alike(parts):
         names = dict.fromkeys(name for i in alike for name in settings[i])
@@ -188,7 +213,9 @@ def display(value: Any) -> str:
 def part(knob: str, value: Any) -> tuple[str, str]:
     """A knob and its value as people call them: `student` and `CNN`, `dkd.weight` and `8`."""
     if knob.endswith("._target_"):
-        return knob.removesuffix("._target_").removesuffix(".net"), display(value).rpartition(".")[2]
+        return knob.removesuffix("._target_").removesuffix(".net"), display(value).rpartition(".")[
+            2
+        ]
     if knob.startswith("loss.terms."):
         knob = knob.removeprefix("loss.terms.").replace(".loss.", ".")
     return knob, display(value)
@@ -197,4 +224,7 @@ def part(knob: str, value: Any) -> tuple[str, str]:
 def _natural(row: Row) -> list[tuple[int, float, str]]:
     """Sorts rows that are equally good: by their knobs, numbers as numbers."""
     values = [row.settings.get(knob) for knob in ("loss", *KNOBS)]
-    return [(0, v, "") if isinstance(v, (int, float)) else (1, 0.0, str(v)) for v in [*values, row.label]]
+    return [
+        (0, v, "") if isinstance(v, (int, float)) else (1, 0.0, str(v))
+        for v in [*values, row.label]
+    ]

@@ -42,7 +42,11 @@ def find_runs(paths: Sequence[Path]) -> list[Run]:
         if not path.exists():
             raise UserError(f"{path.absolute()}: there is no such folder")
         found = [path] if path.is_file() else sorted(path.rglob("report.json"))
-        files |= {file.resolve(): None for file in found if not file.parent.name.endswith(".partial")}
+        files |= {
+            file.resolve(): None for file in found if not file.parent.name.endswith(".partial")
+        }
     if not files:
-        raise UserError(f"{', '.join(str(path.absolute()) for path in paths)}: no report.json in there")
+        raise UserError(
+            f"{', '.join(str(path.absolute()) for path in paths)}: no report.json in there"
+        )
     return [Run(file.parent, read_report(file)) for file in files]

@@ -15,7 +15,9 @@ SAME = 1e-9  # accuracies nearer than this are the same
 
 def finite(values: Iterable[Any]) -> list[float]:
     """Those that are numbers; a run that lacks one, or whose loss went to nan, has none."""
-    return [float(value) for value in values if isinstance(value, (int, float)) and math.isfinite(value)]
+    return [
+        float(value) for value in values if isinstance(value, (int, float)) and math.isfinite(value)
+    ]
 
 
 def mean(values: Sequence[float]) -> float | None:
@@ -32,7 +34,11 @@ def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
     """Student's t interval (95 %) of the mean; None of fewer than two values, or where all are the same."""
     if len(values) < 2 or max(values) - min(values) < SAME:
         return None
-    half = student_t.ppf(1 - LEVEL / 2, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    half = (
+        student_t.ppf(1 - LEVEL / 2, len(values) - 1)
+        * statistics.stdev(values)
+        / math.sqrt(len(values))
+    )
     return statistics.fmean(values) - half, statistics.fmean(values) + half
 
 
@@ -68,10 +74,14 @@ class Gain:
             said = f"{way} the baseline"
         else:
             said = "no difference shown" + (" once corrected" if self.p < LEVEL else "")
-        return said if self.test == "t" else f"{said} on these images; one seed, its spread is unknown"
+        return (
+            said if self.test == "t" else f"{said} on these images; one seed, its spread is unknown"
+        )
 
 
-def gain_of(values: Sequence[float], images: Sequence[tuple[tuple[float, float] | None, float | None]]) -> Gain:
+def gain_of(
+    values: Sequence[float], images: Sequence[tuple[tuple[float, float] | None, float | None]]
+) -> Gain:
     """A row's gain, not yet corrected for the other rows.
 
     Over two and more seeds the t-test of the paired differences (Student 1908). Wilcoxon's signed ranks would ask
@@ -122,4 +132,6 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
     def beaten(cost: float, accuracy: float) -> bool:
         return any(c <= cost and a >= accuracy and (c, a) != (cost, accuracy) for c, a in points)
 
-    return sorted((i for i, point in enumerate(points) if not beaten(*point)), key=lambda i: points[i])
+    return sorted(
+        (i for i, point in enumerate(points) if not beaten(*point)), key=lambda i: points[i]
+    )

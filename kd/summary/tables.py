@@ -3,40 +3,17 @@
 import csv
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from io import StringIO
 from typing import Any
 
 from kd.reports.escape import in_a_cell, in_markdown
+from kd.reports.table import Cell, Table
 from kd.reports.units import short
 from kd.summary.groups import Row, differing, display, part
 from kd.summary.reports import Run
 from kd.summary.significance import LEVEL, Gain, deviation, mean
 
 ROLES = ("teacher", "baseline", "student")
-
-
-@dataclass(frozen=True)
-class Cell:
-    """What a table shows, and the number to sort by."""
-
-    text: str
-    number: float | None = None
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of text.
-
-    Attributes:
-        columns: headings, with units.
-        cells: by row.
-        words: which columns are words, the others being numbers.
-    """
-
-    columns: Sequence[str]
-    cells: Sequence[Sequence[Cell]]
-    words: Sequence[int] = (1,)
 
 
 def accuracy_table(rows: Sequence[Row], gains: Sequence[Gain]) -> Table:
@@ -56,8 +33,12 @@ def accuracy_table(rows: Sequence[Row], gains: Sequence[Gain]) -> Table:
     )
     cells = []
     for rank, (row, gain) in enumerate(zip(rows, gains, strict=True), 1):
-        accuracies = [row.values(role, "test", "accuracy") for role in ("student", "baseline", "teacher")]
-        shown = [spread(each, 100, 2) for each in (row.values("student", "val", "best"), *accuracies)]
+        accuracies = [
+            row.values(role, "test", "accuracy") for role in ("student", "baseline", "teacher")
+        ]
+        shown = [
+            spread(each, 100, 2) for each in (row.values("student", "val", "best"), *accuracies)
+        ]
         tests = [Cell("" if p is None else p_text(p), p) for p in (gain.p, gain.corrected)]
         first = (Cell(str(rank), rank), Cell(row.label), Cell(str(len(row.runs)), len(row.runs)))
         cells.append((*first, *shown, _gain(gain), *tests, Cell(gain.reading)))
@@ -96,13 +77,17 @@ def cost_table(rows: Sequence[Row]) -> Table:
         "latency, ms": lambda row: spread(row.values("student", "latency_ms", "median"), 1, 3),
         "times faster than teacher": lambda row: spread(row.compared("speedup"), 1, 1),
         "times fewer parameters": lambda row: spread(row.compared("compression"), 1, 1),
-        "agrees with teacher, %": lambda row: spread(row.values("student", "test", "agreement"), 100, 1),
+        "agrees with teacher, %": lambda row: spread(
+            row.values("student", "test", "agreement"), 100, 1
+        ),
         "keeps of teacher's accuracy, %": lambda row: spread(row.compared("retention"), 100, 1),
         "gap to teacher closed, %": lambda row: spread(row.compared("gap_closed"), 100, 0),
         "ECE": lambda row: spread(row.values("student", "test", "ece"), 1, 4),
         "NLL, nats": lambda row: spread(row.values("student", "test", "nll"), 1, 4),
         "a step of training, ms": lambda row: spread(row.values("student", "step_ms"), 1, 1),
-        "parameters that training added": lambda row: _count(row.values("student", "training_params")),
+        "parameters that training added": lambda row: _count(
+            row.values("student", "training_params")
+        ),
     }
     cells = []
     for rank, row in enumerate(rows, 1):
@@ -142,7 +127,9 @@ def p_text(p: float) -> str:
 def as_markdown(table: Table) -> str:
     """The table as Markdown."""
     lines = ["| " + " | ".join(table.columns) + " |"]
-    lines.append("|" + "".join("---|" if i in table.words else "---:|" for i in range(len(table.columns))))
+    lines.append(
+        "|" + "".join("---|" if i in table.words else "---:|" for i in range(len(table.columns)))
+    )
     for cells in table.cells:
         lines.append("| " + " | ".join(in_markdown(cell.text) for cell in cells) + " |")
     return "\n".join(lines) + "\n"
@@ -170,7 +157,9 @@ TELLING = (
 def in_common(rows: Sequence[Row], *, all_knobs: bool = False) -> dict[str, str]:
     """The knobs that are the same in all rows: those that tell most, or all of them."""
     first, changed = rows[0].settings, set(differing([row.settings for row in rows]))
-    same = {knob for knob in first if knob not in changed and all(knob in row.settings for row in rows)}
+    same = {
+        knob for knob in first if knob not in changed and all(knob in row.settings for row in rows)
+    }
     if all_knobs:
         return {knob: display(first[knob]) for knob in sorted(same)}
     return dict(part(knob, first[knob]) for knob in TELLING if knob in same)
@@ -196,9 +185,13 @@ def said(rows: Sequence[Row], gains: Sequence[Gain]) -> list[str]:
             "far the result moves with the seed is unknown."
         )
     ahead = [row for row in rows if (row.compared("gap_closed"))]
-    both = [row for row in rows if row.values("teacher", "test", "accuracy") and row.compared("gain")]
+    both = [
+        row for row in rows if row.values("teacher", "test", "accuracy") and row.compared("gain")
+    ]
     if both and not ahead:
-        lines.append("In no run is the teacher ahead of the baseline on test: there was no gap to close.")
+        lines.append(
+            "In no run is the teacher ahead of the baseline on test: there was no gap to close."
+        )
     return lines
 
 
@@ -206,7 +199,9 @@ def _best(row: Row, gain: Gain) -> str:
     text = f"Best on validation: {row.label}, with {spread(row.values('student', 'val', 'best'), 100, 2).text} %; "
     text += f"on test it has {spread(row.values('student', 'test', 'accuracy'), 100, 2).text} %"
     if gain.mean is not None:
-        text += f", {100 * gain.mean:+.2f} points over the baseline ({gain.reading or 'not tested'})"
+        text += (
+            f", {100 * gain.mean:+.2f} points over the baseline ({gain.reading or 'not tested'})"
+        )
     return text + "."
 
 
@@ -237,7 +232,9 @@ def as_csv(rows: Sequence[Row], gains: Sequence[Gain]) -> str:
         own = {knob: display(row.settings[knob]) for knob in knobs if knob in row.settings}
         lines += [{**about, **_head(run), **own, **dict(_numbers(run))} for run in row.runs]
     out = StringIO()
-    writer = csv.DictWriter(out, list(dict.fromkeys(name for line in lines for name in line)), lineterminator="\n")
+    writer = csv.DictWriter(
+        out, list(dict.fromkeys(name for line in lines for name in line)), lineterminator="\n"
+    )
     writer.writeheader()
     writer.writerows({name: in_a_cell(value) for name, value in line.items()} for line in lines)
     return out.getvalue()
@@ -251,7 +248,9 @@ def _head(run: Run) -> dict[str, Any]:
 def _numbers(run: Run) -> Iterator[tuple[str, Any]]:
     for role in ROLES:
         model = run.model(role) or {}
-        yield from _flat(role, {name: value for name, value in model.items() if name not in ("role", "history")})
+        yield from _flat(
+            role, {name: value for name, value in model.items() if name not in ("role", "history")}
+        )
     for name in ("comparison", "environment"):
         yield from _flat(name, run.report.get(name))
 

@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kd.reports.page import Picture, picture
+from kd.reports.table import Cell, Table
+from kd.reports.tasks import EVALUATIONS, MEASURES, draw_by_method
 from kd.summary.groups import Row
 from kd.summary.significance import finite
-from kd.summary.tables import Cell, Table, spread
-from kd.tasks.report import EVALUATIONS, MEASURES, draw_by_method
+from kd.summary.tables import spread
 
 LINES = 15  # rows drawn at most
 
@@ -17,7 +18,9 @@ def task_table(rows: Sequence[Row]) -> Table | None:
     found = _learners(rows)
     if not found:
         return None
-    heads = [f"{kind.partition('_')[0]}: {words}" for kind in EVALUATIONS for words in MEASURES.values()]
+    heads = [
+        f"{kind.partition('_')[0]}: {words}" for kind in EVALUATIONS for words in MEASURES.values()
+    ]
     cells = []
     for (rank, name), row in found.items():
         measured = [run.report["incremental"][kind] for kind in EVALUATIONS for run in row.runs]
@@ -26,7 +29,9 @@ def task_table(rows: Sequence[Row]) -> Table | None:
             for i in range(0, len(measured), len(row.runs))
             for measure in MEASURES
         ]
-        cells.append((Cell(str(rank), rank), Cell(name), Cell(str(len(row.runs)), len(row.runs)), *columns))
+        cells.append(
+            (Cell(str(rank), rank), Cell(name), Cell(str(len(row.runs)), len(row.runs)), *columns)
+        )
     return Table(("#", "runs", "seeds", *heads), cells)
 
 
@@ -52,7 +57,11 @@ def task_picture(rows: Sequence[Row]) -> Picture | None:
 
 def _learners(rows: Sequence[Row]) -> dict[tuple[int, str], Row]:
     """Those rows by rank and name: the method, where it tells them apart, or else what does."""
-    found = {rank: row for rank, row in enumerate(rows, 1) if all("incremental" in run.report for run in row.runs)}
+    found = {
+        rank: row
+        for rank, row in enumerate(rows, 1)
+        if all("incremental" in run.report for run in row.runs)
+    }
     methods = [str(row.runs[0].report["incremental"]["method"]) for row in found.values()]
     return {
         (rank, method if methods.count(method) == 1 else f"{method}: {row.label}"): row

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from kd.data.base import DataModule, Images, Split
-from kd.tasks.course import Task
+from kd.tasks.schedule import Task
 
 
 class TaskData:
@@ -65,6 +65,8 @@ class TaskData:
     def _narrow(self, places: range, order: Sequence[int]) -> DataModule:
         narrow, split = copy.copy(self.data), self.data.split
         narrow.__dict__.pop("statistics", None)  # they are of the training images
-        train, val, test = (self._of(part, places, order) for part in (split.train, split.val, split.test))
+        train, val, test = (
+            self._of(part, places, order) for part in (split.train, split.val, split.test)
+        )
         narrow.split = Split(train, val, test, tuple(self.data.classes[label] for label in order))
         return narrow

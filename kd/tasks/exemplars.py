@@ -9,9 +9,9 @@ from kd.data.base import DataModule, Images
 from kd.files.store import Done
 from kd.measure.metrics import predict_logits
 from kd.nets.grow import Grown
-from kd.tasks.course import Incremental
+from kd.stages.result import kept, load_net, logits_of
 from kd.tasks.data import TaskData
-from kd.trained import kept, load_net, logits_of
+from kd.tasks.schedule import Incremental
 
 
 class Features(nn.Module):
@@ -69,7 +69,11 @@ class Memory:
 
     def each(self, classes: int) -> int:
         """How many are kept of each class when so many classes are known."""
-        return self.asked.exemplars if self.asked.exemplars_per == "class" else self.asked.exemplars // classes
+        return (
+            self.asked.exemplars
+            if self.asked.exemplars_per == "class"
+            else self.asked.exemplars // classes
+        )
 
     def kept(self, done: Sequence[Done]) -> list[Images]:
         """The exemplars of each class after these tasks, labelled by place.
@@ -99,7 +103,9 @@ class Memory:
         for task, stage in enumerate(done):
             for _ in self.source.places(task):
                 logits = logits_of(stage, self.source.data, next(kept))
-                rows.append(nn.functional.pad(logits, (0, width - logits.shape[1]), value=torch.nan))
+                rows.append(
+                    nn.functional.pad(logits, (0, width - logits.shape[1]), value=torch.nan)
+                )
         return torch.cat(rows)
 
     def means(self, done: Sequence[Done]) -> Tensor:
@@ -111,12 +117,16 @@ class Memory:
         """A class's images in the order in which they are kept, as positions among all training images."""
         mine = (self.source.train.labels == place).nonzero()[:, 0]
         images = self.source.train.at(mine)
-        count = self.each(stage.record["spec"]["shape"][2])  # at the time; later it can only be less
+        count = self.each(
+            stage.record["spec"]["shape"][2]
+        )  # at the time; later it can only be less
 
         def chosen() -> Tensor:
             return torch.tensor(herding(features_of(stage, self.source.data, images), count))
 
-        return mine[kept(stage, f"exemplars-{images.fingerprint[:16]}-{count}", chosen, "positions")]
+        return mine[
+            kept(stage, f"exemplars-{images.fingerprint[:16]}-{count}", chosen, "positions")
+        ]
 
 
 def nearest_mean(features: Tensor, means: Tensor) -> Tensor:

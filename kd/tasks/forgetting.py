@@ -9,7 +9,9 @@ from torch import Tensor
 Matrix = list[list[float]]  # row i: after task i, on each of the tasks up to it
 
 
-def evaluation(scores: Sequence[Tensor], labels: Tensor, sizes: Sequence[int], told: bool) -> dict[str, Any]:
+def evaluation(
+    scores: Sequence[Tensor], labels: Tensor, sizes: Sequence[int], told: bool
+) -> dict[str, Any]:
     """All measures of one kind of evaluation; accuracies and their differences are fractions.
 
     Args:
@@ -40,7 +42,9 @@ def evaluation(scores: Sequence[Tensor], labels: Tensor, sizes: Sequence[int], t
     }
 
 
-def _matrix(scores: Sequence[Tensor], labels: Tensor, sizes: Sequence[int], told: bool) -> tuple[Matrix, list[float]]:
+def _matrix(
+    scores: Sequence[Tensor], labels: Tensor, sizes: Sequence[int], told: bool
+) -> tuple[Matrix, list[float]]:
     """The accuracy on each task after each, and on all images seen so far."""
     task_of = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
     mine = task_of[labels]
@@ -55,4 +59,6 @@ def _matrix(scores: Sequence[Tensor], labels: Tensor, sizes: Sequence[int], told
 
 
 def _mean(values: Sequence[float]) -> float | None:
-    return round(sum(values) / len(values), 12) + 0.0 if values else None  # not -0.0, nor what rounding left of 0
+    return (
+        round(sum(values) / len(values), 12) + 0.0 if values else None
+    )  # not -0.0, nor what rounding left of 0

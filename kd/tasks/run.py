@@ -9,28 +9,29 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from kd.chain import LABELS_ONLY, Link, Role
-from kd.config import Recipe
-from kd.construct import construct
+from kd.config.construct import construct
+from kd.config.schema import Recipe
 from kd.data.base import DataModule, Images
 from kd.errors import UserError
 from kd.files.run_folder import RunFolder
 from kd.files.store import Done, Store
 from kd.files.writing import writable, writing
 from kd.log import say
-from kd.nets.build import Shape, build_net, without_pretrained
-from kd.objective import Objective, teacher_stage
-from kd.optim import make_optimizer
+from kd.nets.build import build_net, without_pretrained
 from kd.reports.figures import export
 from kd.reports.run_report import make_report
-from kd.run import figures_of, finish_stage, write_run
-from kd.stages import Stage, make_stage
-from kd.tasks.course import IncrementalConfig, make_tasks
+from kd.reports.tasks import EVALUATIONS, PICTURES, as_markdown, as_table, pictures
+from kd.runs.run import figures_of, finish_stage, write_run
+from kd.shape import Shape
+from kd.stages.chain import LABELS_ONLY, Link, Role
+from kd.stages.result import logits_of
+from kd.stages.stage import Stage, make_stage
 from kd.tasks.data import TaskData
 from kd.tasks.exemplars import Memory, features_of, nearest_mean
 from kd.tasks.forgetting import evaluation
-from kd.tasks.report import EVALUATIONS, PICTURES, as_markdown, as_table, pictures
-from kd.trained import logits_of
+from kd.tasks.schedule import IncrementalConfig, make_tasks
+from kd.training.objective import Objective, teacher_stage
+from kd.training.optim import make_optimizer
 
 
 class Course:
@@ -46,7 +47,9 @@ class Course:
 
     def __init__(self, config: IncrementalConfig, data: DataModule) -> None:
         if data.unlabeled:
-            raise UserError("data.unlabeled: images without labels belong to no task; accepted is null")
+            raise UserError(
+                "data.unlabeled: images without labels belong to no task; accepted is null"
+            )
         self.config, self.asked = config, config.incremental
         self.source = TaskData(data, make_tasks(self.asked, data.classes))
         self.memory = Memory(self.source, self.asked)
@@ -94,8 +97,12 @@ class Course:
     def stage(self, data: DataModule, done: Sequence[Done]) -> Stage:
         """The stage of the task after these."""
         link = self.link(len(done))
-        stage = make_stage(link, self.config, data, {f"task_{i}": each for i, each in enumerate(done, start=1)})
-        stage = replace(stage, reference=None)  # it knows fewer classes, so agreeing with it says nothing
+        stage = make_stage(
+            link, self.config, data, {f"task_{i}": each for i, each in enumerate(done, start=1)}
+        )
+        stage = replace(
+            stage, reference=None
+        )  # it knows fewer classes, so agreeing with it says nothing
         if not done:
             return stage
         if self.asked.align:
@@ -161,19 +168,27 @@ def _report(course: Course, done: Sequence[Done], command: str) -> dict[str, Any
     """The report of the last net as of any, and as `incremental` what became of the tasks."""
     config, whole = course.config, course.source.as_it_is()
     net, plain = exported(course, done[-1]), config.model_dump()
-    report = make_report({"student": net}, whole, name=config.name, seed=config.seed, command=command, config=plain)
+    report = make_report(
+        {"student": net}, whole, name=config.name, seed=config.seed, command=command, config=plain
+    )
     last = course.source.until(len(course) - 1)
     sizes = [len(task) for task in course.source.tasks]
 
     def measured(images: Images) -> dict[str, Any]:
         scores = course.scores(done, images)
-        return {name: evaluation(scores, images.labels, sizes, told) for name, told in EVALUATIONS.items()}
+        return {
+            name: evaluation(scores, images.labels, sizes, told)
+            for name, told in EVALUATIONS.items()
+        }
 
     asked, count = course.asked, range(1, len(course) + 1)
     keeps = asked.exemplars and not asked.keep_data
     report["incremental"] = {
         "method": asked.method,
-        "tasks": [[last.classes[place] for place in course.source.places(task)] for task in range(len(course))],
+        "tasks": [
+            [last.classes[place] for place in course.source.places(task)]
+            for task in range(len(course))
+        ],
         "classifier": asked.classifier,
         "exemplars": [sum(map(len, course.memory.kept(done[:i]))) if keeps else 0 for i in count],
         "stages": [stage.key for stage in done],
@@ -187,13 +202,17 @@ def _report(course: Course, done: Sequence[Done], command: str) -> dict[str, Any
     return report
 
 
-def _learn(course: Course, done: Sequence[Done], store: Store, folder: RunFolder, since: datetime | None) -> Done:
+def _learn(
+    course: Course, done: Sequence[Done], store: Store, folder: RunFolder, since: datetime | None
+) -> Done:
     task, data = len(done), course.data(done)
     stage = course.stage(data, done)
     finished, how = finish_stage(stage, store, data, folder, force=course.config.force, since=since)
     names = ", ".join(data.classes[place] for place in course.source.places(task))
     accuracy = 100 * finished.record["val"]["last"]["val/acc"]
-    say(f"{stage.name} ({names}): {how}, validation accuracy on what it trained on {accuracy:.2f} % ({stage.key})")
+    say(
+        f"{stage.name} ({names}): {how}, validation accuracy on what it trained on {accuracy:.2f} % ({stage.key})"
+    )
     return finished
 
 

@@ -11,11 +11,11 @@ from rich.progress import Progress
 from torch import Tensor
 
 from kd.data.images import Images
+from kd.data.views import Augment, make_views
 from kd.errors import CannotWrite
 from kd.log import console, say
 from kd.teachers.live import Live, chunk_of
 from kd.teachers.view_files import ViewFiles
-from kd.views import Augment, make_views
 
 STEP = 8  # chunks of images made ready at a time
 PATIENCE = 3.0  # seconds of computing after which it is shown
@@ -40,9 +40,22 @@ class Cached:
     """
 
     def __init__(
-        self, live: Live, images: Images, *, augment: Augment, seed: int, files: ViewFiles, views: int = 0
+        self,
+        live: Live,
+        images: Images,
+        *,
+        augment: Augment,
+        seed: int,
+        files: ViewFiles,
+        views: int = 0,
     ) -> None:
-        self.live, self.images, self.augment, self.seed, self.files = live, images, augment, seed, files
+        self.live, self.images, self.augment, self.seed, self.files = (
+            live,
+            images,
+            augment,
+            seed,
+            files,
+        )
         self.views = views
         self.view: int | None = None  # the one that `rows` is of
         self.rows: NDArray[np.floating] | None = None  # mapped [images, classes]; None asks
@@ -52,7 +65,10 @@ class Cached:
         return self  # as `Live`
 
     def __getstate__(self) -> dict[str, object]:
-        return self.__dict__ | {"view": None, "rows": None}  # a map would be sent to another process as an array
+        return self.__dict__ | {
+            "view": None,
+            "rows": None,
+        }  # a map would be sent to another process as an array
 
     def to(self, device: torch.device) -> "Cached":
         """Move the net; returns itself."""
@@ -109,7 +125,10 @@ class Cached:
         count, _, *size = self.images.pixels.shape
         steps = torch.split(torch.arange(count), STEP * chunk_of(*size))
         for index in _shown(steps, f"teacher's outputs for view {view}"):
-            pixels, here = self.images.pixels[index].to(self.live.device), index.to(self.live.device)
+            pixels, here = (
+                self.images.pixels[index].to(self.live.device),
+                index.to(self.live.device),
+            )
             x = make_views(pixels, here, seed=self.seed, view=view, augment=self.augment, pool=pool)
             yield self.live.ask(x.contiguous(memory_format=torch.channels_last)).cpu().numpy()
 

@@ -6,7 +6,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from kd.nets.build import Shape, build_net
+from kd.nets.build import build_net
+from kd.shape import Shape
 
 Average = Literal["logits", "probabilities"]
 
@@ -43,34 +44,46 @@ class Ensemble(nn.Module):
         super().__init__()
         weights = [1.0] * len(members) if weights is None else weights
         if not members or len(weights) != len(members) or min(weights) <= 0:
-            raise ValueError(f"weights: found {list(weights)}, needed is a number above 0 for each of {len(members)}")
+            raise ValueError(
+                f"weights: found {list(weights)}, needed is a number above 0 for each of {len(members)}"
+            )
         shape = Shape(in_channels, image_size, num_classes)
         self.members = nn.ModuleList(
             build_net(node, shape, f"members[{i}]", load=False) for i, node in enumerate(members)
         )
         self.average, self.temperature = average, temperature
         self.weights = [weight / sum(weights) for weight in weights]
-        self.normalization = (0.0,) * in_channels, (1.0,) * in_channels  # it gets pixels as they are
+        self.normalization = (
+            (0.0,) * in_channels,
+            (1.0,) * in_channels,
+        )  # it gets pixels as they are
         self.register_buffer("mean", torch.zeros(len(members), in_channels, dtype=torch.float64))
         self.register_buffer("std", torch.ones(len(members), in_channels, dtype=torch.float64))
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits whose softmax is the members' mean, in the sense of `average`."""
         logits: list[Tensor] = [
-            member((x - mean.to(x)[:, None, None]) / std.to(x)[:, None, None])  # as kd.views.normalize
+            member(
+                (x - mean.to(x)[:, None, None]) / std.to(x)[:, None, None]
+            )  # as kd.data.views.normalize
             for member, mean, std in zip(self.members, self.mean, self.std, strict=True)
         ]
         if len(logits) == 1:  # bit for bit: softmax and its logarithm would round
             return logits[0]
         if self.average == "logits":
-            return torch.stack([weight * z for weight, z in zip(self.weights, logits, strict=True)]).sum(0)
+            return torch.stack(
+                [weight * z for weight, z in zip(self.weights, logits, strict=True)]
+            ).sum(0)
         shares = [
-            torch.log_softmax(z.double() / self.temperature, 1) + torch.tensor(weight, dtype=torch.float64).log()
+            torch.log_softmax(z.double() / self.temperature, 1)
+            + torch.tensor(weight, dtype=torch.float64).log()
             for weight, z in zip(self.weights, logits, strict=True)
         ]
         return (self.temperature * torch.stack(shares).logsumexp(0)).to(logits[0].dtype)
 
-    def join(self, states: Sequence[Mapping[str, Tensor]], normalizations: Sequence[tuple[Any, Any]]) -> None:
+    def join(
+        self, states: Sequence[Mapping[str, Tensor]], normalizations: Sequence[tuple[Any, Any]]
+    ) -> None:
         """Take the members' weights, and what each one is normalised by, in their order."""
         for member, state in zip(self.members, states, strict=True):
             member.load_state_dict(state)

@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from kd.views import normalize
+from kd.data.views import normalize
 
 
 class Frozen:

@@ -8,7 +8,9 @@ from torch import Tensor
 # On a CPU a net is always given so many pictures at once, blank ones where fewer are asked about: the last bit of its
 # logits depends on the size of the batch (not on what else is in it), and must not depend on who asks.
 CHUNK = 64
-PIXELS = 2**20  # of large pictures fewer, so that what a net holds of them does not grow with their size
+PIXELS = (
+    2**20
+)  # of large pictures fewer, so that what a net holds of them does not grow with their size
 
 Outputs = Literal["float16", "float32"]
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in get_args(Outputs)}
@@ -83,7 +85,9 @@ class Live:
         for part in torch.split(x, size):
             chunk[: len(part)] = part
             chunk[len(part) :] = 0
-            found.append(self.answers(chunk)[: len(part)].float())  # autocast to bf16 cannot join float16
+            found.append(
+                self.answers(chunk)[: len(part)].float()
+            )  # autocast to bf16 cannot join float16
         return self._rounded(torch.cat(found))
 
     def _rounded(self, logits: Tensor) -> Tensor:

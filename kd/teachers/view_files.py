@@ -21,7 +21,9 @@ from kd.log import say
 LOGITS, MANIFEST = "logits.npy", "manifest.json"
 GB = 10**9
 
-_verified: dict[Path, tuple[int, ...]] = {}  # files that this process found to be whole, and their state then
+_verified: dict[
+    Path, tuple[int, ...]
+] = {}  # files that this process found to be whole, and their state then
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,12 @@ class ViewFiles:
         Raises:
             CannotWrite: the folder cannot be written into.
         """
-        return held(self.folder / f"lock-{view}", "teacher", f"is computing its outputs (view {view})", wait=wait)
+        return held(
+            self.folder / f"lock-{view}",
+            "teacher",
+            f"is computing its outputs (view {view})",
+            wait=wait,
+        )
 
     def there(self, view: int) -> bool:
         """Whether a view's folder is there, whole or not."""
@@ -117,9 +124,15 @@ class ViewFiles:
         self._make_room()
         partial.mkdir()
         shape = (self.rows, self.classes)
-        header = {"descr": npy.dtype_to_descr(np.dtype(self.dtype)), "fortran_order": False, "shape": shape}
+        header = {
+            "descr": npy.dtype_to_descr(np.dtype(self.dtype)),
+            "fortran_order": False,
+            "shape": shape,
+        }
         try:
-            with (partial / LOGITS).open("wb") as file:  # a map of a full disk would kill the process instead
+            with (partial / LOGITS).open(
+                "wb"
+            ) as file:  # a map of a full disk would kill the process instead
                 npy.write_array_header_1_0(file, header)
                 for part in parts:
                     file.write(np.ascontiguousarray(part, self.dtype).data)
@@ -153,14 +166,18 @@ class ViewFiles:
         needed = self.rows * self.classes * np.dtype(self.dtype).itemsize
         views = sorted(_views(self.room.folder))
         total = sum(size for _, size, _ in views)
-        total += needed * len([*self.folder.glob("view-*.partial")])  # which other processes are writing
+        total += needed * len(
+            [*self.folder.glob("view-*.partial")]
+        )  # which other processes are writing
         for _, size, folder in views:
             if total + needed > self.room.limit * GB and folder.parent != self.folder:
                 _remove(folder)
                 total -= size
         if total + needed > self.room.limit * GB:
             raise OSError(errno.EDQUOT, f"teacher.cache_limit of {self.room.limit:g} GB reached")
-        if needed > 0.95 * shutil.disk_usage(self.folder).free:  # before hours of computing, not after
+        if (
+            needed > 0.95 * shutil.disk_usage(self.folder).free
+        ):  # before hours of computing, not after
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 

@@ -12,14 +12,14 @@ from typing import Any
 from rich.console import Console
 from scipy.stats import t as student_t
 
-from kd.config import Config
+from kd.config.schema import Config
 from kd.errors import Damaged
 from kd.files.report_file import read_report
 from kd.files.run_folder import RunFolder
 from kd.files.writing import whole
 from kd.log import say
 from kd.reports.escape import as_code
-from kd.run import run
+from kd.runs.run import run
 from kd.tuning.request import Request
 from kd.tuning.space import overrides_of, text_of
 
@@ -46,10 +46,17 @@ def compare_settings(
     for name, overrides in settings.items():
         reports = []
         for seed in request.tuning.seeds:
-            config = request.configured([*overrides, f"seed={seed}", f"name={text_of(f'{study}_{name}_s{seed}')}"])
-            line = shlex.join(["python", "-m", "kd.train", *request.overrides, *overrides, f"seed={seed}"])
+            config = request.configured(
+                [*overrides, f"seed={seed}", f"name={text_of(f'{study}_{name}_s{seed}')}"]
+            )
+            line = shlex.join(
+                ["python", "-m", "kd.train", *request.overrides, *overrides, f"seed={seed}"]
+            )
             reports.append(_report(config, line, folder / "runs"))
-        students = [next(each for each in report["models"] if each["role"] == "student") for report in reports]
+        students = [
+            next(each for each in report["models"] if each["role"] == "student")
+            for report in reports
+        ]
         found[name] = {
             "overrides": overrides,
             "validation": [each["val"][request.config.keep] for each in students],
@@ -97,7 +104,9 @@ def _write(result: Mapping[str, Any], request: Request, folder: Path) -> None:
             path.write_text(content)
     console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(text)
-    console.print(f"Report: {folder / 'result.md'}; runs beside it, trials in {folder / 'trials.csv'}")
+    console.print(
+        f"Report: {folder / 'result.md'}; runs beside it, trials in {folder / 'trials.csv'}"
+    )
 
 
 def as_markdown(result: Mapping[str, Any], request: Request) -> str:
@@ -109,12 +118,16 @@ def as_markdown(result: Mapping[str, Any], request: Request) -> str:
     ]
     for name, found in result["settings"].items():
         setting = " ".join(found["overrides"]) or "the recipe's own"
-        lines.append(f"| {name}: {setting} | {spread(found['validation'])} | {spread(found['test'])} |")
+        lines.append(
+            f"| {name}: {setting} | {spread(found['validation'])} | {spread(found['test'])} |"
+        )
     environment = result["environment"]
     tuned = result["settings"].get(TUNED, {"overrides": []})["overrides"]
     paste = shlex.join(["python", "-m", "kd.train", *request.overrides, *tuned])
     flatters = (
-        " The validation column flatters the tuned setting, which was chosen on the same images." if tuned else ""
+        " The validation column flatters the tuned setting, which was chosen on the same images."
+        if tuned
+        else ""
     )
     chose = (
         f"Chosen on validation by {result['trials']} trials, all with seed {result['seed']}; accuracies in %, mean and "
@@ -132,7 +145,9 @@ def bought(result: Mapping[str, Any]) -> str:
     """What the search bought on test, paired by seed, in a sentence."""
     gains = [100 * gain for gain in result["bought"]]
     if not gains:
-        return "No trial was better than the recipe's own setting, so it stays; tuning bought nothing."
+        return (
+            "No trial was better than the recipe's own setting, so it stays; tuning bought nothing."
+        )
     mean = statistics.fmean(gains)
     if len(gains) == 1:
         return f"Tuning bought {mean:+.2f} points on test; with one seed there is no telling whether that is chance."

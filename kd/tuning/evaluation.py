@@ -6,14 +6,14 @@ from dataclasses import replace
 
 from optuna.trial import Trial
 
-from kd.chain import Link, chain_of
-from kd.config import Config
-from kd.construct import construct
+from kd.config.construct import construct
+from kd.config.schema import Config
 from kd.data.base import DataModule
 from kd.errors import Dropped, UserError
 from kd.files.store import Done, Store
-from kd.run import preflight
-from kd.stages import Stage, complete, make_stage
+from kd.runs.preflight import preflight
+from kd.stages.chain import Link, chain_of
+from kd.stages.stage import Stage, complete, make_stage
 
 
 class Pruned(Dropped):
@@ -29,12 +29,18 @@ def student_links(chain: Sequence[Link]) -> list[Link]:
     by_name = {link.name: link for link in chain}
     students = [link.name for link in chain if link.role == "student"]
     if not students:
-        raise UserError(f"stages: found [{', '.join(by_name)}]; a search needs a stage of the student, such as distill")
+        raise UserError(
+            f"stages: found [{', '.join(by_name)}]; a search needs a stage of the student, such as distill"
+        )
     needed, open_ends = set[str](), [students[-1]]
     while open_ends:
         link = by_name[open_ends.pop()]
         needed.add(link.name)
-        open_ends += [name for name in (link.teacher, link.start, *link.members) if name and name not in needed]
+        open_ends += [
+            name
+            for name in (link.teacher, link.start, *link.members)
+            if name and name not in needed
+        ]
     return [link for link in chain if link.name in needed]
 
 
@@ -63,7 +69,9 @@ class Evaluation:
         data, done = self._data(config), dict[str, Done]()
         for link in links:
             if link.role != "student":
-                done[link.name], _ = complete(make_stage(link, config, data, done), self.store, data)
+                done[link.name], _ = complete(
+                    make_stage(link, config, data, done), self.store, data
+                )
 
     def value(self, config: Config, trial: Trial, pruning: bool) -> float:
         """The student's validation accuracy, of the epoch whose weights are kept.
@@ -77,10 +85,14 @@ class Evaluation:
         for link in links[:-1]:
             done[link.name], _ = complete(make_stage(link, config, data, done), self.store, data)
         last = links[-1]
-        done[last.name] = self._watched(make_stage(last, config, data, done), data, trial, config, pruning)
+        done[last.name] = self._watched(
+            make_stage(last, config, data, done), data, trial, config, pruning
+        )
         return float(done[last.name].record["val"][last.recipe.keep]["val/acc"])
 
-    def _watched(self, stage: Stage, data: DataModule, trial: Trial, config: Config, pruning: bool) -> Done:
+    def _watched(
+        self, stage: Stage, data: DataModule, trial: Trial, config: Config, pruning: bool
+    ) -> Done:
         told = []
 
         def watch(row: Mapping[str, float], prune: bool = pruning) -> None:
@@ -94,5 +106,7 @@ class Evaluation:
         alone = config.trainer.get("devices", 1) * config.trainer.get("num_nodes", 1) == 1
         done, _ = complete(stage, self.store, data, watch=watch if alone else None)
         for row in () if told else done.record["history"]:
-            watch(row, prune=False)  # already there from an earlier run: whole, so it counts as whole
+            watch(
+                row, prune=False
+            )  # already there from an earlier run: whole, so it counts as whole
         return done

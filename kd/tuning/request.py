@@ -11,11 +11,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from kd.checking import check_as
 from kd.command import typed, typed_keys
-from kd.config import Config, Strict, check
+from kd.config.checking import check_as
+from kd.config.fields import FolderName, Node, Seed
+from kd.config.schema import Config, Strict, check
 from kd.errors import UserError
-from kd.fields import FolderName, Node, Seed
 from kd.tuning.space import Space, read_space
 
 OF_SPACE = "search.space."
@@ -105,7 +105,9 @@ def accept(cfg: DictConfig, keys: Collection[str]) -> Request:
     default = space.defaults(base)
     config = check(_of_train(base), keys)
     if config.force:
-        raise UserError("force: found true; what is finished is not trained again in a search, so accepted is false")
+        raise UserError(
+            "force: found true; what is finished is not trained again in a search, so accepted is false"
+        )
     return Request(tuning, config, space, overrides, default, about)
 
 

@@ -11,16 +11,16 @@ import optuna
 from filelock import Timeout
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from kd.chain import chain_of
-from kd.construct import construct
+from kd.config.construct import construct
 from kd.data.base import DataModule
 from kd.errors import Failed, Interrupted, UserError
 from kd.files.locks import Lock, lock_at
 from kd.files.store import Store, key_of
 from kd.files.writing import writable
 from kd.log import say
-from kd.run import preflight
-from kd.stages import RUNTIME_ONLY
+from kd.runs.preflight import preflight
+from kd.stages.chain import chain_of
+from kd.stages.stage import RUNTIME_ONLY
 from kd.tuning.compare import compare_settings
 from kd.tuning.evaluation import Evaluation, Pruned, hidden, student_links
 from kd.tuning.request import Request
@@ -53,18 +53,24 @@ def tune(request: Request, command: str) -> Path:
     trials = Trials(request, output)
     with trials.at_work():
         evaluation = Evaluation(request.config, hidden(data), Store(output / "store"))
-        say(f"Search {trials.name}: {trials.counted()} of {request.tuning.n_trials} trials are done")
+        say(
+            f"Search {trials.name}: {trials.counted()} of {request.tuning.n_trials} trials are done"
+        )
         if trials.open():
             evaluation.teachers(request.config, links)
         trials.run(evaluation)
         if busy := trials.running():
-            say(f"{len(busy)} trials still run in other processes; the last of them goes on to the comparison")
+            say(
+                f"{len(busy)} trials still run in other processes; the last of them goes on to the comparison"
+            )
             return trials.folder
     best = trials.best()
     tuned = best.user_attrs["setting"]
     level = len([trial for trial in trials.finished() if trial.value == best.value])
     tie = f"; {level} trials reach it, and this was the first" if level > 1 else ""
-    say(f"Best of {trials.counted()} trials: trial {best.number + 1}, {words(tuned)}, validation {best.value:.4f}{tie}")
+    say(
+        f"Best of {trials.counted()} trials: trial {best.number + 1}, {words(tuned)}, validation {best.value:.4f}{tie}"
+    )
     trials.tell_importance()
     compare_settings(request, tuned, trials.folder, trials.name, trials.counted(), command)
     return trials.folder
@@ -89,8 +95,12 @@ class Trials:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         with self.lock:
             url = tuning.storage or f"sqlite:///{(self.folder / 'study.db').resolve()}"
-            median = optuna.pruners.MedianPruner(tuning.startup_trials, tuning.warmup_epochs + 1)  # its first step
-            self.study = open_study(url, self.name, median if tuning.pruning else optuna.pruners.NopPruner())
+            median = optuna.pruners.MedianPruner(
+                tuning.startup_trials, tuning.warmup_epochs + 1
+            )  # its first step
+            self.study = open_study(
+                url, self.name, median if tuning.pruning else optuna.pruners.NopPruner()
+            )
             check_same(self.study, settings)
             if not self.study.get_trials(deepcopy=False) and self.request.default is not None:
                 self.study.enqueue_trial(dict(self.request.default))
@@ -101,7 +111,10 @@ class Trials:
         config["trainer"] = {k: v for k, v in config["trainer"].items() if k not in RUNTIME_ONLY}
         tuning = self.request.tuning
         how = {key: getattr(tuning, key) for key in ("startup_trials", "pruning", "warmup_epochs")}
-        space = {f"search.space.{knob.name}": knob.range.model_dump() for knob in self.request.space.knobs}
+        space = {
+            f"search.space.{knob.name}": knob.range.model_dump()
+            for knob in self.request.space.knobs
+        }
         return {key: json.dumps(value) for key, value in flat({**config, **how, **space}).items()}
 
     def at_work(self) -> Lock:
@@ -165,7 +178,8 @@ class Trials:
         trials = self.study.get_trials(deepcopy=False)
         new = sum("again" not in trial.user_attrs for trial in trials)
         self.study.sampler = optuna.samplers.TPESampler(
-            n_startup_trials=self.request.tuning.startup_trials, seed=self.request.config.seed * 1_000_003 + new
+            n_startup_trials=self.request.tuning.startup_trials,
+            seed=self.request.config.seed * 1_000_003 + new,
         )
         trial = self.study.ask()
         trial.set_user_attr("process", self.process)
@@ -194,7 +208,11 @@ class Trials:
     def _say(self, trial: Trial, setting: Mapping[str, str], outcome: str) -> None:
         lost = len(self.study.get_trials(deepcopy=False, states=(TrialState.FAIL,)))
         of = f"trial {trial.number + 1}/{self.request.tuning.n_trials + lost}"
-        best = f" (best {self.best().value:.4f}, trial {self.best().number + 1})" if self.finished() else ""
+        best = (
+            f" (best {self.best().value:.4f}, trial {self.best().number + 1})"
+            if self.finished()
+            else ""
+        )
         own = " (the recipe's own)" if setting == self.request.own else ""
         say(f"{of}: {words(setting)}{own} -> {outcome}{best}")
 
@@ -211,7 +229,14 @@ class Trials:
         finished = self.finished()
         if not finished:
             trials = self.study.get_trials(deepcopy=False)
-            last = next((each.user_attrs["error"] for each in reversed(trials) if "error" in each.user_attrs), None)
+            last = next(
+                (
+                    each.user_attrs["error"]
+                    for each in reversed(trials)
+                    if "error" in each.user_attrs
+                ),
+                None,
+            )
             why = f"; the last one failed: {last}" if last else ""
             raise Failed(f"search {self.name}: none of {len(trials)} trials came to an end{why}")
         return max(finished, key=lambda trial: (trial.value, -trial.number))
@@ -225,7 +250,9 @@ class Trials:
         evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
         shares = optuna.importance.get_param_importances(self.study, evaluator=evaluator)
         parts = ", ".join(f"{name} {share:.2f}" for name, share in shares.items())
-        say(f"Share of each knob in the differences on validation (fANOVA, {len(finished)} finished trials): {parts}")
+        say(
+            f"Share of each knob in the differences on validation (fANOVA, {len(finished)} finished trials): {parts}"
+        )
 
 
 def words(setting: Mapping[str, str]) -> str:

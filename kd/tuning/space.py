@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING, Any, Self
 from omegaconf import DictConfig, OmegaConf
 from pydantic import Field, ValidationError, model_validator
 
-from kd.checking import describe
-from kd.config import Strict
+from kd.config.checking import describe
+from kd.config.knobs import KNOBS, uses
+from kd.config.schema import Strict
 from kd.errors import UserError, nearest
-from kd.knobs import KNOBS, uses
 from kd.log import say
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
 
-Compose = Callable[[Sequence[str]], DictConfig]  # the command's config under further overrides, with `hydra` in it
+Compose = Callable[
+    [Sequence[str]], DictConfig
+]  # the command's config under further overrides, with `hydra` in it
 
 FORMS = "{low: 1, high: 16}, with log: true or step: 1 if need be, or {choices: [a, b]}"
 
@@ -56,7 +58,9 @@ class Range(Strict):
             if isinstance(found, bool) or not isinstance(found, (int, float)):
                 raise ValueError(f"found {found!r}, accepted is a number")
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
-            raise ValueError(f"found low {self.low} and high {self.high}; low must be below high, both finite")
+            raise ValueError(
+                f"found low {self.low} and high {self.high}; low must be below high, both finite"
+            )
         if self.log and (self.low <= 0 or self.step is not None):
             raise ValueError("log needs a low above 0, and no step")
         if self.step is not None and self.step <= 0:
@@ -83,7 +87,9 @@ class Knob:
         """What the trial is to try, as `written`."""
         low, high, step, log = self.range.low, self.range.high, self.range.step, self.range.log
         if self.range.choices is not None:
-            return str(trial.suggest_categorical(self.name, [text_of(each) for each in self.range.choices]))
+            return str(
+                trial.suggest_categorical(self.name, [text_of(each) for each in self.range.choices])
+            )
         if self.integer:
             return self.written(trial.suggest_int(self.name, low, high, step=step or 1, log=log))
         return self.written(trial.suggest_float(self.name, low, high, step=step, log=log))
@@ -96,7 +102,11 @@ class Knob:
 
     def default(self, cfg: DictConfig) -> Any:
         """What the recipe has, as the trial would draw it; None where that is outside the range."""
-        found = cfg.hydra.runtime.choices.get(self.name) if self.of_group else OmegaConf.select(cfg, self.name)
+        found = (
+            cfg.hydra.runtime.choices.get(self.name)
+            if self.of_group
+            else OmegaConf.select(cfg, self.name)
+        )
         if OmegaConf.is_config(found):
             found = OmegaConf.to_container(found, resolve=True)
         if self.range.choices is not None:
@@ -113,7 +123,9 @@ class Knob:
         if self.of_group:
             return True
         return (
-            uses(cfg, self.name) if self.name in KNOBS else _is_leaf(OmegaConf.select(cfg, self.name, default=_MISSING))
+            uses(cfg, self.name)
+            if self.name in KNOBS
+            else _is_leaf(OmegaConf.select(cfg, self.name, default=_MISSING))
         )
 
 
@@ -127,7 +139,11 @@ class Space:
         """The setting that a trial is to try: what stands after `KNOB=`, by knob."""
         found = {knob.name: knob.draw(trial) for knob in self.knobs if knob.of_group}
         cfg = compose(overrides_of(found))
-        return found | {knob.name: knob.draw(trial) for knob in self.knobs if not knob.of_group and knob.applies(cfg)}
+        return found | {
+            knob.name: knob.draw(trial)
+            for knob in self.knobs
+            if not knob.of_group and knob.applies(cfg)
+        }
 
     def defaults(self, cfg: DictConfig) -> dict[str, Any] | None:
         """The recipe's own setting as a trial would draw it; None where some of it is outside its range."""
@@ -135,7 +151,9 @@ class Space:
         return None if None in found.values() else found
 
 
-def read_space(node: Mapping[str, Any], compose: Compose, asked: Collection[str] | None, own: Collection[str]) -> Space:
+def read_space(
+    node: Mapping[str, Any], compose: Compose, asked: Collection[str] | None, own: Collection[str]
+) -> Space:
     """The knobs under `search.space`, checked against the config.
 
     Args:
@@ -154,18 +172,26 @@ def read_space(node: Mapping[str, Any], compose: Compose, asked: Collection[str]
     contexts = [cfg]
     for knob in knobs:
         if knob.of_group:
-            contexts += [compose([f"{knob.name}={text_of(each)}"]) for each in knob.range.choices or ()]
+            contexts += [
+                compose([f"{knob.name}={text_of(each)}"]) for each in knob.range.choices or ()
+            ]
     kept = []
     for knob in knobs:
         if knob.name.partition(".")[0] in FIXED | set(own) or _of_fixed_data(knob.name):
-            raise UserError(f"search.space.{knob.name}: cannot be searched: settings would not be compared fairly")
+            raise UserError(
+                f"search.space.{knob.name}: cannot be searched: settings would not be compared fairly"
+            )
         if any(knob.applies(context) for context in contexts):
             kept.append(knob)
         elif knob.name not in KNOBS:
             keys = [key for context in contexts for key in leaves(context)]
-            raise UserError(f"search.space.{knob.name}: no such knob{nearest(knob.name, [*keys, *groups])}")
+            raise UserError(
+                f"search.space.{knob.name}: no such knob{nearest(knob.name, [*keys, *groups])}"
+            )
         elif asked is None or knob.name in asked:
-            raise UserError(f"search.space.{knob.name}: the chosen loss does not use it; it has {_numbers(cfg)}")
+            raise UserError(
+                f"search.space.{knob.name}: the chosen loss does not use it; it has {_numbers(cfg)}"
+            )
         else:
             say(f"left out of the search: {knob.name}, which the chosen loss does not use")
     if not kept:
@@ -183,7 +209,9 @@ def _of_fixed_data(name: str) -> bool:
 def _knob(name: str, found: Range, cfg: DictConfig, groups: Collection[str]) -> Knob:
     of_group = name in groups
     if of_group and found.choices is None:
-        raise UserError(f"search.space.{name}: is a group of files; accepted is {{choices: [a, b]}}")
+        raise UserError(
+            f"search.space.{name}: is a group of files; accepted is {{choices: [a, b]}}"
+        )
     default = None if of_group else OmegaConf.select(cfg, name)
     whole = all(isinstance(each, int) for each in (found.low, found.high, found.step or 1))
     return Knob(name, found, of_group, whole and not isinstance(default, float))
@@ -196,7 +224,9 @@ def _ranges(node: Any, prefix: str = "") -> dict[str, Range]:
         key = f"{prefix}{name}"
         if not isinstance(value, Mapping) or not value:
             raise UserError(f"search.space.{key}: found {value!r}; accepted is {FORMS}")
-        if not any(each in Range.model_fields and not isinstance(value[each], Mapping) for each in value):
+        if not any(
+            each in Range.model_fields and not isinstance(value[each], Mapping) for each in value
+        ):
             found |= _ranges(value, f"{key}.")  # one step nearer to the knobs
             continue
         try:
@@ -215,7 +245,9 @@ def leaves(cfg: DictConfig) -> list[str]:
     """All dotted keys of `kd.train`'s config that are no mappings."""
     plain = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(plain, dict)
-    return list(flat({key: value for key, value in plain.items() if key not in ("hydra", "search")}))
+    return list(
+        flat({key: value for key, value in plain.items() if key not in ("hydra", "search")})
+    )
 
 
 def flat(node: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
@@ -255,6 +287,8 @@ def text_of(value: Any) -> str:
         return "{" + ", ".join(f"{name}: {text_of(each)}" for name, each in value.items()) + "}"
     if isinstance(value, Sequence) and not isinstance(value, str):
         return "[" + ", ".join(map(text_of, value)) + "]"
-    if not isinstance(value, str) or (re.fullmatch(r"[A-Za-z_][\w./-]*", value) and value not in WORDS):
+    if not isinstance(value, str) or (
+        re.fullmatch(r"[A-Za-z_][\w./-]*", value) and value not in WORDS
+    ):
         return str(value)
     return "'" + value.replace("\\", "\\\\").replace("'", r"\'") + "'"

@@ -24,13 +24,19 @@ def open_study(url: str, name: str, pruner: optuna.pruners.BasePruner) -> optuna
     try:
         storage = optuna.storages.RDBStorage(url, engine_kwargs=wait)
         study = optuna.create_study(
-            storage=storage, study_name=name, direction="maximize", pruner=pruner, load_if_exists=True
+            storage=storage,
+            study_name=name,
+            direction="maximize",
+            pruner=pruner,
+            load_if_exists=True,
         )
     except Exception as error:  # SQLAlchemy's, the driver's, or Optuna's own
         raise UserError(f"storage: cannot keep trials in {url!r}: {_first_line(error)}") from error
     try:
         _check_intact(study, url)
-    except Exception as error:  # SQLAlchemy's, the driver's, Optuna's, or of what they find in there
+    except (
+        Exception
+    ) as error:  # SQLAlchemy's, the driver's, Optuna's, or of what they find in there
         raise Damaged(
             f"storage: {url!r} is damaged: {_first_line(error)}; begin anew with another study=NAME"
         ) from error
@@ -90,6 +96,12 @@ def write_trials(study: optuna.Study, knobs: Sequence[str], file: Path) -> None:
             setting = trial.user_attrs.get("setting", {})
             seconds = round(trial.duration.total_seconds(), 1) if trial.duration else ""
             value = trial.value if trial.state is TrialState.COMPLETE else ""
-            about = [trial.number + 1, trial.state.name.lower(), value, trial.last_step or "", seconds]
+            about = [
+                trial.number + 1,
+                trial.state.name.lower(),
+                value,
+                trial.last_step or "",
+                seconds,
+            ]
             cells = [setting.get(knob, "") for knob in knobs]
             table.writerow([*about, *cells, trial.user_attrs.get("error", "")])

@@ -39,7 +39,9 @@ def cifar10() -> str:
     """The folder that holds CIFAR-10."""
     root = os.environ.get("KD_DATA_DIR", str(ROOT / "data"))
     if not (Path(root) / "cifar-10-batches-py").is_dir():
-        pytest.skip(f"no CIFAR-10 in {root}; point KD_DATA_DIR at a folder that holds cifar-10-batches-py")
+        pytest.skip(
+            f"no CIFAR-10 in {root}; point KD_DATA_DIR at a folder that holds cifar-10-batches-py"
+        )
     return root
 
 
@@ -58,7 +60,9 @@ def train(cifar10: str) -> Callable[..., tuple[str, ...]]:
             "+optim.fused=true",  # as the loops have it
             f"output_dir={out}",
         )
-        flags = [each for each in overrides if each == "-m"]  # which Hydra takes in front of the overrides only
+        flags = [
+            each for each in overrides if each == "-m"
+        ]  # which Hydra takes in front of the overrides only
         return "-m", "kd.train", *flags, *data, *same, *(each for each in overrides if each != "-m")
 
     return command
@@ -84,16 +88,35 @@ def pytest_terminal_summary() -> None:
     for row in _rows:
         spread = f"{row.low:.3f} to {row.high:.3f}"
         target = "" if row.target is None else f"{row.target:.3f}"
-        numbers = (f"{row.ours:.4g}", f"{row.other:.4g}", row.unit, f"{row.ratio:.3f}", spread, target, row.met)
+        numbers = (
+            f"{row.ours:.4g}",
+            f"{row.other:.4g}",
+            row.unit,
+            f"{row.ratio:.3f}",
+            spread,
+            target,
+            row.met,
+        )
         table.add_row(row.what, *numbers, str(row.rounds))
     console = Console(width=140)
     console.print(table)
     for row in _rows:
         if row.note:
             console.print(f"{row.what}: {row.note}", highlight=False)
-    sha = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    machine = {"cpu": platform.processor() or platform.machine(), "threads": THREADS, "torch": torch.__version__}
-    about = {"finished": datetime.now().astimezone().isoformat(), "git": sha or None, "images": IMAGES, **machine}
+    sha = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.strip()
+    machine = {
+        "cpu": platform.processor() or platform.machine(),
+        "threads": THREADS,
+        "torch": torch.__version__,
+    }
+    about = {
+        "finished": datetime.now().astimezone().isoformat(),
+        "git": sha or None,
+        "images": IMAGES,
+        **machine,
+    }
     OUT.mkdir(parents=True, exist_ok=True)
     file = OUT / f"{datetime.now():%Y-%m-%d_%H-%M-%S}.json"
     file.write_text(json.dumps({**about, "rows": [row.plain() for row in _rows]}, indent=1))

@@ -45,7 +45,9 @@ class Row:
         return asdict(self) | {"met": self.met}
 
 
-def in_turn(sides: Mapping[str, Callable[[], object]], rounds: int, warm: bool = True) -> dict[str, list[float]]:
+def in_turn(
+    sides: Mapping[str, Callable[[], object]], rounds: int, warm: bool = True
+) -> dict[str, list[float]]:
     """Seconds that each side takes in each round; a side may give its own seconds back."""
     found: dict[str, list[float]] = {name: [] for name in sides}
     for i in range(-1 if warm else 0, rounds):
@@ -70,10 +72,14 @@ def compared(
     """A row from the seconds of both sides, round by round."""
     each = [a / b for a, b in zip(ours, other, strict=True)]
     a, b = median(ours), median(other)
-    return Row(what, a * scale, b * scale, unit, a / b, min(each), max(each), target, len(each), note)
+    return Row(
+        what, a * scale, b * scale, unit, a / b, min(each), max(each), target, len(each), note
+    )
 
 
-def seconds_of(*command: str, cwd: Path = HERE, says: list[str] | None = None, threads: int | None = THREADS) -> float:
+def seconds_of(
+    *command: str, cwd: Path = HERE, says: list[str] | None = None, threads: int | None = THREADS
+) -> float:
     """Seconds of wall time that a Python command takes in a process of its own.
 
     Args:
@@ -88,7 +94,9 @@ def seconds_of(*command: str, cwd: Path = HERE, says: list[str] | None = None, t
     if threads is None:
         del variables["OMP_NUM_THREADS"]
     started = time.perf_counter()
-    done = subprocess.run([sys.executable, *command], cwd=cwd, env=variables, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, *command], cwd=cwd, env=variables, capture_output=True, text=True
+    )
     seconds = time.perf_counter() - started
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     if says is not None:

@@ -26,7 +26,9 @@ from kd.nets.resnet import ResNet
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 AS_IS = transforms.Compose([transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
-VIEWS = transforms.Compose([transforms.RandomCrop(32, 4), transforms.RandomHorizontalFlip(), *AS_IS.transforms])
+VIEWS = transforms.Compose(
+    [transforms.RandomCrop(32, 4), transforms.RandomHorizontalFlip(), *AS_IS.transforms]
+)
 
 
 def arguments() -> argparse.Namespace:
@@ -39,7 +41,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--temperatures", default="4")
     parser.add_argument("--alphas", default="0.9")
     parser.add_argument("--workers", type=int, default=0)
-    parser.add_argument("--layout", choices=["contiguous_format", "channels_last"], default="channels_last")
+    parser.add_argument(
+        "--layout", choices=["contiguous_format", "channels_last"], default="channels_last"
+    )
     return parser.parse_args()
 
 
@@ -71,7 +75,10 @@ def accuracy(net: nn.Module, loader: DataLoader) -> float:
 
 
 def jobs(options: argparse.Namespace) -> Iterator[tuple[float, float]]:
-    numbers = ([float(each) for each in given.split(",")] for given in (options.temperatures, options.alphas))
+    numbers = (
+        [float(each) for each in given.split(",")]
+        for given in (options.temperatures, options.alphas)
+    )
     return itertools.product(*numbers)
 
 
@@ -94,7 +101,9 @@ def distil(options: argparse.Namespace, temperature: float, alpha: float) -> flo
             with torch.no_grad():
                 soft = F.softmax(teacher(x) / temperature, 1)
             logits = student(x)
-            soft_loss = F.kl_div(F.log_softmax(logits / temperature, 1), soft, reduction="batchmean")
+            soft_loss = F.kl_div(
+                F.log_softmax(logits / temperature, 1), soft, reduction="batchmean"
+            )
             loss = (1 - alpha) * F.cross_entropy(logits, y) + alpha * temperature**2 * soft_loss
             optimizer.zero_grad()
             loss.backward()
@@ -112,7 +121,9 @@ def tell(distil: Callable[[argparse.Namespace, float, float], float]) -> None:
         started = time.perf_counter()
         right = distil(options, temperature, alpha)
         seconds = time.perf_counter() - started
-        told.append({"temperature": temperature, "alpha": alpha, "seconds": seconds, "accuracy": right})
+        told.append(
+            {"temperature": temperature, "alpha": alpha, "seconds": seconds, "accuracy": right}
+        )
     print(json.dumps(told))
 
 

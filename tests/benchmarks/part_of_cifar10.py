@@ -18,7 +18,9 @@ class PartOfCIFAR10(CIFAR10):
     def read(self) -> Source:
         whole = super().read()
         train, val, test = parts_of(self.count)
-        return Source(whole.train.at(train), whole.test.at(test), whole.classes, whole.train.at(val))
+        return Source(
+            whole.train.at(train), whole.test.at(test), whole.classes, whole.train.at(val)
+        )
 
 
 def parts_of(count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

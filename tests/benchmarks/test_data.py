@@ -14,7 +14,7 @@ from torchvision import datasets, transforms
 
 from kd.data.base import DataModule
 from kd.data.image_folder import ImageFolder
-from kd.views import make_views
+from kd.data.views import make_views
 
 ORIGINALS = os.environ.get("KD_BENCH_ORIGINALS")
 
@@ -35,27 +35,48 @@ def test_cifar10(cifar10: str, tell: Callable[[Row], None]) -> None:
     data = PartOfCIFAR10(cifar10, count=count, augment={"crop_padding": 4, "horizontal_flip": True})
     images = Subset(datasets.CIFAR10(cifar10, transform=VIEWS), range(count))
     loader = DataLoader(images, 128, shuffle=True, drop_last=True)
-    found = in_turn({"ours": an_epoch(data, 128), "PIL": lambda: [None for _ in loader]}, 3 * ROUNDS)
-    told = compared("CIFAR-10 views / PIL", found["ours"], found["PIL"], target=0.1, unit="us/image", scale=1e6 / count)
+    found = in_turn(
+        {"ours": an_epoch(data, 128), "PIL": lambda: [None for _ in loader]}, 3 * ROUNDS
+    )
+    told = compared(
+        "CIFAR-10 views / PIL",
+        found["ours"],
+        found["PIL"],
+        target=0.1,
+        unit="us/image",
+        scale=1e6 / count,
+    )
     tell(told)
 
 
 def test_x_rays_at_full_size(tell: Callable[[Row], None], tmp_path: Path) -> None:
     """The same pictures, cropped and mirrored at 224: decoded once into the cache, or in each epoch."""
     if not ORIGINALS:
-        pytest.skip("KD_BENCH_ORIGINALS names no folder of full-size images with a folder for each class")
+        pytest.skip(
+            "KD_BENCH_ORIGINALS names no folder of full-size images with a folder for each class"
+        )
     data = ImageFolder(
         ORIGINALS, image_size=224, cache="ram", cache_dir=str(tmp_path), val_fraction=0.2, test_fraction=0.2,
         augment={"resized_crop": 0.08, "horizontal_flip": True},
     )  # fmt: skip
     kept = len(data.split.train)
     views = transforms.Compose(
-        [transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
+        [
+            transforms.RandomResizedCrop(224),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+        ]
     )
     images = datasets.ImageFolder(ORIGINALS, views)
     loader = DataLoader(images, 8, shuffle=True)
-    found = in_turn({"ours": an_epoch(data, min(8, kept)), "PIL": lambda: [None for _ in loader]}, 3 * ROUNDS)
+    found = in_turn(
+        {"ours": an_epoch(data, min(8, kept)), "PIL": lambda: [None for _ in loader]}, 3 * ROUNDS
+    )
     made = kept // min(8, kept) * min(8, kept)
     ours = [seconds / made for seconds in found["ours"]]
     other = [seconds / len(images) for seconds in found["PIL"]]
-    tell(compared("X-ray views at 224 / ImageFolder", ours, other, target=0.1, unit="ms/image", scale=1000))
+    tell(
+        compared(
+            "X-ray views at 224 / ImageFolder", ours, other, target=0.1, unit="ms/image", scale=1000
+        )
+    )

@@ -10,7 +10,9 @@ from in_turn import Row, compared, in_turn, seconds_of
 EPOCHS = 4
 
 
-def test_two_processes(train: Callable[..., tuple[str, ...]], tell: Callable[[Row], None], tmp_path: Path) -> None:
+def test_two_processes(
+    train: Callable[..., tuple[str, ...]], tell: Callable[[Row], None], tmp_path: Path
+) -> None:
     """A step on 100 images, with its share of validation: by one process, and by two with 50 each."""
 
     def step(name: str, *overrides: str) -> Callable[[], float]:
@@ -18,7 +20,9 @@ def test_two_processes(train: Callable[..., tuple[str, ...]], tell: Callable[[Ro
 
         def measured() -> float:
             out = tmp_path / f"{name}-{next(rounds)}"
-            seconds_of(*train(out, "stages=[baseline]", f"epochs={EPOCHS}", *overrides), threads=None)
+            seconds_of(
+                *train(out, "stages=[baseline]", f"epochs={EPOCHS}", *overrides), threads=None
+            )
             (report,) = out.glob("runs/*/report.json")
             milliseconds: float = json.loads(report.read_text())["models"][0]["step_ms"]
             return milliseconds / 1000
@@ -27,4 +31,6 @@ def test_two_processes(train: Callable[..., tuple[str, ...]], tell: Callable[[Ro
 
     two = step("two", "trainer=ddp", "trainer.devices=2", "batch_size=50")
     found = in_turn({"two": two, "one": step("one")}, ROUNDS, warm=False)
-    tell(compared("a step on 2 processes / on 1", found["two"], found["one"], unit="ms", scale=1000))
+    tell(
+        compared("a step on 2 processes / on 1", found["two"], found["one"], unit="ms", scale=1000)
+    )

@@ -15,13 +15,13 @@ from in_turn import Row, compared, in_turn
 from part_of_cifar10 import PartOfCIFAR10
 from torch import Tensor, nn
 
-from kd import fit as fitting
 from kd.nets.cnn import CNN
 from kd.nets.resnet import ResNet
 from kd.teachers.cached import Cached
 from kd.teachers.frozen import Frozen
 from kd.teachers.live import Live
 from kd.teachers.view_files import Room, ViewFiles
+from kd.training import fit as fitting
 
 BATCH, EPOCHS = 128, 2
 NORMAL = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
@@ -66,7 +66,9 @@ def a_step(logits_t: Callable[[Tensor], Tensor], count: int) -> Callable[[], flo
             soft = F.softmax(logits_t(x) / 4, 1)
             logits = student(x)
             loss = 0.1 * F.cross_entropy(logits, y)
-            loss = loss + 0.9 * 16 * F.kl_div(F.log_softmax(logits / 4, 1), soft, reduction="batchmean")
+            loss = loss + 0.9 * 16 * F.kl_div(
+                F.log_softmax(logits / 4, 1), soft, reduction="batchmean"
+            )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -75,7 +77,9 @@ def a_step(logits_t: Callable[[Tensor], Tensor], count: int) -> Callable[[], flo
     return steps
 
 
-def a_fit(data: PartOfCIFAR10, teacher: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], float]:
+def a_fit(
+    data: PartOfCIFAR10, teacher: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[], float]:
     """Seconds of a step inside one of our stages, with all that a stage does: views, logging, callbacks."""
     objective = {"ce_weight": 0.1, "terms": {"kd": {"weight": 0.9, "loss": KD}}}
     spec: Mapping[str, Any] = {
@@ -88,7 +92,9 @@ def a_fit(data: PartOfCIFAR10, teacher: Any, folder: Path, monkeypatch: pytest.M
 
     def stage() -> float:
         clock = Clock()
-        monkeypatch.setattr(fitting, "_callbacks", lambda spec, folder: [*made(spec, folder), clock])
+        monkeypatch.setattr(
+            fitting, "_callbacks", lambda spec, folder: [*made(spec, folder), clock]
+        )
         here = folder / str(next(runs))
         here.mkdir()
         runtime = {"accelerator": "cpu", "enable_progress_bar": False}
@@ -99,7 +105,9 @@ def a_fit(data: PartOfCIFAR10, teacher: Any, folder: Path, monkeypatch: pytest.M
 
 
 def part(cifar10: str, steps: int) -> PartOfCIFAR10:
-    return PartOfCIFAR10(cifar10, count=BATCH * steps, views=1, augment={"crop_padding": 4, "horizontal_flip": True})
+    return PartOfCIFAR10(
+        cifar10, count=BATCH * steps, views=1, augment={"crop_padding": 4, "horizontal_flip": True}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +117,11 @@ def frozen() -> Frozen:
 
 
 def test_a_cached_step(
-    cifar10: str, frozen: Frozen, tell: Callable[[Row], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cifar10: str,
+    frozen: Frozen,
+    tell: Callable[[Row], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The teacher's answers are there; what is left beside the student's arithmetic."""
     steps = 40  # an epoch about as long as one of the sweep's, as some of the work comes once in an epoch
@@ -118,16 +130,37 @@ def test_a_cached_step(
     files = ViewFiles(Room(tmp_path / "cache", 1.0), "key", len(images), 10, "float16")
     cached = Cached(Live(frozen), images, augment=data.augment, seed=0, files=files)
     soft = torch.randn(BATCH, 10)
-    sides = {"ours": a_fit(data, cached, tmp_path, monkeypatch), "floor": a_step(lambda x: soft, steps)}
+    sides = {
+        "ours": a_fit(data, cached, tmp_path, monkeypatch),
+        "floor": a_step(lambda x: soft, steps),
+    }
     found = in_turn(sides, ROUNDS)
-    tell(compared("cached step / bare step", found["ours"], found["floor"], target=1.1, unit="ms", scale=1000))
+    tell(
+        compared(
+            "cached step / bare step",
+            found["ours"],
+            found["floor"],
+            target=1.1,
+            unit="ms",
+            scale=1000,
+        )
+    )
 
 
 def test_a_live_step(
-    cifar10: str, frozen: Frozen, tell: Callable[[Row], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cifar10: str,
+    frozen: Frozen,
+    tell: Callable[[Row], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The teacher is asked in each step; next to its forward pass and the student's arithmetic."""
-    teacher = ResNet(10, 18, image_size=32).eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    teacher = (
+        ResNet(10, 18, image_size=32)
+        .eval()
+        .requires_grad_(False)
+        .to(memory_format=torch.channels_last)
+    )
 
     @torch.no_grad()
     def asked(x: Tensor) -> Tensor:
@@ -138,5 +171,12 @@ def test_a_live_step(
     sides = {"ours": live, "floor": a_step(asked, steps)}
     found = in_turn(sides, ROUNDS)
     tell(
-        compared("live step / teacher and bare step", found["ours"], found["floor"], target=1.1, unit="ms", scale=1000)
+        compared(
+            "live step / teacher and bare step",
+            found["ours"],
+            found["floor"],
+            target=1.1,
+            unit="ms",
+            scale=1000,
+        )
     )

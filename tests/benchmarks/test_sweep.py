@@ -32,7 +32,12 @@ def students(out: Path) -> list[tuple[Knobs, float]]:
 
 
 def looped(
-    script: str, cifar10: str, teacher: str, *more: str, images: int = IMAGES, jobs: int | None = None
+    script: str,
+    cifar10: str,
+    teacher: str,
+    *more: str,
+    images: int = IMAGES,
+    jobs: int | None = None,
 ) -> tuple[float, list[tuple[Knobs, float]]]:
     """Seconds of a loop's whole process, and the accuracies of its jobs.
 
@@ -52,7 +57,9 @@ def told(values: list[float]) -> str:
     return ", ".join(f"{100 * each:.1f}" for each in values) + " %"
 
 
-def test_a_sweep(train: Train, cifar10: str, teacher: str, tell: Callable[[Row], None], tmp_path: Path) -> None:
+def test_a_sweep(
+    train: Train, cifar10: str, teacher: str, tell: Callable[[Row], None], tmp_path: Path
+) -> None:
     """12 jobs over T and alpha, fresh views in each epoch; ours between the loops."""
     swept = (f"temperature={TEMPERATURES}", f"alpha={ALPHAS}", f"epochs={EPOCHS}")
     only = ("stages=[teacher,distill]", f"teacher.path={teacher}")
@@ -65,7 +72,9 @@ def test_a_sweep(train: Train, cifar10: str, teacher: str, tell: Callable[[Row],
     assert len(right) == JOBS
     for name, (seconds, theirs) in others.items():
         mine, other = [right[knobs] for knobs, _ in theirs], [accuracy for _, accuracy in theirs]
-        note = f"{len(theirs)} of {JOBS} jobs of {name} were run; accuracy on test of the same jobs: "
+        note = (
+            f"{len(theirs)} of {JOBS} jobs of {name} were run; accuracy on test of the same jobs: "
+        )
         note += f"ours {told(mine)}, {name} {told(other)}"
         tell(compared(f"sweep of 12 jobs / {name}", [ours], [seconds], target=1 / 6, note=note))
         assert abs(fmean(mine) - fmean(other)) < 0.04, note
@@ -76,26 +85,48 @@ def test_one_run_with_few_views(
 ) -> None:
     """30 epochs with five views of each image."""
     epochs = 3 * EPOCHS
-    only = ("stages=[teacher,distill]", f"teacher.path={teacher}", "temperature=4", "alpha=0.9", f"epochs={epochs}")
+    only = (
+        "stages=[teacher,distill]",
+        f"teacher.path={teacher}",
+        "temperature=4",
+        "alpha=0.9",
+        f"epochs={epochs}",
+    )
     images = 2 * IMAGES
     loop = ("--epochs", str(epochs))
     ours = [seconds_of(*train(tmp_path / "before", *only, "data.views=5", images=images))]
     seconds, _ = looped("loop", cifar10, teacher, *loop, images=images)
     ours.append(seconds_of(*train(tmp_path / "after", *only, "data.views=5", images=images)))
-    tell(compared(f"run of {epochs} epochs, views=5 / loop", ours, [seconds, seconds], target=1 / 3))
+    tell(
+        compared(f"run of {epochs} epochs, views=5 / loop", ours, [seconds, seconds], target=1 / 3)
+    )
 
 
-def test_accuracy_of_few_views(train: Train, teacher: str, tell: Callable[[Row], None], tmp_path: Path) -> None:
+def test_accuracy_of_few_views(
+    train: Train, teacher: str, tell: Callable[[Row], None], tmp_path: Path
+) -> None:
     """What five views of each image cost in accuracy, next to a fresh one in each epoch; 3 seeds."""
-    only = ("stages=[teacher,distill]", f"teacher.path={teacher}", "temperature=4", "alpha=0.9", f"epochs={3 * EPOCHS}")
+    only = (
+        "stages=[teacher,distill]",
+        f"teacher.path={teacher}",
+        "temperature=4",
+        "alpha=0.9",
+        f"epochs={3 * EPOCHS}",
+    )
     found = {}
     for views in ("5", "null"):
         seconds_of(*train(tmp_path / views, "-m", *only, f"data.views={views}", "seed=0,1,2"))
         found[views] = [accuracy for _, accuracy in students(tmp_path / views)]
         assert len(found[views]) == 3
     gaps = [100 * (a - b) for a, b in zip(found["5"], found["null"], strict=True)]
-    note = f"views=5 less fresh views, in points: {fmean(gaps):+.2f} ± {stdev(gaps):.2f} over 3 seeds"
-    tell(compared("accuracy, views=5 / fresh", found["5"], found["null"], unit="%", scale=100, note=note))
+    note = (
+        f"views=5 less fresh views, in points: {fmean(gaps):+.2f} ± {stdev(gaps):.2f} over 3 seeds"
+    )
+    tell(
+        compared(
+            "accuracy, views=5 / fresh", found["5"], found["null"], unit="%", scale=100, note=note
+        )
+    )
 
 
 @pytest.mark.parametrize("layout", ["contiguous_format", "channels_last"])

@@ -12,7 +12,12 @@ def loader_of(name: str, sampler: type, batch: int, workers: int, drop: bool) ->
     return {
         "dataset_id": name,
         "sampler": {"class_or_func": sampler},
-        "kwargs": {"batch_size": batch, "num_workers": workers, "drop_last": drop, "persistent_workers": workers > 0},
+        "kwargs": {
+            "batch_size": batch,
+            "num_workers": workers,
+            "drop_last": drop,
+            "persistent_workers": workers > 0,
+        },
     }
 
 
@@ -23,10 +28,15 @@ def distil(options: argparse.Namespace, temperature: float, alpha: float) -> flo
     steps = options.epochs * (len(train) // options.batch)
     logits = {"student_module_path": ".", "student_module_io": "output"}
     logits |= {"teacher_module_path": ".", "teacher_module_io": "output"}
-    loss = {"key": "KDLoss", "kwargs": {**logits, "temperature": temperature, "alpha": 1 - alpha}}  # alpha: the labels'
+    loss = {
+        "key": "KDLoss",
+        "kwargs": {**logits, "temperature": temperature, "alpha": 1 - alpha},
+    }  # alpha: the labels'
     config = {
         "num_epochs": options.epochs,
-        "train_data_loader": loader_of("train", RandomSampler, options.batch, options.workers, True),
+        "train_data_loader": loader_of(
+            "train", RandomSampler, options.batch, options.workers, True
+        ),
         "val_data_loader": loader_of("val", SequentialSampler, 500, 0, False),
         "teacher": {"forward_proc": "forward_batch_only", "requires_grad": False},
         "student": {"forward_proc": "forward_batch_only", "requires_grad": True},
@@ -36,7 +46,10 @@ def distil(options: argparse.Namespace, temperature: float, alpha: float) -> flo
             "kwargs": {"max_lr": 0.004, "total_steps": steps, "cycle_momentum": True},
             "scheduling_step": 1,
         },
-        "criterion": {"key": "WeightedSumLoss", "kwargs": {"sub_terms": {"kd": {"criterion": loss, "weight": 1.0}}}},
+        "criterion": {
+            "key": "WeightedSumLoss",
+            "kwargs": {"sub_terms": {"kd": {"criterion": loss, "weight": 1.0}}},
+        },
     }
     box = get_distillation_box(
         teacher, student, {"train": train, "val": val}, config, torch.device("cpu"), None, False, 1

@@ -1,0 +1,1 @@
+"""What may stand in the config, and building objects from it."""

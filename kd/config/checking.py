@@ -1,0 +1,94 @@
+"""From a composed config to an object that says what may stand in it, or to a line for each key that is wrong."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from pydantic import BaseModel, ValidationError
+
+from kd.errors import UserError, nearest
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def as_floats(cfg: DictConfig, keys: Iterable[str]) -> None:
+    """Make floats of the whole numbers under these keys.
+
+    Raises:
+        UserError: one refers to what is not there.
+    """
+    with _composition():
+        for key in keys:
+            if type(cfg.get(key)) is int:
+                cfg[key] = float(cfg[key])
+
+
+@contextmanager
+def _composition() -> Iterator[None]:
+    """Errors of a config's references, in a line."""
+    try:
+        yield
+    except MissingMandatoryValue as error:
+        raise UserError(f"{error.full_key}: must be given") from None
+    except OmegaConfBaseException as error:
+        reason = str(error.msg or error).partition("\n")[0]
+        raise UserError(f"{error.full_key or 'config'}: {reason}") from None
+
+
+def check_as(model: type[M], cfg: DictConfig) -> M:
+    """The composed config of a command as the object that says what may stand in it.
+
+    Raises:
+        UserError: with a line for each key that is wrong.
+    """
+    with _composition():
+        plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    return validated(model, plain)
+
+
+def validated(model: type[M], plain: Any, prefix: str = "") -> M:
+    """What stands in a config as the object that says what may stand in it.
+
+    Args:
+        prefix: of the keys, in messages.
+
+    Raises:
+        UserError: with a line for each key that is wrong.
+    """
+    try:
+        return model.model_validate(plain)
+    except ValidationError as error:
+        raise UserError(
+            "\n".join(describe(each, model, prefix) for each in error.errors())
+        ) from None
+
+
+def describe(error: Any, model: type[BaseModel], prefix: str = "") -> str:
+    """A line for what pydantic found wrong: the key, what was found, what is accepted.
+
+    Args:
+        model: what the keys are those of.
+        prefix: of the key.
+    """
+    key = ".".join(map(str, error["loc"]))
+    if error["type"] == "extra_forbidden":
+        return f"{prefix}{key}: no such key{nearest(key, known_keys(model))}"
+    if error["type"] == "number":
+        return str(error["msg"])
+    if error["type"] == "missing":
+        return f"{prefix}{key}: must be given"
+    if not key:
+        return str(error["ctx"]["error"])
+    return f"{prefix}{key}: found {error['input']!r}; {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+def known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """All dotted keys of a config model."""
+    keys = []
+    for name, field in model.model_fields.items():
+        keys.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys += known_keys(field.annotation, f"{prefix}{name}.")
+    return keys

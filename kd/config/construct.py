@@ -1,0 +1,185 @@
+"""Calling what a config node's `_target_` names: the only registry of nets, losses, data sets and optimisers."""
+
+import contextlib
+import functools
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, get_type_hints
+
+import hydra.utils
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+
+from kd.errors import UserError, nearest
+
+# How what is built says that a value is not to its liking: torch refuses negative sizes and too large ones so.
+REFUSALS = (
+    ArithmeticError,
+    AssertionError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+# What pydantic has against types that JSON does not have, such as a tensor, and against choices, which a target names
+# better itself.
+NOT_OURS = {
+    "is_instance_of",
+    "is_subclass_of",
+    "callable_type",
+    "needs_python_object",
+    "literal_error",
+}
+
+# It says of a path that cannot be imported what stands in our message. No `disabled`, which Hydra's own setting up of
+# the logs takes back.
+hydra.utils.log.addFilter(lambda _: False)
+
+
+def construct(node: Mapping[str, Any], where: str, /, **offered: Any) -> Any:
+    """Call the node's `_target_` with the node's keywords, and with those of `offered` that it has parameters for.
+
+    Args:
+        node: a mapping with `_target_`, a dotted path, and its keywords.
+        where: the node's key in the config, for messages.
+        offered: what the project knows; used where the target asks for it by name and the node does not set it.
+
+    Raises:
+        UserError: the target cannot be imported, a keyword is not one of its parameters, one that it needs is
+            missing, or the target itself refuses a value.
+    """
+    target, keywords = resolve_target(node, where)
+    accepted = parameters_of(target)
+    check_values(target, keywords, where)
+    keywords = {name: value for name, value in offered.items() if name in accepted} | keywords
+    check_keywords(target, keywords, where)
+    try:
+        return target(**keywords)
+    except REFUSALS as error:
+        raise UserError(f"{where}: {first_line(error)}") from error
+
+
+def resolve_target(
+    node: Mapping[str, Any], where: str
+) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """The object that a node's `_target_` names, and the node's other entries.
+
+    Raises:
+        UserError: where there is no such object.
+    """
+    if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
+        raise UserError(
+            f"{where}: needs a `_target_`, the dotted path of what to build; found {node!r}"
+        )
+    keywords = {str(name): value for name, value in node.items() if name != "_target_"}
+    try:
+        target = hydra.utils.get_object(node["_target_"])
+    except (ImportError, ValueError, AttributeError) as error:
+        reason = first_line(error.__cause__ or error)
+        raise UserError(
+            f"{where}._target_: cannot import {node['_target_']!r}: {reason}"
+        ) from error
+    try:
+        inspect.signature(target)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"{where}._target_: {node['_target_']!r} cannot be called by keywords: {error}"
+        ) from error
+    return target, keywords
+
+
+def parameters_of(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """What `target` can be called with; of a class whose `__init__` hands `**rest` on, its base's parameters too."""
+    found = dict(inspect.signature(target).parameters)
+    if not inspect.isclass(target):
+        return found
+    for base in target.__mro__[1:]:
+        rest = [name for name, p in found.items() if p.kind is p.VAR_KEYWORD]
+        if not rest or base is object:
+            break
+        if inherited := vars(base).get("__init__"):
+            del found[rest[0]]
+            found = dict(list(inspect.signature(inherited).parameters.items())[1:]) | found
+    return found
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without the stack that torch puts after it; its kind where it says nothing."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def check_values(target: Callable[..., Any], keywords: Mapping[str, Any], where: str) -> None:
+    """Refuse values of other types than `target` says of its parameters, where it does.
+
+    They are taken as JSON, which is what a config can hold: a list for a tuple, a whole number for a float.
+
+    Raises:
+        UserError: naming the keyword, what was found, and what is accepted.
+    """
+    hints = _hints(target)
+    for name, value in keywords.items():
+        if name not in hints:
+            continue
+        try:
+            _type(hints[name]).validate_json(json.dumps(value), strict=True)
+        except ValidationError as error:
+            found = [each for each in error.errors() if each["type"] not in NOT_OURS]
+            if found:
+                inside = "".join(f"[{part}]" for part in found[0]["loc"] if isinstance(part, int))
+                message = f"{found[0]['msg'][0].lower()}{found[0]['msg'][1:]}"
+                raise UserError(
+                    f"{where}.{name}{inside}: found {found[0]['input']!r}; {message}"
+                ) from None
+        except (
+            PydanticUserError,
+            TypeError,
+        ):  # a type that pydantic knows nothing of, or a value that is no JSON
+            continue
+
+
+def _hints(target: Callable[..., Any]) -> dict[str, Any]:
+    """The types of what `target` takes; of a class those of its bases' `__init__` too."""
+    bases = reversed(inspect.getmro(target)) if inspect.isclass(target) else []
+    builders = [vars(each).get("__init__") for each in bases]
+    found: dict[str, Any] = {}
+    for function in filter(inspect.isfunction, builders or [target]):
+        with contextlib.suppress(
+            NameError, TypeError
+        ):  # types that are imported for the type checker alone
+            found |= get_type_hints(function, include_extras=True)
+    return found
+
+
+@functools.cache
+def _type(hint: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
+
+
+def check_keywords(target: Callable[..., Any], keywords: Mapping[str, Any], where: str) -> None:
+    """Refuse keywords that `target` has no parameter for, and the lack of one that it needs.
+
+    Raises:
+        UserError: naming the keyword, and what is accepted.
+    """
+    parameters = parameters_of(target)
+    accepted = [
+        name
+        for name, p in parameters.items()
+        if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        for name in keywords:
+            if name not in accepted:
+                hint = nearest(name, accepted)
+                raise UserError(
+                    f"{where}.{name}: no such parameter; accepted are {', '.join(accepted)}{hint}"
+                )
+    missing = [
+        name
+        for name in accepted
+        if parameters[name].default is inspect.Parameter.empty and name not in keywords
+    ]
+    if missing:
+        raise UserError(f"{where}: {', '.join(missing)} must be given")

@@ -1,0 +1,162 @@
+"""Numbers that move while a net trains: plain functions of the progress of training.
+
+Progress is the share of the stage's optimiser steps that are done, from 0 to 1. In the config any number of the
+objective, and `alpha` and `temperature` at top level, is a plain number or a schedule:
+
+    temperature: {schedule: cosine, start: 8, end: 2}               a function of this file
+    temperature: {_target_: my_module.zigzag, amplitude: 3}         any function with a parameter `progress`
+"""
+
+import inspect
+import math
+import sys
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+from kd.config.construct import check_keywords, check_values, resolve_target
+from kd.errors import UserError, nearest
+
+Schedule = Callable[[float], float]
+
+
+def constant(progress: float, value: float) -> float:
+    """The same value all along."""
+    return value
+
+
+def linear(progress: float, start: float, end: float, over: float = 1.0) -> float:
+    """From `start` to `end` in a straight line.
+
+    Args:
+        over: share of training that it takes, in (0, 1]; the value stays at `end` after.
+
+    Raises:
+        ValueError: `over` is out of its range.
+    """
+    return start + (end - start) * _share(progress, over)
+
+
+def cosine(progress: float, start: float, end: float, over: float = 1.0) -> float:
+    """From `start` to `end` along half a period of a cosine: slow, fast, slow.
+
+    Args:
+        over: share of training that it takes, in (0, 1]; the value stays at `end` after.
+
+    Raises:
+        ValueError: `over` is out of its range.
+    """
+    return start + (end - start) * (1 - math.cos(math.pi * _share(progress, over))) / 2
+
+
+def step(progress: float, start: float, end: float, at: float) -> float:
+    """`start` before the progress `at`, in [0, 1], and `end` from there on.
+
+    Raises:
+        ValueError: `at` is out of its range.
+    """
+    if not 0 <= at <= 1:
+        raise ValueError(f"at: found {at}, accepted is a number from 0 to 1")
+    return start if progress < at else end
+
+
+def warmup(progress: float, end: float, over: float = 0.1) -> float:
+    """From 0 to `end` in a straight line over the first share `over` of training, in (0, 1], and `end` after.
+
+    Raises:
+        ValueError: `over` is out of its range.
+    """
+    return linear(progress, 0.0, end, over)
+
+
+def one_minus(progress: float, of: Schedule) -> float:
+    """1 minus another schedule."""
+    return 1 - of(progress)
+
+
+def _share(progress: float, over: float) -> float:
+    if not 0 < over <= 1:
+        raise ValueError(f"over: found {over}, accepted is a number above 0 and up to 1")
+    return min(progress / over, 1.0)
+
+
+class Accept(NamedTuple):
+    """Which values a number may take, in words and as a test."""
+
+    words: str
+    test: Callable[[float], bool]
+
+
+ANY = Accept("a finite number", math.isfinite)
+SHARE = Accept("a number from 0 to 1", lambda value: 0 <= value <= 1)
+POSITIVE = Accept("a number above 0", lambda value: 0 < value < math.inf)
+NOT_NEGATIVE = Accept("a number from 0", lambda value: 0 <= value < math.inf)
+
+# A schedule's range is checked at these points of progress, both ends included.
+GRID = [i / 100 for i in range(101)]
+NAMES = ("constant", "linear", "cosine", "step", "warmup", "one_minus")
+
+
+def is_schedule(value: Any, where: str = "schedule") -> bool:
+    """Whether a value in the config is a schedule: it has the key `schedule`, or a `_target_` that takes `progress`."""
+    if not isinstance(value, Mapping):
+        return False
+    return "schedule" in value or (
+        "_target_" in value
+        and "progress" in inspect.signature(resolve_target(value, where)[0]).parameters
+    )
+
+
+def make_schedule(value: Any, where: str, accept: Accept = ANY) -> Schedule:
+    """A function of the progress in [0, 1], from a number or a schedule in the config.
+
+    Args:
+        where: the value's key in the config, for messages.
+        accept: the values that it may take.
+
+    Raises:
+        UserError: for what is neither, for a parameter that the schedule does not have, and for a value out of range.
+    """
+    if not isinstance(value, Mapping):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not accept.test(value):
+            raise UserError(
+                f"{where}: found {value!r}, accepted is {accept.words}, or a schedule of such"
+            )
+        return partial(constant, value=float(value))
+    function, keywords = _resolve(value, where)
+    check_values(function, {k: v for k, v in keywords.items() if not isinstance(v, Mapping)}, where)
+    inner = {k for k, v in keywords.items() if k == "of" or is_schedule(v, f"{where}.{k}")}
+    numbers = {
+        k: make_schedule(v, f"{where}.{k}") if k in inner else v for k, v in keywords.items()
+    }
+    schedule = partial(function, **numbers)
+    for progress in GRID:
+        try:
+            found = schedule(progress)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{where}: {error}") from error
+        if not accept.test(found):
+            raise UserError(
+                f"{where}: it is {found:g} at progress {progress:g}; accepted is {accept.words} all along"
+            )
+    return schedule
+
+
+def _resolve(node: Mapping[str, Any], where: str) -> tuple[Callable[..., float], dict[str, Any]]:
+    """A schedule's function, and its keywords but for `progress`."""
+    if "schedule" in node:
+        name = node["schedule"]
+        if name not in NAMES:
+            raise UserError(
+                f"{where}.schedule: found {name!r}, accepted are {', '.join(NAMES)}{nearest(str(name), NAMES)}"
+            )
+        function = getattr(sys.modules[__name__], name)
+        keywords = {str(k): v for k, v in node.items() if k != "schedule"}
+    elif is_schedule(node, where):
+        function, keywords = resolve_target(node, where)
+    else:
+        raise UserError(
+            f"{where}: found {dict(node)!r}, accepted is a number, or a schedule as {{schedule: NAME, ...}}"
+        )
+    check_keywords(partial(function, 0.0), keywords, where)
+    return function, keywords

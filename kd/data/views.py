@@ -1,0 +1,353 @@
+"""Views: image `index` as augmented in epoch `view`, drawn on whole batches, on the device.
+
+Every random number is a hash of (seed, view, image index, what it is for), a counter-based generator in the sense of
+Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3". There is no generator state, so a view is the same
+whatever the batch it is in, the worker, the rank or the point a run resumed from. For the same reason nothing here adds
+floating-point numbers up over a batch or an image: the order of such a sum depends on the batch.
+"""
+
+import math
+from enum import IntEnum, auto
+from functools import cache
+from typing import Annotated, Literal, TypeVar
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
+from scipy.special import betaincinv
+from torch import Tensor
+
+from kd.data.images import Images
+
+MASK = 0xFFFFFFFF
+
+Share = Annotated[float, Field(ge=0, le=1)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Augment(BaseModel):
+    """What may happen to an image in a view, in this order. Everything off gives the image itself.
+
+    Attributes:
+        crop_padding: added on each side before a random crop back to the image's size: a number of pixels, or below 1
+            a share of the side.
+        pad_with: what is added there: zeros (black) or the picture mirrored at its edge.
+        horizontal_flip: mirror left to right with probability one half.
+        rotation: up to so many degrees to either side.
+        resized_crop: the smallest share of the picture's area that a random crop takes, to be stretched back to full
+            size, its sides at a ratio of 3:4 to 4:3 (Szegedy et al. 2015); 0 for none.
+        brightness: added to all pixels: up to plus or minus this, in units of the full range.
+        contrast: distances from the picture's mean are stretched by up to this share, or shrunk.
+        erase: probability that a rectangle of 2 to 20 % of the area becomes the picture's mean (Zhong et al. 2017).
+        mixup: a of the Beta(a, a) distribution of the mixing ratio of two pictures (Zhang et al. 2017); 0 for none.
+        cutmix: the same for the area of a rectangle taken from another picture (Yun et al. 2019); 0 for none. With
+            both, each picture gets one of the two, at even odds.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    crop_padding: NonNegativeInt | Annotated[float, Field(ge=0, lt=1)] = 0
+    pad_with: Literal["zeros", "reflect"] = "zeros"
+    horizontal_flip: bool = False
+    rotation: Annotated[float, Field(ge=0, le=180)] = 0
+    resized_crop: Share = 0
+    brightness: Share = 0
+    contrast: Share = 0
+    erase: Share = 0
+    mixup: NonNegative = 0
+    cutmix: NonNegative = 0
+
+    @property
+    def mixes(self) -> bool:
+        """Whether views are of two pictures, and their labels therefore probabilities."""
+        return self.mixup > 0 or self.cutmix > 0
+
+
+class Draw(IntEnum):
+    """What a random number is for. The numbers are part of what a seed means: never change one."""
+
+    @staticmethod
+    def _generate_next_value_(name: str, start: int, count: int, last_values: list[int]) -> int:
+        return count  # from 0
+
+    CROP_TOP = auto()
+    CROP_LEFT = auto()
+    FLIP = auto()
+    ANGLE = auto()
+    AREA = auto()
+    RATIO = auto()
+    TOP = auto()
+    LEFT = auto()
+    BRIGHTNESS = auto()
+    CONTRAST = auto()
+    ERASE = auto()
+    ERASE_AREA = auto()
+    ERASE_RATIO = auto()
+    ERASE_TOP = auto()
+    ERASE_LEFT = auto()
+    PARTNER = auto()
+    MIX_KIND = auto()
+    MIX_RATIO = auto()
+    MIX_TOP = auto()
+    MIX_LEFT = auto()
+
+
+Numbers = TypeVar("Numbers", int, Tensor)
+
+
+def _mix(x: Numbers) -> Numbers:
+    """A 32-bit integer hash ("lowbias32", Wellons 2018) on int64 tensors that hold values in [0, 2^32), or on one."""
+    x = ((x ^ (x >> 16)) * 0x7FEB352D) & MASK
+    x = ((x ^ (x >> 15)) * 0x846CA68B) & MASK
+    return x ^ (x >> 16)
+
+
+def uniform(seed: int, view: int, index: Tensor, draw: int) -> Tensor:
+    """One number per image, uniform in [0, 1), float32.
+
+    Args:
+        index: image indices, int64 [B].
+        draw: which of a view's random numbers this is; each purpose has its own.
+    """
+    h = seed & MASK  # one number for all images, so plain Python until they come in
+    for part in (seed >> 32, view, draw):
+        h = _mix(h ^ (part & MASK))
+        h = (h + 0x9E3779B9) & MASK  # so that a hash of zeros does not stay zero
+    mixed: Tensor = _mix(_mix(h ^ (index & MASK)) ^ h)
+    return (mixed >> 8).to(torch.float32) / (1 << 24)
+
+
+def make_views(
+    pixels: Tensor,
+    index: Tensor,
+    *,
+    seed: int,
+    view: int,
+    augment: Augment,
+    pool: Images | None = None,
+) -> Tensor:
+    """The views of a batch.
+
+    Args:
+        pixels: uint8 [B, C, H, W].
+        index: the images' indices in their training set, int64 [B], on the same device.
+        view: number of the view, >= 0; the epoch, unless `data.views` makes epochs share views.
+        pool: the training set, which the second picture of a mixed view comes from; needed where `augment.mixes`.
+
+    Returns:
+        float32 [B, C, H, W] in [0, 1].
+    """
+    x = _single(pixels, index, seed, view, augment)
+    if not augment.mixes:
+        return x
+    assert pool is not None
+    partner = partners(index, seed, view, len(pool))
+    other = _single(pool.pixels[partner.cpu()].to(x.device), partner, seed, view, augment)
+    own = _own_share(index, seed, view, augment, *x.shape[2:])
+    return (x * own + other * (1 - own)).clamp(0, 1)
+
+
+def mixed_target(
+    target: Tensor,
+    index: Tensor,
+    classes: int,
+    size: int,
+    *,
+    seed: int,
+    view: int,
+    augment: Augment,
+    pool: Images,
+) -> Tensor:
+    """The labels of mixed views: each of the two pictures' classes by its share of the view.
+
+    Args:
+        target: int64 [B], -1 for an image without a label.
+        size: height and width of the images, in pixels.
+
+    Returns:
+        float32 [B, classes]; rows sum to 1, but for a row of zeros where either picture has no label.
+    """
+    second = pool.labels[partners(index, seed, view, len(pool)).cpu()].to(target.device)
+    own = (
+        _own_share(index, seed, view, augment, size, size).double().mean((1, 2, 3)).float()[:, None]
+    )
+    first, other = (F.one_hot(labels.clamp(min=0), classes) for labels in (target, second))
+    return (first * own + other * (1 - own)) * ((target >= 0) & (second >= 0))[:, None]
+
+
+def partners(index: Tensor, seed: int, view: int, size: int) -> Tensor:
+    """For each image the one that it is mixed with, any of the training set: int64 [B] in [0, size)."""
+    return (uniform(seed, view, index, Draw.PARTNER).double() * size).long()
+
+
+def to_unit(pixels: Tensor) -> Tensor:
+    """uint8 pixels [B, C, H, W] as float32 in [0, 1]."""
+    return pixels.to(torch.float32) / 255
+
+
+def normalize(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """(x - mean) / std per channel; x [B, C, H, W] in [0, 1], mean and std one number per channel, in the same unit."""
+    shift, scale = x.new_tensor(mean), x.new_tensor(std)
+    if x.is_contiguous():
+        return (x - shift[:, None, None]) / scale[:, None, None]
+    # In channels-last a channel's numbers lie apart, and whole rows take a quarter of the time on a CPU.
+    channels, width = x.shape[1], x.shape[3]
+    rows = (x.permute(0, 2, 3, 1).flatten(2) - shift.repeat(width)) / scale.repeat(width)
+    return rows.view(*rows.shape[:2], width, channels).permute(0, 3, 1, 2)
+
+
+def _single(pixels: Tensor, index: Tensor, seed: int, view: int, augment: Augment) -> Tensor:
+    """All that happens to one picture by itself: uint8 [B, C, H, W] to float32 in [0, 1]."""
+
+    def draw(purpose: Draw) -> Tensor:  # float64 [B]
+        return uniform(seed, view, index, purpose).double()
+
+    x = pixels
+    mirrored = (
+        draw(Draw.FLIP) < 0.5
+        if augment.horizontal_flip
+        else torch.zeros_like(index, dtype=torch.bool)
+    )
+    if augment.crop_padding:
+        x = _crop(x, draw(Draw.CROP_TOP), draw(Draw.CROP_LEFT), mirrored, augment)
+    elif augment.horizontal_flip:
+        x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
+    x = to_unit(x)
+    if augment.rotation or augment.resized_crop:
+        x = _resample(
+            x, [draw(p) for p in (Draw.ANGLE, Draw.AREA, Draw.RATIO, Draw.TOP, Draw.LEFT)], augment
+        )
+    if not (augment.contrast or augment.brightness or augment.erase):
+        return x
+    # Summed as whole numbers, which come to the same in any order.
+    count = pixels[0].numel()
+    mean = (pixels.sum((1, 2, 3), dtype=torch.int64).double() / (255 * count)).float()[
+        :, None, None, None
+    ]
+    stretch = 1 + augment.contrast * (2 * draw(Draw.CONTRAST) - 1)
+    shift = augment.brightness * (2 * draw(Draw.BRIGHTNESS) - 1)
+    x = ((x - mean) * _each(stretch) + (mean + _each(shift))).clamp(0, 1)
+    if augment.erase:
+        area = 0.02 + 0.18 * draw(Draw.ERASE_AREA)
+        hole = _rectangle(
+            area, draw(Draw.ERASE_RATIO), draw(Draw.ERASE_TOP), draw(Draw.ERASE_LEFT), *x.shape[2:]
+        )
+        x = torch.where(hole & _each(draw(Draw.ERASE) < augment.erase), mean, x)
+    return x
+
+
+def _each(per_image: Tensor) -> Tensor:
+    """One number per image [B], to go with pixels [B, C, H, W]; float64 becomes float32."""
+    return (per_image.float() if per_image.is_floating_point() else per_image)[:, None, None, None]
+
+
+def _crop(pixels: Tensor, u: Tensor, v: Tensor, mirrored: Tensor, augment: Augment) -> Tensor:
+    """Pad by `crop_padding`, cut [H, W] out at a random place, mirror; each image by itself. uint8 in and out."""
+    channels, height, width = pixels.shape[1:]
+    pad = (
+        augment.crop_padding
+        if isinstance(augment.crop_padding, int)
+        else round(augment.crop_padding * width)
+    )
+    top, left = (u * (2 * pad + 1)).long(), (v * (2 * pad + 1)).long()
+    if augment.pad_with == "reflect":  # which has no integer kernel
+        padded = (
+            F.pad(pixels.float(), (pad,) * 4, mode="reflect").to(torch.uint8).permute(0, 2, 3, 1)
+        )
+    else:
+        padded = F.pad(pixels.permute(0, 2, 3, 1), (0, 0, *(pad,) * 4))
+    rows, columns = (
+        torch.arange(height, device=pixels.device),
+        torch.arange(width, device=pixels.device),
+    )
+    rows, columns = (
+        top[:, None] + rows,
+        left[:, None] + torch.where(mirrored[:, None], width - 1 - columns, columns),
+    )
+    image = torch.arange(len(pixels), device=pixels.device)[:, None]
+    place = ((image * (height + 2 * pad) + rows) * (width + 2 * pad))[:, :, None] + columns[
+        :, None, :
+    ]
+    # One index for each pixel with all its channels takes half the time of an index for each dimension.
+    cut = padded.reshape(-1, channels).index_select(0, place.flatten())
+    return cut.view(-1, height, width, channels).permute(0, 3, 1, 2)
+
+
+def _resample(x: Tensor, draws: list[Tensor], augment: Augment) -> Tensor:
+    """Cut a rectangle out, stretch it to full size and turn it, in one interpolation; black beyond the edge."""
+    angle, area, ratio, top, left = draws
+    turn = math.radians(augment.rotation) * (2 * angle - 1)
+    area = 1 - (1 - augment.resized_crop) * area if augment.resized_crop else torch.ones_like(area)
+    aspect = ((4 / 3) ** (2 * ratio - 1) if augment.resized_crop else torch.ones_like(ratio)).sqrt()
+    wide, high = (area.sqrt() * aspect).clamp(max=1), (area.sqrt() / aspect).clamp(max=1)
+    cosine, sine, middle_x, middle_y = (
+        turn.cos(),
+        turn.sin(),
+        (1 - wide) * (2 * left - 1),
+        (1 - high) * (2 * top - 1),
+    )
+    # Coordinates from -1 to 1. Plain products in float64, as the last bit of a matrix product depends on the batch.
+    height, width = x.shape[2:]
+    rows = ((2 * torch.arange(height, device=x.device).double() + 1) / height - 1)[None, :, None]
+    columns = ((2 * torch.arange(width, device=x.device).double() + 1) / width - 1)[None, None, :]
+    cosine, sine, wide, high, middle_x, middle_y = (
+        t[:, None, None] for t in (cosine, sine, wide, high, middle_x, middle_y)
+    )
+    to_x = (columns * cosine - rows * sine) * wide + middle_x
+    to_y = (columns * sine + rows * cosine) * high + middle_y
+    grid = torch.stack([to_x, to_y], dim=3).float()
+    return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False).clamp(
+        0, 1
+    )
+
+
+def _rectangle(
+    area: Tensor, ratio: Tensor, top: Tensor, left: Tensor, height: int, width: int
+) -> Tensor:
+    """Where a rectangle of this share of the area lies, bool [B, 1, H, W]; ratio, top and left are draws in [0, 1)."""
+    aspect = 3 ** (ratio - 0.5)  # sides at 1:sqrt(3) to sqrt(3):1
+    high = ((area.sqrt() * aspect).clamp(max=1) * height).round()
+    wide = ((area.sqrt() / aspect).clamp(max=1) * width).round()
+    first_row, first_column = (
+        (top * (height - high + 1)).floor(),
+        (left * (width - wide + 1)).floor(),
+    )
+    rows = torch.arange(height, device=area.device)[None, :]
+    columns = torch.arange(width, device=area.device)[None, :]
+    in_rows = (rows >= first_row[:, None]) & (rows < (first_row + high)[:, None])
+    in_columns = (columns >= first_column[:, None]) & (columns < (first_column + wide)[:, None])
+    return (in_rows[:, :, None] & in_columns[:, None, :])[:, None]
+
+
+def _own_share(
+    index: Tensor, seed: int, view: int, augment: Augment, height: int, width: int
+) -> Tensor:
+    """Of each pixel of a mixed view, the share that is the picture's own: float32 [B, 1, H, W] in [0, 1]."""
+    ratio, kind, top, left = (
+        uniform(seed, view, index, purpose).double()
+        for purpose in (Draw.MIX_RATIO, Draw.MIX_KIND, Draw.MIX_TOP, Draw.MIX_LEFT)
+    )
+    even = torch.full((len(index), 1, height, width), 1.0, device=index.device)
+    blended = even * _each(_beta(ratio, augment.mixup)) if augment.mixup else even
+    if not augment.cutmix:
+        return blended
+    hole = _rectangle(
+        1 - _beta(ratio, augment.cutmix), torch.full_like(ratio, 0.5), top, left, height, width
+    )
+    cut = torch.where(hole, 0.0, even)
+    return torch.where(_each(kind < 0.5), blended, cut) if augment.mixup else cut
+
+
+def _beta(u: Tensor, a: float) -> Tensor:
+    """Uniform numbers as numbers of the Beta(a, a) distribution, through a table of its quantiles; float64 [B]."""
+    table = _quantiles(a).to(u.device)
+    place = u * (len(table) - 1)
+    below = place.long()
+    return table[below] + (place - below) * (table[below + 1] - table[below])
+
+
+@cache
+def _quantiles(a: float) -> Tensor:
+    return torch.from_numpy(
+        betaincinv(a, a, torch.linspace(0, 1, 4097, dtype=torch.float64).numpy())
+    )

@@ -1,0 +1,147 @@
+"""Ways to run a net, each as a function that does one forward pass."""
+
+import copy
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from kd.nets.build import normalization_of
+from kd.shape import Shape
+from kd.shipping.formats import quantize, write_onnx
+
+Pass = Callable[[], object]
+
+UNSCALED = ((0.0,), (1.0,))
+CALIBRATION = (
+    4  # batches of 16 random images: how fast whole numbers are does not depend on which they are
+)
+
+
+class UnavailableError(Exception):
+    """A backend that this machine does not have; says why."""
+
+
+class Subject:
+    """A net to be run by several backends.
+
+    Args:
+        net: in evaluation mode.
+        folder: for the files that a backend wants.
+        threads: of the CPU.
+    """
+
+    def __init__(self, net: nn.Module, shape: Shape, folder: Path, threads: int) -> None:
+        self.net, self.shape, self.folder, self.threads = net.eval(), shape, folder, threads
+        self._copies: dict[str, nn.Module] = {}
+
+    def runs(self, backend: str, device: str, batch: int) -> Pass:
+        """One forward pass with random images, done when the function returns, and done once already.
+
+        Raises:
+            UnavailableError: the backend is not to be had here, or cannot run this net.
+        """
+        make = {
+            "eager": self._eager,
+            "compile": self._compiled,
+            "onnx": self._onnx,
+            "onnx_int8": self._onnx,
+        }[backend]
+        try:
+            run = make(backend, device, batch)
+            run()
+        except UnavailableError:
+            raise
+        except Exception as error:  # compilers and exporters raise what they like; the others go on
+            lines = str(error).strip().splitlines() or [""]
+            raise UnavailableError(f"{type(error).__name__}: {lines[0][:200]}") from error
+        return run
+
+    def file(self, backend: str) -> Path:
+        """The ONNX file that `onnx` or `onnx_int8` runs, written when it is first asked for."""
+        path = self.folder / f"{backend}.onnx"
+        if not path.exists():
+            try:
+                if backend == "onnx":
+                    write_onnx(
+                        self.net,
+                        self.shape,
+                        normalization_of(self.net, UNSCALED),
+                        path,
+                        metadata={},
+                    )
+                else:
+                    quantize(self.file("onnx"), path, self._images())
+            except ImportError as error:
+                raise UnavailableError(
+                    f"{error.name} is not installed: pip install 'kd[export]'"
+                ) from error
+        return path
+
+    def _images(self) -> Iterator[NDArray[np.float32]]:
+        draw = np.random.default_rng(0)
+        for _ in range(CALIBRATION):
+            yield draw.random((16, *self._size), dtype=np.float32)
+
+    @property
+    def _size(self) -> tuple[int, int, int]:
+        return self.shape.channels, self.shape.image_size, self.shape.image_size
+
+    def _eager(self, backend: str, device: str, batch: int) -> Pass:
+        return _passes(self._on(device), torch.rand(batch, *self._size, device=device))
+
+    def _compiled(self, backend: str, device: str, batch: int) -> Pass:
+        logging.getLogger("torch.utils.cpp_extension").setLevel(
+            logging.ERROR
+        )  # it misses CUDA where none is wanted
+        compiled: Any = torch.compile(self._on(device), dynamic=False)
+        return _passes(compiled, torch.rand(batch, *self._size, device=device))
+
+    def _on(self, device: str) -> nn.Module:
+        if device not in self._copies:
+            self._copies[device] = copy.deepcopy(self.net).to(device)
+        return self._copies[device]
+
+    def _onnx(self, backend: str, device: str, batch: int) -> Pass:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise UnavailableError(
+                "onnxruntime is not installed: pip install 'kd[export]'"
+            ) from error
+        provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[device]
+        if provider not in onnxruntime.get_available_providers():
+            raise UnavailableError(f"this onnxruntime {onnxruntime.__version__} has no {provider}")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.log_severity_level = 3
+        session = onnxruntime.InferenceSession(
+            str(self.file(backend)), options, providers=[provider]
+        )
+        if (
+            provider not in session.get_providers()
+        ):  # it falls back to the CPU with no more than a warning
+            raise UnavailableError(
+                f"this onnxruntime {onnxruntime.__version__} cannot start {provider}"
+            )
+        images = {
+            session.get_inputs()[0].name: np.random.default_rng(0).random(
+                (batch, *self._size), np.float32
+            )
+        }
+        return lambda: session.run(None, images)
+
+
+def _passes(net: Callable[[torch.Tensor], object], x: torch.Tensor) -> Pass:
+    def run() -> None:
+        with torch.inference_mode():
+            net(x)
+        if x.is_cuda:
+            torch.cuda.synchronize()
+
+    return run

@@ -1,0 +1,181 @@
+"""What nets cost, in words and tables, for the terminal and for `benchmark.md`."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from kd.reports.escape import as_code, escaped
+from kd.reports.units import short
+
+Rows = list[list[str]]
+LATENCY = ("on", "backend", "batch", "net", "median, ms", "p95, ms", "images/s", "times as fast")
+
+
+def tables(found: Mapping[str, Any]) -> list[Table]:
+    """For the terminal: sizes by role, and latencies; each fits in 80 columns."""
+    roles = [model["role"] for model in found["models"]]
+    return [
+        _table(["", *roles], cost_rows(found), 1),
+        _table(LATENCY, latency_rows(found), 4, lines=True),
+    ]
+
+
+def _table(header: Sequence[str], rows: Rows, left: int, lines: bool = False) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for i, name in enumerate(header):
+        table.add_column(escape(name), justify="left" if i < left else "right", overflow="fold")
+    for i, row in enumerate(rows):
+        table.add_row(
+            *map(escape, row),
+            end_section=lines and i + 1 < len(rows) and rows[i + 1][:3] != row[:3],
+        )
+    return table
+
+
+def cost_rows(found: Mapping[str, Any]) -> Rows:
+    """A row for each cost: its name, then each role's value, and how many times less than the teacher's that is."""
+    models = found["models"]
+    rows = [["net", *(model["net"] for model in models)]]
+    for name, key, unit in (
+        ("parameters", "params", ""),
+        ("MACs", "macs", ""),
+        ("safetensors", "bytes", "B"),
+    ):
+        rows.append([name, *(_with_ratio(model[key], unit, model, key) for model in models)])
+    for name, key in (("ONNX, float32", "onnx_bytes"), ("ONNX, int8", "onnx_int8_bytes")):
+        if any(model[key] is not None for model in models):
+            rows.append(
+                [
+                    name,
+                    *("-" if model[key] is None else f"{short(model[key])}B" for model in models),
+                ]
+            )
+    for device, batch in _places(models[0]["peak_activation_bytes"]):
+        name = f"activations, {device}, batch {batch}"
+        cells = []
+        for model in models:
+            ratio = (
+                model.get("to_teacher", {})
+                .get("peak_activation_bytes", {})
+                .get(device, {})
+                .get(batch)
+            )
+            cells.append(f"{short(model['peak_activation_bytes'][device][batch])}B{_less(ratio)}")
+        rows.append([name, *cells])
+    return rows
+
+
+def _places(by_device: Mapping[str, Mapping[str, int]]) -> list[tuple[str, str]]:
+    return [(device, batch) for device, batches in by_device.items() for batch in batches]
+
+
+def _with_ratio(value: float, unit: str, model: Mapping[str, Any], key: str) -> str:
+    return f"{short(value)}{unit}{_less(model.get('to_teacher', {}).get(key))}"
+
+
+def _less(ratio: float | None) -> str:
+    return (
+        ""
+        if ratio is None or ratio == 1
+        else f" ({ratio:.3g}x less)"
+        if ratio >= 1
+        else f" ({1 / ratio:.3g}x more)"
+    )
+
+
+def latency_rows(found: Mapping[str, Any]) -> Rows:
+    """A row for each latency, in the order of `LATENCY`; the nets of one device, backend and batch together."""
+    rows = []
+    for place in places(found):
+        for model in found["models"]:
+            each = at(model["latency"], place)
+            if each is None:
+                continue
+            ratio = at(model.get("to_teacher", {}).get("latency", ()), place)
+            faster = "" if ratio is None or model["role"] == "teacher" else f"{ratio['ratio']:.3g}x"
+            numbers = [
+                f"{each['median']:.3g}",
+                f"{each['p95']:.3g}",
+                short(each["images_per_second"]),
+                faster,
+            ]
+            rows.append([place[0], place[1], str(place[2]), model["role"], *numbers])
+    return rows
+
+
+def places(found: Mapping[str, Any]) -> list[tuple[str, str, int]]:
+    """Device, backend and batch of all latencies, by device, then batch, then backend."""
+    every = [
+        (each["device"], each["backend"], each["batch"])
+        for model in found["models"]
+        for each in model["latency"]
+    ]
+    known = list(dict.fromkeys(every))
+    return sorted(
+        known, key=lambda place: (place[0], place[2], [each[1] for each in known].index(place[1]))
+    )
+
+
+def at(rows: Sequence[Mapping[str, Any]], place: tuple[str, str, int]) -> Mapping[str, Any] | None:
+    """The row of a device, backend and batch, where there is one."""
+    return next(
+        (row for row in rows if (row["device"], row["backend"], row["batch"]) == place), None
+    )
+
+
+def sentences(found: Mapping[str, Any]) -> list[str]:
+    """What should be known to read the tables."""
+    env = found["environment"]
+    threads = f"{env['threads']} thread{'s' * (env['threads'] != 1)}"
+    gpu = "" if env["device"] == env["cpu"] else f"; {env['device']}"
+    lines = [
+        f"{env['cpu']}, {threads}{gpu}; warm, about {found['seconds']:g} s for each row, in {found['rounds']} rounds "
+        "in which all took turns. In brackets and in the last column: next to the teacher.",
+        "Activations: the most that is held at once beyond weights and images, in PyTorch as it is.",
+    ]
+    lines += [f"No {role}: {reason}" for role, reason in found["missing"].items()]
+    reasons: dict[tuple[str, str, str], list[str]] = {}
+    for each in found["unavailable"]:
+        reasons.setdefault((each["device"], each["backend"], each["reason"]), []).append(
+            each["role"]
+        )
+    for (device, backend, reason), roles in reasons.items():
+        lines.append(
+            f"Not run: {backend} on {device} ({', '.join(dict.fromkeys(roles))}): {reason}"
+        )
+    return lines
+
+
+def as_markdown(found: Mapping[str, Any]) -> str:
+    """`benchmark.md`: all of it, and what is needed to repeat it."""
+    command, run, found = as_code(found["command"]), as_code(found["run"]), escaped(found)
+    roles, env = [model["role"] for model in found["models"]], found["environment"]
+    stages = ", ".join(f"{model['role']} {model['stage']}" for model in found["models"])
+    channels, size, _ = found["shape"]
+    parts = [
+        [f"# What the nets of {found['name']} cost"],
+        _markdown(["", *roles], cost_rows(found), 1),
+        _markdown(LATENCY, latency_rows(found), 4),
+        ["![Latencies](benchmark.png)"],
+        [f"- {line}" for line in sentences(found)],
+        [
+            "## How",
+            "",
+            f"- Command: {command}",
+            f"- Run: {run}; stages {stages}; images of {channels}x{size}x{size}.",
+            "- MACs: multiply-accumulates of convolutions, matrix products and attention for one image. The ONNX files "
+            "normalise the images themselves; int8 is calibrated on random images, which changes what it answers, not "
+            "how fast.",
+            f"- Finished {found['finished']}, commit {found['git'] or 'unknown'}; Python {env['python']}, torch "
+            f"{env['torch']}.",
+        ],
+    ]
+    return "\n\n".join("\n".join(part) for part in parts)
+
+
+def _markdown(header: Sequence[str], rows: Rows, left: int) -> list[str]:
+    rule = ["---" if i < left else "---:" for i in range(len(header))]
+    return ["| " + " | ".join(line) + " |" for line in [header, rule, *rows]]

@@ -1,0 +1,222 @@
+"""What the nets of a finished run cost, side by side, on this machine."""
+
+import itertools
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from kd.evaluation.backends import Pass, Subject, UnavailableError
+from kd.evaluation.cost_figure import figure_of
+from kd.evaluation.cost_text import as_markdown, sentences, tables
+from kd.evaluation.requests import Benchmark
+from kd.evaluation.timing import ROUNDS, median_and_p95, times
+from kd.files.writing import whole
+from kd.log import waiting
+from kd.measure.costs import cost, count_macs, peak_activations
+from kd.reports.provenance import cpu_name, made
+from kd.runs.reader import Finished
+from kd.shape import Shape
+
+SCHEMA = 1
+
+
+class Cell(NamedTuple):
+    """What one latency is of."""
+
+    device: str
+    backend: str
+    batch: int
+    role: str
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The passes that can be timed, why others cannot, and the bytes of the ONNX files by role and backend."""
+
+    passes: dict[Cell, Pass]
+    unavailable: list[dict[str, Any]]
+    files: dict[str, dict[str, int]]
+
+
+def benchmark(finished: Finished, config: Benchmark, command: str) -> Path:
+    """Measure a run's nets; print what comes out, and write it as `benchmark.json`, `.md`, `.png` and `.svg`.
+
+    Args:
+        command: the line that repeats it.
+
+    Returns:
+        the file `benchmark.json`.
+
+    Raises:
+        UserError: the run's files are not there, or nothing can be written.
+    """
+    folder = finished.room(config.out)
+    nets, missing = finished.nets()
+    before = torch.get_num_threads()
+    torch.set_num_threads(config.threads or before)
+    try:
+        origin = made(command)
+        found = {
+            "schema": SCHEMA,
+            "run": str(finished.folder),
+            "name": finished.report["name"],
+            **origin,
+            "environment": {**origin["environment"], "cpu": cpu_name()},
+            "shape": list(finished.shape),
+            "seconds": config.seconds,
+            "rounds": ROUNDS,
+            "missing": missing,
+            **measure(nets, finished, config),
+        }
+    finally:
+        torch.set_num_threads(before)
+    return _publish(found, folder)
+
+
+def measure(nets: Mapping[str, nn.Module], finished: Finished, config: Benchmark) -> dict[str, Any]:
+    """Costs and latencies of each net, and its ratios to the teacher's.
+
+    Returns:
+        `models`, a dictionary for each role, and `unavailable`, the backends that could not be run, with the reason.
+    """
+    shape, said = finished.shape, {model["role"]: model for model in finished.report["models"]}
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    with tempfile.TemporaryDirectory() as scratch:
+        prepared = prepare(nets, shape, config, devices, Path(scratch))
+        measured = times(prepared.passes, config.seconds)
+    models: list[dict[str, Any]] = [
+        {
+            **{key: said[role][key] for key in ("role", "net", "stage")},
+            **cost(net, count_macs(net, shape)),
+            "onnx_bytes": prepared.files[role].get("onnx"),
+            "onnx_int8_bytes": prepared.files[role].get("onnx_int8"),
+            "peak_activation_bytes": {
+                device: {str(batch): peak(net, shape, batch, device) for batch in config.batches}
+                for device in devices
+            },
+            "latency": [row(cell, each) for cell, each in measured.items() if cell.role == role],
+        }
+        for role, net in nets.items()
+    ]
+    if teacher := next((model for model in models if model["role"] == "teacher"), None):
+        for model in models:
+            model["to_teacher"] = ratios(model, teacher)
+    return {"models": models, "unavailable": prepared.unavailable}
+
+
+def prepare(
+    nets: Mapping[str, nn.Module],
+    shape: Shape,
+    config: Benchmark,
+    devices: Sequence[str],
+    scratch: Path,
+) -> Prepared:
+    """Get every net ready to be run in every way; compiling takes tens of seconds."""
+    passes, unavailable = dict[Cell, Pass](), list[dict[str, Any]]()
+    subjects = {}
+    for role, net in nets.items():
+        (scratch / role).mkdir()
+        subjects[role] = Subject(net, shape, scratch / role, torch.get_num_threads())
+    cells = [
+        Cell(*each) for each in itertools.product(devices, config.backends, config.batches, nets)
+    ]
+    for cell in waiting(cells, "compiling and exporting"):
+        try:
+            passes[cell] = subjects[cell.role].runs(cell.backend, cell.device, cell.batch)
+        except UnavailableError as error:
+            unavailable.append({**cell._asdict(), "reason": str(error)})
+    files = {
+        role: {file.stem: file.stat().st_size for file in sorted((scratch / role).glob("*.onnx"))}
+        for role in nets
+    }
+    return Prepared(passes, unavailable, files)
+
+
+def peak(net: nn.Module, shape: Shape, batch: int, device: str) -> int:
+    """The most bytes that a forward pass holds beyond weights and images.
+
+    On a GPU as its allocator tells, with what operations take for themselves; on the CPU see `peak_activations`.
+    """
+    if device == "cpu":
+        return peak_activations(net, shape, batch)
+    net = net.to(device).eval()
+    x = torch.zeros(batch, shape.channels, shape.image_size, shape.image_size, device=device)
+    with torch.inference_mode():
+        net(x)
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        net(x)
+        torch.cuda.synchronize()
+    found = torch.cuda.max_memory_allocated() - before
+    net.cpu()
+    return int(found)
+
+
+def row(cell: Cell, milliseconds: list[float]) -> dict[str, Any]:
+    """The latency of a cell: `median` and `p95` in ms a pass, `images_per_second` at the median, and `passes` timed."""
+    median, p95 = median_and_p95(milliseconds)
+    where = {key: value for key, value in cell._asdict().items() if key != "role"}
+    per_second = 1000 * cell.batch / median
+    return {
+        **where,
+        "median": median,
+        "p95": p95,
+        "images_per_second": per_second,
+        "passes": len(milliseconds),
+    }
+
+
+def ratios(model: Mapping[str, Any], teacher: Mapping[str, Any]) -> dict[str, Any]:
+    """How many times less than the teacher a model costs: the teacher's value over its own.
+
+    Returns:
+        `params`, `macs`, `bytes`, `peak_activation_bytes` (by device and batch), and `latency`, of the medians, for
+        each row of the model's that the teacher has too.
+    """
+    own, other = model["peak_activation_bytes"], teacher["peak_activation_bytes"]
+    key = ("device", "backend", "batch")
+    medians = {tuple(each[k] for k in key): each["median"] for each in teacher["latency"]}
+    return {
+        **{what: teacher[what] / max(model[what], 1) for what in ("params", "macs", "bytes")},
+        "peak_activation_bytes": {
+            device: {batch: other[device][batch] / max(size, 1) for batch, size in each.items()}
+            for device, each in own.items()
+        },
+        "latency": [
+            {**{k: each[k] for k in key}, "ratio": medians[where] / each["median"]}
+            for each in model["latency"]
+            if (where := tuple(each[k] for k in key)) in medians
+        ],
+    }
+
+
+def _publish(found: Mapping[str, Any], folder: Path) -> Path:
+    file = folder / "benchmark.json"
+    for path, text in (
+        (file, json.dumps(found, indent=1)),
+        (file.with_suffix(".md"), as_markdown(found)),
+    ):
+        with whole(path) as temporary:
+            temporary.write_text(text + "\n")
+    figure = figure_of(found)
+    for kind in ("png", "svg"):
+        with whole(file.with_suffix(f".{kind}")) as temporary:
+            figure.savefig(temporary, format=kind, dpi=150)
+    console = Console()
+    for table in tables(found):
+        console.print(table)
+    for line in sentences(found):
+        console.print(line, highlight=False, markup=False)
+    written = file.with_suffix(".md")
+    console.print(
+        f"Written: {written}, with benchmark.png", highlight=False, markup=False, soft_wrap=True
+    )
+    return file

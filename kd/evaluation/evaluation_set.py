@@ -1,0 +1,99 @@
+"""Which images the nets of a finished run are judged by: the run's own test part, or another data set's."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from kd.config.construct import construct, parameters_of, resolve_target
+from kd.data.base import DataModule, Images
+from kd.errors import UserError
+from kd.runs.reader import classes_text
+from kd.shape import Shape
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The images that nets are evaluated on, their labels in the order of the run's classes.
+
+    Attributes:
+        name: of the data set, as in `data=NAME`.
+        part: what of it these are, in words.
+        other: whether it is another data set than the run's.
+        left_out: how many were left out because the nets were trained on them or chosen by them.
+        skipped: files that could not be decoded.
+    """
+
+    images: Images
+    name: str
+    root: str
+    part: str
+    other: bool = False
+    left_out: int = 0
+    skipped: Sequence[Mapping[str, str]] = field(default_factory=list)
+
+
+def of_own(own: DataModule | None) -> Judged:
+    """The test part of the run's own data."""
+    assert own is not None
+    return Judged(
+        own.split.test, own.name, str(own.root.resolve()), "the test part", skipped=own.skipped
+    )
+
+
+def of_other(
+    node: Mapping[str, Any], classes: Sequence[str], shape: Shape, own: DataModule | None
+) -> Judged:
+    """Another data set's test part, or all of it where it has none of its own, less what the nets have seen.
+
+    Args:
+        node: the config's `data`.
+        classes: the run's, in the order of its labels.
+        shape: of the run's nets.
+        own: the run's own data, where it is to be had.
+
+    Raises:
+        UserError: it has other classes, or images that the nets do not take.
+    """
+    target, _ = resolve_target(node, "data")
+    sized = {
+        "image_size": shape.image_size,
+        "channels": shape.channels,
+    }  # folders are decoded as the nets want them
+    accepted = parameters_of(target)
+    data: DataModule = construct(
+        {**node, **{k: v for k, v in sized.items() if k in accepted}}, "data"
+    )
+    source = data.read()
+    if set(source.classes) != set(classes):
+        raise UserError(
+            f"data: {classes_text(source.classes)}, but the run's nets tell apart {classes_text(classes)}; accepted is "
+            "a data set with the same classes, by name, in any order"
+        )
+    images, part = (source.test, "its test part") if source.test else (source.train, "all of it")
+    if not source.test and source.val:
+        images = images.joined(source.val)
+    _, *found = images.pixels.shape
+    if found != (wanted := [shape.channels, shape.image_size, shape.image_size]):
+        sizes = ["x".join(map(str, each)) for each in (found, wanted)]
+        raise UserError(
+            f"data: its images are {sizes[0]}, the run's nets take {sizes[1]}; of another size are accepted folders of "
+            "images (data=image_folder), which are decoded as the nets want them"
+        )
+    order = torch.tensor([classes.index(name) for name in source.classes])
+    images = Images(images.pixels, order[images.labels])
+    kept = unseen(images, own.split.train, own.split.val) if own else images
+    if not len(kept):
+        raise UserError(
+            "data: the run's nets were trained on all of these images, or chosen by them"
+        )
+    left_out = len(images) - len(kept)
+    return Judged(kept, data.name, str(data.root.resolve()), part, True, left_out, data.skipped)
+
+
+def unseen(images: Images, *seen: Images) -> Images:
+    """Those of the images whose pixels are not among the seen ones."""
+    known = {digest.tobytes() for each in seen for digest in each.pixels.facts.digests.numpy()}
+    digests = images.pixels.facts.digests.numpy()
+    return images.at([i for i, digest in enumerate(digests) if digest.tobytes() not in known])

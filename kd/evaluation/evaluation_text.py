@@ -1,0 +1,232 @@
+"""An evaluation in words and tables, for the terminal and for `evaluation.md`."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from kd.reports.escape import as_code, in_markdown
+
+SHOWN = (
+    20  # classes up to which the terminal lists each, and the file holds the whole confusion matrix
+)
+Rows = list[list[str]]
+
+
+def tables(found: Mapping[str, Any]) -> list[Table]:
+    """For the terminal: metrics by role, classes by role, and what corruptions leave; each fits in 80 columns."""
+    roles = [model["role"] for model in found["models"]]
+    per_class = class_rows(found)
+    title = "precision / recall in per cent"
+    if len(per_class) > SHOWN:
+        per_class = sorted(per_class, key=lambda row: _number(row[-1].rpartition("/")[2]))[:SHOWN]
+        title += f"; the {SHOWN} classes with the lowest recall of the {roles[-1]}"
+    shown = [
+        _table(["", *roles], metric_rows(found)),
+        _table(["class", "images", *roles], per_class, title),
+    ]
+    if "corruptions" in found:
+        shown.append(
+            _table(
+                ["corruption", "severity", *roles], corruption_rows(found), "accuracy in per cent"
+            )
+        )
+    return shown
+
+
+def _table(header: Sequence[str], rows: Rows, title: str | None = None) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, title=title)
+    for i, name in enumerate(header):
+        table.add_column(escape(name), justify="left" if i == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(cell.replace(" [", "\n[")) for cell in row))
+    return table
+
+
+def _number(text: str) -> float:
+    return float(text) if text.strip() not in ("", "-") else -1.0
+
+
+def metric_rows(found: Mapping[str, Any]) -> Rows:
+    """A row for each metric: its name, then each role's value."""
+    models, tests = found["models"], [model["test"] for model in found["models"]]
+    scaled = [model["calibrated"] or {} for model in models]
+    rows = [
+        ["net", *(model["net"] for model in models)],
+        ["accuracy, % [95 %, Wilson]", *(_accuracy(test) for test in tests)],
+        ["balanced accuracy, %", *(_percent(test["balanced_accuracy"]) for test in tests)],
+        *(
+            [f"{name}, %", *(_percent(test[name]) for test in tests)]
+            for name in ("sensitivity", "specificity")
+            if name in tests[0]
+        ),
+        [
+            "AUROC" if "sensitivity" in tests[0] else "AUROC, one against the rest",
+            *(_f(t["auroc"]) for t in tests),
+        ],
+        ["NLL, nats", *(_f(test["nll"]) for test in tests)],
+        ["  after temperature scaling", *(_f(each.get("nll")) for each in scaled)],
+        ["Brier score", *(_f(test["brier"]) for test in tests)],
+        ["  after temperature scaling", *(_f(each.get("brier")) for each in scaled)],
+        ["ECE, 15 bins", *(_f(test["ece"]) for test in tests)],
+        ["  after temperature scaling", *(_f(each.get("ece")) for each in scaled)],
+        ["temperature fitted", *(_f(each.get("temperature"), 3) for each in scaled)],
+    ]
+    if any(test["kl"] is not None for test in tests):
+        rows.append(
+            ["agreement with the teacher, %", *(_percent(test["agreement"]) for test in tests)]
+        )
+        rows.append(["KL(teacher || model), nats", *(_f(test["kl"]) for test in tests)])
+    return rows
+
+
+def class_rows(found: Mapping[str, Any]) -> Rows:
+    """A row for each class: its name, its images, then each role's precision and recall in per cent."""
+    columns = [model["test"]["per_class"] for model in found["models"]]
+    return [
+        [
+            name,
+            str(each[0]["support"]),
+            *(f"{_percent(m['precision'], 1)} / {_percent(m['recall'], 1)}" for m in each),
+        ]
+        for name, each in zip(found["data"]["classes"], zip(*columns, strict=True), strict=True)
+    ]
+
+
+def corruption_rows(found: Mapping[str, Any]) -> Rows:
+    """A row for each corruption and severity, between those for the images as they are and for the mean."""
+    under, models = found["corruptions"], found["models"]
+    roles = [model["role"] for model in models]
+    return [
+        ["none", "", *(_percent(model["test"]["accuracy"]) for model in models)],
+        *(
+            [
+                name,
+                str(level),
+                *(_percent(under["accuracy"][role][name][str(level)]) for role in roles),
+            ]
+            for name in next(iter(under["accuracy"].values()))
+            for level in under["severities"]
+        ),
+        ["mean", "", *(_percent(under["mean"][role]) for role in roles)],
+    ]
+
+
+def sentences(found: Mapping[str, Any]) -> list[str]:
+    """What the evaluation says, and what should be known to read it."""
+    data = found["data"]
+    where = f" in {data['root']}" if data["other"] else ""
+    lines = [f"{data['images']} images: {data['part']} of {data['name']}{where}."]
+    if data["left_out"]:
+        lines.append(
+            f"{data['left_out']} images were left out: the run's nets were trained on them or chosen by them."
+        )
+    if data["skipped"]:
+        lines.append(f"{len(data['skipped'])} files could not be decoded.")
+    lines += [f"No {role}: {reason}" for role, reason in found["missing"].items()]
+    for pair in found["paired"]:
+        low, high = (100 * bound for bound in pair["difference_ci95"])
+        sure = "" if low > 0 or high < 0 else "; that may be chance"
+        lines.append(
+            f"{pair['first'].capitalize()} over {pair['second']}: {100 * pair['difference']:+.2f} points [95 %: "
+            f"{low:+.2f} to {high:+.2f}]; {pair['only_first']} images only it gets right, {pair['only_second']} only "
+            f"the {pair['second']} (McNemar p = {pair['p_value']:.2g}){sure}."
+        )
+    return [*lines, *_about_temperatures(found), *_about_corruptions(found)]
+
+
+def _about_temperatures(found: Mapping[str, Any]) -> list[str]:
+    if reason := found["calibrated_on"]["reason"]:
+        return [f"No temperature was fitted, as the run's validation part is not there: {reason}"]
+    without = [model["role"] for model in found["models"] if model["calibrated"] is None]
+    on = f"on the run's {found['calibrated_on']['validation']} validation images"
+    if without:
+        who = ", ".join(without)
+        return [
+            f"No temperature fits best {on} for {who}: right about all of them, or no better than chance."
+        ]
+    return [f"The temperatures were fitted {on}."]
+
+
+def _about_corruptions(found: Mapping[str, Any]) -> list[str]:
+    if "corruptions" not in found:
+        return []
+    under = found["corruptions"]
+    means = ", ".join(f"{role} {100 * mean:.2f} %" for role, mean in under["mean"].items())
+    return [
+        f"Mean accuracy under corruptions: {means}. Severities are those of CIFAR-10-C at all image sizes (Hendrycks & "
+        "Dietterich 2019), but the blur's width grows with the side above 32 pixels."
+    ]
+
+
+def as_markdown(found: Mapping[str, Any]) -> str:
+    """`evaluation.md`: all of it, and what is needed to repeat it."""
+    roles, env = [model["role"] for model in found["models"]], found["environment"]
+    parts = [
+        [f"# Evaluation of {in_markdown(found['name'])}"],
+        _markdown(["", *roles], metric_rows(found)),
+        [f"- {in_markdown(line)}" for line in sentences(found)],
+        ["## Classes", "", "Precision / recall, in per cent."],
+        _markdown(["class", "images", *roles], class_rows(found)),
+        *(
+            part
+            for model in found["models"]
+            for part in _confusion(model, found["data"]["classes"])
+        ),
+    ]
+    if "corruptions" in found:
+        parts += [["## Corruptions", "", "Accuracy in per cent."]]
+        parts += [_markdown(["corruption", "severity", *roles], corruption_rows(found))]
+    stages = ", ".join(f"{model['role']} {model['stage']}" for model in found["models"])
+    how = [
+        "## How",
+        "",
+        f"- Command: {as_code(found['command'])}",
+        f"- Run: {as_code(found['run'])}; stages {stages}.",
+        "- Interval of the accuracy: Wilson. Of differences: bootstrap over the images; p: McNemar's exact test. Brier "
+        "score: summed over the classes. ECE: 15 bins of equal width. Temperature: lowest NLL on validation.",
+        f"- Finished {found['finished']}, commit {found['git'] or 'unknown'}; Python {env['python']}, torch "
+        f"{env['torch']}, {env['device']}.",
+    ]
+    return "\n\n".join("\n".join(part) for part in [*parts, how])
+
+
+def _confusion(model: Mapping[str, Any], classes: Sequence[str]) -> list[list[str]]:
+    """The confusion matrix, or of many classes the ten most frequent confusions."""
+    counts = model["test"]["confusion"]
+    if counts is None:
+        return []
+    if len(classes) <= SHOWN:
+        rows = [[name, *map(str, row)] for name, row in zip(classes, counts, strict=True)]
+        head = [
+            f"## What the {model['role']} chooses",
+            "",
+            "Rows: the true class; columns: the chosen one; images.",
+        ]
+        return [head, _markdown(["", *classes], rows)]
+    wrong = [(n, t, c) for t, row in enumerate(counts) for c, n in enumerate(row) if n and t != c]
+    most = sorted(wrong, key=lambda each: -each[0])[:10]
+    lines = [
+        f"- {in_markdown(classes[t])} as {in_markdown(classes[c])}: {n} images" for n, t, c in most
+    ]
+    return [[f"## What the {model['role']} confuses most", "", *lines]]
+
+
+def _markdown(header: Sequence[str], rows: Rows) -> list[str]:
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return ["| " + " | ".join(in_markdown(cell) for cell in line) + " |" for line in lines]
+
+
+def _accuracy(test: Mapping[str, Any]) -> str:
+    low, high = test["accuracy_ci95"]
+    return f"{100 * test['accuracy']:.2f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _percent(value: float | None, digits: int = 2) -> str:
+    return "-" if value is None else f"{100 * value:.{digits}f}"
+
+
+def _f(value: float | None, digits: int = 4) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,61 @@
+"""What `kd.evaluate` and `kd.benchmark` may be asked for; checked before torch is imported, which takes seconds."""
+
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field, PositiveFloat
+
+from kd.config.fields import Node, Seed
+from kd.config.schema import Command
+from kd.errors import UserError, nearest
+
+# How a net may be run: PyTorch as it is, compiled by PyTorch, by ONNX Runtime, and that in whole numbers of 8 bits.
+BACKENDS = ("eager", "compile", "onnx", "onnx_int8")
+
+
+def _backends(found: list[str]) -> list[str]:
+    for name in found:
+        if name not in BACKENDS:
+            raise UserError(
+                f"backends: found {name!r}; accepted are {', '.join(BACKENDS)}{nearest(name, BACKENDS)}"
+            )
+    return list(dict.fromkeys(found))
+
+
+class Benchmark(Command):
+    """The config of `kd.benchmark`; see conf/benchmark.yaml."""
+
+    run: str
+    out: str | None
+    backends: Annotated[list[str], Field(min_length=1), AfterValidator(_backends)]
+    batches: Annotated[list[Annotated[int, Field(gt=0, le=2**16)]], Field(min_length=1)]
+    seconds: PositiveFloat
+    threads: Annotated[int, Field(gt=0, le=4096)] | None
+
+
+def _corruptions(found: Any) -> list[str]:
+    """The corruptions that are asked for, by name."""
+    from kd.measure.corruptions import CORRUPTIONS
+
+    if isinstance(found, bool):
+        return list(CORRUPTIONS) if found else []
+    names = found if isinstance(found, list) else [found]
+    for name in names:
+        if not isinstance(name, str) or name not in CORRUPTIONS:
+            known = ", ".join(CORRUPTIONS)
+            raise UserError(
+                f"corruptions: found {name!r}; accepted are true, false, or a list of {known}"
+                f"{nearest(str(name), CORRUPTIONS)}"
+            )
+    return list(dict.fromkeys(names))
+
+
+class Evaluate(Command):
+    """The config of `kd.evaluate`; see conf/evaluate.yaml."""
+
+    run: str
+    data: Node
+    out: str | None
+    corruptions: Annotated[Any, AfterValidator(_corruptions)]
+    severities: Annotated[list[Annotated[int, Field(ge=1, le=5)]], Field(min_length=1)]
+    seed: Seed
+    output_dir: str

@@ -1,1 +1,0 @@
-"""What a loss sees of a net besides its logits."""

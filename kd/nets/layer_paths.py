@@ -1,0 +1,170 @@
+"""Where a net is looked at, and what comes there; found out in one dry pass of a copy of it."""
+
+import copy
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from kd.errors import UserError, nearest
+from kd.nets.head import head_of
+from kd.shape import Shape
+
+ACTIVATIONS = (
+    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.CELU, nn.SELU),
+    *(nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish),
+)
+
+
+class Place(NamedTuple):
+    """Where a tensor is seen: a module, and what it gets or what it returns; the last time that the net calls it."""
+
+    path: str
+    side: Literal["input", "output"]
+
+
+@dataclass(frozen=True)
+class Points:
+    """Where a net is looked at, and what comes there.
+
+    Attributes:
+        feats: the taps, in order.
+        preacts: for each tap what its last activation gets, or the tap itself where it does not end in one.
+        pooled: what the last linear layer gets; None where the net has no one such layer.
+        head: that layer's path.
+        copied: places whose tensor is written over before the forward pass ends.
+        shapes: of one image at each tap, (channels, H, W), (tokens, channels) or (channels,).
+        width: numbers in the pooled embedding of an image; 0 without one.
+    """
+
+    feats: tuple[Place, ...]
+    preacts: tuple[Place, ...]
+    pooled: Place | None
+    head: str | None
+    copied: frozenset[Place]
+    shapes: tuple[tuple[int, ...], ...]
+    width: int
+
+
+def study(
+    net: nn.Module, paths: Sequence[str], shape: Shape, *, where: str, training: bool = False
+) -> Points:
+    """Look where the taps are, in one dry pass of a copy of the net; the net itself, and the random state, stay as is.
+
+    Args:
+        paths: of the modules to tap; may be none.
+        where: the config's key for them, for messages.
+        training: the mode to look at it in, as other tensors may be written over in it.
+
+    Raises:
+        UserError: there is no such module, it returns no tensor, or the net does not come by it.
+    """
+    modules = dict(net.named_modules())
+    for path in paths:
+        if path not in modules or not path:
+            raise UserError(f"{where}: the net has no module {path!r}{_suggested(path, modules)}")
+    record = dry_pass(net, shape, training)
+    for path in paths:
+        if path not in record.outputs:
+            raise UserError(
+                f"{where}: the net's forward pass does not come by {path!r}; choose another module"
+            )
+        if not isinstance(record.outputs[path], Tensor) or record.outputs[path].ndim < 2:
+            kind = type(record.outputs[path]).__name__
+            raise UserError(
+                f"{where}: {path!r} gives a {kind}, needed is a tensor [B, ...]{_suggested(path, modules)}"
+            )
+    feats = tuple(Place(path, "output") for path in paths)
+    preacts = tuple(
+        Place(found, "input") if (found := record.activation(path)) else Place(path, "output")
+        for path in paths
+    )
+    head = _head(net, shape)
+    pooled = Place(head, "input") if head is not None and head in record.inputs else None
+    return Points(
+        feats,
+        preacts,
+        pooled,
+        head,
+        frozenset(
+            place
+            for place in (*feats, *preacts, *([pooled] if pooled else []))
+            if record.written(place)
+        ),
+        tuple(tuple(record.outputs[path].shape[1:]) for path in paths),
+        record.inputs[head].flatten(1).shape[1] if pooled and head is not None else 0,
+    )
+
+
+def _suggested(path: str, modules: Collection[str]) -> str:
+    """The nearest path, and those there are around it; no more than fit into a few lines."""
+    names = [name for name in modules if name]
+    parent = path.rpartition(".")[0]
+    while parent and parent not in modules:
+        parent = parent.rpartition(".")[0]
+    level = parent.count(".") + 2 if parent else 1
+    beside = [
+        name
+        for name in names
+        if name.count(".") + 1 == level and name.startswith(f"{parent}." if parent else "")
+    ]
+    near = nearest(path, names)
+    return f"{near}; {f'in {parent!r}' if parent else 'at the top'} it has {', '.join(beside[:30]) or 'none'}"
+
+
+def _head(net: nn.Module, shape: Shape) -> str | None:
+    try:
+        heads = list(head_of(net, shape))
+    except ValueError:
+        return None
+    return heads[0] if len(heads) == 1 else None
+
+
+@dataclass
+class Record:
+    """A forward pass: what each module got and returned the last time, and how often each tensor had been written."""
+
+    inputs: dict[str, Any] = field(default_factory=dict)
+    outputs: dict[str, Any] = field(default_factory=dict)
+    versions: dict[tuple[str, str], int] = field(default_factory=dict)
+    order: list[str] = field(default_factory=list)
+    activations: set[str] = field(default_factory=set)
+
+    def entering(self, path: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        """A hook before a module's forward pass."""
+        if inputs and isinstance(inputs[0], Tensor):
+            self.inputs[path], self.versions[path, "input"] = inputs[0], inputs[0]._version
+
+    def leaving(self, path: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        """A hook after it."""
+        self.outputs[path] = output
+        self.order = [*(each for each in self.order if each != path), path]
+        if isinstance(output, Tensor):
+            self.versions[path, "output"] = output._version
+
+    def written(self, place: Place) -> bool:
+        """Whether the tensor was written over between that moment and the end."""
+        tensor = (self.inputs if place.side == "input" else self.outputs)[place.path]
+        return bool(tensor._version != self.versions[place.path, place.side])
+
+    def activation(self, path: str) -> str | None:
+        """The activation whose result a module returns as its own; None where there is none."""
+        same = (name for name in self.activations if self.outputs.get(name) is self.outputs[path])
+        return next((name for name in same if name in self.inputs), None)
+
+
+def dry_pass(net: nn.Module, shape: Shape, training: bool) -> Record:
+    """What happens in a forward pass on two random images, which nothing of the net is left with."""
+    record, dummy = Record(), copy.deepcopy(net).train(training)
+    for path, module in dummy.named_modules():
+        module.register_forward_pre_hook(partial(record.entering, path))
+        module.register_forward_hook(partial(record.leaving, path))
+        if isinstance(module, ACTIVATIONS):
+            record.activations.add(path)
+    device = next((parameter.device for parameter in dummy.parameters()), torch.device("cpu"))
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        dummy(torch.randn(2, shape.channels, shape.image_size, shape.image_size).to(device))
+    return record

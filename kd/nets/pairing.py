@@ -1,0 +1,85 @@
+"""Which modules of two nets a loss compares: those named, or the nets' own, as many of the one as of the other."""
+
+from torch import Tensor, nn
+
+from kd.errors import UserError
+from kd.nets.layer_paths import dry_pass
+from kd.shape import Shape
+
+MOST = 4  # taps, where the net does not say which
+
+
+def default_taps(net: nn.Module, shape: Shape) -> list[str]:
+    """Where to look at a net that nobody has named taps for; in the order of the forward pass, at most a few.
+
+    It is what the net says itself in `taps`, as ours do; of timm's, what `feature_info` says; of others the last module
+    with parameters, not deeper than two levels, at each resolution.
+    """
+    own = getattr(net, "taps", None)
+    if isinstance(own, (tuple, list)):
+        return [str(path) for path in own]
+    if info := getattr(net, "feature_info", None):
+        modules = dict(net.named_modules())
+        named = [str(each["module"]) for each in info if each.get("module") in modules]
+        if named:
+            step = max(1, len(named) // MOST) if len(named) > MOST + 1 else 1
+            return named[::-1][::step][:MOST][::-1]
+    last: dict[tuple[int, ...], str] = {}
+    record = dry_pass(net, shape, training=False)
+    for path in record.order:
+        output = record.outputs[path]
+        deep = path.count(".") > 1 or not path
+        if deep or not isinstance(output, Tensor) or output.ndim < 3:
+            continue
+        if next(net.get_submodule(path).parameters(), None) is not None:
+            size = output.shape[2:] if output.ndim == 4 else output.shape[1:2]
+            last.pop(tuple(size), None)  # so that it comes after those met before
+            last[tuple(size)] = path
+    return list(last.values())[-MOST:]
+
+
+def pair(
+    student: nn.Module,
+    teacher: nn.Module | None,
+    taps_s: list[str] | None,
+    taps_t: list[str] | None,
+    shape: Shape,
+) -> tuple[list[str], list[str]]:
+    """The taps of student and teacher, as many of the one as of the other.
+
+    Where the config names only those of one net, or of none, the last ones of the longer list are taken.
+
+    Args:
+        teacher: None where no loss looks into it.
+        taps_s, taps_t: as the config names them; None for the net's own.
+
+    Raises:
+        UserError: the config names unequal numbers; or nobody has named any, and none are found.
+    """
+    one = _some(student, taps_s, shape, "student.taps")
+    if teacher is None:
+        return one, []
+    two = _some(teacher, taps_t, shape, "teacher.taps")
+    if taps_s and taps_t and len(one) != len(two):
+        raise UserError(
+            f"student.taps: found {len(one)} ({', '.join(one)}), teacher.taps has {len(two)} ({', '.join(two)}); "
+            "they are taken in pairs"
+        )
+    for named, other, where in ((taps_s, two, "teacher.taps"), (taps_t, one, "student.taps")):
+        if named and len(named) > len(other):
+            raise UserError(
+                f"{where}: must be given: the net has {len(other)} of its own, the other net {len(named)}"
+            )
+    count = min(len(one), len(two))
+    return one[-count:], two[-count:]
+
+
+def _some(net: nn.Module, named: list[str] | None, shape: Shape, where: str) -> list[str]:
+    found = named or default_taps(net, shape)
+    if not found:
+        modules = [name for name, _ in net.named_modules() if name]
+        raise UserError(
+            f"{where}: must be given: {type(net).__name__} has no maps to look at by itself; its modules are "
+            f"{', '.join(modules[:40])}{' ...' if len(modules) > 40 else ''}"
+        )
+    return found

@@ -1,0 +1,1 @@
+"""One run, its sweep, its folder; a finished run read back."""

@@ -1,0 +1,121 @@
+"""What a sweep's folder and each of its runs are called: alike for the same overrides, different for different ones."""
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import Container, OmegaConf
+
+from kd.config.schema import Training
+
+# What a run's name shows anyway.
+SHOWN = {
+    "data",
+    "model",
+    "teacher",
+    "student",
+    "loss",
+    "experiment",
+    "alpha",
+    "temperature",
+    "seed",
+}
+
+# Groups whose files pick those of other groups.
+PICKED = {"model": {"teacher", "student"}, "incremental/method": {"loss"}}
+
+# What a sweep's name does not depend on: forced, or shown with tracebacks, it is the same sweep.
+APART = {"force", "debug", "pictures", "output_dir", "name", "sweep"}
+
+
+def sweep_name(*, _root_: Container) -> str:
+    """The name of a sweep's folder: that of its runs as far as they share it, what is swept, and a hash of the rest.
+
+    The same for the same overrides, so that the same command finds what is done. A `name=` typed there is taken as it
+    is.
+    """
+    words = overrides_of(_root_)
+    given = {each.get_key_element(): each for each in words}
+    if "name" in given and not given["name"].is_sweep_override():
+        return str(given["name"].value())
+    keys = swept_keys(_root_, words)
+    hidden = keys.union(*(picked for key, picked in PICKED.items() if key in keys))
+    choices = OmegaConf.select(_root_, "hydra.runtime.choices")
+    shared = {
+        name: choices.get(name) for name in ("data", "teacher", "student", "loss", "experiment")
+    }
+    parts = [
+        value
+        for name, value in shared.items()
+        if value not in (None, "null") and name not in hidden
+    ]
+    if shared["teacher"] and not {"teacher", "student"} & hidden:
+        parts[1 - ("data" in hidden)] += "_to"
+    parts += [key.rpartition(".")[2] for key in given if key in keys]
+    rest = sorted(str(each.input_line) for key, each in given.items() if key not in APART)
+    return (
+        plain("_".join(parts), 100) + "_" + hashlib.sha256("\n".join(rest).encode()).hexdigest()[:6]
+    )
+
+
+def overrides_of(config: Container) -> list[Override]:
+    """All overrides: those of a file in conf/sweep, then those of the command line, which win."""
+    params = OmegaConf.select(config, "hydra.sweeper.params") or {}
+    words = [f"{key}={value}" for key, value in params.items()]
+    typed: Any = OmegaConf.to_container(
+        OmegaConf.select(config, "hydra.overrides.task"), resolve=False
+    )
+    return OverridesParser.create().parse_overrides([*words, *map(str, typed)])
+
+
+def swept_keys(config: Container, overrides: Sequence[Override]) -> set[str]:
+    """The keys that the command line or a file in conf/sweep sweeps, those set to one value there among them."""
+    swept = {each.get_key_element() for each in overrides if each.is_sweep_override()}
+    return swept | set(OmegaConf.select(config, "hydra.sweeper.params") or ())
+
+
+def run_names(runs: Sequence[tuple[Training, Sequence[str], Sequence[str]]]) -> list[str]:
+    """A name of its own for each run: with what is swept in it, where the usual name does not tell the runs apart.
+
+    Args:
+        runs: of each its config, its overrides, and those of them in which it differs from the others.
+    """
+    times = Counter(config.name for config, *_ in runs)
+    taken: list[str] = []
+    for config, overrides, swept in runs:
+        if times[config.name] == 1:
+            taken.append(config.name)
+            continue
+        own = any(word.startswith("name=") for word in overrides)  # then it shows nothing
+        words = [word.partition("=") for word in swept]
+        more = [
+            f"{key.rpartition('.')[2]}-{plain(value, 40)}"
+            for key, _, value in words
+            if own or key not in SHOWN
+        ]
+        name = _with(config, plain("_".join(more), 60))
+        if name in taken:
+            name = _with(config, hashlib.sha256(" ".join(swept).encode()).hexdigest()[:8])
+        taken.append(name)
+    return taken
+
+
+def _with(config: Training, more: str) -> str:
+    """A run's name with more in it; the seed stays at its end."""
+    seed = f"_s{config.seed}"
+    return f"{config.name.removesuffix(seed)}_{more}{seed}"
+
+
+def plain(text: str, longest: int) -> str:
+    """Text as part of a file's name; cut, with a hash, where it is too long."""
+    found = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-")
+    if len(found) <= longest:
+        return found
+    return f"{found[: longest - 9]}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True)

@@ -1,0 +1,88 @@
+"""What is found out about a run before anything is trained."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from kd.config.schema import Config
+from kd.data.base import DataModule
+from kd.errors import UserError
+from kd.files.store import Done, Store
+from kd.nets.build import build_net
+from kd.nets.head import head_of
+from kd.stages.chain import LABELS_ONLY, Link
+from kd.stages.stage import make_stage
+from kd.stages.start import file_of
+from kd.stages.try_out import try_out
+from kd.training.objective import Objective
+from kd.training.optim import make_optimizer
+
+
+def check_labels(objective: Objective, data: DataModule) -> None:
+    """Refuse a loss that reads labels where some images have none; the cross-entropy leaves those out."""
+    for term in objective.terms if data.unlabeled else ():
+        if "target" in term.signals:  # type: ignore[operator]
+            raise UserError(
+                f"loss.terms.{term.name}: reads the label of each image, but those of data.unlabeled have none; "
+                "accepted are losses without `target`, or data.unlabeled=null"
+            )
+
+
+def left_of(
+    chain: Sequence[Link], config: Config, data: DataModule, store: Store
+) -> Sequence[Link]:
+    """The chain from its first stage on that is not there yet: what is there has nothing to be tried out."""
+    stages: dict[str, Done] = {}
+    for i, link in enumerate(chain):
+        done = store.find(make_stage(link, config, data, stages).key)
+        if done is None:
+            return chain[i:]
+        stages[link.name] = done
+    return []
+
+
+def preflight(chain: Sequence[Link], config: Config, data: DataModule) -> None:
+    """Build once, and throw away, what the stages will be made of: a mistake in the last shows before the first.
+
+    Raises:
+        UserError: for what cannot be built.
+    """
+    ranks = config.trainer.get("devices", 1) * config.trainer.get("num_nodes", 1)
+    for link in chain:
+        learns = False
+        if link.objective != LABELS_ONLY:
+            objective = try_out(link, data)
+            check_labels(objective, data)
+            learns = any(True for _ in objective.parameters())
+        if link.trains == "loss" and not learns:
+            raise UserError(
+                f"stage.{link.name}.trains: found 'loss', but its loss learns nothing; accepted is all"
+            )
+        at, recipe = link.recipe_at, link.recipe
+        file = file_of(link, data)
+        most = file.stat().st_size if file and link.trains == "none" else None
+        net = build_net(
+            link.net, data.shape, link.where, load=not (link.path or link.start), most=most
+        )
+        if link.trains == "head":
+            check_head(net, data, at)
+        if link.trains == "none":
+            continue
+        make_optimizer(
+            net.parameters(), 2, optim=recipe.optim, schedule=recipe.lr_schedule, where=f"{at}optim"
+        )
+        data.train_loader(recipe.batch_size, recipe.seed, ranks, where=f"{at}batch_size")
+
+
+def check_head(net: nn.Module, data: DataModule, at: str) -> None:
+    """Refuse to train the last layer alone of a net that has no such layer.
+
+    Raises:
+        UserError: it has none.
+    """
+    try:
+        head_of(net, data.shape)
+    except ValueError as error:
+        raise UserError(
+            f"{at}finetune: head cannot be trained alone: {error}; accepted are all, none"
+        ) from error

@@ -1,0 +1,160 @@
+"""A run: the chain of stages, then the report, in a folder that appears whole."""
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from kd.config.construct import construct
+from kd.config.schema import Config
+from kd.data.base import DataModule
+from kd.files.header import SCHEMA, STUDENT
+from kd.files.records import sealed
+from kd.files.run_folder import RunFolder
+from kd.files.store import Done, Store
+from kd.files.tensors import save_tensors
+from kd.files.writing import writable, writing
+from kd.log import say
+from kd.reports.figures import figures_of_run
+from kd.reports.model_card import model_card
+from kd.reports.run_events import begin, finish
+from kd.reports.run_page import as_page
+from kd.reports.run_report import as_markdown, as_table, make_report, verdict
+from kd.runs.preflight import left_of, preflight
+from kd.stages.chain import Link, Role, chain_of
+from kd.stages.result import logits_of
+from kd.stages.stage import Stage, complete, make_stage
+
+
+def run(
+    config: Config,
+    command: str,
+    *,
+    folder: RunFolder | None = None,
+    since: datetime | None = None,
+    out: Console | None = None,
+) -> Path:
+    """Finish the run's stages, measure their nets, and write the run's folder.
+
+    Args:
+        command: the line that repeats the run.
+        folder: to be filled; None for a new one in `runs` in the output folder.
+        since: where the config says `force`, stages that were finished after that time are not trained again.
+        out: what the comparison is shown on; None for stdout.
+
+    Returns:
+        the run's folder.
+
+    Raises:
+        UserError: for what the user can mend, before anything is trained where that can be told.
+        Interrupted: by Ctrl-C; what was finished stays finished.
+    """
+    output = writable(Path(config.output_dir).expanduser())
+    chain = chain_of(config)  # and the losses with it, before the data is read
+    data: DataModule = construct(config.data, "data")
+    store = Store(output / "store")
+    if left := chain if config.force else left_of(chain, config, data, store):
+        preflight(left, config, data)
+    folder = folder or RunFolder(output / "runs", config.name)
+    with (
+        writing(folder.path, "the run's folder"),
+        folder,
+        begin(folder.events, config, data) as events,
+    ):
+        stages: dict[str, Done] = {}
+        for link in chain:
+            stage = make_stage(link, config, data, stages)
+            stages[link.name], how = finish_stage(
+                stage, store, data, folder, force=config.force, since=since
+            )
+            accuracy = 100 * stages[link.name].record["val"]["best"]["val/acc"]
+            say(f"{link.name}: {how}, validation accuracy {accuracy:.2f} % ({stage.key})")
+        plain = config.model_dump()
+        done = by_role(chain, stages)
+        report = make_report(
+            done, data, name=config.name, seed=config.seed, command=command, config=plain
+        )
+        figures = dict(figures_of(done, data)) if config.pictures else {}
+        write_run(folder.path, report, figures, done, data)
+        own = {link.role for link in chain if link.role and folder.shows(link.name)}
+        shown = {
+            name: each
+            for name, each in figures.items()
+            if "/" not in name or name.rpartition("/")[2] in own
+        }
+        finish(events, config, report, shown)
+    console = out or Console()
+    console.print(as_table(report))
+    for line in verdict(report):
+        console.print(line, highlight=False)
+    console.print(f"Report: {folder.final / 'report.html'}", highlight=False, soft_wrap=True)
+    return folder.final
+
+
+def finish_stage(
+    stage: Stage,
+    store: Store,
+    data: DataModule,
+    folder: RunFolder,
+    *,
+    force: bool,
+    since: datetime | None,
+) -> tuple[Done, str]:
+    """A stage's result, while the run's folder shows its curves; and how it was come by, in words."""
+    folder.follow(stage.name, store.root / f"{stage.key}.partial" / "tensorboard")
+    started = time.perf_counter()
+    done, reused = complete(stage, store, data, force=force, since=since)
+    folder.settle(stage.name, done.folder / "tensorboard", store.root.parent)
+    trained = (
+        f"trained in {time.perf_counter() - started:.0f} s"
+        if stage.spec["epochs"]
+        else "taken as it is"
+    )
+    return done, "already there" if reused else trained
+
+
+def by_role(chain: Sequence[Link], stages: Mapping[str, Done]) -> dict[Role, Done]:
+    """The stages that the run compares; of several students the last one, which builds on the others."""
+    return {link.role: stages[link.name] for link in chain if link.role}
+
+
+def figures_of(done: Mapping[Role, Done], data: DataModule) -> Iterator[tuple[str, Figure]]:
+    """The figures of a run's models, each with its name; see `kd.reports.figures`."""
+    test = data.split.test
+    histories = {str(role): each.record["history"] for role, each in done.items()}
+    logits = {str(role): logits_of(each, data, test) for role, each in done.items()}
+    return figures_of_run(histories, logits, test.pixels, test.labels, data.classes)
+
+
+def write_run(
+    folder: Path,
+    report: Mapping[str, Any],
+    figures: Mapping[str, Figure],
+    done: Mapping[Role, Done],
+    data: DataModule,
+) -> None:
+    """The files of a run: its report, its config, and its student with a header that says what it is."""
+    (folder / "report.json").write_text(json.dumps(sealed(report), indent=1))
+    (folder / "report.md").write_text(as_markdown(report))
+    (folder / "report.html").write_text(as_page(report, figures))
+    (folder / "config.yaml").write_text(yaml.safe_dump(report["config"], sort_keys=False))
+    if "student" in done:
+        (folder / "MODEL_CARD.md").write_text(
+            model_card(report, folder.name.removesuffix(".partial"))
+        )
+        mean, std = done["student"].record["normalization"]
+        about = {
+            "schema": SCHEMA,
+            "net": done["student"].record["spec"]["net"],
+            "shape": list(data.shape),
+            "classes": list(data.classes),
+            "mean": mean,
+            "std": std,
+        }
+        save_tensors(done["student"].weights(), folder / STUDENT, about)

@@ -1,0 +1,1 @@
+"""Stages: their plans, keys and results; each is trained once."""

@@ -1,0 +1,347 @@
+"""Stages: what each one's result depends on, its key, and getting it done once."""
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kd.config.schema import Training
+from kd.data.base import DataModule
+from kd.errors import Dropped
+from kd.files.store import Done, Store, key_of
+from kd.files.tensors import load_tensors, save_tensors
+from kd.files.writing import writing
+from kd.log import say
+from kd.measure.metrics import predict_logits, summary
+from kd.nets.build import build_net, normalization_of, set_normalization
+from kd.nets.grow import Grown, align
+from kd.nets.hooks import kinds_of
+from kd.nets.layer_paths import study
+from kd.stages.chain import LABELS_ONLY, Link
+from kd.stages.code_hash import RECIPE, code_of, targets
+from kd.stages.result import classes_of, frozen, logits_name, logits_of, normalized_as, watched
+from kd.stages.start import file_of, load_start, net_spec, start_spec
+from kd.stages.try_out import taps_of
+from kd.teachers.cached import Cached
+from kd.teachers.ensemble import Ensemble
+from kd.teachers.feature_teacher import Observed
+from kd.teachers.fused import Folded
+from kd.teachers.live import Live, Teacher
+from kd.teachers.snapshot import Snapshot
+from kd.teachers.view_files import Room, ViewFiles
+from kd.training.fake_quantize import fake_quantize
+from kd.training.objective import signals_of
+
+# Trainer options that change how a stage runs but not what comes out of it.
+RUNTIME_ONLY = {
+    "accelerator",
+    "strategy",
+    "log_every_n_steps",
+    "deterministic",
+    "enable_progress_bar",
+}
+
+# Beside a stage's weights: what its loss learned itself, for a stage that starts from it.
+LEARNED = "learned.safetensors"
+
+# Trainer options under which an epoch may not see all images, whose views are then not worth computing all.
+PARTIAL_EPOCHS = {"limit_train_batches", "overfit_batches", "max_steps", "max_time"}
+
+Watch = Callable[
+    [Mapping[str, float]], None
+]  # is shown an epoch's metrics, and may raise `Dropped`
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training that is to be done.
+
+    Attributes:
+        name: as in `stages=`.
+        spec: all that the result depends on, and nothing else; the training is built from it alone.
+        runtime: Trainer options that change nothing in the result.
+        teacher: the finished stage that answers for the views, where the objective asks for one.
+        reference: the finished stage that `val/agreement` compares with; no part of the result.
+        weights: a file to take the net's weights from.
+        start: the finished stage to take them from.
+        members: the finished stages whose nets the net consists of.
+        room: where the teacher's outputs are kept; None does not keep them.
+        stored: logits [training images, C] that are replayed in the teacher's stead.
+    """
+
+    name: str
+    spec: dict[str, Any]
+    runtime: Mapping[str, Any] = field(default_factory=dict)
+    teacher: Done | None = None
+    reference: Done | None = None
+    weights: Path | None = None
+    start: Done | None = None
+    members: tuple[Done, ...] = ()
+    room: Room | None = None
+    stored: Tensor | None = None
+
+    @property
+    def key(self) -> str:
+        """Names the result in the store."""
+        return key_of(self.spec)
+
+
+def make_stage(link: Link, config: Training, data: DataModule, done: Mapping[str, Done]) -> Stage:
+    """The stage that a link of the chain asks for.
+
+    Args:
+        done: the run's stages before it, by name.
+    """
+    # Only a teacher tells something of images without labels.
+    key = data.key(unlabeled=link.objective != LABELS_ONLY)
+    spec: dict[str, Any] = {"recipe": RECIPE, "shape": list(data.shape), "data": key}
+    file, members = file_of(link, data), tuple(done[name] for name in link.members)
+    load = not (file or link.start or members)
+    spec |= net_spec(link.net, *targets(link.objective), load=load) | start_spec(link, file)
+    if link.trains == "none":
+        spec |= {"epochs": 0, "code": code_of(*targets(link.net))}
+        spec |= {"members": [each.key for each in members]} if members else {}
+        spec |= {"seed": link.recipe.seed} if load else {}
+        return Stage(link.name, spec, weights=file, members=members)
+    spec |= link.recipe.model_dump()
+    spec["objective"] = link.objective
+    spec["epochs"] = min(spec["epochs"], config.trainer.get("max_epochs", spec["epochs"]))
+    spec["trainer"] = {
+        k: v for k, v in config.trainer.items() if k not in RUNTIME_ONLY | {"max_epochs"}
+    }
+    runtime = {k: v for k, v in config.trainer.items() if k in RUNTIME_ONLY}
+    spec["code"] = code_of(*targets(link.net), *targets(spec["objective"]))
+    teacher = done[link.teacher] if link.teacher else None
+    start = done[link.start] if link.start else None
+    spec |= {which: stage.key for which, stage in (("teacher", teacher), ("start", start)) if stage}
+    if teacher:
+        spec["outputs"] = config.teacher.outputs
+    if link.fake_quantize:
+        spec["fake_quantize"] = True
+    if taps := taps_of(link, data.shape):
+        spec["taps"] = taps
+    reference = teacher or (done.get("teacher") if link.role != "teacher" else None)
+    return Stage(
+        link.name,
+        spec,
+        runtime,
+        teacher=teacher,
+        reference=reference,
+        weights=file,
+        start=start,
+        room=_room(config),
+    )
+
+
+def _room(config: Training) -> Room | None:
+    if config.teacher.cache == "off" or PARTIAL_EPOCHS & set(config.trainer):
+        return None
+    return Room(
+        Path(config.output_dir).expanduser() / "cache" / "teacher", config.teacher.cache_limit
+    )
+
+
+def complete(
+    stage: Stage,
+    store: Store,
+    data: DataModule,
+    *,
+    force: bool = False,
+    since: datetime | None = None,
+    watch: Watch | None = None,
+) -> tuple[Done, bool]:
+    """The finished stage: found in the store, or trained now; and whether it was there already.
+
+    Args:
+        force: train it again, unless it was finished after `since`.
+        watch: is shown each epoch's metrics while training.
+
+    Raises:
+        Dropped: by `watch`; nothing of the stage is kept then.
+    """
+
+    def counts(done: Done | None) -> bool:
+        if done is None or not force:
+            return done is not None
+        return since is not None and datetime.fromisoformat(done.record["finished"]) >= since
+
+    done = store.find(stage.key)
+    if done and counts(done):
+        return done, True
+    with store.claim(stage.key, stage.name) as folder:
+        done = store.find(stage.key)  # another process may have finished it while this one waited
+        if done and counts(done):
+            return done, True
+        torch.manual_seed(stage.spec.get("seed", 0))
+        net = _start(stage, data)
+        try:
+            result = (
+                _train(stage, net, data, folder, watch)
+                if stage.spec["epochs"]
+                else _keep(net, data, folder)
+            )
+        except Dropped:
+            shutil.rmtree(folder)
+            raise
+        before = [each.record["total"] for each in (stage.start, *stage.members) if each]
+        total = {
+            each: result[each] + sum(one[each] for one in before) for each in ("epochs", "seconds")
+        }
+        last = result["history"][-1]
+        taught = {
+            key.removeprefix("teacher/"): last[key] for key in last if key.startswith("teacher/")
+        }
+        if stage.start and not taught:
+            taught = stage.start.record["taught"]
+        now = datetime.now(UTC).isoformat()
+        record = {
+            "name": stage.name,
+            "spec": stage.spec,
+            "finished": now,
+            **result,
+            "total": total,
+            "taught": taught,
+        }
+        record["normalization"] = [list(each) for each in normalization_of(net, data.statistics)]
+        return store.publish(stage.key, record), False
+
+
+def _start(stage: Stage, data: DataModule) -> nn.Module:
+    """The net that a stage begins with: fresh, pretrained, from a file, or from an earlier stage."""
+    load = not (stage.weights or stage.start or stage.members)
+    net = build_net(stage.spec["net"], data.shape, f"{stage.name}.net", load=load)
+    if stage.weights:
+        load_start(net, stage.weights, f"{stage.name}.path", stage.spec["epochs"] > 0, data.shape)
+    if said := stage.spec.get("normalization"):
+        where = f"{stage.name}.normalization"
+        set_normalization(
+            net, (tuple(said["mean"]), tuple(said["std"])), data.shape.channels, where
+        )
+    if stage.start:
+        take = net.take_over if isinstance(net, Grown) else net.load_state_dict
+        take(stage.start.weights())
+        normalized_as(net, stage.start)
+    elif stage.teacher and callable(inherit := getattr(net, "inherit", None)):
+        inherit(stage.teacher.weights())
+    if stage.members:
+        assert isinstance(net, Ensemble)
+        net.join(
+            [each.weights() for each in stage.members],
+            [each.record["normalization"] for each in stage.members],
+        )
+    return net
+
+
+def _train(
+    stage: Stage, net: nn.Module, data: DataModule, folder: Path, watch: Watch | None
+) -> dict[str, Any]:
+    from kd.training.fit import (
+        fit,  # brings Lightning in, which a run with nothing left to train does without
+    )
+
+    reference = None
+    if stage.reference:
+        reference = logits_of(stage.reference, data, data.split.val).argmax(1)
+    taught: dict[str, Any] = {}
+    if stage.stored is not None:
+        taught = {"teacher": Snapshot(stage.stored)}
+    elif stage.teacher:
+        taught = {"teacher": teacher_of(stage, stage.teacher, data)}
+        if (
+            classes_of(stage.teacher) == data.shape.num_classes
+        ):  # one that knows fewer says nothing of the other images
+            taught["watched"] = watched(stage.teacher, data)
+    if stage.start and (learned := stage.start.folder / LEARNED).exists():
+        taught["learned"] = load_tensors(learned)
+    if stage.spec.get("fake_quantize"):
+        say(f"{stage.name}: {fake_quantize(net)} layers round to 8 bits")
+    result = fit(
+        net,
+        stage.spec,
+        stage.name,
+        data,
+        folder,
+        stage.runtime,
+        reference=reference,
+        watch=watch,
+        **taught,
+    )
+    if stage.spec.get("align"):
+        factor = _aligned(net, folder / "weights.safetensors")
+        say(
+            f"{stage.name}: the new classes' weights times {factor:.2f}, which gives them the norm of the old ones'"
+        )
+    return {**result, "reference": stage.reference.key if stage.reference else None}
+
+
+def _aligned(net: nn.Module, file: Path) -> float:
+    """Align the last layer of the weights in a file, which are the net's; returns the factor."""
+    assert isinstance(net, Grown)
+    net.load_state_dict(load_tensors(file))
+    factor = align(net.head)
+    save_tensors(net.state_dict(), file)
+    return factor
+
+
+def _keep(net: nn.Module, data: DataModule, folder: Path) -> dict[str, Any]:
+    """Finish a stage that trains for no epoch: its net as it is, and how good that is on validation."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    save_tensors(net.state_dict(), folder / "weights.safetensors")
+    val = data.split.val
+    logits = predict_logits(net, data, val)
+    save_tensors(
+        {"logits": logits}, folder / f"{logits_name(val)}.safetensors"
+    )  # as `logits_of` would
+    found = summary(logits, val.labels)
+    row = {"epoch": 0, "val/acc": found["accuracy"], "val/loss": found["nll"], "seconds": 0.0}
+    curves = folder / "tensorboard"
+    with writing(curves, "the curves"), SummaryWriter(str(curves)) as events:
+        for name in ("val/acc", "val/loss"):
+            events.add_scalar(name, row[name])
+    return {
+        "history": [row],
+        "val": {"best": row, "last": row},
+        "epochs": 0,
+        "seconds": 0.0,
+        "reference": None,
+        "steps": 0,
+        "training_params": 0,
+    }
+
+
+def teacher_of(stage: Stage, done: Done, data: DataModule) -> Teacher:
+    """A finished stage as what answers for another stage's views, computed once where they are kept."""
+    if kinds := kinds_of(
+        signals_of(stage.spec["objective"]), "t"
+    ):  # which are kept nowhere: it is asked each time
+        taps = stage.spec.get("taps", {}).get("teacher", [])
+        answers = frozen(done)
+        points = study(answers.net, taps, data.shape, where="teacher.taps")
+        return Observed(answers, points, kinds, stage.spec["outputs"])
+    live = Live(Folded(partial(frozen, done)), stage.spec["outputs"])
+    if stage.room is None:
+        return live
+    images = data.training(stage.spec["data"]["unlabeled"] is not None)
+    net = done.record["spec"]["net"]
+    key = {
+        "teacher": [done.record["sha256"], net, code_of(net), *done.record["normalization"]],
+        **{name: stage.spec[name] for name in ("recipe", "seed", "shape", "outputs")},
+        "data": {name: stage.spec["data"][name] for name in ("train", "unlabeled", "augment")},
+        "precision": stage.spec["trainer"].get("precision"),
+        "torch": torch.__version__,  # another one may differ in the last bit
+    }
+    files = ViewFiles(stage.room, key_of(key), len(images), classes_of(done), stage.spec["outputs"])
+    epochs = (
+        0 if stage.spec["early_stopping"] else stage.spec["epochs"]
+    )  # how far it gets, nobody knows then
+    views = min(epochs, data.views or epochs)
+    return Cached(
+        live, images, augment=data.augment, seed=stage.spec["seed"], files=files, views=views
+    )

@@ -1,0 +1,140 @@
+"""Where a teacher starts from: its file, what that adds to the stage's key, and whether the two fit each other."""
+
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from kd.config.construct import parameters_of, resolve_target
+from kd.data.base import DataModule
+from kd.errors import UserError
+from kd.files.header import header_of, weights_file
+from kd.files.store import checksum
+from kd.log import say
+from kd.nets.build import pretrained_of, set_normalization, without_pretrained
+from kd.nets.head import head_tensors
+from kd.nets.weights import load_weights
+from kd.shape import Shape
+from kd.stages.chain import Link
+
+
+def file_of(link: Link, data: DataModule) -> Path | None:
+    """The file to take a stage's weights from, None where there is none; checked against the net and the data.
+
+    Raises:
+        UserError: there is no such file, or it says itself that it holds another net's weights or other classes.
+    """
+    if link.path is None:
+        return None
+    where = f"{link.name}.path"
+    file = weights_file(link.path, where)
+    header = header_of(file)
+    if header:
+        _agree(header["net"], link, file)
+        if link.trains == "none":
+            _same_classes(header.get("classes"), data.classes, f"{where}: {file}")
+    return file
+
+
+def start_spec(link: Link, file: Path | None) -> dict[str, Any]:
+    """What the start of a stage's training adds to its key: nothing where that is a fresh net, trained whole."""
+    spec: dict[str, Any] = {"weights": _checksum(file, file.stat().st_ctime_ns)} if file else {}
+    if link.normalization:
+        spec["normalization"] = link.normalization.model_dump()
+    if link.trains in ("head", "loss"):
+        spec["trains"] = link.trains
+    return spec
+
+
+@lru_cache(maxsize=8)
+def _checksum(file: Path, changed: int) -> str:
+    """Of a file as it was at that time. Each job of a sweep asks several times, and 45 MB take a tenth of a second."""
+    return checksum(file)
+
+
+def net_spec(
+    node: Mapping[str, Any], *others: Mapping[str, Any], load: bool = True
+) -> dict[str, Any]:
+    """What a net adds to a stage's key: its node, and the weights that come with it.
+
+    Args:
+        others: nodes of whatever else the stage builds.
+        load: False where the net's weights come from elsewhere.
+    """
+    nets = [
+        node,
+        *(value for value in node.values() if isinstance(value, Mapping)),
+    ]  # a net may hold another one
+    asked = any(each.get("pretrained") for each in nets)
+    plain = dict(node) if asked else without_pretrained(node)  # false is as good as not said
+    nodes = [*(each for each in nets if load and "_target_" in each), *others]
+    names = [found.weights for each in nodes if (found := pretrained_of(each, "net"))]
+    return {"net": plain, "pretrained": names} if names else {"net": plain}
+
+
+def load_start(net: nn.Module, file: Path, where: str, followed: bool, shape: Shape) -> None:
+    """Load a file, and note the normalisation that its net was trained with where the file says it.
+
+    Args:
+        where: the config's key for the file, for messages.
+        followed: whether training follows; a last layer for another number of classes starts afresh then.
+
+    Raises:
+        UserError: the tensors are not the net's.
+    """
+    try:
+        head = head_tensors(net, shape) if followed else []
+    except ValueError:
+        head = []
+    load_weights(net, file, where, head)
+    header = header_of(file)
+    if header and "mean" in header and "std" in header:
+        set_normalization(net, (tuple(header["mean"]), tuple(header["std"])), shape.channels, where)
+
+
+def _agree(theirs: Mapping[str, Any], link: Link, file: Path) -> None:
+    """Refuse a file that says that its weights are of another net."""
+    target, _ = resolve_target(
+        link.net, link.where
+    )  # never theirs: a file must not choose what is imported
+    defaults = {name: parameter.default for name, parameter in parameters_of(target).items()}
+
+    def whole(node: Mapping[str, Any]) -> dict[str, Any]:
+        filled = {**defaults, **without_pretrained(node)}
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in filled.items()
+        }
+
+    a, b = whole(theirs), whole(link.net)
+    other = [
+        name for name in a.keys() | b.keys() if name != "pretrained" and a.get(name) != b.get(name)
+    ]
+    if "_target_" in other:
+        other = ["_target_"]  # the rest says nothing then
+    if other:
+        differs = ", ".join(
+            f"{name} {a.get(name)!r} where {link.where} has {b.get(name)!r}"
+            for name in sorted(other)
+        )
+        raise UserError(
+            f"{link.name}.path: {file} says that it is of another net: {differs}.\n"
+            "  teacher=checkpoint teacher.path=... takes the net that the file names"
+        )
+
+
+def _same_classes(theirs: object, ours: tuple[str, ...], file: str) -> None:
+    """Refuse a teacher that knows the same classes in another order; say it where it calls them otherwise."""
+    if not isinstance(theirs, list) or theirs == list(ours) or len(theirs) != len(ours):
+        return  # another number shows in the tensors
+    if sorted(map(str, theirs)) == sorted(ours):
+        raise UserError(
+            f"{file} is for the same classes in another order: {theirs}; the data has {list(ours)}"
+        )
+    say(f"{file} calls its classes {_few(theirs)}; the data calls them {_few(list(ours))}")
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(map(str, names[:5])) + (" ..." if len(names) > 5 else "")

@@ -1,0 +1,1 @@
+"""One `Trainer.fit`: the LightningModule, the objective, optimisers, callbacks."""

@@ -1,0 +1,102 @@
+"""What goes along with a training: its history, best epoch and curves, and what its teacher's answers are worth."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import lightning.pytorch as L
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+
+from kd.log import say
+from kd.teachers.watch import Watched
+from kd.training.distiller import Distiller
+from kd.training.finite import check_row
+
+
+class History(Callback):
+    """Metrics of each finished epoch, kept in the checkpoint; and a line for each where there is no progress bar."""
+
+    state_key = "History"
+
+    def __init__(
+        self, name: str, watch: Callable[[Mapping[str, float]], None] | None = None
+    ) -> None:
+        self.name, self.watch = name, watch
+        self.rows: list[dict[str, float]] = []
+        self.before = 0.0  # seconds of training before a resume
+        self.started = time.perf_counter()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock, after an earlier attempt's time."""
+        self.before = self.rows[-1]["seconds"] if self.rows else 0.0
+        self.started = time.perf_counter()
+        for row in self.rows if self.watch else ():
+            self.watch(row)  # type: ignore[misc]
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keep the epoch's metrics; validation has already run."""
+        row = self.row(trainer, trainer.current_epoch)
+        check_row(row)
+        self.rows.append(row)
+        if trainer.is_global_zero and not trainer.progress_bar_callback:
+            say(
+                f"{self.name}: epoch {len(self.rows)}/{trainer.max_epochs}  train/loss {row['train/loss']:.4f}  "
+                f"val/loss {row['val/loss']:.4f}  val/acc {row['val/acc']:.4f}  {row['seconds']:.0f} s"
+            )
+        if self.watch:
+            self.watch(row)
+
+    def row(self, trainer: L.Trainer, epoch: int) -> dict[str, float]:
+        """The metrics that the trainer has now, and the seconds of training so far."""
+        seconds = self.before + time.perf_counter() - self.started
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        return {"epoch": epoch, **metrics, "seconds": round(seconds, 3)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """For the checkpoint."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """From the checkpoint."""
+        self.rows = list(state_dict["rows"])
+
+
+class Best(ModelCheckpoint):
+    """Keeps the epoch that is best on validation; of several that are equally good the last.
+
+    A small validation part is soon told right altogether, long before training has come to rest.
+    """
+
+    def check_monitor_top_k(self, trainer: L.Trainer, current: Tensor | None = None) -> bool:
+        """Whether this epoch is to be kept."""
+        return super().check_monitor_top_k(trainer, current) or (
+            current is not None
+            and self.best_model_score is not None
+            and bool(current == self.best_model_score)
+        )
+
+
+class WatchLog(Callback):
+    """Logs in each epoch what the teacher's soft labels are worth, at the temperature that they then have."""
+
+    def __init__(self, watched: Watched) -> None:
+        self.watched = watched
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """At the temperature of the epoch's first step."""
+        assert isinstance(pl_module, Distiller)
+        temperature = pl_module.objective.temperature(trainer.global_step / pl_module.steps)
+        for name, value in self.watched.at(temperature).items():
+            pl_module.log(f"teacher/{name}", value, on_step=False, on_epoch=True)
+
+
+class Curves(TensorBoardLogger):
+    """Leaves out `epoch`, which Lightning adds to whatever is logged, so several times to a step."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """As the values come, at the optimiser step they belong to."""
+        super().log_metrics(
+            {name: value for name, value in metrics.items() if name != "epoch"}, step
+        )

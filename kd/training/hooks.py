@@ -1,0 +1,30 @@
+"""Hooks on the net that a stage trains, as its loss asks for."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from kd.nets.hooks import Taps, kinds_of, offered
+from kd.nets.layer_paths import Points, study
+from kd.shape import Shape
+from kd.training.objective import signals_of
+
+
+def hook(
+    net: nn.Module, spec: Mapping[str, Any], teacher: Any, shape: Shape, labels: Tensor
+) -> tuple[Taps | None, dict[str, Any]]:
+    """Hooks on the net that a stage trains, as its loss asks for; and what that loss may be built with.
+
+    Args:
+        spec: the stage's.
+        teacher: what answers; an `Observed` one knows its own points.
+    """
+    kinds = kinds_of(signals_of(spec["objective"]), "s")
+    points: Points | None = getattr(teacher, "points", None)
+    if not kinds:
+        return None, offered(None, points, labels)
+    own = study(
+        net, spec.get("taps", {}).get("student", []), shape, where="student.taps", training=True
+    )
+    return Taps(net, own, kinds), offered(own, points, labels)
