@@ -1,4 +1,4 @@
-"""What the project depends on is pinned, all of it. `make audit` looks the pins up among known vulnerabilities."""
+"""What the project depends on is pinned, all of it."""
 
 import os
 import re

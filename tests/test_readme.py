@@ -1,9 +1,11 @@
-"""What the README tells people to do, done."""
+"""What README and docs tell people to do, done."""
 
 import ast
 import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,8 +23,13 @@ from kd.predict import Predict
 from kd.shipping.requests import Export
 from kd.tasks.schedule import check as check_tasks
 
-README = (CONF.parent / "README.md").read_text()
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+ROOT = CONF.parent
+README = (ROOT / "README.md").read_text()
+PAGES = {
+    path: path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+}
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", "\n".join(PAGES.values()), flags=re.M | re.S)
+OWN = re.findall(r"^```(\w+)\n(.*?)^```", PAGES[ROOT / "docs" / "own.md"], flags=re.M | re.S)
 COMMANDS = [
     line.partition("  #")[0].strip()
     for kind, text in BLOCKS
@@ -129,7 +136,7 @@ def test_make_targets_exist() -> None:
 @pytest.mark.slow
 def test_own_files_run(tmp_path: Path) -> None:
     written = 0
-    for kind, text in BLOCKS:
+    for kind, text in OWN:
         name = re.match(r"(?:# @package _global_\n)?# (\S+\.(?:py|yaml))\n", text)
         if kind in ("python", "yaml") and name:
             path = tmp_path / name[1]
@@ -144,9 +151,7 @@ def test_own_files_run(tmp_path: Path) -> None:
                 tmp_path / f"photos/{name}/{i}.png"
             )
     runs = [
-        text.splitlines()[1:]
-        for kind, text in BLOCKS
-        if kind == "bash" and text.startswith("# run\n")
+        text.splitlines()[1:] for kind, text in OWN if kind == "bash" and text.startswith("# run\n")
     ]
     assert runs
     for line in runs[0]:
@@ -164,3 +169,21 @@ def test_own_files_run(tmp_path: Path) -> None:
         ).wait()
         assert done.returncode == 0, done.stderr
         assert "Report: " in done.stdout
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 250
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", PAGES[page]):
+        assert "://" in target or (page.parent / target).exists(), target
+
+
+@pytest.mark.slow
+def test_the_site_builds(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", str(tmp_path)]
+    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "kd_loss" in (tmp_path / "api" / "index.html").read_text()
