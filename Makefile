@@ -4,10 +4,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ARGS ?=
 
-.PHONY: help setup train test test-fast bench check format audit dashboard clean
+.PHONY: help setup train test test-fast bench check docs results results-run dashboard clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## make the virtual environment and install the project into it, once
 
@@ -39,16 +39,17 @@ test-fast: $(STAMP) ## the tests that take seconds
 bench: $(STAMP) ## speed next to a plain loop and torchdistill, an hour; needs CIFAR-10; ARGS="-k step"
 	@$(BIN)/python -m pytest tests/benchmarks --timeout 0 -s $(ARGS)
 
-check: $(STAMP) ## lint and types
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . && $(BIN)/mypy
+check: $(STAMP) ## lint, types and spelling
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . && $(BIN)/mypy && $(BIN)/codespell
 
-format: $(STAMP) ## put the code into the house's layout
-	@$(BIN)/ruff check --fix --quiet . && $(BIN)/ruff format --quiet .
+docs: $(STAMP) ## build the pages of docs/ as a site in build/site
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
-# In an environment of its own; --strict, as a package that could not be looked up would pass for a safe one.
-audit: $(STAMP) ## look the pinned dependencies up among known vulnerabilities; needs a network
-	@$(PYTHON) -m venv $(VENV)/audit && $(VENV)/audit/bin/python -m pip install --quiet pip-audit
-	@$(VENV)/audit/bin/pip-audit --strict --progress-spinner off --no-deps --disable-pip --requirement constraints.txt
+results: $(STAMP) ## write RESULTS.md and the pictures in docs/img from results/
+	@$(BIN)/python -m results.make
+
+results-run: $(STAMP) ## run or resume the tables of results/; ARGS="NAME", ARGS="--estimate"
+	@$(BIN)/python -m results.make run $(ARGS)
 
 dashboard: $(STAMP) ## TensorBoard over all runs and sweeps, those in progress too; ARGS="outputs/sweeps/NAME --port 6007"
 	@$(BIN)/python -m kd.dashboard $(ARGS)

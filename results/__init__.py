@@ -1,0 +1,1 @@
+"""Tables of results, and what makes RESULTS.md from them."""

@@ -1,0 +1,374 @@
+"""Make RESULTS.md and its pictures from the tables in this folder, or run the commands of one.
+
+    python -m results.make                     write RESULTS.md and docs/img from the YAML and CSV files here
+    python -m results.make run NAME...         run or resume the commands of these tables, then write their CSV files
+    python -m results.make run --estimate      the hours that each table took, by its own rows
+
+A table is two files. `NAME.yaml` has the claim, the commands and the columns; `NAME.csv` has a line for each run, as
+`kd.report` wrote it. No figure is written by hand.
+"""
+
+import argparse
+import csv
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import yaml
+from pydantic import BaseModel, ConfigDict
+
+from kd.summary.significance import Gain, gain_of, t_interval
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+PICTURES = ROOT / "docs" / "img"
+KEPT = (  # what is kept of kd.report's summary.csv, beside the knobs that differ
+    *("name", "seed", "git"),
+    *(
+        f"{role}.{name}"
+        for role in ("teacher", "baseline", "student")
+        for name in (
+            *("net", "params", "macs", "bytes", "latency_ms.median", "precision", "epochs"),
+            *(
+                f"test.{each}"
+                for each in ("accuracy", "balanced_accuracy", "nll", "ece", "agreement", "auroc")
+            ),
+            *("val.best", "val.last", "seconds"),
+        )
+    ),
+    *(
+        f"comparison.{name}"
+        for name in ("gain", "gain_ci95.low", "gain_ci95.high", "p_value", "gap_closed")
+    ),
+    *(f"environment.{name}" for name in ("device", "threads", "torch")),
+)
+Runs = Sequence[dict[str, str]]
+
+
+class Strict(BaseModel):
+    """Refuses unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Headline(Strict):
+    """The row and the figure that answer the claim.
+
+    Attributes:
+        where: the row's knobs.
+        of: a column of the CSV; a fraction.
+        target: the least value that bears the claim out, a fraction; None where only "more than 0" is asked.
+    """
+
+    where: dict[str, str] = {}
+    of: str = "comparison.gain"
+    target: float | None = None
+
+
+class Picture(Strict):
+    """A picture of the table.
+
+    Attributes:
+        file: its name in docs/img.
+        x: the knob along the axis.
+        y: the knob down a heat map; None for lines with bands over the seeds.
+    """
+
+    file: str
+    x: str
+    y: str | None = None
+
+
+class Spec(Strict):
+    """A table.
+
+    Attributes:
+        order: its place in RESULTS.md.
+        claim: what is claimed, and by whom.
+        commands: that make its runs; they go on where they stopped.
+        folders: where the runs are, below the output folder.
+        rows: knobs by which runs are grouped; those of a group differ by their seed alone.
+        columns: heading to a column of the CSV, and how it is shown: `%`, `points`, or plain.
+    """
+
+    title: str
+    order: int
+    claim: str
+    commands: list[str]
+    folders: list[str]
+    rows: list[str]
+    columns: dict[str, str]
+    caption: str
+    headline: Headline = Headline()
+    picture: Picture | None = None
+
+
+def specs() -> dict[str, Spec]:
+    """All tables by name, in their order."""
+    found = {path.stem: Spec(**yaml.safe_load(path.read_text())) for path in HERE.glob("*.yaml")}
+    return dict(sorted(found.items(), key=lambda item: item[1].order))
+
+
+def runs_of(name: str) -> Runs:
+    """The lines of a table's CSV; none where it was not run yet."""
+    path = HERE / f"{name}.csv"
+    return list(csv.DictReader(path.open())) if path.exists() else []
+
+
+def grouped(runs: Runs, knobs: Sequence[str]) -> dict[tuple[str, ...], Runs]:
+    """Runs by the values of these knobs, in the order of the CSV."""
+    groups: dict[tuple[str, ...], list[dict[str, str]]] = {}
+    for run in runs:
+        groups.setdefault(tuple(run[knob] for knob in knobs), []).append(run)
+    return dict(groups)
+
+
+def numbers(runs: Runs, column: str) -> list[float]:
+    """The column's numbers; a run that has none is left out."""
+    return [float(run[column]) for run in runs if run.get(column)]
+
+
+def gain(runs: Runs) -> Gain:
+    """The student's gain over the baseline of the same seed."""
+    values = numbers(runs, "comparison.gain")
+    low, high, p = (
+        numbers(runs, f"comparison.{name}")
+        for name in ("gain_ci95.low", "gain_ci95.high", "p_value")
+    )
+    images = [((low[0], high[0]) if low else None, p[0] if p else None)] * len(values)
+    return gain_of(values, images)
+
+
+def cell(runs: Runs, asked: str) -> str:
+    """A cell: mean, standard deviation over the seeds, and for a gain its 95 % interval."""
+    column, _, kind = asked.partition(" ")
+    if column == "n":
+        return str(len(runs))
+    if kind == "points":
+        found = gain(runs)
+        if found.mean is None:
+            return ""
+        interval = (
+            found.interval and f" [{100 * found.interval[0]:+.2f}, {100 * found.interval[1]:+.2f}]"
+        )
+        return f"{100 * found.mean:+.2f}{spread(found.values, 100)}{interval or ''}"
+    if kind:
+        scale, digits = (100.0, 2) if kind == "%" else (1.0, int(kind))
+        values = numbers(runs, column)
+        return (
+            f"{scale * statistics.fmean(values):.{digits}f}{spread(values, scale, digits)}"
+            if values
+            else ""
+        )
+    return ", ".join(dict.fromkeys(run[column] for run in runs))
+
+
+def spread(values: Sequence[float], scale: float, digits: int = 2) -> str:
+    """The standard deviation, where there are several values that differ."""
+    if len(set(values)) < 2:
+        return ""
+    return f" ± {scale * statistics.stdev(values):.{digits}f}"
+
+
+def found(spec: Spec, runs: Runs) -> tuple[str, str, str, str]:
+    """What answers the claim: the figure, n, its interval, and the verdict."""
+    chosen = [
+        run
+        for run in runs
+        if all(run.get(key) == value for key, value in spec.headline.where.items())
+    ]
+    values = numbers(chosen, spec.headline.of)
+    if not values:
+        return "not run yet", "", "", ""
+    points = spec.headline.of == "comparison.gain"
+    mean, sign = statistics.fmean(values), "+" if points else ""
+    interval = gain(chosen).interval if points else t_interval(values)
+    shown = f"{100 * interval[0]:{sign}.2f} to {100 * interval[1]:{sign}.2f}" if interval else ""
+    unit = "points" if points else "%"
+    return (
+        f"{100 * mean:{sign}.2f} {unit}",
+        str(len(values)),
+        shown,
+        verdict(spec.headline.target, mean, interval),
+    )
+
+
+def verdict(target: float | None, mean: float, interval: tuple[float, float] | None) -> str:
+    """Whether the claim is borne out."""
+    if target is not None:
+        return "reached" if mean >= target else "not reached"
+    if interval is None:
+        return "one run, or no spread: not known"
+    if interval[0] > 0:
+        return "a gain beyond chance"
+    return "a loss beyond chance" if interval[1] < 0 else "no difference shown"
+
+
+def section(name: str, spec: Spec) -> str:
+    """A table of RESULTS.md."""
+    runs = runs_of(name)
+    lines = [
+        f"## {spec.title}",
+        f"*{spec.claim}*",
+        "```bash\n" + "\n".join(spec.commands) + "\n```",
+    ]
+    if runs:
+        groups = grouped(runs, spec.rows)
+        head = "| " + " | ".join(spec.columns) + " |\n|" + "---|" * len(spec.columns)
+        body = [
+            "| " + " | ".join(cell(group, asked) for asked in spec.columns.values()) + " |"
+            for group in groups.values()
+        ]
+        lines.append("\n".join([head, *body]))
+    if spec.picture and runs:
+        lines.append(f"![{spec.title}](docs/img/{spec.picture.file})")
+    return "\n\n".join([*lines, spec.caption.strip(), made(runs)])
+
+
+def made(runs: Runs) -> str:
+    """Where the runs of a table were made."""
+    if not runs:
+        return "Not run yet."
+    hours = sum(sum(stages.values()) for stages in [seconds(runs)]) / 3600
+    said = {key: ", ".join(dict.fromkeys(run.get(key) or "?" for run in runs)) for key in KEPT}
+    commits = ", ".join(dict.fromkeys(run["git"][:7] for run in runs))
+    return (
+        f"{len(runs)} runs on {said['environment.device']}, {said['environment.threads']} thread(s), "
+        f"torch {said['environment.torch']}, commit {commits}; {hours:.1f} hours of training in all."
+    )
+
+
+def seconds(runs: Runs) -> dict[tuple[str, str], float]:
+    """Seconds of training by stage; one that several runs share counts once."""
+    return {
+        (role, run.get(f"{role}.val.best", "") + run.get(f"{role}.seconds", "")): float(
+            run[f"{role}.seconds"]
+        )
+        for run in runs
+        for role in ("teacher", "baseline", "student")
+        if run.get(f"{role}.seconds")
+    }
+
+
+def document() -> str:
+    """RESULTS.md."""
+    tables = specs()
+    rows = [
+        "| "
+        + " | ".join(
+            [f"[{spec.title}](#{anchor(spec.title)})", spec.claim, *found(spec, runs_of(name))]
+        )
+        + " |"
+        for name, spec in tables.items()
+    ]
+    head = (
+        "# Results\n\nMade by `make results` from the files in `results/`; "
+        "`make results-run ARGS=NAME` runs one again. "
+        "Accuracies are on the test part, in per cent. Weights and recipes are chosen on validation. ± is the standard "
+        "deviation over the seeds; intervals are 95 %, Student's t over the seeds, or over the test images where there "
+        "is one seed.\n\n| table | claim | found | n | interval | verdict |\n|---|---|---:|---:|---|---|"
+    )
+    return (
+        "\n\n".join(
+            ["\n".join([head, *rows]), *(section(name, spec) for name, spec in tables.items())]
+        )
+        + "\n"
+    )
+
+
+def anchor(title: str) -> str:
+    """The anchor that Markdown gives a heading."""
+    kept = "".join(each for each in title.lower() if each.isalnum() or each in " -_")
+    return kept.replace(" ", "-")
+
+
+def pictures() -> Iterator[tuple[str, bytes]]:
+    """File names in docs/img and their SVG."""
+    from results.figures import draw  # matplotlib takes a second
+
+    for name, spec in specs().items():
+        if spec.picture and (runs := runs_of(name)):
+            yield spec.picture.file, draw(runs, spec.picture.x, spec.picture.y)
+
+
+def write() -> None:
+    """Write RESULTS.md and the pictures."""
+    (ROOT / "RESULTS.md").write_text(document())
+    for file, svg in pictures():
+        PICTURES.mkdir(parents=True, exist_ok=True)
+        (PICTURES / file).write_bytes(svg)
+
+
+def run(name: str) -> None:
+    """Run or resume a table's commands, and write its CSV."""
+    spec = specs()[name]
+    for command in spec.commands:
+        words = [sys.executable if word == "python" else word for word in shlex.split(command)]
+        subprocess.run(words, check=True, cwd=ROOT)
+    output = Path(os.environ.get("KD_OUTPUT_DIR", ROOT / "outputs"))
+    folders = [str(output / folder) for folder in spec.folders]
+    subprocess.run(
+        [sys.executable, "-m", "kd.report", *folders],
+        check=True,
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+    )
+    lines = list(csv.DictReader((Path(folders[0]) / "summary.csv").open()))
+    columns = dict.fromkeys([*spec.rows, *KEPT])
+    with (HERE / f"{name}.csv").open("w") as file:
+        writer = csv.DictWriter(
+            file, [*columns], extrasaction="ignore", lineterminator="\n", restval=""
+        )
+        writer.writeheader()
+        writer.writerows(
+            sorted(
+                lines,
+                key=lambda line: [natural(line.get(knob, "")) for knob in [*spec.rows, "seed"]],
+            )
+        )
+
+
+def natural(text: str) -> tuple[float, str]:
+    """Numbers by size, before words."""
+    try:
+        return float(text), ""
+    except ValueError:
+        return float("inf"), text
+
+
+def main() -> None:
+    """Write the document, or run tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("verb", nargs="?", choices=["write", "run"], default="write")
+    parser.add_argument(
+        "names", nargs="*", help="tables to run; all those without a CSV if none is named"
+    )
+    parser.add_argument(
+        "--estimate", action="store_true", help="say what each took, and run nothing"
+    )
+    asked = parser.parse_args()
+    tables = specs()
+    if unknown := set(asked.names) - set(tables):
+        parser.error(f"unknown table {', '.join(sorted(unknown))}; there are {', '.join(tables)}")
+    if asked.estimate:
+        for name in tables:
+            hours = sum(seconds(runs_of(name)).values()) / 3600
+            print(f"{name:30} {f'{hours:.1f} h' if hours else 'not run yet'}")
+        return
+    for name in (
+        (asked.names or [each for each in tables if not runs_of(each)])
+        if asked.verb == "run"
+        else ()
+    ):
+        run(name)
+    write()
+
+
+if __name__ == "__main__":
+    main()
