@@ -11,7 +11,7 @@ from kd.nets.cnn import CNN
 from kd.nets.cnn_shallow import ShallowCNN
 from kd.nets.mlp import MLP
 from kd.nets.resnet import ResNet
-from kd.nets.resnet_cifar import ResNetCIFAR
+from kd.nets.resnet_cifar import PaddedShortcut, ResNetCIFAR
 from kd.nets.torchvision import torchvision_net
 from kd.nets.vgg import VGG
 from kd.nets.wide_resnet import PreActivationBlock, WideResNet
@@ -42,6 +42,10 @@ def count(net: nn.Module) -> int:
         (ResNetCIFAR(100, 56), 861_620),
         (ResNetCIFAR(100, 8, widths=[32, 64, 128, 256]), 1_233_540),
         (ResNetCIFAR(100, 32, widths=[32, 64, 128, 256]), 7_433_860),
+        # Without parameters in the shortcuts (He et al. 2015: 0.27, 0.46, 0.85 M), CIFAR-10.
+        (ResNetCIFAR(10, 20, shortcut="A"), 269_722),
+        (ResNetCIFAR(10, 32, shortcut="A"), 464_154),
+        (ResNetCIFAR(10, 56, shortcut="A"), 853_018),
         (WideResNet(100, 16, 2), 703_284),
         (WideResNet(100, 40, 2), 2_255_156),
         (VGG(100, 8), 3_965_028),
@@ -113,6 +117,15 @@ def test_the_groups_of_papers_nets_have_their_widths_and_sizes(
     assert seen == taps
 
 
+def test_a_shortcut_without_parameters_takes_every_second_pixel_between_channels_of_zeros() -> None:
+    x = torch.arange(2.0 * 3 * 4 * 4).reshape(2, 3, 4, 4)
+    expected = torch.zeros(2, 8, 2, 2)  # 5 new channels: two before, three after
+    expected[:, 2:5] = x[:, :, [0, 2]][:, :, :, [0, 2]]
+    assert torch.equal(PaddedShortcut(3, 8, 2)(x), expected)
+    with pytest.raises(ValueError, match="cannot go from 8 channels to 3"):
+        PaddedShortcut(8, 3, 2)
+
+
 def test_a_wide_block_shares_its_activation_with_a_convolution_in_the_shortcut_alone() -> None:
     x = torch.full((1, 4, 2, 2), -1.0)
     for outputs, expected in (
@@ -166,6 +179,11 @@ def test_build_does_not_move_batch_norm() -> None:
             "kd.nets.resnet_cifar.ResNetCIFAR",
             {"depth": 20, "widths": [16, 32]},
             ["widths", "[16, 32]", "four"],
+        ),
+        (
+            "kd.nets.resnet_cifar.ResNetCIFAR",
+            {"depth": 20, "shortcut": "C"},
+            ["shortcut", "'C'", "A"],
         ),
         ("kd.nets.wide_resnet.WideResNet", {"depth": 18, "widen": 2}, ["depth", "18", "6n + 4"]),
         ("kd.nets.vgg.VGG", {"depth": 9}, ["depth", "9", "8, 11, 13, 16, 19"]),

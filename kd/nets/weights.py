@@ -2,7 +2,7 @@
 
 import pickle
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ def put_weights(
 ) -> None:
     """As `load_weights`, of a state dict that `read_weights` has read."""
     expected = net.state_dict()
-    found, left = unwrapped(state, expected)
+    found, left = unwrapped(state, expected, getattr(net, "other_names", ()))
     found = {name: expected[name] for name in expected if name.endswith(COUNTER)} | found
     other = [name for name in head if name in found and _other_classes(found[name], expected[name])]
     if other:
@@ -106,7 +106,7 @@ def _other_classes(found: Tensor, expected: Tensor) -> bool:
 
 
 def unwrapped(
-    state: dict[str, Tensor], names: Collection[str]
+    state: dict[str, Tensor], names: Collection[str], other_names: Sequence[tuple[str, str]] = ()
 ) -> tuple[dict[str, Tensor], list[str]]:
     """A state dict under the net's own names, without what wrappers put before them.
 
@@ -115,18 +115,30 @@ def unwrapped(
 
     Args:
         names: those of the net.
+        other_names: how others call the net's parts: regular expressions, and what the net calls them.
 
     Returns:
         the state dict, and the names in the file of what was left out of it.
     """
     best = {name: name for name in state}
-    for candidate in _strippings(best):
-        if len(set(names) & candidate.keys()) > len(set(names) & best.keys()):
-            best = candidate
+    for stripped in _strippings(best):
+        for candidate in (stripped, _renamed(stripped, other_names)):
+            if len(set(names) & candidate.keys()) > len(set(names) & best.keys()):
+                best = candidate
     kept = set(best.values())
     return {name: state[origin] for name, origin in best.items()}, [
         name for name in state if name not in kept
     ]
+
+
+def _renamed(names: Mapping[str, str], other_names: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """The same tensors under the names that the net gives them; each rule that fits a name is applied in turn."""
+    found = {}
+    for name, origin in names.items():
+        for pattern, ours in other_names:
+            name = re.sub(pattern, ours, name)
+        found[name] = origin
+    return found
 
 
 def _strippings(names: Mapping[str, str]) -> Iterator[dict[str, str]]:
