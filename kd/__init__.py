@@ -2,10 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # torch takes seconds to import
+    from kd.runs.distill import distill
     from kd.shipping.model import Model
+
+__all__ = ["distill", "load"]
 
 
 def load(path: str | Path, *, device: str = "cpu", trust: Sequence[str] = ()) -> "Model":
@@ -22,3 +25,11 @@ def load(path: str | Path, *, device: str = "cpu", trust: Sequence[str] = ()) ->
     from kd.shipping.model import load_model
 
     return load_model(path, "path", device=device, trust=trust)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "distill":
+        from kd.runs.distill import distill
+
+        return distill
+    raise AttributeError(f"module 'kd' has no attribute {name!r}")

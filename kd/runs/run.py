@@ -36,6 +36,7 @@ def run(
     config: Config,
     command: str,
     *,
+    data: DataModule | None = None,
     folder: RunFolder | None = None,
     since: datetime | None = None,
     out: Console | None = None,
@@ -44,6 +45,7 @@ def run(
 
     Args:
         command: the line that repeats the run.
+        data: the images; None for what the config names.
         folder: to be filled; None for a new one in `runs` in the output folder.
         since: where the config says `force`, stages that were finished after that time are not trained again.
         out: what the comparison is shown on; None for stdout.
@@ -57,7 +59,8 @@ def run(
     """
     output = writable(Path(config.output_dir).expanduser())
     chain = chain_of(config)  # and the losses with it, before the data is read
-    data: DataModule = construct(config.data, "data")
+    data = data or construct(config.data, "data")
+    assert isinstance(data, DataModule)
     store = Store(output / "store")
     if left := chain if config.force else left_of(chain, config, data, store):
         preflight(left, config, data)

@@ -1,0 +1,97 @@
+"""Distillation from Python: nets and datasets that are objects, and the same stages as `kd.train`."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from torch import nn
+
+from kd.command import CONF
+from kd.config.schema import check
+from kd.data.dataset import MapStyle, TorchDataset
+from kd.errors import UserError
+from kd.files.header import STUDENT
+from kd.files.tensors import load_tensors
+from kd.nets.given import given_net, register
+from kd.runs.run import run
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """What came of a distillation.
+
+    Attributes:
+        student: with the distilled weights, in evaluation mode; the net that was given is unchanged.
+        folder: of the run, with report.html and student.safetensors.
+        report: what `report.json` holds.
+    """
+
+    student: nn.Module
+    folder: Path
+    report: Mapping[str, Any]
+
+
+def distill(
+    teacher: nn.Module,
+    student: nn.Module,
+    train: MapStyle,
+    val: MapStyle | None = None,
+    test: MapStyle | None = None,
+    *,
+    loss: str = "kd",
+    temperature: float | None = None,
+    alpha: float | None = None,
+    epochs: int = 40,
+    seed: int = 0,
+    name: str = "distilled",
+    output_dir: str = "outputs",
+    classes: tuple[str, ...] | None = None,
+    overrides: tuple[str, ...] = (),
+) -> Distilled:
+    """Train the student alone and from the teacher, and compare the three nets.
+
+    Args:
+        teacher: gives logits [B, C] for images [B, C', H, W]; it is copied and frozen. An attribute `normalization`,
+            ((mean, ...), (std, ...)) for pixels in [0, 1], says what it was trained with; without one the training
+            images' own mean and deviation are used.
+        student: likewise; baseline and student both start from its weights.
+        train: gives (image, label); see `kd.data.dataset.TorchDataset`. Leave random transforms and Normalize out.
+        val: chooses the weights; None carves a tenth of `train`.
+        test: is read once per net, at the end; None carves a fifth of `train`.
+        loss: a file of conf/loss.
+        temperature: T > 0; None for the loss's own.
+        alpha: weight of the teacher's side, in [0, 1]; None for the loss's own.
+        epochs: passes over the training images, of baseline and student each.
+        output_dir: holds the store of finished stages, and the run's folder.
+        classes: names in the order of the labels.
+        overrides: any further ones of `kd.train`, such as "batch_size=64" or "data/augment=standard".
+
+    Returns:
+        the distilled student, the run's folder and its report.
+
+    Raises:
+        kd.errors.UserError: for images or settings that do not fit.
+    """
+    nets = {"teacher": register(teacher, "teacher"), "student": register(student, "student")}
+    knobs = {"temperature": temperature, "alpha": alpha, "epochs": epochs, "seed": seed}
+    typed = {key: value for key, value in knobs.items() if value is not None}
+    words = [f"{key}={value}" for key, value in typed.items()]
+    words += [f"loss={loss}", f"name={name}", f"output_dir='{output_dir}'", "teacher.finetune=none"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", ["data=digits", *words, *overrides])
+    for role, node in nets.items():
+        cfg[role].net = node
+    config = check(cfg, set(typed))
+    own = {key: value for key, value in config.data.items() if key not in ("_target_", "root")}
+    try:
+        data = TorchDataset(train, val, test, classes, **{**own, "test_fraction": 0.2})
+    except TypeError as error:
+        raise UserError(f"data: {error}") from error
+    folder = run(config, f"kd.distill(name={name!r}, ...)", data=data)
+    net = given_net(nets["student"]["name"], data.shape.num_classes)
+    net.load_state_dict(load_tensors(folder / STUDENT))
+    report = json.loads((folder / "report.json").read_text())
+    return Distilled(net.eval(), folder, report)
