@@ -98,3 +98,8 @@ def test_a_net_without_source_is_never_the_same(capfd: pytest.CaptureFixture[str
 def test_images_that_are_none(image: object, words: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=words):
         kd.distill(Net(4), Net(4), [(image, 0)] * 40, output_dir=str(tmp_path))  # type: ignore[arg-type]
+
+
+def test_a_wrong_override_is_one_message(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"loss: there is no 'kdd'; accepted are .*kd"):
+        kd.distill(Net(4), Net(4), Digits(40), loss="kdd", output_dir=str(tmp_path))

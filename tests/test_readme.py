@@ -8,8 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 from hydra import compose, initialize_config_dir
+from nbclient import NotebookClient
 from PIL import Image
 from processes import Process
 from shipped import CLASSES, Shipped
@@ -187,3 +189,16 @@ def test_the_site_builds(tmp_path: Path) -> None:
     done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "kd_loss" in (tmp_path / "api" / "index.html").read_text()
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    notebook = nbformat.read(ROOT / "docs" / "quickstart.ipynb", as_version=4)
+    done = NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
+    said = "".join(
+        output.get("text", "") for cell in done.cells for output in cell.get("outputs", [])
+    )
+    assert "student" in said
+    assert "torch.Size([2, 10])" in said

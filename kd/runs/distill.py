@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
 from torch import nn
 
-from kd.command import CONF
+from kd.command import CONF, explain
 from kd.config.schema import check
 from kd.data.dataset import MapStyle, TorchDataset
 from kd.errors import UserError
@@ -80,8 +81,12 @@ def distill(
     typed = {key: value for key, value in knobs.items() if value is not None}
     words = [f"{key}={value}" for key, value in typed.items()]
     words += [f"loss={loss}", f"name={name}", f"output_dir='{output_dir}'", "teacher.finetune=none"]
+    words = ["data=digits", *words, *overrides]
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("train", ["data=digits", *words, *overrides])
+        try:
+            cfg = compose("train", words)
+        except HydraException as error:
+            raise UserError(explain(error, "train", words)) from error
     for role, node in nets.items():
         cfg[role].net = node
     config = check(cfg, set(typed))
