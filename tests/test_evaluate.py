@@ -15,6 +15,7 @@ from composed import composed_command
 from PIL import Image
 
 from kd.data.digits import Digits
+from kd.data.images import Images
 from kd.errors import UserError
 from kd.evaluate import _checked
 from kd.evaluation.evaluation import evaluate, judge, under_corruptions, versus
@@ -26,6 +27,7 @@ from kd.nets.build import normalization_of
 from kd.runs.reader import open_run
 from kd.shape import Shape
 
+UNIT = ((0.0,), (1.0,))
 CLASSES = tuple(map(str, range(10)))
 
 
@@ -98,6 +100,27 @@ def test_the_temperature_is_fitted_on_validation(finished: Path, tmp_path: Path)
     assert calibrated["ece"] == pytest.approx(after["ece"])
     assert calibrated["nll"] == pytest.approx(after["nll"])
     assert found["calibrated_on"]["validation"] == len(split.val)
+
+
+def test_test_time_flips_are_reported_beside_the_plain_accuracy(
+    finished: Path, tmp_path: Path
+) -> None:
+    _, plain = evaluated(finished, f"out={tmp_path / 'plain'}")
+    _, found = evaluated(finished, f"out={tmp_path}", "flips=true")
+    run = open_run(finished)
+    test = run.data().split.test
+    mirrored = Images(test.pixels[:].flip(3), test.labels)
+    for before, model in zip(plain["models"], found["models"], strict=True):
+        net = run.net(model["role"])
+        one, other = (ask(net, each, normalization_of(net, UNIT)) for each in (test, mirrored))
+        right = ((one + other).argmax(1) == test.labels).double().mean()
+        assert model["flipped"]["accuracy"] == pytest.approx(float(right))
+        assert model["test"] == before["test"]
+        assert before["flipped"] is None
+        assert f"{100 * float(right):.2f}" in (tmp_path / "evaluation.md").read_text()
+    assert any(m["flipped"]["accuracy"] != m["test"]["accuracy"] for m in found["models"])
+    assert "flips" in (tmp_path / "evaluation.md").read_text()
+    assert "flips" not in (tmp_path / "plain" / "evaluation.md").read_text()
 
 
 def test_judge_against_formulas() -> None:

@@ -8,10 +8,12 @@ from kd.config.schema import check
 from kd.errors import UserError
 from kd.nets.build import build_net
 from kd.nets.cnn import CNN
+from kd.nets.cnn_pooled import PooledCNN
 from kd.nets.cnn_shallow import ShallowCNN
 from kd.nets.mlp import MLP
 from kd.nets.resnet import ResNet
 from kd.nets.resnet_cifar import PaddedShortcut, ResNetCIFAR
+from kd.nets.speednet import Shift, SpeedNet
 from kd.nets.torchvision import torchvision_net
 from kd.nets.vgg import VGG
 from kd.nets.wide_resnet import PreActivationBlock, WideResNet
@@ -50,6 +52,20 @@ def count(net: nn.Module) -> int:
         (WideResNet(100, 40, 2), 2_255_156),
         (VGG(100, 8), 3_965_028),
         (VGG(100, 13), 9_462_180),
+        (
+            PooledCNN(10),
+            9 * (3 * 16 + 16 * 24 + 24**2 + 24 * 48 + 48**2 + 48 * 64 + 64**2)
+            + 2 * (16 + 2 * (24 + 48 + 64))
+            + 64 * 10,
+        ),
+        (
+            SpeedNet(10),
+            12 * 24
+            + 24
+            + 9 * (24 * 64 + 64**2 + 64 * 256 + 256**2 + 2 * 256**2)
+            + 2 * (64 + 256 + 256)
+            + 256 * 10,
+        ),
     ],
 )
 def test_parameters(net: nn.Module, params: int) -> None:
@@ -101,6 +117,8 @@ def test_resnet_stem_follows_the_image_size() -> None:
     [
         (ResNetCIFAR(10, 14), [(16, 32), (32, 16), (64, 8)]),
         (WideResNet(10, 16, 2), [(32, 32), (64, 16), (128, 8)]),
+        (PooledCNN(10), [(24, 16), (48, 8), (64, 4)]),
+        (SpeedNet(10, widths=[8, 12, 16]), [(8, 15), (12, 7), (16, 3)]),
         (VGG(10, 8, width=16), [(16, 32), (32, 16), (64, 8), (128, 4), (128, 4)]),
     ],
     ids=lambda value: type(value).__name__,
@@ -153,6 +171,59 @@ def test_the_teacher_of_a_pair_is_the_larger(pair: str) -> None:
     assert count(teacher) > 1.9 * count(student)
 
 
+def correlated(count: int, channels: int = 3) -> torch.Tensor:
+    """Pictures whose neighbouring pixels and channels go together."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(count, channels, 20, 20, generator=generator)
+    smooth = nn.functional.avg_pool2d(noise, 3, 1) + noise[:, :1, 1:-1, 1:-1] + 0.3
+    return smooth + 0.2 * torch.randn(smooth.shape, generator=generator)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_first_layer_whitens_the_patches_of_the_images_it_started_from(channels: int) -> None:
+    images, width = correlated(300, channels), 4 * channels
+    net = SpeedNet(10, channels, 18, widths=[4, 4, 4])
+    net.start_from(images)
+    with torch.no_grad():
+        found = net.whiten(images).double().transpose(0, 1).flatten(1)
+    torch.testing.assert_close(found[width:], -found[:width], rtol=0, atol=1e-5)
+    covariance = torch.cov(found[:width])
+    assert covariance.diag().min() > 0.95  # 1, less what is added to the variances
+    assert (covariance - torch.eye(width)).abs().max() < 0.05
+    assert not net.whiten.weight.requires_grad
+    again = SpeedNet(10, channels, 18, widths=[4, 4, 4])
+    again.start_from(images)
+    assert torch.equal(again.whiten.weight, net.whiten.weight)
+
+
+def test_the_convolutions_of_speednet_begin_as_the_identity() -> None:
+    net = SpeedNet(10, widths=[30, 30, 20])
+    x = torch.randn(2, 24, 8, 8)
+    first, second, narrower = (
+        net.block1.conv1(x),
+        net.block1.conv2(torch.cat([x, x[:, :6]], 1)),
+        net.block3.conv1(torch.cat([x, x[:, :6]], 1)),
+    )
+    assert torch.equal(first[:, :24], x)
+    assert first[:, 24:].std() > 0
+    assert torch.equal(second, torch.cat([x, x[:, :6]], 1))
+    assert torch.equal(narrower, x[:, :20])
+
+
+def test_sgd_moves_a_shift_by_its_own_rate_and_decays_it_like_the_others() -> None:
+    layer, rate, lr, decay = Shift(3, 64.0), 64.0, 0.01, 0.5
+    with torch.no_grad():
+        layer.shift.copy_(torch.tensor([1.0, 2.0, -1.0]))
+    x, weight = torch.randn(2, 3, 4, 4), torch.tensor([1.0, -2.0, 3.0])
+    before = (layer(x) - x)[0, :, 0, 0]
+    optimizer = torch.optim.SGD(layer.parameters(), lr=lr, weight_decay=decay)
+    (layer(x) * weight[:, None, None]).sum().backward()
+    optimizer.step()
+    after = (layer(x) - x)[0, :, 0, 0]
+    gradient = weight * 2 * 4 * 4  # of the sum over images and pixels
+    torch.testing.assert_close(after, before - lr * (rate * gradient + decay * before))
+
+
 def build(target: str, **keywords: object) -> nn.Module:
     return build_net({"_target_": target, **keywords}, Shape(1, 8, 10), "student.net")
 
@@ -186,6 +257,8 @@ def test_build_does_not_move_batch_norm() -> None:
             ["shortcut", "'C'", "A"],
         ),
         ("kd.nets.wide_resnet.WideResNet", {"depth": 18, "widen": 2}, ["depth", "18", "6n + 4"]),
+        ("kd.nets.speednet.SpeedNet", {"widths": [8, 8]}, ["widths", "[8, 8]", "three"]),
+        ("kd.nets.speednet.SpeedNet", {}, ["image_size", "found 8", "from 9"]),
         ("kd.nets.vgg.VGG", {"depth": 9}, ["depth", "9", "8, 11, 13, 16, 19"]),
         ("torch.nn.Identity", {}, ["(2, 10)"]),
         ("torch.tensor", {"data": 1}, ["student.net._target_", "torch.tensor"]),

@@ -192,6 +192,47 @@ def test_baseline_and_student_start_from_the_same_weights(make_config: Make) -> 
     assert made[0].record["sha256"] == made[1].record["sha256"]
 
 
+def test_a_fresh_net_may_start_from_the_training_images_as_it_will_see_them(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_start.py").write_text(
+        """
+import torch
+from kd.nets.mlp import MLP
+
+class Mine(MLP):
+    def __init__(self, num_classes, in_channels, image_size, hidden, count=200):
+        super().__init__(num_classes, in_channels, image_size, hidden)
+        self.register_buffer("seen", torch.zeros(count, in_channels, image_size, image_size))
+
+    def start_from(self, images):
+        self.seen.copy_(images)
+
+class Holds(torch.nn.Module):
+    def __init__(self, num_classes, in_channels, image_size):
+        super().__init__()
+        self.net = Mine(num_classes, in_channels, image_size, [4])
+
+    def forward(self, x):
+        return self.net(x)
+"""
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    mine = ("teacher.net._target_=own_start.Mine", "teacher.epochs=1")
+    first, _ = done(make_config(*mine))
+    seen = first.weights()["seen"]
+    pixels = construct(make_config().data, "data").split.train.pixels[:].double() / 255
+    normalized = (pixels - pixels.mean()) / pixels.std(correction=0)
+    torch.testing.assert_close(seen.double(), normalized, atol=1e-4, rtol=1e-4)
+    held = make_config("teacher.net={_target_: own_start.Holds}", "~teacher.net.hidden", mine[1])
+    assert torch.equal(done(held)[0].weights()["net.seen"], seen)
+    monkeypatch.setattr("kd.stages.start.STARTING", 8 * 8 * 50 + 1)
+    few, _ = done(make_config(*mine, "+teacher.net.count=50", "teacher.seed=1"))
+    assert torch.equal(few.weights()["seen"], seen[::4])
+    loaded = make_config(*mine, f"teacher.path={first.folder}/weights.safetensors")
+    assert torch.equal(done(loaded)[0].weights()["seen"], seen)  # 50 would not fit
+
+
 def test_a_file_of_weights_is_summed_once_while_it_stays_as_it_is(
     make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

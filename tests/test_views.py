@@ -40,6 +40,7 @@ ONE_BY_ONE = {
     "crop": Augment(crop_padding=2),
     "reflect": Augment(crop_padding=2, pad_with="reflect"),
     "flip": Augment(horizontal_flip=True),
+    "alternating": Augment(horizontal_flip="alternating"),
     "rotation": Augment(rotation=20),
     "resized_crop": Augment(resized_crop=0.3),
     "brightness": Augment(brightness=0.4),
@@ -177,6 +178,22 @@ def test_half_are_flipped() -> None:
     )
     flipped = int((x[:, 0, 0, 1] == 1).sum())
     assert abs(flipped - 2000) < 4 * 1000**0.5
+
+
+@pytest.mark.parametrize("padding", [0, 2])
+def test_an_alternating_flip_shows_the_other_side_in_the_next_view(padding: int) -> None:
+    pixels = torch.zeros(4000, 1, 10, 10, dtype=torch.uint8)
+    pixels[:, :, 5, 4], pixels[:, :, 5, 5] = 255, 100  # a bright pixel left of a dim one
+    augment = Augment(horizontal_flip="alternating", crop_padding=padding)
+
+    def turned(view: int) -> torch.Tensor:
+        x = make_views(pixels, torch.arange(4000), seed=5, view=view, augment=augment)[:, 0].sum(1)
+        return (x == 1).long().argmax(1) > ((x > 0) & (x < 1)).long().argmax(1)
+
+    first = turned(0)
+    assert abs(int(first.sum()) - 2000) < 4 * 1000**0.5
+    for view in range(1, 4):
+        assert torch.equal(turned(view), first ^ (view % 2 == 1))
 
 
 def test_a_turn_goes_as_far_as_asked_and_no_further() -> None:

@@ -12,7 +12,7 @@ from kd.config.schedules import Accept, make_schedule
 from kd.errors import UserError
 
 Trains = Literal["all", "head", "none"]
-LearningRate = Literal["onecycle", "cosine", "step", "step_late", "constant"]
+LearningRate = Literal["onecycle", "cosine", "step", "step_late", "triangular", "constant"]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch's generators take
 Node = dict[
     str, Any

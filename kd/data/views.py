@@ -32,7 +32,8 @@ class Augment(BaseModel):
         crop_padding: added on each side before a random crop back to the image's size: a number of pixels, or below 1
             a share of the side.
         pad_with: what is added there: zeros (black) or the picture mirrored at its edge.
-        horizontal_flip: mirror left to right with probability one half.
+        horizontal_flip: mirror left to right with probability one half; `alternating` mirrors an image in every other
+            view, from a first one that is drawn for it, so that two views in a row show both sides (Jordan 2024).
         rotation: up to so many degrees to either side.
         resized_crop: the smallest share of the picture's area that a random crop takes, to be stretched back to full
             size, its sides at a ratio of 3:4 to 4:3 (Szegedy et al. 2015); 0 for none.
@@ -48,7 +49,7 @@ class Augment(BaseModel):
 
     crop_padding: NonNegativeInt | Annotated[float, Field(ge=0, lt=1)] = 0
     pad_with: Literal["zeros", "reflect"] = "zeros"
-    horizontal_flip: bool = False
+    horizontal_flip: bool | Literal["alternating"] = False
     rotation: Annotated[float, Field(ge=0, le=180)] = 0
     resized_crop: Share = 0
     brightness: Share = 0
@@ -203,11 +204,7 @@ def _single(pixels: Tensor, index: Tensor, seed: int, view: int, augment: Augmen
         return uniform(seed, view, index, purpose).double()
 
     x = pixels
-    mirrored = (
-        draw(Draw.FLIP) < 0.5
-        if augment.horizontal_flip
-        else torch.zeros_like(index, dtype=torch.bool)
-    )
+    mirrored = _mirrored(index, seed, view, augment.horizontal_flip)
     if augment.crop_padding:
         x = _crop(x, draw(Draw.CROP_TOP), draw(Draw.CROP_LEFT), mirrored, augment)
     elif augment.horizontal_flip:
@@ -234,6 +231,15 @@ def _single(pixels: Tensor, index: Tensor, seed: int, view: int, augment: Augmen
         )
         x = torch.where(hole & _each(draw(Draw.ERASE) < augment.erase), mean, x)
     return x
+
+
+def _mirrored(index: Tensor, seed: int, view: int, flip: bool | str) -> Tensor:
+    """Which of the images are mirrored in this view, bool [B]."""
+    if not flip:
+        return torch.zeros_like(index, dtype=torch.bool)
+    if flip == "alternating":
+        return (uniform(seed, 0, index, Draw.FLIP) < 0.5) ^ (view % 2 == 1)
+    return uniform(seed, view, index, Draw.FLIP) < 0.5
 
 
 def _each(per_image: Tensor) -> Tensor:

@@ -67,7 +67,9 @@ def evaluate(finished: Finished, config: Evaluate, command: str) -> Path:
         },
         "missing": missing,
         "calibrated_on": {"validation": len(own.split.val) if own else 0, "reason": lacking},
-        **compare(nets, finished, judged.images, own.split.val if own else None),
+        **compare(
+            nets, finished, judged.images, own.split.val if own else None, flips=config.flips
+        ),
     }
     if config.corruptions:
         found["corruptions"] = under_corruptions(
@@ -77,12 +79,18 @@ def evaluate(finished: Finished, config: Evaluate, command: str) -> Path:
 
 
 def compare(
-    nets: Mapping[str, nn.Module], finished: Finished, images: Images, val: Images | None
+    nets: Mapping[str, nn.Module],
+    finished: Finished,
+    images: Images,
+    val: Images | None,
+    *,
+    flips: bool = False,
 ) -> dict[str, list[dict[str, Any]]]:
     """Each net's metrics, and the nets in pairs.
 
     Args:
         val: the validation images that temperatures are fitted on; None fits none.
+        flips: whether to judge each net also by the mean of its logits for an image and for its mirror image.
 
     Returns:
         `models`, a dictionary for each role, and `paired`, one for each pair of roles.
@@ -94,6 +102,7 @@ def compare(
             **{key: said[role][key] for key in ("role", "net", "params", "stage")},
             "test": judge(logits[role], images.labels, logits.get("teacher")),
             "calibrated": _calibrated(nets[role], logits[role], images.labels, val),
+            "flipped": _flipped(nets[role], logits[role], images) if flips else None,
         }
         for role in nets
     ]
@@ -129,6 +138,13 @@ def _kl(logits: Tensor, teacher: Tensor | None) -> float | None:
         return None
     log_p, log_t = (each.double().log_softmax(1) for each in (logits, teacher))
     return float(F.kl_div(log_p, log_t, reduction="batchmean", log_target=True).clamp(min=0))
+
+
+def _flipped(net: nn.Module, logits: Tensor, images: Images) -> dict[str, Any]:
+    """The accuracy by the mean of the logits for each image and for its mirror image."""
+    other = ask(net, images, normalization_of(net, UNSCALED), mirrored=True)
+    found = summary((logits + other) / 2, images.labels)
+    return {key: found[key] for key in ("accuracy", "accuracy_ci95", "nll")}
 
 
 def _calibrated(

@@ -56,6 +56,7 @@ def metric_rows(found: Mapping[str, Any]) -> Rows:
     rows = [
         ["net", *(model["net"] for model in models)],
         ["accuracy, % [95 %, Wilson]", *(_accuracy(test) for test in tests)],
+        *_flip_rows(models),
         ["balanced accuracy, %", *(_percent(test["balanced_accuracy"]) for test in tests)],
         *(
             [f"{name}, %", *(_percent(test[name]) for test in tests)]
@@ -80,6 +81,12 @@ def metric_rows(found: Mapping[str, Any]) -> Rows:
         )
         rows.append(["KL(teacher || model), nats", *(_f(test["kl"]) for test in tests)])
     return rows
+
+
+def _flip_rows(models: Sequence[Mapping[str, Any]]) -> Rows:
+    """The accuracy with test-time flips, where they were asked for."""
+    flipped = [model["flipped"] for model in models if model["flipped"]]
+    return [["  with test-time flips", *map(_accuracy, flipped)]] if flipped else []
 
 
 def class_rows(found: Mapping[str, Any]) -> Rows:

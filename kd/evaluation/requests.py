@@ -55,6 +55,7 @@ class Evaluate(Command):
     run: str
     data: Node
     out: str | None
+    flips: bool
     corruptions: Annotated[Any, AfterValidator(_corruptions)]
     severities: Annotated[list[Annotated[int, Field(ge=1, le=5)]], Field(min_length=1)]
     seed: Seed

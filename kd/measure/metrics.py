@@ -30,8 +30,14 @@ def predict_logits(net: nn.Module, data: DataModule, images: Images) -> Tensor:
 
 
 @torch.no_grad()
-def ask(net: nn.Module, images: Images, normalization: Normalization) -> Tensor:
-    """A net's logits for images of any data set, under this normalisation; otherwise as `predict_logits`."""
+def ask(
+    net: nn.Module, images: Images, normalization: Normalization, *, mirrored: bool = False
+) -> Tensor:
+    """A net's logits for images of any data set, under this normalisation; otherwise as `predict_logits`.
+
+    Args:
+        mirrored: ask about the images' mirror images, left to right, instead.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     net = net.to(device).to(memory_format=torch.channels_last).eval()
     size = images.pixels.batch  # a batch at a time: the images may be more than fit in memory
@@ -40,6 +46,7 @@ def ask(net: nn.Module, images: Images, normalization: Normalization) -> Tensor:
         x = to_unit(images.pixels[i : i + size].to(device)).contiguous(
             memory_format=torch.channels_last
         )
+        x = x.flip(3) if mirrored else x
         found.append(net(normalize(x, *normalization)).float().cpu())
     net.cpu()
     return torch.cat(found)

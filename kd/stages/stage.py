@@ -26,7 +26,7 @@ from kd.nets.layer_paths import study
 from kd.stages.chain import LABELS_ONLY, Link
 from kd.stages.code_hash import RECIPE, code_of, targets
 from kd.stages.result import classes_of, frozen, logits_name, logits_of, normalized_as, watched
-from kd.stages.start import file_of, load_start, net_spec, start_spec
+from kd.stages.start import file_of, load_start, net_spec, start_from_images, start_spec
 from kd.stages.try_out import taps_of
 from kd.teachers.cached import Cached
 from kd.teachers.ensemble import Ensemble
@@ -227,7 +227,9 @@ def _start(stage: Stage, data: DataModule) -> nn.Module:
         take = net.take_over if isinstance(net, Grown) else net.load_state_dict
         take(stage.start.weights())
         normalized_as(net, stage.start)
-    elif stage.teacher and callable(inherit := getattr(net, "inherit", None)):
+    elif load:
+        start_from_images(net, data)
+    if not stage.start and stage.teacher and callable(inherit := getattr(net, "inherit", None)):
         inherit(stage.teacher.weights())
     if stage.members:
         assert isinstance(net, Ensemble)

@@ -1,23 +1,32 @@
-"""Where a teacher starts from: its file, what that adds to the stage's key, and whether the two fit each other."""
+"""Where a net starts from: its file, what that adds to the stage's key, whether the two fit; or training images."""
 
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from kd.config.construct import parameters_of, resolve_target
 from kd.data.base import DataModule
+from kd.data.views import normalize, to_unit
 from kd.errors import UserError
 from kd.files.header import header_of, weights_file
 from kd.files.store import checksum
 from kd.log import say
-from kd.nets.build import pretrained_of, set_normalization, without_pretrained
+from kd.nets.build import (
+    normalization_of,
+    pretrained_of,
+    set_normalization,
+    without_pretrained,
+)
 from kd.nets.head import head_tensors
 from kd.nets.weights import load_weights
 from kd.shape import Shape
 from kd.stages.chain import Link
+
+STARTING = 2**22  # pixels of the images that a net may ask for when it starts
 
 
 def file_of(link: Link, data: DataModule) -> Path | None:
@@ -92,6 +101,24 @@ def load_start(net: nn.Module, file: Path, where: str, followed: bool, shape: Sh
     header = header_of(file)
     if header and "mean" in header and "std" in header:
         set_normalization(net, (tuple(header["mean"]), tuple(header["std"])), shape.channels, where)
+
+
+def start_from_images(net: nn.Module, data: DataModule) -> None:
+    """Show a fresh net training images, where it or a net that it holds has a method `start_from` that asks for them.
+
+    The method gets float32 [N, C, H, W] as the net will see them, but without augmentation: up to 4,096 images of
+    32x32, fewer larger ones, evenly spread over the labelled training part. It must draw nothing at random.
+    """
+    asking = [module for module in net.modules() if callable(getattr(module, "start_from", None))]
+    if not asking:
+        return
+    pixels = data.split.train.pixels
+    count, _, height, width = pixels.shape
+    few = min(count, max(1, STARTING // (height * width)))
+    sample = to_unit(pixels[torch.arange(few) * count // few])
+    images = normalize(sample, *normalization_of(net, data.statistics))
+    for module in asking:
+        module.start_from(images)  # type: ignore[operator]
 
 
 def _agree(theirs: Mapping[str, Any], link: Link, file: Path) -> None:

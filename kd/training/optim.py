@@ -36,7 +36,8 @@ def make_optimizer(
         schedule: `onecycle` warms up to `lr` over the first 30 % and anneals to almost nothing (Smith & Topin 2017,
             as in torch); `cosine` anneals from `lr` to 0 (Loshchilov & Hutter 2016, without restarts); `step` divides
             by 10 at 1/2 and 3/4 of the steps (He et al. 2015, on CIFAR-10); `step_late` at 5/8, 3/4 and 7/8, which are
-            epochs 150, 180 and 210 of 240 (Tian et al. 2020, section 4); `constant` does nothing.
+            epochs 150, 180 and 210 of 240 (Tian et al. 2020, section 4); `triangular` rises in a line from a fifth of
+            `lr` to all of it over the first 23 %, and falls in a line to 7 % (Jordan 2024); `constant` does nothing.
 
     Raises:
         UserError: the node gives no optimiser, or one whose learning rate is no finite number.
@@ -66,6 +67,17 @@ def make_optimizer(
         case "step_late":
             return optimizer, MultiStepLR(
                 optimizer, milestones=[steps * 5 // 8, steps * 3 // 4, steps * 7 // 8]
+            )
+        case "triangular":
+            return optimizer, OneCycleLR(
+                optimizer,
+                max_lr=lr,
+                total_steps=max(steps, 2),
+                pct_start=0.23,
+                anneal_strategy="linear",
+                cycle_momentum=False,
+                div_factor=5,
+                final_div_factor=1 / (5 * 0.07),
             )
         case "constant":
             return optimizer, ConstantLR(optimizer, factor=1.0)
