@@ -1,0 +1,165 @@
+"""What an output folder holds: stages, the teachers' answers, decoded images; how large, and which runs need it."""
+
+import json
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from kd.files.locks import free
+from kd.files.store import checksum
+
+Kind = Literal["stage", "unfinished stage", "teacher answers", "decoded images"]
+DAY = 86_400.0
+
+
+@dataclass(frozen=True)
+class StoreItem:
+    """A folder that may be removed as a whole.
+
+    Attributes:
+        bytes: of all files in it.
+        used: when it was last written or read, seconds since 1970.
+        needed_by: names of the runs that were made from it; caches have none, as they are made again when needed.
+        about: what it is, for people.
+        damage: what is wrong with it; empty if nothing is.
+    """
+
+    path: Path
+    kind: Kind
+    bytes: int
+    used: float
+    needed_by: tuple[str, ...] = ()
+    about: str = ""
+    damage: str = ""
+
+
+def inventory(output: Path, *, check: bool = False) -> list[StoreItem]:
+    """All entries of an output folder, the largest first.
+
+    Args:
+        check: compare each stage's weights with their checksum, which reads them all.
+    """
+    needed = _needed(output)
+    found = [*_stages(output / "store", needed, check), *_caches(output / "cache")]
+    return sorted(found, key=lambda entry: -entry.bytes)
+
+
+def chosen(
+    entries: Sequence[StoreItem],
+    *,
+    unused: bool = False,
+    days: float | None = None,
+    gigabytes: float | None = None,
+) -> list[StoreItem]:
+    """The entries that these rules remove.
+
+    Args:
+        unused: stages that no run refers to, unfinished ones and damaged ones too.
+        days: entries that were not used for so long.
+        gigabytes: entries that were not used for longest, until the rest is no larger than this.
+    """
+    found = [
+        entry
+        for entry in entries
+        if (unused and entry.kind.endswith("stage") and (not entry.needed_by or entry.damage))
+        or (days is not None and time.time() - entry.used > days * DAY)
+    ]
+    if gigabytes is not None:
+        left = [
+            entry for entry in sorted(entries, key=lambda each: each.used) if entry not in found
+        ]
+        total = sum(entry.bytes for entry in left)
+        for entry in left:
+            if total <= gigabytes * 1e9:
+                break
+            found.append(entry)
+            total -= entry.bytes
+    return found
+
+
+def remove(entry: StoreItem) -> bool:
+    """Remove an entry unless another process is at it; whether it is gone."""
+    if not entry.kind.endswith("stage"):
+        shutil.rmtree(entry.path, ignore_errors=True)
+        return not entry.path.exists()
+    with free(entry.path.parent / f"{entry.path.name.removesuffix('.partial')}.lock") as mine:
+        if mine:
+            shutil.rmtree(entry.path, ignore_errors=True)
+        return mine and not entry.path.exists()
+
+
+def _needed(output: Path) -> dict[str, list[str]]:
+    """Names of runs by the key of each stage that they were made from, those that it was built on too."""
+    found: dict[str, list[str]] = {}
+    for report in sorted(output.glob("*/**/report.json")):
+        try:
+            models = json.loads(report.read_text())["models"]
+            left = [str(model["stage"]) for model in models]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        seen: set[str] = set()
+        while left:
+            key = left.pop()
+            if key not in seen:
+                seen.add(key)
+                found.setdefault(key, []).append(report.parent.name)
+                left += _built_on(output / "store" / key)
+    return found
+
+
+def _built_on(folder: Path) -> list[str]:
+    """Keys of the stages that a stage's spec names."""
+    try:
+        spec = json.loads((folder / "stage.json").read_text())["spec"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    keys = [spec.get("teacher"), spec.get("start"), *(spec.get("members") or [])]
+    return [key for key in keys if isinstance(key, str)]
+
+
+def _stages(store: Path, needed: dict[str, list[str]], check: bool) -> Iterator[StoreItem]:
+    for folder in sorted(store.glob("*/")):
+        if folder.name.endswith(".partial"):
+            yield StoreItem(folder, "unfinished stage", *_size(folder))
+            continue
+        about, damage = _look_at(folder, check)
+        yield StoreItem(
+            folder, "stage", *_size(folder), tuple(needed.get(folder.name, ())), about, damage
+        )
+
+
+def _look_at(folder: Path, check: bool) -> tuple[str, str]:
+    """What a stage is, and what is wrong with it."""
+    try:
+        record = json.loads((folder / "stage.json").read_text())
+        net = str(record["spec"]["net"]["_target_"]).rpartition(".")[2]
+        about = f"{net}, {record['epochs']} epochs"
+        wanted = record["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "", "stage.json is missing or damaged"
+    weights = folder / "weights.safetensors"
+    if not weights.is_file():
+        return about, "weights.safetensors is missing"
+    if check and checksum(weights) != wanted:
+        return about, "the checksum of weights.safetensors is wrong"
+    return about, ""
+
+
+def _caches(cache: Path) -> Iterator[StoreItem]:
+    for folder in sorted(cache.glob("teacher/*/")):
+        views = len([*folder.glob("view-*/manifest.json")])
+        yield StoreItem(folder, "teacher answers", *_size(folder), about=f"{views} views")
+    for folder in sorted(cache.glob("*/")):
+        if folder.name != "teacher":
+            yield StoreItem(folder, "decoded images", *_size(folder))
+
+
+def _size(folder: Path) -> tuple[int, float]:
+    """Bytes of all files in a folder, and when the last of them was written or noted as used."""
+    states = [path.stat() for path in folder.rglob("*") if path.is_file()]
+    return sum(each.st_size for each in states), max(
+        (each.st_mtime for each in states), default=0.0
+    )

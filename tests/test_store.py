@@ -1,0 +1,113 @@
+"""What an output folder holds, and removing some of it."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from kd.files.inventory import chosen, inventory
+from kd.files.locks import held
+from kd.files.store import checksum
+from kd.store import main
+
+
+def _stage(output: Path, key: str, size: int, **spec: object) -> Path:
+    folder = output / "store" / key
+    folder.mkdir(parents=True)
+    (folder / "weights.safetensors").write_bytes(b"x" * size)
+    record = {
+        "spec": {"net": {"_target_": "kd.nets.mlp.MLP"}, **spec},
+        "epochs": 2,
+        "sha256": checksum(folder / "weights.safetensors"),
+    }
+    (folder / "stage.json").write_text(json.dumps(record))
+    return folder
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    """A run whose student was taught by a teacher, an orphan, an attempt, and answers."""
+    _stage(tmp_path, "a" * 16, 1000)
+    _stage(tmp_path, "b" * 16, 2000, teacher="a" * 16)
+    _stage(tmp_path, "c" * 16, 3000)
+    (tmp_path / "store" / f"{'d' * 16}.partial").mkdir()
+    run = tmp_path / "runs" / "one"
+    run.mkdir(parents=True)
+    (run / "report.json").write_text(json.dumps({"models": [{"stage": "b" * 16}]}))
+    view = tmp_path / "cache" / "teacher" / "e-cpu" / "view-0"
+    view.mkdir(parents=True)
+    (view / "manifest.json").write_text("{}")
+    (view / "logits.npy").write_bytes(b"x" * 9000)
+    return tmp_path
+
+
+def names(output: Path, **rules: object) -> set[str]:
+    return {entry.path.name[0] for entry in chosen(inventory(output), **rules)}  # type: ignore[arg-type]
+
+
+def test_runs_need_what_their_stages_were_built_on(output: Path) -> None:
+    needed = {entry.path.name[0]: entry.needed_by for entry in inventory(output)}
+    assert needed == {"a": ("one",), "b": ("one",), "c": (), "d": (), "e": ()}
+    assert names(output, unused=True) == {"c", "d"}
+
+
+def test_what_was_used_last_stays(output: Path) -> None:
+    old = time.time() - 40 * 86_400
+    for path in (output / "store" / ("a" * 16)).iterdir():
+        os.utime(path, (old, old))
+    assert names(output, days=30) == {"a", "d"}  # an empty attempt was never used
+    sizes = {entry.path.name[0]: entry.bytes for entry in inventory(output)}
+    rest = sum(sizes.values()) - sizes["a"]
+    assert names(output, gigabytes=rest / 1e9) == {"a", "d"}
+
+
+def test_damage_is_named(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (output / "store" / ("b" * 16) / "weights.safetensors").write_bytes(b"y" * 2000)
+    (output / "store" / ("c" * 16) / "stage.json").write_text("{")
+    found = {entry.path.name[0]: entry.damage for entry in inventory(output, check=True)}
+    assert found["b"] == "the checksum of weights.safetensors is wrong"
+    assert found["c"] == "stage.json is missing or damaged"
+    assert found["a"] == ""
+
+
+def run(monkeypatch: pytest.MonkeyPatch, output: Path, *words: str) -> None:
+    monkeypatch.setattr("sys.argv", ["kd.store", *words, "--output", str(output)])
+    main()
+
+
+def test_it_asks_first(
+    output: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("builtins.input", lambda _: "n")
+    run(monkeypatch, output, "prune", "--unused")
+    assert (output / "store" / ("c" * 16)).exists()
+    run(monkeypatch, output, "prune", "--unused", "--yes")
+    assert not (output / "store" / ("c" * 16)).exists()
+    assert (output / "store" / ("a" * 16)).exists()
+    run(monkeypatch, output)
+    assert "teacher answers: 1, 9 kB" in capsys.readouterr().out
+
+
+def test_what_is_in_use_stays(output: Path) -> None:
+    from kd.files.inventory import remove
+
+    (entry,) = (each for each in inventory(output) if each.path.name.startswith("c"))
+    pid = os.fork()
+    if pid == 0:
+        with held(output / "store" / f"{'c' * 16}.lock", "c", "is training it"):
+            time.sleep(20)
+        os._exit(0)
+    for _ in range(100):
+        if (output / "store" / f"{'c' * 16}.lock").exists():
+            break
+        time.sleep(0.05)
+    time.sleep(0.2)
+    try:
+        assert not remove(entry)
+        assert entry.path.exists()
+    finally:
+        os.kill(pid, 9)
+        os.waitpid(pid, 0)
+    assert remove(entry)
