@@ -39,6 +39,9 @@ ON_FEATURES = (
     *("srrl", "kdsvd", "mgd", "cosine_features"),
 )
 
+# The same numbers on every machine; `auto` has tests of its own in test_precision.py.
+FLOAT32 = ("trainer.precision=32-true", "teacher.precision=32-true")
+
 # A run of seconds: 200 images, two epochs, perceptrons.
 TINY = (
     "pictures=false",
@@ -60,7 +63,7 @@ def composed(*overrides: str, config: str = "train") -> DictConfig:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         first = ["model=mlp_to_mlp", "pictures=false"] if config == "train" else []
-        words = [*first, *overrides]
+        words = [*first, *FLOAT32, *overrides]
         cfg = compose(config, words, return_hydra_config=True)
     HydraConfig.instance().set_config(cfg)
     with open_dict(cfg):

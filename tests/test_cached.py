@@ -575,7 +575,8 @@ class TestStudent:
             ("+data.augment.mixup=1.0", "+data.augment.cutmix=1.0"),
             ("POOL",),
             ("POOL", "+data.augment.mixup=1.0"),
-            ("trainer.precision=bf16-mixed",),
+            ("teacher.precision=bf16-mixed",),
+            ("trainer.precision=bf16-mixed", "teacher.precision=bf16-mixed"),
             ("ema=0.9", "loss=dkd"),
             ("batch_size=7", "student=mlp", "teacher=mlp"),
             ("loss=tfkd_self", "stages=[baseline,distill]"),
@@ -656,7 +657,7 @@ class TestStudent:
             "data.split_seed=1",
             "teacher.seed=1",
             "teacher.outputs=float32",
-            "trainer.precision=bf16-mixed",
+            "teacher.precision=bf16-mixed",
         ],
     )
     def test_other_views_or_another_teacher_are_other_outputs(

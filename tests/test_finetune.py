@@ -91,7 +91,7 @@ def test_all_of_it(make: Make, file: Path) -> None:
         ["+trainer.val_check_interval=1"],
         ["teacher.gradient_clip=0.5", "teacher.lr_schedule=cosine"],
         ["optim@teacher.optim=adamw"],
-        ["trainer.precision=bf16-mixed"],
+        ["teacher.precision=bf16-mixed"],
     ],
     ids=" ".join,
 )

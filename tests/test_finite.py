@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -151,27 +150,6 @@ def test_weights_that_are_no_numbers_are_refused(make_config: Make, tmp_path: Pa
         match=r"teacher\.path: the weights in .*teacher.pth are not all finite .*fc\.weight",
     ):
         run(make_config(f"teacher.path={tmp_path / 'teacher.pth'}"), "")
-
-
-@pytest.mark.parametrize(
-    ("precision", "said"),
-    [
-        (
-            "16-mixed",
-            "found '16-mixed' on a CPU, which trains in no float16; accepted there are 32-true, bf16-mixed",
-        ),
-        ("16-true", "found '16-true'; accepted are 32-true, bf16-mixed, 16-mixed"),
-        ("bf16-true", "found 'bf16-true'; accepted are"),
-        ("64-true", "found '64-true'; accepted are"),
-    ],
-)
-def test_precisions_in_which_it_cannot_train_are_refused(
-    precision: str, said: str, make_config: Make
-) -> None:
-    """Of 16-mixed the Trainer would make bf16-mixed, and the result would stand under the name of the other."""
-    with pytest.raises(UserError, match=rf"^trainer\.precision: {re.escape(said)}"):
-        run(make_config("trainer=cpu", f"trainer.precision={precision}", "stages=[baseline]"), "")
-    assert not list((Path(make_config().output_dir) / "store").glob("*/stage.json"))
 
 
 @pytest.mark.parametrize("loss", ["kd_standardized", "dist"])

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
+from kd.config.precision import read_precision
 from kd.config.schedules import Accept, make_schedule
 from kd.errors import UserError
 
@@ -85,7 +86,10 @@ def _trainer(found: Node) -> Node:
         raise _refused(
             f"trainer.{name}: is for kd itself to set; `python -m kd.train --help` shows what may be chosen"
         )
-    return found
+    return {
+        **found,
+        "precision": read_precision(found.get("precision", "auto"), "trainer.precision"),
+    }
 
 
 def _refused(text: str) -> PydanticCustomError:

@@ -1,6 +1,7 @@
 """What may stand in the config, with its ranges; checked once, before anything is built."""
 
 from collections.abc import Collection
+from functools import partial
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from omegaconf import DictConfig
@@ -19,6 +20,7 @@ from pydantic import (
 from kd.config.checking import as_floats, check_as, validated
 from kd.config.fields import FolderName, LearningRate, Node, Seed, TrainerOptions, Trains, number
 from kd.config.knobs import KNOBS, refuse_unused, uses
+from kd.config.precision import read_precision, resolved
 from kd.config.schedules import POSITIVE, SHARE
 from kd.errors import UserError
 from kd.files.header import net_of
@@ -69,11 +71,14 @@ class Answers(Strict):
 
     Attributes:
         outputs: the type that its logits are rounded to, kept or not.
+        precision: the number format that it trains and answers in, `auto` for what the device does fastest; the
+            student's is `trainer.precision`. See `kd.config.precision`.
         cache: whether they are kept, by image and view, for all later epochs and runs; that changes no result.
         cache_limit: how much room all kept outputs may take, in GB (10^9 bytes).
     """
 
     outputs: Literal["float16", "float32"]
+    precision: Annotated[str, BeforeValidator(partial(read_precision, key="teacher.precision"))]
     cache: Annotated[
         Literal["auto", "off"], BeforeValidator(lambda found: "off" if found is False else found)
     ]  # YAML
@@ -218,6 +223,22 @@ class Training(Recipe):
     def used(self) -> tuple[str, ...]:
         """Of `alpha` and `temperature` those that the loss depends on."""
         return self._used
+
+    def settled(self) -> Self:
+        """The config with the precisions that `auto` means on this machine.
+
+        Raises:
+            UserError: the device cannot train in one of them.
+        """
+        accelerator = str(self.trainer.get("accelerator", "auto"))
+        student = resolved(self.trainer["precision"], accelerator, "trainer.precision")
+        teacher = resolved(self.teacher.precision, accelerator, "teacher.precision")
+        return self.model_copy(
+            update={
+                "trainer": {**self.trainer, "precision": student},
+                "teacher": self.teacher.model_copy(update={"precision": teacher}),
+            }
+        )
 
 
 class Config(Training):

@@ -75,6 +75,7 @@ def _model(role: Role, done: Mapping[Role, Done], data: DataModule) -> dict[str,
             "training_params", 0
         ),  # stages of before they were counted have none
         "step_ms": _step_ms(stage),
+        "precision": stage.record["spec"].get("trainer", {}).get("precision"),
         "epochs": stage.record["total"]["epochs"],
         "seconds": stage.record["total"]["seconds"],
         "history": columns(stage.record["history"]),
@@ -238,7 +239,7 @@ def as_markdown(report: Mapping[str, Any]) -> str:
         f"- Python {env['python']}, torch {env['torch']}, Lightning {env['lightning']}, {env['device']}; "
         f"latency on the CPU with {env['threads']} threads.",
         *(
-            f"- {model['role']}: {model['epochs']} epochs in {model['seconds']:.0f} s, validation accuracy "
+            f"- {model['role']}: {model['epochs']} epochs in {model['seconds']:.0f} s{_in(model)}, validation accuracy "
             f"{100 * model['val']['best']:.2f} % at best and {100 * model['val']['last']:.2f} % at the end, "
             f"stage {model['stage']}."
             for model in report["models"]
@@ -248,6 +249,11 @@ def as_markdown(report: Mapping[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _in(model: Mapping[str, Any]) -> str:
+    precision = model.get("precision")  # reports of before it was told have none
+    return f" in {precision}" if precision else ""
 
 
 def _only_in_training(models: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -57,6 +57,7 @@ def run(
         UserError: for what the user can mend, before anything is trained where that can be told.
         Interrupted: by Ctrl-C; what was finished stays finished.
     """
+    config = config.settled()
     output = writable(Path(config.output_dir).expanduser())
     chain = chain_of(config)  # and the losses with it, before the data is read
     data = data or construct(config.data, "data")

@@ -23,6 +23,7 @@ class Link:
         net: what builds the net.
         where: the config's key of `net`, for messages; `recipe_at` is the prefix of the recipe's keys.
         objective: what it trains on.
+        precision: the number format that it trains in, or `auto`.
         teacher: the earlier stage whose net answers for the views; None where the objective asks for none.
         start: the earlier stage to take the weights from; None for fresh ones.
         path: a file to take the weights from.
@@ -41,6 +42,7 @@ class Link:
     recipe: Recipe
     recipe_at: str
     objective: Node
+    precision: str = "auto"
     teacher: str | None = None
     start: str | None = None
     path: str | None = None
@@ -101,6 +103,7 @@ def _link(name: str, stage: StageConfig, config: Config) -> Link:
         _recipe(name, stage, config.teacher if of_teacher else config),
         "teacher." if of_teacher else "",
         objective,
+        precision=config.teacher.precision if of_teacher else config.trainer["precision"],
         teacher=_teacher(stage, objective),
         start=stage.start,
         trains=stage.trains,

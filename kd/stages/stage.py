@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kd.config.precision import resolved
 from kd.config.schema import Training
 from kd.data.base import DataModule
 from kd.errors import Dropped
@@ -115,6 +116,9 @@ def make_stage(link: Link, config: Training, data: DataModule, done: Mapping[str
     spec["trainer"] = {
         k: v for k, v in config.trainer.items() if k not in RUNTIME_ONLY | {"max_epochs"}
     }
+    accelerator = str(config.trainer.get("accelerator", "auto"))
+    own = f"{link.recipe_at or 'trainer.'}precision"
+    spec["trainer"]["precision"] = resolved(link.precision, accelerator, own)
     runtime = {k: v for k, v in config.trainer.items() if k in RUNTIME_ONLY}
     spec["code"] = code_of(*targets(link.net), *targets(spec["objective"]))
     teacher = done[link.teacher] if link.teacher else None
@@ -122,6 +126,8 @@ def make_stage(link: Link, config: Training, data: DataModule, done: Mapping[str
     spec |= {which: stage.key for which, stage in (("teacher", teacher), ("start", start)) if stage}
     if teacher:
         spec["outputs"] = config.teacher.outputs
+        asked = config.teacher.precision
+        spec["answered_in"] = resolved(asked, accelerator, "teacher.precision")
     if link.fake_quantize:
         spec["fake_quantize"] = True
     if taps := taps_of(link, data.shape):
@@ -326,17 +332,18 @@ def teacher_of(stage: Stage, done: Done, data: DataModule) -> Teacher:
         taps = stage.spec.get("taps", {}).get("teacher", [])
         answers = frozen(done)
         points = study(answers.net, taps, data.shape, where="teacher.taps")
-        return Observed(answers, points, kinds, stage.spec["outputs"])
-    live = Live(Folded(partial(frozen, done)), stage.spec["outputs"])
+        return Observed(answers, points, kinds, stage.spec["outputs"], stage.spec["answered_in"])
+    live = Live(Folded(partial(frozen, done)), stage.spec["outputs"], stage.spec["answered_in"])
     if stage.room is None:
         return live
     images = data.training(stage.spec["data"]["unlabeled"] is not None)
     net = done.record["spec"]["net"]
     key = {
         "teacher": [done.record["sha256"], net, code_of(net), *done.record["normalization"]],
-        **{name: stage.spec[name] for name in ("recipe", "seed", "shape", "outputs")},
+        **{
+            name: stage.spec[name] for name in ("recipe", "seed", "shape", "outputs", "answered_in")
+        },
         "data": {name: stage.spec["data"][name] for name in ("train", "unlabeled", "augment")},
-        "precision": stage.spec["trainer"].get("precision"),
         "torch": torch.__version__,  # another one may differ in the last bit
     }
     files = ViewFiles(stage.room, key_of(key), len(images), classes_of(done), stage.spec["outputs"])

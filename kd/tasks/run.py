@@ -75,6 +75,7 @@ class Course:
             Recipe(**{name: getattr(self.config, name) for name in Recipe.model_fields}),
             "",
             objective,
+            precision=self.config.trainer["precision"],
             teacher=before if teacher_stage(objective) else None,
             start=before,
         )
@@ -147,6 +148,7 @@ def run(
         UserError: for what the user can mend, before anything is trained where that can be told.
         Interrupted: by Ctrl-C; what was finished stays finished.
     """
+    config = config.settled()
     output = writable(Path(config.output_dir).expanduser())
     course = Course(config, construct(config.data, "data"))
     preflight(course)

@@ -5,6 +5,8 @@ from typing import Any, Literal, Protocol, get_args
 import torch
 from torch import Tensor
 
+from kd.config.precision import Precision
+
 # On a CPU a net is always given so many pictures at once, blank ones where fewer are asked about: the last bit of its
 # logits depends on the size of the batch (not on what else is in it), and must not depend on who asks.
 CHUNK = 64
@@ -14,11 +16,18 @@ PIXELS = (
 
 Outputs = Literal["float16", "float32"]
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in get_args(Outputs)}
+HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 def chunk_of(height: int, width: int) -> int:
     """How many pictures of this size a net is given at once on a CPU."""
     return max(1, min(CHUNK, PIXELS // (height * width)))
+
+
+def computing_in(precision: Precision, device: torch.device) -> torch.autocast:
+    """A context in which a net computes in this precision, whatever context is around it."""
+    dtype = HALF.get(precision)
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
 class Answers(Protocol):
@@ -38,7 +47,7 @@ class Teacher(Protocol):
         """The logits for x [B, C, H, W] in [0, 1] and index int64 [B], without gradient."""
 
     def prepare(self, view: int) -> None:
-        """Called before a view's first batch, under the same autocast as its batches."""
+        """Called before a view's first batch."""
 
     def to(self, device: torch.device) -> Any:
         """Move to a device."""
@@ -51,10 +60,13 @@ class Live:
         answers: the net.
         outputs: what logits are rounded to. Half precision rounds to 11 significant bits, and takes half the room in
             a cache; beyond its range of +-65504 it takes the nearest number in it.
+        precision: what the net computes in, whatever the student's step does.
     """
 
-    def __init__(self, answers: Answers, outputs: Outputs = "float16") -> None:
-        self.answers, self.dtype = answers, DTYPES[outputs]
+    def __init__(
+        self, answers: Answers, outputs: Outputs = "float16", precision: Precision = "32-true"
+    ) -> None:
+        self.answers, self.dtype, self.precision = answers, DTYPES[outputs], precision
         self.device = torch.device("cpu")
 
     def __deepcopy__(self, memo: object) -> "Live":
@@ -76,6 +88,10 @@ class Live:
     @torch.no_grad()
     def ask(self, x: Tensor) -> Tensor:
         """x [B, C, H, W] in [0, 1] -> logits [B, num_classes] of the type `outputs`."""
+        with computing_in(self.precision, x.device):
+            return self._ask(x)
+
+    def _ask(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu":
             return self._rounded(self.answers(x))
         found = []

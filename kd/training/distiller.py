@@ -78,8 +78,7 @@ class Distiller(L.LightningModule):
     def on_train_epoch_start(self) -> None:
         """Seed what a net draws by itself, so that a run resumed at this epoch draws the same; prepare the teacher."""
         if self.teacher is not None:
-            with self.trainer.precision_plugin.forward_context():  # as a training step is
-                self.teacher.prepare(self._which()["view"])
+            self.teacher.prepare(self._which()["view"])
         torch.manual_seed((self.seed * 1_000_003 + self.current_epoch + 1) % 2**63)
 
     def view(self, batch: Batch) -> Tensor:

@@ -44,8 +44,6 @@ from kd.training.hooks import hook
 from kd.training.objective import Objective
 from kd.training.optim import make_optimizer
 
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")  # the weights themselves stay in float32
-
 
 def fit(
     net: nn.Module,
@@ -196,9 +194,6 @@ def _make_trainer(
         trainer = L.Trainer(**options)
     except (MisconfigurationException, ImportError, *REFUSALS) as error:
         raise UserError(f"trainer: {error}") from error
-    _check_precision(
-        trainer.precision, str(options["precision"]) if "precision" in options else None
-    )
     _check_strategy(trainer, options.get("strategy"))
     return trainer
 
@@ -223,21 +218,6 @@ def _check_strategy(trainer: L.Trainer, asked: Any) -> None:
         raise UserError(
             f"trainer.strategy: found {asked!r} with {torch.get_num_threads()} threads, with which forked processes "
             "hang; set OMP_NUM_THREADS=1, or take ddp_spawn (trainer=ddp)"
-        )
-
-
-def _check_precision(found: str | None, asked: str | None) -> None:
-    """Refuse what the nets cannot be trained in, or what the Trainer would take something else for.
-
-    Args:
-        found: what the Trainer trains in.
-    """
-    if found not in PRECISIONS:
-        raise UserError(f"trainer.precision: found {asked!r}; accepted are {', '.join(PRECISIONS)}")
-    if asked in ("16", "16-mixed") and found != "16-mixed":
-        raise UserError(
-            f"trainer.precision: found {asked!r} on a CPU, which trains in no float16; accepted there are 32-true, "
-            "bf16-mixed"
         )
 
 

@@ -82,7 +82,7 @@ def compare_settings(
 
 def _report(config: Config, command: str, root: Path) -> dict[str, Any]:
     """The report of a run, which is there already if an earlier attempt got so far."""
-    plain = json.loads(json.dumps(config.model_dump()))
+    plain = json.loads(json.dumps(config.settled().model_dump()))
     for path in sorted(root.glob(f"*_{config.name}/report.json")):
         try:
             report = read_report(path)

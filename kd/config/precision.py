@@ -1,0 +1,73 @@
+"""In which number format a stage trains: what may be asked for, and what `auto` means on this machine."""
+
+from typing import Any, Literal, get_args
+
+from pydantic_core import PydanticCustomError
+
+from kd.errors import UserError, nearest
+
+# What a stage trains in. Weights, sums of gradients and losses are float32 in all of them.
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+ACCEPTED = ("auto", *get_args(Precision))
+SHORT = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}  # as Lightning takes them too
+
+
+def read_precision(found: Any, key: str) -> str:
+    """One of `ACCEPTED`, from what stands under a key of the config.
+
+    Raises:
+        PydanticCustomError: it is none of them.
+    """
+    name = SHORT.get(str(found), str(found))
+    if name not in ACCEPTED:
+        text = (
+            f"{key}: found {found!r}; accepted are {', '.join(ACCEPTED)}{nearest(name, ACCEPTED)}"
+        )
+        raise PydanticCustomError("number", "{text}", {"text": text})
+    return name
+
+
+def resolved(asked: str, accelerator: str, key: str) -> Precision:
+    """What a stage trains in on this machine.
+
+    `auto` is bf16-mixed where the device has units for bfloat16, else 32-true. A CPU's flags decide, not a
+    measurement, so that machines of one kind agree on a stage's key.
+
+    Args:
+        asked: one of `ACCEPTED`.
+        accelerator: as `trainer.accelerator`.
+        key: of the config, for messages.
+
+    Raises:
+        UserError: the device cannot train in it.
+    """
+    device = device_of(accelerator)
+    if asked == "16-mixed" and device == "cpu":
+        raise UserError(
+            f"{key}: found '16-mixed' on a CPU, which trains in no float16; accepted there are auto, 32-true, "
+            "bf16-mixed"
+        )
+    if asked == "auto":
+        return "bf16-mixed" if has_bf16_units(device) else "32-true"
+    return asked  # type: ignore[return-value]
+
+
+def device_of(accelerator: str) -> Literal["cuda", "mps", "cpu"]:
+    """The kind of device that the Trainer takes for this `trainer.accelerator`."""
+    import torch
+
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return "cuda"
+    if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
+        return "mps"
+    return "cpu"
+
+
+def has_bf16_units(device: Literal["cuda", "mps", "cpu"]) -> bool:
+    """Whether the device multiplies in bfloat16 faster than in float32."""
+    import torch
+
+    if device == "cpu":
+        flags = torch.cpu.get_capabilities()
+        return bool(flags.get("avx512_bf16") or flags.get("amx_bf16"))
+    return device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)

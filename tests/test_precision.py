@@ -1,0 +1,226 @@
+"""In which number format stages train and teachers answer, and how `auto` is decided."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from composed import composed
+from torch import Tensor, nn
+
+from kd.config.construct import construct
+from kd.config.precision import resolved
+from kd.config.schema import Config, check
+from kd.errors import UserError
+from kd.files.store import Done, Store
+from kd.runs.run import run
+from kd.stages.chain import chain_of
+from kd.stages.stage import complete, make_stage
+from kd.teachers.frozen import Frozen
+from kd.teachers.live import Live
+from kd.training.distiller import Distiller
+
+Make = Callable[..., Config]
+AUTO = ("trainer=cpu", "trainer.precision=auto", "teacher.precision=auto")
+
+
+def machine(
+    monkeypatch: pytest.MonkeyPatch, *flags: str, cuda: bool = False, bf16: bool = False
+) -> None:
+    """Let this be a machine whose CPU has these flags, with or without a GPU that has bf16 units."""
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: dict.fromkeys(flags, True))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: cuda)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: bf16)
+
+
+@pytest.mark.parametrize(
+    ("flags", "accelerator", "gpu", "expected"),
+    [
+        (("avx2", "avx512_f"), "auto", None, "32-true"),
+        (("avx512_f", "avx512_bf16"), "auto", None, "bf16-mixed"),
+        (("avx512_f", "amx_bf16"), "cpu", None, "bf16-mixed"),
+        (("avx2",), "auto", "A100", "bf16-mixed"),
+        (("avx512_bf16",), "auto", "V100", "32-true"),
+        (("avx512_bf16",), "gpu", "V100", "32-true"),
+        (("avx512_bf16",), "cpu", "V100", "bf16-mixed"),
+        (("avx2",), "cpu", "A100", "32-true"),
+    ],
+)
+def test_auto_is_what_the_device_has_units_for(
+    flags: tuple[str, ...],
+    accelerator: str,
+    gpu: str | None,
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    machine(monkeypatch, *flags, cuda=gpu is not None, bf16=gpu == "A100")
+    assert resolved("auto", accelerator, "trainer.precision") == expected
+    assert resolved("32-true", accelerator, "trainer.precision") == "32-true"
+
+
+def test_auto_is_the_default() -> None:
+    cfg = composed("~trainer.precision", "+trainer.precision=auto")  # the tests' own is another
+    assert cfg.teacher.precision == "32-true"
+    root = Path(__file__).parents[1] / "conf"
+    assert yaml.safe_load((root / "trainer" / "auto.yaml").read_text())["precision"] == "auto"
+    assert yaml.safe_load((root / "base" / "teacher.yaml").read_text())["precision"] == "auto"
+    for name in ("cpu", "gpu", "ddp", "smoke"):
+        assert "precision" not in yaml.safe_load((root / "trainer" / f"{name}.yaml").read_text())
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        (
+            "trainer.precision",
+            "bf16-true",
+            "accepted are auto, 32-true, bf16-mixed, 16-mixed; did you mean 'bf16-mixed'?",
+        ),
+        ("trainer.precision", "17", "accepted are auto, 32-true, bf16-mixed, 16-mixed"),
+        ("teacher.precision", "float16", "accepted are auto"),
+        ("teacher.precision", "null", "accepted are auto"),
+    ],
+)
+def test_an_unknown_precision(key: str, value: str, said: str) -> None:
+    with pytest.raises(UserError, match=rf"^{key}: found .*; {said}".replace("?", r"\?")):
+        check(composed(f"{key}={value}"))
+
+
+@pytest.mark.parametrize("key", ["trainer.precision", "teacher.precision"])
+def test_a_precision_that_the_device_cannot_do(
+    key: str, make_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 16-mixed on a CPU the Trainer would make bf16-mixed, under the name of the other."""
+    machine(monkeypatch)
+    monkeypatch.setattr("kd.runs.run.construct", pytest.fail)  # before any data is read
+    with pytest.raises(
+        UserError, match=rf"^{key}: found '16-mixed' on a CPU.* 32-true, bf16-mixed$"
+    ):
+        run(make_config(f"{key}=16-mixed"), "")
+
+
+@pytest.mark.parametrize("name", [32, "32", "32-true"])
+def test_short_names_are_the_same_setting(name: Any) -> None:
+    assert check(composed(f"trainer.precision={name}")).trainer["precision"] == "32-true"
+    assert check(composed("trainer.precision=bf16")).trainer["precision"] == "bf16-mixed"
+
+
+def keys(config: Config) -> dict[str, str]:
+    """The keys of a chain whose stages are finished on the way."""
+    data: Any = construct(config.data, "data")
+    done: dict[str, Done] = {}
+    for link in chain_of(config):
+        done[link.name], _ = complete(
+            make_stage(link, config, data, done), Store(Path(config.output_dir) / "store"), data
+        )
+    return {name: each.key for name, each in done.items()}
+
+
+def test_auto_has_the_key_of_what_it_means(
+    make_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(monkeypatch, "avx512_bf16")
+    in_bf16 = keys(make_config(*AUTO, "epochs=0", "teacher.epochs=0"))
+    named = ("trainer.precision=bf16-mixed", "teacher.precision=bf16-mixed")
+    assert in_bf16 == keys(make_config(*named, "epochs=0", "teacher.epochs=0"))
+    machine(monkeypatch)
+    in_float32 = keys(make_config(*AUTO, "epochs=0", "teacher.epochs=0"))
+    assert not set(in_bf16.values()) & set(in_float32.values())
+    assert in_float32 == keys(make_config("epochs=0", "teacher.epochs=0"))
+
+
+def test_the_report_says_what_was_trained_in(
+    make_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(monkeypatch, "avx512_bf16")
+    config = make_config("trainer=cpu", "trainer.precision=auto", "teacher.precision=32-true")
+    folder = run(config, "")
+    report = json.loads((folder / "report.json").read_text())
+    assert {model["role"]: model["precision"] for model in report["models"]} == {
+        "teacher": "32-true",
+        "baseline": "bf16-mixed",
+        "student": "bf16-mixed",
+    }
+    assert report["config"]["trainer"]["precision"] == "bf16-mixed"
+    assert yaml.safe_load((folder / "config.yaml").read_text())["teacher"]["precision"] == "32-true"
+    assert "- baseline: 2 epochs in 0 s in bf16-mixed, validation" in (
+        (folder / "report.md").read_text().replace(" in 1 s", " in 0 s")
+    )
+
+
+class Dtypes(nn.Module):
+    """Notes the number format of what its layer gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(64, 10)
+        self.seen: set[torch.dtype] = set()
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.fc(x.flatten(1))
+        self.seen.add(found.dtype)
+        return found
+
+
+@pytest.mark.parametrize("around", [True, False], ids=["student in bf16", "student in float32"])
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("32-true", torch.float32), ("bf16-mixed", torch.bfloat16)]
+)
+def test_a_teacher_answers_in_its_own(precision: Any, dtype: torch.dtype, around: bool) -> None:
+    frozen = Frozen(Dtypes(), (0.5,), (0.5,))
+    x = torch.rand(3, 1, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16, enabled=around):
+        answers = Live(frozen, "float16", precision)(x, torch.arange(3), 0)
+    assert (answers.dtype, frozen.net.seen) == (torch.float32, {dtype})
+
+
+def test_float16_holds_what_bf16_says_exactly() -> None:
+    """11 significant bits next to 8; so rounding an answer for the cache loses nothing of it."""
+    logits = (torch.randn(10_000) * 10).bfloat16()
+    logits = logits[logits.abs() > 2.0**-14]  # below, float16 has fewer bits
+    assert torch.equal(logits.half().float(), logits.float())
+
+
+def test_each_net_trains_in_its_own(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And all losses are computed in float32."""
+    found: list[tuple[torch.dtype, ...]] = []
+    step = Distiller.training_step
+
+    def note(self: Distiller, *args: Any) -> Tensor:
+        handle = self.net.register_forward_hook(lambda *each: seen.append(each[-1].dtype))
+        seen: list[torch.dtype] = []
+        loss = step(self, *args)
+        handle.remove()
+        found.append((*seen, loss.dtype))
+        return loss
+
+    monkeypatch.setattr(Distiller, "training_step", note)
+    config = make_config("trainer=cpu", "trainer.precision=bf16", "stages=[teacher,baseline]")
+    run(config, "")
+    half = len(found) // 2
+    assert set(found[:half]) == {(torch.float32, torch.float32)}
+    assert set(found[half:]) == {(torch.bfloat16, torch.float32)}
+
+
+def test_switching_the_students_leaves_the_teacher(make_config: Make) -> None:
+    first = keys(make_config("epochs=0", "teacher.epochs=0"))
+    other = keys(make_config("epochs=0", "teacher.epochs=0", "trainer.precision=bf16-mixed"))
+    assert {name for name in first if first[name] != other[name]} == {"baseline", "distill"}
+
+
+def test_a_given_teacher_is_the_same_in_all(make_config: Make, tmp_path: Path) -> None:
+    """Nothing of it is trained, and it is measured in float32."""
+    net = construct(make_config().teacher.net, "net", num_classes=10, in_channels=1, image_size=8)
+    torch.save(net.state_dict(), tmp_path / "weights.pt")
+    given = ("stages=[teacher]", f"teacher.path={tmp_path / 'weights.pt'}")
+    assert keys(make_config(*given)) == keys(make_config(*given, "teacher.precision=bf16-mixed"))
+
+
+def test_members_may_differ(make_config: Make) -> None:
+    members = "+teacher.members=[{precision: bf16-mixed},{seed: 1}]"
+    chain = {link.name: link for link in chain_of(make_config(members, "stages=[teacher]"))}
+    assert (chain["teacher_1"].precision, chain["teacher_2"].precision) == ("bf16-mixed", "32-true")
