@@ -20,10 +20,13 @@ from kd.config.construct import construct
 from kd.config.schema import Config, check
 from kd.errors import UserError
 from kd.files.header import header_of, weights_file
+from kd.files.state_dicts import read_weights
 from kd.files.store import Done, Store
 from kd.nets.mlp import MLP
 from kd.nets.resnet import ResNet
-from kd.nets.weights import load_weights, read_weights
+from kd.nets.vgg import VGG
+from kd.nets.weights import load_weights
+from kd.nets.wide_resnet import WideResNet
 from kd.runs.preflight import preflight
 from kd.runs.run import run
 from kd.stages.chain import chain_of
@@ -98,7 +101,8 @@ def test_formats(kind: str, tmp_path: Path) -> None:
     "prefix",
     [
         "module.", "model.", "net.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "net._orig_mod.",
-        "model.module.", "model.net.", "module.model._orig_mod.",
+        "model.module.", "model.net.", "module.model._orig_mod.", "backbone.", "encoder.", "model.backbone.",
+        "module.encoder_q.", "student.net.",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside other tensors"])
@@ -115,6 +119,7 @@ def test_prefixes(
     load_weights(found, tmp_path / "a.pt", "teacher.path")
     assert same(found.state_dict(), STATE)
     said = capsys.readouterr().err
+    assert f"a.pt are taken without their prefix '{prefix}'" in said
     assert ("objective.temperature, teacher.fc.weight" in said) == beside
 
 
@@ -130,11 +135,148 @@ def test_a_name_that_fits_keeps_what_looks_like_a_prefix(tmp_path: Path) -> None
     assert same(wrapped.state_dict(), torch.load(tmp_path / "a.pt"))
 
 
-def test_a_prefix_that_is_no_wrappers_stays(tmp_path: Path) -> None:
-    torch.save({f"encoder.{k}": v for k, v in STATE.items()}, tmp_path / "a.pt")
-    with pytest.raises(UserError, match=r"missing: conv1\.weight") as error:
+OTHER = net(seed=2).state_dict()
+PARAMETERS = {name for name, _ in net().named_parameters()}
+
+
+def under(prefix: str, state: State) -> State:
+    return {prefix + k: v for k, v in state.items()}
+
+
+@pytest.mark.parametrize(
+    ("content", "which", "raw"),
+    [
+        ({"state_dict_ema": STATE}, [None, "ema"], False),
+        ({"state_dict": OTHER, "state_dict_ema": STATE, "epoch": 3}, [None, "ema"], True),  # timm
+        ({"model": OTHER, "model_ema": under("module.", STATE)}, [None, "model_ema"], True),
+        (under("ema_model.", STATE) | under("online_model.", OTHER), [None, "ema_model"], True),
+        (under("module.", STATE) | {"n_averaged": torch.ones(1)}, [None, "ema"], False),  # torch
+        (
+            {
+                "state_dict": under("net.", STATE),
+                "current_model_state": under("net.", OTHER),
+                "averaging_state": {"n_averaged": torch.ones(1)},
+            },
+            [None, "ema"],
+            True,
+        ),  # Lightning
+        # Many an average is of the parameters alone; the buffers are the trained net's then.
+        (
+            {
+                "ema": {k: STATE[k] for k in PARAMETERS},
+                "model": {**OTHER, **{k: v for k, v in STATE.items() if k not in PARAMETERS}},
+            },
+            [None],
+            False,
+        ),
+    ],
+    ids=["alone", "timm", "torchvision", "ema-pytorch", "torch", "Lightning", "parameters"],
+)
+def test_averaged_weights_are_taken_and_named(
+    content: Any, which: list[str | None], raw: bool, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    torch.save(content, tmp_path / "a.pt")
+    for each in which:
+        found = fresh()
+        load_weights(found, tmp_path / "a.pt", "teacher.path", which=each)
+        assert same(found.state_dict(), STATE)
+        assert "took the averaged weights (EMA) in " in capsys.readouterr().err
+    if raw:
+        load_weights(found, tmp_path / "a.pt", "teacher.path", which="raw")
+        assert same(found.state_dict(), OTHER)
+    elif which != [None]:
+        with pytest.raises(UserError, match=r"teacher\.state: found 'raw'; .*a\.pt has ema"):
+            load_weights(found, tmp_path / "a.pt", "teacher.path", which="raw")
+
+
+def test_one_of_several_nets_in_a_file_must_be_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a.pt"
+    torch.save(under("encoder_q.", STATE) | under("encoder_k.", OTHER), path)
+    with pytest.raises(UserError, match=r"encoder_k, encoder_q; choose one with teacher\.state="):
+        load_weights(fresh(), path, "teacher.path")
+    found = fresh()
+    load_weights(found, path, "teacher.path", which="encoder_q")
+    assert same(found.state_dict(), STATE)
+    with pytest.raises(UserError, match=r"found 'encoder_g'; .* did you mean"):
+        load_weights(found, path, "teacher.path", which="encoder_g")
+    capsys.readouterr()
+    torch.save({"teacher": OTHER, "state_dict": STATE}, path)  # the plain key is meant
+    load_weights(fresh(), path, "teacher.path")
+    assert (
+        "took the weights in state_dict of a.pt; teacher would fit too" in capsys.readouterr().err
+    )
+
+
+def test_what_is_no_tensor_beside_tensors_is_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save({**STATE, "epoch": 3, "scheduler": None}, tmp_path / "a.pt")
+    found = fresh()
+    load_weights(found, tmp_path / "a.pt", "teacher.path")
+    assert same(found.state_dict(), STATE)
+    assert "2 entries of a.pt are none of the net's and are left out: epoch, scheduler" in (
+        capsys.readouterr().err
+    )
+
+
+def test_weights_without_a_last_layer_start_it_afresh_where_training_follows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(
+        {f"backbone.{k}": v for k, v in STATE.items() if not k.startswith("fc.")},
+        tmp_path / "a.pt",
+    )
+    found = fresh()
+    own = copy.deepcopy(found.fc.state_dict())
+    load_weights(found, tmp_path / "a.pt", "teacher.path", head=["fc.weight", "fc.bias"])
+    assert same(found.state_dict(), STATE | under("fc.", own))
+    assert "has no last layer; fc.weight, fc.bias start afresh" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"missing: fc\.weight, fc\.bias"):
         load_weights(fresh(), tmp_path / "a.pt", "teacher.path")
-    assert "unexpected: encoder.conv1.weight" in str(error.value)
+
+
+def as_repdistiller_names(name: str) -> str:
+    """What the models/wrn.py and models/vgg.py of HobbitLong/RepDistiller call the same tensors."""
+    if name.startswith("block") and name[7:].startswith(
+        ("0.bn", "0.conv", "0.sh", "1.bn", "1.conv")
+    ):
+        return name.replace(".", ".layer.", 1).replace("shortcut", "convShortcut")
+    if name.startswith("block"):
+        return f"block{int(name[5]) - 1}{name[6:]}"
+    return name
+
+
+@pytest.mark.parametrize(
+    ("make", "others"),
+    [
+        (lambda: WideResNet(10, 16, 2), {"bn.": "bn1."}),
+        (lambda: VGG(10, 11, width=4), {"fc.": "classifier."}),
+    ],
+    ids=["wrn", "vgg"],
+)
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_repdistillers_names(
+    make: Callable[[], nn.Module], others: dict[str, str], prefix: str, tmp_path: Path
+) -> None:
+    theirs = make().state_dict()
+
+    def renamed(name: str) -> str:
+        for ours, other in others.items():
+            if name.startswith(ours):
+                return other + name.removeprefix(ours)
+        return as_repdistiller_names(name)
+
+    torch.save({"model": {prefix + renamed(k): v for k, v in theirs.items()}}, tmp_path / "a.pt")
+    found = make()
+    load_weights(found, tmp_path / "a.pt", "teacher.path")
+    assert same(found.state_dict(), theirs)
+    torch.save(theirs, tmp_path / "a.pt")  # and our own, some of which mean another layer there
+    found = make()
+    load_weights(found, tmp_path / "a.pt", "teacher.path")
+    assert same(found.state_dict(), theirs)
 
 
 def test_counters_of_batch_norm_may_be_absent(tmp_path: Path) -> None:
@@ -241,7 +383,19 @@ def test_a_pickle_that_needs_more_is_refused_with_the_way_to_convert(tmp_path: P
             "c.pt",
             {"model": STATE, "args": argparse.Namespace()},
             "argparse.Namespace",
-            "x['state_dict']",
+            "torch.save(x['model'], 'weights.pt')",
+        ),
+        (
+            "e.pt",
+            {"epoch": 3, "model": nn.Linear(2, 2)},
+            "torch.nn.modules.linear.Linear",
+            "torch.save(x['model'].state_dict(), 'weights.pt')",
+        ),
+        (
+            "f.pt",
+            {"generator": dict(STATE), "args": argparse.Namespace()},
+            "argparse.Namespace",
+            "torch.save(x['generator'], 'weights.pt')",
         ),
         ("d.pt", {"model": STATE, "x": Evil(tmp_path / "owned")}, "mkdir", "refused"),
     ):
@@ -311,8 +465,8 @@ def test_half_a_file(suffix: str, tmp_path: Path) -> None:
             {"epoch": 3, "optimizer": {}},
             ["keys epoch, optimizer", "state_dict, model_state_dict, model, net"],
         ),
-        ({"state_dict": {"a": 1}}, ["['state_dict']", "keys a"]),
-        ({"model": {}}, ["['model']"]),
+        ({"state_dict": {"a": 1}}, ["keys state_dict"]),
+        ({"model": {}}, ["keys model"]),
         ([torch.ones(1)], ["a list"]),
         (torch.ones(1), ["a Tensor"]),
     ],

@@ -27,9 +27,9 @@ from kd.config.schema import Config, check
 from kd.errors import Interrupted, UserError
 from kd.files.checkpoints import read_checkpoint
 from kd.files.events import damage_in
+from kd.files.state_dicts import read_weights
 from kd.files.store import Store
 from kd.files.tensors import load_tensors
-from kd.nets.weights import read_weights
 from kd.runs.reader import open_run
 from kd.runs.run import run
 from kd.summary.reports import find_runs

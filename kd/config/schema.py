@@ -90,6 +90,8 @@ class Teacher(Recipe, Answers):
 
     Attributes:
         path: a file with weights to start from, or a run's folder; null to start afresh.
+        state: which weights of that file, where it has several: `ema`, `raw`, or a key or prefix in it; null takes
+            averaged ones (EMA) before others.
         finetune: what is trained from there: all of it, the last layer alone (head), or none; null trains all, but
             none where there is a `path`.
         normalization: what the weights in `path` were trained with, where the file does not say it itself; null for
@@ -101,6 +103,7 @@ class Teacher(Recipe, Answers):
 
     net: Node
     path: str | None
+    state: str | None
     finetune: Trains | None
     normalization: Normalization | None
     members: Annotated[list[Node], Field(min_length=1)] | None = None
@@ -115,6 +118,14 @@ class Teacher(Recipe, Answers):
     def trains(self) -> Trains:
         """What the teacher's stage trains."""
         return self.finetune or ("none" if self.path else "all")
+
+    @model_validator(mode="after")
+    def _state(self) -> Self:
+        if self.state is not None and self.path is None:
+            raise ValueError(
+                f"state: found {self.state!r}, but there is no path whose weights it could choose"
+            )
+        return self
 
     def member(self, number: int) -> "Teacher":
         """One of the members; what it does not say itself is as here.

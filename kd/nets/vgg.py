@@ -31,6 +31,10 @@ class VGG(nn.Module):
     """
 
     taps = ("block1", "block2", "block3", "block4", "block5")
+    other_names = (  # RepDistiller's
+        *((rf"^block{group - 1}\.", f"block{group}.") for group in range(1, 6)),
+        (r"^classifier\.", "fc."),
+    )
 
     def __init__(self, num_classes: int, depth: int, in_channels: int = 3, width: int = 64) -> None:
         super().__init__()

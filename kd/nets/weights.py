@@ -1,50 +1,106 @@
-"""Weights from a file: safetensors, or what `torch.load(weights_only=True)` accepts; never a pickle that runs code."""
+"""Weights from a file into a net: which of a file's tensors are the net's, under which names."""
 
-import pickle
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kd.errors import Damaged, UserError
-from kd.files.tensors import load_tensors
+from kd.errors import UserError, nearest
+from kd.files.state_dicts import CONTAINERS, StateDict, read_weights
 from kd.log import say
 
-# Where a checkpoint keeps its state dict, and what wrappers put before a net's own names.
-CONTAINERS = ("state_dict", "model_state_dict", "model", "net")
-PREFIXES = ("module.", "model.", "net.", "_orig_mod.")
+# Keys and prefixes that say nothing of what the tensors are: those of checkpoints and of wrappers.
+PLAIN = {*CONTAINERS, "module", "_orig_mod"}
+AVERAGED = {"ema", "swa", "averaged", "average", "shadow"}  # in a key or a prefix
 COUNTER = "num_batches_tracked"  # of batch norm; files of before PyTorch 0.4.1 have none
 
 
-def load_weights(net: nn.Module, path: Path, where: str, head: Collection[str] = ()) -> None:
-    """Load a file's state dict into `net`; names and shapes must be the same, but for wrappers' prefixes.
+@dataclass(frozen=True)
+class Fit:
+    """Tensors of a file under the names of a net.
+
+    Attributes:
+        state: where in the file they stand.
+        prefix: what stands before each of their names there.
+        tensors: by the net's names.
+    """
+
+    state: StateDict
+    prefix: str
+    tensors: Mapping[str, Tensor]
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The keys and prefixes that lead to the tensors."""
+        return (*self.state.holders, *self.prefix.split(".")[:-1])
+
+    @property
+    def averaged(self) -> bool:
+        """Whether they are the average of a training's weights (EMA, SWA), by what the file calls them."""
+        swapped = "current_model_state" in self.state.beside  # Lightning's `WeightAveraging`
+        lightning = swapped and self.state.holders[-1:] == ("state_dict",)
+        # torch's `AveragedModel` counts beside the module.
+        outer = self.prefix.removesuffix("module.")
+        torchs = outer != self.prefix and f"{outer}n_averaged" in self.state.tensors
+        return any(_tokens(word) & AVERAGED for word in self.words) or lightning or torchs
+
+    @property
+    def label(self) -> str:
+        """The place in the file, for messages."""
+        return ".".join(self.words) or "the top level"
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """Sorts fits by how plain the words are; of places that say nothing the shortest comes first."""
+        strange = [
+            word for word in self.words if word not in PLAIN and not _tokens(word) & AVERAGED
+        ]
+        return len(strange), 0 if strange else len(self.words)
+
+
+def _tokens(word: str) -> set[str]:
+    return set(re.split(r"[\W_]+", word.lower()))
+
+
+def load_weights(
+    net: nn.Module, path: Path, where: str, head: Collection[str] = (), which: str | None = None
+) -> None:
+    """Load a file's tensors into `net`; names and shapes must be the same, but for a common prefix.
 
     Args:
         where: the config's key for the path, for messages.
-        head: names of the last layer's tensors. Where those of the file are for another number of classes, the net
-            keeps its own.
+        head: names of the last layer's tensors. Where those of the file are for another number of classes, or are not
+            there, the net keeps its own.
+        which: where a file has several sets of weights that fit: `ema`, `raw`, or a key or prefix in the file. None
+            takes the averaged ones, where there are such.
 
     Raises:
         UserError: the file cannot be read, or its tensors are not those of the net; says which.
     """
-    put_weights(net, read_weights(path, where), path, where, head)
+    put_weights(net, read_weights(path, where), path, where, head, which)
 
 
 def put_weights(
-    net: nn.Module, state: dict[str, Tensor], path: Path, where: str, head: Collection[str] = ()
+    net: nn.Module,
+    states: Sequence[StateDict],
+    path: Path,
+    where: str,
+    head: Collection[str] = (),
+    which: str | None = None,
 ) -> None:
-    """As `load_weights`, of a state dict that `read_weights` has read."""
+    """As `load_weights`, of what `read_weights` has read."""
     expected = net.state_dict()
-    found, left = unwrapped(state, expected, getattr(net, "other_names", ()))
-    found = {name: expected[name] for name in expected if name.endswith(COUNTER)} | found
+    fit = _choice(net, states, path, where, which)
+    found = {name: expected[name] for name in expected if name.endswith(COUNTER)}
+    found |= fit.tensors
     other = [name for name in head if name in found and _other_classes(found[name], expected[name])]
-    if other:
-        say(
-            f"{where}: {path.name} is for {len(found[other[0]])} classes; {', '.join(other)} start afresh"
-        )
+    gone = bool(head) and not any(name in found for name in head)
+    if other or gone:
+        why = f"is for {len(found[other[0]])} classes" if other else "has no last layer"
+        say(f"{where}: {path.name} {why}; {', '.join(head)} start afresh")
         found |= {name: expected[name] for name in head}
     problems = _mismatches(found, expected)
     if problems:
@@ -56,11 +112,122 @@ def put_weights(
         raise UserError(
             f"{where}: the weights in {path} are not all finite numbers, in {_some(bad)}"
         )
+    if fit.prefix:
+        say(f"{where}: the names in {path.name} are taken without their prefix {fit.prefix!r}")
+    left = [name for name in fit.state.tensors if not name.startswith(fit.prefix)]
+    left += fit.state.strays
     if left:
         say(
-            f"{where}: {len(left)} tensors of {path.name} are none of the net's and are left out: {_some(left)}"
+            f"{where}: {len(left)} entries of {path.name} are none of the net's and are left out: {_some(left)}"
         )
     net.load_state_dict(found)
+
+
+def _choice(
+    net: nn.Module, states: Sequence[StateDict], path: Path, where: str, which: str | None
+) -> Fit:
+    """The tensors of a file to take for a net.
+
+    Of all places and prefixes those are taken that give most of the net's parameters; of several such the averaged
+    ones, and of these the ones under the plainest keys.
+
+    Raises:
+        UserError: none are called `which`, or nothing tells which of several are meant.
+    """
+    parameters = {name for name, _ in net.named_parameters()}
+
+    def cover(fit: Fit) -> int:
+        return len(parameters & fit.tensors.keys())
+
+    fits = [fit for state in states for fit in _fits(state, net)]
+    if which is not None:
+        most = max(map(cover, fits))
+        fits = _called([fit for fit in fits if 2 * cover(fit) >= most], which, path, where)
+    most = max(map(cover, fits))
+    whole = [fit for fit in fits if cover(fit) == most]
+    averaged = [fit for fit in whole if fit.averaged]
+    best = min(averaged or whole, key=lambda fit: fit.rank)
+    if not most:
+        return best
+    labels = sorted({fit.label for fit in whole})
+    if any(fit.rank == best.rank and fit.words != best.words for fit in averaged or whole):
+        raise UserError(
+            f"{where}: {path} holds several sets of weights that fit the net: {', '.join(labels)}; choose one with "
+            f"{_state_key(where)}={best.label}"
+        )
+    if averaged or len(labels) > 1:
+        kind = "averaged weights (EMA)" if best.averaged else "weights"
+        others = ", ".join(label for label in labels if label != best.label)
+        beside = f"; {others} would fit too ({_state_key(where)} chooses)" if others else ""
+        say(f"{where}: took the {kind} in {best.label} of {path.name}{beside}")
+    return _with_buffers(best, whole, net.state_dict().keys() - parameters)
+
+
+def _with_buffers(fit: Fit, others: Sequence[Fit], buffers: Collection[str]) -> Fit:
+    """A fit with the buffers of another one, where it has none: many an average is of the parameters alone."""
+    gone = {name for name in buffers if name not in fit.tensors and not name.endswith(COUNTER)}
+    for other in others if gone else ():
+        if gone <= other.tensors.keys():
+            return replace(fit, tensors={**{n: other.tensors[n] for n in gone}, **fit.tensors})
+    return fit
+
+
+def _state_key(where: str) -> str:
+    return f"{where.removesuffix('path')}state"
+
+
+def _called(fits: Sequence[Fit], which: str, path: Path, where: str) -> list[Fit]:
+    """Those fits that `which` names.
+
+    Raises:
+        UserError: there are none.
+    """
+    if which in ("ema", "raw"):
+        found = [fit for fit in fits if fit.averaged == (which == "ema")]
+    else:
+        found = [fit for fit in fits if which in (*fit.words, fit.label)]
+    if not found:
+        kinds = ["ema" if fit.averaged else "raw" for fit in fits]
+        accepted = list(dict.fromkeys([*kinds, *(word for fit in fits for word in fit.words)]))
+        raise UserError(
+            f"{_state_key(where)}: found {which!r}; {path} has {', '.join(accepted)}{nearest(which, accepted)}"
+        )
+    return found
+
+
+def _fits(state: StateDict, net: nn.Module) -> list[Fit]:
+    """The ways to read a state dict's names as a net's: without each prefix that some of the net's names have in it,
+    and by the names that others give to the net's parts. The names as they are come first.
+    """
+    expected = net.state_dict().keys()
+    rules: Sequence[tuple[str, str]] = getattr(net, "other_names", ())
+    prefixes = {""}
+    for name in state.tensors:
+        parts = name.split(".")
+        for i in range(1, len(parts)):
+            tail = ".".join(parts[i:])
+            if tail in expected or _renamed(tail, rules) in expected:
+                prefixes.add(".".join(parts[:i]) + ".")
+    found = []
+    for prefix in sorted(prefixes, key=len):
+        tails = {
+            name.removeprefix(prefix): tensor
+            for name, tensor in state.tensors.items()
+            if name.startswith(prefix)
+        }
+        ours = {_renamed(tail, rules): tensor for tail, tensor in tails.items()}
+        better = len(expected & ours.keys()) > len(expected & tails.keys())
+        found.append(Fit(state, prefix, ours if better else tails))
+    return found
+
+
+def _renamed(name: str, rules: Sequence[tuple[str, str]]) -> str:
+    """What the net calls a tensor; the first rule that fits the name is applied."""
+    for pattern, ours in rules:
+        renamed, times = re.subn(pattern, ours, name)
+        if times:
+            return renamed
+    return name
 
 
 def _mismatches(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
@@ -102,125 +269,4 @@ def _other_classes(found: Tensor, expected: Tensor) -> bool:
         0 < found.ndim == expected.ndim
         and len(found) != len(expected)
         and found.shape[1:] == expected.shape[1:]
-    )
-
-
-def unwrapped(
-    state: dict[str, Tensor], names: Collection[str], other_names: Sequence[tuple[str, str]] = ()
-) -> tuple[dict[str, Tensor], list[str]]:
-    """A state dict under the net's own names, without what wrappers put before them.
-
-    Of all ways to take prefixes off, none included, the one that gives most of the net's names is taken, of several the
-    shortest; what does not carry the prefix is left out, such as a loss that learned.
-
-    Args:
-        names: those of the net.
-        other_names: how others call the net's parts: regular expressions, and what the net calls them.
-
-    Returns:
-        the state dict, and the names in the file of what was left out of it.
-    """
-    best = {name: name for name in state}
-    for stripped in _strippings(best):
-        for candidate in (stripped, _renamed(stripped, other_names)):
-            if len(set(names) & candidate.keys()) > len(set(names) & best.keys()):
-                best = candidate
-    kept = set(best.values())
-    return {name: state[origin] for name, origin in best.items()}, [
-        name for name in state if name not in kept
-    ]
-
-
-def _renamed(names: Mapping[str, str], other_names: Sequence[tuple[str, str]]) -> dict[str, str]:
-    """The same tensors under the names that the net gives them; each rule that fits a name is applied in turn."""
-    found = {}
-    for name, origin in names.items():
-        for pattern, ours in other_names:
-            name = re.sub(pattern, ours, name)
-        found[name] = origin
-    return found
-
-
-def _strippings(names: Mapping[str, str]) -> Iterator[dict[str, str]]:
-    """New names to names in the file, for each sequence of prefixes that some names carry; the shortest first."""
-    level = [dict(names)]
-    while level:
-        yield from level
-        level = [
-            {
-                name.removeprefix(prefix): origin
-                for name, origin in each.items()
-                if name.startswith(prefix)
-            }
-            for each in level
-            for prefix in PREFIXES
-            if any(name.startswith(prefix) for name in each)
-        ]
-
-
-def read_weights(path: Path, where: str) -> dict[str, Tensor]:
-    """The state dict in a `.safetensors` file, or in what `torch.save` wrote: by itself, or within a checkpoint.
-
-    Raises:
-        UserError: it is not there, is damaged, holds something else, or is a pickle that would run code.
-    """
-    state: Any = _read(path, where)
-    holders: list[str] = []
-    while isinstance(state, Mapping) and (
-        inner := [k for k in CONTAINERS if isinstance(state.get(k), Mapping)]
-    ):
-        holders.append(inner[0])
-        state = state[inner[0]]
-    if (
-        isinstance(state, Mapping)
-        and state
-        and all(isinstance(value, Tensor) for value in state.values())
-    ):
-        return {str(name): tensor for name, tensor in state.items()}
-    inside = f"[{']['.join(repr(key) for key in holders)}]" if holders else ""
-    holds = (
-        f"keys {_some([str(key) for key in state])}"
-        if isinstance(state, Mapping)
-        else f"a {type(state).__name__}"
-    )
-    raise UserError(
-        f"{where}: {path}{inside} holds no state dict (a mapping of names to tensors) but {holds}; "
-        f"it is looked for at the top and under {', '.join(CONTAINERS)}"
-    )
-
-
-def _read(path: Path, where: str) -> Any:
-    try:
-        return (
-            load_tensors(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, "cpu", weights_only=True)
-        )
-    except Damaged as error:
-        raise Damaged(f"{where}: {error}") from error
-    except pickle.UnpicklingError as error:
-        needed = re.search(r"GLOBAL (\S+)", str(error))
-        if needed is None:
-            raise UserError(f"{where}: {path} is no weights file") from error
-        raise UserError(_refused(path, where, needed[1])) from error
-    except Exception as error:  # what the readers raise on a damaged file is written down nowhere
-        if isinstance(error, OSError) and not path.is_file():
-            raise UserError(f"{where}: cannot read {path}: {error.strerror or error}") from error
-        in_words = not isinstance(error, LookupError | TypeError | AttributeError)
-        reason = str(error).partition("\n")[0].partition(". ")[0] if in_words else ""
-        why = reason or ("it is no archive of torch" if path.stat().st_size else "it is empty")
-        raise UserError(f"{where}: {path} is no weights file, or a damaged one: {why}") from error
-
-
-def _refused(path: Path, where: str, needed: str) -> str:
-    load = "import torch; x = torch.load(PATH, weights_only=False); "
-    if path.suffix == ".ckpt":  # Lightning's, with hyper-parameters or whatever else stood in it
-        convert = "torch.save(x['state_dict'], 'weights.pt')"
-    elif needed.startswith("torch.nn."):
-        convert = "torch.save(x.state_dict(), 'weights.pt')"
-    else:
-        convert = "torch.save(x['state_dict'], 'weights.pt'), or x.state_dict() where x is a net"
-    return (
-        f"{where}: {path} is a pickle that needs more than tensors to load ({needed}), so it could run any code; "
-        f"refused.\n  Where you trust it, convert it once: {load}{convert}"
     )

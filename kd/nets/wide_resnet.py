@@ -46,6 +46,11 @@ class WideResNet(nn.Module):
     """
 
     taps = ("block1", "block2", "block3")
+    other_names = (  # RepDistiller's, and those of xternalz/WideResNet-pytorch
+        (r"^(block\d)\.layer\.(\d+)\.convShortcut\.", r"\1.\2.shortcut."),
+        (r"^(block\d)\.layer\.", r"\1."),
+        (r"^bn1\.", "bn."),
+    )
 
     def __init__(self, num_classes: int, depth: int, widen: int, in_channels: int = 3) -> None:
         super().__init__()

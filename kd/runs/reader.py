@@ -179,8 +179,9 @@ def read_student(
         UserError: it is no such file, is damaged, or names a net that is not trusted.
     """
     from kd.data.folder import plain
+    from kd.files.state_dicts import read_weights
     from kd.nets.build import build_net, set_normalization
-    from kd.nets.weights import put_weights, read_weights
+    from kd.nets.weights import put_weights
     from kd.shape import Shape
 
     header = header_of(file)

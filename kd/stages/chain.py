@@ -27,6 +27,7 @@ class Link:
         teacher: the earlier stage whose net answers for the views; None where the objective asks for none.
         start: the earlier stage to take the weights from; None for fresh ones.
         path: a file to take the weights from.
+        state: which weights of that file, where it has several.
         trains: all of the net, its last layer alone (head), none of it, or only what the loss learns itself (loss).
         fake_quantize: whether its layers round to 8 bits while it trains.
         normalization: what the weights in `path` were trained with, where the config says it.
@@ -46,6 +47,7 @@ class Link:
     teacher: str | None = None
     start: str | None = None
     path: str | None = None
+    state: str | None = None
     trains: Trains | Literal["loss"] = "all"
     fake_quantize: bool = False
     normalization: Normalization | None = None
@@ -149,7 +151,7 @@ def _given(config: Config) -> dict[str, Any]:
     teacher = config.teacher
     if teacher.members:
         return {"net": _ensemble(teacher), "trains": "none", "members": tuple(_names(teacher))}
-    return {"path": teacher.path, "trains": teacher.trains, "normalization": teacher.normalization}
+    return {name: getattr(teacher, name) for name in ("path", "state", "trains", "normalization")}
 
 
 def _ensemble(teacher: Teacher) -> Node:

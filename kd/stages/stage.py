@@ -223,7 +223,8 @@ def _start(stage: Stage, data: DataModule) -> nn.Module:
     load = not (stage.weights or stage.start or stage.members)
     net = build_net(stage.spec["net"], data.shape, f"{stage.name}.net", load=load)
     if stage.weights:
-        load_start(net, stage.weights, f"{stage.name}.path", stage.spec["epochs"] > 0, data.shape)
+        followed, state = stage.spec["epochs"] > 0, stage.spec.get("state")
+        load_start(net, stage.weights, f"{stage.name}.path", followed, data.shape, state)
     if said := stage.spec.get("normalization"):
         where = f"{stage.name}.normalization"
         set_normalization(

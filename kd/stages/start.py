@@ -50,6 +50,8 @@ def file_of(link: Link, data: DataModule) -> Path | None:
 def start_spec(link: Link, file: Path | None) -> dict[str, Any]:
     """What the start of a stage's training adds to its key: nothing where that is a fresh net, trained whole."""
     spec: dict[str, Any] = {"weights": _checksum(file, file.stat().st_ctime_ns)} if file else {}
+    if file and link.state:
+        spec["state"] = link.state
     if link.normalization:
         spec["normalization"] = link.normalization.model_dump()
     if link.trains in ("head", "loss"):
@@ -83,10 +85,13 @@ def net_spec(
     return {"net": plain, "pretrained": names} if names else {"net": plain}
 
 
-def load_start(net: nn.Module, file: Path, where: str, followed: bool, shape: Shape) -> None:
+def load_start(
+    net: nn.Module, file: Path, where: str, followed: bool, shape: Shape, state: str | None = None
+) -> None:
     """Load a file, and note the normalisation that its net was trained with where the file says it.
 
     Args:
+        state: which weights of the file, where it has several.
         where: the config's key for the file, for messages.
         followed: whether training follows; a last layer for another number of classes starts afresh then.
 
@@ -97,7 +102,7 @@ def load_start(net: nn.Module, file: Path, where: str, followed: bool, shape: Sh
         head = head_tensors(net, shape) if followed else []
     except ValueError:
         head = []
-    load_weights(net, file, where, head)
+    load_weights(net, file, where, head, state)
     header = header_of(file)
     if header and "mean" in header and "std" in header:
         set_normalization(net, (tuple(header["mean"]), tuple(header["std"])), shape.channels, where)

@@ -1,0 +1,174 @@
+"""State dicts in a file of weights: safetensors, or what `torch.load(weights_only=True)` accepts."""
+
+import pickle
+import re
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kd.errors import Damaged, UserError
+from kd.files.tensors import load_tensors
+
+# Where a checkpoint usually keeps its state dict; the first of several is preferred.
+CONTAINERS = ("state_dict", "model_state_dict", "model", "net")
+DEEPEST = 3  # mappings within mappings that are looked into
+
+
+@dataclass(frozen=True)
+class StateDict:
+    """A mapping of names to tensors in a file.
+
+    Attributes:
+        holders: the keys under which it stands, the outermost first; none where it is the file itself.
+        tensors: by the file's names.
+        strays: names of what stands beside the tensors and is none, such as a step count or None.
+        beside: the keys that stand beside the innermost holder.
+    """
+
+    holders: tuple[str, ...]
+    tensors: dict[str, Tensor]
+    strays: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
+
+
+def read_weights(path: Path, where: str) -> list[StateDict]:
+    """All state dicts in a `.safetensors` file, or in what `torch.save` wrote; the usual places come first.
+
+    Args:
+        where: the config's key for the path, for messages.
+
+    Raises:
+        UserError: the file is not there, is damaged, holds no tensors by name, or is a pickle that would run code.
+    """
+    content = _read(path, where)
+    if found := list(_states(content, (), ())):
+        return found
+    holds = (
+        f"keys {', '.join(list(map(str, content))[:10])}"
+        if isinstance(content, Mapping)
+        else f"a {type(content).__name__}"
+    )
+    raise UserError(
+        f"{where}: {path} holds no state dict (a mapping of names to tensors) but {holds}; usual are "
+        f"the file itself, or its key {', '.join(CONTAINERS)}"
+    )
+
+
+def _states(value: Any, holders: tuple[str, ...], beside: tuple[str, ...]) -> Iterator[StateDict]:
+    if not isinstance(value, Mapping):
+        return
+    named = {name: each for name, each in value.items() if isinstance(name, str)}
+    if tensors := {name: each for name, each in named.items() if isinstance(each, Tensor)}:
+        strays = tuple(str(name) for name in value if name not in tensors)
+        yield StateDict(holders, tensors, strays, beside)
+    if len(holders) < DEEPEST:
+        usual = [name for name in CONTAINERS if name in named]
+        for name in [*usual, *(each for each in named if each not in usual)]:
+            yield from _states(named[name], (*holders, name), tuple(named))
+
+
+def _read(path: Path, where: str) -> Any:
+    try:
+        return (
+            load_tensors(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, "cpu", weights_only=True)
+        )
+    except Damaged as error:
+        raise Damaged(f"{where}: {error}") from error
+    except pickle.UnpicklingError as error:
+        needed = re.search(r"GLOBAL (\S+)", str(error))
+        if needed is None:
+            raise UserError(f"{where}: {path} is no weights file") from error
+        raise UserError(_refused(path, where, needed[1])) from error
+    except Exception as error:  # what the readers raise on a damaged file is written down nowhere
+        if isinstance(error, OSError) and not path.is_file():
+            raise UserError(f"{where}: cannot read {path}: {error.strerror or error}") from error
+        in_words = not isinstance(error, LookupError | TypeError | AttributeError)
+        reason = str(error).partition("\n")[0].partition(". ")[0] if in_words else ""
+        why = reason or ("it is no archive of torch" if path.stat().st_size else "it is empty")
+        raise UserError(f"{where}: {path} is no weights file, or a damaged one: {why}") from error
+
+
+def _refused(path: Path, where: str, needed: str) -> str:
+    return (
+        f"{where}: {path} is a pickle that needs more than tensors to load ({needed}), so it could run any code; "
+        "refused.\n  Where you trust it, convert it once: import torch; "
+        f"x = torch.load(PATH, weights_only=False); torch.save({_state_in(_outline(path))}, 'weights.pt')"
+    )
+
+
+def _state_in(outline: Any) -> str:
+    """The Python expression that gives the state dict of a file, called x, with this outline."""
+    if not isinstance(outline, Mapping):
+        return "x.state_dict()"
+    places = list(_places(outline, "x"))
+    if places:  # the first of those with the most tensors
+        return max(places, key=lambda place: place[1])[0]
+    nets = [name for name, value in outline.items() if isinstance(value, _Blank)]
+    named = [name for name in CONTAINERS if name in nets] or nets
+    return f"x[{named[0]!r}].state_dict()" if named else "x"
+
+
+def _places(outline: Mapping[Any, Any], x: str, depth: int = 0) -> Iterator[tuple[str, int]]:
+    """Where mappings hold tensors, and how many."""
+    if tensors := sum(isinstance(value, _BlankTensor) for value in outline.values()):
+        yield x, tensors
+    usual = [name for name in CONTAINERS if name in outline]
+    for name in [*usual, *(each for each in outline if each not in usual)]:
+        if isinstance(outline[name], Mapping) and depth < DEEPEST:
+            yield from _places(outline[name], f"{x}[{name!r}]", depth + 1)
+
+
+class _Blank:
+    """Stands for anything that is not read: a net, a storage, somebody's class."""
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def __setstate__(self, _: Any) -> None: ...
+
+    def __setitem__(self, _: Any, __: Any) -> None: ...
+
+    def append(self, _: Any) -> None:
+        """Take what a pickle appends to a list of its own class."""
+
+    def extend(self, _: Any) -> None:
+        """Take what a pickle adds to a list of its own class."""
+
+
+class _BlankTensor(_Blank):
+    """Stands for a tensor."""
+
+
+class _Outline(pickle.Unpickler):
+    """Reads a pickle's mappings; whatever is named in it becomes a blank, so nothing is imported or called."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """`OrderedDict`, or a blank."""
+        if (module, name) == ("collections", "OrderedDict"):
+            return OrderedDict
+        return _BlankTensor if module == "torch._utils" else _Blank
+
+    def persistent_load(self, _: Any) -> Any:
+        """A tensor's storage, as a blank."""
+        return _Blank()
+
+
+def _outline(path: Path) -> Any:
+    """The mappings in what `torch.save` wrote, with blanks for all else; a blank where that cannot be told."""
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                name = next(each for each in archive.namelist() if each.endswith("/data.pkl"))
+                with archive.open(name) as file:
+                    return _Outline(file).load()
+        with path.open("rb") as file:  # of before PyTorch 1.6: the fourth of several pickles
+            return [_Outline(file).load() for _ in range(4)][-1]
+    except Exception:  # somebody else's pickle; what it raises is written down nowhere
+        return {"state_dict": {"": _BlankTensor()}}
