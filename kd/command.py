@@ -20,6 +20,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+import kd.config.loss_numbers  # noqa: F401 - Hydra asks it, see conf/train.yaml
 from kd.errors import Failed, Interrupted, UserError, nearest
 from kd.files.writing import cause_of
 from kd.log import printable

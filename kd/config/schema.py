@@ -253,8 +253,13 @@ class Training(Recipe):
 
 
 class Config(Training):
-    """The whole config of `kd.train`; the recipe at top level is the student's and the baseline's."""
+    """The whole config of `kd.train`; the recipe at top level is the student's and the baseline's.
 
+    Attributes:
+        numbers_from: where the loss's numbers come from, unless typed; null for the loss file. See conf/authors.
+    """
+
+    numbers_from: str | None
     stages: Annotated[list[str], Field(min_length=1)]
     stage: dict[Annotated[str, Field(pattern=r"^\w+$")], StageConfig]
     teacher: Teacher

@@ -81,7 +81,9 @@ def _pixels(image: Any, where: str) -> Tensor:
         return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
     tensor = torch.from_numpy(image) if isinstance(image, np.ndarray) else image
     if not isinstance(tensor, Tensor) or tensor.ndim != 3:
-        raise UserError(f"{where}: needed is a PIL image or pixels [C, H, W]; found {type(image).__name__}")
+        raise UserError(
+            f"{where}: needed is a PIL image or pixels [C, H, W]; found {type(image).__name__}"
+        )
     if tensor.dtype == torch.uint8:
         return tensor
     if tensor.min() < 0 or tensor.max() > 1:

@@ -244,6 +244,7 @@ def as_markdown(report: Mapping[str, Any]) -> str:
             f"stage {model['stage']}."
             for model in report["models"]
         ),
+        *_numbers_from(report["config"]),
         *_only_in_training(report["models"]),
         *_soft_labels(report["teaching"]),
         "",
@@ -254,6 +255,11 @@ def as_markdown(report: Mapping[str, Any]) -> str:
 def _in(model: Mapping[str, Any]) -> str:
     precision = model.get("precision")  # reports of before it was told have none
     return f" in {precision}" if precision else ""
+
+
+def _numbers_from(config: Mapping[str, Any]) -> list[str]:
+    source = config.get("numbers_from")
+    return [f"- The loss's numbers, unless typed: {source}."] if source else []
 
 
 def _only_in_training(models: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -1,0 +1,161 @@
+"""Whose `alpha` and `temperature` a run takes where an experiment and a loss file both set them.
+
+What is typed wins. Then a loss file's own numbers win over an experiment's, unless the experiment names that loss or
+writes a schedule. An experiment may also have a table of published numbers, `conf/authors/EXPERIMENT.yaml`.
+
+Hydra merges an experiment after the loss file, so the loss file's numbers must be merged once more, before what is
+typed. Hydra asks the source below for that: the last entry of the defaults in `conf/train.yaml`.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.plugins.config_source import ConfigResult, ConfigSource
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import Container, DictConfig, ListConfig, OmegaConf
+
+from kd.config.knobs import KNOBS
+
+GROUP = "numbers"  # numbers/EXPERIMENT/LOSS/TEACHER_to_STUDENT
+OURS = "the loss file's own, as the table of published numbers has none"
+
+
+class LossNumbers(ConfigSource):
+    """A source of configs that Hydra asks for `numbers/EXPERIMENT/LOSS/PAIR`; they are worked out, not stored."""
+
+    @staticmethod
+    def scheme() -> str:
+        """What stands before `://` in Hydra's search path."""
+        return "kd"
+
+    def is_config(self, config_path: str) -> bool:
+        """Whether anything is to be put right for this experiment, loss and pair."""
+        return bool(_numbers(config_path))
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        """The numbers, as a config to be merged at top level."""
+        config = OmegaConf.create(_numbers(config_path))
+        return ConfigResult(self.provider, self.full_path(), config, {"package": "_global_"})
+
+    def available(self) -> bool:
+        """Always."""
+        return True
+
+    def is_group(self, config_path: str) -> bool:
+        """Never: nobody is to choose from it."""
+        return False
+
+    def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
+        """Nothing to be shown to anybody."""
+        return []
+
+
+class LossNumbersPath(SearchPathPlugin):
+    """Puts the source into Hydra's search path."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Append it."""
+        search_path.append("kd", "kd://")
+
+
+def _numbers(config_path: str) -> dict[str, Any]:
+    """What is merged after the experiment: the loss file's own numbers, then the authors' for the pair."""
+    group, *choices = config_path.removesuffix(".yaml").split("/")
+    if group != GROUP or len(choices) != 3 or not GlobalHydra.instance().is_initialized():
+        return {}
+    *groups, pair = choices
+    experiments, losses = (group.split(",") for group in groups)
+    found: dict[str, Any] = {}
+    for knob in KNOBS:
+        recipes = [each for each in experiments if knob in _knobs(f"experiment/{each}")]
+        own = [_knobs(f"loss/{each}") for each in losses]
+        values = [knobs[knob] for knobs in own if knob in knobs]
+        if recipes and values and not _stays(recipes[-1], knob, losses):
+            found[knob] = values[-1]
+    tables = [table for each in experiments if (table := _file(f"authors/{each}")) is not None]
+    return found | _of_the_authors(tables[-1], losses[-1], pair) if tables else found
+
+
+def _stays(experiment: str, knob: str, losses: list[str]) -> bool:
+    """Whether an experiment's number holds for these losses: it names the loss, or has a schedule."""
+    is_schedule = isinstance(_knobs(f"experiment/{experiment}")[knob], Mapping)
+    return is_schedule or _named(f"experiment/{experiment}") in losses
+
+
+def _of_the_authors(table: DictConfig, loss: str, pair: str) -> dict[str, Any]:
+    """The published numbers: for the pair, else for any; and where they come from, for the report."""
+    for wanted in (pair, "any"):
+        for row in table.rows:
+            if (row.method, row.pair) == (loss, wanted):
+                whose = f"{row.source}, for {'any pair' if wanted == 'any' else pair}"
+                nested = OmegaConf.create()
+                for key, value in row.value.items():
+                    OmegaConf.update(nested, str(key), value)
+                return {**OmegaConf.to_container(nested), "numbers_from": whose}  # type: ignore[dict-item]
+    return {"numbers_from": OURS}
+
+
+def _knobs(path: str) -> dict[str, Any]:
+    """`alpha` and `temperature` that a file sets, or those that it builds on."""
+    found: dict[str, Any] = {}
+    for part in _parts(path):
+        found |= {knob: part[knob] for knob in KNOBS if knob in part}
+    return found
+
+
+def _named(path: str) -> str | None:
+    """The loss that an experiment names, or else the command's default."""
+    named = [part["override"] for part in _parts(path) if part.get("override")]
+    return named[-1] if named else _default_loss()
+
+
+def _default_loss() -> str | None:
+    primary = _file("train")
+    defaults = primary.get("defaults", []) if primary is not None else []
+    return next((str(each.loss) for each in defaults if "loss" in each), None)
+
+
+def _parts(path: str) -> Iterator[dict[str, Any]]:
+    """The files that a file is made of, itself the last: their numbers, and the loss that they name."""
+    file = _file(path)
+    if file is None:
+        return
+    named = None
+    for entry in file.get("defaults", []):
+        if isinstance(entry, str) and entry != "_self_":
+            yield from _parts(f"{path.rpartition('/')[0]}/{entry}")
+        elif isinstance(entry, Mapping):
+            named = entry.get("override /loss", entry.get("override loss", named))
+    yield {**{str(k): v for k, v in file.items()}, "override": named}
+
+
+def _file(path: str) -> DictConfig | None:
+    """A config file as it stands, where there is one; looked for where Hydra looks."""
+    loader = GlobalHydra.instance().config_loader()
+    for source in loader.get_sources():
+        if not isinstance(source, LossNumbers) and source.is_config(path):
+            try:
+                found = source.load_config(path).config
+            except HydraException:
+                return None
+            return found if isinstance(found, DictConfig) else None
+    return None
+
+
+def _chosen(group: str, *, _root_: Container) -> str:
+    """What is chosen of a group, for the defaults list: a file's name, or several with commas between."""
+    choices = [
+        each[group] for each in _root_["defaults"] if isinstance(each, Mapping) and group in each
+    ]
+    found = OmegaConf.select(_root_, group, default=choices[-1] if choices else None)
+    return ",".join(found) if isinstance(found, (list, ListConfig)) else str(found)
+
+
+OmegaConf.register_new_resolver("chosen", _chosen, replace=True)
+Plugins.instance().register(LossNumbers)
+Plugins.instance().register(LossNumbersPath)
