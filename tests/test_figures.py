@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kd.reports.figures import (
     as_array,
+    confusion_figure,
     confusion_matrix,
     disagreement,
     disagreement_gallery,
@@ -97,6 +98,25 @@ def test_many_classes_are_summed_up_in_words() -> None:
     assert len(axes.get_yticklabels()) == 100
 
 
+def test_more_classes_than_a_matrix_can_show_are_ranked() -> None:
+    labels = torch.arange(101).repeat(4)
+    chosen = labels.clone()
+    chosen[labels == 30] = 7
+    chosen[torch.tensor([5, 5 + 101, 5 + 202])] = 6
+    names = [f"n{i}" for i in range(101)]
+    figure = confusion_figure(labels, chosen, names, "student")
+    worst, pairs = figure.axes
+    assert figure.get_suptitle() == "student: 397 of 404 test images right"
+    assert [label.get_text() for label in worst.get_yticklabels()][:3] == ["n30", "n5", "n0"]
+    assert [bar.get_width() for bar in worst.patches][:3] == [0, 0.25, 1]
+    assert [text.get_text().strip() for text in worst.texts][:2] == ["0 of 4", "1 of 4"]
+    assert [label.get_text() for label in pairs.get_yticklabels()] == ["n30 as n7", "n5 as n6"]
+    assert [bar.get_width() for bar in pairs.patches] == [4, 3]
+    assert len(picture(figure, "", "").src) < 200_000
+    right = confusion_figure(labels, labels, names, "student").axes[1]
+    assert not right.patches, "no pair is confused where all are right"
+
+
 def test_reliability_diagram() -> None:
     bins = [{"count": 0, "confidence": None, "accuracy": None} for _ in range(15)]
     bins[7] = {"count": 2, "confidence": 0.525, "accuracy": 0.5}
@@ -130,21 +150,21 @@ def test_disagreement() -> None:
 
     mean = [(a + b + c) / 3 for a, b, c in zip(p, q, r, strict=True)]
     wanted = entropy(mean) - (entropy(p) + entropy(q) + entropy(r)) / 3
-    each = [torch.tensor([x, [1.0, 0.0, 0.0]], dtype=torch.float64) for x in (p, q, r)]
+    each = [torch.tensor([x, [1.0, 0.0, 0.0]], dtype=torch.float64).log() for x in (p, q, r)]
     assert disagreement(each).tolist() == pytest.approx([wanted, 0.0])
-    apart = torch.eye(2, dtype=torch.float64)
+    apart = 1000 * torch.eye(2, dtype=torch.float64)
     assert disagreement([apart[:1], apart[1:]]).item() == pytest.approx(math.log(2))
 
 
 def test_the_gallery_shows_the_furthest_apart_first() -> None:
     sure, torn = [0.9, 0.05, 0.05], [0.4, 0.3, 0.3]
-    probabilities = {
-        "teacher": torch.tensor([sure, sure, torn], dtype=torch.float64),
-        "student": torch.tensor([sure, [0.05, 0.05, 0.9], sure], dtype=torch.float64),
+    logits = {
+        "teacher": torch.tensor([sure, sure, torn], dtype=torch.float64).log(),
+        "student": torch.tensor([sure, [0.05, 0.05, 0.9], sure], dtype=torch.float64).log(),
     }
     images = torch.arange(3, dtype=torch.uint8).view(3, 1, 1, 1).expand(3, 1, 4, 4)
     figure = disagreement_gallery(
-        images, torch.tensor([0, 1, 2]), probabilities, ["cat", "dog", "eel"], count=2
+        images, torch.tensor([0, 1, 2]), logits, ["cat", "dog", "eel"], count=2
     )
     first, bars, second, _ = figure.axes
     assert [axes.get_title() for axes in (first, second)] == ["test image 1", "test image 2"]
@@ -152,7 +172,8 @@ def test_the_gallery_shows_the_furthest_apart_first() -> None:
     names = [label.get_text() for label in bars.get_yticklabels()]
     assert names == ["true: dog", "cat", "eel"]
     said = {bar.get_label(): [patch.get_width() for patch in bar] for bar in bars.containers}
-    assert said == {"teacher": [0.05, 0.9, 0.05], "student": [0.05, 0.05, 0.9]}
+    assert said["teacher"] == pytest.approx([0.05, 0.9, 0.05])
+    assert said["student"] == pytest.approx([0.05, 0.05, 0.9])
     assert {text.get_text().strip() for text in bars.texts} == {"5 %", "90 %"}
 
 

@@ -207,5 +207,10 @@ def test_the_card_warns_of_what_the_report_shows(shipped: Shipped) -> None:
     assert "off by 0.200 on average" in card
     assert "stated by whoever trained the model: not stated" in card
     assert "The test is small" not in card
-    report["models"][-1]["test"] |= {"confusion": None, "ece": 0.01}  # too many classes to count
-    assert "off by" not in model_card(report, "x")
+    worst = [{"label": 2, "images": 40, "right": 10}, {"label": 0, "images": 10, "right": 9}]
+    many = {"confusion": None, "worst_classes": worst, "ece": 0.01}  # too many to count
+    report["models"][-1]["test"] |= many
+    report["data"]["classes"] += [f"n{i}" for i in range(98)]
+    card = model_card(report, "x")
+    assert "off by" not in card
+    assert "the 20 worst: error 25 % of 40, cat 90 % of 10." in card

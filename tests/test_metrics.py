@@ -6,9 +6,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 
 from kd.measure.calibration import fit_temperature
-from kd.measure.metrics import paired, summary
+from kd.measure.metrics import paired, probability_metrics, summary
 
 
 def logits_for(chosen: list[int], classes: int = 3, margin: float = 2.0) -> torch.Tensor:
@@ -89,9 +90,61 @@ def test_auroc_needs_all_classes() -> None:
     assert summary(logits_for([0, 1, 0]), torch.tensor([0, 1, 0]))["auroc"] is None
 
 
-def test_a_large_confusion_matrix_is_left_out() -> None:
-    assert summary(logits_for([0, 1], 101), torch.tensor([0, 1]))["confusion"] is None
-    assert len(summary(logits_for([0, 1], 100), torch.tensor([0, 1]))["confusion"]) == 100
+def test_of_many_classes_the_worst_stand_in_the_place_of_a_confusion_matrix() -> None:
+    few = summary(logits_for([0, 1], 100), torch.tensor([0, 1]))
+    assert len(few["confusion"]) == 100
+    assert "worst_classes" not in few
+    labels = torch.arange(101).repeat(4)
+    chosen = labels.clone()
+    chosen[labels == 30] = 7  # none of 4 is right
+    chosen[torch.tensor([5, 5 + 101, 5 + 202])] = 6  # 1 of 4
+    chosen[50] = 2  # 3 of 4
+    found = summary(logits_for(chosen.tolist(), 101), labels)
+    assert found["confusion"] is None
+    assert len(found["worst_classes"]) == 20
+    assert found["worst_classes"][:4] == [
+        {"label": 30, "images": 4, "right": 0},
+        {"label": 5, "images": 4, "right": 1},
+        {"label": 50, "images": 4, "right": 3},
+        {"label": 0, "images": 4, "right": 4},
+    ]
+    assert found["confused_pairs"] == [
+        {"label": 30, "chosen": 7, "images": 4},
+        {"label": 5, "chosen": 6, "images": 3},
+        {"label": 50, "chosen": 2, "images": 1},
+    ]
+
+
+@pytest.mark.parametrize("block", [1, 50, 10**6], ids=["a row", "some rows", "all"])
+def test_metrics_do_not_depend_on_how_many_rows_are_taken_at_a_time(
+    block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """AUROC against scikit-learn's, class by class."""
+    monkeypatch.setattr("kd.measure.metrics.BLOCK", block)
+    g = torch.Generator().manual_seed(3)
+    logits = 2 * torch.randn(200, 6, generator=g)
+    labels = torch.arange(200) % 6
+    found = summary(logits, labels)
+    z = logits.double()
+    rest = torch.stack([z[:, [j for j in range(6) if j != c]].logsumexp(1) for c in range(6)], 1)
+    areas = [roc_auc_score(labels == c, (z - rest).numpy()[:, c]) for c in range(6)]
+    assert found["auroc"] == pytest.approx(np.mean(areas), abs=1e-12)
+    log_p = (z - z.logsumexp(1, keepdim=True)).numpy()
+    assert found["nll"] == pytest.approx(-log_p[np.arange(200), labels].mean(), abs=1e-12)
+    one_hot = np.eye(6)[labels]
+    brier = ((np.exp(log_p) - one_hot) ** 2).sum(1).mean()
+    assert found["brier"] == pytest.approx(brier, abs=1e-12)
+    scaled = probability_metrics(logits * 3, labels, 3.0)
+    assert scaled["nll"] == pytest.approx(found["nll"], abs=1e-6)
+
+
+def test_a_sure_order_of_scores_has_its_exact_area() -> None:
+    """Of two classes, by counting pairs: ties count half."""
+    scores = torch.tensor([3.0, 2.0, 2.0, 1.0, 2.0, 0.0])
+    logits, labels = torch.stack([torch.zeros(6), scores], 1), torch.tensor([1, 1, 0, 0, 0, 1])
+    own, other = [3.0, 2.0, 0.0], [2.0, 1.0, 2.0]
+    pairs = [1.0 if a > b else 0.5 if a == b else 0.0 for a in own for b in other]
+    assert summary(logits, labels)["auroc"] == pytest.approx(sum(pairs) / 9, abs=1e-15)
 
 
 def test_a_net_that_is_sure_is_in_the_last_bin() -> None:

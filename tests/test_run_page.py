@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from kd.measure.metrics import summary
 from kd.reports.run_page import as_page, cost_table, quality_table
-from kd.reports.run_report import verdict
+from kd.reports.run_report import compare, verdict
 
 
 @pytest.fixture
@@ -72,6 +74,51 @@ def test_tables(report: dict[str, Any]) -> None:
     row = [cell.text for cell in quality_table(report).cells[2]]
     assert row[2] == "50.00 [40.0, 60.0]"
     assert (row[4], row[6]) == ("", "1.23")
+
+
+def test_figures_without_meaning_are_not_said(report: dict[str, Any]) -> None:
+    """A share of a lead that may be chance, of an accuracy that may be chance, or a factor of 1."""
+    teacher, _, student = report["models"]
+    found = report["comparison"]
+    found |= {"gain": 0.02, "gain_ci95": [0.01, 0.03], "p_value": 0.01, "gap_closed": 2.0}
+    found |= {"lead": 0.01, "lead_ci95": [-0.01, 0.03], "retention": None}
+    found |= {"speedup": 0.96, "compression": 1.0}
+    text = " ".join(verdict(report))
+    assert "200 %" not in text
+    assert "(+1.00 points) may be chance" in text
+    assert "Next to the teacher: as fast, as many parameters." in text
+    found |= {"lead_ci95": [0.005, 0.03], "retention": 0.95, "speedup": 1.26, "compression": 0.5}
+    text = " ".join(verdict(report))
+    assert "Of the teacher's lead over the baseline, 200 % is closed." in text
+    assert "1.3 times faster, 2.0 times more parameters, keeping 95.0 % of its accuracy." in text
+    found["retention"] = 3.0
+    teacher["test"]["accuracy"], student["test"]["accuracy"] = 0.2, 0.6
+    text = " ".join(verdict(report))
+    assert "300" not in text
+    assert "2.0 times more parameters, 40.00 points more accurate." in text
+
+
+@pytest.mark.parametrize(("right", "retention"), [(10, None), (60, 0.5)])
+def test_retention_is_of_a_teacher_that_is_better_than_chance(
+    right: int, retention: float | None
+) -> None:
+    """10 of 100 images in 10 classes are what guessing gets; 60 are not."""
+    labels = torch.arange(100) % 10
+    said = torch.where(torch.arange(100) < right, labels, (labels + 1) % 10)
+    logits = {
+        "teacher": torch.nn.functional.one_hot(said, 10).float(),
+        "student": torch.nn.functional.one_hot((labels + (torch.arange(100) >= 30)) % 10).float(),
+    }
+    models = [
+        {
+            "role": role,
+            "params": 1,
+            "latency_ms": {"median": 1.0},
+            "test": summary(logits[role], labels),
+        }
+        for role in logits
+    ]
+    assert compare(models, logits, labels)["retention"] == retention
 
 
 def test_whatever_is_missing(report: dict[str, Any]) -> None:

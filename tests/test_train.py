@@ -92,6 +92,8 @@ def test_run_folder_and_report(make_config: Make, capsys: pytest.CaptureFixture[
         "gain",
         "gain_ci95",
         "p_value",
+        "lead",
+        "lead_ci95",
         "gap_closed",
         "retention",
         "speedup",
@@ -107,6 +109,7 @@ def test_run_folder_and_report(make_config: Make, capsys: pytest.CaptureFixture[
     gap = teacher["test"]["accuracy"] - baseline["test"]["accuracy"]
     closed = report["comparison"]["gap_closed"]
     assert closed is None if gap <= 0 else closed == pytest.approx(gain / gap)
+    assert report["comparison"]["lead"] == pytest.approx(gap, abs=1e-12)
     assert report["comparison"]["compression"] == teacher["params"] / student["params"]
     out = capsys.readouterr().out
     assert str(folder / "report.html") in out

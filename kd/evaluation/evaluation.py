@@ -23,7 +23,7 @@ from kd.files.writing import whole
 from kd.log import waiting
 from kd.measure.calibration import fit_temperature
 from kd.measure.corruptions import corrupt
-from kd.measure.metrics import ask, paired, summary
+from kd.measure.metrics import ask, paired, probability_metrics, row_blocks, summary
 from kd.nets.build import normalization_of
 from kd.reports.provenance import made
 from kd.runs.reader import Finished, own_data
@@ -136,8 +136,11 @@ def judge(logits: Tensor, labels: Tensor, teacher: Tensor | None) -> dict[str, A
 def _kl(logits: Tensor, teacher: Tensor | None) -> float | None:
     if teacher is None:
         return None
-    log_p, log_t = (each.double().log_softmax(1) for each in (logits, teacher))
-    return float(F.kl_div(log_p, log_t, reduction="batchmean", log_target=True).clamp(min=0))
+    total = 0.0
+    for _, own, other in row_blocks(logits, teacher):
+        log_p, log_t = own.log_softmax(1), other.log_softmax(1)
+        total += float(F.kl_div(log_p, log_t, reduction="sum", log_target=True))
+    return max(0.0, total / len(logits))
 
 
 def _flipped(net: nn.Module, logits: Tensor, images: Images) -> dict[str, Any]:
@@ -156,11 +159,7 @@ def _calibrated(
     temperature = fit_temperature(ask(net, val, normalization_of(net, UNSCALED)), val.labels)
     if temperature is None:
         return None
-    scaled = summary(logits.double() / temperature, labels)
-    return {
-        "temperature": temperature,
-        **{key: scaled[key] for key in ("nll", "brier", "ece", "reliability")},
-    }
+    return {"temperature": temperature, **probability_metrics(logits, labels, temperature)}
 
 
 def versus(first: str, second: str, logits: Mapping[str, Tensor], labels: Tensor) -> dict[str, Any]:

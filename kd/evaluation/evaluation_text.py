@@ -203,9 +203,7 @@ def as_markdown(found: Mapping[str, Any]) -> str:
 def _confusion(model: Mapping[str, Any], classes: Sequence[str]) -> list[list[str]]:
     """The confusion matrix, or of many classes the ten most frequent confusions."""
     counts = model["test"]["confusion"]
-    if counts is None:
-        return []
-    if len(classes) <= SHOWN:
+    if counts is not None and len(classes) <= SHOWN:
         rows = [[name, *map(str, row)] for name, row in zip(classes, counts, strict=True)]
         head = [
             f"## What the {model['role']} chooses",
@@ -213,8 +211,12 @@ def _confusion(model: Mapping[str, Any], classes: Sequence[str]) -> list[list[st
             "Rows: the true class; columns: the chosen one; images.",
         ]
         return [head, _markdown(["", *classes], rows)]
-    wrong = [(n, t, c) for t, row in enumerate(counts) for c, n in enumerate(row) if n and t != c]
-    most = sorted(wrong, key=lambda each: -each[0])[:10]
+    if counts is None:
+        pairs = model["test"]["confused_pairs"]
+        wrong = [(each["images"], each["label"], each["chosen"]) for each in pairs]
+    else:
+        wrong = [(n, t, c) for t, row in enumerate(counts) for c, n in enumerate(row) if t != c]
+    most = sorted((each for each in wrong if each[0]), key=lambda each: -each[0])[:10]
     lines = [
         f"- {in_markdown(classes[t])} as {in_markdown(classes[c])}: {n} images" for n, t, c in most
     ]

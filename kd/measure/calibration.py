@@ -6,6 +6,8 @@ import torch.nn.functional as F
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
+from kd.measure.metrics import row_blocks
+
 BOUNDS = (0.01, 100.0)
 
 
@@ -20,10 +22,13 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float | None:
         T > 0; None where there is no lowest one between 0.01 and 100, as where the net is right about all images (the
         smaller T, the better) or no better than chance.
     """
-    logits = logits.double()
 
     def loss(log_t: float) -> float:
-        return float(F.cross_entropy(logits / math.exp(log_t), labels))
+        total = 0.0
+        for at, block in row_blocks(logits):
+            scaled = block / math.exp(log_t)
+            total += float(F.cross_entropy(scaled, labels[at], reduction="sum"))
+        return total / len(labels)
 
     # In 1/T the loss is convex, so in log T it falls and then rises: one minimum, which a search between bounds finds.
     bounds = (math.log(BOUNDS[0]), math.log(BOUNDS[1]))

@@ -1,12 +1,14 @@
 """How good a net is: metrics of its logits on a part of the data, and what two nets differ by."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from scipy.stats import binomtest
-from sklearn.metrics import confusion_matrix, recall_score, roc_auc_score
+from sklearn.metrics import recall_score
 from torch import Tensor, nn
 
 from kd.data.base import DataModule, Images
@@ -18,6 +20,8 @@ from kd.nets.pretrained import Normalization
 BOOTSTRAP = 10_000
 BINS = 15
 CONFUSION = 100  # classes up to which a report holds the whole confusion matrix
+WORST = 20  # classes and pairs of classes that it holds above that
+BLOCK = 2**21  # numbers in float64 at a time, 16 MB: a metric then takes little beyond the logits
 
 
 def predict_logits(net: nn.Module, data: DataModule, images: Images) -> Tensor:
@@ -41,21 +45,26 @@ def ask(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     net = net.to(device).to(memory_format=torch.channels_last).eval()
     size = images.pixels.batch  # a batch at a time: the images may be more than fit in memory
-    found = []
+    found = torch.empty(0)
     for i in waiting(range(0, len(images), size), f"asking a net about {len(images)} images"):
         x = to_unit(images.pixels[i : i + size].to(device)).contiguous(
             memory_format=torch.channels_last
         )
         x = x.flip(3) if mirrored else x
-        found.append(net(normalize(x, *normalization)).float().cpu())
+        logits = net(normalize(x, *normalization)).float().cpu()
+        if i == 0:  # filled in place: gathering the batches at the end would take twice the memory
+            found = torch.empty(len(images), *logits.shape[1:])
+        found[i : i + size] = logits
     net.cpu()
-    return torch.cat(found)
+    return found
 
 
 def summary(logits: Tensor, labels: Tensor, teacher: Tensor | None = None) -> dict[str, Any]:
-    """Metrics of logits [N, C] against labels [N], N at least 1.
+    """Metrics of logits against labels. Takes little memory beyond the logits, however many there are.
 
     Args:
+        logits: [N, C], N at least 1.
+        labels: int64 [N].
         teacher: the teacher's logits [N, C] for the same images.
 
     Returns:
@@ -64,38 +73,103 @@ def summary(logits: Tensor, labels: Tensor, teacher: Tensor | None = None) -> di
         label's one-hot vector, summed over the classes, mean over the images, in [0, 2]; Brier 1950), `ece` (expected
         calibration error, Guo et al. 2017, eq. 3) with its `reliability` bins, `auroc` (area under the ROC curve, of
         each class against the rest, mean over the classes; None where a class is not present), `confusion` (counts
-        [C][C], true class by chosen class; None for more than 100 classes), and `agreement`, the share of images on
-        which the teacher chooses the same class (None without a teacher). For two classes also `sensitivity` and
-        `specificity`, the recall of the second class and of the first.
+        [C][C], true class by chosen class; None for more than 100 classes, which have `worst_classes` and
+        `confused_pairs` instead, see `worst_of`), and `agreement`, the share of images on which the teacher chooses the
+        same class (None without a teacher). For two classes also `sensitivity` and `specificity`, the recall of the
+        second class and of the first.
     """
     chosen, classes = logits.argmax(1), logits.shape[1]
     right = int((chosen == labels).sum())
     interval = binomtest(right, len(labels)).proportion_ci(method="wilson")
-    bins = reliability(logits, labels)
-    apart = [
-        each["count"] * abs(each["confidence"] - each["accuracy"]) for each in bins if each["count"]
-    ]
-    counts = (
-        confusion_matrix(labels.numpy(), chosen.numpy(), labels=range(classes))
-        if classes <= CONFUSION
-        else None
-    )
+    sureness = probability_metrics(logits, labels)
+    few = classes <= CONFUSION
     return {
         "accuracy": right / len(labels),
         "accuracy_ci95": [float(interval.low), float(interval.high)],
         "balanced_accuracy": _balanced_accuracy(chosen, labels),
-        "nll": float(F.cross_entropy(logits.double(), labels)),
-        "brier": float(
-            (logits.double().softmax(1) - F.one_hot(labels, classes)).square().sum(1).mean()
-        ),
-        "ece": sum(apart) / len(labels),
-        "agreement": float((chosen == teacher.argmax(1)).double().mean())
-        if teacher is not None
-        else None,
+        **{name: sureness[name] for name in ("nll", "brier", "ece")},
+        "agreement": None
+        if teacher is None
+        else float((chosen == teacher.argmax(1)).double().mean()),
         "auroc": auroc(logits, labels),
         **(_of_two_classes(chosen, labels) if classes == 2 else {}),
-        "confusion": None if counts is None else counts.tolist(),
+        "confusion": confusions(labels, chosen, classes).tolist() if few else None,
+        **({} if few else worst_of(labels, chosen, classes)),
+        "reliability": sureness["reliability"],
+    }
+
+
+def probability_metrics(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> dict[str, Any]:
+    """Those metrics of `summary` that a temperature changes: `nll`, `brier`, `ece` and its `reliability` bins.
+
+    Args:
+        logits: [N, C].
+        labels: int64 [N].
+        temperature: above 0; the logits are divided by it.
+    """
+    nll, brier, confidence = torch.empty(3, len(labels), dtype=torch.float64)
+    for at, block in row_blocks(logits):
+        scaled = block / temperature
+        p = scaled.softmax(1)
+        nll[at] = F.cross_entropy(scaled, labels[at], reduction="none")
+        brier[at] = (p - F.one_hot(labels[at], logits.shape[1])).square().sum(1)
+        confidence[at] = p.amax(1)
+    bins = reliability(confidence, logits.argmax(1) == labels)
+    apart = [
+        each["count"] * abs(each["confidence"] - each["accuracy"]) for each in bins if each["count"]
+    ]
+    return {
+        "nll": float(nll.mean()),
+        "brier": float(brier.mean()),
+        "ece": sum(apart) / len(labels),
         "reliability": bins,
+    }
+
+
+def row_blocks(*several: Tensor) -> Iterator[tuple[Any, ...]]:
+    """Some rows at a time: which as a slice, then those rows of each of the tensors [N, C] in float64."""
+    count, width = several[0].shape
+    rows = max(1, BLOCK // width)
+    for i in range(0, count, rows):
+        at = slice(i, i + rows)
+        yield at, *(each[at].double() for each in several)
+
+
+def confusions(labels: Tensor, chosen: Tensor, classes: int) -> NDArray[np.int64]:
+    """How many images of each true class (a row) were given each class (a column): [classes, classes]."""
+    counts = np.bincount((labels * classes + chosen).numpy(), minlength=classes * classes)
+    return counts.reshape(classes, classes)
+
+
+def worst_of(labels: Tensor, chosen: Tensor, classes: int) -> dict[str, list[dict[str, int]]]:
+    """What a confusion matrix of many classes is looked at for.
+
+    Args:
+        labels, chosen: int64 [N], from 0.
+        classes: number of them.
+
+    Returns:
+        `worst_classes`, up to 20 with the lowest recall, each with `label`, `images` and how many are `right`; and
+        `confused_pairs`, up to 20 most frequent mistakes, each with the `label`, the class `chosen` and `images`. Of
+        equal ones the lower label comes first.
+    """
+    images = torch.bincount(labels, minlength=classes)
+    right = torch.bincount(labels[chosen == labels], minlength=classes)
+    present = images.nonzero()[:, 0].tolist()
+    recalls = (right / images.clamp(min=1)).tolist()
+    worst = sorted(present, key=lambda label: (recalls[label], label))[:WORST]
+    wrong = chosen != labels
+    pairs, counts = (labels * classes + chosen)[wrong].unique(return_counts=True)  # type: ignore[no-untyped-call]
+    most = counts.argsort(descending=True, stable=True)[:WORST]
+    return {
+        "worst_classes": [
+            {"label": label, "images": int(images[label]), "right": int(right[label])}
+            for label in worst
+        ],
+        "confused_pairs": [
+            {"label": pair // classes, "chosen": pair % classes, "images": count}
+            for pair, count in zip(pairs[most].tolist(), counts[most].tolist(), strict=True)
+        ],
     }
 
 
@@ -105,42 +179,75 @@ def _balanced_accuracy(chosen: Tensor, labels: Tensor) -> float:
     return float((right / total)[total > 0].mean())
 
 
-def reliability(logits: Tensor, labels: Tensor) -> list[dict[str, Any]]:
+def reliability(confidence: Tensor, right: Tensor) -> list[dict[str, Any]]:
     """How often a net is right by how sure it is: 15 bins of equal width, (0, 1/15] to (14/15, 1] (Guo et al. 2017).
 
+    Args:
+        confidence: [N], the probability of the chosen class.
+        right: [N], whether that class is the true one.
+
     Returns:
-        for each bin `count` (images), and their mean `confidence` (the probability of the chosen class) and
-        `accuracy`, fractions; both None in an empty bin.
+        for each bin `count` (images), and their mean `confidence` and `accuracy`, fractions; both None in an empty
+        bin.
     """
-    confidence, chosen = logits.double().softmax(1).max(1)
     where = ((confidence * BINS).ceil().long() - 1).clamp(0, BINS - 1)
     count = torch.bincount(where, minlength=BINS)
-    sums = (torch.bincount(where, each, BINS) for each in (confidence, (chosen == labels).double()))
+    sums = (torch.bincount(where, each, BINS) for each in (confidence, right.double()))
     means = torch.stack([each / count for each in sums], 1).tolist()
     return [
-        {"count": int(n), "confidence": sure if n else None, "accuracy": right if n else None}
-        for n, (sure, right) in zip(count, means, strict=True)
+        {"count": int(n), "confidence": sure if n else None, "accuracy": share if n else None}
+        for n, (sure, share) in zip(count, means, strict=True)
     ]
 
 
 def auroc(logits: Tensor, labels: Tensor) -> float | None:
     """Area under the ROC curve of each class against the rest, mean over the classes; None where one is not present.
 
-    For two classes that is the area under the one curve that there is.
+    For two classes that is the area under the one curve that there is. The area is the chance that an image of the
+    class ranks above another one, ties counting half (Hanley & McNeil 1982): it follows from the ranks of the class's
+    own images, so a class takes one sort.
+
+    Args:
+        logits: [N, C].
+        labels: int64 [N].
     """
-    # Ranked by log odds: probabilities near 0 and 1 have ties, which logits have not. For the class with the highest
-    # logit they are taken from the other logits, as 1 minus its probability has no digits left.
-    logits = logits.double()
-    log_p, (top, chosen) = logits.log_softmax(1), logits.max(1, keepdim=True)
-    others = logits.scatter(1, chosen, -torch.inf).logsumexp(1, keepdim=True)
-    odds = (log_p - torch.log1p(-log_p.exp())).scatter(1, chosen, top - others)
-    if int(torch.bincount(labels, minlength=logits.shape[1]).min()) == 0:
+    n, classes = logits.shape
+    images = torch.bincount(labels, minlength=classes)
+    if int(images.min()) == 0 or int(images.max()) == n:
         return None
-    areas = [
-        roc_auc_score((labels == label).numpy(), odds[:, label].numpy())
-        for label in range(logits.shape[1])
-    ]
+    order = labels.argsort(stable=True)
+    own = dict(enumerate(torch.split(order, images.tolist())))
+    width, areas = max(1, BLOCK // n), []
+    for start, odds in _column_blocks(logits, width):
+        ranked = np.sort(odds, axis=1)
+        for row, column in enumerate(odds):
+            scores = column[own[start + row].numpy()]
+            below = np.searchsorted(ranked[row], scores, "left").astype(np.float64)
+            up_to = np.searchsorted(ranked[row], scores, "right")
+            # Their mean ranks among all images, less those among themselves, count the pairs.
+            pairs = (below + up_to + 1).sum() / 2 - len(scores) * (len(scores) + 1) / 2
+            areas.append(pairs / (len(scores) * (n - len(scores))))
     return float(np.mean(areas))
+
+
+def _column_blocks(logits: Tensor, width: int) -> Iterator[tuple[int, NDArray[np.float64]]]:
+    """Log odds of some classes at a time, [classes, N], each block with its first class.
+
+    Probabilities near 0 and 1 have ties, which log odds have not. For the class with the highest logit they are taken
+    from the other logits, as 1 minus its probability has no digits left.
+    """
+    n, classes = logits.shape
+    chosen, top, total, others = logits.argmax(1), *torch.empty(3, n, dtype=torch.float64)
+    for at, block in row_blocks(logits):
+        top[at] = block.amax(1)
+        total[at] = (block - top[at, None]).exp().sum(1).log()
+        others[at] = block.scatter(1, chosen[at, None], -torch.inf).logsumexp(1)
+    for start in range(0, classes, width):
+        log_p = logits[:, start : start + width].T.double() - top - total
+        odds = log_p - torch.log1p(-log_p.exp())
+        inside = (chosen >= start) & (chosen < start + width)
+        odds[chosen[inside] - start, inside.nonzero()[:, 0]] = (top - others)[inside]
+        yield start, odds.numpy()
 
 
 def _of_two_classes(chosen: Tensor, labels: Tensor) -> dict[str, Any]:

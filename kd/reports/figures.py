@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
@@ -19,7 +20,13 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 from torch import Tensor
 
-from kd.measure.metrics import reliability
+from kd.measure.metrics import (
+    CONFUSION,
+    confusions,
+    probability_metrics,
+    row_blocks,
+    worst_of,
+)
 from kd.reports.palette import GRAY, ROLES, SKY
 
 Axes = Any  # matplotlib's, which has no types
@@ -44,12 +51,59 @@ def figures_of_run(
         classes: their names.
     """
     yield "learning_curves", learning_curves(histories)
-    probabilities = {role: each.double().softmax(1) for role, each in logits.items()}
-    for role, each in probabilities.items():
-        yield f"confusion/{role}", confusion_matrix(labels, each.argmax(1), classes, role)
-        yield f"reliability/{role}", reliability_diagram(reliability(logits[role], labels), role)
-    if len(probabilities) > 1:
-        yield "disagreement", disagreement_gallery(images, labels, probabilities, classes)
+    for role, each in logits.items():
+        yield f"confusion/{role}", confusion_figure(labels, each.argmax(1), classes, role)
+        bins = probability_metrics(each, labels)["reliability"]
+        yield f"reliability/{role}", reliability_diagram(bins, role)
+    if len(logits) > 1:
+        yield "disagreement", disagreement_gallery(images, labels, logits, classes)
+
+
+def confusion_figure(labels: Tensor, chosen: Tensor, classes: Sequence[str], who: str) -> Figure:
+    """The confusion matrix; of more than 100 classes those that are worst, as nobody can read so large a matrix.
+
+    Args:
+        labels, chosen: classes int64 [N], from 0.
+        classes: names.
+        who: whose choices these are, for the title.
+    """
+    draw = confusion_matrix if len(classes) <= CONFUSION else worst_classes
+    return draw(labels, chosen, classes, who)
+
+
+def worst_classes(labels: Tensor, chosen: Tensor, classes: Sequence[str], who: str) -> Figure:
+    """The classes that are found least often, and the pairs that are confused most; arguments as above."""
+    found = worst_of(labels, chosen, len(classes))
+    worst, pairs = found["worst_classes"], found["confused_pairs"]
+    figure, (left, right) = _figure(11.0, 0.8 + 0.26 * max(len(worst), len(pairs), 4), columns=2)
+    shares = [each["right"] / each["images"] for each in worst]
+    words = [f" {each['right']} of {each['images']}" for each in worst]
+    _ranked_bars(left, [classes[each["label"]] for each in worst], shares, words)
+    left.set(xlim=(0, 1.15), xlabel="share of the class's images told right")
+    left.set_title(f"{len(worst)} of {len(classes)} classes: found least often", fontsize=10)
+    left.xaxis.set_major_formatter(PercentFormatter(1, 0))
+    counts = [each["images"] for each in pairs]
+    names = [
+        f"{_short(classes[each['label']])} as {_short(classes[each['chosen']])}" for each in pairs
+    ]
+    _ranked_bars(right, names, counts, [f" {n}" for n in counts])
+    right.set(xlim=(0, 1.15 * max(counts, default=1)), xlabel="images")
+    right.set_title("Pairs confused most often", fontsize=10)
+    right.xaxis.set_major_locator(MaxNLocator(integer=True))
+    hits = int((labels == chosen).sum())
+    figure.suptitle(f"{who}: {hits} of {len(labels)} test images right", fontsize=12)
+    return figure
+
+
+def _ranked_bars(
+    axes: Axes, names: Sequence[str], values: Sequence[float], words: Sequence[str]
+) -> None:
+    """Horizontal bars from the top down, each with its words at its end."""
+    axes.barh(range(len(names)), values, color=SKY, edgecolor="white")
+    for y, (value, text) in enumerate(zip(values, words, strict=True)):
+        axes.text(value, y, text, va="center", fontsize=8)
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.set_ylim(max(len(names), 1) - 0.5, -0.5)
 
 
 def confusion_matrix(labels: Tensor, chosen: Tensor, classes: Sequence[str], who: str) -> Figure:
@@ -61,7 +115,7 @@ def confusion_matrix(labels: Tensor, chosen: Tensor, classes: Sequence[str], who
         who: whose choices these are, for the title.
     """
     n = len(classes)
-    counts = np.bincount((labels * n + chosen).numpy(), minlength=n * n).reshape(n, n)
+    counts = confusions(labels, chosen, n)
     shares = counts / counts.sum(1, keepdims=True).clip(min=1)
     side = min(12.0, max(4.2, 1.6 + 0.34 * n))
     figure, axes = _figure(side + 0.8, side)
@@ -108,7 +162,7 @@ def reliability_diagram(bins: Sequence[Mapping[str, Any]], who: str) -> Figure:
     """How often the net is right where it is so sure: accuracy against confidence, and how many images are how sure.
 
     Args:
-        bins: as `kd.measure.metrics.reliability` and a report have them.
+        bins: as a report has them under `reliability`.
         who: whose they are, for the title, which also has the expected calibration error (Guo et al. 2017, eq. 3).
     """
     figure, (upper, lower) = _figure(5.0, 6.0, rows=2, sharex=True, height_ratios=[3, 1])
@@ -162,29 +216,32 @@ def reliability_diagram(bins: Sequence[Mapping[str, Any]], who: str) -> Figure:
     return figure
 
 
-def disagreement(probabilities: Sequence[Tensor]) -> Tensor:
+def disagreement(logits: Sequence[Tensor]) -> Tensor:
     """How far several nets are apart on each image: the Jensen-Shannon divergence (Lin 1991, eq. 5.1), equal weights.
 
     Args:
-        probabilities: of each net, [N, C].
+        logits: of each net, [N, C].
 
     Returns:
-        [N], in nats; from 0, where all say the same, to the logarithm of the number of nets.
+        float64 [N], in nats; from 0, where all say the same, to the logarithm of the number of nets.
     """
 
     def entropy(p: Tensor) -> Tensor:
         return -(p * p.clamp(min=1e-30).log()).sum(1)
 
-    mean = sum(probabilities[1:], probabilities[0]) / len(probabilities)
-    return entropy(mean) - sum(
-        (entropy(p) for p in probabilities[1:]), entropy(probabilities[0])
-    ) / len(probabilities)
+    found = torch.empty(len(logits[0]), dtype=torch.float64)
+    for at, *rows in row_blocks(*logits):
+        each = [row.softmax(1) for row in rows]
+        mean = sum(each[1:], each[0]) / len(each)
+        own = sum((entropy(p) for p in each[1:]), entropy(each[0])) / len(each)
+        found[at] = entropy(mean) - own
+    return found
 
 
 def disagreement_gallery(
     images: Any,
     labels: Tensor,
-    probabilities: Mapping[str, Tensor],
+    logits: Mapping[str, Tensor],
     classes: Sequence[str],
     count: int = 12,
 ) -> Figure:
@@ -192,12 +249,13 @@ def disagreement_gallery(
 
     Args:
         images: as in `figures_of_run`.
-        labels: [N].
-        probabilities: of each role, [N, C].
+        labels: int64 [N].
+        logits: of each role, [N, C].
         count: how many images at most.
     """
-    apart = disagreement(list(probabilities.values()))
+    apart = disagreement(list(logits.values()))
     shown = apart.argsort(descending=True, stable=True)[:count]
+    probabilities = {role: each[shown].double().softmax(1) for role, each in logits.items()}
     columns = min(3, len(shown))
     rows = -(-len(shown) // columns)
     figure, grid = _figure(
@@ -205,8 +263,8 @@ def disagreement_gallery(
     )
     for axes in grid.flat[2 * len(shown) :]:
         axes.set_visible(False)
-    for i, pixels, picture, bars in zip(
-        shown.tolist(), images[shown], grid.flat[0::2], grid.flat[1::2], strict=False
+    for place, (i, pixels, picture, bars) in enumerate(
+        zip(shown.tolist(), images[shown], grid.flat[0::2], grid.flat[1::2], strict=False)
     ):
         picture.imshow(_displayed(pixels), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         picture.set(xticks=[], yticks=[])
@@ -214,7 +272,7 @@ def disagreement_gallery(
         picture.set_xlabel(f"{apart[i]:.2f} nats apart", fontsize=9)
         _bars(
             bars,
-            {role: each[i].numpy() for role, each in probabilities.items()},
+            {role: each[place].numpy() for role, each in probabilities.items()},
             int(labels[i]),
             classes,
         )
@@ -233,7 +291,7 @@ def _bars(
     """Of one image, what each model says of the true class, of those that any model chooses, and of likely others."""
     likely = np.argsort(-sum(said.values(), np.zeros(len(classes))), kind="stable").tolist()
     chosen = {int(each.argmax()) for each in said.values()}
-    others = sorted(set(likely) - {label}, key=lambda c: (c not in chosen, likely.index(c)))
+    others = sorted((c for c in likely if c != label), key=lambda c: c not in chosen)
     shown = [label, *others[: max(2, len(chosen - {label}))]]
     for row, (role, each) in enumerate(said.items()):
         style, thick = ROLES[role], 0.84 / len(said)

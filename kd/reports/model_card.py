@@ -105,16 +105,21 @@ def _counts(student: Mapping[str, Any]) -> list[int]:
 
 def _classes(student: Mapping[str, Any], classes: Sequence[str]) -> list[str]:
     """What share of each class is found, the worst first."""
-    counts = _counts(student)
-    if not counts:
+    if counts := _counts(student):
+        confusion = student["test"]["confusion"]
+        recalls = sorted(
+            (confusion[i][i] / n, name, n)
+            for i, (name, n) in enumerate(zip(classes, counts, strict=True))
+            if n
+        )
+    else:
+        recalls = [
+            (each["right"] / each["images"], classes[each["label"]], each["images"])
+            for each in student["test"].get("worst_classes") or ()
+        ]
+    if not recalls:
         return []
-    confusion = student["test"]["confusion"]
-    recalls = sorted(
-        (confusion[i][i] / n, name, n)
-        for i, (name, n) in enumerate(zip(classes, counts, strict=True))
-        if n
-    )
-    title = "the worst first" if len(recalls) <= LISTED else f"the {LISTED} worst"
+    title = "the worst first" if len(classes) <= LISTED else f"the {LISTED} worst"
     shown = ", ".join(f"{name} {100 * recall:.0f} % of {n}" for recall, name, n in recalls[:LISTED])
     return [f"Found of each class, {title}: {shown}."]
 

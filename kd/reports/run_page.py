@@ -6,6 +6,7 @@ from typing import Any
 import yaml
 from matplotlib.figure import Figure
 
+from kd.measure.metrics import CONFUSION
 from kd.reports.page import Picture, image, picture, render
 from kd.reports.run_report import verdict
 from kd.reports.table import Cell, Table
@@ -145,7 +146,13 @@ def _by_role(report: Mapping[str, Any], figures: Mapping[str, Figure], kind: str
         "is right. Below, how many of the {n} images are in each bin.",
     }
     roles = [model["role"] for model in report["models"] if f"{kind}/{model['role']}" in figures]
-    caption = captions[kind].format(n=report["data"]["test"])
+    if kind == "confusion" and len(report["data"]["classes"]) > CONFUSION:
+        kind_caption = (
+            "The classes found least often, and the pairs confused most, of {n} test images."
+        )
+    else:
+        kind_caption = captions[kind]
+    caption = kind_caption.format(n=report["data"]["test"])
     return titles[kind], [
         picture(
             figures[f"{kind}/{role}"], f"{role.capitalize()}. {caption}", f"{kind} of the {role}"

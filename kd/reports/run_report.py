@@ -5,6 +5,7 @@ from typing import Any
 
 from rich import box
 from rich.table import Table
+from torch import Tensor
 
 from kd.data.base import DataModule
 from kd.files.report_file import SCHEMA
@@ -15,12 +16,13 @@ from kd.reports.escape import as_code, escaped
 from kd.reports.provenance import made
 from kd.reports.units import short
 from kd.stages.chain import Role
-from kd.stages.result import load_net, logits_of, macs_of, name_of
+from kd.stages.result import load_net, macs_of, name_of
 from kd.teachers.watch import concerns
 
 
 def make_report(
     done: Mapping[Role, Done],
+    logits: Mapping[Role, Tensor],
     data: DataModule,
     *,
     name: str,
@@ -32,11 +34,13 @@ def make_report(
 
     Args:
         done: the finished stage of each role.
+        logits: of each role, for the test images, [N, C].
         command: the line that made the run.
         config: the run's checked config, plain values only.
     """
     split = data.split
-    models = [_model(role, done, data) for role in done]
+    teacher = logits.get("teacher")
+    models = [_model(role, done[role], logits[role], teacher, data) for role in done]
     return {
         "schema": SCHEMA,
         "name": name,
@@ -54,21 +58,21 @@ def make_report(
             "license": data.license,
         },
         "models": models,
-        "comparison": compare(models, done, data),
+        "comparison": compare(models, logits, split.test.labels),
         "teaching": teaching(models, done, data),
     }
 
 
-def _model(role: Role, done: Mapping[Role, Done], data: DataModule) -> dict[str, Any]:
-    stage, test = done[role], data.split.test
-    teacher = logits_of(done["teacher"], data, test) if "teacher" in done else None
+def _model(
+    role: Role, stage: Done, logits: Tensor, teacher: Tensor | None, data: DataModule
+) -> dict[str, Any]:
     net, shape = load_net(stage), data.shape
     return {
         "role": role,
         "net": name_of(stage),
         **cost(net, macs_of(stage)),
         "latency_ms": latency(net, shape),
-        "test": summary(logits_of(stage, data, test), test.labels, teacher),
+        "test": summary(logits, data.split.test.labels, teacher),
         "val": {which: row["val/acc"] for which, row in stage.record["val"].items()},
         "stage": stage.key,
         "training_params": stage.record.get(
@@ -95,30 +99,39 @@ def _step_ms(stage: Done) -> float | None:
 
 
 def compare(
-    models: Sequence[Mapping[str, Any]], done: Mapping[Role, Done], data: DataModule
+    models: Sequence[Mapping[str, Any]], logits: Mapping[Role, Tensor], labels: Tensor
 ) -> dict[str, Any]:
     """What distillation bought, and what the student costs next to the teacher; null where a model is missing.
 
-    `gain` is in accuracy, student over baseline, paired over the test images. `gap_closed` is the share that gain is
-    of what the teacher is ahead of the baseline, null where it is not ahead. `retention` is the student's accuracy,
-    `speedup` the teacher's latency and `compression` the teacher's parameters, each over the other's.
+    `gain` is in accuracy, student over baseline, paired over the test images; `lead` is the teacher's over the
+    baseline. `gap_closed` is the share that gain is of the lead, null where the teacher is not ahead. `retention` is
+    the student's accuracy over the teacher's, null where the teacher's may be no better than chance. `speedup` is the
+    teacher's latency and `compression` the teacher's parameters, each over the student's.
     """
     by_role = {model["role"]: model for model in models}
     student, baseline, teacher = (by_role.get(role) for role in ("student", "baseline", "teacher"))
     found: dict[str, Any] = dict.fromkeys(
-        ("gain", "gain_ci95", "p_value", "gap_closed", "retention", "speedup", "compression")
-    )
-    if student and baseline:
-        test = data.split.test
-        found |= paired(
-            logits_of(done["student"], data, test),
-            logits_of(done["baseline"], data, test),
-            test.labels,
+        (
+            "gain",
+            "gain_ci95",
+            "p_value",
+            "lead",
+            "lead_ci95",
+            "gap_closed",
+            "retention",
+            "speedup",
+            "compression",
         )
+    )
+    if teacher and baseline:
+        ahead = paired(logits["teacher"], logits["baseline"], labels)
+        found |= {"lead": ahead["gain"], "lead_ci95": ahead["gain_ci95"]}
+    if student and baseline:
+        found |= paired(logits["student"], logits["baseline"], labels)
         if teacher and (gap := teacher["test"]["accuracy"] - baseline["test"]["accuracy"]) > 0:
             found["gap_closed"] = found["gain"] / gap
     if student and teacher:
-        if teacher["test"]["accuracy"] > 0:
+        if teacher["test"]["accuracy_ci95"][0] > 1 / logits["teacher"].shape[1]:
             found["retention"] = student["test"]["accuracy"] / teacher["test"]["accuracy"]
         found["speedup"] = teacher["latency_ms"]["median"] / student["latency_ms"]["median"]
         found["compression"] = teacher["params"] / student["params"]
@@ -170,29 +183,49 @@ def verdict(report: Mapping[str, Any]) -> list[str]:
             f"Gain of distillation: {100 * found['gain']:+.2f} points [95 %: {low:+.2f} to {high:+.2f}; "
             f"McNemar p = {found['p_value']:.2g}]{sure}."
         )
-    if found["gap_closed"] is not None and found["gap_closed"] > 0:
-        lines.append(
-            f"Of the teacher's lead over the baseline, {100 * found['gap_closed']:.0f} % is closed."
-        )
-    elif found["gap_closed"] is not None:
-        lines.append("None of the teacher's lead over the baseline is closed.")
-    elif found["gain"] is not None and found["speedup"] is not None:
-        lines.append("The teacher is not ahead of the baseline, so there was no gap to close.")
+    if said := _gap(found):
+        lines.append(said)
     if found["speedup"] is not None:
-        kept = (
-            f", keeping {100 * found['retention']:.1f} % of its accuracy"
-            if found["retention"] is not None
-            else ""
-        )
         lines.append(
-            f"Next to the teacher: {_times(found['speedup'], 'faster', 'slower')}, "
-            f"{_times(found['compression'], 'fewer parameters', 'more parameters')}{kept}."
+            f"Next to the teacher: {_times(found['speedup'], 'faster', 'slower', 'as fast')}, "
+            f"{_times(found['compression'], 'fewer parameters', 'more parameters', 'as many parameters')}"
+            f"{_kept(report)}."
         )
     return [*lines, *(report["teaching"] or {"concerns": ()})["concerns"]]
 
 
-def _times(ratio: float, above: str, below: str) -> str:
-    return f"{ratio:.1f} times {above}" if ratio >= 1 else f"{1 / ratio:.1f} times {below}"
+def _gap(found: Mapping[str, Any]) -> str | None:
+    """What share of the teacher's lead over the baseline is closed, where there is a lead to speak of."""
+    closed, interval = found["gap_closed"], found.get("lead_ci95")
+    if closed is None:
+        compared = found["gain"] is not None and found["speedup"] is not None
+        no_gap = "The teacher is not ahead of the baseline, so there was no gap to close."
+        return no_gap if compared else None
+    if interval and interval[0] <= 0:
+        return (
+            f"The teacher's lead over the baseline ({100 * found['lead']:+.2f} points) may be chance on these test "
+            "images, so the share of it that is closed has no meaning."
+        )
+    if closed <= 0:
+        return "None of the teacher's lead over the baseline is closed."
+    return f"Of the teacher's lead over the baseline, {100 * closed:.0f} % is closed."
+
+
+def _kept(report: Mapping[str, Any]) -> str:
+    """How the student's accuracy compares with the teacher's, as the end of a sentence; empty without meaning."""
+    kept = report["comparison"]["retention"]
+    if kept is None:
+        return ""
+    if kept <= 1:
+        return f", keeping {100 * kept:.1f} % of its accuracy"
+    accuracy = {model["role"]: model["test"]["accuracy"] for model in report["models"]}
+    return f", {100 * (accuracy['student'] - accuracy['teacher']):.2f} points more accurate"
+
+
+def _times(ratio: float, above: str, below: str, same: str) -> str:
+    """A ratio in words; to one digit, as it is shown."""
+    larger, word = (ratio, above) if ratio >= 1 else (1 / ratio, below)
+    return same if round(larger, 1) == 1 else f"{larger:.1f} times {word}"
 
 
 def as_table(report: Mapping[str, Any]) -> Table:

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from matplotlib.figure import Figure
 from rich.console import Console
+from torch import Tensor
 
 from kd.config.construct import construct
 from kd.config.schema import Config
@@ -28,7 +29,7 @@ from kd.reports.run_page import as_page
 from kd.reports.run_report import as_markdown, as_table, make_report, verdict
 from kd.runs.preflight import left_of, preflight
 from kd.stages.chain import Link, Role, chain_of
-from kd.stages.result import logits_of
+from kd.stages.result import role_logits
 from kd.stages.stage import Stage, complete, make_stage
 
 
@@ -81,10 +82,11 @@ def run(
             say(f"{link.name}: {how}, validation accuracy {accuracy:.2f} % ({stage.key})")
         plain = config.model_dump()
         done = by_role(chain, stages)
+        logits = role_logits(done, data)
         report = make_report(
-            done, data, name=config.name, seed=config.seed, command=command, config=plain
+            done, logits, data, name=config.name, seed=config.seed, command=command, config=plain
         )
-        figures = dict(figures_of(done, data)) if config.pictures else {}
+        figures = dict(figures_of(done, logits, data)) if config.pictures else {}
         write_run(folder.path, report, figures, done, data)
         own = {link.role for link in chain if link.role and folder.shows(link.name)}
         shown = {
@@ -128,12 +130,14 @@ def by_role(chain: Sequence[Link], stages: Mapping[str, Done]) -> dict[Role, Don
     return {link.role: stages[link.name] for link in chain if link.role}
 
 
-def figures_of(done: Mapping[Role, Done], data: DataModule) -> Iterator[tuple[str, Figure]]:
+def figures_of(
+    done: Mapping[Role, Done], logits: Mapping[Role, Tensor], data: DataModule
+) -> Iterator[tuple[str, Figure]]:
     """The figures of a run's models, each with its name; see `kd.reports.figures`."""
     test = data.split.test
     histories = {str(role): each.record["history"] for role, each in done.items()}
-    logits = {str(role): logits_of(each, data, test) for role, each in done.items()}
-    return figures_of_run(histories, logits, test.pixels, test.labels, data.classes)
+    by_role = {str(role): each for role, each in logits.items()}
+    return figures_of_run(histories, by_role, test.pixels, test.labels, data.classes)
 
 
 def write_run(

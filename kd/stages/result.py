@@ -20,9 +20,13 @@ from kd.measure.metrics import predict_logits
 from kd.nets.build import build_net, set_normalization
 from kd.nets.grow import Grown
 from kd.shape import Shape
+from kd.stages.chain import Role
 from kd.teachers.ensemble import Ensemble
 from kd.teachers.frozen import Frozen
 from kd.teachers.watch import Watched
+
+# Logits up to which a student's are kept too, in bytes: 10,000 images of 400 classes.
+SMALL = 2**24
 
 # Validation images of which a teacher is asked about two views; a few hundred tell its steadiness well enough.
 WATCHED_VIEWS = 256
@@ -57,6 +61,22 @@ def classes_of(done: Done) -> int:
 def logits_of(done: Done, data: DataModule, images: Images) -> Tensor:
     """A finished stage's logits [N, C] for images as they are, computed once and kept beside its weights."""
     return kept(done, logits_name(images), lambda: predict_logits(load_net(done), data, images))
+
+
+def role_logits(done: Mapping[Role, Done], data: DataModule) -> dict[Role, Tensor]:
+    """What each role's net says of the test images, [N, C]: here, and here alone, test is read.
+
+    Many students share a teacher and a baseline, whose logits are kept beside their weights. A student's are asked for
+    once, so they are kept only where they are small.
+    """
+    test, found = data.split.test, dict[Role, Tensor]()
+    size = 4 * len(test) * len(data.classes)
+    for role, each in done.items():
+        if role != "student" or size <= SMALL:
+            found[role] = logits_of(each, data, test)
+        else:
+            found[role] = predict_logits(load_net(each), data, test)
+    return found
 
 
 def logits_name(images: Images) -> str:

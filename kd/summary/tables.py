@@ -11,7 +11,7 @@ from kd.reports.table import Cell, Table
 from kd.reports.units import short
 from kd.summary.groups import Row, differing, display, part
 from kd.summary.reports import Run
-from kd.summary.significance import LEVEL, Gain, deviation, mean
+from kd.summary.significance import LEVEL, Gain, deviation, finite, mean
 
 ROLES = ("teacher", "baseline", "student")
 
@@ -81,7 +81,7 @@ def cost_table(rows: Sequence[Row]) -> Table:
             row.values("student", "test", "agreement"), 100, 1
         ),
         "keeps of teacher's accuracy, %": lambda row: spread(row.compared("retention"), 100, 1),
-        "gap to teacher closed, %": lambda row: spread(row.compared("gap_closed"), 100, 0),
+        "gap to teacher closed, %": lambda row: spread(_gaps_closed(row), 100, 0),
         "ECE": lambda row: spread(row.values("student", "test", "ece"), 1, 4),
         "NLL, nats": lambda row: spread(row.values("student", "test", "nll"), 1, 4),
         "a step of training, ms": lambda row: spread(row.values("student", "step_ms"), 1, 1),
@@ -94,6 +94,17 @@ def cost_table(rows: Sequence[Row]) -> Table:
         first = Cell(str(rank), rank), Cell(row.label), Cell(", ".join(nets(row, "student")))
         cells.append((*first, *(column(row) for column in columns.values())))
     return Table(("#", "runs", "student", *columns), cells, words=(1, 2))
+
+
+def _gaps_closed(row: Row) -> list[float]:
+    """The shares of the teacher's lead that were closed, of those runs whose lead is beyond chance."""
+    found = []
+    for run in row.runs:
+        comparison = run.report["comparison"]
+        interval = comparison.get("lead_ci95")  # reports of before it was told have none
+        if interval is None or interval[0] > 0:
+            found.append(comparison.get("gap_closed"))
+    return finite(found)
 
 
 def nets(row: Row, role: str) -> list[str]:
@@ -259,8 +270,11 @@ def _flat(prefix: str, node: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(node, Mapping):
         for name, value in node.items():
             yield from _flat(f"{prefix}.{name}", value)
-    elif isinstance(node, list) and len(node) == 2:  # an interval
-        yield from zip((f"{prefix}.low", f"{prefix}.high"), node, strict=True)
+    elif isinstance(
+        node, list
+    ):  # an interval; what else is a list, such as a confusion matrix, is no number
+        if len(node) == 2 and not any(isinstance(each, (list, Mapping)) for each in node):
+            yield from zip((f"{prefix}.low", f"{prefix}.high"), node, strict=True)
     else:
         yield prefix, node if not isinstance(node, float) or math.isfinite(node) else None
 

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from rich.console import Console
+from torch import Tensor
 
 from kd.config.construct import construct
 from kd.config.schema import Recipe
@@ -24,7 +26,7 @@ from kd.reports.tasks import EVALUATIONS, PICTURES, as_markdown, as_table, pictu
 from kd.runs.run import figures_of, finish_stage, write_run
 from kd.shape import Shape
 from kd.stages.chain import LABELS_ONLY, Link, Role
-from kd.stages.result import logits_of
+from kd.stages.result import logits_of, role_logits
 from kd.stages.stage import Stage, make_stage
 from kd.tasks.data import TaskData
 from kd.tasks.exemplars import Memory, features_of, nearest_mean
@@ -158,20 +160,33 @@ def run(
         done: list[Done] = []
         for _ in course.source.tasks:
             done.append(_learn(course, done, store, folder, since))
-        report = _report(course, done, command)
-        _write(folder.path, report, course, done)
+        net: dict[Role, Done] = {"student": exported(course, done[-1])}
+        logits = role_logits(net, course.source.as_it_is())
+        report = _report(course, done, net, logits, command)
+        _write(folder.path, report, course, net, logits)
     console = out or Console()
     console.print(as_table(report))
     console.print(f"Report: {folder.final / 'report.html'}", highlight=False, soft_wrap=True)
     return folder.final
 
 
-def _report(course: Course, done: Sequence[Done], command: str) -> dict[str, Any]:
+def _report(
+    course: Course,
+    done: Sequence[Done],
+    net: Mapping[Role, Done],
+    logits: Mapping[Role, Tensor],
+    command: str,
+) -> dict[str, Any]:
     """The report of the last net as of any, and as `incremental` what became of the tasks."""
     config, whole = course.config, course.source.as_it_is()
-    net, plain = exported(course, done[-1]), config.model_dump()
     report = make_report(
-        {"student": net}, whole, name=config.name, seed=config.seed, command=command, config=plain
+        net,
+        logits,
+        whole,
+        name=config.name,
+        seed=config.seed,
+        command=command,
+        config=config.model_dump(),
     )
     last = course.source.until(len(course) - 1)
     sizes = [len(task) for task in course.source.tasks]
@@ -268,11 +283,17 @@ def exported(course: Course, done: Done) -> Done:
     return Done(done.key, done.folder, {**done.record, "spec": {**spec, "net": net}})
 
 
-def _write(folder: Path, report: dict[str, Any], course: Course, done: Sequence[Done]) -> None:
+def _write(
+    folder: Path,
+    report: dict[str, Any],
+    course: Course,
+    net: Mapping[Role, Done],
+    logits: Mapping[Role, Tensor],
+) -> None:
     """What every run's folder holds, and the pictures of this one."""
-    net: dict[Role, Done] = {"student": exported(course, done[-1])}
-    data = course.source.as_it_is()
-    figures = {**pictures(report), **dict(figures_of(net, data))} if course.config.pictures else {}
+    data, figures = course.source.as_it_is(), dict[str, Figure]()
+    if course.config.pictures:
+        figures = {**pictures(report), **dict(figures_of(net, logits, data))}
     write_run(folder, report, figures, net, data)
     (folder / "report.md").write_text(as_markdown(report))
     for name in PICTURES if figures else ():
