@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import shlex
 import signal
 import sys
@@ -13,6 +14,7 @@ from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -21,11 +23,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import kd.config.loss_numbers  # noqa: F401 - Hydra asks it, see conf/train.yaml
+from kd.config.trainer import INSTEAD
 from kd.errors import Failed, Interrupted, UserError, nearest
 from kd.files.writing import cause_of
 from kd.log import printable
 
 T = TypeVar("T")
+
+MANY = "add -m to sweep over the values, or write [1,2] for a list"
 
 # Absolute, so that a command works from any folder and under any name. A wheel has it in the package.
 HERE = Path(__file__).resolve().parent
@@ -44,6 +49,7 @@ def run_command(main: Callable[[], Any], module: str) -> NoReturn:
     os.environ["HYDRA_FULL_ERROR"] = (
         "1"  # Hydra hands its exceptions on instead of leaving with its own exit code
     )
+    sys.argv[1:] = tidy(sys.argv[1:])
     debug = any(argument.removeprefix("+") == "debug=true" for argument in sys.argv[1:])
     try:
         error: BaseException | None = None
@@ -78,6 +84,29 @@ def run_command(main: Callable[[], Any], module: str) -> NoReturn:
         )
         sys.exit(130)
     sys.exit(0)
+
+
+def tidy(words: Sequence[str]) -> list[str]:
+    """What was typed, with Hydra's flags before the overrides, and `~` as the home folder.
+
+    Hydra's parser takes no override after a flag that follows one, and a shell expands `~` at the start of a word only.
+    """
+    takes = {
+        flag: action.nargs
+        for action in get_args_parser()._actions
+        for flag in action.option_strings
+    }
+    flags, rest, left = list[str](), list[str](), list(words)
+    while left:
+        word = left.pop(0)
+        if word not in takes:
+            home = re.sub(r"(?<==)~(?=/|$)", lambda _: os.path.expanduser("~"), word, count=1)
+            (flags if word.startswith("-") and "=" in word else rest).append(home)
+            continue
+        flags.append(word)
+        if takes[word] is None and left:
+            flags.append(left.pop(0))
+    return [*flags, *rest]
 
 
 @contextmanager
@@ -168,19 +197,62 @@ def explain(error: Exception, config: str = "train", words: Sequence[str] | None
     cause = error.__cause__ or error.__context__
     if isinstance(cause, OmegaConfBaseException) and cause.full_key:
         key, keys = str(cause.full_key), _keys(config)
+        group, _, option = key.rpartition(".")
+        if group == "trainer" and option in INSTEAD:
+            return f"{key}: kd sets it; {INSTEAD[option]}"
         return (
             f"{key}: cannot do without it"
             if key in keys
             else f"{key}: no such key{nearest(key, keys)}"
         )
     if isinstance(error, OverrideParseException):
-        return f"{error.override}: not an override of the form KEY=VALUE: {error.message}"
+        return how_to_quote(error, f"kd.{config}")
     first = str(error).strip().splitlines()[0]
-    return (
-        f"{first}: -m runs each of the values, [...] is a list"
-        if first.startswith("Ambiguous value")
-        else first
+    if first.startswith("Could not append to config"):
+        return f"{first} Leave out the +."
+    asks = first.startswith("Ambiguous value") or first.endswith("requires --multirun")
+    return f"{first}: {MANY}" if asks else first
+
+
+def how_to_quote(error: OverrideParseException, module: str) -> str:
+    """What is wrong with a word of the command line, and the line as it should be typed.
+
+    Args:
+        module: what comes after `python -m`.
+    """
+    words, word = sys.argv[1:], str(error.override)
+    place = words.index(word) if word in words else 0
+    about = ""
+    if "=" not in word:
+        about = f"{word}: not an override of the form KEY=VALUE"
+        if not place or "=" not in words[place - 1]:
+            return about
+        about += "; if it belongs to the value before it, "
+        place -= 1
+        word = f"{words.pop(place)} {word}"
+    key, _, value = word.partition("=")
+    escaped = value.replace('"', '\\"')
+    hopeless = value.startswith(("[", "{", "$", "'", '"')) or value.endswith(",")
+    if hopeless or not _parses(quoted := f'{key}="{escaped}"'):
+        return f"{word}: {str(error.message).strip().splitlines()[0]}"
+    words[place] = quoted
+    about = (
+        about or f"{key}: Hydra cannot read {value!r} without quotes within those of the shell; "
     )
+    return f"{about}type\n  {shlex.join(['python', '-m', module, *words])}"
+
+
+def _parses(word: str) -> bool:
+    try:
+        OverridesParser.create().parse_override(word)
+    except HydraException:
+        return False
+    return True
+
+
+def folder_at(path: str) -> Path:
+    """A path of the command line, `~` expanded."""
+    return Path(path).expanduser()
 
 
 def folder_of(config: str) -> Path:

@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from kd.command import run_command
+from kd.command import folder_at, run_command
 from kd.errors import UserError
 from kd.log import say
 
@@ -53,9 +53,14 @@ def refresh(shown: Path, runs: dict[str, Path]) -> None:
 def main() -> None:
     """Show runs and sweeps in TensorBoard."""
     parser = argparse.ArgumentParser("python -m kd.dashboard", description=main.__doc__)
-    output = Path(os.environ.get("KD_OUTPUT_DIR", "outputs"))
+    output = os.environ.get("KD_OUTPUT_DIR", "outputs")
     parser.add_argument(
-        "path", nargs="?", type=Path, default=output, metavar="PATH", help="default: %(default)s"
+        "path",
+        nargs="?",
+        type=folder_at,
+        default=output,
+        metavar="PATH",
+        help="default: %(default)s",
     )
     words = sys.argv[1:]
     first = 1 if words and (not words[0].startswith("-") or words[0] in ("-h", "--help")) else 0

@@ -1,16 +1,19 @@
 """`python -m kd.report PATH...`: the runs in and under these folders side by side, mean and spread over seeds."""
 
 import argparse
-from pathlib import Path
 
-from kd.command import run_command
+from kd.command import folder_at, run_command
 
 
 def main() -> None:
     """Put many runs into one table."""
     parser = argparse.ArgumentParser("python -m kd.report", description=main.__doc__)
     parser.add_argument(
-        "paths", nargs="+", type=Path, metavar="PATH", help="a run's folder, or one that holds runs"
+        "paths",
+        nargs="+",
+        type=folder_at,
+        metavar="PATH",
+        help="a run's folder, or one that holds runs",
     )
     paths = parser.parse_args().paths
     from kd.summary import (

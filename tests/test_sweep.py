@@ -189,7 +189,7 @@ def test_a_mistake_that_all_jobs_share_ends_at_once(sweep: Any) -> None:
 def test_without_m_the_message_says_so(sweep: Any) -> None:
     ran = sweep("temperature=1,2")
     assert ran.code == 2
-    assert "-m runs each of the values" in ran.err
+    assert "add -m to sweep over the values" in ran.err
 
 
 def test_a_damaged_report_or_record_is_made_again_and_a_later_one_refused(sweep: Any) -> None:

@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
-from kd.config.precision import read_precision
 from kd.config.schedules import Accept, make_schedule
 from kd.errors import UserError
 
@@ -20,23 +19,6 @@ Node = dict[
 ]  # `_target_` and its keywords; those are checked against the target's signature when it is built
 
 LONGEST = 160  # bytes of a run's name; a file's may have 255, with what is put before and after
-# Options of the Trainer that `kd.training.fit` sets, or that leave it without what it needs of each epoch.
-OURS = {
-    "logger",
-    "callbacks",
-    "plugins",
-    "default_root_dir",
-    "enable_checkpointing",
-    "enable_model_summary",
-}
-OURS |= {
-    "num_sanity_val_steps",
-    "use_distributed_sampler",
-    "gradient_clip_val",
-    "fast_dev_run",
-    "barebones",
-}
-OURS |= {"check_val_every_n_epoch"}
 
 
 def number(knob: str, accept: Accept) -> AfterValidator:
@@ -72,26 +54,6 @@ def _folder_name(found: str) -> str:
     return found
 
 
-def _trainer(found: Node) -> Node:
-    """The Trainer's options, those of them that are needed before there is a Trainer."""
-    for name in ("devices", "num_nodes", "max_epochs", "accumulate_grad_batches"):
-        if name in found and (type(found[name]) is not int or found[name] < 1):
-            raise _refused(
-                f"trainer.{name}: found {found[name]!r}, accepted is a whole number from 1"
-            )
-    for name in ("limit_train_batches", "limit_val_batches", "max_steps"):
-        if name in found and found[name] == 0:
-            raise _refused(f"trainer.{name}: found 0, with which nothing would come out")
-    for name in OURS & found.keys():
-        raise _refused(
-            f"trainer.{name}: is for kd itself to set; `python -m kd.train --help` shows what may be chosen"
-        )
-    return {
-        **found,
-        "precision": read_precision(found.get("precision", "auto"), "trainer.precision"),
-    }
-
-
 def _refused(text: str) -> PydanticCustomError:
     return PydanticCustomError(
         "number", "{text}", {"text": text}
@@ -99,4 +61,3 @@ def _refused(text: str) -> PydanticCustomError:
 
 
 FolderName = Annotated[str, AfterValidator(_folder_name)]
-TrainerOptions = Annotated[Node, AfterValidator(_trainer)]

@@ -18,10 +18,11 @@ from pydantic import (
 )
 
 from kd.config.checking import as_floats, check_as, validated
-from kd.config.fields import FolderName, LearningRate, Node, Seed, TrainerOptions, Trains, number
+from kd.config.fields import FolderName, LearningRate, Node, Seed, Trains, number
 from kd.config.knobs import KNOBS, refuse_unused, uses
 from kd.config.precision import read_precision, resolved
 from kd.config.schedules import POSITIVE, SHARE
+from kd.config.trainer import TrainerOptions
 from kd.errors import UserError
 from kd.files.header import net_of
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import Container, OmegaConf
@@ -69,7 +70,9 @@ def overrides_of(config: Container) -> list[Override]:
     typed: Any = OmegaConf.to_container(
         OmegaConf.select(config, "hydra.overrides.task"), resolve=False
     )
-    return OverridesParser.create().parse_overrides([*words, *map(str, typed)])
+    hydra = GlobalHydra.instance()
+    loader = hydra.config_loader() if hydra.is_initialized() else None  # knows what glob() finds
+    return OverridesParser.create(loader).parse_overrides([*words, *map(str, typed)])
 
 
 def swept_keys(config: Container, overrides: Sequence[Override]) -> set[str]:

@@ -1,7 +1,10 @@
 """What is found out about a run before anything is trained."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import torch
 from torch import nn
 
 from kd.config.schema import Config
@@ -10,12 +13,14 @@ from kd.errors import UserError
 from kd.files.store import Done, Store
 from kd.nets.build import build_net
 from kd.nets.head import head_of
+from kd.shape import Shape
 from kd.stages.chain import LABELS_ONLY, Link
 from kd.stages.stage import make_stage
 from kd.stages.start import file_of
 from kd.stages.try_out import try_out
 from kd.training.objective import Objective
 from kd.training.optim import make_optimizer
+from kd.training.trainer import check_trainer
 
 
 def check_labels(objective: Objective, data: DataModule) -> None:
@@ -47,7 +52,9 @@ def preflight(chain: Sequence[Link], config: Config, data: DataModule) -> None:
     Raises:
         UserError: for what cannot be built.
     """
+    check_trainer(config.trainer)
     ranks = config.trainer.get("devices", 1) * config.trainer.get("num_nodes", 1)
+    check_limit(config.trainer, "limit_val_batches", len(data.val_loader(ranks=ranks)))
     for link in chain:
         learns = False
         if link.objective != LABELS_ONLY:
@@ -71,7 +78,44 @@ def preflight(chain: Sequence[Link], config: Config, data: DataModule) -> None:
         make_optimizer(
             net.parameters(), 2, optim=recipe.optim, schedule=recipe.lr_schedule, where=f"{at}optim"
         )
-        data.train_loader(recipe.batch_size, recipe.seed, ranks, where=f"{at}batch_size")
+        loader = data.train_loader(recipe.batch_size, recipe.seed, ranks, where=f"{at}batch_size")
+        check_limit(config.trainer, "limit_train_batches", len(loader))
+        if recipe.batch_size == 1:
+            check_single(net, data.shape, f"{at}batch_size")
+
+
+def check_limit(options: Mapping[str, Any], name: str, batches: int) -> None:
+    """Refuse a share of the batches that is less than one.
+
+    Args:
+        name: of the Trainer's option.
+        batches: how many there are.
+
+    Raises:
+        UserError: saying which shares are one or more.
+    """
+    found = options.get(name)
+    if isinstance(found, float) and int(found * batches) < 1:
+        raise UserError(
+            f"trainer.{name}: found {found}, which is less than one of {batches} batches; accepted are numbers of "
+            f"batches from 1, or shares from {math.ceil(1e4 / batches) / 1e4:g} to 1.0"
+        )
+
+
+def check_single(net: nn.Module, shape: Shape, where: str) -> None:
+    """Refuse batches of one image for a net with batch norm over a single value of each channel.
+
+    Raises:
+        UserError: the net needs two images or more.
+    """
+    x = torch.randn(1, shape.channels, shape.image_size, shape.image_size)
+    try:
+        net.train()(x)
+    except ValueError as error:  # torch's, which a batch norm raises
+        raise UserError(
+            f"{where}: found 1; this net has batch norm where its maps are 1 by 1, so it needs 2 images or more "
+            f"({error})"
+        ) from error
 
 
 def check_head(net: nn.Module, data: DataModule, at: str) -> None:

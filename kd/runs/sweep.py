@@ -216,7 +216,8 @@ class Sweep(Callback):
 
     def _run_by(self, launcher: Launcher, batch: Sequence[Entry]) -> None:
         # A job must not derive the folder's name anew: its overrides are others than the sweep's.
-        folder = str(self.config.hydra.sweep.dir).replace("\\", "\\\\").replace("'", "\\'")
+        folder = str(Path(str(self.config.hydra.sweep.dir)).expanduser())
+        folder = folder.replace("\\", "\\\\").replace("'", "\\'")
         overrides = [[*entry.overrides, f"hydra.sweep.dir='{folder}'"] for entry in batch]
         launcher.launch(overrides, initial_job_idx=batch[0].number)
 

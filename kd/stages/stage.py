@@ -46,6 +46,11 @@ RUNTIME_ONLY = {
     "log_every_n_steps",
     "deterministic",
     "enable_progress_bar",
+    "benchmark",
+    "inference_mode",
+    "detect_anomaly",
+    "profiler",
+    "limit_test_batches",
 }
 
 # Beside a stage's weights: what its loss learned itself, for a stage that starts from it.

@@ -23,6 +23,7 @@ from kd.nets.build import build_net, without_pretrained
 from kd.reports.figures import export
 from kd.reports.run_report import make_report
 from kd.reports.tasks import EVALUATIONS, PICTURES, as_markdown, as_table, pictures
+from kd.runs.preflight import check_limit, check_single
 from kd.runs.run import figures_of, finish_stage, write_run
 from kd.shape import Shape
 from kd.stages.chain import LABELS_ONLY, Link, Role
@@ -34,6 +35,7 @@ from kd.tasks.forgetting import evaluation
 from kd.tasks.schedule import IncrementalConfig, make_tasks
 from kd.training.objective import Objective, teacher_stage
 from kd.training.optim import make_optimizer
+from kd.training.trainer import check_trainer
 
 
 class Course:
@@ -240,12 +242,18 @@ def preflight(course: Course) -> None:
         UserError: for what cannot be built, or a loss that needs a teacher of all classes.
     """
     config, ranks = course.config, course.config.trainer.get("devices", 1)
+    check_trainer(config.trainer)
     for task in range(len(course)):
-        course.source.task(task).train_loader(config.batch_size, config.seed, ranks)
+        data = course.source.task(task)
+        check_limit(config.trainer, "limit_val_batches", len(data.val_loader(ranks=ranks)))
+        batches = len(data.train_loader(config.batch_size, config.seed, ranks))
+        check_limit(config.trainer, "limit_train_batches", batches)
     for task in {0, len(course) - 1}:
         link, shape = course.link(task), course.source.until(task).shape
         net = build_net(link.net, shape, link.where)
         make_optimizer(net.parameters(), 2, optim=config.optim, schedule=config.lr_schedule)
+        if config.batch_size == 1:
+            check_single(net, shape, "batch_size")
         _try_loss(link.objective, shape, known=sum(link.net["blocks"][:-1]))
 
 

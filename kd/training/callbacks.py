@@ -63,6 +63,15 @@ class History(Callback):
         self.rows = list(state_dict["rows"])
 
 
+class StepLimit(Callback):
+    """Stops at `trainer.max_steps`, after a last validation, which Lightning leaves out in the middle of an epoch."""
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """Ask for the stop."""
+        if trainer.global_step >= trainer.max_steps > 0:
+            trainer.should_stop = True
+
+
 class Best(ModelCheckpoint):
     """Keeps the epoch that is best on validation; of several that are equally good the last.
 

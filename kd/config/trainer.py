@@ -1,0 +1,137 @@
+"""Options of Lightning's Trainer: which of them a run takes, in which range, and what to set instead of the others."""
+
+import re
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, NonNegativeInt, PositiveInt
+from pydantic_core import PydanticCustomError
+
+from kd.config.checking import validated
+from kd.config.precision import read_precision
+from kd.errors import UserError
+
+
+def _accepted(words: str, test: Callable[[Any], bool]) -> AfterValidator:
+    """Null, or a value that passes a test."""
+
+    def check(found: Any) -> Any:
+        if found is not None and not test(found):
+            raise PydanticCustomError("accepted", "accepted is {words}", {"words": words})
+        return found
+
+    return AfterValidator(check)
+
+
+def _whole(found: Any) -> bool:
+    return type(found) is int and found > 0
+
+
+def _batches(found: Any) -> bool:
+    return _whole(found) or (type(found) is float and 0 < found <= 1)
+
+
+def _duration(found: Any) -> bool:
+    units = {"weeks", "days", "hours", "minutes", "seconds"}
+    if isinstance(found, dict):
+        numbers = all(type(each) in (int, float) and each >= 0 for each in found.values())
+        return found.keys() <= units and numbers and any(found.values())
+    shape = r"(?=.*[1-9])\d+:\d\d:\d\d:\d\d"
+    return isinstance(found, str) and bool(re.fullmatch(shape, found))
+
+
+Whole = Annotated[Any, _accepted("a whole number from 1", _whole)]
+Batches = Annotated[
+    Any, _accepted("a number of batches from 1, or a share of them above 0 and up to 1.0", _batches)
+]
+Steps = Annotated[
+    Any,
+    _accepted("a whole number from 1, or -1 for no limit", lambda it: _whole(it) or it == -1),
+]
+Duration = Annotated[
+    Any, _accepted("'days:hours:minutes:seconds', as '00:01:30:00', or {hours: 1}", _duration)
+]
+
+
+class Options(BaseModel):
+    """What `trainer.` may hold; null leaves an option as Lightning has it.
+
+    See https://lightning.ai/docs/pytorch/stable/common/trainer.html#trainer-flags.
+
+    Attributes:
+        limit_test_batches: measures a part of the test images alone, so the report says that its figures mean nothing.
+        profiler: writes what each part of the loop took into the stage's folder.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    accelerator: str | None = None
+    strategy: str | None = None
+    devices: Whole = None
+    num_nodes: Whole = None
+    precision: Any = None  # see `kd.config.precision`
+    max_epochs: Whole = None
+    min_epochs: Whole = None
+    max_steps: Steps = None
+    min_steps: Whole = None
+    max_time: Duration = None
+    limit_train_batches: Batches = None
+    limit_val_batches: Batches = None
+    limit_test_batches: Batches = None
+    log_every_n_steps: NonNegativeInt | None = None
+    enable_progress_bar: bool | None = None
+    accumulate_grad_batches: PositiveInt | None = None
+    gradient_clip_algorithm: Literal["norm", "value"] | None = None
+    deterministic: Annotated[
+        Any, _accepted("true, false or warn", lambda it: it in (True, False, "warn"))
+    ] = None
+    benchmark: bool | None = None
+    inference_mode: bool | None = None
+    profiler: Literal["simple", "advanced", "pytorch"] | None = None
+    detect_anomaly: bool | None = None
+    sync_batchnorm: bool | None = None
+
+
+# The others, each with what is to be set, or done, instead.
+INSTEAD = {
+    "logger": "kd writes TensorBoard's events of each stage itself",
+    "callbacks": "early_stopping, ema and keep choose them",
+    "plugins": "precision and strategy choose them",
+    "default_root_dir": "set output_dir, where everything goes",
+    "enable_checkpointing": "without checkpoints no run could go on after a kill",
+    "enable_model_summary": "report.md has the nets' sizes",
+    "num_sanity_val_steps": "the nets and losses are tried out before the first stage",
+    "use_distributed_sampler": "kd shares the images out itself, each to one device",
+    "gradient_clip_val": "set gradient_clip, and teacher.gradient_clip for the teacher",
+    "fast_dev_run": "set trainer=smoke, two batches of everything",
+    "barebones": "it would leave no checkpoint and no curve",
+    "check_val_every_n_epoch": "each epoch is validated, and the best one is kept",
+    "val_check_interval": "each epoch is validated at its end, and the best one is kept",
+    "overfit_batches": "set data.limit=N data/augment=none to train on N images",
+    "limit_predict_batches": "training predicts nothing; see python -m kd.predict",
+    "reload_dataloaders_every_n_epochs": "data.augment and data.views vary the images",
+    "enable_autolog_hparams": "config.yaml in the run's folder has all settings",
+    "model_registry": "the run's folder has student.safetensors",
+}
+
+
+def trainer_options(found: dict[str, Any]) -> dict[str, Any]:
+    """The options that are set, checked.
+
+    Raises:
+        UserError: for one out of range, for one that is not the user's, which says what to set instead, and for a
+            name that the Trainer does not have.
+    """
+    for name, value in found.items():
+        if name in INSTEAD and value is not None:
+            raise UserError(f"trainer.{name}: kd sets it; {INSTEAD[name]}")
+    given = {name: value for name, value in found.items() if name not in INSTEAD}
+    options = validated(Options, given, "trainer.")
+    for name in ("min_epochs", "min_steps"):
+        if getattr(options, name) and (options.max_steps or -1) > 0:
+            raise UserError(f"trainer.{name}: cannot be set together with trainer.max_steps")
+    precision = read_precision(given.get("precision", "auto"), "trainer.precision")
+    return {**options.model_dump(exclude_none=True), "precision": precision}
+
+
+TrainerOptions = Annotated[dict[str, Any], AfterValidator(trainer_options)]

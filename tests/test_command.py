@@ -1,0 +1,129 @@
+"""How a command line is read: flags and overrides in any order, `~`, quotes, and Hydra's own functions."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from commands import exit_code
+from composed import TINY
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from kd.command import tidy
+
+HOME = "/home/somebody"
+
+
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [
+        ("a=1 -m b=1,2", "-m a=1 b=1,2"),
+        ("a=1 --cfg job b=2 --resolve", "--cfg job --resolve a=1 b=2"),
+        ("a=1 --config-dir=x b=2", "--config-dir=x a=1 b=2"),
+        ("a=1 -cd x b=-2", "-cd x a=1 b=-2"),
+        ("a=~/x b=~ c=~x d=x~", f"a={HOME}/x b={HOME} c=~x d=x~"),
+        ("~search.space.alpha a=1", "~search.space.alpha a=1"),
+        ("a=1 --info", "--info a=1"),
+    ],
+)
+def test_flags_may_follow_and_home_is_found(
+    typed: str, read: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", HOME)
+    assert tidy(typed.split()) == read.split()
+
+
+@pytest.mark.parametrize(
+    ("words", "key", "value"),
+    [
+        (["teacher.path=epoch=9-step=88.ckpt"], "teacher.path", "epoch=9-step=88.ckpt"),
+        (["data.root=my photos (1)"], "data.root", "my photos (1)"),
+        (["data.root=my", "photos"], "data.root", "my photos"),
+        (["data.root=it's"], "data.root", "it's"),
+        (['data.root=a "b" (1)'], "data.root", 'a "b" (1)'),
+        (["data.root=~else/x"], "data.root", "~else/x"),
+    ],
+)
+def test_what_needs_quotes_is_answered_with_the_line_to_type(
+    words: list[str], key: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code("train", "seed=3", *words, "epochs=1") == 2
+    said = capsys.readouterr().err
+    assert "http" not in said
+    assert "mismatched" not in said
+    *about, line = said.splitlines()
+    assert about[-1].startswith(
+        f"kd: {key}: Hydra cannot read {value!r}"
+        if len(words) == 1
+        else "kd: photos: not an override of the form KEY=VALUE; if it belongs to the value before"
+    )
+    # Typed in a shell, it gives the value.
+    python, dash, module, *typed = shlex.split(line)
+    assert (python, dash, module) == ("python", "-m", "kd.train")
+    found = OverridesParser.create().parse_overrides(typed)
+    assert {each.key_or_group: each.value() for each in found} == {
+        "seed": 3, key: value, "epochs": 1,
+    }  # fmt: skip
+
+
+def test_glob_finds_the_files_of_a_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("kd.runs.sweep.Sweep._launch", lambda *_: None)
+    small = ("model=mlp_to_mlp", *TINY, f"output_dir={tmp_path}")
+    assert exit_code("train", *small, "-m", "loss=glob([kd*,dkd],exclude=kdsvd)") == 1
+    said = capsys.readouterr().err
+    assert sorted(set(re.findall(r"loss=(\w+)", said))) == [
+        "dkd",
+        "kd",
+        "kd_dist",
+        "kd_standardized",
+    ]
+    assert exit_code("train", *small, "loss=glob(kd*)") == 2
+    assert "add -m to sweep" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "typed"),
+    [
+        ("train", "data=image_folder data.root={}"),
+        ("train", "data.unlabeled={}"),
+        ("train", "teacher.path={}"),
+        ("train", "teacher=checkpoint teacher.path={}"),
+        ("train", "output_dir={}/file/out"),
+        ("train", "-m seed=1,2 output_dir={}/file/out"),
+        ("incremental", "output_dir={}/file/out"),
+        ("tune", "output_dir={}/file/out"),
+        ("evaluate", "run={}"),
+        ("benchmark", "run={}"),
+        ("export", "run={}"),
+        ("predict", "model={} images=."),
+        ("predict", "model=x images={}"),
+        ("predict", "model=x images=. out={}/no/x.csv"),
+        ("report", "{}"),
+        ("dashboard", "{}"),
+    ],
+)
+def test_home_is_found_in_quotes_too(
+    name: str,
+    typed: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As a shell hands it on that does not know it: each message names the place below the home folder."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for file in ("file", "image.png"):
+        (tmp_path / file).touch()
+    monkeypatch.chdir(tmp_path)
+    words = [
+        re.sub(r"(.*=)(\{.*)", r'\1"\2"', word).format("~/nowhere" if "file" not in word else "~")
+        if name not in ("report", "dashboard")
+        else "~/nowhere"
+        for word in typed.split()
+    ]
+    assert any("~" in word for word in words)
+    assert exit_code(name, *words) == 2
+    said = capsys.readouterr().err
+    assert str(tmp_path / "nowhere" if "file" not in typed else tmp_path / "file" / "out") in said
+    assert not list(tmp_path.rglob("~*"))
