@@ -6,6 +6,7 @@ python -m kd.benchmark run=outputs/runs/RUN batches=[1,16,256] seconds=5
 """
 
 from functools import partial
+from typing import NoReturn
 
 import hydra
 from omegaconf import DictConfig
@@ -33,5 +34,10 @@ def main(config: Benchmark) -> None:
     benchmark(finished, config, this_command("kd.benchmark"))
 
 
+def start() -> NoReturn:
+    """Run the command."""
+    run_command(main, "kd.benchmark", Benchmark)
+
+
 if __name__ == "__main__":
-    run_command(main, "kd.benchmark")
+    start()

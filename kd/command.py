@@ -1,6 +1,7 @@
 """Running a command: Hydra's composition, and every way to end, each with its exit code."""
 
 import functools
+import inspect
 import os
 import re
 import shlex
@@ -21,9 +22,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel
 
 import kd.config.loss_numbers  # noqa: F401 - Hydra asks it, see conf/train.yaml
 from kd.config.trainer import INSTEAD
+from kd.config.usage import usage
 from kd.errors import Failed, Interrupted, UserError, nearest
 from kd.files.writing import cause_of
 from kd.log import printable
@@ -37,19 +40,28 @@ HERE = Path(__file__).resolve().parent
 CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf"
 
 
-def run_command(main: Callable[[], Any], module: str) -> NoReturn:
-    """Run a command's Hydra main and leave the process with its exit code.
+def run_command(
+    main: Callable[[], Any], module: str, model: type[BaseModel] | None = None
+) -> NoReturn:
+    """Run a command's main and leave the process with its exit code.
 
     0 done; 2 the user can mend it, told in a few lines on stderr; 130 interrupted, with the line that resumes;
     1 some part has failed and is named, or a defect of ours, with its traceback.
 
     Args:
         module: what comes after `python -m`.
+        model: what may stand in the config; None for a command without one, which reads its arguments itself.
     """
+    if model:
+        sys.argv[1:] = tidy(sys.argv[1:])
+        if {"-h", "--help"} & set(sys.argv[1:]):
+            name = module.rpartition(".")[2]
+            doc = inspect.unwrap(main).__globals__["__doc__"]
+            print(usage(doc, folder_of(name), name, model))
+            sys.exit(0)
     os.environ["HYDRA_FULL_ERROR"] = (
         "1"  # Hydra hands its exceptions on instead of leaving with its own exit code
     )
-    sys.argv[1:] = tidy(sys.argv[1:])
     debug = any(argument.removeprefix("+") == "debug=true" for argument in sys.argv[1:])
     try:
         error: BaseException | None = None

@@ -3,6 +3,9 @@
 PATH is `outputs` (or KD_OUTPUT_DIR) if none is given, or a sweep's folder, or a run's. What is typed after it is handed
 on to TensorBoard, such as `--port 6007`. Each run has the name that says what it is, without the time at which it
 began; a second one of the same name is `NAME~2`. What the store keeps for itself is not shown.
+
+python -m kd.dashboard                                  all runs and sweeps in outputs
+python -m kd.dashboard outputs/sweeps/SWEEP --port 6007
 """
 
 import argparse
@@ -13,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import NoReturn
 
 from kd.command import folder_at, run_command
 from kd.errors import UserError
@@ -52,7 +56,11 @@ def refresh(shown: Path, runs: dict[str, Path]) -> None:
 
 def main() -> None:
     """Show runs and sweeps in TensorBoard."""
-    parser = argparse.ArgumentParser("python -m kd.dashboard", description=main.__doc__)
+    parser = argparse.ArgumentParser(
+        "python -m kd.dashboard",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     output = os.environ.get("KD_OUTPUT_DIR", "outputs")
     parser.add_argument(
         "path",
@@ -98,5 +106,10 @@ def main() -> None:
     sys.exit(board.returncode)
 
 
-if __name__ == "__main__":
+def start() -> NoReturn:
+    """Run the command."""
     run_command(main, "kd.dashboard")
+
+
+if __name__ == "__main__":
+    start()

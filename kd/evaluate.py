@@ -6,6 +6,7 @@ python -m kd.evaluate run=outputs/runs/RUN data=image_folder data.root=photos
 """
 
 from functools import partial
+from typing import NoReturn
 
 import hydra
 from omegaconf import DictConfig
@@ -32,5 +33,10 @@ def main(config: Evaluate) -> None:
     evaluate(finished, config, this_command("kd.evaluate"))
 
 
+def start() -> NoReturn:
+    """Run the command."""
+    run_command(main, "kd.evaluate", Evaluate)
+
+
 if __name__ == "__main__":
-    run_command(main, "kd.evaluate")
+    start()

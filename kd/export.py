@@ -6,6 +6,7 @@ python -m kd.export run=outputs/runs/RUN formats=[onnx] role=teacher out=elsewhe
 """
 
 from functools import partial
+from typing import NoReturn
 
 import hydra
 from omegaconf import DictConfig
@@ -33,5 +34,10 @@ def main(config: Export) -> None:
     export(finished, config, this_command("kd.export"))
 
 
+def start() -> NoReturn:
+    """Run the command."""
+    run_command(main, "kd.export", Export)
+
+
 if __name__ == "__main__":
-    run_command(main, "kd.export")
+    start()

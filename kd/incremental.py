@@ -12,6 +12,7 @@ python -m kd.incremental trainer=smoke                         two batches of ev
 
 import sys
 from functools import partial
+from typing import NoReturn
 
 import hydra
 
@@ -44,6 +45,11 @@ def as_group(arguments: list[str]) -> list[str]:
     return arguments
 
 
-if __name__ == "__main__":
+def start() -> NoReturn:
+    """Run the command, with the groups' short names."""
     sys.argv = as_group(sys.argv)
-    run_command(main, "kd.incremental")
+    run_command(main, "kd.incremental", IncrementalConfig)
+
+
+if __name__ == "__main__":
+    start()

@@ -7,6 +7,7 @@ python -m kd.predict model=student.safetensors 'images=[a.png,b.png]' out=preds.
 
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import hydra
 from omegaconf import DictConfig
@@ -102,5 +103,10 @@ def main(config: Predict) -> None:
         raise Failed(f"{failed} of {len(files)} images could not be read; their rows say why")
 
 
+def start() -> NoReturn:
+    """Run the command."""
+    run_command(main, "kd.predict", Predict)
+
+
 if __name__ == "__main__":
-    run_command(main, "kd.predict")
+    start()

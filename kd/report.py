@@ -1,13 +1,23 @@
-"""`python -m kd.report PATH...`: the runs in and under these folders side by side, mean and spread over seeds."""
+"""`python -m kd.report PATH...`: the runs in and under these folders side by side, mean and spread over seeds.
+
+python -m kd.report outputs/runs                    all runs
+python -m kd.report outputs/sweeps/SWEEP            the jobs of a sweep
+python -m kd.report outputs/runs/A outputs/runs/B   these two
+"""
 
 import argparse
+from typing import NoReturn
 
 from kd.command import folder_at, run_command
 
 
 def main() -> None:
     """Put many runs into one table."""
-    parser = argparse.ArgumentParser("python -m kd.report", description=main.__doc__)
+    parser = argparse.ArgumentParser(
+        "python -m kd.report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument(
         "paths",
         nargs="+",
@@ -23,5 +33,10 @@ def main() -> None:
     print(write_summary(paths), end="")
 
 
-if __name__ == "__main__":
+def start() -> NoReturn:
+    """Run the command."""
     run_command(main, "kd.report")
+
+
+if __name__ == "__main__":
+    start()

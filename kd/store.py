@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import NoReturn
 
 from rich.console import Console
 from rich.table import Table
@@ -116,5 +117,10 @@ def _size(count: int) -> str:
     return f"{count / 1e3:.0f} kB"
 
 
-if __name__ == "__main__":
+def start() -> NoReturn:
+    """Run the command."""
     run_command(main, "kd.store")
+
+
+if __name__ == "__main__":
+    start()

@@ -11,6 +11,7 @@ python -m kd.train trainer=smoke                        two batches of everythin
 """
 
 from functools import partial
+from typing import NoReturn
 
 import hydra
 
@@ -30,5 +31,10 @@ def main(config: Config) -> None:
     run(config, this_command("kd.train"))
 
 
+def start() -> NoReturn:
+    """Run the command."""
+    run_command(main, "kd.train", Config)
+
+
 if __name__ == "__main__":
-    run_command(main, "kd.train")
+    start()

@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from kd.command import run_command
-
 NAMES = (
     "train",
     "tune",
@@ -28,11 +26,10 @@ def exit_code(name: str, *arguments: str) -> int:
     """Run `python -m kd.NAME ARGUMENTS`."""
     GlobalHydra.instance().clear()
     module = importlib.import_module(f"kd.{name}")
-    words = [f"kd.{name}", *arguments]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", module.as_group(words) if name == "incremental" else words)
+        patch.setattr(sys, "argv", [f"kd.{name}", *arguments])
         with pytest.raises(SystemExit) as end:
-            module.start() if name == "tune" else run_command(module.main, f"kd.{name}")
+            module.start()
     return int(end.value.code or 0)
 
 

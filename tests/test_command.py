@@ -5,13 +5,39 @@ import shlex
 from pathlib import Path
 
 import pytest
-from commands import exit_code
+from commands import NAMES, exit_code
 from composed import TINY
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from kd.command import tidy
 
 HOME = "/home/somebody"
+
+# What stands in a command's help, as regular expressions: knobs with their ranges, groups with their files.
+TRAINS = (
+    r"^  alpha=0\.5 .*\(a number from 0 to 1, or a schedule",
+    r"^  temperature=2\.0 .*\(a number above 0, or a schedule",
+    r"^  batch_size=\d+ +\(a whole number from 1\)",
+    r"^  ema=null .*\(a number above 0 and below 1 or null\)",
+    r"^  trainer.max_steps=null (.*\n)?.*\(a whole number from 1, or -1",
+    r"^  data +chest_xray, cifar10",
+    r"^  trainer +auto, cpu",
+)
+HELP = {
+    "train": (*TRAINS, r"^  teacher.epochs=40 +\(a whole number from 0\)", r"^  sweep +methods"),
+    "tune": (r"^  n_trials=20 .*\n?.*\(a whole number from 1\)", *TRAINS, r"^  search +kd, optim"),
+    "incremental": (
+        r"^  incremental.exemplars=0 .*from 0\)",
+        *TRAINS,
+        r"^  incremental/method +der",
+    ),
+    "evaluate": (r"^  run +a finished", r"^  severities=", r"^  data +chest_xray"),
+    "benchmark": (r"^  run +a finished", r"^  seconds=1\.0 .*\n?.*\(a number above 0\)"),
+    "export": (r"^  run +a finished", r"^  max_loss=2\.0 (.*\n)?.*from 0\)"),
+    "predict": (r"^  model  ", r"^  images  "),
+    "report": (r"a run's folder", r"outputs/sweeps/SWEEP"),
+    "dashboard": (r"default: ",),
+}
 
 
 @pytest.mark.parametrize(
@@ -127,3 +153,20 @@ def test_home_is_found_in_quotes_too(
     said = capsys.readouterr().err
     assert str(tmp_path / "nowhere" if "file" not in typed else tmp_path / "file" / "out") in said
     assert not list(tmp_path.rglob("~*"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_help_has_the_commands_own_examples_knobs_and_groups(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code(name, "--help") == 0
+    said = capsys.readouterr().out
+    found = {line: re.search(line, said, re.M) for line in (f"^python -m kd.{name} ", *HELP[name])}
+    assert [line for line, match in found.items() if not match] == []
+    assert min(found, key=lambda line: found[line].start()) == f"^python -m kd.{name} "  # type: ignore[union-attr]
+    assert "hydra." not in said
+    others = {other for other in NAMES if other != name and f"python -m kd.{other} " in said}
+    assert not others
+    if name not in ("predict", "incremental", "report", "dashboard"):
+        assert "incremental" not in said
+        assert not re.search(r"^ +predict ", said, re.M)

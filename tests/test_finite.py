@@ -13,12 +13,11 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from kd.command import run_command
 from kd.config.schema import Config, check
 from kd.errors import Diverged, UserError
 from kd.nets.mlp import MLP
 from kd.runs.run import run
-from kd.train import main
+from kd.train import start
 from kd.training.finite import check_row, finite
 
 Make = Callable[..., Config]
@@ -132,7 +131,7 @@ def test_a_diverging_run_is_one_message(
     ]
     monkeypatch.setattr("sys.argv", ["kd.train", *words, f"output_dir={tmp_path}"])
     with pytest.raises(SystemExit) as end:
-        run_command(main, "kd.train")
+        start()
     said = capsys.readouterr().err.splitlines()
     assert end.value.code == 2
     assert said[-1].startswith(

@@ -22,14 +22,13 @@ from composed import TINY
 from safetensors.torch import load_file
 from test_tune import searched
 
-from kd.command import run_command
 from kd.errors import CannotWrite
 from kd.files.checkpoints import WholeCheckpoints, read_checkpoint
 from kd.files.writing import whole, writing
 from kd.log import say
 from kd.runs.job_log import into
 from kd.summary import write_summary
-from kd.train import main
+from kd.train import start
 
 ARGUMENTS = ("model=mlp_to_mlp", *TINY)
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -42,7 +41,7 @@ def train(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["kd.train", *ARGUMENTS, *arguments])
         with pytest.raises(SystemExit) as end:
-            run_command(main, "kd.train")
+            start()
     return int(end.value.code or 0), capsys.readouterr().err
 
 

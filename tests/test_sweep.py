@@ -19,13 +19,12 @@ from omegaconf import OmegaConf
 from processes import Process
 from safetensors.torch import load_file
 
-from kd.command import run_command
 from kd.config.schema import check
 from kd.errors import UnusedError, UserError
 from kd.runs.names import sweep_name
 from kd.runs.ranking import ranked
 from kd.stages.code_hash import code_of
-from kd.train import main
+from kd.train import start
 
 PAIR = ("model=mlp_to_mlp", *TINY, "epochs=1", "teacher.epochs=1")
 GRID = ("temperature=1,2,4,8", "alpha=0.1,0.5,0.9")
@@ -43,7 +42,7 @@ class Ran:
             words = [*PAIR, f"output_dir={out}", *(word for word in arguments if word != "-m")]
             patch.setattr(sys, "argv", ["kd.train", *flags, *words])
             with pytest.raises(SystemExit) as end:
-                run_command(main, "kd.train")
+                start()
         self.code = int(end.value.code or 0)
         self.out, self.err = capture.readouterr()
         self.sweeps = sorted((out / "sweeps").glob("*"))
@@ -426,8 +425,8 @@ def test_a_finished_sweep_is_told_without_torch(tmp_path: Path, sweep: Any) -> N
     assert sweep(*arguments).code == 0
     code = (
         "import sys; sys.argv = ['kd.train', *sys.argv[1:]]\n"
-        "from kd.command import run_command; from kd.train import main\n"
-        "try: run_command(main, 'kd.train')\n"
+        "from kd.train import start\n"
+        "try: start()\n"
         "finally: print('torch' in sys.modules)\n"
     )
     line = [

@@ -18,11 +18,10 @@ from processes import Process
 from safetensors.torch import load_file, safe_open
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from kd.command import run_command
 from kd.config.schema import Config
 from kd.files.run_folder import RunFolder
 from kd.runs.run import run
-from kd.train import main
+from kd.train import start
 
 Make = Callable[..., Config]
 ARGUMENTS = ["model=mlp_to_mlp", *TINY]
@@ -326,7 +325,7 @@ def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(sys, "argv", ["kd.train", "alpha=2", "debug=true"])
     with pytest.raises(UserError):
-        run_command(main, "kd.train")
+        start()
 
 
 def test_command_works_from_any_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -2,11 +2,12 @@
 
 import os
 import re
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
-from pydantic_core import PydanticCustomError
+from pydantic import AfterValidator, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic_core import PydanticCustomError, core_schema
 
 from kd.config.schedules import Accept, make_schedule
 from kd.errors import UserError
@@ -21,17 +22,47 @@ Node = dict[
 LONGEST = 160  # bytes of a run's name; a file's may have 255, with what is put before and after
 
 
-def number(knob: str, accept: Accept) -> AfterValidator:
+@dataclass(frozen=True)
+class Accepted:
+    """A value that passes a test.
+
+    Attributes:
+        words: which values do.
+        test: raises `PydanticCustomError` itself, or says whether the value does.
+    """
+
+    words: str
+    test: Callable[[Any], bool]
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        """Check after the type."""
+        return core_schema.no_info_after_validator_function(self._checked, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """For `--help`."""
+        return {"description": self.words}
+
+    def _checked(self, found: Any) -> Any:
+        if not self.test(found):
+            raise PydanticCustomError("accepted", "accepted is {words}", {"words": self.words})
+        return found
+
+
+def number(knob: str, accept: Accept) -> Accepted:
     """A number or a schedule, which stays as it stands; refused if a value of it is out of range."""
-    return AfterValidator(partial(_number, knob=knob, accept=accept))
 
+    def test(value: Any) -> bool:
+        try:
+            make_schedule(value, knob, accept)
+        except UserError as error:
+            raise _refused(str(error)) from None
+        return True
 
-def _number(value: Any, knob: str, accept: Accept) -> Any:
-    try:
-        make_schedule(value, knob, accept)
-    except UserError as error:
-        raise _refused(str(error)) from None
-    return value
+    return Accepted(f"{accept.words}, or a schedule of such", test)
 
 
 def _folder_name(found: str) -> str:

@@ -1,26 +1,14 @@
 """Options of Lightning's Trainer: which of them a run takes, in which range, and what to set instead of the others."""
 
 import re
-from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, NonNegativeInt, PositiveInt
-from pydantic_core import PydanticCustomError
 
 from kd.config.checking import validated
+from kd.config.fields import Accepted
 from kd.config.precision import read_precision
 from kd.errors import UserError
-
-
-def _accepted(words: str, test: Callable[[Any], bool]) -> AfterValidator:
-    """Null, or a value that passes a test."""
-
-    def check(found: Any) -> Any:
-        if found is not None and not test(found):
-            raise PydanticCustomError("accepted", "accepted is {words}", {"words": words})
-        return found
-
-    return AfterValidator(check)
 
 
 def _whole(found: Any) -> bool:
@@ -40,16 +28,16 @@ def _duration(found: Any) -> bool:
     return isinstance(found, str) and bool(re.fullmatch(shape, found))
 
 
-Whole = Annotated[Any, _accepted("a whole number from 1", _whole)]
+Whole = Annotated[Any, Accepted("a whole number from 1", _whole)]
 Batches = Annotated[
-    Any, _accepted("a number of batches from 1, or a share of them above 0 and up to 1.0", _batches)
+    Any, Accepted("a number of batches from 1, or a share of them above 0 and up to 1.0", _batches)
 ]
 Steps = Annotated[
     Any,
-    _accepted("a whole number from 1, or -1 for no limit", lambda it: _whole(it) or it == -1),
+    Accepted("a whole number from 1, or -1 for no limit", lambda it: _whole(it) or it == -1),
 ]
 Duration = Annotated[
-    Any, _accepted("'days:hours:minutes:seconds', as '00:01:30:00', or {hours: 1}", _duration)
+    Any, Accepted("'days:hours:minutes:seconds', as '00:01:30:00', or {hours: 1}", _duration)
 ]
 
 
@@ -83,7 +71,7 @@ class Options(BaseModel):
     accumulate_grad_batches: PositiveInt | None = None
     gradient_clip_algorithm: Literal["norm", "value"] | None = None
     deterministic: Annotated[
-        Any, _accepted("true, false or warn", lambda it: it in (True, False, "warn"))
+        Any, Accepted("true, false or warn", lambda it: it in (True, False, "warn"))
     ] = None
     benchmark: bool | None = None
     inference_mode: bool | None = None
@@ -122,10 +110,9 @@ def trainer_options(found: dict[str, Any]) -> dict[str, Any]:
         UserError: for one out of range, for one that is not the user's, which says what to set instead, and for a
             name that the Trainer does not have.
     """
-    for name, value in found.items():
-        if name in INSTEAD and value is not None:
-            raise UserError(f"trainer.{name}: kd sets it; {INSTEAD[name]}")
-    given = {name: value for name, value in found.items() if name not in INSTEAD}
+    given = {name: value for name, value in found.items() if value is not None}
+    for name in INSTEAD.keys() & given:
+        raise UserError(f"trainer.{name}: kd sets it; {INSTEAD[name]}")
     options = validated(Options, given, "trainer.")
     for name in ("min_epochs", "min_steps"):
         if getattr(options, name) and (options.max_steps or -1) > 0:

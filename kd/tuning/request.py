@@ -47,6 +47,10 @@ class Tuning(Strict):
     search: SearchNode
 
 
+class Tuned(Config, Tuning):
+    """The whole config of `kd.tune`."""
+
+
 @dataclass(frozen=True)
 class Request:
     """A search as it was asked for, checked.

@@ -1,0 +1,130 @@
+"""What `--help` shows of a command: its examples, its knobs with their defaults and ranges, and its groups of files."""
+
+import re
+import textwrap
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+
+from kd.config.trainer import Options
+
+# Files that hold the knobs of a group, and what is typed before them.
+SHARED = {"teacher": "base/teacher.yaml", "data": "base/data.yaml", "trainer": "trainer/auto.yaml"}
+WIDTH = 110
+
+
+def usage(doc: str, folder: Path, config: str, model: type[BaseModel]) -> str:
+    """The help of a command.
+
+    Args:
+        doc: says what it does, and holds its examples.
+        folder: of its config; groups are folders in it.
+        config: the name of its file.
+        model: what may stand in it.
+    """
+    groups = dict(_groups(folder, config))
+    found = dict(_ranges(model.model_json_schema()))
+    found |= _ranges(Options.model_json_schema(), "trainer.")
+    parts = [doc.strip(), "", "Knobs, as KEY=VALUE:"]
+    parts += [line for name in _files(folder, config) for line in _knobs(folder / name, found)]
+    for group in [each for each in SHARED if groups.get(each)]:
+        parts += ["", f"Knobs of the {group}:"]
+        parts += _knobs(folder / SHARED[group], found, f"{group}.")
+    if groups:
+        parts += ["", "Groups of files, as GROUP=FILE:"]
+    for group in groups:
+        names = ", ".join(sorted(path.stem for path in (folder / group).glob("*.yaml")))
+        parts += _wrapped(group, names)
+    parts += ["", "--cfg job --resolve shows the whole config; a=1,2 with -m runs both."]
+    return "\n".join(parts)
+
+
+def _defaults(folder: Path, config: str) -> list[Any]:
+    found: list[Any] = yaml.safe_load((folder / f"{config}.yaml").read_text()).get("defaults", [])
+    return found
+
+
+def _files(folder: Path, config: str) -> list[str]:
+    """The config's file, then those that it takes over as a whole."""
+    whole = [
+        each for each in _defaults(folder, config) if isinstance(each, str) and each != "_self_"
+    ]
+    return [f"{each}.yaml" for each in (config, *whole)]
+
+
+def _groups(folder: Path, config: str) -> Iterator[tuple[str, str | None]]:
+    """The groups that a command's config chooses from, each with its choice, and those inside them."""
+    for each in _defaults(folder, config):
+        if isinstance(each, str) and each != "_self_" and (folder / f"{each}.yaml").is_file():
+            yield from _groups(folder, each)
+        elif isinstance(each, Mapping):
+            for name, choice in each.items():
+                if not name.startswith(("override ", "optional ")):
+                    yield name, choice
+                    inner = [path for path in (folder / name).iterdir() if path.is_dir()]
+                    yield from ((f"{name}/{path.name}", None) for path in sorted(inner))
+
+
+def _knobs(file: Path, ranges: Mapping[str, str], prefix: str = "") -> Iterator[str]:
+    """A line or more for each knob of a file: its default, what stands beside it there, and its range."""
+    path: list[str] = []
+    for line in file.read_text().splitlines():
+        if not (parsed := re.match(r"( *)(\w+): *([^#]*?) *(?:# (.*))?$", line)):
+            continue
+        indent, name, value, about = parsed.groups()
+        path = [*path[: len(indent) // 2], name]
+        if path[0] in ("defaults", "hydra") or not (value or about):
+            continue
+        key = prefix + ".".join(path)
+        accepted = f"({ranges[key]})" if ranges.get(key) else ""
+        words = " ".join(each for each in (about, accepted) if each)
+        yield from _wrapped(f"{key}={value}" if value != "???" else key, words)
+
+
+def _wrapped(first: str, rest: str) -> list[str]:
+    """Two columns."""
+    start = f"  {first}".ljust(34) if len(first) < 32 else f"  {first}  "
+    return textwrap.wrap(start + rest, WIDTH, subsequent_indent=36 * " ", break_long_words=False)
+
+
+def _ranges(schema: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """What each key of a model accepts, in words."""
+    known = schema.get("$defs", {})
+    for name, node in schema.get("properties", {}).items():
+        if (words := _words(node, known)) and words != "null":
+            yield prefix + name, words
+        for each in [node, *node.get("anyOf", ())]:
+            if inner := known.get(str(each.get("$ref", "")).rpartition("/")[2]):
+                yield from _ranges({**inner, "$defs": known}, f"{prefix}{name}.")
+
+
+def _words(node: Mapping[str, Any], known: Mapping[str, Any]) -> str:
+    if "description" in node:
+        return str(node["description"])
+    if "enum" in node or "const" in node:
+        return "one of " + ", ".join(map(str, node.get("enum", [node.get("const")])))
+    if "anyOf" in node:
+        kinds = [_words(each, known) for each in node["anyOf"]]
+        return " or ".join(each for each in kinds if each)
+    kind = node.get("type")
+    if kind == "integer":
+        return "a whole number" + _bounds(node, whole=True)
+    if kind == "number":
+        return "a number" + _bounds(node, whole=False)
+    return {"boolean": "true or false", "null": "null"}.get(str(kind), "")
+
+
+def _bounds(node: Mapping[str, Any], whole: bool) -> str:
+    """As JSON schema has them."""
+    low, above = node.get("minimum"), node.get("exclusiveMinimum")
+    high, below = node.get("maximum"), node.get("exclusiveMaximum")
+    if whole and above is not None:
+        low, above = above + 1, None
+    words = [f"from {low:g}"] if low is not None else []
+    words += [f"above {above:g}"] if above is not None else []
+    words += [f"up to {high:g}"] if high is not None else []
+    words += [f"below {below:.3g}"] if below is not None and below < 1e9 else []
+    return f" {' and '.join(words)}" if words else ""
