@@ -19,6 +19,7 @@ NAMES = (
     "predict",
     "incremental",
     "dashboard",
+    "store",
 )
 
 

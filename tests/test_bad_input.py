@@ -397,6 +397,7 @@ CASES: list[Case] = [
     ("report", "other/none", ("models",)),
     ("report", "other/seed", ("seed",)),
     ("report", "other/accuracy", ("models.0.test.accuracy",)),
+    ("store", "--output=nowhere", ("--output: there is no folder", "nowhere")),
     ("dashboard", "nowhere", ("nowhere: there is no such folder",)),
     ("dashboard", "file", ("file: there is no such folder",)),
 ]

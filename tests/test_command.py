@@ -37,6 +37,7 @@ HELP = {
     "predict": (r"^  model  ", r"^  images  "),
     "report": (r"a run's folder", r"outputs/sweeps/SWEEP"),
     "dashboard": (r"default: ",),
+    "store": (r"--output OUTPUT", r"--unused "),
 }
 
 
@@ -167,6 +168,6 @@ def test_help_has_the_commands_own_examples_knobs_and_groups(
     assert "hydra." not in said
     others = {other for other in NAMES if other != name and f"python -m kd.{other} " in said}
     assert not others
-    if name not in ("predict", "incremental", "report", "dashboard"):
+    if name not in ("predict", "incremental", "report", "dashboard", "store"):
         assert "incremental" not in said
         assert not re.search(r"^ +predict ", said, re.M)
