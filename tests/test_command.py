@@ -37,7 +37,7 @@ HELP = {
     "predict": (r"^  model  ", r"^  images  "),
     "report": (r"a run's folder", r"outputs/sweeps/SWEEP"),
     "dashboard": (r"default: ",),
-    "store": (r"--output OUTPUT", r"--unused "),
+    "store": (r"stages that no run refers to$",),
 }
 
 
