@@ -1,6 +1,9 @@
 """Views as a pure function of (seed, view, index)."""
 
 import copy
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,9 +11,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import beta, chisquare, kstest
+from torchvision.transforms import InterpolationMode, TrivialAugmentWide
+from torchvision.transforms import functional as F
+from torchvision.transforms.autoaugment import _apply_op
 
 from kd.data.digits import Digits
 from kd.data.images import Images
+from kd.data.trivial import OPERATIONS, trivial_augment
 from kd.data.views import (
     Augment,
     Draw,
@@ -43,6 +50,11 @@ ONE_BY_ONE = {
     "alternating": Augment(horizontal_flip="alternating"),
     "rotation": Augment(rotation=20),
     "resized_crop": Augment(resized_crop=0.3),
+    "vertical_flip": Augment(vertical_flip=True),
+    "trivial": Augment(trivial=True),
+    "saturation": Augment(saturation=0.9),
+    "hue": Augment(hue=0.2),
+    "blur": Augment(blur=2.0),
     "brightness": Augment(brightness=0.4),
     "contrast": Augment(contrast=0.4),
     "erase": Augment(erase=1.0),
@@ -194,6 +206,136 @@ def test_an_alternating_flip_shows_the_other_side_in_the_next_view(padding: int)
     assert abs(int(first.sum()) - 2000) < 4 * 1000**0.5
     for view in range(1, 4):
         assert torch.equal(turned(view), first ^ (view % 2 == 1))
+
+
+EVERY = torch.arange(COUNT)
+Draws = Callable[[Draw], torch.Tensor]
+
+
+def draws(seed: int, view: int) -> Draws:
+    return lambda purpose: uniform(seed, view, EVERY, purpose).double()
+
+
+def one_by_one(
+    augment: Augment, change: Callable[[torch.Tensor, int, Draws], torch.Tensor], images: Images
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The views of all images, and torchvision's of one after another, which `change` says for the same draws."""
+    found = make_views(images.pixels[:], EVERY, seed=8, view=4, augment=augment)
+    draw = draws(8, 4)
+    wanted = [change(to_unit(images.pixels[i : i + 1])[0], i, draw) for i in range(COUNT)]
+    return found, torch.stack(wanted)
+
+
+def flipped(x: torch.Tensor, i: int, draw: Draws) -> torch.Tensor:
+    return F.vflip(x) if draw(Draw.VERTICAL_FLIP)[i] < 0.5 else x
+
+
+def saturated(x: torch.Tensor, i: int, draw: Draws) -> torch.Tensor:
+    return F.adjust_saturation(x, 1 + 0.7 * (2 * float(draw(Draw.SATURATION)[i]) - 1))
+
+
+def turned_hue(x: torch.Tensor, i: int, draw: Draws) -> torch.Tensor:
+    return F.adjust_hue(x, 0.4 * (2 * float(draw(Draw.HUE)[i]) - 1))
+
+
+def blurred(x: torch.Tensor, i: int, draw: Draws) -> torch.Tensor:
+    return F.gaussian_blur(x, [11, 11], [max(0.05, 1.5 * float(draw(Draw.BLUR)[i]))])
+
+
+def erased(x: torch.Tensor, i: int, draw: Draws) -> torch.Tensor:
+    if draw(Draw.ERASE)[i] >= 0.8:
+        return x
+    area, aspect = (
+        0.02 + 0.18 * float(draw(Draw.ERASE_AREA)[i]),
+        3 ** (float(draw(Draw.ERASE_RATIO)[i]) - 0.5),
+    )
+    high, wide = (round(area**0.5 * share * SIZE) for share in (aspect, 1 / aspect))
+    top, left = (
+        int(float(draw(which)[i]) * (SIZE - side + 1))
+        for which, side in ((Draw.ERASE_TOP, high), (Draw.ERASE_LEFT, wide))
+    )
+    return F.erase(x, top, left, high, wide, x.mean())
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    ("augment", "change"),
+    [
+        (Augment(vertical_flip=True), flipped),
+        (Augment(saturation=0.7), saturated),
+        (Augment(hue=0.4), turned_hue),
+        (Augment(blur=1.5), blurred),
+        (Augment(erase=0.8), erased),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_view_is_what_torchvision_makes_of_the_same_draw(
+    augment: Augment, change: Callable[[torch.Tensor, int, Draws], torch.Tensor], channels: int
+) -> None:
+    images = random_images(channels)
+    found, wanted = one_by_one(augment, change, images)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=2e-6)
+    plain = channels == 1 and (augment.hue or augment.saturation)  # gray stays gray
+    assert torch.equal(found, to_unit(images.pixels[:])) == bool(plain)
+
+
+def test_hues_of_gray_pixels_and_of_ties_stay() -> None:
+    pixels = torch.tensor([[9, 9, 9], [0, 0, 0], [255] * 3, [200, 200, 3], [3, 200, 200]])
+    images = Images(pixels.to(torch.uint8)[:, :, None, None].expand(-1, -1, 4, 4), torch.zeros(5))
+    index = torch.arange(5)
+    found = make_views(images.pixels[:], index, seed=0, view=0, augment=Augment(hue=0.5))
+    turn = 0.5 * (2 * uniform(0, 0, index, Draw.HUE).double() - 1)
+    wanted = [F.adjust_hue(to_unit(images.pixels[i : i + 1])[0], float(turn[i])) for i in index]
+    torch.testing.assert_close(found, torch.stack(wanted), rtol=0, atol=2e-6)
+    assert torch.equal(found[:3], to_unit(images.pixels[:3]))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_each_trivial_operation_is_torchvisions_at_each_strength(channels: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    dark = torch.randint(20, 160, (1, channels, 33, 33), generator=generator, dtype=torch.uint8)
+    smooth = F.gaussian_blur(dark, [7, 7])
+    flat = torch.full_like(dark, 77)
+    space = TrivialAugmentWide()._augmentation_space(31)
+    assert list(space) == list(OPERATIONS)
+    for number, (name, (strengths, signed)) in enumerate(space.items()):
+        for step in range(0, 31, 5):
+            for sign in (0.2, 0.7):
+                size = float(strengths[step]) if strengths.ndim else 0.0
+                size = round(size, 5)  # there 16 pixels are 15.999999, of which `int` makes 15
+                size = -size if signed and sign < 0.5 else size
+                for image in (dark, smooth, flat):
+                    numbers = ((number + 0.5) / 14, (step + 0.5) / 31, sign)
+                    found = trivial_augment(
+                        image, *(torch.tensor([u], dtype=torch.float64) for u in numbers)
+                    )
+                    wanted = _apply_op(image, name, size, InterpolationMode.NEAREST, None)
+                    off = (found.int() - wanted.int()).abs()
+                    # Sums and angles in another precision: a level here, at a tie the next pixel there.
+                    few = 0.01 if name in ("Rotate", "ShearX", "ShearY") else 0
+                    assert (off > 1).float().mean() <= few, (name, size)
+                    assert (off > 0).float().mean() < 0.02, (name, size)
+
+
+def test_operations_and_strengths_come_alike_often() -> None:
+    pixels = torch.randint(0, 256, (1, 1, 6, 6), dtype=torch.uint8).expand(3000, -1, -1, -1)
+    seen: dict[str, Counter[float]] = {name: Counter() for name in OPERATIONS}
+
+    def note(name: str, x: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
+        seen[name].update(round(each, 4) for each in size.tolist())
+        return x
+
+    noted = {name: each._replace(apply=partial(note, name)) for name, each in OPERATIONS.items()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kd.data.trivial.OPERATIONS", noted)
+        make_views(pixels, torch.arange(3000), seed=1, view=2, augment=Augment(trivial=True))
+    counts = [each.total() for each in seen.values()]
+    assert sum(counts) == 3000
+    assert chisquare(counts).pvalue > 1e-3
+    turns = seen["Rotate"]
+    assert set(turns) <= {round(sign * 4.5 * step, 4) for step in range(31) for sign in (1, -1)}
+    assert min(turns) < -90
+    assert max(turns) > 90
 
 
 def test_a_turn_goes_as_far_as_asked_and_no_further() -> None:

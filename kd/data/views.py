@@ -7,6 +7,7 @@ floating-point numbers up over a batch or an image: the order of such a sum depe
 """
 
 import math
+from collections.abc import Callable
 from enum import IntEnum, auto
 from functools import cache
 from typing import Annotated, Literal, TypeVar
@@ -17,7 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
 from scipy.special import betaincinv
 from torch import Tensor
 
+from kd.data.colour import blur, saturate, turn_hue
 from kd.data.images import Images
+from kd.data.trivial import trivial_augment
 
 MASK = 0xFFFFFFFF
 
@@ -34,11 +37,17 @@ class Augment(BaseModel):
         pad_with: what is added there: zeros (black) or the picture mirrored at its edge.
         horizontal_flip: mirror left to right with probability one half; `alternating` mirrors an image in every other
             view, from a first one that is drawn for it, so that two views in a row show both sides (Jordan 2024).
+        vertical_flip: mirror top to bottom with probability one half.
+        trivial: one of 14 operations at one of 31 strengths, such as a shear, a rotation, posterising or more contrast
+            (TrivialAugment, Müller & Hutter 2021); see `kd.data.trivial`.
         rotation: up to so many degrees to either side.
         resized_crop: the smallest share of the picture's area that a random crop takes, to be stretched back to full
             size, its sides at a ratio of 3:4 to 4:3 (Szegedy et al. 2015); 0 for none.
         brightness: added to all pixels: up to plus or minus this, in units of the full range.
         contrast: distances from the picture's mean are stretched by up to this share, or shrunk.
+        saturation: distances from gray are stretched by up to this share, or shrunk.
+        hue: up to so much of the colour circle to either side; 0.5 is any colour.
+        blur: largest standard deviation of a Gaussian, in pixels; each picture gets one from 0 to it.
         erase: probability that a rectangle of 2 to 20 % of the area becomes the picture's mean (Zhong et al. 2017).
         mixup: a of the Beta(a, a) distribution of the mixing ratio of two pictures (Zhang et al. 2017); 0 for none.
         cutmix: the same for the area of a rectangle taken from another picture (Yun et al. 2019); 0 for none. With
@@ -50,10 +59,15 @@ class Augment(BaseModel):
     crop_padding: NonNegativeInt | Annotated[float, Field(ge=0, lt=1)] = 0
     pad_with: Literal["zeros", "reflect"] = "zeros"
     horizontal_flip: bool | Literal["alternating"] = False
+    vertical_flip: bool = False
+    trivial: bool = False
     rotation: Annotated[float, Field(ge=0, le=180)] = 0
     resized_crop: Share = 0
     brightness: Share = 0
     contrast: Share = 0
+    saturation: Share = 0
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0
+    blur: Annotated[float, Field(ge=0, le=16)] = 0
     erase: Share = 0
     mixup: NonNegative = 0
     cutmix: NonNegative = 0
@@ -91,6 +105,13 @@ class Draw(IntEnum):
     MIX_RATIO = auto()
     MIX_TOP = auto()
     MIX_LEFT = auto()
+    VERTICAL_FLIP = auto()
+    OPERATION = auto()
+    STRENGTH = auto()
+    SIGN = auto()
+    SATURATION = auto()
+    HUE = auto()
+    BLUR = auto()
 
 
 Numbers = TypeVar("Numbers", int, Tensor)
@@ -209,28 +230,52 @@ def _single(pixels: Tensor, index: Tensor, seed: int, view: int, augment: Augmen
         x = _crop(x, draw(Draw.CROP_TOP), draw(Draw.CROP_LEFT), mirrored, augment)
     elif augment.horizontal_flip:
         x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
+    if augment.vertical_flip:
+        x = torch.where((draw(Draw.VERTICAL_FLIP) < 0.5)[:, None, None, None], x.flip(2), x)
+    if augment.trivial:
+        x = trivial_augment(x, *(draw(p) for p in (Draw.OPERATION, Draw.STRENGTH, Draw.SIGN)))
     x = to_unit(x)
     if augment.rotation or augment.resized_crop:
         x = _resample(
             x, [draw(p) for p in (Draw.ANGLE, Draw.AREA, Draw.RATIO, Draw.TOP, Draw.LEFT)], augment
         )
-    if not (augment.contrast or augment.brightness or augment.erase):
-        return x
-    # Summed as whole numbers, which come to the same in any order.
-    count = pixels[0].numel()
-    mean = (pixels.sum((1, 2, 3), dtype=torch.int64).double() / (255 * count)).float()[
-        :, None, None, None
-    ]
-    stretch = 1 + augment.contrast * (2 * draw(Draw.CONTRAST) - 1)
-    shift = augment.brightness * (2 * draw(Draw.BRIGHTNESS) - 1)
-    x = ((x - mean) * _each(stretch) + (mean + _each(shift))).clamp(0, 1)
+    return _toned(x, pixels, draw, augment)
+
+
+def _toned(x: Tensor, pixels: Tensor, draw: Callable[[Draw], Tensor], augment: Augment) -> Tensor:
+    """What happens to light, colour and sharpness, and what is erased; float32 in [0, 1].
+
+    Args:
+        pixels: of the pictures as they were, for their means.
+        draw: gives each picture's number for a purpose, float64 [B] in [0, 1).
+    """
+    if augment.contrast or augment.brightness:
+        mean = _mean(pixels)
+        stretch = 1 + augment.contrast * (2 * draw(Draw.CONTRAST) - 1)
+        shift = augment.brightness * (2 * draw(Draw.BRIGHTNESS) - 1)
+        x = ((x - mean) * _each(stretch) + (mean + _each(shift))).clamp(0, 1)
+    if augment.saturation:
+        x = saturate(x, 1 + augment.saturation * (2 * draw(Draw.SATURATION) - 1))
+    if augment.hue:
+        x = turn_hue(x, augment.hue * (2 * draw(Draw.HUE) - 1))
+    if augment.blur:
+        radius = min(math.ceil(3 * augment.blur), *(side - 1 for side in x.shape[2:]))
+        sigma = (augment.blur * draw(Draw.BLUR)).clamp(min=0.05)  # which changes nothing
+        x = blur(x, sigma, radius)
     if augment.erase:
         area = 0.02 + 0.18 * draw(Draw.ERASE_AREA)
         hole = _rectangle(
             area, draw(Draw.ERASE_RATIO), draw(Draw.ERASE_TOP), draw(Draw.ERASE_LEFT), *x.shape[2:]
         )
-        x = torch.where(hole & _each(draw(Draw.ERASE) < augment.erase), mean, x)
+        x = torch.where(hole & _each(draw(Draw.ERASE) < augment.erase), _mean(pixels), x)
     return x
+
+
+def _mean(pixels: Tensor) -> Tensor:
+    """Of each picture: uint8 [B, C, H, W] -> float32 [B, 1, 1, 1] in [0, 1]."""
+    # Summed as whole numbers, which come to the same in any order.
+    total = pixels.sum((1, 2, 3), dtype=torch.int64).double()
+    return _each(total / (255 * pixels[0].numel()))
 
 
 def _mirrored(index: Tensor, seed: int, view: int, flip: bool | str) -> Tensor:
