@@ -4,12 +4,15 @@ import copy
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from composed import CONF, composed
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 from scipy.stats import beta, chisquare, kstest
 from torchvision.transforms import InterpolationMode, TrivialAugmentWide
 from torchvision.transforms import functional as F
@@ -500,3 +503,14 @@ def test_the_grid_shows_images_and_their_views(count: int | None) -> None:
                     pixels, torch.tensor([i]), seed=3, view=view, augment=data.augment
                 )
             assert torch.equal(found, wanted[0].expand(3, -1, -1))
+
+
+@pytest.mark.parametrize(
+    "path", sorted((CONF / "data" / "augment").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_every_file_of_augmentation_has_every_key(path: Path) -> None:
+    found = OmegaConf.to_container(composed(f"data/augment={path.stem}").data.augment)
+    assert list(found) == list(Augment.model_fields)
+    changed = {k: v for k, v in found.items() if v != Augment.model_fields[k].default}
+    written = OmegaConf.load(path)
+    assert changed == {k: v for k, v in written.items() if k != "defaults" and path.stem != "none"}
