@@ -168,6 +168,9 @@ TRAIN: list[tuple[str, tuple[str, ...]]] = [
     ("data.num_workers=-1", ("data.num_workers: found -1",)),
     ("data.augment.crop_padding=-1", ("data.augment.crop_padding", "-1")),
     ("data.augment.flip=true", ("data.augment.flip",)),
+    ("data.labels=201", ("data.labels: found 201; accepted are 10", "to 200")),
+    ("data.labels=9", ("data.labels: found 9; accepted are 10",)),
+    ("data.labels=nowhere.txt", ("data.labels: cannot read", "nowhere.txt", "No such file")),
     ("data.unlabeled=empty", ("data.unlabeled: no image in", "empty")),
     ("data.cache=disk  data.cache_dir=null", ("data.cache: disk needs data.cache_dir",)),
     (
@@ -307,6 +310,11 @@ CASES: list[Case] = [
         "incremental",
         "data.unlabeled=somewhere",
         ("data.unlabeled: images without labels belong to no task",),
+    ),
+    (
+        "incremental",
+        "data.labels=50",
+        ("data.labels: images without labels belong to no task",),
     ),
     ("incremental", "batch_size=500", ("batch_size: 500 on 1 device",)),
     ("incremental", "student.net.hiden=[3]", ("student.net",)),

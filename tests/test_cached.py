@@ -734,7 +734,7 @@ def test_off_may_be_written_without_quotes_in_yaml() -> None:
 
 def test_digits_views_are_what_the_teacher_is_asked_about(tmp_path: Path) -> None:
     data = Digits(limit=200, augment={"crop_padding": 1, "mixup": 1.0})
-    part = data.training()
+    part = data.split.train
     net = ResNet(10, 18, 1, 8, width=4)
     live = Live(Frozen(net, *data.statistics), "float32")
     files = ViewFiles(Room(tmp_path, 1.0), "key", len(part), 10, "float32")

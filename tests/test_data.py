@@ -301,14 +301,14 @@ def pool(tmp_path: Path) -> Path:
 
 def test_images_without_labels_join_where_a_teacher_is(pool: Path) -> None:
     data, alone = Made(unlabeled=str(pool)), Made()
-    images = data.training(unlabeled=True)
+    images = data.seen_by("transfer").split.train
     assert len(images) == len(alone.split.train) + 12
     assert images.labels[-12:].tolist() == [-1] * 12
     assert images.pixels[-12:].shape == (12, 3, 8, 8)
-    assert len(data.training()) == len(alone.split.train)
-    assert data.key() == alone.key()  # so that the baseline is not trained again
-    assert data.key(unlabeled=True) != alone.key(unlabeled=True)
-    assert data.statistics == alone.statistics
+    assert len(data.split.train) == len(alone.split.train)
+    assert data.seen_by("all").key() == alone.key()  # so that the teacher is not trained again
+    assert data.seen_by("transfer").key() != alone.seen_by("transfer").key()
+    assert data.seen_by("transfer").statistics == alone.statistics
 
 
 def test_a_bad_file_of_the_pool_is_found_before_training(pool: Path) -> None:
@@ -712,21 +712,3 @@ def test_a_run_over_a_set_on_disk_stays_out_of_memory(tmp_path: Path) -> None:
     line += ["trainer=smoke", "teacher=mlp", "teacher.net.hidden=[16]", "student=cnn_shallow"]
     line += ["batch_size=16", "teacher.batch_size=16", f"output_dir={tmp_path}"]
     assert peak_memory(line) < 1.5
-
-
-def test_a_loss_that_reads_labels_is_refused_where_some_are_missing() -> None:
-    from kd.runs.preflight import check_labels
-
-    def objective(loss: str) -> Objective:
-        return Objective({"terms": {"other": {"loss": {"_target_": loss}}}}, Made().shape)
-
-    check_labels(objective("kd.losses.kd.kd_loss"), Made(unlabeled="pool"))
-    hard = objective(f"{__name__}.hard_loss")
-    check_labels(hard, Made(augment={"mixup": 0.2}))  # every loss of ours takes soft labels
-    with pytest.raises(UserError, match=r"loss\.terms\.other: reads the label"):
-        check_labels(hard, Made(unlabeled="pool"))
-
-
-def hard_loss(logits_s: Tensor, target: Tensor) -> Tensor:
-    """A loss that needs one class for each image."""
-    return F.cross_entropy(logits_s, target)

@@ -60,6 +60,8 @@ def keys(config: Config) -> dict[str, str]:
         ("teacher.net.hidden=[17]", {"teacher", "distill"}),
         ("teacher.seed=1", {"teacher", "distill"}),
         ("teacher.epochs=3", {"teacher", "distill"}),
+        ("data.labels=50", {"baseline", "distill"}),
+        ("data.labels_seed=1", set()),  # all labels are kept
         ("data.limit=190", {"teacher", "baseline", "distill"}),
         ("data.split_seed=1", {"teacher", "baseline", "distill"}),
         ("data.augment.crop_padding=2", {"teacher", "baseline", "distill"}),

@@ -1,13 +1,17 @@
 """The one DataModule: a source is read into uint8 arrays, split once, and served as batches of indices."""
 
+import copy
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import torch
 from pydantic import Field, NonNegativeInt, ValidationError
+from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from kd.data.batches import Batch, EpochOrder, Gather, InOrder, Loader
@@ -15,6 +19,13 @@ from kd.data.cache import Cache, Mode
 from kd.data.folder import find_images, plain
 from kd.data.images import Images, Pixels, Source, Split
 from kd.data.parts import assert_apart, check_counts, hold_out, stratified
+from kd.data.transfer import (
+    UNLABELED,
+    Labels,
+    Sees,
+    check_labels,
+    labels_to_keep,
+)
 from kd.data.views import Augment
 from kd.errors import UserError, nearest
 from kd.shape import Shape
@@ -49,6 +60,9 @@ class DataModule(ABC):
         views: None for a new view of each image in each epoch, V to cycle through V views.
         class_weights: `balanced` weighs an image's cross-entropy in training by N / (classes * images of its class);
             None weighs all alike.
+        labels: how many training images keep their label for the student and the baseline; a share of them below 1;
+            or a file that lists them. The others stay as images without a label. The teacher sees all. None keeps all.
+        labels_seed: of the choice of those images.
         unlabeled: folder of images without labels that join training with the teacher's signal alone.
         on_bad_image: `stop` refuses a folder with files that cannot be decoded, naming them; `skip` goes on without
             them and lists them in the report.
@@ -68,6 +82,8 @@ class DataModule(ABC):
         augment: Mapping[str, Any] | None = None,
         views: int | None = None,
         class_weights: Weights | None = None,
+        labels: Labels = None,
+        labels_seed: Annotated[int, Field(ge=0, lt=2**63)] = 0,
         unlabeled: str | None = None,
         on_bad_image: OnBad = "stop",
         license: str | None = None,
@@ -85,6 +101,8 @@ class DataModule(ABC):
                 raise UserError(
                     f"data.{name}: found {count!r}, accepted is null or a whole number from 1"
                 )
+        check_labels(labels)
+        self.labels, self.labels_seed = labels, labels_seed
         self.class_weights = one_of("class_weights", class_weights, (None, *get_args(Weights)))
         self.on_bad_image = one_of("on_bad_image", on_bad_image, get_args(OnBad))
         if cache == "disk" and cache_dir is None:
@@ -104,6 +122,9 @@ class DataModule(ABC):
         self.skipped: list[
             dict[str, str]
         ] = []  # files that could not be decoded, with their reasons
+        self.shown: Tensor | None = None  # positions of the training images to train on; None: all
+        self.length: int | None = None  # images to show in an epoch; None: each once
+        self.source_names: Sequence[str] = ()  # of all images that the training part is carved from
 
     @property
     def name(self) -> str:
@@ -153,6 +174,7 @@ class DataModule(ABC):
         """Train, validation and test. The official test set is the test part; nothing else ever goes into it."""
         source = self.read()
         rest, val, test = source.train, source.val, source.test
+        self.source_names = rest.names
         check_counts(
             rest,
             [name for name, part in (("validation", val), ("test", test)) if part is None],
@@ -197,7 +219,7 @@ class DataModule(ABC):
 
     @cached_property
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation of each channel over the labelled training part, pixels in [0, 1]."""
+        """Mean and standard deviation of each channel over the training part, pixels in [0, 1]."""
         means, deviations = self.split.train.moments()
         return tuple(round(m, 6) for m in means), tuple(round(max(s, 1e-3), 6) for s in deviations)
 
@@ -206,22 +228,73 @@ class DataModule(ABC):
         """What each class's cross-entropy is weighed by in training; None where all weigh the same."""
         if self.class_weights is None:
             return None
-        counts = torch.bincount(self.split.train.labels, minlength=len(self.classes)).clamp(min=1)
-        return tuple((len(self.split.train) / (len(counts) * counts.double())).tolist())
+        labels = self.split.train.labels
+        labels = labels[labels >= 0]
+        counts = torch.bincount(labels, minlength=len(self.classes)).clamp(min=1)
+        return tuple((len(labels) / (len(counts) * counts.double())).tolist())
 
-    def training(self, unlabeled: bool = False) -> Images:
-        """The images to train on: the training part, and with `unlabeled` the pool after it, with labels -1."""
-        pool = self.split.unlabeled if unlabeled else None
-        return self.split.train.joined(pool) if pool else self.split.train
+    def seen_by(self, sees: Sees) -> "DataModule":
+        """This data as a stage sees it: its training part has other labels, and images without any.
 
-    def key(self, unlabeled: bool = False) -> dict[str, Any]:
-        """All that a training result depends on in the data, and nothing else: not the folder, not the test part.
-
-        Args:
-            unlabeled: whether the training takes the pool of images without labels in.
+        Positions are the same for all that see the same images, so views and a teacher's answers are shared.
         """
+        if sees == "all":
+            return self
+        transfer = self._transfer
+        return transfer if sees == "transfer" else transfer._labelled
+
+    @cached_property
+    def _transfer(self) -> "DataModule":
+        """The transfer set: the training part with the labels that are kept, and then the pool."""
+        split, train = self.split, self.split.train
+        kept = labels_to_keep(
+            train,
+            self.labels,
+            self.labels_seed,
+            self.classes,
+            self.source_names,
+        )
+        if len(kept) < len(train):
+            labels = torch.full_like(train.labels, UNLABELED)
+            labels[kept] = train.labels[kept]
+            train = train.labelled(labels)
+        if split.unlabeled:
+            train = train.joined(split.unlabeled)
+        return self if train is split.train else self._with(train)
+
+    @cached_property
+    def _labelled(self) -> "DataModule":
+        """Those training images that have a label, shown again and again until there are as many as there are images.
+
+        So a net that learns from labels alone takes as many steps in an epoch as one that has use for all images.
+        """
+        train = self.split.train
+        chosen = (train.labels >= 0).nonzero()[:, 0]
+        if len(chosen) == len(train):
+            return self
+        found = self._with(train)
+        found.shown, found.length = chosen, len(train)
+        return found
+
+    def _with(self, train: Images) -> "DataModule":
+        """The same data with another training part."""
+        found = copy.copy(self)
+        for name in ("_transfer", "_labelled"):
+            found.__dict__.pop(name, None)
+        found.statistics = self.statistics  # the pool does not move them
+        found.split = replace(self.split, train=train)
+        return found
+
+    @property
+    def mixed_with(self) -> Images | None:
+        """The images that the second picture of a mixed view comes from; None where views do not mix."""
+        if not self.augment.mixes:
+            return None
+        return self.split.train if self.shown is None else self.split.train.at(self.shown)
+
+    def key(self) -> dict[str, Any]:
+        """All that a training result depends on in the data, and nothing else: not the folder, not the test part."""
         mean, std = self.statistics
-        pool = self.split.unlabeled if unlabeled else None
         return {
             "train": self.split.train.fingerprint,
             "val": self.split.val.fingerprint,
@@ -230,34 +303,46 @@ class DataModule(ABC):
             "augment": self.augment.model_dump(mode="json"),
             "views": self.views,
             "class_weights": self.class_weights,
-            "unlabeled": pool.fingerprint if pool else None,
+            "shown": None if self.shown is None else _digest(self.shown),
+            "length": self.length,
+        }
+
+    def view_key(self) -> dict[str, Any]:
+        """All that the views of training images depend on besides their seed; labels are no part of it."""
+        mixed = self.mixed_with
+        return {
+            "images": self.split.train.pixel_fingerprint,
+            "augment": self.augment.model_dump(mode="json"),
+            "mixed_with": mixed.pixel_fingerprint if mixed else None,
         }
 
     def train_loader(
-        self,
-        batch_size: int,
-        seed: int,
-        ranks: int = 1,
-        unlabeled: bool = False,
-        where: str = "batch_size",
+        self, batch_size: int, seed: int, ranks: int = 1, where: str = "batch_size"
     ) -> DataLoader[Batch]:
         """Batches of one epoch after another, each epoch in an order of its own that depends on `seed` alone.
 
         Args:
             batch_size: images per batch on each rank.
             ranks: processes that train together; each image is on one of them.
-            unlabeled: whether the pool of images without labels joins in.
             where: the config's key for the batch size, for messages.
 
         Raises:
             UserError: where not one full batch can be made.
         """
-        images = self.training(unlabeled)
-        order = EpochOrder(len(images), batch_size, seed, ranks)
+        images = self.split.train
+        order = EpochOrder(
+            len(images),
+            batch_size,
+            seed,
+            ranks,
+            chosen=None if self.shown is None else self.shown.tolist(),
+            length=self.length,
+            stride=0 if self.views else len(images),  # V views of an image are all that there are
+        )
         if not len(order):
             raise UserError(
-                f"{where}: {batch_size} on {ranks} device(s) leaves no batch of the {len(images)} "
-                f"training images of {self.name}; accepted are 1 to {len(images) // ranks}"
+                f"{where}: {batch_size} on {ranks} device(s) leaves no batch of the {order.length} "
+                f"training images of {self.name}; accepted are 1 to {order.length // ranks}"
             )
         return self._loader(images, order)
 
@@ -300,6 +385,10 @@ def one_of(name: str, found: T, accepted: Sequence[T]) -> T:
             f"data.{name}: found {found!r}, accepted are {', '.join(words)}{nearest(str(found), words)}"
         )
     return found
+
+
+def _digest(positions: Tensor) -> str:
+    return hashlib.sha256(positions.contiguous().numpy().tobytes()).hexdigest()
 
 
 def make_augment(keywords: Mapping[str, Any]) -> Augment:

@@ -25,7 +25,8 @@ class Gather(Dataset[Batch]):
 
     def __getitem__(self, positions: Sequence[int]) -> Batch:
         index = torch.as_tensor(positions, dtype=torch.int64)
-        return self.images.pixels[index], self.images.labels[index], index
+        where = index % len(self.images)  # as `EpochOrder` numbers the rounds of an epoch
+        return self.images.pixels[where], self.images.labels[where], index
 
 
 def rank() -> int:
@@ -41,10 +42,29 @@ class EpochOrder(Sampler[list[int]]):
     """Batches of positions: a permutation seeded by (seed, epoch), cut into equal batches, ranks taking turns.
 
     What does not fill a batch on every rank is left out of that epoch; the next epoch leaves out others.
+
+    Args:
+        size: number of images.
+        chosen: positions of those that are shown; None shows all.
+        length: images to show in an epoch, None for each once. Where that is more than there are, they come round
+            again, in another order.
+        stride: added to an image's position with each round of an epoch, so that its views differ.
     """
 
-    def __init__(self, size: int, batch_size: int, seed: int, ranks: int = 1) -> None:
-        self.size, self.batch_size, self.seed, self.ranks = size, batch_size, seed, ranks
+    def __init__(
+        self,
+        size: int,
+        batch_size: int,
+        seed: int,
+        ranks: int = 1,
+        *,
+        chosen: Sequence[int] | None = None,
+        length: int | None = None,
+        stride: int = 0,
+    ) -> None:
+        self.chosen = range(size) if chosen is None else chosen
+        self.length = len(self.chosen) if length is None else length
+        self.batch_size, self.seed, self.ranks, self.stride = batch_size, seed, ranks, stride
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -52,11 +72,15 @@ class EpochOrder(Sampler[list[int]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.size // (self.batch_size * self.ranks)
+        return self.length // (self.batch_size * self.ranks)
 
     def __iter__(self) -> Iterator[list[int]]:
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % 2**63)
-        order = torch.randperm(self.size, generator=generator).tolist()
+        order: list[int] = []
+        while len(order) < self.length:
+            start = len(order) // len(self.chosen) * self.stride
+            turns = torch.randperm(len(self.chosen), generator=generator).tolist()
+            order += [start + self.chosen[turn] for turn in turns]
         step = self.batch_size * self.ranks
         for start in range(0, len(self) * step, step):
             yield order[start + rank() : start + step : self.ranks]

@@ -79,7 +79,11 @@ class ImageFolder(DataModule):
         groups = (
             [self.group(path, part) for part, _, path in entries] if self.group_pattern else None
         )
-        every = Images(pixels, torch.tensor([label for _, label, _ in entries]), groups)
+        names = [
+            f"{part}/{plain(path.relative_to(folders[part]).as_posix())}"
+            for part, _, path in entries
+        ]
+        every = Images(pixels, torch.tensor([label for _, label, _ in entries]), groups, names)
         found = {
             name: every.at([i for i, (part, *_) in enumerate(entries) if part == name])
             for name in listings

@@ -204,15 +204,22 @@ class Images:
 
     Args:
         pixels: uint8 [N, C, H, W].
-        labels: int64 [N], in [0, number of classes), or -1 for an image without a label.
+        labels: int64 [N], in [0, number of classes); below 0 for an image without a label (see
+            `kd.data.transfer`).
         groups: for each image, what must not be torn apart by a split (a patient); None where each image is alone.
+        names: what each image is called in a list of images, such as its file; None for its number, from 0.
     """
 
     def __init__(
-        self, pixels: Tensor | Pixels, labels: Tensor, groups: Sequence[str] | None = None
+        self,
+        pixels: Tensor | Pixels,
+        labels: Tensor,
+        groups: Sequence[str] | None = None,
+        names: Sequence[str] | None = None,
     ) -> None:
         self.pixels = pixels if isinstance(pixels, Pixels) else Pixels.whole(Store(pixels))
         self.labels, self.groups = labels, groups
+        self.names = [str(i) for i in range(len(labels))] if names is None else names
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -223,8 +230,15 @@ class Images:
     def at(self, positions: Sequence[int] | Tensor) -> "Images":
         """The images at these positions; pixels are not copied."""
         where = torch.as_tensor(positions, dtype=torch.int64)
-        groups = [self.groups[i] for i in where.tolist()] if self.groups is not None else None
-        return Images(self.pixels.at(where), self.labels[where], groups)
+        chosen = where.tolist()
+        groups = [self.groups[i] for i in chosen] if self.groups is not None else None
+        return Images(
+            self.pixels.at(where), self.labels[where], groups, [self.names[i] for i in chosen]
+        )
+
+    def labelled(self, labels: Tensor) -> "Images":
+        """The same images with other labels."""
+        return Images(self.pixels, labels, self.groups, self.names)
 
     def joined(self, other: "Images") -> "Images":
         """These, and the other ones after them; groups are kept where both have them."""
@@ -237,15 +251,25 @@ class Images:
             Pixels.joined([self.pixels, other.pixels]),
             torch.cat([self.labels, other.labels]),
             groups,
+            [*self.names, *other.names],
         )
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of shape, pixels and labels, as 64 hexadecimal digits."""
-        digest = hashlib.sha256(repr(self.pixels.shape).encode())
-        digest.update(self.pixels.facts.digests.numpy().tobytes())
+        digest = self._pixels_digest()
         digest.update(self.labels.contiguous().numpy().tobytes())
         return digest.hexdigest()
+
+    @cached_property
+    def pixel_fingerprint(self) -> str:
+        """SHA-256 of shape and pixels alone, as 64 hexadecimal digits."""
+        return self._pixels_digest().hexdigest()
+
+    def _pixels_digest(self) -> "hashlib._Hash":
+        digest = hashlib.sha256(repr(self.pixels.shape).encode())
+        digest.update(self.pixels.facts.digests.numpy().tobytes())
+        return digest
 
     def moments(self) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of each channel, pixels in [0, 1]."""
@@ -273,7 +297,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Split:
-    """The three parts, what they are parts of, and the images without labels that may join training."""
+    """The three parts, their classes, and the images without labels that may join training."""
 
     train: Images
     val: Images

@@ -83,7 +83,8 @@ def of_other(
         )
     order = torch.tensor([classes.index(name) for name in source.classes])
     images = Images(images.pixels, order[images.labels])
-    kept = unseen(images, own.split.train, own.split.val) if own else images
+    seen = (own.split.train, own.split.val, own.split.unlabeled) if own else ()
+    kept = unseen(images, *(each for each in seen if each))
     if not len(kept):
         raise UserError(
             "data: the run's nets were trained on all of these images, or chosen by them"

@@ -13,6 +13,10 @@ tap), `width_s`, `width_t` (of the pooled embeddings) and `labels` (of all train
 besides `num_classes`, `in_channels` and `image_size`. What it puts into its `logged`, a mapping of names to numbers,
 is logged.
 
+A loss that asks for `target` is not shown the images without a label (`data.labels`, `data.unlabeled`): it gets the
+other images of the batch alone, and counts 0 in a batch without any. One with an attribute `takes_unlabeled = True` is
+shown them too, with a target of -1, or a row of zeros where labels are soft.
+
 `from kd.losses import NAME_loss` finds the function in `kd/losses/NAME.py`; a new file needs no entry here.
 """
 

@@ -28,8 +28,9 @@ def dkd_loss(
     Args:
         logits_s: the student's, [B, C].
         logits_t: the teacher's, [B, C]; no gradient flows to it.
-        target: labels, int64 [B]; or soft labels [B, C], for which the loss is the mean over the classes, weighted by
-            the label, of the loss with that class as the target. Its cost grows with the classes in one label.
+        target: labels, int64 [B], of the images that have one (the objective leaves out the others); or soft labels
+            [B, C], for which the loss is the mean over the classes, weighted by the label, of the loss with that
+            class as the target. Its cost grows with the classes in one label.
         temperature: T > 0.
 
     Returns:

@@ -17,8 +17,9 @@ def nkd_loss(
     Args:
         logits_s: the student's, [B, C].
         logits_t: the teacher's, [B, C]; no gradient flows to it.
-        target: labels, int64 [B]; or soft labels [B, C], for which the loss is the mean over the classes, weighted by
-            the label, of the loss with that class as the target (the authors' code takes the largest alone).
+        target: labels, int64 [B], of the images that have one (the objective leaves out the others); or soft labels
+            [B, C], for which the loss is the mean over the classes, weighted by the label, of the loss with that
+            class as the target (the authors' code takes the largest alone).
         temperature: T > 0.
         gamma: weight of the classes beside the target.
 

@@ -22,8 +22,9 @@ def ofa_loss(
     Args:
         logits_s: the student's, [B, C].
         logits_t: the teacher's, [B, C]; no gradient flows to it.
-        target: labels, int64 [B]; or soft labels [B, C], for which the loss is the mean over the classes, weighted by
-            the label, of the loss with that class as the target (the authors' code takes the largest alone).
+        target: labels, int64 [B], of the images that have one (the objective leaves out the others); or soft labels
+            [B, C], for which the loss is the mean over the classes, weighted by the label, of the loss with that
+            class as the target (the authors' code takes the largest alone).
         temperature: T > 0, of both p_t and p_s.
         epsilon: >= 1.
 

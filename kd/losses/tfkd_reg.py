@@ -16,8 +16,8 @@ def tfkd_reg_loss(
 
     Args:
         logits_s: the student's, [B, C].
-        target: labels, int64 [B]; or soft labels [B, C], for which u is the mean, weighted by the label, of the u's of
-            the classes.
+        target: labels, int64 [B], of the images that have one (the objective leaves out the others); or soft labels
+            [B, C], for which u is the mean, weighted by the label, of the u's of the classes.
         temperature: T > 0.
         correct: what the teacher made by hand gives the target, from 0 to 1.
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from kd.files.header import STUDENT
 from kd.reports.escape import as_code, escaped
+from kd.reports.units import training_images
 
 FEW = 1000  # test images below which the card warns of the interval
 UNEVEN = 3.0  # times that the most frequent class of the test part is as frequent as the rarest
@@ -61,15 +62,14 @@ def _purpose(data: Mapping[str, Any]) -> list[str]:
 
 
 def _data(data: Mapping[str, Any]) -> list[str]:
-    without = f", and {data['unlabeled']} without labels" if data.get("unlabeled") else ""
     skipped = (
         f" {len(data['skipped'])} files could not be decoded and were left out."
         if data.get("skipped")
         else ""
     )
     return [
-        f"- {data['name']}: {data['train']} training images{without}; {data['val']} for validation, which weights were "
-        f"chosen on; {data['test']} for the test, read once at the end.{skipped}",
+        f"- {data['name']}: {training_images(data)}; {data['val']} for validation, which weights were chosen on; "
+        f" {data['test']} for the test, read once at the end.{skipped}",
         f"- Licence of the data, as stated by whoever trained the model: {data.get('license') or 'not stated'}.",
     ]
 

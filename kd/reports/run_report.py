@@ -14,7 +14,7 @@ from kd.measure.costs import cost, latency
 from kd.measure.metrics import paired, summary
 from kd.reports.escape import as_code, escaped
 from kd.reports.provenance import made
-from kd.reports.units import short
+from kd.reports.units import short, training_images
 from kd.stages.chain import Role
 from kd.stages.result import load_net, macs_of, name_of
 from kd.teachers.watch import concerns
@@ -53,6 +53,7 @@ def make_report(
             "train": len(split.train),
             "val": len(split.val),
             "test": len(split.test),
+            "labels": int((data.seen_by("labels").split.train.labels >= 0).sum()),
             "unlabeled": len(split.unlabeled) if split.unlabeled else 0,
             "skipped": data.skipped,
             "license": data.license,
@@ -248,7 +249,6 @@ def as_markdown(report: Mapping[str, Any]) -> str:
     """`report.md`: the comparison, and all that is needed to read and repeat it."""
     command, report = as_code(report["command"]), escaped(report)
     data, env = report["data"], report["environment"]
-    without = f", and {data['unlabeled']} without labels" if data.get("unlabeled") else ""
     lines = [
         f"# {report['name']}",
         "",
@@ -261,8 +261,8 @@ def as_markdown(report: Mapping[str, Any]) -> str:
         "## How",
         "",
         f"- Command: {command}",
-        f"- Data: {data['name']}, {len(data['classes'])} classes; {data['train']} training, {data['val']} validation "
-        f"and {data['test']} test images{without}. Weights were chosen on validation; test was read once for each "
+        f"- Data: {data['name']}, {len(data['classes'])} classes; {training_images(data)}; {data['val']} "
+        f"validation and {data['test']} test images. Weights were chosen on validation; test was read once for each "
         "model.",
         *(
             f"- Left out, not to be decoded: {each['file']}: {each['reason']}"

@@ -18,19 +18,8 @@ from kd.stages.chain import LABELS_ONLY, Link
 from kd.stages.stage import make_stage
 from kd.stages.start import file_of
 from kd.stages.try_out import try_out
-from kd.training.objective import Objective
 from kd.training.optim import make_optimizer
 from kd.training.trainer import check_trainer
-
-
-def check_labels(objective: Objective, data: DataModule) -> None:
-    """Refuse a loss that reads labels where some images have none; the cross-entropy leaves those out."""
-    for term in objective.terms if data.unlabeled else ():
-        if "target" in term.signals:  # type: ignore[operator]
-            raise UserError(
-                f"loss.terms.{term.name}: reads the label of each image, but those of data.unlabeled have none; "
-                "accepted are losses without `target`, or data.unlabeled=null"
-            )
 
 
 def left_of(
@@ -56,10 +45,9 @@ def preflight(chain: Sequence[Link], config: Config, data: DataModule) -> None:
     ranks = config.trainer.get("devices", 1) * config.trainer.get("num_nodes", 1)
     check_limit(config.trainer, "limit_val_batches", len(data.val_loader(ranks=ranks)))
     for link in chain:
-        learns = False
+        learns, seen = False, data.seen_by(link.sees)
         if link.objective != LABELS_ONLY:
-            objective = try_out(link, data)
-            check_labels(objective, data)
+            objective = try_out(link, seen)
             learns = any(True for _ in objective.parameters())
         if link.trains == "loss" and not learns:
             raise UserError(
@@ -78,7 +66,7 @@ def preflight(chain: Sequence[Link], config: Config, data: DataModule) -> None:
         make_optimizer(
             net.parameters(), 2, optim=recipe.optim, schedule=recipe.lr_schedule, where=f"{at}optim"
         )
-        loader = data.train_loader(recipe.batch_size, recipe.seed, ranks, where=f"{at}batch_size")
+        loader = seen.train_loader(recipe.batch_size, recipe.seed, ranks, where=f"{at}batch_size")
         check_limit(config.trainer, "limit_train_batches", len(loader))
         if recipe.batch_size == 1:
             check_single(net, data.shape, f"{at}batch_size")

@@ -6,8 +6,9 @@ from typing import Any, Literal
 
 from kd.config.fields import Node, Trains
 from kd.config.schema import Config, Normalization, Recipe, StageConfig, Teacher
+from kd.data.transfer import Sees
 from kd.errors import UserError, nearest
-from kd.training.objective import teacher_stage
+from kd.training.objective import hears_of_unlabeled, teacher_stage
 
 Role = Literal["teacher", "baseline", "student"]
 LABELS_ONLY: Node = {"ce_weight": 1.0, "terms": {}}
@@ -34,6 +35,7 @@ class Link:
         members: the earlier stages whose nets it consists of.
         taps: what a loss looks at in the net, by path; None for the net's own choice.
         teacher_net, teacher_taps: the same of the stage that teaches.
+        sees: which training images and labels it is shown.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Link:
     taps: list[str] | None = None
     teacher_net: Node | None = None
     teacher_taps: list[str] | None = None
+    sees: Sees = "all"
 
 
 def chain_of(config: Config) -> list[Link]:
@@ -111,8 +114,16 @@ def _link(name: str, stage: StageConfig, config: Config) -> Link:
         trains=stage.trains,
         fake_quantize=stage.fake_quantize,
         taps=taps,
+        sees=_sees(of_teacher, objective),
     )
     return replace(link, **_given(config)) if name == "teacher" else link
+
+
+def _sees(of_teacher: bool, objective: Node) -> Sees:
+    """The teacher is shown everything; images without a label only who is told something of them."""
+    if of_teacher:
+        return "all"
+    return "transfer" if hears_of_unlabeled(objective) else "labels"
 
 
 def _net(

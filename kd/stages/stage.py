@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from kd.config.precision import resolved
 from kd.config.schema import Training
 from kd.data.base import DataModule
+from kd.data.transfer import Sees
 from kd.errors import Dropped
 from kd.files.store import Done, Store, key_of
 from kd.files.tensors import load_tensors, save_tensors
@@ -24,7 +25,7 @@ from kd.nets.build import build_net, normalization_of, set_normalization
 from kd.nets.grow import Grown, align
 from kd.nets.hooks import kinds_of
 from kd.nets.layer_paths import study
-from kd.stages.chain import LABELS_ONLY, Link
+from kd.stages.chain import Link
 from kd.stages.code_hash import RECIPE, code_of, targets
 from kd.stages.result import classes_of, frozen, logits_name, logits_of, normalized_as, watched
 from kd.stages.start import file_of, load_start, net_spec, start_from_images, start_spec
@@ -79,6 +80,7 @@ class Stage:
         members: the finished stages whose nets the net consists of.
         room: where the teacher's outputs are kept; None does not keep them.
         stored: logits [training images, C] that are replayed in the teacher's stead.
+        sees: which training images and labels it is shown.
     """
 
     name: str
@@ -91,6 +93,7 @@ class Stage:
     members: tuple[Done, ...] = ()
     room: Room | None = None
     stored: Tensor | None = None
+    sees: Sees = "all"
 
     @property
     def key(self) -> str:
@@ -104,9 +107,8 @@ def make_stage(link: Link, config: Training, data: DataModule, done: Mapping[str
     Args:
         done: the run's stages before it, by name.
     """
-    # Only a teacher tells something of images without labels.
-    key = data.key(unlabeled=link.objective != LABELS_ONLY)
-    spec: dict[str, Any] = {"recipe": RECIPE, "shape": list(data.shape), "data": key}
+    data = data.seen_by(link.sees)
+    spec: dict[str, Any] = {"recipe": RECIPE, "shape": list(data.shape), "data": data.key()}
     file, members = file_of(link, data), tuple(done[name] for name in link.members)
     load = not (file or link.start or members)
     spec |= net_spec(link.net, *targets(link.objective), load=load) | start_spec(link, file)
@@ -114,7 +116,7 @@ def make_stage(link: Link, config: Training, data: DataModule, done: Mapping[str
         spec |= {"epochs": 0, "code": code_of(*targets(link.net))}
         spec |= {"members": [each.key for each in members]} if members else {}
         spec |= {"seed": link.recipe.seed} if load else {}
-        return Stage(link.name, spec, weights=file, members=members)
+        return Stage(link.name, spec, weights=file, members=members, sees=link.sees)
     spec |= link.recipe.model_dump()
     spec["objective"] = link.objective
     spec["epochs"] = min(spec["epochs"], config.trainer.get("max_epochs", spec["epochs"]))
@@ -147,6 +149,7 @@ def make_stage(link: Link, config: Training, data: DataModule, done: Mapping[str
         weights=file,
         start=start,
         room=_room(config),
+        sees=link.sees,
     )
 
 
@@ -185,6 +188,7 @@ def complete(
     done = store.find(stage.key)
     if done and counts(done):
         return done, True
+    data = data.seen_by(stage.sees)
     with store.claim(stage.key, stage.name) as folder:
         done = store.find(stage.key)  # another process may have finished it while this one waited
         if done and counts(done):
@@ -342,14 +346,14 @@ def teacher_of(stage: Stage, done: Done, data: DataModule) -> Teacher:
     live = Live(Folded(partial(frozen, done)), stage.spec["outputs"], stage.spec["answered_in"])
     if stage.room is None:
         return live
-    images = data.training(stage.spec["data"]["unlabeled"] is not None)
+    images = data.split.train
     net = done.record["spec"]["net"]
     key = {
         "teacher": [done.record["sha256"], net, code_of(net), *done.record["normalization"]],
         **{
             name: stage.spec[name] for name in ("recipe", "seed", "shape", "outputs", "answered_in")
         },
-        "data": {name: stage.spec["data"][name] for name in ("train", "unlabeled", "augment")},
+        "data": data.view_key(),
         "torch": torch.__version__,  # another one may differ in the last bit
     }
     files = ViewFiles(stage.room, key_of(key), len(images), classes_of(done), stage.spec["outputs"])
@@ -358,5 +362,11 @@ def teacher_of(stage: Stage, done: Done, data: DataModule) -> Teacher:
     )  # how far it gets, nobody knows then
     views = min(epochs, data.views or epochs)
     return Cached(
-        live, images, augment=data.augment, seed=stage.spec["seed"], files=files, views=views
+        live,
+        images,
+        augment=data.augment,
+        seed=stage.spec["seed"],
+        files=files,
+        views=views,
+        pool=data.mixed_with,
     )

@@ -43,7 +43,7 @@ def try_out(link: Link, data: DataModule) -> Objective:
     if taps and not (link.taps and link.teacher_taps):
         beside = f", with {', '.join(taps['teacher'])} of its teacher" if teacher else ""
         say(f"{link.name}: looks at {', '.join(taps['student'])} of the student{beside}")
-    labels = data.training(unlabeled=True).labels
+    labels = data.split.train.labels
     points, signals = {}, {"target": torch.zeros(2, dtype=torch.int64), "index": torch.arange(2)}
     x = torch.randn(2, data.shape.channels, data.shape.image_size, data.shape.image_size)
     sides: tuple[tuple[Side, nn.Module | None, str], ...] = (

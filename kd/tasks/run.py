@@ -50,10 +50,11 @@ class Course:
     """
 
     def __init__(self, config: IncrementalConfig, data: DataModule) -> None:
-        if data.unlabeled:
-            raise UserError(
-                "data.unlabeled: images without labels belong to no task; accepted is null"
-            )
+        for name in ("unlabeled", "labels"):
+            if getattr(data, name) is not None:
+                raise UserError(
+                    f"data.{name}: images without labels belong to no task; accepted is null"
+                )
         self.config, self.asked = config, config.incremental
         self.source = TaskData(data, make_tasks(self.asked, data.classes))
         self.memory = Memory(self.source, self.asked)

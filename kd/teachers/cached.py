@@ -37,6 +37,7 @@ class Cached:
         augment, seed: of the views, as the training makes them.
         files: where they are; for these images, views, and teacher alone.
         views: how many will be needed for sure.
+        pool: the images that the second picture of a mixed view comes from; None for all training images.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Cached:
         seed: int,
         files: ViewFiles,
         views: int = 0,
+        pool: Images | None = None,
     ) -> None:
         self.live, self.images, self.augment, self.seed, self.files = (
             live,
@@ -57,6 +59,7 @@ class Cached:
             files,
         )
         self.views = views
+        self.pool = images if pool is None else pool
         self.view: int | None = None  # the one that `rows` is of
         self.rows: NDArray[np.floating] | None = None  # mapped [images, classes]; None asks
         self.writes = True
@@ -121,7 +124,6 @@ class Cached:
 
     def _compute(self, view: int) -> Iterator[NDArray[np.floating]]:
         """All rows of a view, some at a time."""
-        pool = self.images if self.augment.mixes else None
         count, _, *size = self.images.pixels.shape
         steps = torch.split(torch.arange(count), STEP * chunk_of(*size))
         for index in _shown(steps, f"teacher's outputs for view {view}"):
@@ -129,7 +131,9 @@ class Cached:
                 self.images.pixels[index].to(self.live.device),
                 index.to(self.live.device),
             )
-            x = make_views(pixels, here, seed=self.seed, view=view, augment=self.augment, pool=pool)
+            x = make_views(
+                pixels, here, seed=self.seed, view=view, augment=self.augment, pool=self.pool
+            )
             yield self.live.ask(x.contiguous(memory_format=torch.channels_last)).cpu().numpy()
 
 

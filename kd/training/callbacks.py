@@ -1,5 +1,6 @@
 """What goes along with a training: its history, best epoch and curves, and what its teacher's answers are worth."""
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -52,6 +53,8 @@ class History(Callback):
         """The metrics that the trainer has now, and the seconds of training so far."""
         seconds = self.before + time.perf_counter() - self.started
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        if math.isnan(metrics.get("train/acc", 0.0)):  # no image of a short epoch had a label
+            del metrics["train/acc"]
         return {"epoch": epoch, **metrics, "seconds": round(seconds, 3)}
 
     def state_dict(self) -> dict[str, Any]:

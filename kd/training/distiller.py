@@ -17,7 +17,7 @@ from kd.teachers.feature_teacher import Observed
 from kd.teachers.live import Teacher
 from kd.training.finite import finite
 from kd.training.memory import keep_memory
-from kd.training.objective import Objective
+from kd.training.objective import Objective, labelled_in
 
 
 class Distiller(L.LightningModule):
@@ -36,7 +36,7 @@ class Distiller(L.LightningModule):
         reference: classes that a teacher chose for the validation images, int64 [number of them]; for
             `val/agreement` alone.
         taps: what the objective wants to see of the net besides its logits; None where that is nothing.
-        pool: the training images, which the second picture of a mixed view comes from; None where views do not mix.
+        pool: the images that the second picture of a mixed view comes from; None where views do not mix.
     """
 
     def __init__(
@@ -162,7 +162,7 @@ class Distiller(L.LightningModule):
 
 def accuracy(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Share of the labelled images that are told right, mixed ones by their larger part, and how many are labelled."""
-    labelled = target >= 0 if target.ndim == 1 else target.sum(1) > 0
+    labelled = labelled_in(target)
     dominant = target if target.ndim == 1 else target.argmax(1)
     count = labelled.sum()
     return ((logits.argmax(1) == dominant) & labelled).sum() / count.clamp(min=1), count.float()

@@ -68,8 +68,7 @@ def fit(
         CannotWrite: such as on a full disk; the next call goes on from the last finished epoch.
         UserError: for settings that the Trainer or the optimiser refuses.
     """
-    unlabeled = spec["data"]["unlabeled"] is not None
-    distiller = _distiller(net, spec, data, unlabeled, teacher, reference)
+    distiller = _distiller(net, spec, data, teacher, reference)
     distiller.objective.go_on_from(learned or {})
     history = History(name, watch)
     own = [history, *([WatchLog(watched)] if watched else [])]
@@ -78,7 +77,7 @@ def fit(
     trainer = make_trainer(spec, folder, runtime, own)
     ranks = trainer.world_size
     train, val = (
-        data.train_loader(spec["batch_size"], spec["seed"], ranks, unlabeled),
+        data.train_loader(spec["batch_size"], spec["seed"], ranks),
         data.val_loader(ranks=ranks),
     )
     last, best = folder / "last.ckpt", folder / "best.ckpt"
@@ -123,14 +122,13 @@ def _distiller(
     net: nn.Module,
     spec: Mapping[str, Any],
     data: DataModule,
-    unlabeled: bool,
     teacher: Teacher | None,
     reference: Tensor | None,
 ) -> Distiller:
     """What trains the net, as the stage's spec says."""
     # A loss may hold a net of its own, whose start must depend on the seed alone and differ from the student's.
     torch.manual_seed((spec["seed"] * 1_000_003 + 500_009) % 2**63)
-    taps, offered = hook(net, spec, teacher, data.shape, data.training(unlabeled).labels)
+    taps, offered = hook(net, spec, teacher, data.shape, data.split.train.labels)
     return Distiller(
         net,
         Objective(spec["objective"], data.shape, class_weights=data.loss_weights, offered=offered),
@@ -142,7 +140,7 @@ def _distiller(
         teacher=teacher,
         reference=reference,
         taps=taps,
-        pool=data.training(unlabeled) if data.augment.mixes else None,
+        pool=data.mixed_with,
     )
 
 

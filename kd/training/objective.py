@@ -146,6 +146,21 @@ def teacher_stage(node: Mapping[str, Any]) -> str | None:
     return str(node.get("teacher", "teacher")) if asked else None
 
 
+def hears_of_unlabeled(node: Mapping[str, Any]) -> bool:
+    """Whether a term tells something of an image without a label: one with a teacher, or one that says that it does."""
+    terms = read_terms(node).values()
+    return any(
+        name.endswith("_t") or takes_unlabeled(term.target)
+        for term in terms
+        for name in term.signals
+    )
+
+
+def takes_unlabeled(loss: Any) -> bool:
+    """Whether a loss that asks for `target` wants the images without a label too."""
+    return bool(getattr(loss, "takes_unlabeled", False))
+
+
 def signals_of(node: Mapping[str, Any]) -> set[str]:
     """All that the terms of an objective's config node ask for."""
     return {name for term in read_terms(node).values() for name in term.signals}
@@ -156,14 +171,24 @@ class Term(nn.Module):
 
     Args:
         offered: what of `OFFERED` there is, for losses that hold a net or a layer of their own.
+        unlabeled: whether there are images without a label. A loss that reads labels is not shown them, unless it has
+            an attribute `takes_unlabeled` that is true.
     """
 
     def __init__(
-        self, name: str, node: Mapping[str, Any], where: str, offered: Mapping[str, Any]
+        self,
+        name: str,
+        node: Mapping[str, Any],
+        where: str,
+        offered: Mapping[str, Any],
+        unlabeled: bool = False,
     ) -> None:
         super().__init__()
         request = read_term(node, where)
         self.name, self.signals = name, request.signals
+        self.skips = (
+            unlabeled and "target" in request.signals and not takes_unlabeled(request.target)
+        )
         self.weight = make_schedule(node.get("weight", 1.0), f"{where}.weight", NOT_NEGATIVE)
         self.scheduled = {
             k: make_schedule(v, f"{where}.loss.{k}")
@@ -186,8 +211,13 @@ class Term(nn.Module):
         """The loss as `loss_NAME`, unweighted; its weight as `weight_NAME`; and what else moves, for the log."""
         progress = signals["progress"]
         numbers = {name: schedule(progress) for name, schedule in self.scheduled.items()}
-        value = self.loss(
-            **{name: signals[name] for name in self.signals}, **self.constants, **numbers
+        given = {name: signals[name] for name in self.signals}
+        if self.skips and not (labelled := labelled_in(given["target"])).all():
+            given = {name: _rows(each, labelled) for name, each in given.items()}
+        value = (
+            self.loss(**given, **self.constants, **numbers)
+            if not self.skips or len(given["target"])
+            else self._nothing(signals["logits_s"])
         )
         # A loss that learns keeps in `logged` what it wants to be seen, by name.
         numbers |= getattr(self.loss, "logged", {})
@@ -202,6 +232,12 @@ class Term(nn.Module):
             f"weight_{self.name}": self.weight(progress),
             **{f"{self.name}_{name}": number for name, number in numbers.items()},
         }
+
+    def _nothing(self, logits: Tensor) -> Tensor:
+        """0, of which all that learns has a gradient, as DDP wants it in each step."""
+        return sum(
+            (each.sum() * 0.0 for each in (logits, *self.parameters())), logits.new_zeros(())
+        )
 
 
 class Objective(nn.Module):
@@ -230,12 +266,15 @@ class Objective(nn.Module):
             "image_size": shape.image_size,
         }
         built |= offered or {}
+        labels = (offered or {}).get("labels")
+        unlabeled = labels is not None and bool((labels < 0).any())
         self.class_weights = class_weights
         self.ce_weight = make_schedule(
             node.get("ce_weight", 1.0), f"{where}.ce_weight", NOT_NEGATIVE
         )
         self.terms = nn.ModuleList(
-            Term(name, node["terms"][name], f"{where}.terms.{name}", built) for name in names
+            Term(name, node["terms"][name], f"{where}.terms.{name}", built, unlabeled)
+            for name in names
         )
 
     @property
@@ -303,7 +342,7 @@ def label_loss(
 
     Args:
         logits: [B, C], float32.
-        target: classes, int64 [B], -1 for no label; or probabilities [B, C], a row of zeros for no label.
+        target: classes, int64 [B], below 0 for no label; or probabilities [B, C], a row of zeros for no label.
         class_weights: what each class's cross-entropy is multiplied by. The mean is over images, not over weights, so
             an image counts the same in whatever batch it is.
     """
@@ -311,8 +350,23 @@ def label_loss(
     options: Any = {"weight": weight, "reduction": "sum"} | (
         {"ignore_index": -1} if target.ndim == 1 else {}
     )
-    labelled = target >= 0 if target.ndim == 1 else target.sum(1) > 0
-    return F.cross_entropy(logits, target, **options) / labelled.sum().clamp(min=1)
+    return F.cross_entropy(logits, target, **options) / labelled_in(target).sum().clamp(min=1)
+
+
+def labelled_in(target: Tensor) -> Tensor:
+    """Which images of a batch have a label: bool [B].
+
+    Args:
+        target: classes, int64 [B], below 0 for no label; or probabilities [B, C], a row of zeros for no label.
+    """
+    return target >= 0 if target.ndim == 1 else target.sum(1) > 0
+
+
+def _rows(value: Any, chosen: Tensor) -> Any:
+    """The chosen images of a signal; one that is not of images stays as it is."""
+    if isinstance(value, list):
+        return [_rows(each, chosen) for each in value]
+    return value[chosen] if isinstance(value, Tensor) else value
 
 
 def _full(value: Any) -> Any:
