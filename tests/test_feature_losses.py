@@ -521,6 +521,30 @@ class TestCRD:
             others = {j for j in range(10) if label < 0 or self.LABELS[j] != label}
             assert met == others
 
+    def test_negatives_are_drawn_for_each_image_alone_and_uniformly(self) -> None:
+        labels = torch.arange(60) % 4
+        crd = CRD(4, 6, labels, feat_dim=8, nce_k=60)
+        torch.manual_seed(0)
+        index = torch.arange(0, 60, 5)  # three images of each class
+        drawn = torch.stack([crd.negatives(index) for _ in range(400)], dim=1).flatten(1)
+        same = torch.stack([(drawn[0] == row).double().mean() for row in drawn[1:]])
+        assert same.max() < 0.04  # 1 / 45 where two images draw apart, 1 where they share
+        for i, row in zip(index.tolist(), drawn, strict=True):
+            counts = torch.bincount(row, minlength=60).double()
+            others = labels != labels[i]
+            assert counts[~others].sum() == 0
+            expected = 24000 / 45
+            chi2 = ((counts[others] - expected) ** 2 / expected).sum()
+            assert chi2 < 86  # 44 degrees of freedom: 1 in 10,000 is above it
+
+    def test_an_image_draws_the_same_wherever_it_is_in_the_batch(self) -> None:
+        crd, index = self.made(), torch.tensor([3, 1, 6, 4])
+        found = []
+        for turn in (torch.arange(4), torch.tensor([2, 0, 3, 1])):
+            torch.manual_seed(3)
+            found.append(crd.negatives(index[turn])[turn.argsort()])
+        assert torch.equal(found[0], found[1])
+
     def test_no_more_negatives_than_images(self) -> None:
         assert self.made(nce_k=16384).negatives(torch.arange(3)).shape == (3, 10)
         assert CRD(4, 6, torch.zeros(5, dtype=torch.int64)).negatives(torch.arange(2)).shape == (
@@ -638,7 +662,7 @@ AUTHORS: dict[str, tuple[float, Any, dict[str, Any]]] = {
     "pkt": (1.0, 30000.0, {"epsilon": 1e-7}),
     "vid": (1.0, 1.0, {"variance": 5.0}),
     "nst": (1.0, 50.0, {"pairs": None}),
-    "ft": (1.0, 200.0, {"rate": 0.5, "reconstruction": 0.005}),
+    "ft": (1.0, 500.0, {"rate": 0.5, "reconstruction": 0.005}),
     "ab": (1.0, 0.003, {"margin": 1.0}),
     "fsp": (1.0, 50.0, {}),
     "ofd": (1.0, 0.001, {}),

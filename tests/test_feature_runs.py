@@ -125,6 +125,18 @@ class TestSimKD:
         assert model["training_params"] == 0
 
 
+def test_fsp_compares_the_flow_from_the_stem_too(digits: Digits) -> None:
+    pair = ("model=resnet56_to_resnet20", "student.net.depth=8", "teacher.net.depth=8")
+    seen = {"fsp": ["relu", "layer1", "layer2", "layer3"], "nst": ["layer1", "layer2", "layer3"]}
+    for loss, paths in seen.items():
+        chain = chain_of(check(composed(*pair, f"loss={loss}")))
+        assert taps_of(chain[-1], digits.shape) == {"student": paths, "teacher": paths}
+    stages = check(composed(*pair, "experiment=fsp")).stage
+    flow = stages["flow"].loss
+    assert isinstance(flow, dict)
+    assert (flow["ce_weight"], flow["terms"]["fsp"]["weight"]) == (0.0, 1.0)  # as in Tian et al.
+
+
 def test_what_training_added_is_reported_and_no_part_of_the_student(tmp_path: Path) -> None:
     folder = run(check(tiny(tmp_path, *SMALL, "loss=vid", "epochs=1")), "a test")
     report = json.loads((folder / "report.json").read_text())

@@ -21,7 +21,10 @@ from kd.nets.layer_paths import Place, study
 from kd.nets.mlp import MLP
 from kd.nets.pairing import default_taps, pair
 from kd.nets.resnet import ResNet
+from kd.nets.resnet_cifar import ResNetCIFAR
 from kd.nets.torchvision import torchvision_net
+from kd.nets.vgg import VGG
+from kd.nets.wide_resnet import WideResNet
 from kd.shape import Shape
 from kd.stages.chain import chain_of
 from kd.stages.stage import make_stage
@@ -195,7 +198,39 @@ class TestLookingChangesNothing:
                 assert next(net.parameters()).grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_preacts_of_a_preactivation_net_are_after_the_norm(training: bool) -> None:
+    torch.manual_seed(0)
+    net = WideResNet(5, depth=10, widen=1).train(training)
+    x = torch.randn(4, 3, 8, 8)
+    points = study(net, net.taps, SHAPE, where="taps", training=training)
+    found = Taps(net, points, ALL)(net, x)[1]
+    one = net.block1(net.conv1(x))
+    two = net.block2(one.clone())
+    three = net.block3(two.clone())
+    norms = (net.block2[0].bn1, net.block3[0].bn1, net.bn)
+    for norm, maps, preact, tap in zip(
+        norms, (one, two, three), found["preacts"], found["feats"], strict=True
+    ):
+        torch.testing.assert_close(preact, norm(maps))
+        torch.testing.assert_close(tap, maps)
+        assert preact.min() < 0  # an in-place ReLU has not cut it
+
+
 class TestDefaults:
+    @pytest.mark.parametrize(
+        ("net", "stem", "taps"),
+        [
+            (ResNetCIFAR(5, 8), "relu", ["layer1", "layer2", "layer3"]),
+            (WideResNet(5, 10, 1), "conv1", ["block1", "block2", "block3"]),
+            (VGG(5, 8, width=8), "block1", ["block2", "block3", "block4", "block5"]),
+            (resnet(), "relu", ["layer1", "layer2", "layer3", "layer4"]),
+        ],
+    )
+    def test_of_the_papers_nets(self, net: nn.Module, stem: str, taps: list[str]) -> None:
+        assert default_taps(net, SHAPE) == taps
+        assert default_taps(net, SHAPE, stem=True) == [stem, *taps]
+
     @pytest.mark.parametrize(
         ("net", "taps"),
         [

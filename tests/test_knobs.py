@@ -43,7 +43,13 @@ USED = {
 }
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", OF_TASKS)
+def test_a_method_for_tasks_is_refused_elsewhere(method: str) -> None:
+    with pytest.raises(UserError, match=r"loss: this method is for classes .* -m kd\.incremental"):
+        check(composed(f"loss={method}"))
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in OF_TASKS])
 def test_which_method_uses_which(method: str) -> None:
     cfg = composed(f"loss={method}", *(f"{knob}=0.5" for knob in USED))
     for knob, methods in USED.items():

@@ -101,7 +101,8 @@ def ofa_image(a: list[float], b: list[float], k: int, temperature: float, epsilo
 def pearson(u: list[float], v: list[float]) -> float:
     du, dv = [a - mean(u) for a in u], [a - mean(v) for a in v]
     cross = sum(a * b for a, b in zip(du, dv, strict=True))
-    return cross / math.sqrt(sum(a * a for a in du) * sum(b * b for b in dv))
+    lengths = math.sqrt(sum(a * a for a in du)) * math.sqrt(sum(b * b for b in dv))
+    return cross / (lengths + 1e-8)  # as in the authors' code
 
 
 def dist_batch(temperature: float, inter: float, intra: float) -> float:
@@ -359,3 +360,19 @@ def test_configured_as_the_authors_do(method: str) -> None:
         weight,
         expected,
     )
+
+
+def test_dist_adds_the_authors_epsilon() -> None:
+    """Where the teacher is very sure, the columns of its other classes are nearly constant: 1e-8 decides."""
+    z_s = [[2.0, -1.0, 0.5, 0.0], [0.3, 1.2, -0.7, -0.2]]
+    z_t = [[16.0, 1.0, 0.0, -2.0], [15.0, 0.0, 1.0, -3.0]]
+    p_s, p_t = ([softmax(row, 1.0) for row in z] for z in (z_s, z_t))
+    columns = [([p[c] for p in p_s], [p[c] for p in p_t]) for c in range(4)]
+    expected = 2 - mean([pearson(*rows) for rows in zip(p_s, p_t, strict=True)])
+    expected -= mean([pearson(*each) for each in columns])
+    s, t = (torch.tensor(z, dtype=torch.float64, requires_grad=True) for z in (z_s, z_t))
+    found = dist_loss(s, t)
+    found.backward()  # type: ignore[no-untyped-call]
+    assert found.item() == pytest.approx(expected, rel=1e-7)  # 1.491; without it 1.545
+    assert s.grad is not None
+    assert s.grad.isfinite().all()

@@ -34,8 +34,8 @@ def crd_loss(positive: Tensor, negatives: Tensor, images: int) -> Tensor:
 class CRD(nn.Module):
     """The loss with the nets' embeddings, both of which learn, and a memory of all training images for each net.
 
-    An image's negatives are drawn, with replacement, from the images of other classes; the images of a class in a batch
-    share theirs. An image without a label has all as negatives. The memories and the constants that scores are divided
+    An image's negatives are drawn for it alone, uniformly and with replacement, from the images of other classes. An
+    image without a label has all as negatives. The memories and the constants that scores are divided
     by (N times the mean score of the first batch) are part of the checkpoint. Across ranks the images' new embeddings
     are gathered, so that all have the same memories; scores are computed on each rank's own batch.
 
@@ -108,7 +108,8 @@ class CRD(nn.Module):
             count == len(self.labels), 0, count
         )  # of one class alone there are no others
         first = torch.where(known, self.first[label.clamp(min=0)], 0)
-        draw = torch.rand(self.draws, device=index.device, dtype=torch.float64)
+        draw = torch.rand(len(index), self.draws, device=index.device, dtype=torch.float64)
+        draw = draw[index.argsort().argsort()]  # an image's own, wherever it is in the batch
         place = (draw * (len(self.labels) - count)[:, None]).long()
         return self.order[torch.where(place < first[:, None], place, place + count[:, None])]
 

@@ -1,7 +1,10 @@
 """Knowledge Distillation from A Stronger Teacher (Huang et al., 2022)."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+EPSILON = 1e-8  # added to the product of the two lengths, as in the authors' code
 
 
 def dist_loss(
@@ -15,7 +18,8 @@ def dist_loss(
 
     Huang et al. 2022, eq. 8 to 10, whose beta and gamma are the two weights: Pearson's correlation of the two nets'
     probabilities, over the classes for each image and over the batch for each class. No factor T^2, as in the paper
-    (appendix A.1); the authors' code has one since it takes a temperature. At T = 1 they are the same.
+    (appendix A.1); the authors' code has one since it takes a temperature. At T = 1 they are the same. 1e-8 is added to
+    the product of the two lengths, as there, so columns on which the teacher is very sure count for less.
 
     Args:
         logits_s: the student's, [B, C].
@@ -35,6 +39,6 @@ def dist_loss(
 
 
 def _correlation(a: Tensor, b: Tensor, dim: int) -> Tensor:
-    return F.cosine_similarity(
-        a - a.mean(dim, keepdim=True), b - b.mean(dim, keepdim=True), dim=dim
-    )
+    a, b = a - a.mean(dim, keepdim=True), b - b.mean(dim, keepdim=True)
+    lengths: Tensor = torch.linalg.vector_norm(a, dim=dim) * torch.linalg.vector_norm(b, dim=dim)
+    return (a * b).sum(dim) / (lengths + EPSILON)

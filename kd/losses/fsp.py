@@ -49,8 +49,11 @@ def _flows(feats: list[Tensor]) -> list[Tensor]:
 class FSP(nn.Module):
     """The loss; where student and teacher have unequal numbers of channels, with a 1x1 convolution that learns.
 
-    The paper's nets have as many channels as each other, and need none.
+    The paper's nets have as many channels as each other, and need none. Where nobody names taps, the first flow is that
+    from the stem to the first stage, as in Tian et al. 2020.
     """
+
+    stem = True
 
     def __init__(
         self, shapes_s: tuple[tuple[int, ...], ...], shapes_t: tuple[tuple[int, ...], ...]

@@ -10,7 +10,9 @@ from kd.losses._maps import Norm, as_map, channels, same_size, unit
 def ft_loss(factor_s: Tensor, factor_t: Tensor) -> Tensor:
     """Mean absolute difference of the two nets' factors, each image's of length 1.
 
-    Kim, Park & Kwak 2018, section 3.3 with p = 1, meaned over the factor's values instead of summed.
+    Kim, Park & Kwak 2018, section 3.3 with p = 1, meaned over the factor's values instead of summed. So it is in the
+    authors' code, whose weight for it is 500. Tian et al. 2020 compare other factors, the mean over the channels of
+    their squares, at the weight 200: another method, for which that weight is no guide here.
 
     Args:
         factor_s: the student's, through the translator, [B, C, H, W].

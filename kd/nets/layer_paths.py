@@ -19,6 +19,12 @@ ACTIVATIONS = (
 )
 
 
+NORMS = (
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.InstanceNorm2d, nn.GroupNorm),
+    nn.LayerNorm,
+)
+
+
 class Place(NamedTuple):
     """Where a tensor is seen: a module, and what it gets or what it returns; the last time that the net calls it."""
 
@@ -32,7 +38,8 @@ class Points:
 
     Attributes:
         feats: the taps, in order.
-        preacts: for each tap what its last activation gets, or the tap itself where it does not end in one.
+        preacts: for each tap what its last activation gets. Where a stage does not end in an activation but a norm and
+            an activation come next, as in pre-activation nets, what that norm gives; else the tap itself.
         pooled: what the last linear layer gets; None where the net has no one such layer.
         head: that layer's path.
         copied: places whose tensor is written over before the forward pass ends.
@@ -78,10 +85,7 @@ def study(
                 f"{where}: {path!r} gives a {kind}, needed is a tensor [B, ...]{_suggested(path, modules)}"
             )
     feats = tuple(Place(path, "output") for path in paths)
-    preacts = tuple(
-        Place(found, "input") if (found := record.activation(path)) else Place(path, "output")
-        for path in paths
-    )
+    preacts = tuple(record.before_activation(path) for path in paths)
     head = _head(net, shape)
     pooled = Place(head, "input") if head is not None and head in record.inputs else None
     return Points(
@@ -132,11 +136,16 @@ class Record:
     versions: dict[tuple[str, str], int] = field(default_factory=dict)
     order: list[str] = field(default_factory=list)
     activations: set[str] = field(default_factory=set)
+    norms: list[str] = field(default_factory=list)
+    stages: set[str] = field(default_factory=set)  # modules that are made of others
+    activated: list[Tensor] = field(default_factory=list)
 
     def entering(self, path: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         """A hook before a module's forward pass."""
         if inputs and isinstance(inputs[0], Tensor):
             self.inputs[path], self.versions[path, "input"] = inputs[0], inputs[0]._version
+            if path in self.activations:
+                self.activated.append(inputs[0])
 
     def leaving(self, path: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         """A hook after it."""
@@ -150,10 +159,19 @@ class Record:
         tensor = (self.inputs if place.side == "input" else self.outputs)[place.path]
         return bool(tensor._version != self.versions[place.path, place.side])
 
-    def activation(self, path: str) -> str | None:
-        """The activation whose result a module returns as its own; None where there is none."""
-        same = (name for name in self.activations if self.outputs.get(name) is self.outputs[path])
-        return next((name for name in same if name in self.inputs), None)
+    def before_activation(self, path: str) -> Place:
+        """Where a module's result is seen before its activation; see `Points.preacts`."""
+        tap = self.outputs[path]
+        for name in self.activations:
+            if self.outputs.get(name) is tap and name in self.inputs:
+                return Place(name, "input")
+        for name in self.norms if path in self.stages else ():
+            if self.inputs.get(name) is tap and self._is_activated(self.outputs.get(name)):
+                return Place(name, "output")
+        return Place(path, "output")
+
+    def _is_activated(self, tensor: Any) -> bool:
+        return any(tensor is each for each in self.activated)
 
 
 def dry_pass(net: nn.Module, shape: Shape, training: bool) -> Record:
@@ -164,6 +182,10 @@ def dry_pass(net: nn.Module, shape: Shape, training: bool) -> Record:
         module.register_forward_hook(partial(record.leaving, path))
         if isinstance(module, ACTIVATIONS):
             record.activations.add(path)
+        if isinstance(module, NORMS):
+            record.norms.append(path)
+        if next(module.children(), None) is not None:
+            record.stages.add(path)
     device = next((parameter.device for parameter in dummy.parameters()), torch.device("cpu"))
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         dummy(torch.randn(2, shape.channels, shape.image_size, shape.image_size).to(device))

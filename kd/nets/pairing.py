@@ -9,15 +9,19 @@ from kd.shape import Shape
 MOST = 4  # taps, where the net does not say which
 
 
-def default_taps(net: nn.Module, shape: Shape) -> list[str]:
+def default_taps(net: nn.Module, shape: Shape, *, stem: bool = False) -> list[str]:
     """Where to look at a net that nobody has named taps for; in the order of the forward pass, at most a few.
 
     It is what the net says itself in `taps`, as ours do; of timm's, what `feature_info` says; of others the last module
     with parameters, not deeper than two levels, at each resolution.
+
+    Args:
+        stem: take what the net names in `stem` too, before the others: the layers before its first stage.
     """
     own = getattr(net, "taps", None)
     if isinstance(own, (tuple, list)):
-        return [str(path) for path in own]
+        first = [net.stem] if stem and isinstance(getattr(net, "stem", None), str) else []
+        return [str(path) for path in (*first, *own)]
     if info := getattr(net, "feature_info", None):
         modules = dict(net.named_modules())
         named = [str(each["module"]) for each in info if each.get("module") in modules]
@@ -44,6 +48,8 @@ def pair(
     taps_s: list[str] | None,
     taps_t: list[str] | None,
     shape: Shape,
+    *,
+    stem: bool = False,
 ) -> tuple[list[str], list[str]]:
     """The taps of student and teacher, as many of the one as of the other.
 
@@ -52,14 +58,15 @@ def pair(
     Args:
         teacher: None where no loss looks into it.
         taps_s, taps_t: as the config names them; None for the net's own.
+        stem: as of `default_taps`.
 
     Raises:
         UserError: the config names unequal numbers; or nobody has named any, and none are found.
     """
-    one = _some(student, taps_s, shape, "student.taps")
+    one = _some(student, taps_s, shape, stem, "student.taps")
     if teacher is None:
         return one, []
-    two = _some(teacher, taps_t, shape, "teacher.taps")
+    two = _some(teacher, taps_t, shape, stem, "teacher.taps")
     if taps_s and taps_t and len(one) != len(two):
         raise UserError(
             f"student.taps: found {len(one)} ({', '.join(one)}), teacher.taps has {len(two)} ({', '.join(two)}); "
@@ -74,8 +81,10 @@ def pair(
     return one[-count:], two[-count:]
 
 
-def _some(net: nn.Module, named: list[str] | None, shape: Shape, where: str) -> list[str]:
-    found = named or default_taps(net, shape)
+def _some(
+    net: nn.Module, named: list[str] | None, shape: Shape, stem: bool, where: str
+) -> list[str]:
+    found = named or default_taps(net, shape, stem=stem)
     if not found:
         modules = [name for name, _ in net.named_modules() if name]
         raise UserError(

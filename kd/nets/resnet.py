@@ -54,6 +54,7 @@ class ResNet(nn.Module):
     """
 
     taps = ("layer1", "layer2", "layer3", "layer4")
+    stem = "relu"
 
     def __init__(
         self,

@@ -52,6 +52,7 @@ class ResNetCIFAR(nn.Module):
     """
 
     taps = ("layer1", "layer2", "layer3")
+    stem = "relu"
     other_names = ((r"^linear\.", "fc."),)  # akamaster/pytorch_resnet_cifar10
 
     def __init__(

@@ -30,7 +30,9 @@ class VGG(nn.Module):
         ValueError: for another depth.
     """
 
-    taps = ("block1", "block2", "block3", "block4", "block5")
+    # As in Tian et al. 2020: the first group, at full resolution, is the stem.
+    taps = ("block2", "block3", "block4", "block5")
+    stem = "block1"
     other_names = (  # RepDistiller's
         *((rf"^block{group - 1}\.", f"block{group}.") for group in range(1, 6)),
         (r"^classifier\.", "fc."),

@@ -46,6 +46,7 @@ class WideResNet(nn.Module):
     """
 
     taps = ("block1", "block2", "block3")
+    stem = "conv1"
     other_names = (  # RepDistiller's, and those of xternalz/WideResNet-pytorch
         (r"^(block\d)\.layer\.(\d+)\.convShortcut\.", r"\1.\2.shortcut."),
         (r"^(block\d)\.layer\.", r"\1."),

@@ -12,7 +12,7 @@ from kd.nets.layer_paths import study
 from kd.nets.pairing import pair
 from kd.shape import Shape
 from kd.stages.chain import Link
-from kd.training.objective import Objective, signals_of
+from kd.training.objective import Objective, signals_of, wants_stem
 
 
 def taps_of(link: Link, shape: Shape) -> dict[str, list[str]]:
@@ -25,7 +25,9 @@ def taps_of(link: Link, shape: Shape) -> dict[str, list[str]]:
     if not any(kind in kinds_of(asked, side) for kind in TAPPED for side in ("s", "t")):
         return {}
     student, teacher = _nets(link, shape)
-    one, two = pair(student, teacher, link.taps, link.teacher_taps, shape)
+    one, two = pair(
+        student, teacher, link.taps, link.teacher_taps, shape, stem=wants_stem(link.objective)
+    )
     return {"student": one, "teacher": two}
 
 

@@ -124,7 +124,7 @@ def read_terms(node: Mapping[str, Any], where: str = "loss") -> dict[str, Reques
     Raises:
         UserError: for whatever is wrong in it.
     """
-    _check_keys(node, ("ce_weight", "terms", "teacher", "net"), where)
+    _check_keys(node, ("ce_weight", "terms", "teacher", "net", "command"), where)
     make_schedule(node.get("ce_weight", 1.0), f"{where}.ce_weight", NOT_NEGATIVE)
     if node.get("teacher", "teacher") not in ("teacher", "baseline"):
         raise UserError(
@@ -164,6 +164,11 @@ def takes_unlabeled(loss: Any) -> bool:
 def signals_of(node: Mapping[str, Any]) -> set[str]:
     """All that the terms of an objective's config node ask for."""
     return {name for term in read_terms(node).values() for name in term.signals}
+
+
+def wants_stem(node: Mapping[str, Any]) -> bool:
+    """Whether a loss looks at the layers before the nets' first stage too: it says so in an attribute `stem`."""
+    return any(getattr(term.target, "stem", False) for term in read_terms(node).values())
 
 
 class Term(nn.Module):
