@@ -20,6 +20,7 @@ from kd.files.store import Done
 from kd.runs.run import run
 from kd.stages.chain import chain_of
 from kd.stages.stage import Stage, make_stage
+from kd.training import loss_spec
 from kd.training.distiller import Distiller
 
 
@@ -113,7 +114,7 @@ class TestChain:
         assert chain["assistant"].teacher == "teacher"
         assert chain["distill"].teacher == "assistant"
         assert [link.role for link in chain.values()] == ["teacher", None, "baseline", "student"]
-        assert chain["assistant"].objective == chain["distill"].objective
+        assert chain["assistant"].loss.node == chain["distill"].loss.node
 
     def test_each_generation_teaches_the_next(self) -> None:
         chain = {link.name: link for link in chain_of(check(composed("experiment=born_again")))}
@@ -328,3 +329,17 @@ def test_what_a_loss_learns_is_trained_and_resumed(
     )  # it went on from the checkpoint
     assert all(torch.equal(end[k], end_of_resumed[k]) for k in end)
     assert all(torch.equal(whole[k], resumed[k]) for k in whole)
+
+
+def test_the_loss_is_read_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    read: list[str] = []
+    real = loss_spec._read_term
+
+    def counted(name: str, *rest: Any) -> Any:
+        read.append(name)
+        return real(name, *rest)
+
+    monkeypatch.setattr(loss_spec, "_read_term", counted)
+    config = check(tiny(tmp_path, "epochs=1", "teacher.epochs=1", "loss=kd_dist"))
+    run(config, "a test")
+    assert sorted(read) == ["dist", "kd"]

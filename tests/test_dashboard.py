@@ -23,6 +23,7 @@ from kd.config.schema import Config, check
 from kd.dashboard import refresh, runs_in
 from kd.reports.run_events import method
 from kd.runs.run import run
+from kd.training.loss_spec import read_loss
 
 Make = Callable[..., Config]
 ROW, END, COLUMNS = (
@@ -136,8 +137,8 @@ class TestRow:
             ("loss=kd_dist",): "dist + kd",
             ("loss=dkd", "loss.terms.dkd.loss.non_target_weight=2.0"): "dkd(non_target_weight=2.0)",
         }
-        assert {each: method(check(composed(*each)).loss) for each in wanted} == wanted
-        assert method({"ce_weight": 1.0, "terms": {}}) == "labels"
+        assert {each: method(read_loss(check(composed(*each)).loss)) for each in wanted} == wanted
+        assert method(read_loss({"ce_weight": 1.0, "terms": {}})) == "labels"
 
 
 class TestCharts:

@@ -37,6 +37,7 @@ from kd.measure.metrics import predict_logits, summary
 from kd.teachers.frozen import Frozen
 from kd.teachers.live import Live
 from kd.training.distiller import Distiller, accuracy
+from kd.training.loss_spec import read_loss
 from kd.training.objective import Objective, label_loss
 
 DATA = Path(os.environ.get("KD_DATA_DIR", "data"))
@@ -339,7 +340,7 @@ def test_each_net_sees_the_same_mixed_view_under_its_own_normalisation(
     kd = {"weight": 1.0, "loss": {"_target_": "kd.losses.kd.kd_loss"}}
     distiller = Distiller(
         Recorder(),
-        Objective({"ce_weight": 1.0, "terms": {"kd": kd}}, data.shape),
+        Objective(read_loss({"ce_weight": 1.0, "terms": {"kd": kd}}), data.shape),
         lambda parameters, steps: (torch.optim.SGD(parameters, 0.1), None),
         augment=data.augment,
         normalization=data.statistics,
@@ -369,7 +370,7 @@ def test_views_are_new_in_each_epoch_or_come_again(
     data = Made(augment={"brightness": 0.5}, views=cycle)
     distiller = Distiller(
         Recorder(),
-        Objective({}, data.shape),
+        Objective(read_loss({}), data.shape),
         configure,
         augment=data.augment,
         normalization=data.statistics,
@@ -556,7 +557,7 @@ def test_two_processes_measure_what_one_does() -> None:
     def measured(ranks: int, **options: Any) -> dict[str, float]:
         distiller = Distiller(
             Fixed(),
-            Objective({}, data.shape),
+            Objective(read_loss({}), data.shape),
             configure,
             augment=Augment(),
             normalization=data.statistics,

@@ -20,6 +20,7 @@ from kd.shape import Shape
 from kd.teachers.frozen import Frozen
 from kd.teachers.live import Live
 from kd.training.distiller import Distiller
+from kd.training.loss_spec import read_loss
 from kd.training.objective import Objective
 from kd.training.optim import make_optimizer
 
@@ -61,7 +62,7 @@ def distiller(
     optim = {"_target_": "torch.optim.SGD", "lr": 0.05}
     return Distiller(
         net or DropNet(),
-        Objective(node, data.shape),
+        Objective(read_loss(node), data.shape),
         partial(make_optimizer, optim=optim, schedule="constant"),
         augment=data.augment,
         normalization=data.statistics,
@@ -150,7 +151,7 @@ def test_what_a_loss_learns_is_optimised_and_checkpointed_beside_the_net(
 ) -> None:
     module = distiller(Frozen(DropNet(), *digits.statistics), digits)
     module.objective = Objective(
-        {"terms": {"ctkd": {"loss": {"_target_": "kd.losses.ctkd.CTKD"}}}}, digits.shape
+        read_loss({"terms": {"ctkd": {"loss": {"_target_": "kd.losses.ctkd.CTKD"}}}}), digits.shape
     )
     (theta,) = module.objective.parameters()
     trainer = train(module, digits, tmp_path, 1)
@@ -199,7 +200,7 @@ def test_every_term_and_weight_is_logged_by_the_step(
 ) -> None:
     node = {"weight": {"schedule": "linear", "start": 1, "end": 0}, "loss": KD_LOSS["loss"]}
     module = distiller(Frozen(DropNet(), *digits.statistics), digits)
-    module.objective = Objective({"ce_weight": 0.5, "terms": {"kd": node}}, digits.shape)
+    module.objective = Objective(read_loss({"ce_weight": 0.5, "terms": {"kd": node}}), digits.shape)
     logger = Written(tmp_path)
     trainer = L.Trainer(
         accelerator="cpu", max_epochs=2, logger=logger, log_every_n_steps=every, enable_checkpointing=False,
@@ -273,7 +274,7 @@ def test_validation_metrics_are_means_over_images(digits: Digits, tmp_path: Path
 
 
 def test_half_precision_leaves_the_loss_in_float32() -> None:
-    objective = Objective({"ce_weight": 0.5, "terms": {"kd": KD_LOSS}}, Shape(1, 8, 10))
+    objective = Objective(read_loss({"ce_weight": 0.5, "terms": {"kd": KD_LOSS}}), Shape(1, 8, 10))
     with torch.autocast("cpu", torch.bfloat16):
         logits = torch.randn(4, 10).bfloat16().requires_grad_()
         signals = {

@@ -44,7 +44,8 @@ from kd.losses.ofd import OFD
 from kd.losses.reviewkd import ReviewKD
 from kd.losses.vid import VID
 from kd.shape import Shape
-from kd.training.objective import FEATURES, Objective, read_terms
+from kd.training.loss_spec import FEATURES, read_loss
+from kd.training.objective import Objective
 
 Array = NDArray[np.float64]
 B = 5
@@ -578,8 +579,7 @@ NODES = {method: loss_node(method) for method in METHODS}
 
 def test_who_looks_into_the_nets() -> None:
     asked = {
-        m: {n for term in read_terms(node).values() for n in term.signals}
-        for m, node in NODES.items()
+        m: {n for term in read_loss(node).terms for n in term.signals} for m, node in NODES.items()
     }
     assert {m for m, names in asked.items() if names & set(FEATURES)} == set(ON_FEATURES)
 
@@ -635,7 +635,7 @@ def test_takes_any_shapes(
         "width_t": widths[1],
     }
     objective = Objective(
-        NODES[method], Shape(1, 2, 3), offered=offered | {"labels": torch.arange(6) % 3}
+        read_loss(NODES[method]), Shape(1, 2, 3), offered=offered | {"labels": torch.arange(6) % 3}
     )
     loss = objective(signals)["loss"]
     assert loss.shape == ()
@@ -691,7 +691,7 @@ def test_one_tap_is_refused_where_two_are_related(method: str) -> None:
 
     offered = {"shapes_s": ((3, 2, 2),), "shapes_t": ((3, 2, 2),)}
     with pytest.raises(UserError, match="two taps or more"):
-        Objective(NODES[method], Shape(1, 2, 3), offered=offered)
+        Objective(read_loss(NODES[method]), Shape(1, 2, 3), offered=offered)
 
 
 def test_flows_are_of_neighbours() -> None:

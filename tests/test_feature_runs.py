@@ -200,8 +200,8 @@ def test_a_first_stage_learns_the_teachers_inside_alone(
         link.name: link for link in chain_of(check(composed(*SMALL, f"experiment={experiment}")))
     }
     assert list(chain) == ["teacher", "baseline", first, "distill"]
-    assert chain[first].objective["ce_weight"] == 0
-    assert list(chain[first].objective["terms"]) == [experiment]
+    assert chain[first].loss.node["ce_weight"] == 0
+    assert list(chain[first].loss.node["terms"]) == [experiment]
     assert (chain[first].recipe.keep, chain["distill"].start) == ("last", first)
     assert [link.role for link in chain.values()][-1] == "student"
     try_out(chain[first], digits)
@@ -212,7 +212,7 @@ def test_the_chosen_method_follows_the_hints() -> None:
         link.name: link
         for link in chain_of(check(composed(*SMALL, "experiment=fitnet", "loss=dkd")))
     }
-    assert list(chain["distill"].objective["terms"]) == ["dkd"]
+    assert list(chain["distill"].loss.node["terms"]) == ["dkd"]
 
 
 def test_other_training_images_join_in(digits: Digits) -> None:

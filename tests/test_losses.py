@@ -13,7 +13,8 @@ from torch import Tensor, nn
 import kd.losses
 from kd.losses.dkd import _warn_of_two_classes, dkd_loss
 from kd.shape import Shape
-from kd.training.objective import Objective, read_terms
+from kd.training.loss_spec import read_loss
+from kd.training.objective import Objective
 
 pytestmark = pytest.mark.filterwarnings("ignore:dkd. with two classes")
 NODES = {name: loss_node(name) for name in METHODS}
@@ -34,7 +35,7 @@ def objective(method: str, classes: int = 10) -> Objective:
         "width_t": WIDTH,
         "labels": labels,
     }
-    return Objective(NODES[method], Shape(1, SIZE, classes), offered=offered)
+    return Objective(read_loss(NODES[method]), Shape(1, SIZE, classes), offered=offered)
 
 
 def features(batch: int, scale: float, g: torch.Generator) -> dict[str, Any]:
@@ -178,7 +179,7 @@ class TestEveryMethod:
         assert sum(slope.abs().sum() for slope in slopes) > 1e-4
 
     def test_zero_at_equal_logits_where_the_docstring_says_so(self, method: str) -> None:
-        docs = [documentation(term.target) for term in read_terms(NODES[method]).values()]
+        docs = [documentation(term.target) for term in read_loss(NODES[method]).terms]
         claimed = all(re.search(r"\b0 where the two (agree|are equal)", doc) for doc in docs)
         given = signals(scale=3)
         for theirs, ours in zip(TEACHER, STUDENT, strict=True):
@@ -215,7 +216,7 @@ class TestEveryMethod:
         check_sound(method, given | {"target": 0.7 * one_hot + 0.3 * one_hot.roll(1, 0)})
 
     def test_its_function_is_found_by_name(self, method: str) -> None:
-        for term in read_terms(NODES[method]).values():
+        for term in read_loss(NODES[method]).terms:
             module = term.target.__module__.rpartition(".")[2]
             assert callable(getattr(kd.losses, f"{module}_loss"))
 
@@ -230,7 +231,7 @@ def test_every_file_has_its_config() -> None:
     in_use = {
         term.target.__module__.rpartition(".")[2]
         for node in NODES.values()
-        for term in read_terms(node).values()
+        for term in read_loss(node).terms
     }
     assert in_use == {name.removesuffix("_loss") for name in kd.losses.__all__}
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from kd.errors import UserError
 from kd.shape import Shape
-from kd.training.objective import Objective, teacher_stage
+from kd.training.loss_spec import read_loss
+from kd.training.objective import Objective
 
 SHAPE = Shape(1, 8, 4)
 S = [[1.0, -0.5, 2.0, 0.3], [0.1, 0.7, -1.1, 0.4], [2.2, -0.2, 0.0, 1.3]]
@@ -31,7 +32,7 @@ def signals(progress: float = 0.0, **others: Any) -> dict[str, Any]:
 
 
 def make(ce_weight: Any = 1.0, **terms: Any) -> Objective:
-    return Objective({"ce_weight": ce_weight, "terms": terms}, SHAPE)
+    return Objective(read_loss({"ce_weight": ce_weight, "terms": terms}), SHAPE)
 
 
 def softmax(z: list[float], temperature: float = 1.0) -> list[float]:
@@ -83,7 +84,7 @@ class TestFormula:
         self, alpha: float, temperature: float
     ) -> None:
         node = loss_node("kd", f"alpha={alpha}", f"temperature={temperature}")
-        found = Objective(node, SHAPE)(signals())["loss"].item()
+        found = Objective(read_loss(node), SHAPE)(signals())["loss"].item()
         assert found == pytest.approx((1 - alpha) * ce() + alpha * kd(temperature), rel=1e-5)
 
     def test_form_is_the_same_where_a_weight_is_zero(self) -> None:
@@ -103,8 +104,8 @@ class TestFormula:
     def test_mixture_of_two_methods_has_the_terms_of_both(self) -> None:
         node = loss_node("kd_dist", "temperature=4.0", "alpha=0.9")
         assert set(node["terms"]) == {"kd", "dist"}
-        both = Objective(node, SHAPE)(signals())
-        single = Objective(loss_node("dist", "temperature=4.0"), SHAPE)(signals())
+        both = Objective(read_loss(node), SHAPE)(signals())
+        single = Objective(read_loss(loss_node("dist", "temperature=4.0")), SHAPE)(signals())
         expected = 0.1 * ce() + 0.9 * kd(4.0) + single["loss_dist"].item()
         assert both["loss"].item() == pytest.approx(expected, rel=1e-5)
 
@@ -115,7 +116,7 @@ class TestFormula:
         assert found == pytest.approx(0.8 * ce() + 0.2 * flat, rel=1e-5)
 
     def test_without_terms_it_is_the_cross_entropy_alone(self) -> None:
-        objective = Objective({}, SHAPE)
+        objective = Objective(read_loss({}), SHAPE)
         assert not objective.needs_teacher
         assert objective(signals())["loss"].item() == pytest.approx(ce(), rel=1e-5)
 
@@ -150,7 +151,7 @@ class TestNumbers:
         assert objective(signals(0.25, epoch=2))["loss"].item() == 20.25
 
     def test_dkd_warms_up(self) -> None:
-        objective = Objective(loss_node("dkd"), SHAPE)
+        objective = Objective(read_loss(loss_node("dkd")), SHAPE)
         weights = [objective(signals(p))["weight_dkd"] for p in (0.0, 10 / 240, 20 / 240, 1.0)]
         assert weights == pytest.approx([0, 0.5, 1, 1], abs=0.01)
 
@@ -161,7 +162,7 @@ class TestRefusals:
         [
             (
                 {"ce_wieght": 1},
-                "loss.ce_wieght: no such key; accepted are ce_weight, terms, teacher, net; did you mean",
+                "loss.ce_wieght: no such key; accepted are ce_weight, terms, teacher, net, command; did you mean",
             ),
             ({"ce_weight": -1}, "loss.ce_weight: found -1, accepted is a number from 0"),
             ({"ce_weight": "1"}, "loss.ce_weight: found '1'"),
@@ -233,7 +234,7 @@ class TestRefusals:
     )
     def test_at_construction(self, node: dict[str, Any], message: str) -> None:
         with pytest.raises(UserError, match=message):
-            Objective(node, SHAPE)
+            Objective(read_loss(node), SHAPE)
 
 
 class TestLossesThatLearn:
@@ -257,7 +258,7 @@ class TestLossesThatLearn:
 
     def test_ctkd_temperature_climbs(self) -> None:
         """Its owner goes down the loss, and the temperature up."""
-        objective = Objective(loss_node("ctkd"), SHAPE)
+        objective = Objective(read_loss(loss_node("ctkd")), SHAPE)
         (theta,) = objective.parameters()
         slopes = []
         for progress in (0.0, 1.0):
@@ -273,7 +274,7 @@ class TestLossesThatLearn:
         )
 
     def test_dml_owns_a_peer_and_needs_no_teacher(self) -> None:
-        objective = Objective(loss_node("dml"), SHAPE)
+        objective = Objective(read_loss(loss_node("dml")), SHAPE)
         assert not objective.needs_teacher
         assert {name.split(".")[3] for name, _ in objective.named_parameters()} == {"peer"}
         assert objective(signals())["dml_peer_acc"] in [pytest.approx(i / 3) for i in range(4)]
@@ -285,4 +286,4 @@ class TestLossesThatLearn:
     + [(method, None) for method in ("tfkd_reg", "label_smoothing", "dml")],
 )
 def test_who_teaches(method: str, stage: str | None) -> None:
-    assert teacher_stage(loss_node(method)) == stage
+    assert read_loss(loss_node(method)).teacher == stage

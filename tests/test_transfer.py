@@ -23,6 +23,7 @@ from kd.losses import dkd_loss, dml_loss, nkd_loss, ofa_loss, tfkd_reg_loss
 from kd.runs.run import run
 from kd.shape import Shape
 from kd.stages.chain import chain_of
+from kd.training.loss_spec import read_loss
 from kd.training.objective import Objective
 
 Make = Callable[..., Config]
@@ -199,7 +200,7 @@ SOFT = torch.tensor([[0.25, 0.75, 0], [0, 0, 0], [0, 0, 1], [0, 0, 0]])
 
 def objective(target: str, labels: Tensor = TARGET) -> Objective:
     node = {"ce_weight": 0.0, "terms": {"it": {"loss": {"_target_": target}}}}
-    return Objective(node, Shape(1, 4, 3), offered={"labels": labels})
+    return Objective(read_loss(node), Shape(1, 4, 3), offered={"labels": labels})
 
 
 def signals(target: Tensor, **more: Any) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from kd.reports.run_report import verdict
 from kd.runs.run import run
 from kd.shape import Shape
 from kd.teachers.watch import Watched, concerns
+from kd.training.loss_spec import read_loss
 from kd.training.objective import Objective
 
 LOGITS = [[2.0, 0.0, -1.0], [0.5, 1.5, 0.0]]
@@ -76,7 +77,7 @@ def test_concerns(changed: dict[str, float], baseline: float | None, words: str 
 def test_temperature_of_the_soft_labels(
     method: str, overrides: list[str], expected: list[float]
 ) -> None:
-    objective = Objective(loss_node(method, *overrides), Shape(1, 8, 10))
+    objective = Objective(read_loss(loss_node(method, *overrides)), Shape(1, 8, 10))
     assert [objective.temperature(0.0), objective.temperature(1.0)] == expected
 
 

@@ -15,7 +15,6 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 from torch.utils.tensorboard import SummaryWriter
 
-from kd.config.construct import resolve_target
 from kd.config.knobs import in_a_name
 from kd.config.schedules import make_schedule
 from kd.config.schema import Config
@@ -24,7 +23,7 @@ from kd.files.events import tell_once
 from kd.reports.figures import as_array
 from kd.reports.run_report import as_markdown
 from kd.reports.view_grid import view_grid
-from kd.training.objective import read_terms
+from kd.training.loss_spec import LossSpec
 
 # Charts by category. A chart has a line for each chosen run that has a tag of this pattern.
 LAYOUT = {
@@ -101,9 +100,17 @@ def begin(folder: Path, config: Config, data: DataModule) -> SummaryWriter:
 
 
 def finish(
-    events: SummaryWriter, config: Config, report: Mapping[str, Any], figures: Mapping[str, Figure]
+    events: SummaryWriter,
+    config: Config,
+    loss: LossSpec,
+    report: Mapping[str, Any],
+    figures: Mapping[str, Figure],
 ) -> None:
-    """Add what the finished run shows: the report, figures by name, and its row in the table of runs."""
+    """Add what the finished run shows: the report, figures by name, and its row in the table of runs.
+
+    Args:
+        loss: the one that `loss=` names.
+    """
     events.add_text("report", as_markdown(report))
     for name, figure in figures.items():
         events.add_image(name, as_array(figure), dataformats="HWC")
@@ -112,7 +119,7 @@ def finish(
     }
     for name, value in found.items():
         events.add_scalar(name, value)
-    add_row(events, knobs(config, report))
+    add_row(events, knobs(config, loss, report))
 
 
 def add_row(events: SummaryWriter, values: Mapping[str, str | float | None]) -> None:
@@ -153,7 +160,9 @@ def add_row(events: SummaryWriter, values: Mapping[str, str | float | None]) -> 
         writer.add_summary(Summary(value=[Summary.Value(tag=tag, metadata=about)]))
 
 
-def knobs(config: Config, report: Mapping[str, Any]) -> dict[str, str | float | None]:
+def knobs(
+    config: Config, loss: LossSpec, report: Mapping[str, Any]
+) -> dict[str, str | float | None]:
     """A run's settings, with the keys and types of `KNOBS`; None for one that it does not have.
 
     A knob that moves while training counts as what it starts with; `schedules` says how it moves.
@@ -170,7 +179,7 @@ def knobs(config: Config, report: Mapping[str, Any]) -> dict[str, str | float | 
         "train_images": float(report["data"]["train"]),
         "teacher": nets.get("teacher", "none"),
         "student": nets.get("student", nets.get("baseline", "none")),
-        "method": method(config.loss) if "student" in nets else "none",
+        "method": method(loss) if "student" in nets else "none",
         "temperature": start.get("temperature"),
         "alpha": start.get("alpha"),
         "schedules": ", ".join(moving) or "none",
@@ -184,22 +193,19 @@ def knobs(config: Config, report: Mapping[str, Any]) -> dict[str, str | float | 
     }
 
 
-def method(loss: Mapping[str, Any]) -> str:
+def method(loss: LossSpec) -> str:
     """A loss's terms, each with the numbers that are not its function's defaults: `dkd(non_target_weight=6)`."""
     parts = []
-    for name, term in read_terms(loss).items():
-        keywords = resolve_target(loss["terms"][name]["loss"], "loss")[1]
-        defaults = {
-            key: each.default for key, each in inspect.signature(term.target).parameters.items()
-        }
+    for term in loss.terms:
+        parameters = inspect.signature(term.target).parameters
         own = [
             f"{key}={value}"
-            for key, value in keywords.items()
+            for key, value in {**term.build, **term.constants}.items()
             if key != "temperature"
             and not isinstance(value, (Mapping, list))
-            and value != defaults.get(key)
+            and (key not in parameters or value != parameters[key].default)
         ]
-        parts.append(f"{name}({', '.join(own)})" if own else name)
+        parts.append(f"{term.name}({', '.join(own)})" if own else term.name)
     return " + ".join(parts) or "labels"
 
 

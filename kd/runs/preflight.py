@@ -14,7 +14,7 @@ from kd.files.store import Done, Store
 from kd.nets.build import build_net
 from kd.nets.head import head_of
 from kd.shape import Shape
-from kd.stages.chain import LABELS_ONLY, Link
+from kd.stages.chain import Link
 from kd.stages.stage import make_stage
 from kd.stages.start import file_of
 from kd.stages.try_out import try_out
@@ -46,7 +46,7 @@ def preflight(chain: Sequence[Link], config: Config, data: DataModule) -> None:
     check_limit(config.trainer, "limit_val_batches", len(data.val_loader(ranks=ranks)))
     for link in chain:
         learns, seen = False, data.seen_by(link.sees)
-        if link.objective != LABELS_ONLY:
+        if link.loss.terms:
             objective = try_out(link, seen)
             learns = any(True for _ in objective.parameters())
         if link.trains == "loss" and not learns:

@@ -28,7 +28,7 @@ from kd.reports.run_events import begin, finish
 from kd.reports.run_page import as_page
 from kd.reports.run_report import as_markdown, as_table, make_report, verdict
 from kd.runs.preflight import left_of, preflight
-from kd.stages.chain import Link, Role, chain_of
+from kd.stages.chain import LABELS_ONLY, Link, Role, chain_of
 from kd.stages.result import role_logits
 from kd.stages.stage import Stage, complete, make_stage
 
@@ -61,6 +61,7 @@ def run(
     config = config.settled()
     output = writable(Path(config.output_dir).expanduser())
     chain = chain_of(config)  # and the losses with it, before the data is read
+    loss = next((link.loss for link in chain if link.loss.node is config.loss), LABELS_ONLY)
     data = data or construct(config.data, "data")
     assert isinstance(data, DataModule)
     store = Store(output / "store")
@@ -94,7 +95,7 @@ def run(
             for name, each in figures.items()
             if "/" not in name or name.rpartition("/")[2] in own
         }
-        finish(events, config, report, shown)
+        finish(events, config, loss, report, shown)
     console = out or Console()
     console.print(as_table(report))
     for line in verdict(report):

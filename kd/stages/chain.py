@@ -1,6 +1,5 @@
 """The chain of stages: what each one trains, on what, and after which others; read from the config, before any data."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -8,10 +7,10 @@ from kd.config.fields import Node, Trains
 from kd.config.schema import Config, Normalization, Recipe, StageConfig, Teacher
 from kd.data.transfer import Sees
 from kd.errors import UserError, nearest
-from kd.training.objective import hears_of_unlabeled, teacher_stage
+from kd.training.loss_spec import LossSpec, read_loss
 
 Role = Literal["teacher", "baseline", "student"]
-LABELS_ONLY: Node = {"ce_weight": 1.0, "terms": {}}
+LABELS_ONLY = read_loss({"ce_weight": 1.0, "terms": {}})
 
 
 @dataclass(frozen=True)
@@ -23,9 +22,9 @@ class Link:
         role: what its net is to the run's comparison; None for a net on the way, such as an assistant.
         net: what builds the net.
         where: the config's key of `net`, for messages; `recipe_at` is the prefix of the recipe's keys.
-        objective: what it trains on.
+        loss: what it trains on.
         precision: the number format that it trains in, or `auto`.
-        teacher: the earlier stage whose net answers for the views; None where the objective asks for none.
+        teacher: the earlier stage whose net answers for the views; None where the loss asks for none.
         start: the earlier stage to take the weights from; None for fresh ones.
         path: a file to take the weights from.
         state: which weights of that file, where it has several.
@@ -44,7 +43,7 @@ class Link:
     where: str
     recipe: Recipe
     recipe_at: str
-    objective: Node
+    loss: LossSpec
     precision: str = "auto"
     teacher: str | None = None
     start: str | None = None
@@ -97,9 +96,8 @@ def chain_of(config: Config) -> list[Link]:
 
 def _link(name: str, stage: StageConfig, config: Config) -> Link:
     of_teacher = stage.net == "teacher"
-    named = {"labels": LABELS_ONLY, "method": config.loss}
-    objective = named[stage.loss] if isinstance(stage.loss, str) else stage.loss
-    net, where, taps = _net(name, stage, objective, config)
+    loss = _loss(stage, config)
+    net, where, taps = _net(name, stage, loss, config)
     link = Link(
         name,
         _role(name, stage),
@@ -107,37 +105,42 @@ def _link(name: str, stage: StageConfig, config: Config) -> Link:
         where,
         _recipe(name, stage, config.teacher if of_teacher else config),
         "teacher." if of_teacher else "",
-        objective,
+        loss,
         precision=config.teacher.precision if of_teacher else config.trainer["precision"],
-        teacher=_teacher(stage, objective),
+        teacher=stage.teacher if loss.teacher == "teacher" and stage.teacher else loss.teacher,
         start=stage.start,
         trains=stage.trains,
         fake_quantize=stage.fake_quantize,
         taps=taps,
-        sees=_sees(of_teacher, objective),
+        sees=_sees(of_teacher, loss),
     )
     return replace(link, **_given(config)) if name == "teacher" else link
 
 
-def _sees(of_teacher: bool, objective: Node) -> Sees:
+def _loss(stage: StageConfig, config: Config) -> LossSpec:
+    """What a stage trains on. Each stage reads its own, once; all else takes it from there."""
+    if stage.loss == "labels":
+        return LABELS_ONLY
+    return read_loss(config.loss if stage.loss == "method" else stage.loss)
+
+
+def _sees(of_teacher: bool, loss: LossSpec) -> Sees:
     """The teacher is shown everything; images without a label only who is told something of them."""
     if of_teacher:
         return "all"
-    return "transfer" if hears_of_unlabeled(objective) else "labels"
+    return "transfer" if loss.uses_unlabeled else "labels"
 
 
 def _net(
-    name: str, stage: StageConfig, objective: Node, config: Config
+    name: str, stage: StageConfig, loss: LossSpec, config: Config
 ) -> tuple[Node, str, list[str] | None]:
     """What builds a stage's net, the config's key of that, and the taps that the config names for it."""
     if isinstance(stage.net, dict):
         return stage.net, f"stage.{name}.net", stage.taps
     if stage.net == "teacher":
         return config.teacher.net, "teacher.net", stage.taps or config.teacher.taps
-    if objective.get(
-        "net"
-    ):  # a method may make another net of the student's, which has other modules
-        return objective["net"], "loss.net", stage.taps
+    if own := loss.node.get("net"):  # a method may make another net of the student's
+        return own, "loss.net", stage.taps
     return config.student.net, "student.net", stage.taps or config.student.taps
 
 
@@ -187,12 +190,6 @@ def _ensemble(teacher: Teacher) -> Node:
             )
         node["temperature"] = float(temperature)
     return node
-
-
-def _teacher(stage: StageConfig, objective: Mapping[str, Any]) -> str | None:
-    """A method may be defined by who teaches (teacher-free ones); otherwise the stage says it."""
-    asked = teacher_stage(objective)
-    return stage.teacher if asked == "teacher" and stage.teacher else asked
 
 
 def _role(name: str, stage: StageConfig) -> Role | None:

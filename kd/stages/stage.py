@@ -25,7 +25,7 @@ from kd.nets.build import build_net, normalization_of, set_normalization
 from kd.nets.grow import Grown, align
 from kd.nets.hooks import kinds_of
 from kd.nets.layer_paths import study
-from kd.stages.chain import Link
+from kd.stages.chain import LABELS_ONLY, Link
 from kd.stages.code_hash import RECIPE, code_of, targets
 from kd.stages.result import classes_of, frozen, logits_name, logits_of, normalized_as, watched
 from kd.stages.start import file_of, load_start, net_spec, start_from_images, start_spec
@@ -38,7 +38,7 @@ from kd.teachers.live import Live, Teacher
 from kd.teachers.snapshot import Snapshot
 from kd.teachers.view_files import Room, ViewFiles
 from kd.training.fake_quantize import fake_quantize
-from kd.training.objective import signals_of
+from kd.training.loss_spec import LossSpec
 
 # Trainer options that change how a stage runs but not what comes out of it.
 RUNTIME_ONLY = {
@@ -73,7 +73,8 @@ class Stage:
         name: as in `stages=`.
         spec: all that the result depends on, and nothing else; the training is built from it alone.
         runtime: Trainer options that change nothing in the result.
-        teacher: the finished stage that answers for the views, where the objective asks for one.
+        loss: what it trains on; the spec holds its node.
+        teacher: the finished stage that answers for the views, where the loss asks for one.
         reference: the finished stage that `val/agreement` compares with; no part of the result.
         weights: a file to take the net's weights from.
         start: the finished stage to take them from.
@@ -86,6 +87,7 @@ class Stage:
     name: str
     spec: dict[str, Any]
     runtime: Mapping[str, Any] = field(default_factory=dict)
+    loss: LossSpec = LABELS_ONLY
     teacher: Done | None = None
     reference: Done | None = None
     weights: Path | None = None
@@ -111,14 +113,14 @@ def make_stage(link: Link, config: Training, data: DataModule, done: Mapping[str
     spec: dict[str, Any] = {"recipe": RECIPE, "shape": list(data.shape), "data": data.key()}
     file, members = file_of(link, data), tuple(done[name] for name in link.members)
     load = not (file or link.start or members)
-    spec |= net_spec(link.net, *targets(link.objective), load=load) | start_spec(link, file)
+    spec |= net_spec(link.net, *targets(link.loss.node), load=load) | start_spec(link, file)
     if link.trains == "none":
         spec |= {"epochs": 0, "code": code_of(*targets(link.net))}
         spec |= {"members": [each.key for each in members]} if members else {}
         spec |= {"seed": link.recipe.seed} if load else {}
         return Stage(link.name, spec, weights=file, members=members, sees=link.sees)
     spec |= link.recipe.model_dump()
-    spec["objective"] = link.objective
+    spec["objective"] = link.loss.node
     spec["epochs"] = min(spec["epochs"], config.trainer.get("max_epochs", spec["epochs"]))
     spec["trainer"] = {
         k: v for k, v in config.trainer.items() if k not in RUNTIME_ONLY | {"max_epochs"}
@@ -144,6 +146,7 @@ def make_stage(link: Link, config: Training, data: DataModule, done: Mapping[str
         link.name,
         spec,
         runtime,
+        link.loss,
         teacher=teacher,
         reference=reference,
         weights=file,
@@ -282,6 +285,7 @@ def _train(
     result = fit(
         net,
         stage.spec,
+        stage.loss,
         stage.name,
         data,
         folder,
@@ -336,9 +340,7 @@ def _keep(net: nn.Module, data: DataModule, folder: Path) -> dict[str, Any]:
 
 def teacher_of(stage: Stage, done: Done, data: DataModule) -> Teacher:
     """A finished stage as what answers for another stage's views, computed once where they are kept."""
-    if kinds := kinds_of(
-        signals_of(stage.spec["objective"]), "t"
-    ):  # which are kept nowhere: it is asked each time
+    if kinds := kinds_of(stage.loss.signals, "t"):  # which are kept nowhere: it is asked each time
         taps = stage.spec.get("taps", {}).get("teacher", [])
         answers = frozen(done)
         points = study(answers.net, taps, data.shape, where="teacher.taps")

@@ -12,7 +12,7 @@ from kd.nets.layer_paths import study
 from kd.nets.pairing import pair
 from kd.shape import Shape
 from kd.stages.chain import Link
-from kd.training.objective import Objective, signals_of, wants_stem
+from kd.training.objective import Objective
 
 
 def taps_of(link: Link, shape: Shape) -> dict[str, list[str]]:
@@ -21,12 +21,12 @@ def taps_of(link: Link, shape: Shape) -> dict[str, list[str]]:
     Raises:
         UserError: there are none, or not as many of the one as of the other.
     """
-    asked = signals_of(link.objective)
+    asked = link.loss.signals
     if not any(kind in kinds_of(asked, side) for kind in TAPPED for side in ("s", "t")):
         return {}
     student, teacher = _nets(link, shape)
     one, two = pair(
-        student, teacher, link.taps, link.teacher_taps, shape, stem=wants_stem(link.objective)
+        student, teacher, link.taps, link.teacher_taps, shape, stem=link.loss.wants_stem
     )
     return {"student": one, "teacher": two}
 
@@ -37,9 +37,9 @@ def try_out(link: Link, data: DataModule) -> Objective:
     Raises:
         UserError: for a wrong path, or for features that the loss cannot take.
     """
-    asked = signals_of(link.objective)
+    asked = link.loss.signals
     if not kinds_of(asked, "s") + kinds_of(asked, "t"):
-        return Objective(link.objective, data.shape)
+        return Objective(link.loss, data.shape)
     student, teacher = _nets(link, data.shape)
     taps = taps_of(link, data.shape)
     if taps and not (link.taps and link.teacher_taps):
@@ -62,7 +62,7 @@ def try_out(link: Link, data: DataModule) -> Objective:
             signals |= {f"logits_{side}": logits, **named(seen, side)}
     where = "loss"
     objective = Objective(
-        link.objective, data.shape, where, offered=offered(points.get("s"), points.get("t"), labels)
+        link.loss, data.shape, offered=offered(points.get("s"), points.get("t"), labels)
     )
     try:
         objective({"x": x, "epoch": 0, "progress": 0.0, **signals})
@@ -76,6 +76,6 @@ def try_out(link: Link, data: DataModule) -> Objective:
 def _nets(link: Link, shape: Shape) -> tuple[nn.Module, nn.Module | None]:
     """A stage's net and its teacher's, where the loss looks into that, with fresh weights."""
     student = build_net(link.net, shape, link.where, load=False)
-    if link.teacher_net is None or not kinds_of(signals_of(link.objective), "t"):
+    if link.teacher_net is None or not kinds_of(link.loss.signals, "t"):
         return student, None
     return student, build_net(link.teacher_net, shape, "teacher.net", load=False)

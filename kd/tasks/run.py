@@ -33,7 +33,8 @@ from kd.tasks.data import TaskData
 from kd.tasks.exemplars import Memory, features_of, nearest_mean
 from kd.tasks.forgetting import evaluation
 from kd.tasks.schedule import IncrementalConfig, make_tasks
-from kd.training.objective import Objective, teacher_stage
+from kd.training.loss_spec import LossSpec, read_loss
+from kd.training.objective import Objective
 from kd.training.optim import make_optimizer
 from kd.training.trainer import check_trainer
 
@@ -58,13 +59,15 @@ class Course:
         self.config, self.asked = config, config.incremental
         self.source = TaskData(data, make_tasks(self.asked, data.classes))
         self.memory = Memory(self.source, self.asked)
+        self.loss = read_loss(config.loss)
+        self.start_loss = read_loss(start) if (start := self.asked.start_loss) else LABELS_ONLY
 
     def __len__(self) -> int:
         return len(self.source.tasks)
 
     def link(self, task: int) -> Link:
         """A task's stage as the config asks for it."""
-        objective = (self.asked.start_loss or LABELS_ONLY) if task == 0 else self.config.loss
+        loss = self.start_loss if task == 0 else self.loss
         before = f"task_{task}" if task else None
         net = self.config.student.net
         node = {
@@ -79,9 +82,9 @@ class Course:
             "student.net",
             Recipe(**{name: getattr(self.config, name) for name in Recipe.model_fields}),
             "",
-            objective,
+            loss,
             precision=self.config.trainer["precision"],
-            teacher=before if teacher_stage(objective) else None,
+            teacher=before if loss.teacher else None,
             start=before,
         )
 
@@ -255,16 +258,16 @@ def preflight(course: Course) -> None:
         make_optimizer(net.parameters(), 2, optim=config.optim, schedule=config.lr_schedule)
         if config.batch_size == 1:
             check_single(net, shape, "batch_size")
-        _try_loss(link.objective, shape, known=sum(link.net["blocks"][:-1]))
+        _try_loss(link.loss, shape, known=sum(link.net["blocks"][:-1]))
 
 
-def _try_loss(node: Mapping[str, Any], shape: Shape, known: int) -> None:
+def _try_loss(loss: LossSpec, shape: Shape, known: int) -> None:
     """Refuse a loss that cannot do with a teacher of the classes before the task.
 
     Args:
         known: number of those.
     """
-    objective, classes = Objective(node, shape), shape.num_classes
+    objective, classes = Objective(loss, shape), shape.num_classes
     given = {
         "logits_s": torch.zeros(2, classes, requires_grad=True),
         "logits_t": torch.zeros(2, known),

@@ -24,6 +24,7 @@ from kd.training.distiller import Distiller
 from kd.training.finite import WHAT_HELPS
 from kd.training.head_only import HeadOnly, LossOnly
 from kd.training.hooks import hook
+from kd.training.loss_spec import LossSpec
 from kd.training.objective import Objective
 from kd.training.optim import make_optimizer
 from kd.training.trainer import make_trainer
@@ -32,6 +33,7 @@ from kd.training.trainer import make_trainer
 def fit(
     net: nn.Module,
     spec: Mapping[str, Any],
+    loss: LossSpec,
     name: str,
     data: DataModule,
     folder: Path,
@@ -48,6 +50,7 @@ def fit(
     Args:
         net: with the weights to start from.
         spec: as `kd.stages.stage.Stage.spec`; all that the result depends on.
+        loss: what the net trains on.
         name: what the stage is called, for people.
         folder: gets `weights.safetensors` and `tensorboard/`, and `learned.safetensors` where the loss learns something
             itself; checkpoints are kept there while training.
@@ -68,7 +71,7 @@ def fit(
         CannotWrite: such as on a full disk; the next call goes on from the last finished epoch.
         UserError: for settings that the Trainer or the optimiser refuses.
     """
-    distiller = _distiller(net, spec, data, teacher, reference)
+    distiller = _distiller(net, spec, loss, data, teacher, reference)
     distiller.objective.go_on_from(learned or {})
     history = History(name, watch)
     own = [history, *([WatchLog(watched)] if watched else [])]
@@ -121,6 +124,7 @@ def fit(
 def _distiller(
     net: nn.Module,
     spec: Mapping[str, Any],
+    loss: LossSpec,
     data: DataModule,
     teacher: Teacher | None,
     reference: Tensor | None,
@@ -128,10 +132,10 @@ def _distiller(
     """What trains the net, as the stage's spec says."""
     # A loss may hold a net of its own, whose start must depend on the seed alone and differ from the student's.
     torch.manual_seed((spec["seed"] * 1_000_003 + 500_009) % 2**63)
-    taps, offered = hook(net, spec, teacher, data.shape, data.split.train.labels)
+    taps, offered = hook(net, spec, loss, teacher, data.shape, data.split.train.labels)
     return Distiller(
         net,
-        Objective(spec["objective"], data.shape, class_weights=data.loss_weights, offered=offered),
+        Objective(loss, data.shape, class_weights=data.loss_weights, offered=offered),
         partial(make_optimizer, optim=spec["optim"], schedule=spec["lr_schedule"]),
         augment=data.augment,
         normalization=normalization_of(net, data.statistics),

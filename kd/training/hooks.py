@@ -8,11 +8,16 @@ from torch import Tensor, nn
 from kd.nets.hooks import Taps, kinds_of, offered
 from kd.nets.layer_paths import Points, study
 from kd.shape import Shape
-from kd.training.objective import signals_of
+from kd.training.loss_spec import LossSpec
 
 
 def hook(
-    net: nn.Module, spec: Mapping[str, Any], teacher: Any, shape: Shape, labels: Tensor
+    net: nn.Module,
+    spec: Mapping[str, Any],
+    loss: LossSpec,
+    teacher: Any,
+    shape: Shape,
+    labels: Tensor,
 ) -> tuple[Taps | None, dict[str, Any]]:
     """Hooks on the net that a stage trains, as its loss asks for; and what that loss may be built with.
 
@@ -20,7 +25,7 @@ def hook(
         spec: the stage's.
         teacher: what answers; an `Observed` one knows its own points.
     """
-    kinds = kinds_of(signals_of(spec["objective"]), "s")
+    kinds = kinds_of(loss.signals, "s")
     points: Points | None = getattr(teacher, "points", None)
     if not kinds:
         return None, offered(None, points, labels)

@@ -4,171 +4,16 @@ Each number in it, the weights and the numbers that a loss takes by keyword, is 
 progress of training.
 """
 
-import inspect
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd.config.construct import check_values, construct, resolve_target
-from kd.config.schedules import ANY, NOT_NEGATIVE, POSITIVE, is_schedule, make_schedule
-from kd.errors import UserError, nearest
+from kd.config.construct import construct
 from kd.shape import Shape
-
-# What a loss may ask for by parameter name. Shapes: logits [B, C]; target int64 [B], or soft labels [B, C] whose rows
-# sum to 1; index [B]; x, the student's input, [B, channels, H, W]; epoch, an int from 0; progress in [0, 1]. Of the
-# student's net and of the teacher's: feats, a list of tensors [B, ...], one for each tap; preacts, the same before each
-# tap's last activation; pooled, what the last linear layer gets, [B, D]; head, that layer.
-FEATURES = (
-    "feats_s",
-    "feats_t",
-    "preacts_s",
-    "preacts_t",
-    "pooled_s",
-    "pooled_t",
-    "head_s",
-    "head_t",
-)
-SIGNALS = ("logits_s", "logits_t", "target", "index", "x", "epoch", "progress", *FEATURES)
-
-# What a loss that is a module may ask for when it is built: of the taps the shapes of one image, of the pooled
-# embeddings the width, and the labels of all training images, int64 [N], -1 for none.
-OFFERED = (
-    "num_classes",
-    "in_channels",
-    "image_size",
-    "shapes_s",
-    "shapes_t",
-    "width_s",
-    "width_t",
-    "labels",
-)
-
-
-class Request(NamedTuple):
-    """What a term's config says, checked against the signature of its loss, before anything is built.
-
-    Attributes:
-        target: the loss function, or the class of a loss that learns.
-        signals: the inputs that it asks for.
-        build: keywords for the class.
-        call: keywords for each step, constants and schedules.
-    """
-
-    target: Callable[..., Any]
-    signals: tuple[str, ...]
-    build: dict[str, Any]
-    call: dict[str, Any]
-
-
-def read_term(node: Mapping[str, Any], where: str) -> Request:
-    """Check a term `{weight: W, loss: {_target_: ..., keywords of the loss}}` of the config.
-
-    Raises:
-        UserError: for a keyword that the loss does not have, an input that nobody provides, or a number out of range.
-    """
-    _check_keys(node, ("weight", "loss"), where)
-    make_schedule(node.get("weight", 1.0), f"{where}.weight", NOT_NEGATIVE)
-    target, keywords = resolve_target(node.get("loss") or {}, f"{where}.loss")
-    learns = isinstance(target, type) and issubclass(target, nn.Module)
-    step = dict(inspect.signature(target.forward if learns else target).parameters)  # type: ignore[attr-defined]
-    made = dict(inspect.signature(target).parameters) if learns else {}
-    if learns:
-        del step["self"]
-    own = [
-        *(name for name in made if name not in OFFERED),
-        *(name for name in step if name not in SIGNALS),
-    ]
-    for name, value in keywords.items():
-        key = f"{where}.loss.{name}"
-        if name not in own:
-            accepted = ", ".join(own) or "none"
-            raise UserError(
-                f"{key}: no such parameter; accepted are {accepted}{nearest(name, own)}"
-            )
-        if is_schedule(value, key) and name not in step:
-            raise UserError(
-                f"{key}: is set once, when the loss is built, so it cannot be a schedule"
-            )
-        if is_schedule(value, key) or name == "temperature":
-            make_schedule(value, key, POSITIVE if name == "temperature" else ANY)
-    numbers = {
-        name: value
-        for name, value in keywords.items()
-        if not is_schedule(value, f"{where}.loss.{name}")
-    }
-    for function in (target, target.forward) if learns else (target,):  # type: ignore[attr-defined]
-        check_values(function, numbers, f"{where}.loss")
-    for name in own:
-        if (
-            name not in keywords
-            and (made.get(name) or step[name]).default is inspect.Parameter.empty
-        ):
-            raise UserError(
-                f"{where}.loss: {node['loss']['_target_']} asks for {name!r}, which is neither set nor among what "
-                f"training provides: {', '.join(SIGNALS)}{nearest(name, SIGNALS)}"
-            )
-    return Request(
-        target,
-        tuple(name for name in step if name in SIGNALS),
-        {name: value for name, value in keywords.items() if name in made},
-        {name: value for name, value in keywords.items() if name in step},
-    )
-
-
-def read_terms(node: Mapping[str, Any], where: str = "loss") -> dict[str, Request]:
-    """Check the objective's whole config node, and read its terms by name.
-
-    Raises:
-        UserError: for whatever is wrong in it.
-    """
-    _check_keys(node, ("ce_weight", "terms", "teacher", "net", "command"), where)
-    make_schedule(node.get("ce_weight", 1.0), f"{where}.ce_weight", NOT_NEGATIVE)
-    if node.get("teacher", "teacher") not in ("teacher", "baseline"):
-        raise UserError(
-            f"{where}.teacher: found {node['teacher']!r}, accepted are teacher, baseline"
-        )
-    terms = node.get("terms") or {}
-    if not isinstance(terms, Mapping):
-        raise UserError(f"{where}.terms: found {terms!r}, accepted is a mapping of names to terms")
-    if "ce" in terms:
-        raise UserError(
-            f"{where}.terms.ce: that name is the cross-entropy's own, whose weight is {where}.ce_weight"
-        )
-    return {name: read_term(term, f"{where}.terms.{name}") for name, term in terms.items()}
-
-
-def teacher_stage(node: Mapping[str, Any]) -> str | None:
-    """The stage whose net answers as the teacher: `teacher`, or what the node says; None where no loss asks for it."""
-    asked = any(name.endswith("_t") for name in signals_of(node))
-    return str(node.get("teacher", "teacher")) if asked else None
-
-
-def hears_of_unlabeled(node: Mapping[str, Any]) -> bool:
-    """Whether a term tells something of an image without a label: one with a teacher, or one that says that it does."""
-    terms = read_terms(node).values()
-    return any(
-        name.endswith("_t") or takes_unlabeled(term.target)
-        for term in terms
-        for name in term.signals
-    )
-
-
-def takes_unlabeled(loss: Any) -> bool:
-    """Whether a loss that asks for `target` wants the images without a label too."""
-    return bool(getattr(loss, "takes_unlabeled", False))
-
-
-def signals_of(node: Mapping[str, Any]) -> set[str]:
-    """All that the terms of an objective's config node ask for."""
-    return {name for term in read_terms(node).values() for name in term.signals}
-
-
-def wants_stem(node: Mapping[str, Any]) -> bool:
-    """Whether a loss looks at the layers before the nets' first stage too: it says so in an attribute `stem`."""
-    return any(getattr(term.target, "stem", False) for term in read_terms(node).values())
+from kd.training.loss_spec import LossSpec, TermSpec
 
 
 class Term(nn.Module):
@@ -182,35 +27,26 @@ class Term(nn.Module):
 
     def __init__(
         self,
-        name: str,
-        node: Mapping[str, Any],
-        where: str,
+        spec: TermSpec,
         offered: Mapping[str, Any],
         unlabeled: bool = False,
     ) -> None:
         super().__init__()
-        request = read_term(node, where)
-        self.name, self.signals = name, request.signals
-        self.skips = (
-            unlabeled and "target" in request.signals and not takes_unlabeled(request.target)
-        )
-        self.weight = make_schedule(node.get("weight", 1.0), f"{where}.weight", NOT_NEGATIVE)
-        self.scheduled = {
-            k: make_schedule(v, f"{where}.loss.{k}")
-            for k, v in request.call.items()
-            if is_schedule(v)
-        }
-        self.constants = {k: v for k, v in request.call.items() if k not in self.scheduled}
-        self.loss = request.target
-        if isinstance(request.target, type):
+        self.name = spec.name
+        self.signals = spec.signals
+        self.skips = unlabeled and "target" in spec.signals and not spec.takes_unlabeled
+        self.weight = spec.weight
+        self.scheduled = dict(spec.scheduled)
+        self.constants = dict(spec.constants)
+        self.loss = spec.target
+        if isinstance(spec.target, type):
             built = {
-                k: construct(v, f"{where}.loss.{k}", **offered)
-                if isinstance(v, Mapping) and "_target_" in v
-                else v
-                for k, v in request.build.items()
+                key: construct(value, f"{spec.where}.{key}", **offered)
+                if isinstance(value, Mapping) and "_target_" in value
+                else value
+                for key, value in spec.build.items()
             }
-            node = {"_target_": node["loss"]["_target_"], **built}
-            self.loss = construct(node, f"{where}.loss", **offered)
+            self.loss = construct({"_target_": spec.path, **built}, spec.where, **offered)
 
     def forward(self, signals: Mapping[str, Any]) -> dict[str, Any]:
         """The loss as `loss_NAME`, unweighted; its weight as `weight_NAME`; and what else moves, for the log."""
@@ -248,7 +84,6 @@ class Term(nn.Module):
 class Objective(nn.Module):
     """`ce_weight * CE + sum of weight_i * term_i`; for plain distillation ce_weight = 1 - alpha and weight = alpha.
 
-    Built from a config node `{ce_weight: W, terms: {NAME: {weight: W, loss: {...}}}}`, as the files in `conf/loss`.
     A module for the sake of losses that learn: what they own is trained and checkpointed, but no part of the net.
 
     Args:
@@ -257,14 +92,12 @@ class Objective(nn.Module):
 
     def __init__(
         self,
-        node: Mapping[str, Any],
+        spec: LossSpec,
         shape: Shape,
-        where: str = "loss",
         class_weights: tuple[float, ...] | None = None,
         offered: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        names = read_terms(node, where)
         built = {
             "num_classes": shape.num_classes,
             "in_channels": shape.channels,
@@ -274,13 +107,8 @@ class Objective(nn.Module):
         labels = (offered or {}).get("labels")
         unlabeled = labels is not None and bool((labels < 0).any())
         self.class_weights = class_weights
-        self.ce_weight = make_schedule(
-            node.get("ce_weight", 1.0), f"{where}.ce_weight", NOT_NEGATIVE
-        )
-        self.terms = nn.ModuleList(
-            Term(name, node["terms"][name], f"{where}.terms.{name}", built, unlabeled)
-            for name in names
-        )
+        self.ce_weight = spec.ce_weight
+        self.terms = nn.ModuleList(Term(term, built, unlabeled) for term in spec.terms)
 
     @property
     def needs_teacher(self) -> bool:
@@ -378,15 +206,3 @@ def _full(value: Any) -> Any:
     if isinstance(value, list):
         return [_full(each) for each in value]
     return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
-
-
-def _check_keys(node: Any, accepted: tuple[str, ...], where: str) -> None:
-    if not isinstance(node, Mapping):
-        raise UserError(
-            f"{where}: found {node!r}, accepted is a mapping with the keys {', '.join(accepted)}"
-        )
-    for name in node:
-        if name not in accepted:
-            raise UserError(
-                f"{where}.{name}: no such key; accepted are {', '.join(accepted)}{nearest(str(name), accepted)}"
-            )

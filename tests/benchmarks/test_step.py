@@ -22,6 +22,7 @@ from kd.teachers.frozen import Frozen
 from kd.teachers.live import Live
 from kd.teachers.view_files import Room, ViewFiles
 from kd.training import fit as fitting
+from kd.training.loss_spec import read_loss
 
 BATCH, EPOCHS = 128, 2
 NORMAL = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
@@ -98,7 +99,9 @@ def a_fit(
         here = folder / str(next(runs))
         here.mkdir()
         runtime = {"accelerator": "cpu", "enable_progress_bar": False}
-        fitting.fit(net(), spec, "distill", data, here, runtime, teacher=teacher)
+        fitting.fit(
+            net(), spec, read_loss(objective), "distill", data, here, runtime, teacher=teacher
+        )
         return fmean(clock.seconds[1:])  # the first epoch warms up
 
     return stage

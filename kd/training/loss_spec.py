@@ -1,0 +1,219 @@
+"""What a loss asks for, read once from its config node and checked before anything is built."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from kd.config.construct import check_values, resolve_target
+from kd.config.schedules import (
+    ANY,
+    NOT_NEGATIVE,
+    POSITIVE,
+    Schedule,
+    is_schedule,
+    make_schedule,
+)
+from kd.errors import UserError, nearest
+
+# What a loss may ask for by parameter name. Shapes: logits [B, C]; target int64 [B], or soft labels [B, C] whose rows
+# sum to 1; index [B]; x, the student's input, [B, channels, H, W]; epoch, an int from 0; progress in [0, 1]. Of the
+# student's net and of the teacher's: feats, a list of tensors [B, ...], one for each tap; preacts, the same before each
+# tap's last activation; pooled, what the last linear layer gets, [B, D]; head, that layer.
+FEATURES = (
+    "feats_s",
+    "feats_t",
+    "preacts_s",
+    "preacts_t",
+    "pooled_s",
+    "pooled_t",
+    "head_s",
+    "head_t",
+)
+SIGNALS = ("logits_s", "logits_t", "target", "index", "x", "epoch", "progress", *FEATURES)
+
+# What a loss that is a module may ask for when it is built: of the taps the shapes of one image, of the pooled
+# embeddings the width, and the labels of all training images, int64 [N], -1 for none.
+OFFERED = (
+    "num_classes",
+    "in_channels",
+    "image_size",
+    "shapes_s",
+    "shapes_t",
+    "width_s",
+    "width_t",
+    "labels",
+)
+
+
+@dataclass(frozen=True)
+class TermSpec:
+    """One summand of the loss.
+
+    Attributes:
+        name: its key in `terms`.
+        where: the config's key of its loss, for messages.
+        path: the dotted path of `target`.
+        target: the loss function, or the class of a loss that learns.
+        weight: by progress.
+        signals: the inputs that it asks for; see `SIGNALS`.
+        build: keywords for the class.
+        constants: keywords for each step that stay as they are.
+        scheduled: keywords for each step that move, by progress.
+    """
+
+    name: str
+    where: str
+    path: str
+    target: Callable[..., Any]
+    weight: Schedule
+    signals: tuple[str, ...]
+    build: Mapping[str, Any]
+    constants: Mapping[str, Any]
+    scheduled: Mapping[str, Schedule]
+
+    @property
+    def takes_unlabeled(self) -> bool:
+        """Whether a loss that asks for `target` wants the images without a label too."""
+        return bool(getattr(self.target, "takes_unlabeled", False))
+
+
+@dataclass(frozen=True)
+class LossSpec:
+    """A loss: `ce_weight * CE + sum of weight_i * term_i`.
+
+    Attributes:
+        node: the config node that it was read from, as a stage's key holds it.
+        teaches: the stage that answers as the teacher, where a term asks for one.
+        ce_weight: by progress.
+    """
+
+    node: Mapping[str, Any]
+    teaches: str
+    ce_weight: Schedule
+    terms: tuple[TermSpec, ...]
+
+    @property
+    def signals(self) -> frozenset[str]:
+        """All that the terms ask for."""
+        return frozenset(name for term in self.terms for name in term.signals)
+
+    @property
+    def teacher(self) -> str | None:
+        """The stage whose net answers as the teacher; None where no term asks for one."""
+        return self.teaches if any(name.endswith("_t") for name in self.signals) else None
+
+    @property
+    def uses_unlabeled(self) -> bool:
+        """Whether a term tells something of an image without a label: by a teacher, or by its own account."""
+        return self.teacher is not None or any(
+            term.takes_unlabeled for term in self.terms if term.signals
+        )
+
+    @property
+    def wants_stem(self) -> bool:
+        """Whether a term looks at the layers before the nets' first stage too: its loss has an attribute `stem`."""
+        return any(getattr(term.target, "stem", False) for term in self.terms)
+
+
+def read_loss(node: Mapping[str, Any], where: str = "loss") -> LossSpec:
+    """Read and check a config node `{ce_weight: W, terms: {NAME: {weight: W, loss: {...}}}}`.
+
+    Raises:
+        UserError: for whatever is wrong in it.
+    """
+    _check_keys(node, ("ce_weight", "terms", "teacher", "net", "command"), where)
+    ce_weight = make_schedule(node.get("ce_weight", 1.0), f"{where}.ce_weight", NOT_NEGATIVE)
+    teaches = node.get("teacher", "teacher")
+    if teaches not in ("teacher", "baseline"):
+        raise UserError(f"{where}.teacher: found {teaches!r}, accepted are teacher, baseline")
+    terms = node.get("terms") or {}
+    if not isinstance(terms, Mapping):
+        raise UserError(f"{where}.terms: found {terms!r}, accepted is a mapping of names to terms")
+    if "ce" in terms:
+        raise UserError(
+            f"{where}.terms.ce: that name is the cross-entropy's own, whose weight is {where}.ce_weight"
+        )
+    read = (_read_term(name, term, f"{where}.terms.{name}") for name, term in terms.items())
+    return LossSpec(node, str(teaches), ce_weight, tuple(read))
+
+
+def _read_term(name: str, node: Mapping[str, Any], where: str) -> TermSpec:
+    """Read a term `{weight: W, loss: {_target_: ..., keywords of the loss}}`.
+
+    Raises:
+        UserError: for a keyword that the loss does not have, an input that nobody provides, or a number out of range.
+    """
+    _check_keys(node, ("weight", "loss"), where)
+    weight = make_schedule(node.get("weight", 1.0), f"{where}.weight", NOT_NEGATIVE)
+    at = f"{where}.loss"
+    target, keywords = resolve_target(node.get("loss") or {}, at)
+    step, build = _parameters(target)
+    own = [
+        *(key for key in build if key not in OFFERED),
+        *(key for key in step if key not in SIGNALS),
+    ]
+    if unknown := [key for key in keywords if key not in own]:
+        accepted = ", ".join(own) or "none"
+        raise UserError(
+            f"{at}.{unknown[0]}: no such parameter; accepted are {accepted}{nearest(unknown[0], own)}"
+        )
+    moving = [key for key, value in keywords.items() if is_schedule(value, f"{at}.{key}")]
+    scheduled = {key: _moves(key, keywords[key], at, key in step) for key in moving}
+    constants = {key: value for key, value in keywords.items() if key not in moving}
+    if "temperature" in constants:
+        make_schedule(constants["temperature"], f"{at}.temperature", POSITIVE)
+    learns = bool(build) or isinstance(target, type)
+    for function in (target, target.forward) if learns else (target,):  # type: ignore[attr-defined]
+        check_values(function, constants, at)
+    for key in own:
+        if key not in keywords and (build.get(key) or step[key]).default is inspect.Parameter.empty:
+            raise UserError(
+                f"{at}: {node['loss']['_target_']} asks for {key!r}, which is neither set nor among what "
+                f"training provides: {', '.join(SIGNALS)}{nearest(key, SIGNALS)}"
+            )
+    return TermSpec(
+        name,
+        at,
+        str(node["loss"]["_target_"]),
+        target,
+        weight,
+        tuple(key for key in step if key in SIGNALS),
+        {key: value for key, value in constants.items() if key in build},
+        {key: value for key, value in constants.items() if key in step},
+        scheduled,
+    )
+
+
+def _parameters(
+    target: Callable[..., Any],
+) -> tuple[dict[str, inspect.Parameter], dict[str, inspect.Parameter]]:
+    """A loss's parameters: those of each step, and those of building it where it learns."""
+    if not (isinstance(target, type) and issubclass(target, nn.Module)):
+        return dict(inspect.signature(target).parameters), {}
+    step = dict(inspect.signature(target.forward).parameters)
+    del step["self"]
+    return step, dict(inspect.signature(target).parameters)
+
+
+def _moves(key: str, value: Any, at: str, of_step: bool) -> Schedule:
+    """The schedule of a keyword."""
+    if not of_step:
+        raise UserError(
+            f"{at}.{key}: is set once, when the loss is built, so it cannot be a schedule"
+        )
+    return make_schedule(value, f"{at}.{key}", POSITIVE if key == "temperature" else ANY)
+
+
+def _check_keys(node: Any, accepted: tuple[str, ...], where: str) -> None:
+    if not isinstance(node, Mapping):
+        raise UserError(
+            f"{where}: found {node!r}, accepted is a mapping with the keys {', '.join(accepted)}"
+        )
+    for name in node:
+        if name not in accepted:
+            raise UserError(
+                f"{where}.{name}: no such key; accepted are {', '.join(accepted)}{nearest(str(name), accepted)}"
+            )
