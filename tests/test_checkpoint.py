@@ -566,15 +566,16 @@ class TestRunFolder:
         save_file(load_file(folder / "student.safetensors"), path, {"kd": json.dumps(header)})
         return path
 
-    def test_classes_in_another_order_are_refused(
+    def test_classes_in_another_order_are_mapped(
         self, folder: Path, tmp_path: Path, make_config: Make, capsys: pytest.CaptureFixture[str]
     ) -> None:
+        whole = load_file(folder / "student.safetensors")
         path = self.with_header(folder, tmp_path, classes=list("1023456789"))
-        with pytest.raises(UserError, match="same classes in another order"):
-            self.teacher(make_config, "teacher=checkpoint", f"teacher.path={path}")
-        self.teacher(
-            make_config, "teacher=checkpoint", f"teacher.path={path}", "teacher.finetune=all"
-        )
+        done, _ = self.teacher(make_config, "teacher=checkpoint", f"teacher.path={path}")
+        order = [1, 0, *range(2, 10)]
+        head = {name: whole[name][order] for name in whole if len(whole[name]) == 10}
+        assert sorted(head) == ["fc.bias", "fc.weight"]
+        assert same(load_net(done).state_dict(), {**whole, **head})
         path = self.with_header(folder, tmp_path, classes=list("abcdefghij"))
         self.teacher(make_config, "teacher=checkpoint", f"teacher.path={path}")
         assert (

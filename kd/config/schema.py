@@ -86,6 +86,11 @@ class Answers(Strict):
     cache_limit: PositiveFloat
 
 
+Name = Annotated[  # of a class; YAML reads some as numbers
+    str, BeforeValidator(lambda found: str(found) if type(found) is int else found)
+]
+
+
 class Teacher(Recipe, Answers):
     """The teacher's net and recipe, and how its answers are kept.
 
@@ -93,6 +98,8 @@ class Teacher(Recipe, Answers):
         path: a file with weights to start from, or a run's folder; null to start afresh.
         state: which weights of that file, where it has several: `ema`, `raw`, or a key or prefix in it; null takes
             averaged ones (EMA) before others.
+        classes: the classes that the net in that file knows, in order: a list, or a file with one a line. Its outputs
+            are put in the data's order by name, and those of other classes are left out. null: as the file says.
         finetune: what is trained from there: all of it, the last layer alone (head), or none; null trains all, but
             none where there is a `path`.
         normalization: what the weights in `path` were trained with, where the file does not say it itself; null for
@@ -105,6 +112,7 @@ class Teacher(Recipe, Answers):
     net: Node
     path: str | None
     state: str | None
+    classes: Annotated[list[Name], Field(min_length=1)] | str | None
     finetune: Trains | None
     normalization: Normalization | None
     members: Annotated[list[Node], Field(min_length=1)] | None = None
@@ -121,11 +129,12 @@ class Teacher(Recipe, Answers):
         return self.finetune or ("none" if self.path else "all")
 
     @model_validator(mode="after")
-    def _state(self) -> Self:
-        if self.state is not None and self.path is None:
-            raise ValueError(
-                f"state: found {self.state!r}, but there is no path whose weights it could choose"
-            )
+    def _of_a_path(self) -> Self:
+        for name in ("state", "classes"):
+            if (found := getattr(self, name)) is not None and self.path is None:
+                raise UserError(
+                    f"teacher.{name}: found {found!r}, but there is no teacher.path that it is about"
+                )
         return self
 
     def member(self, number: int) -> "Teacher":

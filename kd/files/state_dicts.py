@@ -46,7 +46,7 @@ def read_weights(path: Path, where: str) -> list[StateDict]:
     Raises:
         UserError: the file is not there, is damaged, holds no tensors by name, or is a pickle that would run code.
     """
-    content = _read(path, where)
+    content = read_content(path, where)
     if found := list(_states(content, (), ())):
         return found
     holds = (
@@ -73,7 +73,12 @@ def _states(value: Any, holders: tuple[str, ...], beside: tuple[str, ...]) -> It
             yield from _states(named[name], (*holders, name), tuple(named))
 
 
-def _read(path: Path, where: str) -> Any:
+def read_content(path: Path, where: str) -> Any:
+    """All that is in a file of weights; nothing but tensors and plain values is unpickled.
+
+    Raises:
+        UserError: the file is not there, is damaged, or is a pickle that would run code.
+    """
     try:
         return (
             load_tensors(path)

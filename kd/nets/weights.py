@@ -65,8 +65,28 @@ def _tokens(word: str) -> set[str]:
     return set(re.split(r"[\W_]+", word.lower()))
 
 
+@dataclass(frozen=True)
+class Outputs:
+    """Which outputs of a file's net are taken, where they stand for other classes or for more.
+
+    Attributes:
+        taken: for each class the number of the output.
+        of: how many outputs the file's net has.
+        head: names of the tensors that have a row for each.
+    """
+
+    taken: Sequence[int]
+    of: int
+    head: Collection[str]
+
+
 def load_weights(
-    net: nn.Module, path: Path, where: str, head: Collection[str] = (), which: str | None = None
+    net: nn.Module,
+    path: Path,
+    where: str,
+    head: Collection[str] = (),
+    which: str | None = None,
+    outputs: Outputs | None = None,
 ) -> None:
     """Load a file's tensors into `net`; names and shapes must be the same, but for a common prefix.
 
@@ -76,11 +96,12 @@ def load_weights(
             there, the net keeps its own.
         which: where a file has several sets of weights that fit: `ema`, `raw`, or a key or prefix in the file. None
             takes the averaged ones, where there are such.
+        outputs: those to take, where the file's net has them in another order, or has more; None takes all.
 
     Raises:
         UserError: the file cannot be read, or its tensors are not those of the net; says which.
     """
-    put_weights(net, read_weights(path, where), path, where, head, which)
+    put_weights(net, read_weights(path, where), path, where, head, which, outputs)
 
 
 def put_weights(
@@ -90,12 +111,15 @@ def put_weights(
     where: str,
     head: Collection[str] = (),
     which: str | None = None,
+    outputs: Outputs | None = None,
 ) -> None:
     """As `load_weights`, of what `read_weights` has read."""
     expected = net.state_dict()
     fit = _choice(net, states, path, where, which)
     found = {name: expected[name] for name in expected if name.endswith(COUNTER)}
     found |= fit.tensors
+    if outputs:
+        found |= _chosen(found, expected, outputs, f"{where}: {path}")
     other = [name for name in head if name in found and _other_classes(found[name], expected[name])]
     gone = bool(head) and not any(name in found for name in head)
     if other or gone:
@@ -121,6 +145,27 @@ def put_weights(
             f"{where}: {len(left)} entries of {path.name} are none of the net's and are left out: {_some(left)}"
         )
     net.load_state_dict(found)
+
+
+def _chosen(
+    found: Mapping[str, Tensor], expected: Mapping[str, Tensor], outputs: Outputs, where: str
+) -> dict[str, Tensor]:
+    """The last layer's rows for the outputs that are taken; and those of layers beside it, such as auxiliary ones."""
+    rows = list(outputs.taken)
+    beside = [
+        name
+        for name, tensor in found.items()
+        if name in expected
+        and _other_classes(tensor, expected[name])
+        and (len(tensor), len(expected[name])) == (outputs.of, len(rows))
+    ]
+    named = {*beside, *(name for name in outputs.head if name in found)}
+    for name in named:
+        if len(found[name]) != outputs.of:
+            raise UserError(
+                f"{where}: it is said to be for {outputs.of} classes, but its {name} is for {len(found[name])}"
+            )
+    return {name: found[name][rows] for name in named}
 
 
 def _choice(
@@ -254,7 +299,10 @@ def _mismatches(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
     }
     if len(rows) == 1 and all(_other_classes(found[name], expected[name]) for name in wrong):
         ((theirs, ours),) = rows
-        lines.append(f"  the file is for {theirs} classes, the data has {ours}")
+        lines.append(
+            f"  the file is for {theirs} classes, the data has {ours}; teacher.classes takes the names of the file's, "
+            "in order, and then only the data's are kept"
+        )
     return lines
 
 

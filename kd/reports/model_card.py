@@ -7,6 +7,7 @@ from typing import Any
 
 from kd.files.header import STUDENT
 from kd.reports.escape import as_code, escaped
+from kd.reports.run_report import cautions
 from kd.reports.units import training_images
 
 FEW = 1000  # test images below which the card warns of the interval
@@ -148,9 +149,7 @@ def _limits(
             f"Its probabilities are off by {test['ece']:.3f} on average: do not take them for how often it is right. "
             "`python -m kd.evaluate` fits a temperature that mends most of that."
         )
-    return [
-        f"- {line}" for line in [*lines, *(report.get("teaching") or {"concerns": ()})["concerns"]]
-    ]
+    return [f"- {line}" for line in [*lines, *cautions(report)]]
 
 
 def _use(folder: str) -> list[str]:

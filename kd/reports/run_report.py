@@ -16,8 +16,8 @@ from kd.reports.escape import as_code, escaped
 from kd.reports.provenance import made
 from kd.reports.units import short, training_images
 from kd.stages.chain import Role
-from kd.stages.result import load_net, macs_of, name_of
-from kd.teachers.watch import concerns
+from kd.stages.result import load_net, logits_of, macs_of, name_of
+from kd.teachers.watch import concerns, knows_validation, other_order
 
 
 def make_report(
@@ -61,6 +61,7 @@ def make_report(
         "models": models,
         "comparison": compare(models, logits, split.test.labels),
         "teaching": teaching(models, done, data),
+        "warnings": warnings(models, done, data),
     }
 
 
@@ -147,7 +148,40 @@ def teaching(
     if not taught:
         return None
     baseline = next((model["val"]["best"] for model in models if model["role"] == "baseline"), None)
+    if _out_of_order(done, data):  # its accuracy says nothing then
+        baseline = None
     return {**taught, "concerns": concerns(taught, len(data.classes), baseline)}
+
+
+def _out_of_order(done: Mapping[Role, Done], data: DataModule) -> str | None:
+    teacher, val = done.get("teacher"), data.split.val
+    if teacher is None or not teacher.record.get("loaded"):
+        return None
+    return other_order(logits_of(teacher, data, val), val.labels, data.classes)
+
+
+def warnings(
+    models: Sequence[Mapping[str, Any]], done: Mapping[Role, Done], data: DataModule
+) -> list[str]:
+    """What is odd about a teacher that somebody else trained, now that validation and test are known."""
+    teacher = done.get("teacher")
+    if teacher is None or not teacher.record.get("loaded") or not len(data.split.val):
+        return []
+    order = _out_of_order(done, data)
+    split, by_role = data.split, {model["role"]: model for model in models}
+    logits = logits_of(teacher, data, split.val)
+    val, test = (
+        (each["accuracy"], *each["accuracy_ci95"])
+        for each in (summary(logits, split.val.labels), by_role["teacher"]["test"])
+    )
+    taught = done["student"].record["taught"] if "student" in done else {}
+    baseline = by_role.get("baseline")
+    gap = baseline["val"]["best"] - baseline["test"]["accuracy"] if baseline else 0.0
+    found = (
+        order,
+        knows_validation(val, test, gap, taught.get("entropy"), len(data.classes)),
+    )
+    return [each for each in found if each]
 
 
 COLUMNS = ("", "net", "params", "MACs", "size", "latency", "test accuracy", "agrees")
@@ -192,7 +226,12 @@ def verdict(report: Mapping[str, Any]) -> list[str]:
             f"{_times(found['compression'], 'fewer parameters', 'more parameters', 'as many parameters')}"
             f"{_kept(report)}."
         )
-    return [*lines, *(report["teaching"] or {"concerns": ()})["concerns"]]
+    return [*lines, *cautions(report)]
+
+
+def cautions(report: Mapping[str, Any]) -> list[str]:
+    """What should worry the user about the teacher and its soft labels."""
+    return [*report.get("warnings", ()), *(report.get("teaching") or {"concerns": ()})["concerns"]]
 
 
 def _gap(found: Mapping[str, Any]) -> str | None:
@@ -308,7 +347,7 @@ def _soft_labels(taught: Mapping[str, Any] | None) -> list[str]:
     if not taught:
         return []
     return [
-        f"- The soft labels that the student learned from, on validation: entropy {taught['entropy']:.3f} nats, "
+        f"- The soft labels that the student learned from, on training views: entropy {taught['entropy']:.3f} nats, "
         f"{taught['label_probability']:.3f} for the true class, divergence {taught['instability']:.3f} nats between "
         "two views of an image."
     ]

@@ -54,7 +54,7 @@ def preflight(chain: Sequence[Link], config: Config, data: DataModule) -> None:
                 f"stage.{link.name}.trains: found 'loss', but its loss learns nothing; accepted is all"
             )
         at, recipe = link.recipe_at, link.recipe
-        file = file_of(link, data)
+        file = file_of(link)
         most = file.stat().st_size if file and link.trains == "none" else None
         net = build_net(
             link.net, data.shape, link.where, load=not (link.path or link.start), most=most

@@ -28,6 +28,7 @@ class Link:
         start: the earlier stage to take the weights from; None for fresh ones.
         path: a file to take the weights from.
         state: which weights of that file, where it has several.
+        classes: the classes of that file's net in order, or a file that names them; None for what it says itself.
         trains: all of the net, its last layer alone (head), none of it, or only what the loss learns itself (loss).
         fake_quantize: whether its layers round to 8 bits while it trains.
         normalization: what the weights in `path` were trained with, where the config says it.
@@ -49,6 +50,7 @@ class Link:
     start: str | None = None
     path: str | None = None
     state: str | None = None
+    classes: list[str] | str | None = None
     trains: Trains | Literal["loss"] = "all"
     fake_quantize: bool = False
     normalization: Normalization | None = None
@@ -165,7 +167,10 @@ def _given(config: Config) -> dict[str, Any]:
     teacher = config.teacher
     if teacher.members:
         return {"net": _ensemble(teacher), "trains": "none", "members": tuple(_names(teacher))}
-    return {name: getattr(teacher, name) for name in ("path", "state", "trains", "normalization")}
+    return {
+        name: getattr(teacher, name)
+        for name in ("path", "state", "classes", "trains", "normalization")
+    }
 
 
 def _ensemble(teacher: Teacher) -> Node:

@@ -1,7 +1,8 @@
 """What a trained stage gives to those after it: its net, what that says of images, its name for people."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from kd.config.construct import resolve_target
 from kd.data.base import DataModule, Images
-from kd.data.views import make_views
+from kd.data.views import Augment, make_views
 from kd.errors import CannotWrite, Damaged
 from kd.files.store import Done, key_of
 from kd.files.tensors import load_tensors, save_tensors
@@ -28,7 +29,7 @@ from kd.teachers.watch import Watched
 # Logits up to which a student's are kept too, in bytes: 10,000 images of 400 classes.
 SMALL = 2**24
 
-# Validation images of which a teacher is asked about two views; a few hundred tell its steadiness well enough.
+# Training images of which a teacher is asked about two views; a few hundred tell its steadiness well enough.
 WATCHED_VIEWS = 256
 
 
@@ -91,28 +92,28 @@ def macs_of(done: Done) -> int:
 
 
 def watched(done: Done, data: DataModule) -> Watched:
-    """What a teacher says of the validation images, and of two views each of some; computed once."""
-    val = data.split.val
-    alone = data.augment.model_copy(
-        update={"mixup": 0, "cutmix": 0}
-    )  # two pictures in one are no views of an image
-    some = torch.linspace(0, len(val) - 1, min(WATCHED_VIEWS, len(val))).long()
+    """What a teacher says of the validation images, and of views of some training images; computed once."""
+    val, train, augment = data.split.val, data.split.train, data.augment
+    alone = augment.model_copy(update={"mixup": 0, "cutmix": 0})  # two pictures are no view of one
+    some = torch.linspace(0, len(train) - 1, min(WATCHED_VIEWS, len(train))).long()
 
-    def views() -> Tensor:
-        teacher, parts = frozen(done), torch.split(some, data.evaluation_batch)
-
-        def said(view: int) -> Tensor:
-            return torch.cat(
+    def views(which: Sequence[int], augment: Augment) -> Tensor:
+        def compute() -> Tensor:
+            teacher, parts = frozen(done), torch.split(some, data.evaluation_batch)
+            make = partial(make_views, seed=0, augment=augment, pool=train)
+            return torch.stack(
                 [
-                    teacher(make_views(val.pixels[i], i, seed=0, view=view, augment=alone))
-                    for i in parts
+                    torch.cat([teacher(make(train.pixels[i], i, view=v)) for i in parts])
+                    for v in which
                 ]
             )
 
-        return torch.stack([said(view) for view in range(2)])
+        about = {"images": train.fingerprint, "augment": augment.model_dump(mode="json")}
+        return kept(done, f"views-{key_of({**about, 'views': list(which)})}", compute)
 
-    name = key_of({"images": val.fingerprint, "augment": alone.model_dump(mode="json")})
-    return Watched(logits_of(done, data, val), val.labels, kept(done, f"views-{name}", views))
+    two = views((0, 1), alone)
+    seen = views((0,), augment)[0] if augment.mixes else two[0]
+    return Watched(logits_of(done, data, val), val.labels, two, train.labels[some], seen)
 
 
 def kept(done: Done, name: str, compute: Callable[[], Tensor], what: str = "logits") -> Tensor:

@@ -37,6 +37,7 @@ from kd.teachers.fused import Folded
 from kd.teachers.live import Live, Teacher
 from kd.teachers.snapshot import Snapshot
 from kd.teachers.view_files import Room, ViewFiles
+from kd.teachers.watch import other_order
 from kd.training.fake_quantize import fake_quantize
 from kd.training.loss_spec import LossSpec
 
@@ -111,9 +112,10 @@ def make_stage(link: Link, config: Training, data: DataModule, done: Mapping[str
     """
     data = data.seen_by(link.sees)
     spec: dict[str, Any] = {"recipe": RECIPE, "shape": list(data.shape), "data": data.key()}
-    file, members = file_of(link, data), tuple(done[name] for name in link.members)
+    file, members = file_of(link), tuple(done[name] for name in link.members)
     load = not (file or link.start or members)
-    spec |= net_spec(link.net, *targets(link.loss.node), load=load) | start_spec(link, file)
+    spec |= net_spec(link.net, *targets(link.loss.node), load=load)
+    spec |= start_spec(link, file, data.classes)
     if link.trains == "none":
         spec |= {"epochs": 0, "code": code_of(*targets(link.net))}
         spec |= {"members": [each.key for each in members]} if members else {}
@@ -202,7 +204,7 @@ def complete(
             result = (
                 _train(stage, net, data, folder, watch)
                 if stage.spec["epochs"]
-                else _keep(net, data, folder)
+                else _keep(net, data, folder, stage)
             )
         except Dropped:
             shutil.rmtree(folder)
@@ -225,9 +227,16 @@ def complete(
             **result,
             "total": total,
             "taught": taught,
+            "loaded": _loaded(stage),
         }
         record["normalization"] = [list(each) for each in normalization_of(net, data.statistics)]
         return store.publish(stage.key, record), False
+
+
+def _loaded(stage: Stage) -> bool:
+    """Whether a net is as somebody else trained it, on images that are not known here."""
+    members = any(each.record.get("loaded", False) for each in stage.members)
+    return bool(stage.weights and not stage.spec["epochs"]) or members
 
 
 def _start(stage: Stage, data: DataModule) -> nn.Module:
@@ -235,8 +244,7 @@ def _start(stage: Stage, data: DataModule) -> nn.Module:
     load = not (stage.weights or stage.start or stage.members)
     net = build_net(stage.spec["net"], data.shape, f"{stage.name}.net", load=load)
     if stage.weights:
-        followed, state = stage.spec["epochs"] > 0, stage.spec.get("state")
-        load_start(net, stage.weights, f"{stage.name}.path", followed, data.shape, state)
+        load_start(net, stage.weights, f"{stage.name}.path", stage.spec, data.shape)
     if said := stage.spec.get("normalization"):
         where = f"{stage.name}.normalization"
         set_normalization(
@@ -311,7 +319,7 @@ def _aligned(net: nn.Module, file: Path) -> float:
     return factor
 
 
-def _keep(net: nn.Module, data: DataModule, folder: Path) -> dict[str, Any]:
+def _keep(net: nn.Module, data: DataModule, folder: Path, stage: Stage) -> dict[str, Any]:
     """Finish a stage that trains for no epoch: its net as it is, and how good that is on validation."""
     from torch.utils.tensorboard import SummaryWriter
 
@@ -322,6 +330,8 @@ def _keep(net: nn.Module, data: DataModule, folder: Path) -> dict[str, Any]:
         {"logits": logits}, folder / f"{logits_name(val)}.safetensors"
     )  # as `logits_of` would
     found = summary(logits, val.labels)
+    if stage.weights and (order := other_order(logits, val.labels, data.classes)):
+        say(f"{stage.name}: {order}")
     row = {"epoch": 0, "val/acc": found["accuracy"], "val/loss": found["nll"], "seconds": 0.0}
     curves = folder / "tensorboard"
     with writing(curves, "the curves"), SummaryWriter(str(curves)) as events:

@@ -1,6 +1,6 @@
 """Where a net starts from: its file, what that adds to the stage's key, whether the two fit; or training images."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from kd.config.construct import parameters_of, resolve_target
 from kd.data.base import DataModule
 from kd.data.views import normalize, to_unit
 from kd.errors import UserError
+from kd.files.class_names import names_given, names_in, outputs_for, shared
 from kd.files.header import header_of, weights_file
 from kd.files.store import checksum
 from kd.log import say
@@ -22,18 +23,18 @@ from kd.nets.build import (
     without_pretrained,
 )
 from kd.nets.head import head_tensors
-from kd.nets.weights import load_weights
+from kd.nets.weights import Outputs, load_weights
 from kd.shape import Shape
 from kd.stages.chain import Link
 
 STARTING = 2**22  # pixels of the images that a net may ask for when it starts
 
 
-def file_of(link: Link, data: DataModule) -> Path | None:
-    """The file to take a stage's weights from, None where there is none; checked against the net and the data.
+def file_of(link: Link) -> Path | None:
+    """The file to take a stage's weights from, None where there is none; checked against the net.
 
     Raises:
-        UserError: there is no such file, or it says itself that it holds another net's weights or other classes.
+        UserError: there is no such file, or it says itself that it holds another net's weights.
     """
     if link.path is None:
         return None
@@ -42,16 +43,23 @@ def file_of(link: Link, data: DataModule) -> Path | None:
     header = header_of(file)
     if header:
         _agree(header["net"], link, file)
-        if link.trains == "none":
-            _same_classes(header.get("classes"), data.classes, f"{where}: {file}")
     return file
 
 
-def start_spec(link: Link, file: Path | None) -> dict[str, Any]:
-    """What the start of a stage's training adds to its key: nothing where that is a fresh net, trained whole."""
+def start_spec(link: Link, file: Path | None, classes: tuple[str, ...]) -> dict[str, Any]:
+    """What the start of a stage's training adds to its key: nothing where that is a fresh net, trained whole.
+
+    Args:
+        classes: the data's, by name.
+
+    Raises:
+        UserError: the file's net does not know them all.
+    """
     spec: dict[str, Any] = {"weights": _checksum(file, file.stat().st_ctime_ns)} if file else {}
     if file and link.state:
         spec["state"] = link.state
+    if file and (outputs := _outputs(link, file, classes)):
+        spec["outputs_of_file"] = outputs
     if link.normalization:
         spec["normalization"] = link.normalization.model_dump()
     if link.trains in ("head", "loss"):
@@ -86,23 +94,31 @@ def net_spec(
 
 
 def load_start(
-    net: nn.Module, file: Path, where: str, followed: bool, shape: Shape, state: str | None = None
+    net: nn.Module, file: Path, where: str, spec: Mapping[str, Any], shape: Shape
 ) -> None:
     """Load a file, and note the normalisation that its net was trained with where the file says it.
 
     Args:
-        state: which weights of the file, where it has several.
         where: the config's key for the file, for messages.
-        followed: whether training follows; a last layer for another number of classes starts afresh then.
+        spec: the stage's. Where training follows, a last layer for another number of classes starts afresh.
 
     Raises:
         UserError: the tensors are not the net's.
     """
     try:
-        head = head_tensors(net, shape) if followed else []
+        head = head_tensors(net, shape)
     except ValueError:
         head = []
-    load_weights(net, file, where, head, state)
+    said, outputs = spec.get("outputs_of_file"), None
+    if said and not head:
+        raise UserError(f"{where}: the net has no last layer whose outputs could be put in order")
+    if said:
+        outputs = Outputs(said["taken"], said["of"], head)
+        say(
+            f"{where}: of {file.name}'s {outputs.of} outputs, {len(outputs.taken)} are taken, by name"
+        )
+    fresh = head if spec["epochs"] else []
+    load_weights(net, file, where, fresh, spec.get("state"), outputs)
     header = header_of(file)
     if header and "mean" in header and "std" in header:
         set_normalization(net, (tuple(header["mean"]), tuple(header["std"])), shape.channels, where)
@@ -157,16 +173,35 @@ def _agree(theirs: Mapping[str, Any], link: Link, file: Path) -> None:
         )
 
 
-def _same_classes(theirs: object, ours: tuple[str, ...], file: str) -> None:
-    """Refuse a teacher that knows the same classes in another order; say it where it calls them otherwise."""
-    if not isinstance(theirs, list) or theirs == list(ours) or len(theirs) != len(ours):
-        return  # another number shows in the tensors
-    if sorted(map(str, theirs)) == sorted(ours):
-        raise UserError(
-            f"{file} is for the same classes in another order: {theirs}; the data has {list(ours)}"
-        )
-    say(f"{file} calls its classes {_few(theirs)}; the data calls them {_few(list(ours))}")
+def _outputs(link: Link, file: Path, ours: tuple[str, ...]) -> dict[str, Any] | None:
+    """Which of a file's outputs stand for the data's classes; None where they are those, or where nothing says it.
+
+    Raises:
+        UserError: some of the data's classes are none of the file's.
+    """
+    if link.classes is not None:
+        where = f"{link.name}.classes"
+        theirs = names_given(link.classes, where)
+        taken = outputs_for(theirs, ours, where)
+    else:
+        where = f"{link.name}.path"
+        said = _said(file, file.stat().st_ctime_ns, where)
+        common = shared(said, ours) if said else 0
+        if not said or (common < len(ours) and link.trains != "none"):
+            return None
+        if not common:  # other words for the same, or another number, which shows in the tensors
+            say(f"{where}: {file} calls its classes {_few(said)}; the data calls them {_few(ours)}")
+            return None
+        theirs, taken = said, outputs_for(said, ours, f"{where}: {file}")
+    same = taken == list(range(len(theirs)))
+    return None if same else {"taken": taken, "of": len(theirs)}
 
 
-def _few(names: list[str]) -> str:
+@lru_cache(maxsize=8)
+def _said(file: Path, changed: int, where: str) -> list[str] | None:
+    """The names of a file's classes as it was at that time; read once."""
+    return names_in(file, where)
+
+
+def _few(names: Sequence[str]) -> str:
     return ", ".join(map(str, names[:5])) + (" ..." if len(names) > 5 else "")

@@ -1,45 +1,127 @@
-"""What a teacher's soft labels are worth: how right, how sure, and how steady it is on validation images."""
+"""What a teacher's soft labels are worth: how right it is on validation, how sure and steady on training views."""
 
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 SURE = 0.02  # of the largest entropy there can be: below, soft labels are next to one-hot
+BY_ORDER = 0.1  # accuracy that another order of the outputs must gain to be worth a word
+LISTED = 20  # classes that a message lists
+BY_HEART = 0.03  # how much better a teacher may be on validation than on test
 UNSTEADY = 0.2  # of the same: above, the label of an image depends on how it was cropped
 
 
 @dataclass(frozen=True)
 class Watched:
-    """A teacher's logits on validation images, from which all the rest follows at any temperature.
+    """A teacher's logits, from which all the rest follows at any temperature.
 
     Attributes:
-        logits: [N, C], of the images as they are.
-        labels: int64 [N].
-        views: [2, n, C], of two views each of some of the images.
+        logits: [N, C], of the validation images as they are.
+        labels: int64 [N], of those.
+        views: [2, n, C], of two views each of some training images, none of them mixed.
+        view_labels: int64 [n], of those.
+        seen: [n, C], of a view of each as the student sees it, mixed where the views are.
     """
 
     logits: Tensor
     labels: Tensor
     views: Tensor
+    view_labels: Tensor
+    seen: Tensor
 
     def at(self, temperature: float) -> dict[str, float]:
         """The measures at a temperature.
 
         Returns:
-            `accuracy`, a share; `entropy` of the soft labels, in nats per image; `label_probability`, what they give
-            to the true class, on average; `instability`, the mean Kullback-Leibler divergence in nats between the
-            soft labels of two views of an image, both ways averaged.
+            `accuracy` on validation, a share; `entropy` of the soft labels of training views, in nats per image;
+            `label_probability`, what they give to the true class, on average; `instability`, the mean
+            Kullback-Leibler divergence in nats between the soft labels of two views of an image, both ways averaged.
         """
-        log_p = (self.logits.double() / temperature).log_softmax(1)
+        log_p = (self.seen.double() / temperature).log_softmax(1)
         a, b = (self.views.double() / temperature).log_softmax(2)
         return {
             "accuracy": float((self.logits.argmax(1) == self.labels).double().mean()),
             "entropy": float(-(log_p.exp() * log_p).sum(1).mean()),
-            "label_probability": float(log_p.exp().gather(1, self.labels[:, None]).mean()),
+            "label_probability": float(
+                ((a.exp() + b.exp()) / 2).gather(1, self.view_labels[:, None]).mean()
+            ),
             "instability": float(((a.exp() - b.exp()) * (a - b)).sum(1).mean() / 2),
         }
+
+
+def knows_validation(
+    val: tuple[float, float, float],
+    test: tuple[float, float, float],
+    baseline_gap: float,
+    entropy: float | None,
+    classes: int,
+) -> str | None:
+    """What to say where a loaded teacher seems to have been trained on the validation images; None where it does not.
+
+    Args:
+        val, test: its accuracy, and the ends of the 95 % interval of it; shares.
+        baseline_gap: how much better the net trained here is on validation than on test, which it has seen neither of.
+        entropy: of its soft labels on training views, in nats; None where nothing was distilled.
+    """
+    gap = val[0] - test[0] - max(baseline_gap, 0.0)
+    if gap < BY_HEART or val[1] <= test[2]:
+        return None
+    found = (
+        f"The teacher has probably been trained on the validation images: it is right on {100 * val[0]:.2f} % of them "
+        f"and on {100 * test[0]:.2f} % of the test images. What validation says of it (accuracy, agreement) is of "
+        "images it knows by heart, and so are its soft labels on the training images"
+    )
+    if entropy is not None:
+        largest = math.log(classes)
+        worth = ", next to one-hot" if entropy < SURE * largest else ""
+        found += f": on training views their entropy is {entropy:.3f} of at most {largest:.2f} nats{worth}"
+    return (
+        f"{found}. Harder views (data/augment=strong, which mixes images), a higher temperature, or images that it has "
+        "not seen (data.unlabeled) make them say more."
+    )
+
+
+def other_order(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> str | None:
+    """What to say where a net's outputs seem to stand for the classes in another order; None where they do not.
+
+    The order is the one that is right most often (linear assignment on the confusion matrix). It counts where it is far
+    better on the half of the images that it was not found on: by `BY_ORDER` and beyond chance.
+
+    Args:
+        logits: [N, C], of validation images.
+        labels: int64 [N].
+    """
+    chosen = logits.argmax(1)
+    found = _assigned(chosen[::2], labels[::2], len(classes))
+    right, in_order = chosen == labels, found[labels] == chosen
+    gained = (in_order.double() - right.double())[1::2]
+    if not len(gained):
+        return None
+    error = float(gained.std(correction=0)) / math.sqrt(len(gained))
+    if float(gained.mean()) < max(BY_ORDER, 3 * error):
+        return None
+    order = _assigned(chosen, labels, len(classes))
+    names = [classes[int(i)] for i in order.argsort()]
+    listed = json.dumps(names[:LISTED], ensure_ascii=False)
+    listed = listed if len(names) <= LISTED else f"{listed[:-1]}, ...]"
+    return (
+        f"The teacher's outputs seem to be in another order than the data's classes: it is right on "
+        f"{100 * float(right.double().mean()):.1f} % of the validation images as they are, and on "
+        f"{100 * float((order[labels] == chosen).double().mean()):.1f} % with 'teacher.classes={listed}'. Give the "
+        "classes in the teacher's own order (teacher.classes takes a list or a file)."
+    )
+
+
+def _assigned(chosen: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """For each class the output that stands for it, so that most of the choices are right."""
+    from scipy.optimize import linear_sum_assignment
+
+    counts = torch.bincount(labels * classes + chosen, minlength=classes**2)
+    return torch.as_tensor(linear_sum_assignment(-counts.view(classes, classes).numpy())[1]).long()
 
 
 def concerns(teacher: Mapping[str, float], classes: int, baseline: float | None) -> list[str]:

@@ -1,0 +1,137 @@
+"""The classes that a file of weights is for: their names, and which of its outputs stands for which of the data's."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kd.errors import UserError, nearest
+from kd.files.header import header_of
+from kd.files.state_dicts import read_content
+
+# Keys under which checkpoints and the config.json of model hubs name classes.
+KEYS = (
+    "class_to_idx",
+    "classes",
+    "class_names",
+    "label_names",
+    "id2label",
+    "idx_to_class",
+)
+AROUND = ("pretrained_cfg", "hyper_parameters", "args", "config", "meta")  # where they may stand
+
+
+def names_in(file: Path, where: str) -> list[str] | None:
+    """What a file says of its classes, in the order of its outputs; None where it says nothing.
+
+    A run's student says it in its header, a checkpoint by one of `KEYS`, a hub's model in the config.json beside it.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    if header := header_of(file):
+        return _as_names(header.get("classes"))
+    content = {} if file.suffix == ".safetensors" else read_content(file, where)
+    try:
+        beside = json.loads((file.parent / "config.json").read_text())
+    except (OSError, ValueError, RecursionError):
+        beside = {}
+    for holder in (content, beside):
+        if isinstance(holder, Mapping):
+            inner = [each for key in AROUND if isinstance(each := holder.get(key), Mapping)]
+            for mapping in (holder, *inner):
+                for key in KEYS:
+                    if found := _as_names(mapping.get(key)):
+                        return found
+    return None
+
+
+def names_given(value: str | Sequence[str], where: str) -> list[str]:
+    """Names as a config gives them: a list, or a file with one a line or in JSON.
+
+    Raises:
+        UserError: there is no such file, or it holds no names.
+    """
+    if not isinstance(value, str):
+        return list(value)
+    path = Path(value).expanduser()
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{where}: cannot read {path.absolute()}: {error}") from error
+    if path.suffix == ".json":
+        try:
+            found = _as_names(json.loads(text))
+        except (ValueError, RecursionError):
+            found = None
+    else:
+        found = [line.strip() for line in text.splitlines() if line.strip()]
+    if not found:
+        raise UserError(
+            f"{where}: {path} holds no names of classes; accepted are one a line, a JSON list, or a JSON object of "
+            "names and numbers"
+        )
+    return found
+
+
+def _as_names(value: Any) -> list[str] | None:
+    """A list of names, or a mapping between names and the numbers from 0, as names in order."""
+    if isinstance(value, Mapping):
+        try:
+            pairs = {int(v): str(k) for k, v in value.items()}  # class_to_idx
+        except (TypeError, ValueError):
+            try:
+                pairs = {int(k): str(v) for k, v in value.items()}  # id2label
+            except (TypeError, ValueError):
+                return None
+        value = [pairs[i] for i in sorted(pairs)] if sorted(pairs) == [*range(len(value))] else None
+    if not isinstance(value, list | tuple) or not value:
+        return None
+    return list(map(str, value)) if all(isinstance(each, str | int) for each in value) else None
+
+
+def shared(theirs: Sequence[str], ours: Sequence[str]) -> int:
+    """How many of our classes are among theirs."""
+    return sum(output is not None for output in _outputs(theirs, ours))
+
+
+def outputs_for(theirs: Sequence[str], ours: Sequence[str], where: str) -> list[int]:
+    """For each of our classes the output that stands for it, by name.
+
+    Letters' case and punctuation do not matter where the names are not the same; of names such as `tench, Tinca tinca`
+    one suffices.
+
+    Raises:
+        UserError: one of ours is missing among theirs, or two of ours would be the same one.
+    """
+    found = _outputs(theirs, ours)
+    if missing := [name for name, output in zip(ours, found, strict=True) if output is None]:
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        raise UserError(
+            f"{where}: of the data's {len(ours)} classes {len(missing)} are not among its {len(theirs)}: "
+            f"{', '.join(missing[:5])}{more}{nearest(missing[0], theirs)}; it has {', '.join(theirs[:10])}"
+            f"{' ...' if len(theirs) > 10 else ''}"
+        )
+    outputs = [output for output in found if output is not None]
+    if len(set(outputs)) < len(outputs):
+        twice = next(each for each in outputs if outputs.count(each) > 1)
+        both = [name for name, each in zip(ours, outputs, strict=True) if each == twice]
+        raise UserError(f"{where}: its class {theirs[twice]!r} could be each of {', '.join(both)}")
+    return outputs
+
+
+def _outputs(theirs: Sequence[str], ours: Sequence[str]) -> list[int | None]:
+    exact: dict[str, int] = {}
+    loose: dict[str, int] = {}
+    for i, name in enumerate(theirs):
+        exact.setdefault(name, i)
+        for word in (name, *name.split(",")):
+            loose.setdefault(_plain(word), i)
+    if all(name in exact for name in ours):
+        return [exact[name] for name in ours]
+    return [exact.get(name, loose.get(_plain(name))) for name in ours]
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\W_]+", "", name.casefold())
