@@ -10,7 +10,7 @@ import torch.distributed as dist
 from composed import composed, tiny
 from processes import Process
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from kd.config.schema import check
 from kd.data.digits import Digits
@@ -35,6 +35,65 @@ def stages_of(folder: Path) -> dict[str, Path]:
     """The finished stages in a store, by name."""
     found = (folder / "store").glob("*/stage.json")
     return {json.loads(path.read_text())["name"]: path.parent for path in found}
+
+
+class Twice(nn.Module):
+    """Its last layer gets the picture too."""
+
+    taps = ("maps",)
+
+    def __init__(self, num_classes: int, image_size: int) -> None:
+        super().__init__()
+        self.maps = nn.Conv2d(1, 4, 3, padding=1)
+        self.fc = nn.Linear(4, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.maps(x).mean((2, 3)) + x.mean((1, 2, 3))[:, None])
+
+
+class Depends(Twice):
+    """What it does depends on what it gets."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.maps(x)
+        return self.fc(maps.mean((2, 3)) if maps.mean() > 9 else maps.amax((2, 3)))
+
+
+class Flat(nn.Module):
+    """Its last layer takes the whole maps."""
+
+    taps = ("maps",)
+
+    def __init__(self, num_classes: int, image_size: int) -> None:
+        super().__init__()
+        self.maps = nn.Conv2d(1, 4, 3, padding=1)
+        self.fc = nn.Linear(4 * image_size**2, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.maps(x).flatten(1))
+
+
+def wide(depth: int, widen: int) -> dict[str, Any]:
+    return {"_target_": "kd.nets.wide_resnet.WideResNet", "depth": depth, "widen": widen}
+
+
+def of_torchvision(name: str) -> dict[str, Any]:
+    return {"_target_": "kd.nets.torchvision.torchvision_net", "name": name}
+
+
+SMALL_RESNET = {"_target_": "kd.nets.resnet_cifar.ResNetCIFAR", "depth": 8}
+SMALL_VGG = {"_target_": "kd.nets.vgg.VGG", "depth": 8, "width": 8}
+AS_THE_TEACHER = [
+    (wide(10, 2), wide(16, 2), "block3"),
+    (wide(10, 1), wide(16, 3), "block3"),  # of another width
+    (SMALL_RESNET, wide(16, 2), "block3"),
+    (wide(10, 1), SMALL_RESNET, "layer3"),
+    (SMALL_VGG, SMALL_RESNET, "layer3"),
+    (SMALL_RESNET, SMALL_VGG, "block5"),
+    (SMALL_RESNET, of_torchvision("densenet121"), "features.norm5"),
+    (SMALL_RESNET, of_torchvision("mobilenet_v3_small"), "features.12"),
+]
+OWN = ("net.conv", "net.bn1", "net.layer", "net.block", "net.features")
 
 
 class TestSimKD:
@@ -103,6 +162,56 @@ class TestSimKD:
         assert net(torch.randn(2, 3, 64, 64)).shape == (2, 5)
         with pytest.raises(UserError, match=r"loss.net.teacher: is another net than the teacher"):
             net.inherit(build_net(RESNET, SHAPE, "net").state_dict())
+
+    @pytest.mark.parametrize(("student", "teacher", "tap"), AS_THE_TEACHER)
+    def test_answers_as_the_teacher_on_the_teachers_maps(
+        self, student: dict[str, Any], teacher: dict[str, Any], tap: str
+    ) -> None:
+        torch.manual_seed(0)
+        shape = Shape(3, 32, 7)
+        taught = build_net(teacher, shape, "net").eval()
+        for module in taught.modules():  # statistics as after a training
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.normal_(0, 0.3)
+                module.running_var.uniform_(0.3, 2.0)
+                nn.init.normal_(module.bias, 0, 0.3)
+        net = build_net(
+            {"_target_": "kd.nets.simkd.SimKD", "student": student, "teacher": teacher},
+            shape,
+            "net",
+        )
+        net.inherit(taught.state_dict())
+        maps: list[Tensor] = []
+        taught.get_submodule(tap).register_forward_hook(lambda *seen: maps.append(seen[2].clone()))
+        x = torch.randn(2, 3, 32, 32)
+        logits = taught(x)
+        place = net.get_submodule(net.taps[0])
+        place.register_forward_hook(lambda *seen: maps[-1].clone())
+        before = {name: each.clone() for name, each in net.state_dict().items()}
+        for mode in (False, True):  # what is the teacher's stays as it is in training too
+            torch.testing.assert_close(net.train(mode)(x), logits)
+        frozen = [name for name in before if not name.startswith(tuple(OWN))]
+        assert all(torch.equal(net.state_dict()[name], before[name]) for name in frozen)
+        grown = net.net.get_submodule(net.taps[0].removeprefix("net."))[-1]
+        gives_negatives = grown(torch.randn(2, grown[0].in_channels, 8, 8)).min() < 0
+        assert gives_negatives == (maps[-1].min() < 0)
+
+    @pytest.mark.parametrize(
+        ("teacher", "message"),
+        [
+            ({"_target_": "kd.nets.mlp.MLP"}, "teacher.net: MLP does not end in"),
+            ({"_target_": "test_feature_runs.Twice"}, "needs more than what 'maps' returns"),
+            ({"_target_": "test_feature_runs.Depends"}, "its forward pass cannot be followed"),
+            ({"_target_": "test_feature_runs.Flat"}, "its last maps are of 1x1 pixels"),
+        ],
+    )
+    def test_a_teacher_that_cannot_be_cut_is_refused(
+        self, teacher: dict[str, Any], message: str
+    ) -> None:
+        small = {"_target_": "kd.nets.resnet.ResNet", "depth": 18, "width": 4}
+        node = {"_target_": "kd.nets.simkd.SimKD", "student": small, "teacher": teacher}
+        with pytest.raises(UserError, match=message):
+            build_net(node, SHAPE, "loss.net")
 
     def test_pairs_its_projector_with_the_teachers_last_maps(self, digits: Digits) -> None:
         chain = {link.name: link for link in chain_of(check(composed(*SMALL, "loss=simkd")))}

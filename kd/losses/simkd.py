@@ -9,7 +9,7 @@ def simkd_loss(feats_s: list[Tensor], feats_t: list[Tensor]) -> Tensor:
     """Mean squared difference of the last pair of taps.
 
     Chen et al. 2022, section 3. The student's last tap is its projector, which is a part of the net, and what follows
-    is the teacher's own last layer: see `kd.nets.simkd.SimKD`.
+    is what the teacher does after its last maps: see `kd.nets.simkd.SimKD`.
 
     Args:
         feats_s: the student's taps, the last [B, C, H, W].

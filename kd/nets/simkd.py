@@ -1,23 +1,29 @@
-"""A student that ends in its teacher's last layer."""
+"""A student that goes on as its teacher does, from the last maps on."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor, fx, nn
 
 from kd.errors import UserError
 from kd.nets.build import build_net
 from kd.nets.layer_paths import Points, study
 from kd.nets.pairing import default_taps
+from kd.nets.splice import CutError, after, splice
 from kd.shape import Shape
 
 
 class SimKD(nn.Module):
-    """The student's body, a projector to the teacher's channels, and the teacher's last layer, which does not learn.
+    """The student's body, a projector to the teacher's channels, and what the teacher does after its last maps.
 
     Chen et al. 2022, "Knowledge Distillation with the Reused Teacher Classifier", section 3: the projector is a 1x1, a
     3x3 and a 1x1 convolution, each with batch norm and ReLU. It comes after the student's last maps (its last tap),
-    averaged down first where they are larger than the teacher's; the student's own pooling follows.
+    averaged down first where they are larger than the teacher's. Then comes all that the teacher does after its last
+    tap: norm, activation, pooling, last layer. None of it learns, and its norms keep the teacher's statistics.
+
+    Where the teacher's maps have negative values, as before WRN's last norm, the projector's last ReLU is left out, or
+    it could not give them; the paper has no such teachers.
 
     Input [B, in_channels, image_size, image_size], output logits [B, num_classes].
 
@@ -26,8 +32,8 @@ class SimKD(nn.Module):
         factor: the projector is by so much narrower in the middle than at its end.
 
     Raises:
-        ValueError: a net does not end in the average of its last maps and one linear layer; or the student is to start
-            from pretrained weights.
+        ValueError: the student does not end in the average of its last maps and one linear layer; the teacher has no
+            last maps; a net cannot be cut there; or the student is to start from pretrained weights.
     """
 
     def __init__(
@@ -43,63 +49,75 @@ class SimKD(nn.Module):
         shape = Shape(in_channels, image_size, num_classes)
         if student.get("pretrained"):
             raise ValueError("student.net.pretrained: this method's student starts afresh")
-        self.net = build_net(student, shape, "student.net", load=False)
-        if isinstance(own := getattr(self.net, "normalization", None), tuple):
+        net = build_net(student, shape, "student.net", load=False)
+        if isinstance(own := getattr(net, "normalization", None), tuple):
             self.normalization = own
         other = build_net(teacher, shape, "teacher.net", load=False)
-        ours, theirs = (
-            _last_maps(net, shape, role)
-            for net, role in ((self.net, "student"), (other, "teacher"))
-        )
+        ours = _last_maps(net, shape, "student", averaged=True)
+        theirs = _last_maps(other, shape, "teacher", averaged=False)
         (channels, *size), (wide, *target) = ours.shapes[0], theirs.shapes[0]
         pool = [nn.AdaptiveAvgPool2d(tuple(target))] if size[0] > target[0] else []
-        path = ours.feats[0].path
-        _replace(
-            self.net,
-            path,
-            nn.Sequential(self.net.get_submodule(path), *pool, _projector(channels, wide, factor)),
-        )
+        path, cut = ours.feats[0].path, theirs.feats[0].path
+        maps, logits = _answer(other, cut, shape)
+        projector = _projector(channels, wide, factor, negative=bool(maps.min() < 0))
+        _replace(net, path, nn.Sequential(net.get_submodule(path), *pool, projector))
+        try:
+            self.net, self.taken = splice(
+                *(net, path, other, cut),
+                lambda name: str(ours.head) if name == theirs.head else f"teacher.{name}",
+            )
+        except CutError as error:
+            raise ValueError(f"loss.net: cannot go on as the teacher does: {error}") from error
+        small = size if size[0] < target[0] else target
+        _try_out(self.net, path, maps, logits, (wide, *small))
         self.taps = (f"net.{path}",)
-        assert ours.head is not None  # or `_last_maps` had refused it
-        assert theirs.head is not None
-        head = nn.Linear(
-            wide,
-            num_classes,
-            bias=getattr(other.get_submodule(theirs.head), "bias", None) is not None,
-        )
-        _replace(self.net, ours.head, head.requires_grad_(False))
-        self.head, self.teachers_head = f"net.{ours.head}", theirs.head
+        for name in self.taken:
+            _at(self.net, name).requires_grad_(False)
+        self.train()
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, in_channels, image_size, image_size] -> logits [B, num_classes]."""
         logits: Tensor = self.net(x)
         return logits
 
+    def train(self, mode: bool = True) -> Self:
+        """What is the teacher's stays in evaluation mode."""
+        super().train(mode)
+        for name in self.taken:
+            if isinstance(module := _at(self.net, name), nn.Module):
+                module.eval()
+        return self
+
     def inherit(self, state: Mapping[str, Tensor]) -> None:
-        """Take the last layer over from a teacher's state dict.
+        """Take what comes after the last maps over from a teacher's state dict.
 
         Raises:
-            UserError: there is no such layer in it.
+            UserError: it is the state of another net.
         """
-        head = self.get_submodule(self.head)
-        names = {name: f"{self.teachers_head}.{name}" for name in head.state_dict()}
-        own = head.state_dict()
-        if any(
-            theirs not in state or state[theirs].shape != own[name].shape
-            for name, theirs in names.items()
-        ):
-            raise UserError(
-                f"loss.net.teacher: is another net than the teacher, which has no such {self.teachers_head}"
-            )
-        head.load_state_dict({name: state[theirs] for name, theirs in names.items()})
+        own = self.net.state_dict()
+        for ours, theirs in self.taken.items():
+            for name, tensor in own.items():
+                if name != ours and not name.startswith(f"{ours}."):
+                    continue
+                source = theirs + name.removeprefix(ours)
+                if source not in state or state[source].shape != tensor.shape:
+                    raise UserError(
+                        f"loss.net.teacher: is another net than the teacher, which has no such {source}"
+                    )
+                own[name] = state[source]
+        self.net.load_state_dict(own)
 
 
-def _last_maps(net: nn.Module, shape: Shape, role: str) -> Points:
-    """Where a net's last maps are, whose average its last layer gets."""
+def _last_maps(net: nn.Module, shape: Shape, role: str, averaged: bool) -> Points:
+    """Where a net's last maps are.
+
+    Args:
+        averaged: whether its last layer must get their average.
+    """
     taps = default_taps(net, shape)
     points = study(net, taps[-1:], shape, where=f"{role}.net")
     found = points.shapes[0] if points.shapes else ()
-    if len(found) != 3 or points.width != found[0]:
+    if len(found) != 3 or (averaged and points.width != found[0]):
         raise ValueError(
             f"{role}.net: {type(net).__name__} does not end in the average of its last maps and one linear layer "
             f"(maps {list(found)}, the last layer gets {points.width} numbers)"
@@ -107,7 +125,46 @@ def _last_maps(net: nn.Module, shape: Shape, role: str) -> Points:
     return points
 
 
-def _projector(channels: int, wide: int, factor: int) -> nn.Sequential:
+def _answer(net: nn.Module, path: str, shape: Shape) -> tuple[Tensor, Tensor]:
+    """What comes at a layer of a net for two random images, and the logits."""
+    seen: list[Tensor] = []
+    hook = net.get_submodule(path).register_forward_hook(
+        lambda *given: seen.append(given[2].clone())
+    )
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            logits: Tensor = net.eval()(
+                torch.randn(2, shape.channels, shape.image_size, shape.image_size)
+            )
+    finally:
+        hook.remove()
+    return seen[-1], logits
+
+
+def _try_out(
+    net: fx.GraphModule, path: str, maps: Tensor, logits: Tensor, size: tuple[int, ...]
+) -> None:
+    """Give the teacher's own maps to what comes after them, and maps of the size that the student's will have.
+
+    Raises:
+        ValueError: the answer is not the teacher's, or there is none.
+    """
+    net.eval()
+    with torch.no_grad():
+        if not torch.allclose(after(net, path, maps.clone()), logits, rtol=1e-4, atol=1e-5):
+            raise ValueError(
+                "teacher.net: does something after its last maps that cannot be taken over"
+            )
+        try:
+            after(net, path, maps.new_zeros(2, *size))
+        except RuntimeError as error:
+            raise ValueError(
+                f"student.net: its last maps are of {size[1]}x{size[2]} pixels, which the teacher's last layers "
+                f"cannot take; they are made for {maps.shape[2]}x{maps.shape[3]}"
+            ) from error
+
+
+def _projector(channels: int, wide: int, factor: int, negative: bool) -> nn.Sequential:
     middle = max(1, wide // factor)
     return nn.Sequential(
         *(
@@ -120,10 +177,17 @@ def _projector(channels: int, wide: int, factor: int) -> nn.Sequential:
             nn.BatchNorm2d(middle),
             nn.ReLU(inplace=True),
         ),
-        *(nn.Conv2d(middle, wide, 1, bias=False), nn.BatchNorm2d(wide), nn.ReLU(inplace=True)),
+        *(nn.Conv2d(middle, wide, 1, bias=False), nn.BatchNorm2d(wide)),
+        *(() if negative else (nn.ReLU(inplace=True),)),
     )
 
 
 def _replace(net: nn.Module, path: str, module: nn.Module) -> None:
     parent, _, name = path.rpartition(".")
     setattr(net.get_submodule(parent), name, module)
+
+
+def _at(net: nn.Module, path: str) -> Any:
+    """A module, or a parameter."""
+    parent, _, name = path.rpartition(".")
+    return getattr(net.get_submodule(parent), name)
