@@ -54,7 +54,8 @@ class Augment(BaseModel):
             both, each picture gets one of the two, at even odds.
     """
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    # 0 and 0.0 are one setting, whether said or not, so one key in the store.
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, validate_default=True)
 
     crop_padding: NonNegativeInt | Annotated[float, Field(ge=0, lt=1)] = 0
     pad_with: Literal["zeros", "reflect"] = "zeros"

@@ -15,15 +15,21 @@ from torch import Tensor, nn
 
 from kd.data.base import Images
 from kd.data.views import normalize, to_unit
-from kd.errors import UserError
+from kd.errors import UserError, nearest
 from kd.evaluation.evaluation_set import Judged, of_other, of_own
 from kd.evaluation.evaluation_text import as_markdown, sentences, tables
-from kd.evaluation.requests import Evaluate
+from kd.evaluation.requests import Evaluate, OperatingPoint
 from kd.files.writing import whole
 from kd.log import waiting
 from kd.measure.calibration import fit_temperature
 from kd.measure.corruptions import corrupt
 from kd.measure.metrics import ask, paired, probability_metrics, row_blocks, summary
+from kd.measure.operating_point import (
+    at_threshold,
+    by_cost,
+    by_sensitivity,
+    positive_scores,
+)
 from kd.nets.build import normalization_of
 from kd.reports.provenance import made
 from kd.runs.reader import Finished, own_data
@@ -31,6 +37,7 @@ from kd.runs.reader import Finished, own_data
 SCHEMA = 1
 PAIRS = (("student", "baseline"), ("student", "teacher"), ("baseline", "teacher"))
 UNSCALED = ((0.0,), (1.0,))
+Answers = tuple[Mapping[str, Tensor], Tensor]  # each role's logits [N, C], and the labels [N]
 
 
 def evaluate(finished: Finished, config: Evaluate, command: str) -> Path:
@@ -51,6 +58,11 @@ def evaluate(finished: Finished, config: Evaluate, command: str) -> Path:
     other = "_target_" in config.data
     own, lacking = own_data(finished, config.data, f"{config.output_dir}/cache", needed=not other)
     judged = of_other(config.data, classes, finished.shape, own) if other else of_own(own)
+    val, labels = own.split.val if own else None, judged.images.labels
+    if config.operating_point.asked:
+        check_point(config.operating_point, classes, val, lacking)
+    said = asked(nets, judged.images)
+    calibration = (asked(nets, val), val.labels) if val else None
     found: dict[str, Any] = {
         "schema": SCHEMA,
         "run": str(finished.folder),
@@ -67,10 +79,16 @@ def evaluate(finished: Finished, config: Evaluate, command: str) -> Path:
         },
         "missing": missing,
         "calibrated_on": {"validation": len(own.split.val) if own else 0, "reason": lacking},
-        **compare(
-            nets, finished, judged.images, own.split.val if own else None, flips=config.flips
-        ),
+        **compare(said, finished, labels, calibration),
     }
+    if config.flips:
+        for model in found["models"]:
+            model["flipped"] = _flipped(nets[model["role"]], said[model["role"]], judged.images)
+    if config.operating_point.asked:
+        assert calibration is not None  # or it had been refused
+        found["operating_point"] = operating_points(
+            config.operating_point, classes, (said, labels), calibration
+        )
     if config.corruptions:
         found["corruptions"] = under_corruptions(
             nets, judged.images, config.corruptions, sorted(set(config.severities)), config.seed
@@ -78,36 +96,94 @@ def evaluate(finished: Finished, config: Evaluate, command: str) -> Path:
     return _publish(found, judged, folder)
 
 
+def asked(nets: Mapping[str, nn.Module], images: Images) -> dict[str, Tensor]:
+    """Each net's logits [N, C] for the images, by role."""
+    return {role: ask(net, images, normalization_of(net, UNSCALED)) for role, net in nets.items()}
+
+
 def compare(
-    nets: Mapping[str, nn.Module],
-    finished: Finished,
-    images: Images,
-    val: Images | None,
-    *,
-    flips: bool = False,
+    logits: Mapping[str, Tensor], finished: Finished, labels: Tensor, calibration: Answers | None
 ) -> dict[str, list[dict[str, Any]]]:
     """Each net's metrics, and the nets in pairs.
 
     Args:
-        val: the validation images that temperatures are fitted on; None fits none.
-        flips: whether to judge each net also by the mean of its logits for an image and for its mirror image.
+        logits: of each role, [N, C].
+        labels: [N].
+        calibration: what temperatures are fitted on; None fits none.
 
     Returns:
         `models`, a dictionary for each role, and `paired`, one for each pair of roles.
     """
     said = {model["role"]: model for model in finished.report["models"]}
-    logits = {role: ask(net, images, normalization_of(net, UNSCALED)) for role, net in nets.items()}
     models = [
         {
             **{key: said[role][key] for key in ("role", "net", "params", "stage")},
-            "test": judge(logits[role], images.labels, logits.get("teacher")),
-            "calibrated": _calibrated(nets[role], logits[role], images.labels, val),
-            "flipped": _flipped(nets[role], logits[role], images) if flips else None,
+            "test": judge(each, labels, logits.get("teacher")),
+            "calibrated": _calibrated(each, labels, calibration[0][role], calibration[1])
+            if calibration
+            else None,
+            "flipped": None,
         }
-        for role in nets
+        for role, each in logits.items()
     ]
-    pairs = [versus(a, b, logits, images.labels) for a, b in PAIRS if {a, b} <= set(nets)]
+    pairs = [versus(a, b, logits, labels) for a, b in PAIRS if {a, b} <= set(logits)]
     return {"models": models, "paired": pairs}
+
+
+def check_point(
+    wanted: OperatingPoint, classes: Sequence[str], val: Images | None, lacking: str | None
+) -> None:
+    """Refuse an operating point that cannot be chosen, before any net is asked.
+
+    Raises:
+        UserError: there is no such class, or no validation image of it.
+    """
+    label = _label(wanted.positive, classes)
+    where = f"operating_point: needs validation images of {classes[label]}"
+    if val is None:
+        raise UserError(f"{where}, and the run's validation part is not there: {lacking}")
+    if not (val.labels == label).any():
+        raise UserError(f"{where}, and the run's validation part has none")
+
+
+def operating_points(
+    wanted: OperatingPoint, classes: Sequence[str], test: Answers, validation: Answers
+) -> dict[str, Any]:
+    """The threshold of each net, chosen on validation, and what it gives there and on these images.
+
+    Returns:
+        `positive`, the class; what was `asked` for; and `models`, by role: `threshold`, a probability; and `validation`
+        and `test`, each as from `kd.measure.operating_point.at_threshold`.
+    """
+    label = _label(wanted.positive, classes)
+    truth, there = (labels == label for _, labels in (test, validation))
+    models = {}
+    for role in test[0]:
+        scores, on_val = (positive_scores(said[role], label) for said, _ in (test, validation))
+        if wanted.miss_cost is not None:
+            threshold = by_cost(on_val, there, wanted.miss_cost)
+        else:
+            assert wanted.sensitivity is not None
+            threshold = by_sensitivity(on_val, there, wanted.sensitivity)
+        models[role] = {
+            "threshold": float(torch.tensor(threshold, dtype=torch.float64).sigmoid()),
+            "validation": at_threshold(on_val, there, threshold),
+            "test": at_threshold(scores, truth, threshold),
+        }
+    target = {"sensitivity": wanted.sensitivity, "miss_cost": wanted.miss_cost}
+    return {"positive": classes[label], "asked": target, "models": models}
+
+
+def _label(positive: str | None, classes: Sequence[str]) -> int:
+    """The class that is to be found; the second where there are two and none is named."""
+    if positive is None and len(classes) == 2:
+        return 1
+    if positive not in classes:
+        raise UserError(
+            f"operating_point.positive: found {positive!r}; accepted is one of the classes, {', '.join(classes[:20])}"
+            f"{' ...' if len(classes) > 20 else ''}{nearest(str(positive), classes)}"
+        )
+    return classes.index(positive)
 
 
 def judge(logits: Tensor, labels: Tensor, teacher: Tensor | None) -> dict[str, Any]:
@@ -151,12 +227,10 @@ def _flipped(net: nn.Module, logits: Tensor, images: Images) -> dict[str, Any]:
 
 
 def _calibrated(
-    net: nn.Module, logits: Tensor, labels: Tensor, val: Images | None
+    logits: Tensor, labels: Tensor, on_val: Tensor, val_labels: Tensor
 ) -> dict[str, Any] | None:
-    """What of the metrics temperature scaling changes; None where no temperature could be fitted."""
-    if val is None:
-        return None
-    temperature = fit_temperature(ask(net, val, normalization_of(net, UNSCALED)), val.labels)
+    """What of the metrics temperature scaling changes; None where no temperature could be fitted on validation."""
+    temperature = fit_temperature(on_val, val_labels)
     if temperature is None:
         return None
     return {"temperature": temperature, **probability_metrics(logits, labels, temperature)}

@@ -27,6 +27,8 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
         _table(["", *roles], metric_rows(found)),
         _table(["class", "images", *roles], per_class, title),
     ]
+    if "operating_point" in found:
+        shown.append(_table(["", *roles], point_rows(found), "at the operating point"))
     if "corruptions" in found:
         shown.append(
             _table(
@@ -89,6 +91,27 @@ def _flip_rows(models: Sequence[Mapping[str, Any]]) -> Rows:
     return [["  with test-time flips", *map(_accuracy, flipped)]] if flipped else []
 
 
+def point_rows(found: Mapping[str, Any]) -> Rows:
+    """What each role's operating point is, and what it gives."""
+    models = list(found["operating_point"]["models"].values())
+    names = {
+        "sensitivity": "sensitivity, % [95 %, Wilson]",
+        "specificity": "specificity, %",
+        "precision": "alarms that are right, %",
+        "negative_precision": "cleared that are right, %",
+    }
+    counts = {"missed": "missed", "false_alarms": "false alarms"}
+    return [
+        ["threshold, a probability", *(f"{model['threshold']:.4f}" for model in models)],
+        [
+            "sensitivity on validation, %",
+            *(_interval(m["validation"], "sensitivity") for m in models),
+        ],
+        *([word, *(_interval(m["test"], name) for m in models)] for name, word in names.items()),
+        *([word, *(str(m["test"][name]) for m in models)] for name, word in counts.items()),
+    ]
+
+
 def class_rows(found: Mapping[str, Any]) -> Rows:
     """A row for each class: its name, its images, then each role's precision and recall in per cent."""
     columns = [model["test"]["per_class"] for model in found["models"]]
@@ -141,7 +164,28 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
             f"{low:+.2f} to {high:+.2f}]; {pair['only_first']} images only it gets right, {pair['only_second']} only "
             f"the {pair['second']} (McNemar p = {pair['p_value']:.2g}){sure}."
         )
-    return [*lines, *_about_temperatures(found), *_about_corruptions(found)]
+    return [
+        *lines,
+        *_about_temperatures(found),
+        *_about_operating_points(found),
+        *_about_corruptions(found),
+    ]
+
+
+def _about_operating_points(found: Mapping[str, Any]) -> list[str]:
+    if "operating_point" not in found:
+        return []
+    point, count = found["operating_point"], found["calibrated_on"]["validation"]
+    target, cost = point["asked"]["sensitivity"], point["asked"]["miss_cost"]
+    how = (
+        f"costs least where a miss costs as much as {cost:g} false alarms"
+        if cost is not None
+        else f"has the fewest false alarms and finds {100 * target:g} %"
+    )
+    return [
+        f"At the operating point an image counts as {point['positive']} from that probability on which {how}, on the "
+        f"run's {count} validation images. What it gives on other images varies as the intervals say."
+    ]
 
 
 def _about_temperatures(found: Mapping[str, Any]) -> list[str]:
@@ -183,6 +227,8 @@ def as_markdown(found: Mapping[str, Any]) -> str:
             for part in _confusion(model, found["data"]["classes"])
         ),
     ]
+    if "operating_point" in found:
+        parts += [["## Operating point"], _markdown(["", *roles], point_rows(found))]
     if "corruptions" in found:
         parts += [["## Corruptions", "", "Accuracy in per cent."]]
         parts += [_markdown(["corruption", "severity", *roles], corruption_rows(found))]
@@ -229,8 +275,14 @@ def _markdown(header: Sequence[str], rows: Rows) -> list[str]:
 
 
 def _accuracy(test: Mapping[str, Any]) -> str:
-    low, high = test["accuracy_ci95"]
-    return f"{100 * test['accuracy']:.2f} [{100 * low:.1f}, {100 * high:.1f}]"
+    return _interval(test, "accuracy")
+
+
+def _interval(test: Mapping[str, Any], name: str) -> str:
+    if test[name] is None:
+        return "-"
+    low, high = test[f"{name}_ci95"]
+    return f"{100 * test[name]:.2f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def _percent(value: float | None, digits: int = 2) -> str:

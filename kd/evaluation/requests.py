@@ -1,11 +1,11 @@
 """What `kd.evaluate` and `kd.benchmark` may be asked for; checked before torch is imported, which takes seconds."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, Field, PositiveFloat
+from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, model_validator
 
 from kd.config.fields import Node, Seed
-from kd.config.schema import Command
+from kd.config.schema import Command, Strict
 from kd.errors import UserError, nearest
 
 # How a net may be run: PyTorch as it is, compiled by PyTorch, by ONNX Runtime, and that in whole numbers of 8 bits.
@@ -49,6 +49,35 @@ def _corruptions(found: Any) -> list[str]:
     return list(dict.fromkeys(names))
 
 
+def _name(found: Any) -> Any:
+    return (
+        str(found) if type(found) is int else found
+    )  # of a digit, say, which YAML takes for a number
+
+
+class OperatingPoint(Strict):
+    """From which probability on an image counts as positive, chosen on validation; see conf/evaluate.yaml."""
+
+    positive: Annotated[str | None, BeforeValidator(_name)]
+    sensitivity: Annotated[float, Field(gt=0, le=1)] | None
+    miss_cost: PositiveFloat | None
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        given = [name for name in ("sensitivity", "miss_cost") if getattr(self, name) is not None]
+        if len(given) == 2 or (self.positive is not None and not given):
+            raise ValueError(
+                f"found {' and '.join(given) or 'positive alone'}; needed is either sensitivity (the share to find) or "
+                "miss_cost (what a miss costs, in false alarms)"
+            )
+        return self
+
+    @property
+    def asked(self) -> bool:
+        """Whether there is to be one."""
+        return self.sensitivity is not None or self.miss_cost is not None
+
+
 class Evaluate(Command):
     """The config of `kd.evaluate`; see conf/evaluate.yaml."""
 
@@ -56,6 +85,7 @@ class Evaluate(Command):
     data: Node
     out: str | None
     flips: bool
+    operating_point: OperatingPoint
     corruptions: Annotated[Any, AfterValidator(_corruptions)]
     severities: Annotated[list[Annotated[int, Field(ge=1, le=5)]], Field(min_length=1)]
     seed: Seed
