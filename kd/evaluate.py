@@ -2,6 +2,7 @@
 
 python -m kd.evaluate run=outputs/runs/RUN                      on the run's own test part
 python -m kd.evaluate run=outputs/runs/RUN corruptions=true     and under noise, blur, brightness and JPEG
+python -m kd.evaluate run=outputs/runs/RUN operating_point.sensitivity=0.95   where to call an X-ray pneumonia
 python -m kd.evaluate run=outputs/runs/RUN data=image_folder data.root=photos
 """
 

@@ -306,4 +306,4 @@ def test_help_has_examples() -> None:
     words = [sys.executable, "-m", "kd.evaluate", "--help"]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     assert "python -m kd.evaluate run=outputs/runs/RUN corruptions=true" in done.stdout
-    assert "severities:" in done.stdout
+    assert "  severities=" in done.stdout
