@@ -44,6 +44,7 @@ FLOAT32 = ("trainer.precision=32-true", "teacher.precision=32-true")
 
 # A run of seconds: 200 images, two epochs, perceptrons.
 TINY = (
+    *FLOAT32,
     "pictures=false",
     "data.limit=200",
     "epochs=2",

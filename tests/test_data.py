@@ -341,7 +341,7 @@ def test_each_net_sees_the_same_mixed_view_under_its_own_normalisation(
     distiller = Distiller(
         Recorder(),
         Objective(read_loss({"ce_weight": 1.0, "terms": {"kd": kd}}), data.shape),
-        lambda parameters, steps: (torch.optim.SGD(parameters, 0.1), None),
+        lambda net, steps, extra: (torch.optim.SGD(net.parameters(), 0.1), None),
         augment=data.augment,
         normalization=data.statistics,
         seed=1,
@@ -586,8 +586,8 @@ def test_two_processes_measure_what_one_does() -> None:
     assert two == pytest.approx(one, rel=1e-6)
 
 
-def configure(parameters: Any, steps: int) -> tuple[torch.optim.Optimizer, None]:
-    return torch.optim.SGD(parameters, 0.1), None
+def configure(net: Any, steps: int, extra: Any) -> tuple[torch.optim.Optimizer, None]:
+    return torch.optim.SGD(net.parameters(), 0.1), None
 
 
 needs_cifar10 = pytest.mark.skipif(

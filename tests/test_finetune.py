@@ -88,6 +88,7 @@ def test_all_of_it(make: Make, file: Path) -> None:
     [
         [],
         ["teacher.ema=0.8"],
+        ["teacher.swa=0.5"],
         ["+trainer.val_check_interval=1"],
         ["teacher.gradient_clip=0.5", "teacher.lr_schedule=cosine"],
         ["optim@teacher.optim=adamw"],
@@ -107,8 +108,8 @@ def test_the_head_alone_bit_for_bit(
             tuple(module.training for name, module in self.net.named_modules() if name != "fc")
         )
         assert self.net.fc.training
-        (group,) = self.trainer.optimizers[0].param_groups
-        assert [tuple(p.shape) for p in group["params"]] == [(10, 32), (10,)]
+        groups = self.trainer.optimizers[0].param_groups
+        assert [tuple(p.shape) for group in groups for p in group["params"]] == [(10, 32), (10,)]
         return step(self, *args)
 
     monkeypatch.setattr(Distiller, "training_step", note)

@@ -198,9 +198,7 @@ def test_any_value_in_a_config(drawn: st.DataObject) -> None:
                 continue  # a net that would take all memory
             try_out(link, few_digits())
             net = build_net(link.net, few_digits().shape, link.where)
-            make_optimizer(
-                net.parameters(), 2, optim=link.recipe.optim, schedule=link.recipe.lr_schedule
-            )
+            make_optimizer(net, 2, optim=link.recipe.optim, schedule=link.recipe.lr_schedule)
         construct(config.data, "data")
 
 

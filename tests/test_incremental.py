@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from commands import exit_code
-from composed import composed
+from composed import FLOAT32, composed
 from safetensors.torch import load_file
 
 from kd.config.construct import construct
@@ -26,6 +26,7 @@ from kd.tasks.schedule import IncrementalConfig, check
 from kd.training.callbacks import History
 
 TINY = (
+    *FLOAT32,
     "data.limit=200",
     "epochs=2",
     "batch_size=20",

@@ -6,14 +6,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+)
 from pydantic_core import PydanticCustomError, core_schema
 
+from kd.config.rates import RATES, read_rate
 from kd.config.schedules import Accept, make_schedule
 from kd.errors import UserError
 
 Trains = Literal["all", "head", "none"]
-LearningRate = Literal["onecycle", "cosine", "step", "step_late", "triangular", "constant"]
+LearningRate = Annotated[
+    Any,
+    BeforeValidator(read_rate),
+    Field(description=f"one of {', '.join(RATES)}, or {{schedule: NAME, ...}} with its numbers"),
+]  # see kd.training.learning_rate
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch's generators take
 Node = dict[
     str, Any

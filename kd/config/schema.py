@@ -20,7 +20,7 @@ from pydantic import (
 from kd.config.checking import as_floats, check_as, validated
 from kd.config.fields import FolderName, LearningRate, Node, Seed, Trains, number
 from kd.config.knobs import KNOBS, refuse_unused, uses
-from kd.config.precision import read_precision, resolved
+from kd.config.precision import ACCEPTED, read_precision, resolved
 from kd.config.schedules import POSITIVE, SHARE
 from kd.config.trainer import TrainerOptions
 from kd.errors import UserError
@@ -41,9 +41,13 @@ class Recipe(Strict):
     Attributes:
         epochs: passes over the training part; 0 keeps the net as it starts.
         batch_size: images per optimiser step and device.
-        lr_schedule: how the learning rate moves, by the step; see `kd.training.optim.make_optimizer`.
+        lr_schedule: how the learning rate moves, by the step; see `kd.training.learning_rate`.
+        label_smoothing: share of a label that goes to all classes alike (Szegedy et al. 2016).
         gradient_clip: largest norm of the gradient, null for no limit.
-        ema: decay per step of the averaged weights that are validated and kept instead of the last ones; null for none.
+        ema: decay per step of the averaged weights that are validated and kept instead of the last ones; less at the
+            start, when it is (1 + steps) / (10 + steps); null for none.
+        swa: after which share of the steps to average the weights of all steps alike instead (after Izmailov et al.
+            2018, who average those of each epoch); null for none.
         early_stopping: epochs without a better validation accuracy after which to stop; null to go on to the end.
         keep: which weights the stage ends with: those of the epoch that was best on validation (of several that are
             equally good the last), or those of the last epoch.
@@ -55,7 +59,9 @@ class Recipe(Strict):
     optim: Node
     lr_schedule: LearningRate
     gradient_clip: PositiveFloat | None
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)]
     ema: Annotated[float, Field(gt=0, lt=1)] | None
+    swa: Annotated[float, Field(ge=0, lt=1)] | None
     early_stopping: PositiveInt | None
     keep: Literal["best", "last"]
 
@@ -79,7 +85,11 @@ class Answers(Strict):
     """
 
     outputs: Literal["float16", "float32"]
-    precision: Annotated[str, BeforeValidator(partial(read_precision, key="teacher.precision"))]
+    precision: Annotated[
+        str,
+        BeforeValidator(partial(read_precision, key="teacher.precision")),
+        Field(description=f"one of {', '.join(ACCEPTED)}"),
+    ]
     cache: Annotated[
         Literal["auto", "off"], BeforeValidator(lambda found: "off" if found is False else found)
     ]  # YAML
@@ -213,7 +223,9 @@ class StageConfig(Strict):
     optim: Node | None = None
     lr_schedule: LearningRate | None = None
     gradient_clip: PositiveFloat | None = None
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] | None = None
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    swa: Annotated[float, Field(ge=0, lt=1)] | None = None
     early_stopping: PositiveInt | None = None
     keep: Literal["best", "last"] | None = None
 

@@ -3,11 +3,11 @@
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, NonNegativeInt, PositiveInt
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
 from kd.config.checking import validated
 from kd.config.fields import Accepted
-from kd.config.precision import read_precision
+from kd.config.precision import ACCEPTED, read_precision
 from kd.errors import UserError
 
 
@@ -57,7 +57,7 @@ class Options(BaseModel):
     strategy: str | None = None
     devices: Whole = None
     num_nodes: Whole = None
-    precision: Any = None  # see `kd.config.precision`
+    precision: Annotated[Any, Field(description=f"one of {', '.join(ACCEPTED)}")] = None
     max_epochs: Whole = None
     min_epochs: Whole = None
     max_steps: Steps = None

@@ -16,6 +16,7 @@ from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 from torch.utils.tensorboard import SummaryWriter
 
 from kd.config.knobs import in_a_name
+from kd.config.rates import rate_in_words
 from kd.config.schedules import make_schedule
 from kd.config.schema import Config
 from kd.data.base import DataModule
@@ -188,7 +189,7 @@ def knobs(
         "batch_size": float(config.batch_size),
         "optimizer": str(config.optim["_target_"]).rpartition(".")[2],
         "lr": float(lr) if isinstance(lr, (int, float)) else None,
-        "lr_schedule": config.lr_schedule,
+        "lr_schedule": rate_in_words(config.lr_schedule),
         "teacher_epochs": float(config.teacher.epochs) if "teacher" in nets else None,
     }
 

@@ -63,9 +63,7 @@ def preflight(chain: Sequence[Link], config: Config, data: DataModule) -> None:
             check_head(net, data, at)
         if link.trains == "none":
             continue
-        make_optimizer(
-            net.parameters(), 2, optim=recipe.optim, schedule=recipe.lr_schedule, where=f"{at}optim"
-        )
+        make_optimizer(net, 2, optim=recipe.optim, schedule=recipe.lr_schedule, where=f"{at}optim")
         loader = seen.train_loader(recipe.batch_size, recipe.seed, ranks, where=f"{at}batch_size")
         check_limit(config.trainer, "limit_train_batches", len(loader))
         if recipe.batch_size == 1:

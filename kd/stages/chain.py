@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from kd.config.fields import Node, Trains
+from kd.config.rates import check_length
 from kd.config.schema import Config, Normalization, Recipe, StageConfig, Teacher
 from kd.data.transfer import Sees
 from kd.errors import UserError, nearest
@@ -213,4 +214,24 @@ def _recipe(name: str, stage: StageConfig, base: Recipe) -> Recipe:
         if "lr" not in recipe["optim"]:
             raise UserError(f"stage.{name}.lr_factor: it multiplies optim.lr, which is not set")
         recipe["optim"] = {**recipe["optim"], "lr": recipe["optim"]["lr"] * stage.lr_factor}
-    return Recipe(**{**recipe, "seed": recipe["seed"] + stage.seed_offset})
+    if "ema" in own or "swa" in own:  # its own choice between the two
+        recipe |= {"ema": stage.ema, "swa": stage.swa}
+    at = f"stage.{name}." if own else "teacher." if isinstance(base, Teacher) else ""
+    return checked(Recipe(**{**recipe, "seed": recipe["seed"] + stage.seed_offset}), at)
+
+
+def checked(recipe: Recipe, at: str) -> Recipe:
+    """The recipe, whose parts fit each other.
+
+    Args:
+        at: prefix of its keys in the config.
+
+    Raises:
+        UserError: a schedule is longer than the stage, or weights are averaged in two ways.
+    """
+    check_length(recipe.lr_schedule, recipe.epochs, f"{at}lr_schedule")
+    if recipe.ema is not None and recipe.swa is not None:
+        raise UserError(
+            f"{at}swa: found {recipe.swa} beside ema={recipe.ema}, which averages too; accepted is one of the two"
+        )
+    return recipe

@@ -26,7 +26,7 @@ from kd.reports.tasks import EVALUATIONS, PICTURES, as_markdown, as_table, pictu
 from kd.runs.preflight import check_limit, check_single
 from kd.runs.run import figures_of, finish_stage, write_run
 from kd.shape import Shape
-from kd.stages.chain import LABELS_ONLY, Link, Role
+from kd.stages.chain import LABELS_ONLY, Link, Role, checked
 from kd.stages.result import logits_of, role_logits
 from kd.stages.stage import Stage, make_stage
 from kd.tasks.data import TaskData
@@ -80,7 +80,7 @@ class Course:
             None,
             node,
             "student.net",
-            Recipe(**{name: getattr(self.config, name) for name in Recipe.model_fields}),
+            checked(Recipe(**{k: getattr(self.config, k) for k in Recipe.model_fields}), ""),
             "",
             loss,
             precision=self.config.trainer["precision"],
@@ -255,7 +255,7 @@ def preflight(course: Course) -> None:
     for task in {0, len(course) - 1}:
         link, shape = course.link(task), course.source.until(task).shape
         net = build_net(link.net, shape, link.where)
-        make_optimizer(net.parameters(), 2, optim=config.optim, schedule=config.lr_schedule)
+        make_optimizer(net, 2, optim=config.optim, schedule=config.lr_schedule)
         if config.batch_size == 1:
             check_single(net, shape, "batch_size")
         _try_loss(link.loss, shape, known=sum(link.net["blocks"][:-1]))

@@ -26,8 +26,8 @@ class Distiller(L.LightningModule):
     Args:
         net: the net to train.
         objective: the loss; what it learns itself is trained and checkpointed beside the net.
-        configure: makes the optimiser, and its schedule by the step, from the module's parameters and the number of
-            steps to come.
+        configure: makes the optimiser, and its schedule by the step, from the net, the number of steps to come, and
+            `extra`, what the objective learns itself.
         augment: what may happen to a training image.
         normalization: mean and standard deviation per channel, for pixels in [0, 1].
         seed: seeds the views, and whatever a net draws by itself (dropout), anew in each epoch.
@@ -43,7 +43,7 @@ class Distiller(L.LightningModule):
         self,
         net: nn.Module,
         objective: Objective,
-        configure: Callable[[Any, int], tuple[Optimizer, Any]],
+        configure: Callable[..., tuple[Optimizer, Any]],
         *,
         augment: Augment,
         normalization: tuple[tuple[float, ...], tuple[float, ...]],
@@ -126,7 +126,7 @@ class Distiller(L.LightningModule):
             for name, value in parts.items():
                 self.log(f"train/{name}", value, prog_bar=name == "loss")
             self.log("train/acc", self.train_acc, on_step=False, on_epoch=True)
-            self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+            self.log("lr", max(each["lr"] for each in self.trainer.optimizers[0].param_groups))
         return finite(parts, self.trainer, look=written)
 
     def _is_written(self, batch_idx: int) -> bool:
@@ -155,8 +155,8 @@ class Distiller(L.LightningModule):
     def configure_optimizers(self) -> Any:
         """The optimiser, and its schedule by the step."""
         self.steps = max(1, int(self.trainer.estimated_stepping_batches))
-        parameters = [*self.net.parameters(), *self.objective.parameters()]
-        optimizer, schedule = self.configure(parameters, self.steps)
+        extra = list(self.objective.parameters())
+        optimizer, schedule = self.configure(self.net, self.steps, extra=extra)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 

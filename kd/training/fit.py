@@ -135,8 +135,19 @@ def _distiller(
     taps, offered = hook(net, spec, loss, teacher, data.shape, data.split.train.labels)
     return Distiller(
         net,
-        Objective(loss, data.shape, class_weights=data.loss_weights, offered=offered),
-        partial(make_optimizer, optim=spec["optim"], schedule=spec["lr_schedule"]),
+        Objective(
+            loss,
+            data.shape,
+            class_weights=data.loss_weights,
+            label_smoothing=spec["label_smoothing"],
+            offered=offered,
+        ),
+        partial(
+            make_optimizer,
+            optim=spec["optim"],
+            schedule=spec["lr_schedule"],
+            epochs=spec["epochs"],
+        ),
         augment=data.augment,
         normalization=normalization_of(net, data.statistics),
         seed=spec["seed"],

@@ -1,10 +1,7 @@
 """Training the last layer alone, or nothing of the net: the rest, batch-norm statistics too, stays bit for bit."""
 
-from functools import partial
-
 import lightning.pytorch as L
-from lightning.pytorch.callbacks import Callback, WeightAveraging
-from torch import Tensor
+from lightning.pytorch.callbacks import Callback
 
 from kd.nets.head import freeze_body, still_body
 from kd.shape import Shape
@@ -35,15 +32,3 @@ class LossOnly(Callback):
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Lightning has put it into train mode."""
         pl_module.net.eval()  # type: ignore[union-attr]
-
-
-def still_average(decay: float) -> WeightAveraging:
-    """Averaged weights by the step, as Lightning's `EMAWeightAveraging`, but exact for those that do not move.
-
-    There `decay * a + (1 - decay) * a` is not quite `a`, and the difference would add up over the steps.
-    """
-    return WeightAveraging(avg_fn=partial(_toward, decay=decay))
-
-
-def _toward(average: Tensor, current: Tensor, steps: object, decay: float) -> Tensor:
-    return average + (1 - decay) * (current - average)

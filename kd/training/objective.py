@@ -88,6 +88,7 @@ class Objective(nn.Module):
 
     Args:
         offered: what a loss that learns may ask for besides the shape when it is built, by name.
+        class_weights, label_smoothing: of the cross-entropy; see `label_loss`.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class Objective(nn.Module):
         spec: LossSpec,
         shape: Shape,
         class_weights: tuple[float, ...] | None = None,
+        label_smoothing: float = 0.0,
         offered: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -106,7 +108,7 @@ class Objective(nn.Module):
         built |= offered or {}
         labels = (offered or {}).get("labels")
         unlabeled = labels is not None and bool((labels < 0).any())
-        self.class_weights = class_weights
+        self.class_weights, self.label_smoothing = class_weights, label_smoothing
         self.ce_weight = spec.ce_weight
         self.terms = nn.ModuleList(Term(term, built, unlabeled) for term in spec.terms)
 
@@ -158,7 +160,9 @@ class Objective(nn.Module):
         with torch.autocast(logits_s.device.type, enabled=False):
             full = {name: _full(value) for name, value in signals.items()}
             parts: dict[str, Any] = {
-                "loss_ce": label_loss(full["logits_s"], full["target"], self.class_weights),
+                "loss_ce": label_loss(
+                    full["logits_s"], full["target"], self.class_weights, self.label_smoothing
+                ),
                 "weight_ce": self.ce_weight(signals["progress"]),
             }
             total = parts["weight_ce"] * parts["loss_ce"]
@@ -169,7 +173,10 @@ class Objective(nn.Module):
 
 
 def label_loss(
-    logits: Tensor, target: Tensor, class_weights: tuple[float, ...] | None = None
+    logits: Tensor,
+    target: Tensor,
+    class_weights: tuple[float, ...] | None = None,
+    label_smoothing: float = 0.0,
 ) -> Tensor:
     """Cross-entropy in nats, mean over the images that have a label; 0 where none has.
 
@@ -178,12 +185,18 @@ def label_loss(
         target: classes, int64 [B], below 0 for no label; or probabilities [B, C], a row of zeros for no label.
         class_weights: what each class's cross-entropy is multiplied by. The mean is over images, not over weights, so
             an image counts the same in whatever batch it is.
+        label_smoothing: in [0, 1): the share of a label that goes to all classes alike (Szegedy et al. 2016,
+            "Rethinking the Inception Architecture", section 7).
     """
     weight = logits.new_tensor(class_weights) if class_weights else None
-    options: Any = {"weight": weight, "reduction": "sum"} | (
-        {"ignore_index": -1} if target.ndim == 1 else {}
+    options: Any = {"weight": weight, "label_smoothing": label_smoothing, "reduction": "none"}
+    if target.ndim == 1:
+        target, options["ignore_index"] = target.clamp(min=-1), -1
+    labelled = labelled_in(target)
+    # A row of zeros is smoothed too, so it is left out here.
+    return (F.cross_entropy(logits, target, **options) * labelled).sum() / labelled.sum().clamp(
+        min=1
     )
-    return F.cross_entropy(logits, target, **options) / labelled_in(target).sum().clamp(min=1)
 
 
 def labelled_in(target: Tensor) -> Tensor:

@@ -15,7 +15,6 @@ from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import (
     Callback,
     EarlyStopping,
-    EMAWeightAveraging,
     ModelCheckpoint,
     RichProgressBar,
 )
@@ -30,8 +29,8 @@ from kd.config.construct import REFUSALS
 from kd.errors import UserError
 from kd.files.checkpoints import WholeCheckpoints
 from kd.files.events import tell_once
+from kd.training.averaging import Averaged
 from kd.training.callbacks import Best, Curves, StepLimit
-from kd.training.head_only import still_average
 
 PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
 
@@ -140,9 +139,8 @@ def _callbacks(spec: Mapping[str, Any], folder: Path) -> list[Callback]:
         enable_version_counter=False,
     )
     callbacks: list[Callback] = [StepLimit(), best, last]
-    if spec["ema"] is not None:
-        average = still_average if "trains" in spec else EMAWeightAveraging
-        callbacks.append(average(decay=spec["ema"]))
+    if spec["ema"] is not None or spec["swa"] is not None:
+        callbacks.append(Averaged(ema=spec["ema"], swa=spec["swa"]))
     if spec["early_stopping"] is not None:
         callbacks.append(EarlyStopping("val/acc", mode="max", patience=spec["early_stopping"]))
     return callbacks

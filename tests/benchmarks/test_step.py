@@ -85,7 +85,8 @@ def a_fit(
     objective = {"ce_weight": 0.1, "terms": {"kd": {"weight": 0.9, "loss": KD}}}
     spec: Mapping[str, Any] = {
         "epochs": EPOCHS, "batch_size": BATCH, "seed": 0, "objective": objective, "gradient_clip": None, "ema": None,
-        "early_stopping": None, "keep": "last", "lr_schedule": "onecycle", "trainer": {"precision": "32-true"},
+        "swa": None,        "early_stopping": None, "keep": "last", "lr_schedule": "onecycle",
+        "label_smoothing": 0.0, "trainer": {"precision": "32-true"},
         "optim": {"_target_": "torch.optim.AdamW", "lr": 1e-4}, "data": {"unlabeled": None},
     }  # fmt: skip
     made = fitting._callbacks
