@@ -4,8 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from composed import CONF, METHODS, OF_TASKS, composed, loss_node
-from omegaconf import OmegaConf
+from composed import METHODS, OF_TASKS, composed, loss_node
 from processes import Process
 
 from kd.command import typed_keys
@@ -111,12 +110,6 @@ def test_methods_bring_their_authors_values_and_the_command_line_wins() -> None:
         ]
         == 2.0
     )
-
-
-def test_the_sweep_over_methods_has_all_of_them() -> None:
-    params = OmegaConf.load(CONF / "sweep" / "methods.yaml").hydra.sweeper.params
-    assert sorted([*params.loss.split(","), *OF_TASKS]) == METHODS
-    assert params.seed == "0,1,2,3,4"
 
 
 def test_typed_keys() -> None:

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from composed import CONF, TINY, composed
+from composed import CONF, TINY, composed, loss_node
+from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from processes import Process
@@ -21,7 +22,7 @@ from safetensors.torch import load_file
 
 from kd.config.schema import check
 from kd.errors import UnusedError, UserError
-from kd.runs.names import sweep_name
+from kd.runs.names import overrides_of, sweep_name
 from kd.runs.ranking import ranked
 from kd.stages.code_hash import code_of
 from kd.train import start
@@ -542,3 +543,17 @@ def test_several_devices_in_a_sweep(tmp_path: Path) -> None:
     assert all(
         "baseline: trained" in log.read_text() for log in tmp_path.glob("sweeps/*/logs/*.log")
     )
+
+
+def test_sweep_methods_is_every_loss_that_kd_train_accepts() -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("train", ["sweep=methods"], return_hydra_config=True)
+        (swept,) = (each for each in overrides_of(config) if each.key_or_group == "loss")
+        found = sorted(swept.sweep_string_iterator())
+        assert config.hydra.sweeper.params.seed == "0,1,2,3,4"
+    accepted = [
+        path.stem
+        for path in (CONF / "loss").glob("*.yaml")
+        if loss_node(path.stem).get("command") is None
+    ]
+    assert found == sorted(accepted)
