@@ -239,11 +239,13 @@ def test_weights_without_a_last_layer_start_it_afresh_where_training_follows(
 
 
 def as_repdistiller_names(name: str) -> str:
-    """What the models/wrn.py and models/vgg.py of HobbitLong/RepDistiller call the same tensors."""
+    """What models/wrn.py, models/vgg.py and models/resnetv2.py of HobbitLong/RepDistiller call the same tensors."""
     if name.startswith("block") and name[7:].startswith(
         ("0.bn", "0.conv", "0.sh", "1.bn", "1.conv")
     ):
         return name.replace(".", ".layer.", 1).replace("shortcut", "convShortcut")
+    if name.startswith("layer"):
+        return name.replace("downsample", "shortcut")
     if name.startswith("block"):
         return f"block{int(name[5]) - 1}{name[6:]}"
     return name
@@ -254,8 +256,9 @@ def as_repdistiller_names(name: str) -> str:
     [
         (lambda: WideResNet(10, 16, 2), {"bn.": "bn1."}),
         (lambda: VGG(10, 11, width=4), {"fc.": "classifier."}),
+        (lambda: ResNet(10, 50, 3, 32, width=4), {"fc.": "linear."}),
     ],
-    ids=["wrn", "vgg"],
+    ids=["wrn", "vgg", "resnet50"],
 )
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_repdistillers_names(

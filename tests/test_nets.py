@@ -6,13 +6,18 @@ from torch import nn
 
 from kd.config.schema import check
 from kd.errors import UserError
+from kd.measure.costs import count_macs
 from kd.nets.build import build_net
 from kd.nets.cnn import CNN
 from kd.nets.cnn_pooled import PooledCNN
 from kd.nets.cnn_shallow import ShallowCNN
 from kd.nets.mlp import MLP
+from kd.nets.mobilenet_v2 import MobileNetV2
 from kd.nets.resnet import ResNet
+from kd.nets.resnet8_mlperf_tiny import ResNet8MLPerfTiny, SameConv
 from kd.nets.resnet_cifar import PaddedShortcut, ResNetCIFAR
+from kd.nets.shufflenet_v1 import ChannelShuffle, ShuffleNetV1
+from kd.nets.shufflenet_v2 import ShuffleNetV2
 from kd.nets.speednet import Shift, SpeedNet
 from kd.nets.torchvision import torchvision_net
 from kd.nets.vgg import VGG
@@ -48,6 +53,13 @@ def count(net: nn.Module) -> int:
         (ResNetCIFAR(10, 20, shortcut="A"), 269_722),
         (ResNetCIFAR(10, 32, shortcut="A"), 464_154),
         (ResNetCIFAR(10, 56, shortcut="A"), 853_018),
+        (ResNetCIFAR(100, 32), 472_756),
+        (ResNetCIFAR(100, 110), 1_736_564),
+        (ResNet(100, 50, image_size=32), 23_705_252),
+        (MobileNetV2(100), 812_836),
+        (ShuffleNetV1(100), 949_258),
+        (ShuffleNetV2(100), 1_355_528),
+        (WideResNet(100, 40, 1), 569_780),
         (WideResNet(100, 16, 2), 703_284),
         (WideResNet(100, 40, 2), 2_255_156),
         (VGG(100, 8), 3_965_028),
@@ -93,7 +105,7 @@ def test_cnn_refuses_other_pools(pools: tuple[int, ...]) -> None:
         CNN(10, pools=pools)
 
 
-@pytest.mark.parametrize("depth", [18, 34])
+@pytest.mark.parametrize("depth", [18, 34, 50])
 def test_resnet_is_torchvisions(depth: int) -> None:
     theirs = getattr(torchvision.models, f"resnet{depth}")(num_classes=7).eval()
     ours = ResNet(7, depth, image_size=224).eval()
@@ -119,7 +131,7 @@ def test_resnet_stem_follows_the_image_size() -> None:
         (WideResNet(10, 16, 2), [(32, 32), (64, 16), (128, 8)]),
         (PooledCNN(10), [(24, 16), (48, 8), (64, 4)]),
         (SpeedNet(10, widths=[8, 12, 16]), [(8, 15), (12, 7), (16, 3)]),
-        (VGG(10, 8, width=16), [(16, 32), (32, 16), (64, 8), (128, 4), (128, 4)]),
+        (VGG(10, 8, width=16), [(32, 16), (64, 8), (128, 4), (128, 4)]),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -133,6 +145,80 @@ def test_the_groups_of_papers_nets_have_their_widths_and_sizes(
         )
     assert net(torch.randn(2, 3, 32, 32)).shape == (2, 10)
     assert seen == taps
+
+
+def test_mlperf_tinys_resnet_has_its_numbers_and_multiplications() -> None:
+    net = ResNet8MLPerfTiny(10)
+    moving = sum(
+        len(tensor) for name, tensor in net.state_dict().items() if name.endswith(("_mean", "_var"))
+    )
+    assert count(net) + moving == 78_666  # as Keras counts, and the paper
+    groups = ((32, 3, 16), (32, 16, 16), (32, 16, 16), (16, 16, 32), (16, 32, 32), (8, 32, 64))
+    macs = sum(9 * side**2 * a * b for side, a, b in (*groups, (8, 64, 64)))
+    macs += 16**2 * 16 * 32 + 8**2 * 32 * 64 + 64 * 10  # the shortcuts, the last layer
+    assert count_macs(net, Shape(3, 32, 10)) == macs == 12_501_632
+
+
+@pytest.mark.parametrize(
+    ("side", "stride", "rows"), [(4, 2, [1, 3]), (5, 2, [0, 2, 4]), (4, 1, [0, 1, 2, 3])]
+)
+def test_padding_is_kerass(side: int, stride: int, rows: list[int]) -> None:
+    """Of an even side with stride 2 the pad of one comes last, so the kernel's middle is on rows 1, 3."""
+    conv = SameConv(1, 1, 3, stride=stride, bias=False)
+    nn.init.zeros_(conv.weight).data[0, 0, 1, 1] = 1
+    x = torch.arange(float(side * side)).view(1, 1, side, side)
+    assert torch.equal(conv(x), x[:, :, rows][..., rows])
+
+
+def test_a_shuffle_deals_the_groups_out() -> None:
+    x = torch.arange(6.0).view(1, 6, 1, 1)
+    assert ChannelShuffle(3)(x).flatten().tolist() == [0, 2, 4, 1, 3, 5]
+
+
+@pytest.mark.parametrize(
+    ("net", "names"),
+    [
+        (
+            MobileNetV2(10),
+            {
+                "conv1.0.weight": (16, 3, 3, 3),
+                "blocks.0.0.conv.0.weight": (16, 16, 1, 1),
+                "blocks.3.3.conv.3.weight": (192, 1, 3, 3),
+                "blocks.6.0.conv.7.running_var": (160,),
+                "conv2.0.weight": (1280, 160, 1, 1),
+                "classifier.0.weight": (10, 1280),
+            },
+        ),
+        (
+            ShuffleNetV1(10),
+            {
+                "conv1.weight": (24, 3, 1, 1),
+                "layer1.0.conv1.weight": (54, 24, 1, 1),
+                "layer1.0.conv3.weight": (216, 18, 1, 1),
+                "layer2.7.bn3.weight": (480,),
+                "layer3.0.conv1.weight": (120, 160, 1, 1),
+                "linear.weight": (10, 960),
+            },
+        ),
+        (
+            ShuffleNetV2(10),
+            {
+                "layer1.0.conv1.weight": (24, 1, 3, 3),
+                "layer1.3.conv3.weight": (58, 58, 1, 1),
+                "layer2.0.conv5.weight": (116, 116, 1, 1),
+                "layer3.0.bn4.weight": (232,),
+                "conv2.weight": (1024, 464, 1, 1),
+                "linear.bias": (10,),
+            },
+        ),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_repdistillers_names_are_the_nets_own(
+    net: nn.Module, names: dict[str, tuple[int, ...]]
+) -> None:
+    state = net.state_dict()
+    assert {name: tuple(state[name].shape) for name in names} == names
 
 
 def test_a_shortcut_without_parameters_takes_every_second_pixel_between_channels_of_zeros() -> None:

@@ -1,4 +1,4 @@
-"""ResNet-18 and ResNet-34 of any width, for small and large images."""
+"""ResNet-18, ResNet-34 and ResNet-50 of any width, for small and large images."""
 
 from typing import Literal
 
@@ -6,7 +6,10 @@ from torch import Tensor, nn
 
 from kd.nets.initial import kaiming
 
-BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
+
+
+WIDER = 4  # times as many channels come out of a bottleneck as are in it
 
 
 class BasicBlock(nn.Module):
@@ -37,14 +40,46 @@ class BasicBlock(nn.Module):
         return activated
 
 
+class BottleneckBlock(nn.Module):
+    """A 3x3 convolution between two 1x1 ones, with batch norm, around a shortcut (He et al. 2015, Fig. 5 right).
+
+    The 3x3 convolution has the stride, as in torchvision. [B, inputs, H, W] -> [B, outputs, H / stride, W / stride].
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        inner = outputs // WIDER
+        self.conv1 = nn.Conv2d(inputs, inner, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(inner)
+        self.conv2 = nn.Conv2d(inner, inner, 3, stride=stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(inner)
+        self.conv3 = nn.Conv2d(inner, outputs, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(outputs)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample: nn.Module | None = None
+        if stride != 1 or inputs != outputs:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, inputs, H, W] -> [B, outputs, H / stride, W / stride], after the last ReLU."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.bn3(self.conv3(self.relu(self.bn2(self.conv2(out)))))
+        activated: Tensor = self.relu(out + shortcut)
+        return activated
+
+
 class ResNet(nn.Module):
-    """Residual net of basic blocks (He et al. 2015), with torchvision's parameter names.
+    """Residual net of basic blocks, from depth 50 of bottlenecks (He et al. 2015); torchvision's parameter names.
 
     Input [B, in_channels, H, W], output logits [B, num_classes]. At `width=64` and the `imagenet` stem the parameters
-    are torchvision's `resnet18` and `resnet34` name by name and shape by shape, so their weights load.
+    are torchvision's `resnet18`, `resnet34` and `resnet50` name by name and shape by shape, so their weights load. With
+    100 classes and the `small` stem ResNet-50 has 23,705,252 parameters, as in Tian et al. 2020.
 
     Args:
-        depth: 18 or 34.
+        depth: 18, 34 or 50.
         width: channels of the first group; each later group has twice as many as the one before.
         stem: `small` is one 3x3 convolution at full resolution; `imagenet` is a 7x7 convolution of stride 2 and a max
             pooling; `auto` takes `small` up to 64 pixels, where the other would leave next to no picture.
@@ -55,6 +90,10 @@ class ResNet(nn.Module):
 
     taps = ("layer1", "layer2", "layer3", "layer4")
     stem = "relu"
+    other_names = (  # RepDistiller's, and those of kuangliu/pytorch-cifar
+        (r"^(layer\d\.\d+)\.shortcut\.", r"\1.downsample."),
+        (r"^linear\.", "fc."),
+    )
 
     def __init__(
         self,
@@ -81,15 +120,16 @@ class ResNet(nn.Module):
             self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
-        channels = [width, width, 2 * width, 4 * width, 8 * width]
+        block, wider = (BottleneckBlock, WIDER) if depth >= 50 else (BasicBlock, 1)
+        inputs = width
         for group, blocks in enumerate(BLOCKS[depth], start=1):
-            first = BasicBlock(channels[group - 1], channels[group], stride=1 if group == 1 else 2)
-            rest = [
-                BasicBlock(channels[group], channels[group], stride=1) for _ in range(blocks - 1)
-            ]
+            outputs = width * wider * 2 ** (group - 1)
+            first = block(inputs, outputs, stride=1 if group == 1 else 2)
+            rest = [block(outputs, outputs, stride=1) for _ in range(blocks - 1)]
             self.add_module(f"layer{group}", nn.Sequential(first, *rest))
+            inputs = outputs
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(channels[-1], num_classes)
+        self.fc = nn.Linear(inputs, num_classes)
         kaiming(self)
 
     def forward(self, x: Tensor) -> Tensor:
