@@ -75,7 +75,7 @@ def worst_classes(labels: Tensor, chosen: Tensor, classes: Sequence[str], who: s
     """The classes that are found least often, and the pairs that are confused most; arguments as above."""
     found = worst_of(labels, chosen, len(classes))
     worst, pairs = found["worst_classes"], found["confused_pairs"]
-    figure, (left, right) = _figure(11.0, 0.8 + 0.26 * max(len(worst), len(pairs), 4), columns=2)
+    figure, (left, right) = new_figure(11.0, 0.8 + 0.26 * max(len(worst), len(pairs), 4), columns=2)
     shares = [each["right"] / each["images"] for each in worst]
     words = [f" {each['right']} of {each['images']}" for each in worst]
     _ranked_bars(left, [classes[each["label"]] for each in worst], shares, words)
@@ -84,7 +84,8 @@ def worst_classes(labels: Tensor, chosen: Tensor, classes: Sequence[str], who: s
     left.xaxis.set_major_formatter(PercentFormatter(1, 0))
     counts = [each["images"] for each in pairs]
     names = [
-        f"{_short(classes[each['label']])} as {_short(classes[each['chosen']])}" for each in pairs
+        f"{short_name(classes[each['label']])} as {short_name(classes[each['chosen']])}"
+        for each in pairs
     ]
     _ranked_bars(right, names, counts, [f" {n}" for n in counts])
     right.set(xlim=(0, 1.15 * max(counts, default=1)), xlabel="images")
@@ -118,14 +119,14 @@ def confusion_matrix(labels: Tensor, chosen: Tensor, classes: Sequence[str], who
     counts = confusions(labels, chosen, n)
     shares = counts / counts.sum(1, keepdims=True).clip(min=1)
     side = min(12.0, max(4.2, 1.6 + 0.34 * n))
-    figure, axes = _figure(side + 0.8, side)
+    figure, axes = new_figure(side + 0.8, side)
     # Under a square root the few mistakes of a good net are seen.
     picture = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1))
     bar = figure.colorbar(
         picture, ax=axes, shrink=0.8, format=PercentFormatter(1, 0), ticks=[0, 0.05, 0.2, 0.5, 1]
     )
     bar.set_label("share of the true class's images")
-    names, size = [_short(name) for name in classes], min(10.0, 48 * side / n)
+    names, size = [short_name(name) for name in classes], min(10.0, 48 * side / n)
     axes.set_xticks(
         range(n), names, fontsize=size, rotation=90 if n * max(map(len, names)) > 30 else 0
     )
@@ -165,7 +166,7 @@ def reliability_diagram(bins: Sequence[Mapping[str, Any]], who: str) -> Figure:
         bins: as a report has them under `reliability`.
         who: whose they are, for the title, which also has the expected calibration error (Guo et al. 2017, eq. 3).
     """
-    figure, (upper, lower) = _figure(5.0, 6.0, rows=2, sharex=True, height_ratios=[3, 1])
+    figure, (upper, lower) = new_figure(5.0, 6.0, rows=2, sharex=True, height_ratios=[3, 1])
     upper.plot([0, 1], [0, 1], color="black", linestyle="--", linewidth=1, label="as sure as right")
     for i, each in enumerate(bins):
         count, confidence, accuracy = each["count"], each["confidence"], each["accuracy"]
@@ -258,7 +259,7 @@ def disagreement_gallery(
     probabilities = {role: each[shown].double().softmax(1) for role, each in logits.items()}
     columns = min(3, len(shown))
     rows = -(-len(shown) // columns)
-    figure, grid = _figure(
+    figure, grid = new_figure(
         4.6 * columns, 1.85 * rows + 0.7, rows, 2 * columns, width_ratios=[1, 1.25] * columns
     )
     for axes in grid.flat[2 * len(shown) :]:
@@ -266,7 +267,7 @@ def disagreement_gallery(
     for place, (i, pixels, picture, bars) in enumerate(
         zip(shown.tolist(), images[shown], grid.flat[0::2], grid.flat[1::2], strict=False)
     ):
-        picture.imshow(_displayed(pixels), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        picture.imshow(displayed(pixels), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         picture.set(xticks=[], yticks=[])
         picture.set_title(f"test image {i}", fontsize=9)
         picture.set_xlabel(f"{apart[i]:.2f} nats apart", fontsize=9)
@@ -309,14 +310,14 @@ def _bars(
             axes.text(share, y, f" {100 * share:.0f} %", va="center", fontsize=7)
     axes.set_yticks(
         range(len(shown)),
-        [f"true: {_short(classes[label])}", *(_short(classes[c]) for c in shown[1:])],
+        [f"true: {short_name(classes[label])}", *(short_name(classes[c]) for c in shown[1:])],
     )
     axes.set(xlim=(0, 1.32), ylim=(len(shown) - 0.5, -0.5), xticks=[0, 0.5, 1])
     axes.tick_params(labelsize=9)
     axes.xaxis.set_major_formatter(PercentFormatter(1, 0))
 
 
-def _displayed(pixels: Tensor) -> NDArray[np.uint8]:
+def displayed(pixels: Tensor) -> NDArray[np.uint8]:
     """A picture [channels, height, width] as matplotlib takes it: gray [height, width], colour [height, width, 3]."""
     picture: NDArray[np.uint8] = pixels.permute(1, 2, 0).numpy()
     return picture[:, :, 0] if picture.shape[2] == 1 else picture
@@ -328,7 +329,7 @@ def learning_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> F
     Args:
         histories: of each role, a row for each epoch with `epoch` (from 0), `val/acc` and `val/loss`.
     """
-    figure, both = _figure(9.6, 4.0, columns=2)
+    figure, both = new_figure(9.6, 4.0, columns=2)
     for axes, key, name in zip(
         both, ("val/acc", "val/loss"), ("accuracy", "cross-entropy in nats"), strict=True
     ):
@@ -389,7 +390,7 @@ def export(figure: Figure, path: Path) -> None:
     figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
-def _figure(
+def new_figure(
     width: float, height: float, rows: int = 1, columns: int = 1, **options: Any
 ) -> tuple[Figure, Any]:
     """A figure of this size in inches, and its axes."""
@@ -399,7 +400,8 @@ def _figure(
     return figure, figure.subplots(rows, columns, **rest, **keys)
 
 
-def _short(name: str) -> str:
+def short_name(name: str) -> str:
+    """A class's name in at most 18 letters, as matplotlib takes it."""
     return (name if len(name) <= 18 else f"{name[:17]}…").replace(
         "$", "\\$"
     )  # else it would be a formula

@@ -25,6 +25,7 @@ def as_page(report: Mapping[str, Any], figures: Mapping[str, Figure]) -> str:
         _curves(figures),
         _by_role(report, figures, "confusion"),
         _by_role(report, figures, "reliability"),
+        _looks(figures),
     ]
     return render(
         "run.html.jinja",
@@ -134,6 +135,16 @@ def _curves(figures: Mapping[str, Figure]) -> Group:
     caption = "Accuracy and cross-entropy on the validation images after each epoch, by model."
     found = figures.get("learning_curves")
     return "Learning curves", [picture(found, caption, "Learning curves by model")] if found else []
+
+
+def _looks(figures: Mapping[str, Figure]) -> Group:
+    caption = (
+        "The test images on which teacher and student choose different classes and are furthest apart. Bright: the "
+        "places that speak for the class that the net chose (Grad-CAM on its last maps, Selvaraju et al. 2017)."
+    )
+    found = figures.get("grad_cam")
+    title = "Where teacher and student look"
+    return title, [picture(found, caption, title)] if found else []
 
 
 def _by_role(report: Mapping[str, Any], figures: Mapping[str, Figure], kind: str) -> Group:

@@ -27,6 +27,7 @@ from kd.reports.model_card import model_card
 from kd.reports.run_events import begin, finish
 from kd.reports.run_page import as_page
 from kd.reports.run_report import as_markdown, as_table, make_report, verdict
+from kd.runs.looks import looks
 from kd.runs.preflight import left_of, preflight
 from kd.stages.chain import LABELS_ONLY, Link, Role, chain_of
 from kd.stages.result import role_logits
@@ -138,7 +139,9 @@ def figures_of(
     test = data.split.test
     histories = {str(role): each.record["history"] for role, each in done.items()}
     by_role = {str(role): each for role, each in logits.items()}
-    return figures_of_run(histories, by_role, test.pixels, test.labels, data.classes)
+    yield from figures_of_run(histories, by_role, test.pixels, test.labels, data.classes)
+    if (figure := looks(done, logits, data)) is not None:
+        yield "grad_cam", figure
 
 
 def write_run(

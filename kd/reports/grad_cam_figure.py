@@ -1,0 +1,44 @@
+"""Grad-CAM side by side: where teacher and student look on the test images on which they differ."""
+
+from collections.abc import Mapping, Sequence
+
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from kd.reports.figures import displayed, new_figure, short_name
+
+
+def grad_cam_figure(
+    pixels: Tensor,
+    places: Sequence[int],
+    labels: Tensor,
+    probabilities: Mapping[str, Tensor],
+    maps: Mapping[str, Tensor],
+    classes: Sequence[str],
+) -> Figure:
+    """A row for each image: itself, then one picture a role with its map over it and the class that it chose.
+
+    Args:
+        pixels: uint8 [B, C, H, W].
+        places: of the images in the test part [B].
+        labels: their classes, int64 [B].
+        probabilities: of each role, [B, classes].
+        maps: of each role, [B, H, W] in [0, 1].
+        classes: their names.
+    """
+    rows, columns = len(pixels), 1 + len(maps)
+    figure, grid = new_figure(2.3 * columns, 2.3 * rows + 0.6, rows, columns, squeeze=False)
+    for row, line in enumerate(grid):
+        picture = displayed(pixels[row])
+        for axes in line:
+            axes.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+            axes.set(xticks=[], yticks=[])
+        name = short_name(classes[int(labels[row])])
+        line[0].set_title(f"test image {places[row]}\ntrue: {name}", fontsize=9)
+        for axes, (role, each) in zip(line[1:], maps.items(), strict=True):
+            axes.imshow(each[row].numpy(), cmap="inferno", alpha=0.55, vmin=0, vmax=1)
+            share, chosen = probabilities[role][row].max(0)
+            said = f"{short_name(classes[int(chosen)])}, {100 * float(share):.0f} %"
+            axes.set_title(f"{role}\n{said}", fontsize=9)
+    figure.suptitle("Where teacher and student look (Grad-CAM)", fontsize=12)
+    return figure

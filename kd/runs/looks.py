@@ -1,0 +1,54 @@
+"""Where a run's teacher and student look on the test images on which they differ."""
+
+from collections.abc import Mapping
+
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from kd.data.base import DataModule
+from kd.data.views import normalize, to_unit
+from kd.files.store import Done
+from kd.log import say
+from kd.measure.grad_cam import grad_cam, last_maps
+from kd.reports.figures import disagreement
+from kd.reports.grad_cam_figure import grad_cam_figure
+from kd.stages.chain import Role
+from kd.stages.result import load_net
+
+SHOWN = 6
+BOTH: tuple[Role, Role] = ("teacher", "student")
+
+
+def looks(
+    done: Mapping[Role, Done], logits: Mapping[Role, Tensor], data: DataModule
+) -> Figure | None:
+    """Grad-CAM of teacher and student, each for the class that it chose, on the images on which they differ most.
+
+    Args:
+        logits: of each role, [N, C] for the test images.
+
+    Returns:
+        None where one of the two is missing, has no maps to look at, or where they choose the same class everywhere.
+    """
+    if not set(BOTH) <= done.keys() or logits["teacher"].shape != logits["student"].shape:
+        return None
+    said = [logits[role] for role in BOTH]
+    differ = (said[0].argmax(1) != said[1].argmax(1)).nonzero()[:, 0]
+    if not len(differ):
+        return None
+    apart = disagreement([each[differ] for each in said])
+    shown = differ[apart.argsort(descending=True, stable=True)[:SHOWN]]
+    pixels, maps = data.split.test.pixels[shown], {}
+    for role in BOTH:
+        net = load_net(done[role])
+        if (path := last_maps(net, data.shape)) is None:
+            return None
+        x = normalize(to_unit(pixels), *map(tuple, done[role].record["normalization"]))
+        try:
+            maps[str(role)] = grad_cam(net, x, logits[role][shown].argmax(1), path)
+        except RuntimeError as error:  # a picture is no reason for a finished training to fail
+            say(f"no Grad-CAM of the {role}: {str(error).partition(chr(10))[0]}")
+            return None
+    sure = {str(role): logits[role][shown].double().softmax(1) for role in BOTH}
+    labels = data.split.test.labels[shown]
+    return grad_cam_figure(pixels, shown.tolist(), labels, sure, maps, data.classes)
