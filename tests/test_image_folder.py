@@ -295,9 +295,9 @@ def xray_folder(root: Path) -> Path:
     for i in range(20):
         for j in range(2):
             save(
-                root / "train" / "PNEUMONIA" / f"person{i}_bacteria_{j}.jpeg", scene(top=(i, j, 0))
+                root / "train" / "PNEUMONIA" / f"person{i}_bacteria_{j}.jpeg", scene(top=(12 * i, 200 * j, 0))
             )
-            save(root / "train" / "NORMAL" / f"IM-{i:04}-000{j}.jpeg", scene(top=(i, j, 9)))
+            save(root / "train" / "NORMAL" / f"IM-{i:04}-000{j}.jpeg", scene(top=(12 * i, 200 * j, 90)))
     save(root / "val" / "PNEUMONIA" / "person3_virus_1.jpeg", scene())
     save(root / "val" / "NORMAL" / "NORMAL2-IM-0003-0001.jpeg", scene())
     save(root / "test" / "PNEUMONIA" / "person3_fungus_1.jpeg", scene())
@@ -402,9 +402,9 @@ def decodes(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The files that are decoded from here on."""
     seen: list[Path] = []
 
-    def counted(path: Path, size: int, channels: int) -> Any:
+    def counted(path: Path, *how: Any) -> Any:
         seen.append(path)
-        return decode(path, size, channels)
+        return decode(path, *how)
 
     monkeypatch.setattr("kd.data.cache.decode", counted)
     return seen

@@ -16,6 +16,8 @@ from torch.utils.data import DataLoader, Sampler
 
 from kd.data.batches import Batch, EpochOrder, Gather, InOrder, Loader
 from kd.data.cache import Cache, Mode
+from kd.data.decode import Reading
+from kd.data.duplicates import Duplicates, find_duplicates
 from kd.data.folder import find_images, plain
 from kd.data.images import Images, Pixels, Source, Split
 from kd.data.parts import assert_apart, check_counts, hold_out, stratified
@@ -28,6 +30,7 @@ from kd.data.transfer import (
 )
 from kd.data.views import Augment
 from kd.errors import UserError, nearest
+from kd.log import say
 from kd.shape import Shape
 
 __all__ = [
@@ -39,6 +42,7 @@ __all__ = [
 ]  # what a source, or whoever uses one, needs
 
 OnBad = Literal["stop", "skip"]
+OnDuplicate = Literal["warn", "drop", "stop"]
 Weights = Literal["balanced"]
 T = TypeVar("T")
 
@@ -70,6 +74,8 @@ class DataModule(ABC):
         cache: where decoded files are kept: see `kd.data.cache.Cache`.
         cache_dir: folder for that; None decodes anew each time.
         num_workers: loader processes. The images are in memory, so 0 is best unless the machine says otherwise.
+        on_duplicate: `warn` says which images are there more than once, pixel for pixel, across the parts above all;
+            `drop` takes them out of train, and out of validation what test has, too; `stop` refuses.
     """
 
     def __init__(
@@ -90,6 +96,7 @@ class DataModule(ABC):
         cache: Mode | None = None,
         cache_dir: str | None = None,
         num_workers: NonNegativeInt = 0,
+        on_duplicate: OnDuplicate = "warn",
     ) -> None:
         for name, fraction in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
             if not 0 < fraction < 1:
@@ -119,9 +126,12 @@ class DataModule(ABC):
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
         self.split_seed, self.limit = split_seed, limit
         self.views, self.num_workers, self.license = views, num_workers, license
-        self.skipped: list[
-            dict[str, str]
-        ] = []  # files that could not be decoded, with their reasons
+        self.on_duplicate = one_of("on_duplicate", on_duplicate, get_args(OnDuplicate))
+        self.reading = Reading()  # of files, for sources that have some
+        # Files that could not be decoded, with their reasons; and what else is worth knowing of the files.
+        self.skipped: list[dict[str, str]] = []
+        self.notes: list[str] = []
+        self.duplicates = Duplicates()
         self.shown: Tensor | None = None  # positions of the training images to train on; None: all
         self.length: int | None = None  # images to show in an epoch; None: each once
         self.source_names: Sequence[str] = ()  # of all images that the training part is carved from
@@ -150,7 +160,9 @@ class DataModule(ABC):
         Raises:
             UserError: some cannot be decoded and `on_bad_image` is `stop`; lists them all.
         """
-        decoded = self.cache.decoded(files, size, channels)
+        decoded = self.cache.decoded(files, size, channels, self.reading)
+        for text in decoded.notes:
+            self.note(text)
         bad = [
             {"file": plain(str(files[i])), "reason": reason} for i, reason in decoded.bad.items()
         ]
@@ -169,12 +181,19 @@ class DataModule(ABC):
         good = [i for i in range(len(files)) if i not in decoded.bad]
         return Pixels.whole(decoded.store).at(torch.tensor(good, dtype=torch.int64)), good
 
+    def note(self, text: str) -> None:
+        """Say once what is worth knowing of the data, now and in the run's report."""
+        if text not in self.notes:
+            self.notes.append(text)
+            say(f"data: {text}")
+
     @cached_property
     def split(self) -> Split:
         """Train, validation and test. The official test set is the test part; nothing else ever goes into it."""
         source = self.read()
+        self.source_names = source.train.names
+        source, pool = self._distinct(source)
         rest, val, test = source.train, source.val, source.test
-        self.source_names = rest.names
         check_counts(
             rest,
             [name for name, part in (("validation", val), ("test", test)) if part is None],
@@ -189,11 +208,61 @@ class DataModule(ABC):
             rest, val = hold_out(
                 rest, self.val_fraction, "validation", source.classes, self.split_seed
             )
-        assert_apart({"train": rest, "validation": val, "test": test})
+        parts = {"train": rest, "validation": val, "test": test}
+        assert_apart(parts)
+        if self.duplicates.within.get("train"):
+            own = [name for name, part in parts.items() if part not in (source.val, source.test)]
+            self._note_torn({name: parts[name] for name in own})
         if self.limit is not None and self.limit < len(rest):
             _, kept = stratified(rest.labels, self.limit, "limited training", self.split_seed)
             rest = rest.at(kept)
-        return Split(rest, val, test, source.classes, self._pool(rest))
+        return Split(rest, val, test, source.classes, pool)
+
+    def _distinct(self, source: Source) -> tuple[Source, Images | None]:
+        """What the files hold, and the images without labels, after `on_duplicate`."""
+        pool = self._pool(source.train)
+        given = {
+            "train": source.train,
+            "validation": source.val,
+            "test": source.test,
+            "unlabeled": pool,
+        }
+        parts = {name: part for name, part in given.items() if part is not None}
+        self.duplicates, kept = find_duplicates(parts)
+        text = self.duplicates.text({name: len(part) for name, part in parts.items()})
+        if text and self.on_duplicate == "stop":
+            raise UserError(
+                f"data.on_duplicate: found {text}. Mend the folders, or set data.on_duplicate to warn, or to drop, "
+                "which takes them out of train"
+            )
+        if not text or self.on_duplicate == "warn":
+            if text:
+                self.note(f"{text}; data.on_duplicate=drop takes them out of train")
+            return source, pool
+        left = {name: part.at(kept[name]) for name, part in parts.items()}
+        for name in {"train", "validation"} & set(left):
+            counts = torch.bincount(left[name].labels, minlength=len(source.classes))
+            if (counts == 0).any():
+                lost = source.classes[int(counts.argmin())]
+                raise UserError(
+                    f"data.on_duplicate: drop leaves no image of class {lost!r} in {name}; found {text}"
+                )
+        dropped = {name: len(parts[name]) - len(left[name]) for name in parts if name != "test"}
+        self.duplicates = replace(self.duplicates, dropped={k: n for k, n in dropped.items() if n})
+        out = ", ".join(f"{n} of {name}" for name, n in self.duplicates.dropped.items())
+        self.note(f"{text}; dropped: {out or 'none, as test stays whole'}")
+        whole = replace(source, train=left["train"], val=left.get("validation"))
+        return whole, left.get("unlabeled")
+
+    def _note_torn(self, parts: Mapping[str, Images]) -> None:
+        """Note where carving could not keep the copies of an image in one part.
+
+        Args:
+            parts: what train became.
+        """
+        if across := find_duplicates(parts)[0].across:
+            words = "; ".join(f"{pair}: {count}" for pair, count in across.items())
+            self.note(f"carved parts share images ({words}), as a class has too few different ones")
 
     def _pool(self, train: Images) -> Images | None:
         """The images without labels, of the training images' shape."""

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from rich.progress import Progress
 
-from kd.data.decode import DecodeError, decode
+from kd.data.decode import AS_STORED, DecodeError, Reading, Remarks, decode, remarking
 from kd.data.folder import plain
 from kd.data.images import Facts, Store
 from kd.errors import CannotWrite
@@ -27,10 +27,12 @@ from kd.files.store import checksum
 from kd.files.writing import writing
 from kd.log import console, say
 
-VERSION = 1  # of the decoded array; raise it when `decode` gives other pixels
+VERSION = 2  # of the decoded array; raise it when `decode` gives other pixels
 LARGE = 512 * 2**20  # bytes from which an array stays on disk, unless the user says otherwise
 
 REMEDY = "make room, set data.cache_dir to another folder, or data.cache=off to decode into memory"
+
+NAMED = 5  # files that a note names
 
 Mode = Literal["ram", "disk", "off"]
 
@@ -42,10 +44,12 @@ class Decoded:
     Attributes:
         store: a row for each file, blank for a file that gives no image.
         bad: reasons by the file's position.
+        notes: what else is worth knowing, in words.
     """
 
     store: Store
     bad: dict[int, str]
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,13 @@ class Cache:
     folder: Path | None = None
     mode: Mode | None = None
 
-    def decoded(self, files: Sequence[Path], size: int, channels: int) -> Decoded:
+    def decoded(
+        self,
+        files: Sequence[Path],
+        size: int,
+        channels: int,
+        reading: Reading = AS_STORED,
+    ) -> Decoded:
         """The files' images, decoded now or, where nothing changed, before; uint8 [N, channels, size, size].
 
         Raises:
@@ -71,30 +81,31 @@ class Cache:
         mode = self.mode or ("disk" if self.folder and np.prod(shape) > LARGE else "ram")
         if mode == "off" or self.folder is None:
             array = np.zeros(shape, np.uint8)
-            facts, bad = _decode_all(files, array)
-            return Decoded(Store(torch.from_numpy(array), facts), bad)
-        entry = self.folder / f"images-{_key(files, size, channels)}"
+            facts, bad, notes = _decode_all(files, array, reading)
+            return Decoded(Store(torch.from_numpy(array), facts), bad, notes)
+        entry = self.folder / f"images-{_key(files, size, channels, reading)}"
         try:
             manifest = _valid(entry, mode)
             if manifest is None:
                 with held(
                     self.folder / f"{entry.name}.lock", "data.cache", "is decoding the images"
                 ):
-                    manifest = _valid(entry, mode) or _write(entry, files, shape)
+                    manifest = _valid(entry, mode) or _write(entry, files, shape, reading)
         except CannotWrite as error:
             if mode == "disk":
                 raise CannotWrite(f"data.cache: {error}; {REMEDY}") from error
             say(f"data.cache: {error}; decoding into memory")
-            return Cache().decoded(files, size, channels)
+            return Cache().decoded(files, size, channels, reading)
         store = Store.mapped(entry / "pixels.npy")
         if mode == "ram":
             store = Store(torch.from_numpy(np.load(entry / "pixels.npy")), store.facts)
-        return Decoded(store, {int(i): reason for i, reason in manifest["bad"].items()})
+        bad = {int(i): reason for i, reason in manifest["bad"].items()}
+        return Decoded(store, bad, manifest["notes"])
 
 
-def _key(files: Sequence[Path], size: int, channels: int) -> str:
+def _key(files: Sequence[Path], size: int, channels: int, reading: Reading) -> str:
     """Changes when a file is added, removed, renamed or written to, and with how files are decoded."""
-    digest = hashlib.sha256(f"{VERSION} {PIL.__version__} {size} {channels}".encode())
+    digest = hashlib.sha256(f"{VERSION} {PIL.__version__} {size} {channels} {reading}".encode())
     for file in files:
         try:
             found = file.stat()
@@ -106,7 +117,9 @@ def _key(files: Sequence[Path], size: int, channels: int) -> str:
     return digest.hexdigest()[:16]
 
 
-def _write(entry: Path, files: Sequence[Path], shape: tuple[int, ...]) -> dict[str, Any]:
+def _write(
+    entry: Path, files: Sequence[Path], shape: tuple[int, ...], reading: Reading
+) -> dict[str, Any]:
     """Decode into a new entry, which appears whole or not at all."""
     partial = entry.with_name(f"{entry.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed; this one holds the lock
@@ -114,12 +127,13 @@ def _write(entry: Path, files: Sequence[Path], shape: tuple[int, ...]) -> dict[s
         partial.mkdir()
         try:
             array = _room(partial / "pixels.npy", shape)
-            facts, bad = _decode_all(files, array)
+            facts, bad, notes = _decode_all(files, array, reading)
             array.flush()
             del array
             facts.save(partial / "facts.safetensors")
             manifest = {
                 "bad": bad,
+                "notes": notes,
                 "facts": checksum(partial / "facts.safetensors"),
                 "pixels": _stamp(partial),
             }
@@ -191,17 +205,27 @@ def _same_pixels(entry: Path, stamp: list[int]) -> bool:
     return same
 
 
-def _decode_all(files: Sequence[Path], array: NDArray[np.uint8]) -> tuple[Facts, dict[int, str]]:
-    """Fill `array` [N, C, S, S], on all cores; gives the facts, and the reasons of files that stay blank."""
+def _decode_all(
+    files: Sequence[Path], array: NDArray[np.uint8], reading: Reading
+) -> tuple[Facts, dict[int, str], list[str]]:
+    """Fill `array` [N, C, S, S], on all cores.
+
+    Returns:
+        the facts, the reasons of files that stay blank, and what is worth knowing of the others.
+    """
     count, channels, size, _ = array.shape
     facts, bad = Facts.blank(count, channels), dict[int, str]()
+    remarks = dict[int, Remarks]()
 
     def one(position: int) -> None:
+        said = Remarks()
         try:
-            array[position] = decode(files[position], size, channels)
+            array[position] = decode(files[position], size, channels, reading, said)
         except DecodeError as error:
             bad[position] = str(error)
         facts.note(position, array[position])
+        if said != Remarks():
+            remarks[position] = said
 
     # Threads: Pillow lets other threads run while it decodes and resizes, and they write into one array.
     threads = (
@@ -213,11 +237,32 @@ def _decode_all(files: Sequence[Path], array: NDArray[np.uint8]) -> tuple[Facts,
             f"decoding {count} images in {plain(os.path.commonpath([file.absolute() for file in files]))}"
         )
     try:
-        with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = Progress(console=console, transient=True, disable=not console.is_terminal)
+        with bar as progress, remarking():
             for _ in progress.track(
                 pool.map(one, range(count)), count, description="decoding images"
             ):
                 pass
     finally:
         pool.shutdown(cancel_futures=True)
-    return facts, dict(sorted(bad.items()))
+    return facts, dict(sorted(bad.items())), _notes(files, dict(sorted(remarks.items())), reading)
+
+
+def _notes(files: Sequence[Path], remarks: Mapping[int, Remarks], reading: Reading) -> list[str]:
+    """The remarks of all files, in a few sentences."""
+    notes = []
+    levels = [each.brightest for each in remarks.values() if each.brightest is not None]
+    if levels and (most := max(levels)) < 2 ** (reading.bit_depth - 1):
+        full = 2**reading.bit_depth - 1
+        notes.append(
+            f"the brightest of the {len(levels)} gray images of 16 bits reaches level {most} of {full}, so "
+            f"{round(255 * most / full)} of 255; data.bit_depth={max(9, most.bit_length())} would show them in full"
+        )
+    warned = {i: each.warnings[0] for i, each in remarks.items() if each.warnings}
+    if warned:
+        shown = [f"{plain(str(files[i]))}: {text}" for i, text in list(warned.items())[:NAMED]]
+        more = f"; and {len(warned) - NAMED} more" if len(warned) > NAMED else ""
+        notes.append(
+            f"Pillow warns of {len(warned)} image{'s' * (len(warned) != 1)}: {'; '.join(shown)}{more}"
+        )
+    return notes

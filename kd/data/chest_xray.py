@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kd.data.base import Source
-from kd.data.folder import find_images, part_folders
+from kd.data.folder import find_images, part_named, subfolders
 from kd.data.image_folder import ImageFolder
 from kd.errors import UserError
 
@@ -36,9 +36,10 @@ class ChestXRay(ImageFolder):
             UserError: they are not there; says how to get them.
         """
         for folder in (self.root / "chest_xray", self.root):
-            found = part_folders(folder) if folder.is_dir() else {}
-            if {"train", "test"} <= set(found):
-                return found
+            if not folder.is_dir():
+                continue
+            if self.given or {"train", "test"} <= {part_named(name) for name in subfolders(folder)}:
+                return self.layout(folder).parts
         raise UserError(
             f"data.root: no chest X-rays in {(self.root / 'chest_xray').absolute()}: expected there are the folders "
             "train, val and test, each with NORMAL and PNEUMONIA.\n  Get them from "

@@ -1,48 +1,104 @@
 """One image file of any kind a person would have, as pixels of the size asked for."""
 
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
 
-ENDINGS = frozenset(
-    (
-        ".bmp",
-        ".gif",
-        ".jfif",
-        ".jpe",
-        ".jpeg",
-        ".jpg",
-        ".pbm",
-        ".pgm",
-        ".png",
-        ".pnm",
-        ".ppm",
-        ".tif",
-        ".tiff",
-        ".webp",
-    )
-)
+# Kinds that Pillow recognises but cannot decode by itself; EPS would start another program, Ghostscript.
+NOT_DECODED = frozenset(("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"))
+FULL = 0xFFFF  # brightest level of 16 bits
 
 # Larger pictures than this are refused by us with a message, so Pillow need not warn of them.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+_now = threading.local()  # `remarks` of the file that a thread decodes
 
 
 class DecodeError(Exception):
     """Why a file gives no image, in a few words."""
 
 
-def decode(path: Path, size: int, channels: int) -> NDArray[np.uint8]:
+@dataclass(frozen=True)
+class Reading:
+    """How the picture in a file becomes pixels.
+
+    Attributes:
+        bit_depth: of what is stored in 16 bits: level 2^bit_depth - 1 becomes white. 12 for most X-ray detectors.
+    """
+
+    bit_depth: int = 16
+
+
+AS_STORED = Reading()
+
+
+@dataclass
+class Remarks:
+    """What is worth knowing of a file that was decoded.
+
+    Attributes:
+        warnings: Pillow's; collected while `remarking` is open.
+        brightest: level of a 16-bit gray picture, 0 to 65535; None for any other.
+    """
+
+    warnings: list[str] = field(default_factory=list)
+    brightest: int | None = None
+
+
+@cache
+def endings() -> frozenset[str]:
+    """The suffixes, in lower case and with their dot, of what this Pillow can open."""
+    kinds = Image.registered_extensions()
+    return frozenset(
+        suffix for suffix, kind in kinds.items() if kind in Image.OPEN and kind not in NOT_DECODED
+    )
+
+
+@contextmanager
+def remarking() -> Iterator[None]:
+    """While it is open, Pillow's warnings go to the `Remarks` of their file. For one thread to open, around others."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("always", module=r"PIL\b")
+        before = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+            remarks: Remarks | None = getattr(_now, "remarks", None)
+            if remarks is None:
+                before(message, category, *where, **more)
+            elif not issubclass(category, Image.DecompressionBombWarning):
+                remarks.warnings.append(" ".join(str(message).split()))
+
+        warnings.showwarning = show
+        yield
+
+
+def decode(
+    path: Path,
+    size: int,
+    channels: int,
+    reading: Reading = AS_STORED,
+    remarks: Remarks | None = None,
+) -> NDArray[np.uint8]:
     """Decode a file and stretch it to a square; nothing is cut off.
 
-    The EXIF orientation is applied; what is transparent becomes white; 16-bit gray levels are divided by 257; of an
-    animation or a file of several pages the first picture counts. Resizing is bilinear with antialiasing.
+    The EXIF orientation is applied; what is transparent becomes white; 16-bit gray levels are divided by 257, or by
+    less where their `bit_depth` is less; of an animation or a file of several pages the first picture counts. Resizing
+    is bilinear with antialiasing.
 
     Args:
         size: height and width of the result, in pixels.
         channels: 3 for RGB, 1 for gray.
+        remarks: is filled in.
 
     Returns:
         uint8 [channels, size, size].
@@ -50,6 +106,7 @@ def decode(path: Path, size: int, channels: int) -> NDArray[np.uint8]:
     Raises:
         DecodeError: the file cannot be read, is damaged, is no image or is too large; says which.
     """
+    _now.remarks = remarks
     try:
         with Image.open(path) as image:
             width, height = image.size
@@ -57,8 +114,9 @@ def decode(path: Path, size: int, channels: int) -> NDArray[np.uint8]:
                 raise DecodeError(
                     f"{width}x{height} pixels are too many, accepted are up to {Image.MAX_IMAGE_PIXELS}"
                 )
+            _scale_transparent(image)
             upright = ImageOps.exif_transpose(image)
-            flat = _flatten(upright).convert("RGB" if channels == 3 else "L")
+            flat = _flatten(upright, reading, remarks).convert("RGB" if channels == 3 else "L")
             pixels = np.asarray(flat.resize((size, size), Image.Resampling.BILINEAR))
     except DecodeError:
         raise
@@ -72,21 +130,44 @@ def decode(path: Path, size: int, channels: int) -> NDArray[np.uint8]:
         raise DecodeError(error.strerror or str(error)) from error
     except Exception as error:  # what a decoder raises on a damaged file is written down nowhere
         raise DecodeError(f"{type(error).__name__}: {error}") from error
+    finally:
+        _now.remarks = None
     return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
 
 
-def _flatten(image: Image.Image) -> Image.Image:
+def _scale_transparent(image: ImageFile) -> None:
+    """Give a PNG's transparent colour in the 8 bits that Pillow makes of its 2, 4 or 3x16; before it is loaded."""
+    if image.format != "PNG" or "transparency" not in image.info or not image.tile:
+        return
+    colour, kind = image.info["transparency"], image.tile[0].args
+    if kind == "RGB;16B":
+        image.info["transparency"] = tuple(level >> 8 for level in colour)
+    elif kind in ("L;2", "L;4"):
+        image.info["transparency"] = colour * {"L;2": 85, "L;4": 17}[kind]
+
+
+def _flatten(image: Image.Image, reading: Reading, remarks: Remarks | None) -> Image.Image:
     """Without transparency, and with 8 bits a channel."""
     if image.mode.startswith("I"):
-        levels = np.asarray(image).astype(np.int64)
-        if levels.min() < 0 or levels.max() > 0xFFFF:
-            raise DecodeError(
-                f"gray levels from {levels.min()} to {levels.max()}, accepted are 0 to 65535"
-            )
-        return Image.fromarray(((levels + 128) // 257).astype(np.uint8))
+        return _eight_bits(image, reading, remarks)
     if image.mode == "F":
         raise DecodeError("floating-point gray levels; accepted are 8 or 16 bits")
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
     return image
+
+
+def _eight_bits(image: Image.Image, reading: Reading, remarks: Remarks | None) -> Image.Image:
+    """A gray picture of 16 bits."""
+    levels = np.asarray(image).astype(np.int64)
+    clear = levels == image.info.get("transparency", -1)
+    most, shown = 2**reading.bit_depth - 1, levels[~clear]
+    low, high = (int(shown.min()), int(shown.max())) if shown.size else (0, 0)
+    if remarks:
+        remarks.brightest = high
+    if low < 0 or high > most:
+        why = f", the range of data.bit_depth={reading.bit_depth}" if most < FULL else ""
+        raise DecodeError(f"gray levels from {low} to {high}, accepted are 0 to {most}{why}")
+    scaled = (levels * 255 + most // 2) // most
+    return Image.fromarray(np.where(clear, 255, scaled).astype(np.uint8))

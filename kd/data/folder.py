@@ -1,19 +1,46 @@
-"""What lies in a folder of images: class folders, and the image files under them."""
+"""What lies in a folder of images: the parts, the class folders in them, and the image files under those."""
 
 import os
+import re
 import unicodedata
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from kd.data.decode import ENDINGS
+from kd.data.decode import endings
+from kd.errors import UserError, nearest
 from kd.log import one_line
 
-# What people call the parts of a data set.
-PARTS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation"), "val"),
-    **dict.fromkeys(("test", "testing"), "test"),
+PARTS = ("train", "val", "test")
+
+# What people call the parts of a data set, with or without such words before and after: seg_train, Test-Images2.
+NAMES = {
+    "train": "train|training|trn",
+    "val": "val|valid|validation",
+    "test": "test|tests|testing|tst",
 }
+AFFIXES = (
+    "data|sets?|splits?|parts?|folders?|dirs?|images?|imgs?|pictures?|pics?|photos?|samples?|files?"
+    "|seg|raw|full|final|original|processed|cropped|resized"
+)
+PATTERNS = {
+    part: re.compile(rf"(?:{AFFIXES})*(?:{names})(?:{AFFIXES})*") for part, names in NAMES.items()
+}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the folders in a folder of images are read.
+
+    Attributes:
+        parts: the folders of train, val and test, by those names; each holds class folders. Train alone is the top
+            where the class folders are there.
+        left_out: folders at the top that are none of these, by name.
+    """
+
+    parts: dict[str, Path]
+    left_out: dict[str, Path] = field(default_factory=dict)
 
 
 def plain(name: str) -> str:
@@ -22,33 +49,167 @@ def plain(name: str) -> str:
     return one_line(text)
 
 
-def part_folders(root: Path) -> dict[str, Path]:
-    """The folders of train, val and test under `root`, by those names; empty where there are none."""
-    return {
-        PARTS[name.lower()]: path
-        for name, path in subfolders(root).items()
-        if name.lower() in PARTS
+def part_named(folder: str) -> str | None:
+    """The part that a folder of this name is by usage; None where it is none."""
+    letters = re.sub(r"[\W\d_]+", "", plain(folder).lower())
+    return next((part for part, pattern in PATTERNS.items() if pattern.fullmatch(letters)), None)
+
+
+def layout(root: Path) -> Layout:
+    """Find the parts by the names of the folders.
+
+    Raises:
+        UserError: more than one folder is the same part by its name, or folders look like parts and have other names;
+            says how to name them.
+    """
+    tops = subfolders(root := _unwrapped(root))
+    inner = {name: set(subfolders(path)) for name, path in tops.items()}
+    named: dict[str, list[str]] = {}
+    for name in tops:
+        if part := part_named(name):
+            named.setdefault(part, []).append(name)
+    with_classes = {part: [n for n in names if inner[n]] for part, names in named.items()}
+    if not any(with_classes.values()):
+        if len(tops) > 1 and sum(map(len, named.values())) == len(tops):
+            raise UserError(
+                f"data.root: {root.absolute()} holds {_some(tops)}, which have no class folders in them; needed is "
+                "a folder for each class, as in train/cat and train/dog"
+            )
+        if len(tops) > 1 and len(common := set.intersection(*inner.values())) > 1:
+            raise UserError(_unclear(root, tops, common))
+        return Layout({"train": root})
+    for part, names in with_classes.items():
+        if len(names) > 1:
+            raise UserError(
+                f"data.root: {root.absolute()} holds {_some(names)}, each of which may be {part}; say which is, with "
+                f"{_asked({part: names[0] for part, names in with_classes.items() if names})}. What is not named is "
+                "left out"
+            )
+    parts = {part: names[0] for part, names in with_classes.items() if names}
+    others = {name: path for name, path in tops.items() if name not in parts.values()}
+    classes = set(subfolders(inmost(tops[next(iter(parts.values()))])))
+    alike = [name for name in others if len(inner[name] & classes) > 1]
+    if alike:
+        raise UserError(
+            f"data.root: {root.absolute()} holds {_some(alike)} with class folders beside "
+            f"{_some(parts.values())}; say which folders are the parts, with {_asked(parts)} or as it should be; what "
+            "is not named is left out. Where all of them are classes: 'data.parts={train: .}'"
+        )
+    return Layout({part: inmost(tops[name]) for part, name in parts.items()}, others)
+
+
+def given_layout(root: Path, given: Mapping[str, str]) -> Layout:
+    """The parts that `data.parts` names.
+
+    Args:
+        given: folders by part, as paths from `root`.
+
+    Raises:
+        UserError: for another part, no train, or a folder that is not there or lies in another part's.
+    """
+    if "train" not in given or not set(given) <= set(PARTS):
+        raise UserError(
+            f"data.parts: found {', '.join(given) or 'nothing'}; needed is train, accepted are also val and test"
+        )
+    tops = subfolders(root)
+    parts = {part: root / Path(name).expanduser() for part, name in given.items()}
+    for part, path in parts.items():
+        if not path.is_dir():
+            raise UserError(
+                f"data.parts.{part}: no folder {path.absolute()}{nearest(given[part], tops)}"
+            )
+    real = {part: path.resolve() for part, path in parts.items()}
+    for part, path in real.items():
+        for other in real:
+            if other != part and path.is_relative_to(real[other]):
+                raise UserError(
+                    f"data.parts: {part} ({given[part]}) is or lies in {other} ({given[other]}); needed are folders "
+                    "apart from each other"
+                )
+    left_out = {
+        name: path
+        for name, path in tops.items()
+        if not any(
+            each.is_relative_to(path.resolve()) or path.resolve().is_relative_to(each)
+            for each in real.values()
+        )
     }
+    return Layout({part: inmost(path) for part, path in parts.items()}, left_out)
+
+
+def _unwrapped(root: Path) -> Path:
+    """Where the parts or the classes are, as in archive/dataset/train."""
+    while len(found := subfolders(root)) == 1:
+        ((name, only),) = found.items()
+        if part_named(name) or not subfolders(only):
+            break
+        root = only
+    return root
+
+
+def inmost(folder: Path) -> Path:
+    """Where the class folders are, as in training_set/training_set/cats."""
+    while len(found := list(subfolders(folder).values())) == 1 and subfolders(found[0]):
+        folder = found[0]
+    return folder
+
+
+def _unclear(root: Path, tops: Mapping[str, Path], common: set[str]) -> str:
+    where = f"data.root: {root.absolute()} holds the folders {_some(tops)}, and each of them holds"
+    inside = {part: name for name in sorted(common) if (part := part_named(name))}
+    if len(inside) > 1:
+        return (
+            f"{where} {_some(inside.values())}; needed are the parts at the top and the classes in them, as in "
+            f"{inside.get('train', 'train')}/{next(iter(tops))}"
+        )
+    first, second, *_ = tops
+    return (
+        f"{where} {_some(sorted(common))}. Where the upper ones are the parts, say which, as with "
+        f"{_asked({'train': first, 'test': second})}; where they are the classes, 'data.parts={{train: .}}'"
+    )
+
+
+def _asked(parts: Mapping[str, str]) -> str:
+    return f"'data.parts={{{', '.join(f'{part}: {name}' for part, name in parts.items())}}}'"
+
+
+def _some(names: Iterable[str]) -> str:
+    found = list(names)
+    return ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
 
 
 def subfolders(folder: Path) -> dict[str, Path]:
-    """The folders in a folder by their name, in order of name; hidden ones left out."""
-    found = {
-        plain(path.name): path
-        for path in folder.iterdir()
-        if path.is_dir() and not _hidden(path.name)
-    }
+    """The folders in a folder by their name, in order of name; hidden ones left out.
+
+    Raises:
+        UserError: the names of two differ only in how Unicode writes them.
+    """
+    found: dict[str, Path] = {}
+    for path in folder.iterdir():
+        if path.is_dir() and not _hidden(path.name):
+            if (name := plain(path.name)) in found:
+                raise UserError(
+                    f"data.root: {folder.absolute()} holds two folders that read {name}, of other bytes; join them"
+                )
+            found[name] = path
     return dict(sorted(found.items()))
 
 
-def find_images(folder: Path) -> list[Path]:
+def find_images(folder: Path, passed: Counter[str] | None = None) -> list[Path]:
     """All files under a folder that an image ending says are images, at any depth, in order of name.
 
     Upper and lower case endings count, symbolic links are followed, other files and hidden ones are left out.
+
+    Args:
+        passed: is told of the other files, how many have which suffix.
     """
-    return sorted(
-        _walk(folder, frozenset()), key=lambda path: plain(path.relative_to(folder).as_posix())
-    )
+    found = []
+    for path in _walk(folder, frozenset()):
+        if path.suffix.lower() in endings():
+            found.append(path)
+        elif passed is not None:
+            passed[path.suffix.lower() or "without a suffix"] += 1
+    return sorted(found, key=lambda path: plain(path.relative_to(folder).as_posix()))
 
 
 def _walk(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
@@ -60,7 +221,7 @@ def _walk(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
             continue
         if path.is_dir():
             yield from _walk(path, above | {real})
-        elif path.suffix.lower() in ENDINGS:
+        else:
             yield path
 
 

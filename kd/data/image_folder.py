@@ -1,6 +1,7 @@
 """Any folder of images: with train, val and test folders of class folders, or class folders alone."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,8 @@ from typing import Any
 import torch
 
 from kd.data.base import DataModule, Images, Source
-from kd.data.folder import find_images, part_folders, plain, subfolders
+from kd.data.decode import Reading, endings
+from kd.data.folder import Layout, find_images, given_layout, layout, plain, subfolders
 from kd.errors import UserError
 
 LARGEST = 8192  # side of an image, in pixels; some 200 MB each
@@ -21,8 +23,11 @@ class ImageFolder(DataModule):
     Args:
         root: holds `train`, and where there are any `val` and `test`, each with a folder for each class; or the class
             folders themselves. What is missing of validation and test is carved out of train.
+        parts: folders of train, val and test by those names, as paths from `root`; None finds them by their names,
+            which may be such as `Training_Set` or `seg_test`.
         image_size: height and width that images are stretched to, in pixels.
         channels: 3 for RGB, 1 for gray.
+        bit_depth: of gray levels that are stored in 16 bits, 9 to 16; see `kd.data.decode.Reading`.
         group_pattern: regular expression that finds a group (a patient, a scene) in a file's name, in its brackets or
             as a whole; no group is in two parts. A file in whose name it finds nothing is a group of its own.
         options: those of every source, see `kd.data.base.DataModule`.
@@ -33,6 +38,8 @@ class ImageFolder(DataModule):
         root: str | None = None,
         image_size: int = 64,
         channels: int = 3,
+        parts: Mapping[str, str] | None = None,
+        bit_depth: int = 16,
         group_pattern: str | None = None,
         **options: Any,
     ) -> None:
@@ -53,7 +60,10 @@ class ImageFolder(DataModule):
             raise UserError(
                 f"data.group_pattern: {group_pattern!r} is no regular expression: {error}"
             ) from error
-        self.image_size, self.channels = image_size, channels
+        if not 9 <= bit_depth <= 16:
+            raise UserError(f"data.bit_depth: found {bit_depth}, accepted are 9 to 16")
+        self.reading = Reading(bit_depth)
+        self.image_size, self.channels, self.given = image_size, channels, parts
 
     def read(self) -> Source:
         """List the folders, check that their classes agree, decode the files."""
@@ -94,16 +104,31 @@ class ImageFolder(DataModule):
         """The folders of train and, where there are any, val and test.
 
         Raises:
-            UserError: there is no such folder as `root`.
+            UserError: there is no such folder as `root`, or which folders are the parts is not clear.
         """
         if not self.root.is_dir():
             raise UserError(f"data.root: no folder {self.root.absolute()}")
-        found = part_folders(self.root)
-        if found and "train" not in found:
+        found = self.layout(self.root)
+        if "train" not in found.parts:
             raise UserError(
-                f"data.root: {self.root.absolute()} has {', '.join(found)}, but no folder train"
+                f"data.root: {self.root.absolute()} has {', '.join(found.parts)}, but no folder train"
             )
-        return found or {"train": self.root}
+        return found.parts
+
+    def layout(self, root: Path) -> Layout:
+        """What the folders under `root` are. Those that hold images and are not read are noted.
+
+        Raises:
+            UserError: that is not clear.
+        """
+        found = layout(root) if self.given is None else given_layout(root, self.given)
+        for name, path in found.left_out.items():
+            if count := len(find_images(path)):
+                parts = ", ".join(plain(each.name) for each in found.parts.values())
+                self.note(
+                    f"folder {name} was left out, with {count} image{'s' * (count != 1)}; read: {parts}"
+                )
+        return found
 
     def group(self, path: Path, part: str) -> str:
         """The group that a file of a part belongs to; see `group_pattern`."""
@@ -112,19 +137,35 @@ class ImageFolder(DataModule):
         return next(filter(None, match.groups()), match[0]) if match else plain(str(path))
 
     def _list(self, folder: Path) -> Listing:
-        listing = {name: find_images(path) for name, path in subfolders(folder).items()}
+        passed = Counter[str]()
+        listing = {name: find_images(path, passed) for name, path in subfolders(folder).items()}
         if len(listing) < 2:
             found = ", ".join(listing) or "none"
             raise UserError(
                 f"data.root: {folder.absolute()} must hold a folder of images for each of two classes or more; found "
                 f"folders: {found}"
             )
+        self._note_passed(folder, passed)
         for name, files in listing.items():
             if not files:
                 raise UserError(
                     f"data.root: no image in the class folder {plain(str(folder / name))}"
                 )
         return listing
+
+    def _note_passed(self, folder: Path, passed: Counter[str]) -> None:
+        """Note what files of a part are not read."""
+        if passed:
+            kinds = ", ".join(f"{count} {suffix}" for suffix, count in passed.most_common())
+            self.note(
+                f"{passed.total()} files in {plain(folder.name)} were passed over, as no image of a kind that can be "
+                f"read: {kinds}"
+            )
+        loose = sum(path.suffix.lower() in endings() for path in folder.iterdir() if path.is_file())
+        if loose:
+            self.note(
+                f"{loose} image{'s' * (loose != 1)} in {plain(folder.name)} lie in no class folder and were left out"
+            )
 
 
 def check_classes(listings: Mapping[str, Listing], folders: Mapping[str, Path]) -> None:

@@ -1,14 +1,59 @@
 """Carving parts out of a set of images: seeded, stratified by class, no group torn apart."""
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from kd.data.images import Images
 from kd.errors import UserError
+
+
+def same_pixels(digests: Tensor) -> NDArray[np.int64]:
+    """For each image a number that images with the same pixels share, int64 [N], from 0 without gaps.
+
+    Args:
+        digests: uint8 [N, 16], as in `kd.data.images.Facts`.
+    """
+    halves = np.ascontiguousarray(digests.numpy()).view(np.uint64)  # [N, 2]
+    if (np.diff(np.sort(halves[:, 0])) > 0).all():  # the usual case, in a tenth of the time
+        return np.arange(len(halves))
+    order = np.lexsort(halves.T)
+    another = (halves[order][1:] != halves[order][:-1]).any(1)
+    found = np.zeros(len(order), np.int64)
+    found[order[1:]] = np.cumsum(another)
+    return found
+
+
+def units(images: Images) -> NDArray[np.int64]:
+    """For each image the number of its group, where images have groups, or its own; int64 [N], from 0 without gaps."""
+    if images.groups is None:
+        return np.arange(len(images))
+    return np.unique(images.groups, return_inverse=True)[1]
+
+
+def with_copies(images: Images, unit: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The units, those joined that have pictures in common, pixel for pixel; int64 [N], from 0 without gaps."""
+    same = same_pixels(images.pixels.facts.digests)
+    if same.max(initial=-1) == len(same) - 1:  # no two are alike
+        return unit
+    ends = (unit, unit.max() + 1 + same)
+    nodes = int(ends[1].max()) + 1
+    links = coo_array((np.ones(len(unit)), ends), (nodes, nodes))
+    found = connected_components(links, directed=False)[1][unit]
+    return np.unique(found, return_inverse=True)[1]
+
+
+def per_class(labels: Tensor, unit: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
+    """How many units each class has, int64 [classes]."""
+    distinct = np.unique(labels.numpy() * (len(unit) + 1) + unit) // (len(unit) + 1)
+    return np.bincount(distinct, minlength=classes)
 
 
 def check_counts(images: Images, carved: Sequence[str], classes: tuple[str, ...]) -> None:
@@ -17,11 +62,10 @@ def check_counts(images: Images, carved: Sequence[str], classes: tuple[str, ...]
     Raises:
         UserError: one has not; names it.
     """
-    labels = images.labels.numpy()
-    groups = np.arange(len(images)) if images.groups is None else np.array(images.groups)
     parts = ["train", *carved]
-    for label, name in enumerate(classes):
-        if carved and (count := len(np.unique(groups[labels == label]))) < len(parts):
+    counts = per_class(images.labels, units(images), len(classes))
+    for name, count in zip(classes, counts.tolist(), strict=True):
+        if carved and count < len(parts):
             unit = "image" if images.groups is None else "group of images"
             raise UserError(
                 f"data: class {name!r} has {count} {unit}{'s' * (count != 1)} to share out between "
@@ -34,7 +78,8 @@ def hold_out(
 ) -> tuple[Images, Images]:
     """Carve a share out: what stays and what was taken, each in its old order, each with all classes in it.
 
-    A group counts as one, under the rarest of its classes.
+    A group counts as one, under the rarest of its classes. So do images with the same pixels, and groups that share
+    some, unless that leaves a class with too few to be in both parts.
 
     Args:
         share: of the images, or of the groups where the images have groups; in (0, 1).
@@ -44,22 +89,19 @@ def hold_out(
     Raises:
         UserError: there are too few images (or groups).
     """
-    labels = images.labels.numpy()
+    labels, alone = images.labels.numpy(), units(images)
+    unit = with_copies(images, alone)
+    if per_class(images.labels, unit, len(classes)).min() <= least:
+        unit = alone
     totals = np.bincount(labels, minlength=len(classes))
-    _, group = np.unique(
-        np.arange(len(images)) if images.groups is None else images.groups, return_inverse=True
-    )
     order = np.lexsort(
-        (labels, totals[labels], group)
-    )  # the first image of a group is of its rarest class
-    first = order[np.unique(group[order], return_index=True)[1]]
-    labels_of_groups = images.labels[torch.from_numpy(first)]
-    stay, taken = stratified(
-        labels_of_groups, max(round(share * len(first)), len(classes)), what, seed, least
-    )
-    return images.at(np.flatnonzero(np.isin(group, stay)).tolist()), images.at(
-        np.flatnonzero(np.isin(group, taken)).tolist()
-    )
+        (labels, totals[labels], unit)
+    )  # a unit's first image is of its rarest class
+    first = order[np.unique(unit[order], return_index=True)[1]]
+    count = max(round(share * len(first)), len(classes))
+    _, taken = stratified(images.labels[torch.from_numpy(first)], count, what, seed, least)
+    out = torch.from_numpy(np.isin(unit, taken))
+    return images.at((~out).nonzero()[:, 0]), images.at(out.nonzero()[:, 0])
 
 
 def stratified(
@@ -77,28 +119,43 @@ def stratified(
     """
     try:
         stay, taken = train_test_split(
-            range(len(labels)), test_size=count, stratify=labels.numpy(), random_state=seed
+            np.arange(len(labels)), test_size=count, stratify=labels.numpy(), random_state=seed
         )
     except ValueError as error:
         raise UserError(
             f"data: cannot carve a {what} part of {count} out of {len(labels)} images, stratified by class: {error}"
         ) from error
-    _at_least(labels, 1, taken, stay)
-    _at_least(labels, least, stay, taken)
-    return sorted(stay), sorted(taken)
+    _at_least(labels.numpy(), 1, taken, stay)
+    _at_least(labels.numpy(), least, stay, taken)
+    return np.sort(stay).tolist(), np.sort(taken).tolist()
 
 
-def _at_least(labels: Tensor, least: int, here: list[int], there: list[int]) -> None:
+def _at_least(
+    labels: NDArray[np.int64], least: int, here: NDArray[np.int64], there: NDArray[np.int64]
+) -> None:
     """Swap positions so that `here` has so many of each class, where there are; the most frequent class gives way."""
-    for label in range(int(labels.max()) + 1):
-        while (counts := torch.bincount(labels[here], minlength=label + 1))[label] < least:
-            wanted, plenty = (
-                (labels[there] == label).nonzero(),
-                (labels[here] == counts.argmax()).nonzero(),
-            )
-            if not len(wanted):
-                break
-            here[plenty[0]], there[wanted[0]] = there[wanted[0]], here[plenty[0]]
+    counts = np.bincount(labels[here], minlength=int(labels.max()) + 1)
+    rare = np.flatnonzero(counts < least)
+    if not len(rare):
+        return
+    ours, theirs = _by_class(labels[here]), _by_class(labels[there])
+    for label in rare.tolist():
+        while counts[label] < least and theirs.get(label):
+            most = int(counts.argmax())
+            i, j = ours[most].popleft(), theirs[label].popleft()
+            here[i], there[j] = there[j], here[i]
+            counts[label] += 1
+            counts[most] -= 1
+
+
+def _by_class(labels: NDArray[np.int64]) -> dict[int, deque[int]]:
+    """Where each class stands."""
+    order = np.argsort(labels, kind="stable")
+    found, first = np.unique(labels[order], return_index=True)
+    return {
+        int(label): deque(places.tolist())
+        for label, places in zip(found, np.split(order, first[1:]), strict=True)
+    }
 
 
 def assert_apart(parts: Mapping[str, Images]) -> None:

@@ -1,0 +1,92 @@
+"""Images that are there more than once, pixel for pixel as the nets see them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import combinations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kd.data.images import Images
+from kd.data.parts import same_pixels
+
+PARTS = ("test", "validation", "train", "unlabeled")  # a later one gives way to an earlier one
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """How many there are.
+
+    Attributes:
+        within: of each part, the images that repeat an earlier one of the part.
+        across: of two parts, as `test in train`: the images of the first whose pixels an image of the second has.
+        contradicting: pictures that stand under more than one label, wherever.
+        dropped: images taken out of each part.
+    """
+
+    within: dict[str, int] = field(default_factory=dict)
+    across: dict[str, int] = field(default_factory=dict)
+    contradicting: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+
+    def text(self, sizes: Mapping[str, int]) -> str:
+        """In words, the worst first; empty where there are none.
+
+        Args:
+            sizes: of the parts, in images.
+        """
+        words = []
+        for pair, count in self.across.items():
+            first, second = pair.split(" in ")
+            words.append(f"of {sizes[first]} in {first} {count} also in {second}")
+        if self.contradicting:
+            words.append(f"under more than one label: {self.contradicting}")
+        words += [f"in {part} more than once: {count}" for part, count in self.within.items()]
+        return f"duplicate images: {'; '.join(words)}" if words else ""
+
+
+def find_duplicates(parts: Mapping[str, Images]) -> tuple[Duplicates, dict[str, Tensor]]:
+    """The duplicates in and among the parts, and of each part the positions that stay where they are dropped.
+
+    Of train stays what no other labelled part has: of pictures that are there several times the first one, and none
+    where their labels contradict each other. Of validation stays what test does not have; of the images without labels
+    what no other part has. Test stays whole.
+
+    Args:
+        parts: by the names in `PARTS`, all of one image size.
+    """
+    names = [name for name in PARTS if name in parts]
+    sizes = [len(parts[name]) for name in names]
+    same = same_pixels(torch.cat([parts[name].pixels.facts.digests for name in names]))
+    if same.max(initial=-1) == len(same) - 1:
+        return Duplicates(), {name: torch.arange(len(parts[name])) for name in names}
+    pictures = dict(zip(names, np.split(same, np.cumsum(sizes)[:-1]), strict=True))
+    labels = np.concatenate([parts[name].labels.numpy() for name in names])
+    known, most = labels >= 0, labels.max() + 1
+    labelled = np.unique(same[known] * most + labels[known]) // most  # each picture once a label
+    torn = np.flatnonzero(np.bincount(labelled) > 1)
+    within = {name: len(found) - len(np.unique(found)) for name, found in pictures.items()}
+    across = {
+        f"{one} in {other}": int(np.isin(pictures[one], pictures[other]).sum())
+        for one, other in combinations(names, 2)
+    }
+    found = Duplicates(
+        {name: count for name, count in within.items() if count},
+        {pair: count for pair, count in across.items() if count},
+        len(torn),
+    )
+    return found, {name: _kept(name, pictures, torn) for name in names}
+
+
+def _kept(name: str, pictures: Mapping[str, np.ndarray], torn: np.ndarray) -> Tensor:
+    mine = pictures[name]
+    before = [pictures[other] for other in PARTS[: PARTS.index(name)] if other in pictures]
+    out = np.isin(mine, np.concatenate(before)) if before else np.zeros(len(mine), bool)
+    if name in ("train", "unlabeled"):
+        again = np.ones(len(mine), bool)
+        again[np.unique(mine, return_index=True)[1]] = False
+        out |= again
+    if name == "train":
+        out |= np.isin(mine, torn)
+    return torch.from_numpy(np.flatnonzero(~out))
