@@ -5,6 +5,7 @@ python -m kd.predict model=outputs/runs/RUN/export/student.int8.onnx images=phot
 python -m kd.predict model=student.safetensors 'images=[a.png,b.png]' out=preds.json
 """
 
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -16,8 +17,9 @@ from pydantic import ValidationInfo, field_validator
 from kd.command import folder_of, job, run_command
 from kd.config.checking import check_as
 from kd.config.schema import Command
-from kd.data.folder import find_images
+from kd.data.folder import find_images, passed_over
 from kd.errors import Failed, UserError, nearest
+from kd.log import say
 
 
 class Predict(Command):
@@ -68,8 +70,11 @@ def files_of(images: str | list[str]) -> list[Path]:
             )
         entries = _listed(path) if path.suffix.lower() == ".txt" and path.is_file() else [path]
     try:
+        passed = Counter[str]()
         found = [
-            file for each in entries for file in (find_images(each) if each.is_dir() else [each])
+            file
+            for each in entries
+            for file in (find_images(each, passed) if each.is_dir() else [each])
         ]
     except OSError as error:
         raise UserError(f"images: cannot read {error.filename}: {error.strerror}") from error
@@ -78,12 +83,14 @@ def files_of(images: str | list[str]) -> list[Path]:
         raise UserError(
             f"images: no image in {where}; looked for files with an image's ending, at any depth"
         )
+    if passed:
+        say(f"images: {passed_over(passed)}")
     return found
 
 
 def _listed(path: Path) -> list[Path]:
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()  # Windows begins it with a mark
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"images: {path} is no list of paths: {error}") from error
     return [Path(line.strip()).expanduser() for line in lines if line.strip()]

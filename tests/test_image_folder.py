@@ -3,18 +3,21 @@
 import errno
 import json
 import os
+import struct
 import sys
+import warnings
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from kd.data.cache import Cache
 from kd.data.chest_xray import ChestXRay
-from kd.data.decode import DecodeError, decode
+from kd.data.decode import DecodeError, Reading, decode
 from kd.data.folder import find_images
 from kd.data.image_folder import ImageFolder
 from kd.data.images import Pixels
@@ -98,6 +101,15 @@ KINDS: list[tuple[str, Image.Image, dict[str, Any], tuple[int, int, int], tuple[
     ),
     ("turned.png", scene(), with_exif(scene(), 3), (0, 0, 0), (200, 40, 90)),
     ("Füße_猫.png", scene(), {}, (200, 40, 90), (0, 0, 0)),
+    *(
+        (f"other.{kind}", scene(), {}, (200, 40, 90), (0, 0, 0))
+        for kind in ("tga", "jp2", "dds", "pcx", "ico", "sgi", "apng", "mpo", "qoi", "dib")
+    ),
+    ("other.avif", scene(), {"quality": 100}, (200, 40, 90), (0, 0, 0)),
+    ("other.xbm", scene(top=(255, 255, 255)).convert("1"), {}, (255, 255, 255), (0, 0, 0)),
+    # A transparent colour in a PNG is white, of however many bits.
+    ("clear16.png", Image.fromarray(GRAY), {"transparency": 0}, (51, 51, 51), (255, 255, 255)),
+    ("clear8.png", scene().convert("L"), {"transparency": 0}, (94, 94, 94), (255, 255, 255)),
 ]
 
 
@@ -114,6 +126,73 @@ def test_any_kind_of_picture_is_decoded(kind: Any, tmp_path: Path) -> None:
     gray = decode(path, SIZE, 1)
     assert gray.shape == (1, SIZE, SIZE)
     assert abs(int(gray[0, 2, 5]) - np.dot(top, (0.299, 0.587, 0.114))) <= 6
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    checked = kind + content
+    return struct.pack(">I", len(content)) + checked + struct.pack(">I", zlib.crc32(checked))
+
+
+@pytest.mark.parametrize(
+    ("colour", "bits", "row", "clear", "wanted"),
+    [
+        (2, 16, struct.pack(">6H", 1000, 40000, 65535, 0, 0, 0), (1000, 40000, 65535), [255, 0]),
+        (0, 16, struct.pack(">2H", 1000, 514), (1000,), [255, 2]),
+        (0, 4, b"\x12", (1,), [255, 2 * 17]),
+        (0, 2, b"\x60", (1,), [255, 2 * 85]),  # levels 1 and 2, then padding
+        (0, 1, b"\x40", (0,), [255, 255]),  # levels 0 and 1
+    ],
+)
+def test_a_png_with_a_transparent_colour_of_any_depth(
+    colour: int, bits: int, row: bytes, clear: tuple[int, ...], wanted: list[int], tmp_path: Path
+) -> None:
+    """Two pixels in a row, the first of the transparent colour; written by hand, as Pillow cannot."""
+    path = tmp_path / "a.png"
+    header = chunk(b"IHDR", struct.pack(">2I5B", 2, 2, bits, colour, 0, 0, 0))
+    clear_chunk = chunk(b"tRNS", struct.pack(f">{len(clear)}H", *clear))
+    pixels = chunk(b"IDAT", zlib.compress(2 * (b"\0" + row)))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + clear_chunk + pixels + chunk(b"IEND", b""))
+    assert decode(path, 2, 3)[0].tolist() == [wanted, wanted]
+
+
+def test_twelve_bits_in_sixteen(tmp_path: Path) -> None:
+    levels = np.linspace(0, 4095, 16, dtype=np.uint16).reshape(4, 4)
+    path = save(tmp_path / "a.png", Image.fromarray(levels))
+    decoded = Cache().decoded([path], 4, 1)
+    (note,) = decoded.notes
+    assert decoded.store.array.max() == round(4095 / 65535 * 255)
+    assert "level 4095 of 65535, so 16 of 255; data.bit_depth=12" in note
+    full = Cache().decoded([path], 4, 1, Reading(12))
+    assert not full.notes
+    assert full.store.array.flatten().tolist() == [
+        round(v / 4095 * 255) for v in levels.flatten().tolist()
+    ]
+    with pytest.raises(
+        DecodeError, match=r"to 4095, accepted are 0 to 2047, the range of data\.bit_depth=11"
+    ):
+        decode(path, 4, 1, Reading(11))
+
+
+def test_warnings_of_pillow_name_their_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    files = [save(tmp_path / f"{i}.png") for i in range(8)]
+    straight = ImageOps.exif_transpose
+
+    def odd(image: Image.Image) -> Image.Image:
+        if not image.filename.endswith("0.png"):  # type: ignore[attr-defined]
+            warnings.warn_explicit("odd", UserWarning, "x.py", 1, module="PIL.Image")
+        return straight(image)
+
+    monkeypatch.setattr("kd.data.decode.ImageOps.exif_transpose", odd)
+    cache = Cache(tmp_path / "cache")
+    (note,) = cache.decoded(files, SIZE, 3).notes
+    assert note.startswith(f"Pillow warns of 7 images: {files[1]}: odd; {files[2]}: odd; ")
+    assert note.endswith(f"{files[5]}: odd; and 2 more")
+    assert cache.decoded(files, SIZE, 3).notes == [note]  # which are not decoded again
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match="odd"):
+        decode(files[1], SIZE, 3)
 
 
 def test_quarter_turn_by_exif(tmp_path: Path) -> None:
@@ -197,6 +276,114 @@ def test_class_names_agree_however_unicode_writes_them(tmp_path: Path) -> None:
     folder(tmp_path / "train", {"u\u0308ber": 4, "dog": 4})
     folder(tmp_path / "test", {"\u00fcber": 2, "dog": 2})
     assert ImageFolder(str(tmp_path), image_size=SIZE).split.classes == ("dog", "\u00fcber")
+
+
+@pytest.mark.parametrize(
+    ("folders", "parts"),
+    [
+        (["train_data", "val_data"], {"train": "train_data", "val": "val_data"}),
+        (["Training_Set", "TestSet"], {"train": "Training_Set", "test": "TestSet"}),
+        (["seg_train", "seg_test", "seg_pred"], {"train": "seg_train", "test": "seg_test"}),
+        (["images-train2017", "imgs.valid"], {"train": "images-train2017", "val": "imgs.valid"}),
+        (["TRAIN", "Validation images"], {"train": "TRAIN", "val": "Validation images"}),
+        (["archive/data/train", "archive/data/test"], {"train": "train", "test": "test"}),
+        (
+            ["training_set/training_set", "test_set/test_set"],
+            {"train": "training_set", "test": "test_set"},
+        ),
+    ],
+)
+def test_parts_by_their_usual_names(
+    folders: list[str], parts: dict[str, str], tmp_path: Path
+) -> None:
+    for name in folders:
+        folder(tmp_path / name, {"cat": 4, "dog": 4} if "pred" not in name else {})
+    if "seg_pred" in folders:
+        save(tmp_path / "seg_pred" / "1.png")
+    data = ImageFolder(str(tmp_path), image_size=SIZE)
+    assert {part: path.name for part, path in data.parts().items()} == parts
+    assert data.split.classes == ("cat", "dog")
+    assert len(data.split.test if "test" in parts else data.split.val) == 8
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    folder(tmp_path, {"train": 4, "bus": 4, "car": 4})
+    assert ImageFolder(str(tmp_path), image_size=SIZE).split.classes == ("bus", "car", "train")
+
+
+@pytest.mark.parametrize(
+    ("folders", "said"),
+    [
+        (
+            ["fold1", "fold2"],
+            r"fold1, fold2, and each of them holds cat, dog.*'data.parts={train: fold1, test: fold2}'"
+            r".*'data.parts={train: .}'",
+        ),
+        (
+            ["training", "evaluation"],
+            r"holds evaluation with class folders beside training; say .*'data.parts={train: training}'",
+        ),
+        (
+            ["train", "val", "valid"],
+            r"holds val, valid, each of which may be val; say .*'data.parts={train: train, val: val}'",
+        ),
+        (["train", "Train"], r"holds Train, train, each of which may be train"),
+        (
+            ["cat2/train", "dog2/train", "cat2/test", "dog2/test"],
+            r"each of them holds test, train; needed .* as in train/cat2",
+        ),
+    ],
+)
+def test_unclear_parts_are_refused(folders: list[str], said: str, tmp_path: Path) -> None:
+    for name in folders:
+        folder(tmp_path / name, {"cat": 4, "dog": 4})
+    with pytest.raises(UserError, match=said):
+        _ = ImageFolder(str(tmp_path), image_size=SIZE).split
+
+
+def test_parts_that_are_named(tmp_path: Path) -> None:
+    for i, name in enumerate(("fold1", "fold2", "fold3")):
+        folder(tmp_path / name, {"cat": 4 + i, "dog": 4 + i})
+
+    def sizes(parts: dict[str, str]) -> tuple[int, int]:
+        data = ImageFolder(str(tmp_path), image_size=SIZE, parts=parts)
+        source = data.read()
+        assert source.classes == (
+            ("fold1", "fold2", "fold3") if parts["train"] == "." else ("cat", "dog")
+        )
+        assert ["fold2" in note and "10 images" in note for note in data.notes] == (
+            [True] if "test" in parts else []
+        )
+        return len(source.train), len(source.test or [])
+
+    assert sizes({"train": "fold1", "test": "fold3"}) == (8, 12)
+    assert sizes({"train": "."}) == (30, 0)
+    for wrong, said in (
+        ({"test": "fold1"}, "needed is train"),
+        ({"train": "fold1", "tset": "fold2"}, "accepted are also val and test"),
+        ({"train": "fold4"}, "data.parts.train: no folder .*did you mean 'fold"),
+        ({"train": ".", "test": "fold1"}, r"test \(fold1\) is or lies in train \(.\)"),
+    ):
+        with pytest.raises(UserError, match=said):
+            sizes(wrong)
+
+
+def test_what_is_left_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder(tmp_path / "train", {"cat": 6, "dog": 6})
+    for name in ("notes.txt", "a.heic", "b.HEIC"):
+        (tmp_path / "train" / "cat" / name).write_text("hello")
+    save(tmp_path / "train" / "loose.png")
+    folder(tmp_path / "extra", {"more": 3})
+    (tmp_path / "docs").mkdir()
+    data = ImageFolder(str(tmp_path), image_size=SIZE)
+    assert len(data.read().train) == 12
+    assert data.notes == [
+        "the folder extra with 3 images is none of the parts (train): left out",
+        "in train 3 files were passed over, of no kind that this Pillow decodes: 2 .heic, 1 .txt",
+        "1 image in train lie in no class folder and were left out",
+    ]
+    said = capsys.readouterr().err
+    assert all(f"data: {note}\n" in said for note in data.notes)
 
 
 def bad_folder(root: Path) -> Path:
@@ -295,9 +482,13 @@ def xray_folder(root: Path) -> Path:
     for i in range(20):
         for j in range(2):
             save(
-                root / "train" / "PNEUMONIA" / f"person{i}_bacteria_{j}.jpeg", scene(top=(12 * i, 200 * j, 0))
+                root / "train" / "PNEUMONIA" / f"person{i}_bacteria_{j}.jpeg",
+                scene(top=(12 * i, 200 * j, 0)),
             )
-            save(root / "train" / "NORMAL" / f"IM-{i:04}-000{j}.jpeg", scene(top=(12 * i, 200 * j, 90)))
+            save(
+                root / "train" / "NORMAL" / f"IM-{i:04}-000{j}.jpeg",
+                scene(top=(12 * i, 200 * j, 90)),
+            )
     save(root / "val" / "PNEUMONIA" / "person3_virus_1.jpeg", scene())
     save(root / "val" / "NORMAL" / "NORMAL2-IM-0003-0001.jpeg", scene())
     save(root / "test" / "PNEUMONIA" / "person3_fungus_1.jpeg", scene())

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -18,7 +19,7 @@ from kd.data.batches import Batch, EpochOrder, Gather, InOrder, Loader
 from kd.data.cache import Cache, Mode
 from kd.data.decode import Reading
 from kd.data.duplicates import Duplicates, find_duplicates
-from kd.data.folder import find_images, plain
+from kd.data.folder import find_images, passed_over, plain
 from kd.data.images import Images, Pixels, Source, Split
 from kd.data.parts import assert_apart, check_counts, hold_out, stratified
 from kd.data.transfer import (
@@ -268,9 +269,12 @@ class DataModule(ABC):
         """The images without labels, of the training images' shape."""
         if self.unlabeled is None:
             return None
-        files = find_images(self.unlabeled) if self.unlabeled.is_dir() else []
+        passed = Counter[str]()
+        files = find_images(self.unlabeled, passed) if self.unlabeled.is_dir() else []
         if not files:
             raise UserError(f"data.unlabeled: no image in {self.unlabeled.absolute()}")
+        if passed:
+            self.note(f"in {plain(self.unlabeled.name)} {passed_over(passed)}")
         _, channels, size, _ = train.pixels.shape
         pixels, good = self.decode(files, size, channels, "data.unlabeled")
         return Images(pixels, torch.full((len(good),), -1))

@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
+from pydantic import Field
 
 # Kinds that Pillow recognises but cannot decode by itself; EPS would start another program, Ghostscript.
 NOT_DECODED = frozenset(("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"))
@@ -36,7 +37,7 @@ class Reading:
         bit_depth: of what is stored in 16 bits: level 2^bit_depth - 1 becomes white. 12 for most X-ray detectors.
     """
 
-    bit_depth: int = 16
+    bit_depth: Annotated[int, Field(ge=9, le=16)] = 16
 
 
 AS_STORED = Reading()
@@ -58,9 +59,11 @@ class Remarks:
 @cache
 def endings() -> frozenset[str]:
     """The suffixes, in lower case and with their dot, of what this Pillow can open."""
-    kinds = Image.registered_extensions()
+    kinds = Image.registered_extensions()  # MPO's files are opened as JPEG's are
     return frozenset(
-        suffix for suffix, kind in kinds.items() if kind in Image.OPEN and kind not in NOT_DECODED
+        suffix
+        for suffix, kind in kinds.items()
+        if (kind in Image.OPEN or kind == "MPO") and kind not in NOT_DECODED
     )
 
 

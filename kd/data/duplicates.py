@@ -22,12 +22,14 @@ class Duplicates:
         within: of each part, the images that repeat an earlier one of the part.
         across: of two parts, as `test in train`: the images of the first whose pixels an image of the second has.
         contradicting: pictures that stand under more than one label, wherever.
+        examples: two images with the same pixels, by part and name; one for each pair of parts.
         dropped: images taken out of each part.
     """
 
     within: dict[str, int] = field(default_factory=dict)
     across: dict[str, int] = field(default_factory=dict)
     contradicting: int = 0
+    examples: list[str] = field(default_factory=list)
     dropped: dict[str, int] = field(default_factory=dict)
 
     def text(self, sizes: Mapping[str, int]) -> str:
@@ -43,7 +45,8 @@ class Duplicates:
         if self.contradicting:
             words.append(f"under more than one label: {self.contradicting}")
         words += [f"in {part} more than once: {count}" for part, count in self.within.items()]
-        return f"duplicate images: {'; '.join(words)}" if words else ""
+        such = f" (such as {'; '.join(self.examples)})" if self.examples else ""
+        return f"duplicate images: {'; '.join(words)}{such}" if words else ""
 
 
 def find_duplicates(parts: Mapping[str, Images]) -> tuple[Duplicates, dict[str, Tensor]]:
@@ -75,8 +78,19 @@ def find_duplicates(parts: Mapping[str, Images]) -> tuple[Duplicates, dict[str, 
         {name: count for name, count in within.items() if count},
         {pair: count for pair, count in across.items() if count},
         len(torn),
+        [_example(pair, pictures, parts) for pair, count in across.items() if count],
     )
     return found, {name: _kept(name, pictures, torn) for name in names}
+
+
+def _example(pair: str, pictures: Mapping[str, np.ndarray], parts: Mapping[str, Images]) -> str:
+    """The first image of a pair of parts that is in both, by its name in each."""
+    one, other = pair.split(" in ")
+    first = int(np.isin(pictures[one], pictures[other]).argmax())
+    second = int((pictures[other] == pictures[one][first]).argmax())
+    names = {one: parts[one].names[first], other: parts[other].names[second]}
+    # A file's name begins with its part; others are numbers.
+    return " = ".join(name if "/" in name else f"{part} {name}" for part, name in names.items())
 
 
 def _kept(name: str, pictures: Mapping[str, np.ndarray], torn: np.ndarray) -> Tensor:

@@ -208,8 +208,15 @@ def find_images(folder: Path, passed: Counter[str] | None = None) -> list[Path]:
         if path.suffix.lower() in endings():
             found.append(path)
         elif passed is not None:
-            passed[path.suffix.lower() or "without a suffix"] += 1
+            passed[plain(path.suffix.lower()) or "without a suffix"] += 1
     return sorted(found, key=lambda path: plain(path.relative_to(folder).as_posix()))
+
+
+def passed_over(passed: Counter[str]) -> str:
+    """What `find_images` left out, in words."""
+    kinds = ", ".join(f"{count} {suffix}" for suffix, count in passed.most_common(10))
+    files = "1 file was" if passed.total() == 1 else f"{passed.total()} files were"
+    return f"{files} passed over, of no kind that this Pillow decodes: {kinds}"
 
 
 def _walk(folder: Path, above: frozenset[Path]) -> Iterator[Path]:

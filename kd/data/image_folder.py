@@ -10,7 +10,7 @@ import torch
 
 from kd.data.base import DataModule, Images, Source
 from kd.data.decode import Reading, endings
-from kd.data.folder import Layout, find_images, given_layout, layout, plain, subfolders
+from kd.data.folder import Layout, find_images, given_layout, layout, passed_over, plain, subfolders
 from kd.errors import UserError
 
 LARGEST = 8192  # side of an image, in pixels; some 200 MB each
@@ -124,9 +124,10 @@ class ImageFolder(DataModule):
         found = layout(root) if self.given is None else given_layout(root, self.given)
         for name, path in found.left_out.items():
             if count := len(find_images(path)):
-                parts = ", ".join(plain(each.name) for each in found.parts.values())
+                read = ", ".join(plain(each.name) for each in found.parts.values())
+                images = f"{count} image{'s' * (count != 1)}"
                 self.note(
-                    f"folder {name} was left out, with {count} image{'s' * (count != 1)}; read: {parts}"
+                    f"the folder {name} with {images} is none of the parts ({read}): left out"
                 )
         return found
 
@@ -156,11 +157,7 @@ class ImageFolder(DataModule):
     def _note_passed(self, folder: Path, passed: Counter[str]) -> None:
         """Note what files of a part are not read."""
         if passed:
-            kinds = ", ".join(f"{count} {suffix}" for suffix, count in passed.most_common())
-            self.note(
-                f"{passed.total()} files in {plain(folder.name)} were passed over, as no image of a kind that can be "
-                f"read: {kinds}"
-            )
+            self.note(f"in {plain(folder.name)} {passed_over(passed)}")
         loose = sum(path.suffix.lower() in endings() for path in folder.iterdir() if path.is_file())
         if loose:
             self.note(

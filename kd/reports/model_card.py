@@ -70,7 +70,8 @@ def _data(data: Mapping[str, Any]) -> list[str]:
     )
     return [
         f"- {data['name']}: {training_images(data)}; {data['val']} for validation, which weights were chosen on; "
-        f" {data['test']} for the test, read once at the end.{skipped}",
+        f"{data['test']} for the test, read once at the end.{skipped}",
+        *(f"- {note[0].upper()}{note[1:]}." for note in data.get("notes", ())),
         f"- Licence of the data, as stated by whoever trained the model: {data.get('license') or 'not stated'}.",
     ]
 

@@ -1,6 +1,7 @@
 """The report of a run: the models side by side, and what distillation bought."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from rich import box
@@ -56,6 +57,9 @@ def make_report(
             "labels": int((data.seen_by("labels").split.train.labels >= 0).sum()),
             "unlabeled": len(split.unlabeled) if split.unlabeled else 0,
             "skipped": data.skipped,
+            "reading": asdict(data.reading),
+            "notes": data.notes,
+            "duplicates": asdict(data.duplicates),
             "license": data.license,
         },
         "models": models,
@@ -226,12 +230,23 @@ def verdict(report: Mapping[str, Any]) -> list[str]:
             f"{_times(found['compression'], 'fewer parameters', 'more parameters', 'as many parameters')}"
             f"{_kept(report)}."
         )
-    return [*lines, *cautions(report)]
+    return [*_seen(report["data"]), *lines, *cautions(report)]
 
 
 def cautions(report: Mapping[str, Any]) -> list[str]:
     """What should worry the user about the teacher and its soft labels."""
     return [*report.get("warnings", ()), *(report.get("teaching") or {"concerns": ()})["concerns"]]
+
+
+def _seen(data: Mapping[str, Any]) -> list[str]:
+    """That test images were trained on or chosen by, which whoever reads the accuracies must know."""
+    found = data.get("duplicates") or {"across": {}, "dropped": {}}
+    return [
+        f"Of the {data['test']} test images, {count} are in {part} too, pixel for pixel: the accuracies say less of "
+        "new images."
+        for part in ("train", "validation")
+        if (count := found["across"].get(f"test in {part}")) and not found["dropped"].get(part)
+    ]
 
 
 def _gap(found: Mapping[str, Any]) -> str | None:
@@ -307,6 +322,7 @@ def as_markdown(report: Mapping[str, Any]) -> str:
             f"- Left out, not to be decoded: {each['file']}: {each['reason']}"
             for each in data.get("skipped", ())
         ),
+        *(f"- Of the data: {note}." for note in data.get("notes", ())),
         f"- Seed {report['seed']}, commit {report['git'] or 'unknown'}, finished {report['finished']}.",
         f"- Python {env['python']}, torch {env['torch']}, Lightning {env['lightning']}, {env['device']}; "
         f"latency on the CPU with {env['threads']} threads.",

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -168,5 +169,6 @@ def write_run(
             "classes": list(data.classes),
             "mean": mean,
             "std": std,
+            "reading": asdict(data.reading),
         }
         save_tensors(done["student"].weights(), folder / STUDENT, about)

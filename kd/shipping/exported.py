@@ -165,6 +165,7 @@ def _subject(finished: Finished, config: Export) -> tuple[Subject, str | None]:
         "mean": list(own[0]),
         "std": list(own[1]),
         "normalizes": config.normalize,
+        "reading": finished.report["data"].get("reading", {}),  # which older runs lack
     }
     metadata = {key: json.dumps(value) for key, value in about.items()}
     parts, train = _images(data, shape)

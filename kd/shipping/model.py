@@ -1,19 +1,20 @@
 """A trained model in use: pixels in, logits out, whatever kind of file it comes from."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
-from kd.data.decode import DecodeError, decode
+from kd.data.decode import AS_STORED, DecodeError, Reading, decode
 from kd.data.folder import plain
 from kd.data.views import normalize, to_unit
-from kd.errors import Damaged, UserError, nearest
-from kd.files.header import STUDENT
+from kd.errors import Damaged, UserError, first_of, nearest
+from kd.files.header import STUDENT, header_of
 from kd.nets.build import normalization_of
 from kd.runs.reader import open_run, read_student
 from kd.shape import Shape
@@ -33,12 +34,19 @@ class Model(nn.Module):
         classes: their names, in the order of the logits.
         channels: 1 for gray images, 3 for RGB.
         image_size: height and width of the images, in pixels.
+        reading: how files become such images, as for its training.
     """
 
-    def __init__(self, net: nn.Module, shape: Shape, classes: Sequence[str]) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        shape: Shape,
+        classes: Sequence[str],
+        reading: Reading = AS_STORED,
+    ) -> None:
         super().__init__()
         self.net = net.requires_grad_(False)
-        self.classes = tuple(classes)
+        self.classes, self.reading = tuple(classes), reading
         self.channels, self.image_size = shape.channels, shape.image_size
         self.register_buffer("_here", torch.zeros(0), persistent=False)
         self.eval()
@@ -83,7 +91,7 @@ class Model(nn.Module):
         found = []
         for path in paths:
             try:
-                found.append(decode(Path(path), self.image_size, self.channels))
+                found.append(decode(Path(path), self.image_size, self.channels, self.reading))
             except DecodeError as error:
                 raise UserError(f"{path}: {error}") from error
         size = (len(found), self.channels, self.image_size, self.image_size)
@@ -151,7 +159,19 @@ def load_model(
             )
     net, shape, classes = read_student(file, where, trust)
     whole = whole_net(net, normalization_of(net, ((0.0,), (1.0,))))
-    return _on(Model(whole, shape, classes), device)
+    return _on(Model(whole, shape, classes, reading_of(header_of(file) or {}, file)), device)
+
+
+def reading_of(said: Mapping[str, Any], file: Path) -> Reading:
+    """How a model's images are to be read, as its file says; files of before that was said mean the default.
+
+    Raises:
+        UserError: it makes no sense.
+    """
+    try:
+        return TypeAdapter(Reading).validate_python(said.get("reading", {}))
+    except ValidationError as error:
+        raise UserError(f"{file}: its `reading` is damaged: {first_of(error)}") from None
 
 
 def _on(model: Model, device: str) -> Model:
@@ -220,7 +240,7 @@ def _of_onnx(path: Path, where: str) -> Model:
         classes, size = [plain(name) for name in about["classes"]], about["image_size"]
         if not about["normalizes"]:
             net.normalization = (tuple(about["mean"]), tuple(about["std"]))
-        shape = Shape(about["channels"], size, len(classes))
+        shape, reading = Shape(about["channels"], size, len(classes)), reading_of(about, path)
         logits = net(torch.zeros(2, shape.channels, size, size))
     except UserError:
         raise
@@ -233,4 +253,4 @@ def _of_onnx(path: Path, where: str) -> Model:
         )
     if not as_written(path, str(about.get("sha256"))):
         raise Damaged(f"{where}: {path} is damaged: its checksum is wrong")
-    return Model(net, shape, classes)
+    return Model(net, shape, classes, reading)

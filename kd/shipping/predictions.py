@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kd.data.decode import DecodeError, decode
+from kd.data.decode import DecodeError, Remarks, decode, remarking
 from kd.files.writing import whole
 from kd.log import one_line, say, waiting
 from kd.reports.escape import in_a_cell
@@ -68,7 +68,7 @@ def rows(model: Model, files: Sequence[Path]) -> Iterator[Row]:
     size = max(1, min(64, 2**20 // model.image_size**2))
     steps = range(0, len(files), size)
     # Threads: Pillow lets other threads run while it decodes.
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool, remarking():
         for i in waiting(steps, f"predicting {len(files)} images"):
             batch = files[i : i + size]
             decoded = list(pool.map(lambda file: _decoded(file, model), batch))
@@ -83,8 +83,12 @@ def rows(model: Model, files: Sequence[Path]) -> Iterator[Row]:
 
 def _decoded(file: Path, model: Model) -> NDArray[np.uint8] | str:
     """The pixels [C, H, W], or why there are none."""
+    remarks = Remarks()
     try:
-        return decode(file, model.image_size, model.channels)
+        pixels = decode(file, model.image_size, model.channels, model.reading, remarks)
+        for text in remarks.warnings:
+            say(f"{_shown(file)}: Pillow warns: {text}")
+        return pixels
     except DecodeError as error:
         return str(error)
 
