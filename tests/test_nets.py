@@ -116,7 +116,7 @@ def test_resnet_is_torchvisions(depth: int) -> None:
 
 
 def test_resnet_stem_follows_the_image_size() -> None:
-    small, large = ResNet(10, 18, image_size=64), ResNet(10, 18, image_size=65)
+    small, large = ResNet(10, 18, image_size=63), ResNet(10, 18, image_size=64)
     assert small.conv1.kernel_size == (3, 3)
     assert isinstance(small.maxpool, nn.Identity)
     assert large.conv1.kernel_size == (7, 7)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,15 @@ from kd.config.precision import resolved
 from kd.config.schema import Config, check
 from kd.errors import UserError
 from kd.files.store import Done, Store
+from kd.nets.resnet import ResNet
+from kd.nets.resnet_cifar import ResNetCIFAR
 from kd.runs.run import run
 from kd.stages.chain import chain_of
 from kd.stages.stage import complete, make_stage
 from kd.teachers.frozen import Frozen
 from kd.teachers.live import Live
 from kd.training.distiller import Distiller
+from kd.training.layout import layout_of
 
 Make = Callable[..., Config]
 AUTO = ("trainer=cpu", "trainer.precision=auto", "teacher.precision=auto")
@@ -224,3 +228,63 @@ def test_members_may_differ(make_config: Make) -> None:
     members = "+teacher.members=[{precision: bf16-mixed},{seed: 1}]"
     chain = {link.name: link for link in chain_of(make_config(members, "stages=[teacher]"))}
     assert (chain["teacher_1"].precision, chain["teacher_2"].precision) == ("bf16-mixed", "32-true")
+
+
+@pytest.mark.parametrize(
+    ("widths", "flag", "precision", "device", "last"),
+    [
+        ([13, 13, 26, 52], "amx_bf16", "bf16-mixed", "cpu", False),
+        ([13, 13, 26, 52], "avx512_bf16", "bf16-mixed", "cpu", True),
+        ([13, 13, 26, 52], "amx_bf16", "32-true", "cpu", True),
+        ([13, 13, 26, 52], "amx_bf16", "bf16-mixed", "meta", True),
+        ([16, 16, 32, 64], "amx_bf16", "bf16-mixed", "cpu", True),
+        ([13, 16, 32, 64], "amx_bf16", "bf16-mixed", "cpu", True),
+    ],
+)
+def test_channels_last_but_for_odd_widths_in_tiles(
+    widths: list[int],
+    flag: str,
+    precision: str,
+    device: str,
+    last: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    machine(monkeypatch, flag)
+    found = layout_of(ResNetCIFAR(10, 14, widths=widths), precision, torch.device(device))
+    assert found == (torch.channels_last if last else torch.contiguous_format)
+
+
+def test_images_come_as_the_net_lies(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In training, at the net's own first layer; its weights lie as they do."""
+    machine(monkeypatch, "amx_bf16")
+    seen: list[tuple[bool, bool]] = []
+
+    def note(net: nn.Module, x: tuple[Tensor, ...]) -> None:
+        if net.training:
+            last = {"memory_format": torch.channels_last}
+            seen.append((x[0].is_contiguous(**last), net.weight.is_contiguous(**last)))
+
+    build = ResNetCIFAR.__init__
+
+    @wraps(build)
+    def hooked(self: ResNetCIFAR, *args: Any, **options: Any) -> None:
+        build(self, *args, **options)
+        inner = [m for m in self.modules() if isinstance(m, nn.Conv2d) and m.in_channels > 8]
+        inner[0].register_forward_pre_hook(note)
+
+    monkeypatch.setattr(ResNetCIFAR, "__init__", hooked)
+    net = "{_target_: kd.nets.resnet_cifar.ResNetCIFAR, depth: 8, widths: [%s]}"
+    for widths in ("13,13,26,52", "16,16,32,64"):
+        words = [f"+stage.odd={{net: {net % widths}, loss: labels}}", "stages=[odd]", "epochs=1"]
+        run(make_config("trainer=cpu", "trainer.precision=bf16-mixed", *words), "")
+    half = len(seen) // 2
+    assert set(seen[:half]) == {(False, False)}
+    assert set(seen[half:]) == {(True, True)}
+
+
+@pytest.mark.parametrize(("size", "stride"), [(32, 1), (63, 1), (64, 2), (224, 2)])
+def test_an_automatic_stem_halves_pictures_from_64_pixels_on(size: int, stride: int) -> None:
+    first = next(
+        m for m in ResNet(10, 18, image_size=size, width=8).modules() if isinstance(m, nn.Conv2d)
+    )
+    assert first.stride == (stride, stride)

@@ -82,7 +82,7 @@ class ResNet(nn.Module):
         depth: 18, 34 or 50.
         width: channels of the first group; each later group has twice as many as the one before.
         stem: `small` is one 3x3 convolution at full resolution; `imagenet` is a 7x7 convolution of stride 2 and a max
-            pooling; `auto` takes `small` up to 64 pixels, where the other would leave next to no picture.
+            pooling; `auto` takes `small` below 64 pixels, where the other would leave next to no picture.
 
     Raises:
         ValueError: for a depth or a stem that is not among these.
@@ -109,7 +109,7 @@ class ResNet(nn.Module):
             raise ValueError(f"depth: found {depth}, accepted are {sorted(BLOCKS)}")
         if stem not in ("auto", "small", "imagenet"):
             raise ValueError(f"stem: found {stem!r}, accepted are auto, small, imagenet")
-        small = stem == "small" or (stem == "auto" and image_size <= 64)
+        small = stem == "small" or (stem == "auto" and image_size < 64)
         self.conv1: nn.Module
         self.maxpool: nn.Module
         if small:

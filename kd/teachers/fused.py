@@ -1,4 +1,4 @@
-"""A teacher whose batch norms are folded into the convolutions before them, and whose convolutions take fewer steps."""
+"""A teacher whose batch norms are folded into the convolutions before them."""
 
 from collections.abc import Callable
 from functools import cached_property
@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
 from kd.teachers.frozen import Frozen
-from kd.teachers.winograd import quicker
 
 
 class Folded:
@@ -57,15 +56,11 @@ class Folded:
 
 
 def folded(net: nn.Module) -> nn.Module:
-    """A copy of a net in evaluation mode, batch norms folded in and convolutions made `quicker`.
-
-    The net itself where its code cannot be followed.
-    """
+    """A copy of a net in evaluation mode, batch norms folded in; the net itself where its code cannot be followed."""
     try:
         quick: nn.Module = fuse(net)
     except (
         Exception
     ):  # of whatever kind a net's own code meets when it is shown a placeholder for images
         return net
-    quicker(quick)
     return quick.to(memory_format=torch.channels_last)
