@@ -1,3 +1,6 @@
+import copy
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torchvision.models
@@ -314,8 +317,62 @@ def build(target: str, **keywords: object) -> nn.Module:
     return build_net({"_target_": target, **keywords}, Shape(1, 8, 10), "student.net")
 
 
+class Answering(nn.Module):
+    """A net that answers otherwise in training; its parameter is the answer's first number."""
+
+    def __init__(self, num_classes: int, as_what: str) -> None:
+        super().__init__()
+        self.w, self.classes, self.as_what = nn.Parameter(torch.ones(1)), num_classes, as_what
+
+    def forward(self, x: torch.Tensor) -> object:
+        """In training the logits and something else."""
+        logits = self.w * torch.ones(len(x), self.classes)
+        other = torch.zeros(len(x), 3)
+        kinds = {
+            "tuple": (logits, other),
+            "logits": SimpleNamespace(loss=None, logits=logits),
+            "dict": {"logits": logits, "aux": other},
+            "wide": (other, logits),
+            "none": SimpleNamespace(scores=logits),
+        }
+        return kinds[self.as_what] if self.training else logits
+
+
+@pytest.mark.parametrize("kind", ["tuple", "logits", "dict"])
+def test_of_what_a_net_answers_in_training_the_logits_are_taken(kind: str) -> None:
+    node = {"_target_": f"{__name__}.Answering", "as_what": kind}
+    net = build_net(node, Shape(1, 8, 10), "student.net", trained=True)
+    for each in (net, copy.deepcopy(net)):
+        for training in (True, False):
+            assert torch.equal(each.train(training)(torch.zeros(5, 1, 8, 8)), torch.ones(5, 10))
+    for kind, found in (("wide", r"\(2, 3\)"), ("none", "SimpleNamespace")):
+        with pytest.raises(UserError, match=rf"student\.net: .*Answering gives {found}"):
+            build_net({**node, "as_what": kind}, Shape(1, 8, 10), "student.net", trained=True)
+
+
+def test_googlenets_auxiliary_layers_do_not_stop_a_training() -> None:
+    net = build_net(
+        {
+            "_target_": "kd.nets.torchvision.torchvision_net",
+            "name": "googlenet",
+            "aux_logits": True,
+        },
+        Shape(3, 32, 10),
+        "student.net",
+        trained=True,
+    )
+    found = net(torch.randn(2, 3, 32, 32))
+    assert found.shape == (2, 10)
+    assert found.grad_fn is not None
+
+
 def test_build_does_not_move_batch_norm() -> None:
-    net = build("kd.nets.resnet.ResNet", depth=18, width=4)
+    net = build_net(
+        {"_target_": "kd.nets.resnet.ResNet", "depth": 18, "width": 4},
+        Shape(1, 8, 10),
+        "student.net",
+        trained=True,
+    )
     assert net.training
     fresh = nn.BatchNorm2d(4)
     assert torch.equal(net.bn1.running_mean, fresh.running_mean)

@@ -1,5 +1,6 @@
 """From a config node to a net that is known to take this data set's images."""
 
+import copy
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -14,9 +15,15 @@ from kd.shape import Shape
 
 
 def build_net(
-    node: Mapping[str, Any], shape: Shape, where: str, *, load: bool = True, most: int | None = None
+    node: Mapping[str, Any],
+    shape: Shape,
+    where: str,
+    *,
+    load: bool = True,
+    most: int | None = None,
+    trained: bool = False,
 ) -> nn.Module:
-    """Build a net, and try it on two blank images.
+    """Build a net, and try it on two blank images. Where it answers with more than logits, those alone are left.
 
     A net that was trained before wants its images under the mean and standard deviation of that training. It says so
     in an attribute `normalization`, which is set here for the pretrained nets of the libraries, and which a net of
@@ -28,6 +35,7 @@ def build_net(
         load: False for a net whose weights come from elsewhere: where it is a pretrained one, only its normalisation
             is taken over.
         most: numbers that the net may have, where somebody else's file chooses it; None for any.
+        trained: whether it will be trained, so that it is tried in train mode too.
 
     Returns:
         the net in train mode, its batch-norm statistics untouched by the trial.
@@ -67,12 +75,47 @@ def build_net(
         raise UserError(
             f"{where}: {node['_target_']} cannot take {channels}x{size}x{size} images: {first}"
         ) from error
-    found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-    if found != (2, classes):
-        raise UserError(
-            f"{where}: {node['_target_']} gives {found} for two images, needed are logits (2, {classes})"
-        )
+    answers = [logits, *([_in_training(net, shape, where)] if trained else [])]
+    for answer in answers:
+        main = main_logits(answer)
+        if main is None or tuple(main.shape) != (2, classes):
+            found = tuple(main.shape) if main is not None else type(answer).__name__
+            raise UserError(
+                f"{where}: {node['_target_']} gives {found} for two images, needed are logits (2, {classes})"
+            )
+    if not all(isinstance(answer, Tensor) for answer in answers):
+        net.register_forward_hook(_logits_alone)
     return net.train()
+
+
+def main_logits(answer: Any) -> Tensor | None:
+    """The logits in what a net answers: the answer itself, its `logits`, or the first of several; None without any.
+
+    In training some nets give more, such as the GoogLeNet of torchvision with its auxiliary layers.
+    """
+    if isinstance(answer, Mapping):
+        answer = answer.get("logits")
+    found = getattr(answer, "logits", answer)
+    if isinstance(found, tuple | list) and found:
+        found = found[0]
+    return found if isinstance(found, Tensor) else None
+
+
+def _logits_alone(net: nn.Module, images: Any, answer: Any) -> Any:
+    """A forward hook that leaves a net's main logits alone."""
+    return answer if isinstance(answer, Tensor) else main_logits(answer)
+
+
+def _in_training(net: nn.Module, shape: Shape, where: str) -> Any:
+    """What a net answers to two blank images in train mode; nothing of the net is left with them."""
+    dummy = copy.deepcopy(net).train()
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            return dummy(torch.zeros(2, shape.channels, shape.image_size, shape.image_size))
+    except REFUSALS as error:
+        raise UserError(
+            f"{where}: cannot take such images in train mode: {first_line(error)}"
+        ) from error
 
 
 def _refuse_larger(node: Mapping[str, Any], shape: Shape, where: str, most: int) -> None:

@@ -61,7 +61,7 @@ class Grown(nn.Module):
                 f"blocks: found {list(blocks)}, needed are counts that add up to {num_classes} classes"
             )
         shape = Shape(in_channels, image_size, blocks[0])
-        inner = build_net(net, shape, "net")
+        inner = build_net(net, shape, "net", trained=True)
         heads = head_of(inner, shape)
         if len(heads) != 1 or not isinstance(
             head := next(iter(heads.values())), (nn.Linear, nn.Conv2d)

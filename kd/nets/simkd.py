@@ -49,7 +49,7 @@ class SimKD(nn.Module):
         shape = Shape(in_channels, image_size, num_classes)
         if student.get("pretrained"):
             raise ValueError("student.net.pretrained: this method's student starts afresh")
-        net = build_net(student, shape, "student.net", load=False)
+        net = build_net(student, shape, "student.net", load=False, trained=True)
         if isinstance(own := getattr(net, "normalization", None), tuple):
             self.normalization = own
         other = build_net(teacher, shape, "teacher.net", load=False)

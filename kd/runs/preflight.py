@@ -57,7 +57,12 @@ def preflight(chain: Sequence[Link], config: Config, data: DataModule) -> None:
         file = file_of(link)
         most = file.stat().st_size if file and link.trains == "none" else None
         net = build_net(
-            link.net, data.shape, link.where, load=not (link.path or link.start), most=most
+            link.net,
+            data.shape,
+            link.where,
+            load=not (link.path or link.start),
+            most=most,
+            trained=link.trains != "none",
         )
         if link.trains == "head":
             check_head(net, data, at)

@@ -242,7 +242,8 @@ def _loaded(stage: Stage) -> bool:
 def _start(stage: Stage, data: DataModule) -> nn.Module:
     """The net that a stage begins with: fresh, pretrained, from a file, or from an earlier stage."""
     load = not (stage.weights or stage.start or stage.members)
-    net = build_net(stage.spec["net"], data.shape, f"{stage.name}.net", load=load)
+    trained = stage.spec["epochs"] > 0
+    net = build_net(stage.spec["net"], data.shape, f"{stage.name}.net", load=load, trained=trained)
     if stage.weights:
         load_start(net, stage.weights, f"{stage.name}.path", stage.spec, data.shape)
     if said := stage.spec.get("normalization"):

@@ -75,7 +75,7 @@ def try_out(link: Link, data: DataModule) -> Objective:
 
 def _nets(link: Link, shape: Shape) -> tuple[nn.Module, nn.Module | None]:
     """A stage's net and its teacher's, where the loss looks into that, with fresh weights."""
-    student = build_net(link.net, shape, link.where, load=False)
+    student = build_net(link.net, shape, link.where, load=False, trained=True)
     if link.teacher_net is None or not kinds_of(link.loss.signals, "t"):
         return student, None
     return student, build_net(link.teacher_net, shape, "teacher.net", load=False)

@@ -254,7 +254,7 @@ def preflight(course: Course) -> None:
         check_limit(config.trainer, "limit_train_batches", batches)
     for task in {0, len(course) - 1}:
         link, shape = course.link(task), course.source.until(task).shape
-        net = build_net(link.net, shape, link.where)
+        net = build_net(link.net, shape, link.where, trained=True)
         make_optimizer(net, 2, optim=config.optim, schedule=config.lr_schedule)
         if config.batch_size == 1:
             check_single(net, shape, "batch_size")
