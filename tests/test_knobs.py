@@ -23,6 +23,7 @@ USED = {
         "tfkd_reg",
         "tfkd_self",
         "label_smoothing",
+        "normkd",
     },
     "temperature": {
         *(
@@ -37,6 +38,7 @@ USED = {
             "tfkd_reg",
             "tfkd_self",
         ),
+        *("wttm", "normkd", "rld"),
         *("lwf", "lwf_bce", "lwf_mix"),
     },
 }

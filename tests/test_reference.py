@@ -19,10 +19,13 @@ from kd.losses import (
     mlkd_loss,
     mse_logits_loss,
     nkd_loss,
+    normkd_loss,
     ofa_loss,
+    rld_loss,
     soft_ce_loss,
     tfkd_reg_loss,
     tfkd_self_loss,
+    wttm_loss,
 )
 from kd.losses.ctkd import CTKD
 
@@ -148,6 +151,28 @@ def dml_image(a: list[float], b: list[float], k: int) -> float:
     return kl(p_p, p_s) - math.log(p_p[k]) + kl(p_s, p_p)
 
 
+def wttm_image(a: list[float], b: list[float], gamma: float) -> float:
+    powers = [p**gamma for p in softmax(b)]
+    return sum(powers) * kl([p / sum(powers) for p in powers], softmax(a))
+
+
+def normkd_image(a: list[float], b: list[float], norm: float) -> float:
+    t_s, t_t = (
+        norm * (math.sqrt(sum((v - mean(z)) ** 2 for v in z) / (C - 1)) + 1e-7) for z in (a, b)
+    )
+    return t_t**2 * kl(softmax(b, t_t), softmax(a, t_s))
+
+
+def rld_image(
+    a: list[float], b: list[float], k: int, t: float, t_sample: float, alpha: float, beta: float
+) -> float:
+    sure, own = max(softmax(b, t_sample)), softmax(a, t_sample)[k]
+    scd = t_sample**2 * kl([sure, 1 - sure], [own, 1 - own])
+    below = [i for i in range(C) if b[i] < b[k]]
+    mcd = kl(softmax([b[i] for i in below], t), softmax([a[i] for i in below], t)) * t**2
+    return alpha * scd + beta * mcd
+
+
 FORMULAS = {
     "kd": (kd_loss(s, t, temperature=3.0), kd_at(3.0)),
     "kd standardized": (
@@ -192,6 +217,18 @@ FORMULAS = {
         per_image(lambda a, _, __: entropy_across([1 / C] * C, softmax(a))),
     ),
     "dml": (dml_loss(s, t, y), per_image(dml_image)),
+    "wttm": (
+        wttm_loss(s, t, temperature=2.5),
+        per_image(lambda a, b, _: wttm_image(a, b, 1 / 2.5)),
+    ),
+    "normkd": (
+        normkd_loss(s, t, temperature=1.5),
+        per_image(lambda a, b, _: normkd_image(a, b, 1.5)),
+    ),
+    "rld": (
+        rld_loss(s, t, y, 3.0, 2.0, 0.7, 1.9),
+        per_image(lambda a, b, k: rld_image(a, b, k, 3.0, 2.0, 0.7, 1.9)),
+    ),
 }
 
 
@@ -215,6 +252,8 @@ DEFAULTS = {
     "ofa": (ofa_loss(s, t, y), per_image(lambda a, b, k: ofa_image(a, b, k, 1.0, 1.5))),
     "tfkd_reg": (tfkd_reg_loss(s, y), per_image(lambda a, _, k: tfkd_reg_image(a, k, 20.0, 0.99))),
     "tfkd_self": (tfkd_self_loss(s, t), kd_at(6.0)),
+    "normkd": (normkd_loss(s, t), per_image(lambda a, b, _: normkd_image(a, b, 2.0))),
+    "rld": (rld_loss(s, t, y), per_image(lambda a, b, k: rld_image(a, b, k, 4.0, 1.0, 1.0, 8.0))),
     "ctkd": (CTKD().double()(s, t), kd_at(1 + 20 / (1 + math.exp(-1)))),
 }
 
@@ -229,6 +268,10 @@ SOFT = {
     "dkd": (lambda label: dkd_loss(s, t, label), lambda a, b, k: dkd_image(a, b, k, 4.0, 1.0, 8.0)),
     "nkd": (lambda label: nkd_loss(s, t, label), lambda a, b, k: nkd_image(a, b, k, 1.0, 1.5)),
     "ofa": (lambda label: ofa_loss(s, t, label), lambda a, b, k: ofa_image(a, b, k, 1.0, 1.5)),
+    "rld": (
+        lambda label: rld_loss(s, t, label),
+        lambda a, b, k: rld_image(a, b, k, 4.0, 1.0, 1.0, 8.0),
+    ),
 }
 
 
@@ -343,6 +386,12 @@ AUTHORS = {
     "mlkd": (0.1, 0.9, {"temperatures": [2.0, 3.0, 4.0, 5.0, 6.0]}),
     "nkd": (1.0, 1.0, {"temperature": 1.0, "gamma": 1.5}),
     "ofa": (1.0, 1.0, {"temperature": 1.0, "epsilon": 1.5}),
+    "normkd": (0.1, 0.9, {"temperature": 2.0}),
+    "rld": (
+        1.0,
+        rises(0.083, end=1.0),
+        {"temperature": 4.0, "sample_temperature": 1.0, "sample_weight": 1.0, "masked_weight": 8.0},
+    ),
     "soft_ce": (0.1, 0.9, {"temperature": 4.0}),
     "tfkd_reg": (0.9, 0.1, {"temperature": 20.0, "correct": 0.99}),
     "tfkd_self": (0.05, 0.95, {"temperature": 6.0}),

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kd.losses._labels import binary, others, shares
+
 
 def dkd_loss(
     logits_s: Tensor,
@@ -40,10 +42,7 @@ def dkd_loss(
     if logits_s.shape[1] == 2:
         _warn_of_two_classes()
     logits_t = logits_t.detach()
-    if target.ndim == 1:
-        share, label = torch.ones_like(logits_s[:, :1]), target[:, None]
-    else:
-        share, label = target.topk(int((target > 0).sum(dim=1).max()), dim=1)
+    share, label = shares(target, logits_s)
     each = [
         share[:, k]
         * (
@@ -57,26 +56,14 @@ def dkd_loss(
 
 
 def _tckd(s: Tensor, t: Tensor, label: Tensor) -> Tensor:
-    return F.kl_div(_binary(s, label), _binary(t, label), reduction="none", log_target=True).sum(
+    return F.kl_div(binary(s, label), binary(t, label), reduction="none", log_target=True).sum(
         dim=1
     )
 
 
 def _nckd(s: Tensor, t: Tensor, label: Tensor) -> Tensor:
-    log_q_s, log_q_t = (F.log_softmax(_others(z, label), dim=1) for z in (s, t))
+    log_q_s, log_q_t = (F.log_softmax(others(z, label), dim=1) for z in (s, t))
     return F.kl_div(log_q_s, log_q_t, reduction="none", log_target=True).sum(dim=1)
-
-
-def _binary(z: Tensor, label: Tensor) -> Tensor:
-    """Logarithms of [p(target), 1 - p(target)], [B, 2]."""
-    both = torch.cat([z.gather(1, label), _others(z, label).logsumexp(dim=1, keepdim=True)], dim=1)
-    return F.log_softmax(both, dim=1)
-
-
-def _others(z: Tensor, label: Tensor) -> Tensor:
-    """Logits of the classes beside the target, [B, C - 1], from the one after it round to the one before it."""
-    classes = z.shape[1]
-    return z.gather(1, (label + torch.arange(1, classes, device=z.device)) % classes)
 
 
 @functools.cache  # once in a process
