@@ -26,7 +26,6 @@ from kd import load
 from kd.config.schema import Config, check
 from kd.errors import Interrupted, UserError
 from kd.files.checkpoints import read_checkpoint
-from kd.files.events import damage_in
 from kd.files.state_dicts import read_weights
 from kd.files.store import Store
 from kd.files.tensors import load_tensors
@@ -92,6 +91,18 @@ READ: dict[str, tuple[str, Callable[[Path], Any]]] = {
 }
 
 
+# JSON that a person may edit: a changed number or word in it is taken as meant, if it still makes a record.
+EDITABLE = {"a stage's record", *(kind for kind in READ if kind.startswith("a report"))}
+
+
+def assert_same_kind(found: Any, before: Any) -> None:
+    """What programs count on is there: of a stage its spec as it was, of a run its models."""
+    if "spec" in before:
+        assert found["spec"] == before["spec"]
+    else:
+        assert len(found["models"]) == len(before["models"])
+
+
 def run_of(path: Path) -> Path:
     return next(report.parent for report in (path.parents[2] / "runs").glob("*/report.json"))
 
@@ -130,8 +141,11 @@ def test_it_is_noticed_and_named_or_changes_nothing(
             assert len(error.splitlines()) <= 6, harm
         else:
             assert "flipped" in harm, harm
-            assert found == before, harm
-    assert noticed > FLIPS / 2
+            if kind in EDITABLE:
+                assert_same_kind(found, before)
+            else:
+                assert found == before, harm
+    assert noticed >= (3 if kind in EDITABLE else FLIPS / 2)
 
 
 @pytest.mark.parametrize("name", ["student.onnx", "student.int8.onnx"])
@@ -208,18 +222,14 @@ def test_a_checkpoint_to_go_on_from(
     assert all(torch.equal(one[each], two[each]) for each in one)
 
 
-def test_what_a_net_said_is_asked_again_and_event_files_are_named(
+def test_what_a_net_said_is_asked_again(
     make_config: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = run(make_config(), "")
     report = json.loads((first / "report.json").read_text())
     store = first.parents[1] / "store"
-    harmed = [
-        *store.glob("*/logits-*"),
-        *store.glob("*/views-*"),
-        *store.glob("*/tensorboard/*tfevents*"),
-    ]
-    assert len(harmed) == 3 + 1 + 1 + 3
+    harmed = [*store.glob("*/logits-*"), *store.glob("*/views-*")]
+    assert len(harmed) == 3 + 1 + 1
     for path in harmed:
         path.write_bytes(harms(path)[3][1])
     shutil.rmtree(first)  # else it would show the stages' curves
@@ -234,20 +244,6 @@ def test_what_a_net_said_is_asked_again_and_event_files_are_named(
         == report["models"][2]["test"]
     )
     assert all(load_tensors(path) for path in test), "they were kept anew"
-    for path in harmed[-3:]:
-        (line,) = [
-            line for line in said.splitlines() if line.startswith(f"{path} is damaged (failed ")
-        ]
-        assert line.endswith(" crc32 check); TensorBoard shows the curves up to there")
-
-
-def test_an_event_file_by_its_checksums(finished: Path, tmp_path: Path) -> None:
-    path = tmp_path / "events"
-    shutil.copy(next((finished / "tensorboard").glob("*tfevents*")), path)
-    assert damage_in(path) is None
-    for harm, content in harms(path):
-        path.write_bytes(content)
-        assert damage_in(path), harm
 
 
 def test_a_search_is_not_gone_on_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -255,14 +251,6 @@ def test_a_search_is_not_gone_on_with(tmp_path: Path, capsys: pytest.CaptureFixt
     path = tmp_path / "tune" / "s" / "study.db"
     whole = path.read_bytes()
     for told, change in (
-        (
-            "trial 1 is not as it was written",
-            "update trial_values set value = value + 0.125 where trial_id = 1",
-        ),
-        (
-            "is not as it was written",
-            "update trial_params set param_value = param_value / 2",
-        ),
         ("Expecting value", "update study_user_attributes set value_json = 'x' || value_json"),
         ("malformed", ""),
     ):

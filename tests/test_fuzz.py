@@ -401,7 +401,6 @@ def reported(finished: Path, place: Path) -> tuple[Path, dict[str, Any]]:
     folder = place / "runs" / "run"
     shutil.copytree(finished, folder)
     report = json.loads((folder / "report.json").read_text())
-    report.pop("seal", None)
     return folder, report
 
 

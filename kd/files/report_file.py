@@ -7,7 +7,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from kd.errors import Damaged, first_of
-from kd.files.records import read_sealed
+from kd.files.records import read_record
 
 SCHEMA = 1
 
@@ -151,7 +151,7 @@ def read_report(file: Path, shape: type[Report] = Report) -> dict[str, Any]:
         UserError: a later kd wrote it.
     """
     try:
-        report = read_sealed(file, SCHEMA, "report")
+        report = read_record(file, SCHEMA, "report")
         shape.model_validate_json(json.dumps(report))
     except OSError as error:
         raise Damaged(f"{file}: cannot be read: {error.strerror}") from error

@@ -6,10 +6,8 @@ import shutil
 import time
 from pathlib import Path
 
-from kd.files.events import damage_in
 from kd.files.locks import free
 from kd.files.store import put
-from kd.log import say
 
 
 class RunFolder:
@@ -93,20 +91,12 @@ class RunFolder:
                 link.unlink()
                 if events.is_dir():
                     shutil.copytree(events, link)
-                    _look_at(events)
             put(self.path, self.final)
 
 
 def _filling(folder: Path) -> contextlib.AbstractContextManager[bool]:
     """Be the only one to fill a folder, if nobody is at it; a dead process's lock is free."""
     return free(folder.with_name(f".{folder.name}.lock"))
-
-
-def _look_at(events: Path) -> None:
-    """Name the files of a stage that are damaged; TensorBoard shows what is in them before that."""
-    for file in sorted(events.glob("*tfevents*")):
-        if wrong := damage_in(file):
-            say(f"{file} is damaged ({wrong}); TensorBoard shows the curves up to there")
 
 
 class JobFolder(RunFolder):

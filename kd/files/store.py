@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kd.errors import Damaged, UserError
 from kd.files.locks import held
-from kd.files.records import read_sealed, sealed
+from kd.files.records import read_record
 from kd.files.writing import writing
 
 SCHEMA = 1
@@ -62,7 +62,10 @@ class Store:
         if not path.exists():
             return None
         try:
-            return Done(key, path.parent, read_sealed(path, SCHEMA, "stage"))
+            record = read_record(path, SCHEMA, "stage")
+            if key_of(record.get("spec", {})) != key:
+                raise Damaged(f"{path} is damaged: its spec is another stage's")
+            return Done(key, path.parent, record)
         except Damaged as error:
             raise UserError(f"{error}; remove {path.parent} to train the stage again") from error
 
@@ -92,7 +95,7 @@ class Store:
             "sha256": checksum(partial / "weights.safetensors"),
         }
         with writing(final, "a finished stage"):
-            (partial / "stage.json").write_text(json.dumps(sealed(record), indent=1))
+            (partial / "stage.json").write_text(json.dumps(record, indent=1))
             put(partial, final)
         return Done(key, final, record)
 
@@ -111,7 +114,8 @@ def put(folder: Path, final: Path) -> None:
 
 def key_of(spec: dict[str, Any]) -> str:
     """A stage's key: 16 hexadecimal digits of the SHA-256 of its spec in canonical JSON."""
-    return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:16]
+    plain = json.loads(json.dumps(spec))  # all keys are strings then, as in a file
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def checksum(path: Path) -> str:

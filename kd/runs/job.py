@@ -20,7 +20,7 @@ from kd.command import Leave, typed
 from kd.config.schema import Training
 from kd.errors import CannotWrite, Damaged, Interrupted, UserError
 from kd.files.locks import free, held
-from kd.files.records import read_sealed, sealed
+from kd.files.records import read_record
 from kd.files.report_file import read_report
 from kd.files.writing import whole
 from kd.log import say
@@ -108,7 +108,7 @@ class Job:
         """
         path = self.log.with_suffix(".json")
         try:
-            found = Outcome(**read_sealed(path, SCHEMA, "job", unmarked=SCHEMA))
+            found = Outcome(**read_record(path, SCHEMA, "job"))
         except (OSError, Damaged, TypeError):
             return None
         old = self.since is not None and datetime.fromisoformat(found.finished) < self.since
@@ -131,7 +131,7 @@ class Job:
         """Write down how it ended."""
         outcome = Outcome(self.key, datetime.now(UTC).isoformat(), round(seconds, 1), error)
         with whole(self.log.with_suffix(".json")) as temporary:
-            temporary.write_text(json.dumps(sealed(asdict(outcome))))
+            temporary.write_text(json.dumps(asdict(outcome)))
 
     def forget(self) -> None:
         """Remove what stands there of how it ended."""

@@ -17,7 +17,6 @@ from kd.config.construct import construct
 from kd.config.schema import Config
 from kd.data.base import DataModule
 from kd.files.header import SCHEMA, STUDENT
-from kd.files.records import sealed
 from kd.files.run_folder import RunFolder
 from kd.files.store import Done, Store
 from kd.files.tensors import save_tensors
@@ -153,7 +152,7 @@ def write_run(
     data: DataModule,
 ) -> None:
     """The files of a run: its report, its config, and its student with a header that says what it is."""
-    (folder / "report.json").write_text(json.dumps(sealed(report), indent=1))
+    (folder / "report.json").write_text(json.dumps(report, indent=1))
     (folder / "report.md").write_text(as_markdown(report))
     (folder / "report.html").write_text(as_page(report, figures))
     (folder / "config.yaml").write_text(yaml.safe_dump(report["config"], sort_keys=False))

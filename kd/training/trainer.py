@@ -19,10 +19,6 @@ from lightning.pytorch.callbacks import (
     RichProgressBar,
 )
 from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
-from lightning.pytorch.strategies.launchers import (
-    _MultiProcessingLauncher,
-    _SubprocessScriptLauncher,
-)
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 from kd.config.construct import REFUSALS
@@ -33,6 +29,9 @@ from kd.training.averaging import Averaged
 from kd.training.callbacks import Best, Curves, StepLimit
 
 PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
+
+# Strategies that start a device's process as a copy of this one, and not by running the command once more.
+COPIES_ITSELF = ("ddp_spawn", "ddp_fork", "ddp_notebook")
 
 
 def make_trainer(
@@ -109,16 +108,13 @@ def _check_strategy(trainer: L.Trainer, asked: Any) -> None:
             f"trainer.num_nodes: found {trainer.num_nodes}; a training takes one node, and several devices of it with "
             "trainer=ddp; hydra/launcher=submitit_slurm spreads the jobs of a sweep over nodes"
         )
-    launcher = trainer.strategy.launcher
-    if isinstance(launcher, _SubprocessScriptLauncher):
+    if trainer.num_devices > 1 and not str(asked).startswith(COPIES_ITSELF):
         raise UserError(
             f"trainer.strategy: found {asked!r} for {trainer.num_devices} devices, which would start the whole command "
             "once more for each; accepted is ddp_spawn (trainer=ddp)"
         )
-    forks = isinstance(launcher, _MultiProcessingLauncher) and launcher._start_method == "fork"
-    if (
-        forks and torch.get_num_threads() > 1
-    ):  # OpenMP's threads are not in the copies, which wait for them for ever
+    forks = str(asked).startswith(("ddp_fork", "ddp_notebook"))
+    if forks and torch.get_num_threads() > 1:  # a copy would wait for OpenMP threads it lacks
         raise UserError(
             f"trainer.strategy: found {asked!r} with {torch.get_num_threads()} threads, with which forked processes "
             "hang; set OMP_NUM_THREADS=1, or take ddp_spawn (trainer=ddp)"

@@ -25,7 +25,7 @@ from kd.tuning.compare import compare_settings
 from kd.tuning.evaluation import Evaluation, Pruned, hidden, student_links
 from kd.tuning.request import Request
 from kd.tuning.space import flat, overrides_of
-from kd.tuning.study import check_same, open_study, seal_of, write_trials
+from kd.tuning.study import check_same, open_study, write_trials
 
 COUNTED = (TrialState.COMPLETE, TrialState.PRUNED)
 NO_MATTER = {"name", "output_dir", "force", "debug"}  # in a config, to what a trial gives
@@ -201,7 +201,6 @@ class Trials:
             self.study.tell(trial, state=TrialState.FAIL)
             self._say(trial, setting, f"failed: {str(error).strip().splitlines()[0]}")
         else:
-            trial.set_user_attr("seal", seal_of(trial.params, setting, value))
             self.study.tell(trial, value)
             self._say(trial, setting, f"{value:.4f}")
 

@@ -1,15 +1,13 @@
-"""A search on disk: its database, whether that is as it was written and of the same search, and the table of trials."""
+"""A search on disk: its database, whether that is whole and of the same search, and the table of trials."""
 
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import optuna
 from optuna.trial import TrialState
 
 from kd.errors import Damaged, UserError
-from kd.files.store import key_of
 from kd.files.writing import whole
 
 
@@ -48,17 +46,13 @@ def _first_line(error: Exception) -> str:
 
 
 def _check_intact(study: optuna.Study, url: str) -> None:
-    """Raise whatever comes where the database is not as it was written, in its structure or in a finished trial."""
+    """Raise whatever comes where the database cannot be read to its end."""
     if url.startswith("sqlite"):
         with study._storage._backend.engine.connect() as database:  # type: ignore[attr-defined]
             wrong = database.exec_driver_sql("PRAGMA integrity_check").scalar()
         if wrong != "ok":
             raise ValueError(wrong)
     _ = study.user_attrs, study.get_trials(deepcopy=False)  # all of it can be read
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-        said = trial.user_attrs
-        if "seal" in said and said["seal"] != seal_of(trial.params, said["setting"], trial.value):
-            raise ValueError(f"trial {trial.number + 1} is not as it was written")
 
 
 def check_same(study: optuna.Study, settings: Mapping[str, str]) -> None:
@@ -80,11 +74,6 @@ def check_same(study: optuna.Study, settings: Mapping[str, str]) -> None:
                 f"study: {study.study_name!r} was begun with {key}={before.get(key)}, found is {settings.get(key)}; "
                 "trials of both cannot be compared, so give this search another study=NAME"
             )
-
-
-def seal_of(params: Mapping[str, Any], setting: Mapping[str, str], value: float | None) -> str:
-    """A checksum of what a trial tried and found."""
-    return key_of({"params": dict(params), "setting": dict(setting), "value": value})
 
 
 def write_trials(study: optuna.Study, knobs: Sequence[str], file: Path) -> None:
