@@ -27,7 +27,7 @@ def _checked(cfg: DictConfig, typed: set[str]) -> Export:
 def main(config: Export) -> None:
     """Write, check, and say what came of it."""
     finished = open_run(config.run, trust=config.trust)
-    from kd.shipping.exported import (
+    from kd.shipping.export_run import (
         export,  # torch takes seconds to import; what is no run is refused before
     )
 

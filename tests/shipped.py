@@ -15,7 +15,7 @@ from kd.config.schema import check
 from kd.export import _checked
 from kd.runs.reader import open_run
 from kd.runs.run import run
-from kd.shipping.exported import export
+from kd.shipping.export_run import export
 from kd.shipping.requests import Export
 
 SIZE = 12

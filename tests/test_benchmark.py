@@ -12,10 +12,10 @@ from composed import composed_command
 from torch import nn
 
 from kd.benchmark import _checked
-from kd.evaluation.backends import Subject, UnavailableError
+from kd.evaluation.backends import NetRunner, UnavailableError
 from kd.evaluation.cost_figure import figure_of
 from kd.evaluation.cost_text import latency_rows, sentences
-from kd.evaluation.costs_of_run import Cell, benchmark, ratios, row
+from kd.evaluation.costs_of_run import Measurement, benchmark, ratios, row
 from kd.evaluation.requests import Benchmark
 from kd.evaluation.timing import LEAST, ROUNDS, median_and_p95, times
 from kd.measure.costs import peak_activations
@@ -99,7 +99,7 @@ def test_times_are_in_milliseconds() -> None:
 
 def test_median_and_p95() -> None:
     assert median_and_p95([float(i) for i in range(1, 101)]) == (50.5, 95.0)
-    found = row(Cell("cpu", "eager", 64, "student"), [4.0] * 9 + [50.0])
+    found = row(Measurement("cpu", "eager", 64, "student"), [4.0] * 9 + [50.0])
     assert found == {
         "device": "cpu",
         "backend": "eager",
@@ -113,7 +113,10 @@ def test_median_and_p95() -> None:
 
 def model(role: str, scale: float, *backends: str) -> dict[str, Any]:
     rows = [
-        row(Cell("cpu", backend, batch, role), [scale * batch, scale * batch, 3 * scale * batch])
+        row(
+            Measurement("cpu", backend, batch, role),
+            [scale * batch, scale * batch, 3 * scale * batch],
+        )
         for backend in backends
         for batch in (1, 64)
     ]
@@ -222,7 +225,7 @@ def test_backends_give_the_same_answers(tmp_path: Path) -> None:
     torch.manual_seed(0)
     net = MLP(num_classes=10, in_channels=1, image_size=8, hidden=[16]).eval()
     net.normalization = ((0.3,), (0.5,))  # type: ignore[assignment]
-    subject = Subject(net, SHAPE, tmp_path, threads=1)
+    subject = NetRunner(net, SHAPE, tmp_path, threads=1)
     run = subject.runs("onnx", "cpu", 5)
     assert np.shape(run()[0]) == (5, 10)  # type: ignore[index]
     images = torch.rand(5, 1, 8, 8)
@@ -269,7 +272,9 @@ def test_a_backend_that_is_not_there_is_named(
 def test_onnx_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnx", None)
     pytest.importorskip("onnxruntime")
-    subject = Subject(MLP(num_classes=10, in_channels=1, image_size=8), SHAPE, tmp_path, threads=1)
+    subject = NetRunner(
+        MLP(num_classes=10, in_channels=1, image_size=8), SHAPE, tmp_path, threads=1
+    )
     with pytest.raises(UnavailableError, match="onnx is not installed"):
         subject.runs("onnx", "cpu", 1)
 

@@ -21,7 +21,7 @@ from kd.nets.cnn import CNN
 from kd.runs.reader import open_run
 from kd.shape import Shape
 from kd.shipping import exported
-from kd.shipping.exported import export
+from kd.shipping.export_run import export
 from kd.shipping.formats import write_onnx
 
 

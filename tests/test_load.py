@@ -16,7 +16,7 @@ from kd import load
 from kd.errors import UserError
 from kd.reports.model_card import model_card
 from kd.runs.reader import open_run
-from kd.shipping.exported import export
+from kd.shipping.export_run import export
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ class UnavailableError(Exception):
     """A backend that this machine does not have; says why."""
 
 
-class Subject:
+class NetRunner:
     """A net to be run by several backends.
 
     Args:

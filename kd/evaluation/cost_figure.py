@@ -8,9 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from kd.evaluation.cost_text import at, places
-from kd.reports.palette import BLACK, ROLES
-
-Axes = Any  # matplotlib's, which has no types
+from kd.reports.palette import BLACK, ROLES, Axes
 
 
 def figure_of(found: Mapping[str, Any]) -> Figure:

@@ -8,9 +8,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from kd.reports.escape import as_code, escaped
+from kd.reports.table import TextRows
 from kd.reports.units import short
 
-Rows = list[list[str]]
 LATENCY = ("on", "backend", "batch", "net", "median, ms", "p95, ms", "images/s", "times as fast")
 
 
@@ -23,7 +23,7 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
     ]
 
 
-def _table(header: Sequence[str], rows: Rows, left: int, lines: bool = False) -> Table:
+def _table(header: Sequence[str], rows: TextRows, left: int, lines: bool = False) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for i, name in enumerate(header):
         table.add_column(escape(name), justify="left" if i < left else "right", overflow="fold")
@@ -35,7 +35,7 @@ def _table(header: Sequence[str], rows: Rows, left: int, lines: bool = False) ->
     return table
 
 
-def cost_rows(found: Mapping[str, Any]) -> Rows:
+def cost_rows(found: Mapping[str, Any]) -> TextRows:
     """A row for each cost: its name, then each role's value, and how many times less than the teacher's that is."""
     models = found["models"]
     rows = [["net", *(model["net"] for model in models)]]
@@ -86,7 +86,7 @@ def _less(ratio: float | None) -> str:
     )
 
 
-def latency_rows(found: Mapping[str, Any]) -> Rows:
+def latency_rows(found: Mapping[str, Any]) -> TextRows:
     """A row for each latency, in the order of `LATENCY`; the nets of one device, backend and batch together."""
     rows = []
     for place in places(found):
@@ -176,6 +176,6 @@ def as_markdown(found: Mapping[str, Any]) -> str:
     return "\n\n".join("\n".join(part) for part in parts)
 
 
-def _markdown(header: Sequence[str], rows: Rows, left: int) -> list[str]:
+def _markdown(header: Sequence[str], rows: TextRows, left: int) -> list[str]:
     rule = ["---" if i < left else "---:" for i in range(len(header))]
     return ["| " + " | ".join(line) + " |" for line in [header, rule, *rows]]

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from kd.evaluation.backends import Pass, Subject, UnavailableError
+from kd.evaluation.backends import NetRunner, Pass, UnavailableError
 from kd.evaluation.cost_figure import figure_of
 from kd.evaluation.cost_text import as_markdown, sentences, tables
 from kd.evaluation.requests import Benchmark
@@ -27,7 +27,7 @@ from kd.shape import Shape
 SCHEMA = 1
 
 
-class Cell(NamedTuple):
+class Measurement(NamedTuple):
     """What one latency is of."""
 
     device: str
@@ -40,7 +40,7 @@ class Cell(NamedTuple):
 class Prepared:
     """The passes that can be timed, why others cannot, and the bytes of the ONNX files by role and backend."""
 
-    passes: dict[Cell, Pass]
+    passes: dict[Measurement, Pass]
     unavailable: list[dict[str, Any]]
     files: dict[str, dict[str, int]]
 
@@ -119,13 +119,14 @@ def prepare(
     scratch: Path,
 ) -> Prepared:
     """Get every net ready to be run in every way; compiling takes tens of seconds."""
-    passes, unavailable = dict[Cell, Pass](), list[dict[str, Any]]()
+    passes, unavailable = dict[Measurement, Pass](), list[dict[str, Any]]()
     subjects = {}
     for role, net in nets.items():
         (scratch / role).mkdir()
-        subjects[role] = Subject(net, shape, scratch / role, torch.get_num_threads())
+        subjects[role] = NetRunner(net, shape, scratch / role, torch.get_num_threads())
     cells = [
-        Cell(*each) for each in itertools.product(devices, config.backends, config.batches, nets)
+        Measurement(*each)
+        for each in itertools.product(devices, config.backends, config.batches, nets)
     ]
     for cell in waiting(cells, "compiling and exporting"):
         try:
@@ -160,7 +161,7 @@ def peak(net: nn.Module, shape: Shape, batch: int, device: str) -> int:
     return int(found)
 
 
-def row(cell: Cell, milliseconds: list[float]) -> dict[str, Any]:
+def row(cell: Measurement, milliseconds: list[float]) -> dict[str, Any]:
     """The latency of a cell: `median` and `p95` in ms a pass, `images_per_second` at the median, and `passes` timed."""
     median, p95 = median_and_p95(milliseconds)
     where = {key: value for key, value in cell._asdict().items() if key != "role"}

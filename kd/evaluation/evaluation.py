@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from kd.data.base import Images
 from kd.data.views import normalize, to_unit
 from kd.errors import UserError, nearest
-from kd.evaluation.evaluation_set import Judged, of_other, of_own
+from kd.evaluation.evaluation_set import EvaluationSet, of_other, of_own
 from kd.evaluation.evaluation_text import as_markdown, sentences, tables
 from kd.evaluation.requests import Evaluate, OperatingPoint
 from kd.files.writing import whole
@@ -57,11 +57,11 @@ def evaluate(finished: Finished, config: Evaluate, command: str) -> Path:
     nets, missing = finished.nets()
     other = "_target_" in config.data
     own, lacking = own_data(finished, config.data, f"{config.output_dir}/cache", needed=not other)
-    judged = of_other(config.data, classes, finished.shape, own) if other else of_own(own)
-    val, labels = own.split.val if own else None, judged.images.labels
+    evaluated_on = of_other(config.data, classes, finished.shape, own) if other else of_own(own)
+    val, labels = own.split.val if own else None, evaluated_on.images.labels
     if config.operating_point.asked:
         check_point(config.operating_point, classes, val, lacking)
-    said = asked(nets, judged.images)
+    said = asked(nets, evaluated_on.images)
     calibration = (asked(nets, val), val.labels) if val else None
     found: dict[str, Any] = {
         "schema": SCHEMA,
@@ -70,11 +70,11 @@ def evaluate(finished: Finished, config: Evaluate, command: str) -> Path:
         **made(command),
         "data": {
             **{
-                key: getattr(judged, key)
+                key: getattr(evaluated_on, key)
                 for key in ("name", "root", "part", "other", "left_out", "skipped")
             },
-            "images": len(judged.images),
-            "fingerprint": judged.images.fingerprint,
+            "images": len(evaluated_on.images),
+            "fingerprint": evaluated_on.images.fingerprint,
             "classes": list(classes),
         },
         "missing": missing,
@@ -83,7 +83,9 @@ def evaluate(finished: Finished, config: Evaluate, command: str) -> Path:
     }
     if config.flips:
         for model in found["models"]:
-            model["flipped"] = _flipped(nets[model["role"]], said[model["role"]], judged.images)
+            model["flipped"] = _flipped(
+                nets[model["role"]], said[model["role"]], evaluated_on.images
+            )
     if config.operating_point.asked:
         assert calibration is not None  # or it had been refused
         found["operating_point"] = operating_points(
@@ -91,9 +93,13 @@ def evaluate(finished: Finished, config: Evaluate, command: str) -> Path:
         )
     if config.corruptions:
         found["corruptions"] = under_corruptions(
-            nets, judged.images, config.corruptions, sorted(set(config.severities)), config.seed
+            nets,
+            evaluated_on.images,
+            config.corruptions,
+            sorted(set(config.severities)),
+            config.seed,
         )
-    return _publish(found, judged, folder)
+    return _publish(found, evaluated_on, folder)
 
 
 def asked(nets: Mapping[str, nn.Module], images: Images) -> dict[str, Tensor]:
@@ -303,8 +309,8 @@ def under_corruptions(
     return {"severities": list(severities), "seed": seed, "accuracy": accuracy, "mean": mean}
 
 
-def _publish(found: Mapping[str, Any], judged: Judged, folder: Path) -> Path:
-    file = _free_name(folder, judged, found)
+def _publish(found: Mapping[str, Any], evaluated_on: EvaluationSet, folder: Path) -> Path:
+    file = _free_name(folder, evaluated_on, found)
     there = file.exists()
     for path, text in (
         (file, json.dumps(found, indent=1)),
@@ -327,14 +333,14 @@ def _publish(found: Mapping[str, Any], judged: Judged, folder: Path) -> Path:
     return file
 
 
-def _free_name(folder: Path, judged: Judged, found: Mapping[str, Any]) -> Path:
+def _free_name(folder: Path, evaluated_on: EvaluationSet, found: Mapping[str, Any]) -> Path:
     """A name that no evaluation has, but one of the same run on the same images."""
     words = (
-        [judged.name, Path(judged.root).name]
-        if judged.other and judged.name == "image_folder"
-        else [judged.name]
+        [evaluated_on.name, Path(evaluated_on.root).name]
+        if evaluated_on.other and evaluated_on.name == "image_folder"
+        else [evaluated_on.name]
     )
-    stem = "_".join(["evaluation", *(words if judged.other else [])])
+    stem = "_".join(["evaluation", *(words if evaluated_on.other else [])])
     for i in itertools.count(1):
         file = folder / (f"{stem}.json" if i == 1 else f"{stem}_{i}.json")
         try:

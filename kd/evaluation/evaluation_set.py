@@ -14,7 +14,7 @@ from kd.shape import Shape
 
 
 @dataclass(frozen=True)
-class Judged:
+class EvaluationSet:
     """The images that nets are evaluated on, their labels in the order of the run's classes.
 
     Attributes:
@@ -34,17 +34,17 @@ class Judged:
     skipped: Sequence[Mapping[str, str]] = field(default_factory=list)
 
 
-def of_own(own: DataModule | None) -> Judged:
+def of_own(own: DataModule | None) -> EvaluationSet:
     """The test part of the run's own data."""
     assert own is not None
-    return Judged(
+    return EvaluationSet(
         own.split.test, own.name, str(own.root.resolve()), "the test part", skipped=own.skipped
     )
 
 
 def of_other(
     node: Mapping[str, Any], classes: Sequence[str], shape: Shape, own: DataModule | None
-) -> Judged:
+) -> EvaluationSet:
     """Another data set's test part, or all of it where it has none of its own, less what the nets have seen.
 
     Args:
@@ -90,7 +90,9 @@ def of_other(
             "data: the run's nets were trained on all of these images, or chosen by them"
         )
     left_out = len(images) - len(kept)
-    return Judged(kept, data.name, str(data.root.resolve()), part, True, left_out, data.skipped)
+    return EvaluationSet(
+        kept, data.name, str(data.root.resolve()), part, True, left_out, data.skipped
+    )
 
 
 def unseen(images: Images, *seen: Images) -> Images:

@@ -8,11 +8,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from kd.reports.escape import as_code, in_markdown
+from kd.reports.table import TextRows
 
 SHOWN = (
     20  # classes up to which the terminal lists each, and the file holds the whole confusion matrix
 )
-Rows = list[list[str]]
 
 
 def tables(found: Mapping[str, Any]) -> list[Table]:
@@ -38,7 +38,7 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
     return shown
 
 
-def _table(header: Sequence[str], rows: Rows, title: str | None = None) -> Table:
+def _table(header: Sequence[str], rows: TextRows, title: str | None = None) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, title=title)
     for i, name in enumerate(header):
         table.add_column(escape(name), justify="left" if i == 0 else "right", overflow="fold")
@@ -51,7 +51,7 @@ def _number(text: str) -> float:
     return float(text) if text.strip() not in ("", "-") else -1.0
 
 
-def metric_rows(found: Mapping[str, Any]) -> Rows:
+def metric_rows(found: Mapping[str, Any]) -> TextRows:
     """A row for each metric: its name, then each role's value."""
     models, tests = found["models"], [model["test"] for model in found["models"]]
     scaled = [model["calibrated"] or {} for model in models]
@@ -85,13 +85,13 @@ def metric_rows(found: Mapping[str, Any]) -> Rows:
     return rows
 
 
-def _flip_rows(models: Sequence[Mapping[str, Any]]) -> Rows:
+def _flip_rows(models: Sequence[Mapping[str, Any]]) -> TextRows:
     """The accuracy with test-time flips, where they were asked for."""
     flipped = [model["flipped"] for model in models if model["flipped"]]
     return [["  with test-time flips", *map(_accuracy, flipped)]] if flipped else []
 
 
-def point_rows(found: Mapping[str, Any]) -> Rows:
+def point_rows(found: Mapping[str, Any]) -> TextRows:
     """What each role's operating point is, and what it gives."""
     models = list(found["operating_point"]["models"].values())
     names = {
@@ -112,7 +112,7 @@ def point_rows(found: Mapping[str, Any]) -> Rows:
     ]
 
 
-def class_rows(found: Mapping[str, Any]) -> Rows:
+def class_rows(found: Mapping[str, Any]) -> TextRows:
     """A row for each class: its name, its images, then each role's precision and recall in per cent."""
     columns = [model["test"]["per_class"] for model in found["models"]]
     return [
@@ -125,7 +125,7 @@ def class_rows(found: Mapping[str, Any]) -> Rows:
     ]
 
 
-def corruption_rows(found: Mapping[str, Any]) -> Rows:
+def corruption_rows(found: Mapping[str, Any]) -> TextRows:
     """A row for each corruption and severity, between those for the images as they are and for the mean."""
     under, models = found["corruptions"], found["models"]
     roles = [model["role"] for model in models]
@@ -254,7 +254,7 @@ def _confusion(model: Mapping[str, Any], classes: Sequence[str]) -> list[list[st
         head = [
             f"## What the {model['role']} chooses",
             "",
-            "Rows: the true class; columns: the chosen one; images.",
+            "TextRows: the true class; columns: the chosen one; images.",
         ]
         return [head, _markdown(["", *classes], rows)]
     if counts is None:
@@ -269,7 +269,7 @@ def _confusion(model: Mapping[str, Any], classes: Sequence[str]) -> list[list[st
     return [[f"## What the {model['role']} confuses most", "", *lines]]
 
 
-def _markdown(header: Sequence[str], rows: Rows) -> list[str]:
+def _markdown(header: Sequence[str], rows: TextRows) -> list[str]:
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return ["| " + " | ".join(in_markdown(cell) for cell in line) + " |" for line in lines]
 

@@ -13,19 +13,19 @@ SCHEMA = 1
 
 # What is shown in a line, on terminals too.
 Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
-Share = Annotated[float, Field(ge=0, le=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
-class Shape(BaseModel):
+class ReportPart(BaseModel):
     """Other keys may stand beside these, and those with a default may be missing."""
 
     model_config = ConfigDict(strict=True)
 
 
-class Test(Shape):
+class TestMetrics(ReportPart):
     """What a model does on the test part."""
 
-    accuracy: Share
+    accuracy: Fraction
     accuracy_ci95: tuple[float, float] | None = None
     balanced_accuracy: float | None = None
     auroc: float | None = None
@@ -34,29 +34,29 @@ class Test(Shape):
     agreement: float | None = None
 
 
-class Validation(Shape):
+class ValidationAccuracy(ReportPart):
     """Accuracy on the validation part."""
 
     best: float | None = None
     last: float | None = None
 
 
-class Latency(Shape):
+class LatencyReport(ReportPart):
     """In milliseconds."""
 
     median: float | None = None
     p95: float | None = None
 
 
-class Model(Shape):
+class ModelReport(ReportPart):
     """One of the models side by side; `stage` is the name of a folder in the store."""
 
     role: Line
     stage: Annotated[str, Field(pattern=r"^[\w.-]*\w$")]
-    test: Test
+    test: TestMetrics
     net: Line = ""
-    val: Validation | None = None
-    latency_ms: Latency | None = None
+    val: ValidationAccuracy | None = None
+    latency_ms: LatencyReport | None = None
     params: float | None = None
     macs: float | None = None
     bytes: float | None = None
@@ -65,7 +65,7 @@ class Model(Shape):
     history: dict[str, list[float | None]] | None = None
 
 
-class Comparison(Shape):
+class Comparison(ReportPart):
     """What distillation bought."""
 
     gain: float | None
@@ -77,23 +77,23 @@ class Comparison(Shape):
     compression: float | None = None
 
 
-class Known(Shape):
+class TaskAccuracies(ReportPart):
     """What is known of tasks that were learned one after another: on those seen so far, after each."""
 
-    after: list[Share]
+    after: list[Fraction]
     final: float | None = None
     average: float | None = None
     forgetting: float | None = None
     backward_transfer: float | None = None
 
 
-class Incremental(Shape):
+class IncrementalReport(ReportPart):
     """A run over tasks."""
 
     method: Line
     tasks: Annotated[list[Any], Field(min_length=1)]
-    class_incremental: Known
-    task_incremental: Known
+    class_incremental: TaskAccuracies
+    task_incremental: TaskAccuracies
 
     @model_validator(mode="after")
     def _of_each(self) -> Self:
@@ -105,14 +105,14 @@ class Incremental(Shape):
         return self
 
 
-class Data(Shape):
+class DataReport(ReportPart):
     """The images."""
 
     name: Line = ""
     classes: list[Line]
 
 
-class Report(Shape):
+class Report(ReportPart):
     """A report that runs are compared by."""
 
     name: Line
@@ -120,13 +120,13 @@ class Report(Shape):
     finished: str
     config: dict[str, Any]
     comparison: Comparison
-    models: Annotated[list[Model], Field(min_length=1)]
-    data: Data | None = None
+    models: Annotated[list[ModelReport], Field(min_length=1)]
+    data: DataReport | None = None
     environment: dict[str, Any] | None = None
-    incremental: Incremental | None = None
+    incremental: IncrementalReport | None = None
 
 
-class Origin(Shape):
+class Origin(ReportPart):
     """Of a config what a run's stages and images are found by."""
 
     data: dict[str, Any]
@@ -137,7 +137,7 @@ class WholeReport(Report):
     """A report that a run is opened by."""
 
     config: Origin  # type: ignore[assignment]
-    data: Data
+    data: DataReport
 
 
 def read_report(file: Path, shape: type[Report] = Report) -> dict[str, Any]:

@@ -27,9 +27,7 @@ from kd.measure.metrics import (
     row_blocks,
     worst_of,
 )
-from kd.reports.palette import GRAY, ROLES, SKY
-
-Axes = Any  # matplotlib's, which has no types
+from kd.reports.palette import GRAY, ROLES, SKY, Axes
 
 NAMED = 20  # up to so many classes each cell of a confusion matrix has its number
 

@@ -6,6 +6,8 @@ What differs in colour differs in line or marker as well, for printers and for t
 from collections.abc import Mapping
 from typing import Any
 
+Axes = Any  # of matplotlib, which has no types
+
 BLUE, ORANGE, GREEN = "#0072B2", "#E69F00", "#009E73"
 PURPLE, SKY, VERMILION, BLACK, GRAY = "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#999999"
 

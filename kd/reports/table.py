@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+TextRows = list[list[str]]
+
 
 @dataclass(frozen=True)
 class Cell:

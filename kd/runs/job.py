@@ -168,7 +168,7 @@ class Job:
         gc.collect()  # the next job may run in this process, and nets and images hang together in circles
 
 
-class Task:
+class LauncherTask:
     """What a launcher calls for each job, in the place of the command's function.
 
     Args:

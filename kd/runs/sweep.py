@@ -32,7 +32,7 @@ from kd.command import Leave, explain, of_hydra, typed_keys
 from kd.config.schema import Training
 from kd.errors import UnusedError, UserError
 from kd.log import say
-from kd.runs.job import Job, Task, describe
+from kd.runs.job import Job, LauncherTask, describe
 from kd.runs.names import overrides_of, plain, run_names, swept_keys
 from kd.runs.ranking import show, student_of
 
@@ -62,7 +62,7 @@ class Entry:
         return " ".join(self.swept) or "the only job"
 
 
-Run = Callable[[Sequence[Entry]], None]  # returns when these jobs have ended
+RunJobs = Callable[[Sequence[Entry]], None]  # returns when these jobs have ended
 
 
 class Sweep(Callback):
@@ -84,7 +84,7 @@ class Sweep(Callback):
         self.check: Callable[[DictConfig, set[str]], Training] = get_object(check)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: object) -> None:
-        """Run what is not done, show the table of all, and leave the process.
+        """RunJobs what is not done, show the table of all, and leave the process.
 
         Raises:
             SystemExit: 0, or 1 where some job has failed; the failures are named, and all else is done.
@@ -165,7 +165,7 @@ class Sweep(Callback):
         return self.check(cfg, typed_keys(overrides))
 
     def _launch(self, todo: Sequence[Entry], count: int) -> None:
-        """Run the jobs; returns when all have ended."""
+        """RunJobs the jobs; returns when all have ended."""
         if not todo:
             return
         run, size = self._launcher(todo)
@@ -192,9 +192,9 @@ class Sweep(Callback):
         finally:
             gc.unfreeze()  # or what frees itself when the process ends would not
 
-    def _launcher(self, todo: Sequence[Entry]) -> tuple[Run, int]:
+    def _launcher(self, todo: Sequence[Entry]) -> tuple[RunJobs, int]:
         """What runs the jobs, and how many of them at a time."""
-        task = Task({entry.overrides: entry.job for entry in todo if entry.job})
+        task = LauncherTask({entry.overrides: entry.job for entry in todo if entry.job})
         launcher = Plugins.instance().instantiate_launcher(self.context, task, self.config)
         kind = type(launcher).__name__  # no isinstance: Hydra loads its plugins' modules once more
         if kind == "BasicLauncher":
@@ -221,7 +221,7 @@ class Sweep(Callback):
         overrides = [[*entry.overrides, f"hydra.sweep.dir='{folder}'"] for entry in batch]
         launcher.launch(overrides, initial_job_idx=batch[0].number)
 
-    def _run_alone(self, run: Run, batch: Sequence[Entry]) -> None:
+    def _run_alone(self, run: RunJobs, batch: Sequence[Entry]) -> None:
         """A process has died, and a pool's others with it: go on with each of the rest by itself."""
         for entry in batch:
             assert entry.job

@@ -25,7 +25,7 @@ FIXED = ("path", "class", "error")  # the columns besides those of the classes
 
 
 @dataclass(frozen=True)
-class Row:
+class Prediction:
     """What is said of one file: the probability of each class, or why it could not be read."""
 
     path: str
@@ -63,7 +63,7 @@ def predict(
 
 
 @torch.no_grad()
-def rows(model: Model, files: Sequence[Path]) -> Iterator[Row]:
+def rows(model: Model, files: Sequence[Path]) -> Iterator[Prediction]:
     """A row for each file, in order; a batch of them in memory at a time."""
     size = max(1, min(64, 2**20 // model.image_size**2))
     steps = range(0, len(files), size)
@@ -78,7 +78,7 @@ def rows(model: Model, files: Sequence[Path]) -> Iterator[Row]:
             )
             for file, each in zip(batch, decoded, strict=True):
                 error = each if isinstance(each, str) else None
-                yield Row(_shown(file), None if error is not None else next(said), error)
+                yield Prediction(_shown(file), None if error is not None else next(said), error)
 
 
 def _decoded(file: Path, model: Model) -> NDArray[np.uint8] | str:
@@ -99,7 +99,7 @@ def _shown(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def _writer(out: str | None, classes: Sequence[str]) -> Iterator[Callable[[Row], None]]:
+def _writer(out: str | None, classes: Sequence[str]) -> Iterator[Callable[[Prediction], None]]:
     """What writes a row, to a file that appears whole at the end or to stdout."""
     if out is None:
         with _csv(sys.stdout, classes) as write:
@@ -114,13 +114,13 @@ def _writer(out: str | None, classes: Sequence[str]) -> Iterator[Callable[[Row],
 
 
 @contextlib.contextmanager
-def _csv(file: TextIO, classes: Sequence[str]) -> Iterator[Callable[[Row], None]]:
+def _csv(file: TextIO, classes: Sequence[str]) -> Iterator[Callable[[Prediction], None]]:
     """Columns `path`, `class`, one for each class by its name, `error`."""
     table = csv.writer(file, lineterminator="\n")
     columns = (in_a_cell(f"p({name})" if name in FIXED else name) for name in classes)
     table.writerow(["path", "class", *columns, "error"])
 
-    def write(row: Row) -> None:
+    def write(row: Prediction) -> None:
         if row.probabilities is None:
             cells: list[Any] = [row.path, "", *("" for _ in classes), row.error]
         else:
@@ -131,11 +131,11 @@ def _csv(file: TextIO, classes: Sequence[str]) -> Iterator[Callable[[Row], None]
 
 
 @contextlib.contextmanager
-def _json(file: TextIO, classes: Sequence[str]) -> Iterator[Callable[[Row], None]]:
+def _json(file: TextIO, classes: Sequence[str]) -> Iterator[Callable[[Prediction], None]]:
     """A list of objects with `path`, `class`, `probabilities` by class, and `error`; null where there is none."""
     before = "[\n"
 
-    def write(row: Row) -> None:
+    def write(row: Prediction) -> None:
         nonlocal before
         found: dict[str, Any] = {
             "path": row.path,
@@ -155,7 +155,7 @@ def _json(file: TextIO, classes: Sequence[str]) -> Iterator[Callable[[Row], None
     file.write("\n]\n")
 
 
-def _chosen(row: Row, classes: Sequence[str]) -> str:
+def _chosen(row: Prediction, classes: Sequence[str]) -> str:
     assert row.probabilities is not None
     return classes[max(range(len(classes)), key=row.probabilities.__getitem__)]
 

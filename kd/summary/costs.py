@@ -8,13 +8,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 
-from kd.reports.palette import BLACK, ROLES
+from kd.reports.palette import BLACK, ROLES, Axes
 from kd.reports.units import short
 from kd.summary.groups import Row, dig, drawn_name
 from kd.summary.significance import deviation, finite, mean, pareto
 from kd.summary.tables import nets
-
-Axes = Any  # matplotlib's, which has no types
 
 NAMED = 12  # points of the Pareto front that have their name
 HEIGHT = 280  # of the axes, about, in points of print

@@ -15,12 +15,10 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
 from kd.reports.page import Picture, picture
-from kd.reports.palette import BLACK, GRAY, MAP, ROLES, STUDENTS, VERMILION
+from kd.reports.palette import BLACK, GRAY, MAP, ROLES, STUDENTS, VERMILION, Axes
 from kd.summary.costs import LATENCY, PARAMETERS, cost_plot, points_of
 from kd.summary.groups import Row, dig, drawn_name
 from kd.summary.significance import Gain, deviation
-
-Axes = Any  # matplotlib's, which has no types
 
 MAPS = 3  # heat maps at most
 BARS = 30  # rows whose gain is drawn

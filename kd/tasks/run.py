@@ -166,7 +166,7 @@ def run(
         done: list[Done] = []
         for _ in course.source.tasks:
             done.append(_learn(course, done, store, folder, since))
-        net: dict[Role, Done] = {"student": exported(course, done[-1])}
+        net: dict[Role, Done] = {"student": in_data_order(course, done[-1])}
         logits = role_logits(net, course.source.as_it_is())
         report = _report(course, done, net, logits, command)
         _write(folder.path, report, course, net, logits)
@@ -287,7 +287,7 @@ def _try_loss(loss: LossSpec, shape: Shape, known: int) -> None:
         ) from error
 
 
-def exported(course: Course, done: Done) -> Done:
+def in_data_order(course: Course, done: Done) -> Done:
     """The last net, with its outputs in the data's own order of the classes instead of the one they came in."""
     order = sorted(range(len(course.source.order)), key=course.source.order.__getitem__)
     spec = done.record["spec"]

@@ -66,7 +66,7 @@ def tune(request: Request, command: str) -> Path:
             return trials.folder
     best = trials.best()
     tuned = best.user_attrs["setting"]
-    level = len([trial for trial in trials.finished() if trial.value == best.value])
+    level = len([trial for trial in trials.complete() if trial.value == best.value])
     tie = f"; {level} trials reach it, and this was the first" if level > 1 else ""
     say(
         f"Best of {trials.counted()} trials: trial {best.number + 1}, {words(tuned)}, validation {best.value:.4f}{tie}"
@@ -209,13 +209,13 @@ class Trials:
         of = f"trial {trial.number + 1}/{self.request.tuning.n_trials + lost}"
         best = (
             f" (best {self.best().value:.4f}, trial {self.best().number + 1})"
-            if self.finished()
+            if self.complete()
             else ""
         )
         own = " (the recipe's own)" if setting == self.request.own else ""
         say(f"{of}: {words(setting)}{own} -> {outcome}{best}")
 
-    def finished(self) -> list[FrozenTrial]:
+    def complete(self) -> list[FrozenTrial]:
         """The trials that came to their end, and were not stopped before."""
         return self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
 
@@ -225,7 +225,7 @@ class Trials:
         Raises:
             Failed: none has finished.
         """
-        finished = self.finished()
+        finished = self.complete()
         if not finished:
             trials = self.study.get_trials(deepcopy=False)
             last = next(
@@ -242,7 +242,7 @@ class Trials:
 
     def tell_importance(self) -> None:
         """Which knob made most of the differences between trials, where there are enough to say."""
-        finished = self.finished()
+        finished = self.complete()
         few = len(finished) < IMPORTANCE_FROM or len(self.request.space.knobs) < 2
         if few or len({trial.value for trial in finished}) == 1:
             return

@@ -25,7 +25,7 @@ from kd.nets.pretrained import Normalization
 from kd.reports.provenance import made
 from kd.runs.reader import Finished, own_data
 from kd.shape import Shape
-from kd.shipping.exported_text import as_markdown, as_table, sentences
+from kd.shipping.export_text import as_markdown, as_table, sentences
 from kd.shipping.formats import SCHEMA, quantize, whole_net, write_onnx, write_pt2
 from kd.shipping.model import OnnxNet
 from kd.shipping.requests import FORMATS, Export
@@ -36,7 +36,7 @@ RANDOM = 64  # images of random pixels, where there are no real ones
 
 
 @dataclass(frozen=True)
-class Subject:
+class ExportSubject:
     """A net to be written, and what its files are checked on.
 
     Attributes:
@@ -137,7 +137,7 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _subject(finished: Finished, config: Export) -> tuple[Subject, str | None]:
+def _subject(finished: Finished, config: Export) -> tuple[ExportSubject, str | None]:
     """What is to be written, and why the data is not to be had if it is not."""
     role = config.role
     net = finished.net(role)
@@ -169,7 +169,7 @@ def _subject(finished: Finished, config: Export) -> tuple[Subject, str | None]:
     }
     metadata = {key: json.dumps(value) for key, value in about.items()}
     parts, train = _images(data, shape)
-    return Subject(net.cpu(), shape, own, config.normalize, metadata, parts, train), lacking
+    return ExportSubject(net.cpu(), shape, own, config.normalize, metadata, parts, train), lacking
 
 
 def _images(data: DataModule | None, shape: Shape) -> tuple[dict[str, Images], Images | None]:
@@ -181,7 +181,7 @@ def _images(data: DataModule | None, shape: Shape) -> tuple[dict[str, Images], I
     return {"random": Images(pixels, torch.full((RANDOM,), -1))}, None
 
 
-def _made(kind: str, path: Path, subject: Subject, config: Export) -> dict[str, Any]:
+def _made(kind: str, path: Path, subject: ExportSubject, config: Export) -> dict[str, Any]:
     """Write one file and check it; a file that fails is removed. What `export.json` says of it."""
     try:
         _write(kind, path, subject, config.calibration)
@@ -196,7 +196,7 @@ def _made(kind: str, path: Path, subject: Subject, config: Export) -> dict[str, 
     return row
 
 
-def _write(kind: str, path: Path, subject: Subject, calibration: int) -> None:
+def _write(kind: str, path: Path, subject: ExportSubject, calibration: int) -> None:
     about = (subject.net, subject.shape, subject.written)
     if kind == "onnx":
         write_onnx(*about, path, metadata=subject.metadata)
@@ -208,7 +208,7 @@ def _write(kind: str, path: Path, subject: Subject, calibration: int) -> None:
             quantize(source, path, _calibration(subject, calibration))
 
 
-def _calibration(subject: Subject, count: int) -> Iterator[NDArray[np.float32]]:
+def _calibration(subject: ExportSubject, count: int) -> Iterator[NDArray[np.float32]]:
     """So many training images as they are, evenly spread over the training part, in batches."""
     assert subject.train is not None
     for index in torch.split(_spread(len(subject.train), count), 32):
@@ -220,7 +220,7 @@ def _spread(size: int, count: int) -> Tensor:
     return torch.linspace(0, size - 1, min(size, count)).long()
 
 
-def _checked(kind: str, path: Path, subject: Subject, config: Export) -> dict[str, Any]:
+def _checked(kind: str, path: Path, subject: ExportSubject, config: Export) -> dict[str, Any]:
     """What a file gives beside PyTorch, and why it is refused if it is."""
     runs = _opened(kind, path)
     plain = whole_net(subject.net, subject.written)
@@ -262,7 +262,7 @@ def _opened(kind: str, path: Path) -> Ask:
 
 
 @torch.no_grad()
-def _logits(ask: Ask, images: Images, subject: Subject) -> Tensor:
+def _logits(ask: Ask, images: Images, subject: ExportSubject) -> Tensor:
     size = images.pixels.batch
     steps = range(0, len(images), size)
     return torch.cat(
