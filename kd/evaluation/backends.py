@@ -41,7 +41,8 @@ class NetRunner:
         self._copies: dict[str, nn.Module] = {}
 
     def runs(self, backend: str, device: str, batch: int) -> Pass:
-        """One forward pass with random images, done when the function returns, and done once already.
+        """One forward pass with random images, done when the function returns, and done once
+        already.
 
         Raises:
             UnavailableError: the backend is not to be had here, or cannot run this net.

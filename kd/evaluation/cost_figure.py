@@ -12,7 +12,9 @@ from kd.reports.palette import BLACK, ROLES, Axes
 
 
 def figure_of(found: Mapping[str, Any]) -> Figure:
-    """A panel for each device and batch; in it a row for each backend and net, on a logarithmic axis in ms.
+    """A panel for each device and batch.
+
+    In it a row for each backend and net, on a logarithmic axis in ms.
 
     Args:
         found: what `benchmark.json` holds.

@@ -36,7 +36,9 @@ def _table(header: Sequence[str], rows: TextRows, left: int, lines: bool = False
 
 
 def cost_rows(found: Mapping[str, Any]) -> TextRows:
-    """A row for each cost: its name, then each role's value, and how many times less than the teacher's that is."""
+    """A row for each cost: its name, then each role's value, and how many times less than the
+    teacher's that is.
+    """
     models = found["models"]
     rows = [["net", *(model["net"] for model in models)]]
     for name, key, unit in (
@@ -87,7 +89,10 @@ def _less(ratio: float | None) -> str:
 
 
 def latency_rows(found: Mapping[str, Any]) -> TextRows:
-    """A row for each latency, in the order of `LATENCY`; the nets of one device, backend and batch together."""
+    """A row for each latency, in the order of `LATENCY`.
+
+    The nets of one device, backend and batch together.
+    """
     rows = []
     for place in places(found):
         for model in found["models"]:
@@ -132,9 +137,11 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
     threads = f"{env['threads']} thread{'s' * (env['threads'] != 1)}"
     gpu = "" if env["device"] == env["cpu"] else f"; {env['device']}"
     lines = [
-        f"{env['cpu']}, {threads}{gpu}; warm, about {found['seconds']:g} s for each row, in {found['rounds']} rounds "
+        f"{env['cpu']}, {threads}{gpu}; warm, about {found['seconds']:g} s for each row, in "
+        f"{found['rounds']} rounds "
         "in which all took turns. In brackets and in the last column: next to the teacher.",
-        "Activations: the most that is held at once beyond weights and images, in PyTorch as it is.",
+        "Activations: the most that is held at once beyond weights and images, in PyTorch as it "
+        "is.",
     ]
     lines += [f"No {role}: {reason}" for role, reason in found["missing"].items()]
     reasons: dict[tuple[str, str, str], list[str]] = {}
@@ -166,10 +173,13 @@ def as_markdown(found: Mapping[str, Any]) -> str:
             "",
             f"- Command: {command}",
             f"- Run: {run}; stages {stages}; images of {channels}x{size}x{size}.",
-            "- MACs: multiply-accumulates of convolutions, matrix products and attention for one image. The ONNX files "
-            "normalise the images themselves; int8 is calibrated on random images, which changes what it answers, not "
+            "- MACs: multiply-accumulates of convolutions, matrix products and attention for one "
+            "image. The ONNX files "
+            "normalise the images themselves; int8 is calibrated on random images, which changes "
+            "what it answers, not "
             "how fast.",
-            f"- Finished {found['finished']}, commit {found['git'] or 'unknown'}; Python {env['python']}, torch "
+            f"- Finished {found['finished']}, commit {found['git'] or 'unknown'}; Python "
+            f"{env['python']}, torch "
             f"{env['torch']}.",
         ],
     ]

@@ -38,7 +38,9 @@ class Measurement(NamedTuple):
 
 @dataclass(frozen=True)
 class Prepared:
-    """The passes that can be timed, why others cannot, and the bytes of the ONNX files by role and backend."""
+    """The passes that can be timed, why others cannot, and the bytes of the ONNX files by role and
+    backend.
+    """
 
     passes: dict[Measurement, Pass]
     unavailable: list[dict[str, Any]]
@@ -46,7 +48,8 @@ class Prepared:
 
 
 def benchmark(finished: Finished, config: Benchmark, command: str) -> Path:
-    """Measure a run's nets; print what comes out, and write it as `benchmark.json`, `.md`, `.png` and `.svg`.
+    """Measure a run's nets; print what comes out, and write it as `benchmark.json`, `.md`, `.png`
+    and `.svg`.
 
     Args:
         command: the line that repeats it.
@@ -84,7 +87,8 @@ def measure(nets: Mapping[str, nn.Module], finished: Finished, config: Benchmark
     """Costs and latencies of each net, and its ratios to the teacher's.
 
     Returns:
-        `models`, a dictionary for each role, and `unavailable`, the backends that could not be run, with the reason.
+        `models`, a dictionary for each role, and `unavailable`, the backends that could not be run,
+        with the reason.
     """
     shape, said = finished.shape, {model["role"]: model for model in finished.report["models"]}
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -143,7 +147,8 @@ def prepare(
 def peak(net: nn.Module, shape: Shape, batch: int, device: str) -> int:
     """The most bytes that a forward pass holds beyond weights and images.
 
-    On a GPU as its allocator tells, with what operations take for themselves; on the CPU see `peak_activations`.
+    On a GPU as its allocator tells, with what operations take for themselves; on the CPU see
+    `peak_activations`.
     """
     if device == "cpu":
         return peak_activations(net, shape, batch)
@@ -162,7 +167,9 @@ def peak(net: nn.Module, shape: Shape, batch: int, device: str) -> int:
 
 
 def row(cell: Measurement, milliseconds: list[float]) -> dict[str, Any]:
-    """The latency of a cell: `median` and `p95` in ms a pass, `images_per_second` at the median, and `passes` timed."""
+    """The latency of a cell: `median` and `p95` in ms a pass, `images_per_second` at the median,
+    and `passes` timed.
+    """
     median, p95 = median_and_p95(milliseconds)
     where = {key: value for key, value in cell._asdict().items() if key != "role"}
     per_second = 1000 * cell.batch / median
@@ -179,8 +186,8 @@ def ratios(model: Mapping[str, Any], teacher: Mapping[str, Any]) -> dict[str, An
     """How many times less than the teacher a model costs: the teacher's value over its own.
 
     Returns:
-        `params`, `macs`, `bytes`, `peak_activation_bytes` (by device and batch), and `latency`, of the medians, for
-        each row of the model's that the teacher has too.
+        `params`, `macs`, `bytes`, `peak_activation_bytes` (by device and batch), and `latency`, of
+        the medians, for each row of the model's that the teacher has too.
     """
     own, other = model["peak_activation_bytes"], teacher["peak_activation_bytes"]
     key = ("device", "backend", "batch")

@@ -41,7 +41,8 @@ Answers = tuple[Mapping[str, Tensor], Tensor]  # each role's logits [N, C], and 
 
 
 def evaluate(finished: Finished, config: Evaluate, command: str) -> Path:
-    """Evaluate a run's nets; print what comes out, and write it as `evaluation.json` and `evaluation.md`.
+    """Evaluate a run's nets; print what comes out, and write it as `evaluation.json` and
+    `evaluation.md`.
 
     Args:
         command: the line that repeats it.
@@ -158,8 +159,9 @@ def operating_points(
     """The threshold of each net, chosen on validation, and what it gives there and on these images.
 
     Returns:
-        `positive`, the class; what was `asked` for; and `models`, by role: `threshold`, a probability; and `validation`
-        and `test`, each as from `kd.measure.operating_point.at_threshold`.
+        `positive`, the class; what was `asked` for; and `models`, by role: `threshold`, a
+        probability; and `validation` and `test`, each as from
+        `kd.measure.operating_point.at_threshold`.
     """
     label = _label(wanted.positive, classes)
     truth, there = (labels == label for _, labels in (test, validation))
@@ -186,7 +188,8 @@ def _label(positive: str | None, classes: Sequence[str]) -> int:
         return 1
     if positive not in classes:
         raise UserError(
-            f"operating_point.positive: found {positive!r}; accepted is one of the classes, {', '.join(classes[:20])}"
+            f"operating_point.positive: found {positive!r}; accepted is one of the classes, "
+            f"{', '.join(classes[:20])}"
             f"{' ...' if len(classes) > 20 else ''}{nearest(str(positive), classes)}"
         )
     return classes.index(positive)
@@ -196,9 +199,10 @@ def judge(logits: Tensor, labels: Tensor, teacher: Tensor | None) -> dict[str, A
     """All metrics of logits [N, C] against labels [N].
 
     Returns:
-        those of `kd.measure.metrics.summary`, and `kl`, the divergence KL(teacher || model) in nats, mean over the
-        images (None without a teacher), and `per_class`: for each class `support` (images of it), `precision` (None
-        where it is never chosen) and `recall` (None where there is no image of it).
+        those of `kd.measure.metrics.summary`, and `kl`, the divergence KL(teacher || model) in
+        nats, mean over the images (None without a teacher), and `per_class`: for each class
+        `support` (images of it), `precision` (None where it is never chosen) and `recall` (None
+        where there is no image of it).
     """
     truth, chosen = labels.numpy(), logits.argmax(1).numpy()
     precision, recall, _, support = precision_recall_fscore_support(
@@ -235,7 +239,10 @@ def _flipped(net: nn.Module, logits: Tensor, images: Images) -> dict[str, Any]:
 def _calibrated(
     logits: Tensor, labels: Tensor, on_val: Tensor, val_labels: Tensor
 ) -> dict[str, Any] | None:
-    """What of the metrics temperature scaling changes; None where no temperature could be fitted on validation."""
+    """What of the metrics temperature scaling changes.
+
+    None where no temperature could be fitted on validation.
+    """
     temperature = fit_temperature(on_val, val_labels)
     if temperature is None:
         return None
@@ -243,9 +250,12 @@ def _calibrated(
 
 
 def versus(first: str, second: str, logits: Mapping[str, Tensor], labels: Tensor) -> dict[str, Any]:
-    """Two nets on the same images: `difference` in accuracy (first - second) with interval and p, see `paired`.
+    """Two nets on the same images.
 
-    `only_first` and `only_second` are the images that only that one gets right, on which McNemar's test rests.
+    `difference` in accuracy (first - second) with interval and p, see `paired`.
+
+    `only_first` and `only_second` are the images that only that one gets right, on which McNemar's
+    test rests.
     """
     found = paired(logits[first], logits[second], labels)
     right, other = (logits[role].argmax(1) == labels for role in (first, second))
@@ -271,7 +281,8 @@ def under_corruptions(
     """Accuracy of each net on corrupted images; see `kd.measure.corruptions`.
 
     Returns:
-        `severities`, `seed`, `accuracy` by role, corruption and severity (as a string), and `mean` over both by role.
+        `severities`, `seed`, `accuracy` by role, corruption and severity (as a string), and `mean`
+        over both by role.
     """
     channels = images.pixels.shape[1]
     if channels not in (1, 3):

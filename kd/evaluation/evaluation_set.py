@@ -1,4 +1,7 @@
-"""Which images the nets of a finished run are judged by: the run's own test part, or another data set's."""
+"""Which images the nets of a finished run are judged by.
+
+The run's own test part, or another data set's.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -45,7 +48,8 @@ def of_own(own: DataModule | None) -> EvaluationSet:
 def of_other(
     node: Mapping[str, Any], classes: Sequence[str], shape: Shape, own: DataModule | None
 ) -> EvaluationSet:
-    """Another data set's test part, or all of it where it has none of its own, less what the nets have seen.
+    """Another data set's test part, or all of it where it has none of its own, less what the nets
+    have seen.
 
     Args:
         node: the config's `data`.
@@ -68,7 +72,8 @@ def of_other(
     source = data.read()
     if set(source.classes) != set(classes):
         raise UserError(
-            f"data: {classes_text(source.classes)}, but the run's nets tell apart {classes_text(classes)}; accepted is "
+            f"data: {classes_text(source.classes)}, but the run's nets tell apart "
+            f"{classes_text(classes)}; accepted is "
             "a data set with the same classes, by name, in any order"
         )
     images, part = (source.test, "its test part") if source.test else (source.train, "all of it")
@@ -78,7 +83,8 @@ def of_other(
     if found != (wanted := [shape.channels, shape.image_size, shape.image_size]):
         sizes = ["x".join(map(str, each)) for each in (found, wanted)]
         raise UserError(
-            f"data: its images are {sizes[0]}, the run's nets take {sizes[1]}; of another size are accepted folders of "
+            f"data: its images are {sizes[0]}, the run's nets take {sizes[1]}; of another size "
+            f"are accepted folders of "
             "images (data=image_folder), which are decoded as the nets want them"
         )
     order = torch.tensor([classes.index(name) for name in source.classes])

@@ -16,7 +16,10 @@ SHOWN = (
 
 
 def tables(found: Mapping[str, Any]) -> list[Table]:
-    """For the terminal: metrics by role, classes by role, and what corruptions leave; each fits in 80 columns."""
+    """For the terminal: metrics by role, classes by role, and what corruptions leave.
+
+    Each fits in 80 columns.
+    """
     roles = [model["role"] for model in found["models"]]
     per_class = class_rows(found)
     title = "precision / recall in per cent"
@@ -113,7 +116,9 @@ def point_rows(found: Mapping[str, Any]) -> TextRows:
 
 
 def class_rows(found: Mapping[str, Any]) -> TextRows:
-    """A row for each class: its name, its images, then each role's precision and recall in per cent."""
+    """A row for each class: its name, its images, then each role's precision and recall in per
+    cent.
+    """
     columns = [model["test"]["per_class"] for model in found["models"]]
     return [
         [
@@ -126,7 +131,9 @@ def class_rows(found: Mapping[str, Any]) -> TextRows:
 
 
 def corruption_rows(found: Mapping[str, Any]) -> TextRows:
-    """A row for each corruption and severity, between those for the images as they are and for the mean."""
+    """A row for each corruption and severity, between those for the images as they are and for the
+    mean.
+    """
     under, models = found["corruptions"], found["models"]
     roles = [model["role"] for model in models]
     return [
@@ -151,7 +158,8 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
     lines = [f"{data['images']} images: {data['part']} of {data['name']}{where}."]
     if data["left_out"]:
         lines.append(
-            f"{data['left_out']} images were left out: the run's nets were trained on them or chosen by them."
+            f"{data['left_out']} images were left out: the run's nets were trained on them or "
+            f"chosen by them."
         )
     if data["skipped"]:
         lines.append(f"{len(data['skipped'])} files could not be decoded.")
@@ -160,8 +168,10 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
         low, high = (100 * bound for bound in pair["difference_ci95"])
         sure = "" if low > 0 or high < 0 else "; that may be chance"
         lines.append(
-            f"{pair['first'].capitalize()} over {pair['second']}: {100 * pair['difference']:+.2f} points [95 %: "
-            f"{low:+.2f} to {high:+.2f}]; {pair['only_first']} images only it gets right, {pair['only_second']} only "
+            f"{pair['first'].capitalize()} over {pair['second']}: "
+            f"{100 * pair['difference']:+.2f} points [95 %: "
+            f"{low:+.2f} to {high:+.2f}]; {pair['only_first']} images only it gets right, "
+            f"{pair['only_second']} only "
             f"the {pair['second']} (McNemar p = {pair['p_value']:.2g}){sure}."
         )
     return [
@@ -183,8 +193,10 @@ def _about_operating_points(found: Mapping[str, Any]) -> list[str]:
         else f"has the fewest false alarms and finds {100 * target:g} %"
     )
     return [
-        f"At the operating point an image counts as {point['positive']} from that probability on which {how}, on the "
-        f"run's {count} validation images. What it gives on other images varies as the intervals say."
+        f"At the operating point an image counts as {point['positive']} from that probability on "
+        f"which {how}, on the "
+        f"run's {count} validation images. What it gives on other images varies as the intervals "
+        f"say."
     ]
 
 
@@ -196,7 +208,8 @@ def _about_temperatures(found: Mapping[str, Any]) -> list[str]:
     if without:
         who = ", ".join(without)
         return [
-            f"No temperature fits best {on} for {who}: right about all of them, or no better than chance."
+            f"No temperature fits best {on} for {who}: right about all of them, or no better "
+            f"than chance."
         ]
     return [f"The temperatures were fitted {on}."]
 
@@ -207,7 +220,8 @@ def _about_corruptions(found: Mapping[str, Any]) -> list[str]:
     under = found["corruptions"]
     means = ", ".join(f"{role} {100 * mean:.2f} %" for role, mean in under["mean"].items())
     return [
-        f"Mean accuracy under corruptions: {means}. Severities are those of CIFAR-10-C at all image sizes (Hendrycks & "
+        f"Mean accuracy under corruptions: {means}. Severities are those of CIFAR-10-C at all "
+        f"image sizes (Hendrycks & "
         "Dietterich 2019), but the blur's width grows with the side above 32 pixels."
     ]
 
@@ -238,9 +252,12 @@ def as_markdown(found: Mapping[str, Any]) -> str:
         "",
         f"- Command: {as_code(found['command'])}",
         f"- Run: {as_code(found['run'])}; stages {stages}.",
-        "- Interval of the accuracy: Wilson. Of differences: bootstrap over the images; p: McNemar's exact test. Brier "
-        "score: summed over the classes. ECE: 15 bins of equal width. Temperature: lowest NLL on validation.",
-        f"- Finished {found['finished']}, commit {found['git'] or 'unknown'}; Python {env['python']}, torch "
+        "- Interval of the accuracy: Wilson. Of differences: bootstrap over the images; p: "
+        "McNemar's exact test. Brier "
+        "score: summed over the classes. ECE: 15 bins of equal width. Temperature: lowest NLL on "
+        "validation.",
+        f"- Finished {found['finished']}, commit {found['git'] or 'unknown'}; Python "
+        f"{env['python']}, torch "
         f"{env['torch']}, {env['device']}.",
     ]
     return "\n\n".join("\n".join(part) for part in [*parts, how])

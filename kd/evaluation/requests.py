@@ -1,4 +1,7 @@
-"""What `kd.evaluate` and `kd.benchmark` may be asked for; checked before torch is imported, which takes seconds."""
+"""What `kd.evaluate` and `kd.benchmark` may be asked for.
+
+Checked before torch is imported, which takes seconds.
+"""
 
 from typing import Annotated, Any, Self
 
@@ -8,7 +11,8 @@ from kd.config.fields import Node, Seed
 from kd.config.schema import Command, Strict
 from kd.errors import UserError, nearest
 
-# How a net may be run: PyTorch as it is, compiled by PyTorch, by ONNX Runtime, and that in whole numbers of 8 bits.
+# How a net may be run: PyTorch as it is, compiled by PyTorch, by ONNX Runtime, and that in whole
+# numbers of 8 bits.
 BACKENDS = ("eager", "compile", "onnx", "onnx_int8")
 
 
@@ -16,7 +20,8 @@ def _backends(found: list[str]) -> list[str]:
     for name in found:
         if name not in BACKENDS:
             raise UserError(
-                f"backends: found {name!r}; accepted are {', '.join(BACKENDS)}{nearest(name, BACKENDS)}"
+                f"backends: found {name!r}; accepted are "
+                f"{', '.join(BACKENDS)}{nearest(name, BACKENDS)}"
             )
     return list(dict.fromkeys(found))
 
@@ -56,7 +61,10 @@ def _name(found: Any) -> Any:
 
 
 class OperatingPoint(Strict):
-    """From which probability on an image counts as positive, chosen on validation; see conf/evaluate.yaml."""
+    """From which probability on an image counts as positive, chosen on validation.
+
+    See conf/evaluate.yaml.
+    """
 
     positive: Annotated[str | None, BeforeValidator(_name)]
     sensitivity: Annotated[float, Field(gt=0, le=1)] | None
@@ -67,7 +75,8 @@ class OperatingPoint(Strict):
         given = [name for name in ("sensitivity", "miss_cost") if getattr(self, name) is not None]
         if len(given) == 2 or (self.positive is not None and not given):
             raise ValueError(
-                f"found {' and '.join(given) or 'positive alone'}; needed is either sensitivity (the share to find) or "
+                f"found {' and '.join(given) or 'positive alone'}; needed is either sensitivity "
+                f"(the share to find) or "
                 "miss_cost (what a miss costs, in false alarms)"
             )
         return self

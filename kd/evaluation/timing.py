@@ -1,4 +1,7 @@
-"""Timing several things fairly: warm, and in turns, so that whatever else the machine does hits all of them alike."""
+"""Timing several things fairly.
+
+Warm, and in turns, so that whatever else the machine does hits all of them alike.
+"""
 
 import random
 import time
@@ -14,15 +17,16 @@ K = TypeVar("K")
 
 ROUNDS = 20
 LEAST = 3  # passes that are timed in a round, however long they take
-WARM = 0.005  # seconds of passes before each turn that do not count: other nets have been in the caches since
+# seconds of passes before each turn that do not count: other nets have been in the caches since
+WARM = 0.005
 
 
 def times(passes: Mapping[K, Pass], seconds: float) -> dict[K, list[float]]:
     """Milliseconds of each timed pass.
 
     Args:
-        seconds: about how long to time each; spread over 20 rounds, in each of which all have their turn, in an order
-            that is drawn anew.
+        seconds: about how long to time each; spread over 20 rounds, in each of which all have their
+            turn, in an order that is drawn anew.
     """
     found: dict[K, list[float]] = {key: [] for key in passes}
     order, draw = list(passes), random.Random(0)

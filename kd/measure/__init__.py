@@ -1,1 +1,4 @@
-"""What nets can do and what they cost: metrics, calibration, corruptions; parameters, memory, time."""
+"""What nets can do and what they cost: metrics, calibration, corruptions.
+
+Parameters, memory, time.
+"""

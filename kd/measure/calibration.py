@@ -1,4 +1,6 @@
-"""Temperature scaling: one number by which a net's logits are divided so that its probabilities can be believed."""
+"""Temperature scaling: one number by which a net's logits are divided so that its probabilities can
+be believed.
+"""
 
 import math
 
@@ -12,15 +14,17 @@ BOUNDS = (0.01, 100.0)
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float | None:
-    """The temperature T that gives logits / T the lowest negative log-likelihood (Guo et al. 2017, section 4.2).
+    """The temperature T that gives logits / T the lowest negative log-likelihood (Guo et al. 2017,
+    section 4.2).
 
     Args:
-        logits: [N, C], of validation images: neither those it was trained on nor those it is judged by.
+        logits: [N, C], of validation images: neither those it was trained on nor those it is judged
+            by.
         labels: [N].
 
     Returns:
-        T > 0; None where there is no lowest one between 0.01 and 100, as where the net is right about all images (the
-        smaller T, the better) or no better than chance.
+        T > 0; None where there is no lowest one between 0.01 and 100, as where the net is right
+        about all images (the smaller T, the better) or no better than chance.
     """
 
     def loss(log_t: float) -> float:
@@ -30,7 +34,8 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float | None:
             total += float(F.cross_entropy(scaled, labels[at], reduction="sum"))
         return total / len(labels)
 
-    # In 1/T the loss is convex, so in log T it falls and then rises: one minimum, which a search between bounds finds.
+    # In 1/T the loss is convex, so in log T it falls and then rises: one minimum, which a search
+    # between bounds finds.
     bounds = (math.log(BOUNDS[0]), math.log(BOUNDS[1]))
     found = float(minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-8}).x)
     inside = min(found - bounds[0], bounds[1] - found) > 1e-3

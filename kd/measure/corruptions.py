@@ -1,8 +1,9 @@
 """Common corruptions: what noise, blur, light and compression do to a picture, in five severities.
 
-After Hendrycks & Dietterich 2019, "Benchmarking neural network robustness to common corruptions and perturbations".
-The constants are those of their CIFAR-10-C at every image size, so on large pictures they are milder than ImageNet-C's.
-One is ours: the blur's width is in pixels of a 32-pixel picture, and grows with the side above that.
+After Hendrycks & Dietterich 2019, "Benchmarking neural network robustness to common corruptions and
+perturbations". The constants are those of their CIFAR-10-C at every image size, so on large
+pictures they are milder than ImageNet-C's. One is ours: the blur's width is in pixels of a 32-pixel
+picture, and grows with the side above that.
 """
 
 import io

@@ -16,7 +16,9 @@ from kd.shape import Shape
 
 
 def cost(net: nn.Module, macs: int) -> dict[str, Any]:
-    """`params` (count), `macs` (multiply-accumulates for one image) and `bytes` (size as safetensors)."""
+    """`params` (count), `macs` (multiply-accumulates for one image) and `bytes` (size as
+    safetensors).
+    """
     return {
         "params": sum(p.numel() for p in net.parameters()),
         "macs": macs,
@@ -30,7 +32,8 @@ def count_macs(net: nn.Module, shape: Shape) -> int:
         FlopCounterMode,  # brings torch's compiler in, 2 s at a start
     )
 
-    # On the meta device nothing is computed, and attention cannot take its fast path, which is not counted.
+    # On the meta device nothing is computed, and attention cannot take its fast path, which is not
+    # counted.
     net = copy.deepcopy(net).to("meta").eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         net(torch.empty(1, shape.channels, shape.image_size, shape.image_size, device="meta"))
@@ -65,10 +68,12 @@ class _LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def peak_activations(net: nn.Module, shape: Shape, batch: int = 1) -> int:
-    """The most bytes of tensors that a forward pass without gradients holds at once, beyond weights and images.
+    """The most bytes of tensors that a forward pass without gradients holds at once, beyond weights
+    and images.
 
-    As PyTorch runs it on the CPU, operation by operation: what an operation takes for itself while it runs, as some
-    convolutions do, is not in it, nor what a compiler would save by joining operations.
+    As PyTorch runs it on the CPU, operation by operation: what an operation takes for itself while
+    it runs, as some convolutions do, is not in it, nor what a compiler would save by joining
+    operations.
     """
     net = net.cpu().eval()
     x = torch.zeros(batch, shape.channels, shape.image_size, shape.image_size)

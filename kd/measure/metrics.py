@@ -25,7 +25,8 @@ BLOCK = 2**21  # numbers in float64 at a time, 16 MB: a metric then takes little
 
 
 def predict_logits(net: nn.Module, data: DataModule, images: Images) -> Tensor:
-    """A net's logits for images as they are (no augmentation), under the net's own normalisation or the data's.
+    """A net's logits for images as they are (no augmentation), under the net's own normalisation or
+    the data's.
 
     Returns:
         float32 [N, C] on the CPU, in the order of `images`. The net is left in evaluation mode.
@@ -37,7 +38,9 @@ def predict_logits(net: nn.Module, data: DataModule, images: Images) -> Tensor:
 def ask(
     net: nn.Module, images: Images, normalization: Normalization, *, mirrored: bool = False
 ) -> Tensor:
-    """A net's logits for images of any data set, under this normalisation; otherwise as `predict_logits`.
+    """A net's logits for images of any data set, under this normalisation.
+
+    Otherwise as `predict_logits`.
 
     Args:
         mirrored: ask about the images' mirror images, left to right, instead.
@@ -60,7 +63,8 @@ def ask(
 
 
 def summary(logits: Tensor, labels: Tensor, teacher: Tensor | None = None) -> dict[str, Any]:
-    """Metrics of logits against labels. Takes little memory beyond the logits, however many there are.
+    """Metrics of logits against labels. Takes little memory beyond the logits, however many there
+    are.
 
     Args:
         logits: [N, C], N at least 1.
@@ -68,15 +72,17 @@ def summary(logits: Tensor, labels: Tensor, teacher: Tensor | None = None) -> di
         teacher: the teacher's logits [N, C] for the same images.
 
     Returns:
-        `accuracy` (a fraction) with `accuracy_ci95` (Wilson 1927, score interval), `balanced_accuracy` (mean recall
-        over the classes present), `nll` (nats per image), `brier` (squared distance of the probabilities from the
-        label's one-hot vector, summed over the classes, mean over the images, in [0, 2]; Brier 1950), `ece` (expected
-        calibration error, Guo et al. 2017, eq. 3) with its `reliability` bins, `auroc` (area under the ROC curve, of
-        each class against the rest, mean over the classes; None where a class is not present), `confusion` (counts
-        [C][C], true class by chosen class; None for more than 100 classes, which have `worst_classes` and
-        `confused_pairs` instead, see `worst_of`), and `agreement`, the share of images on which the teacher chooses the
-        same class (None without a teacher). For two classes also `sensitivity` and `specificity`, the recall of the
-        second class and of the first.
+        `accuracy` (a fraction) with `accuracy_ci95` (Wilson 1927, score interval),
+        `balanced_accuracy` (mean recall over the classes present), `nll` (nats per image), `brier`
+        (squared distance of the probabilities from the label's one-hot vector, summed over the
+        classes, mean over the images, in [0, 2]; Brier 1950), `ece` (expected calibration error,
+        Guo et al. 2017, eq. 3) with its `reliability` bins, `auroc` (area under the ROC curve, of
+        each class against the rest, mean over the classes; None where a class is not present),
+        `confusion` (counts [C][C], true class by chosen class; None for more than 100 classes,
+        which have `worst_classes` and `confused_pairs` instead, see `worst_of`), and `agreement`,
+        the share of images on which the teacher chooses the same class (None without a teacher).
+        For two classes also `sensitivity` and `specificity`, the recall of the second class and of
+        the first.
     """
     chosen, classes = logits.argmax(1), logits.shape[1]
     right = int((chosen == labels).sum())
@@ -100,7 +106,9 @@ def summary(logits: Tensor, labels: Tensor, teacher: Tensor | None = None) -> di
 
 
 def probability_metrics(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> dict[str, Any]:
-    """Those metrics of `summary` that a temperature changes: `nll`, `brier`, `ece` and its `reliability` bins.
+    """Those metrics of `summary` that a temperature changes.
+
+    `nll`, `brier`, `ece` and its `reliability` bins.
 
     Args:
         logits: [N, C].
@@ -127,7 +135,9 @@ def probability_metrics(logits: Tensor, labels: Tensor, temperature: float = 1.0
 
 
 def row_blocks(*several: Tensor) -> Iterator[tuple[Any, ...]]:
-    """Some rows at a time: which as a slice, then those rows of each of the tensors [N, C] in float64."""
+    """Some rows at a time: which as a slice, then those rows of each of the tensors [N, C] in
+    float64.
+    """
     count, width = several[0].shape
     rows = max(1, BLOCK // width)
     for i in range(0, count, rows):
@@ -136,7 +146,10 @@ def row_blocks(*several: Tensor) -> Iterator[tuple[Any, ...]]:
 
 
 def confusions(labels: Tensor, chosen: Tensor, classes: int) -> NDArray[np.int64]:
-    """How many images of each true class (a row) were given each class (a column): [classes, classes]."""
+    """How many images of each true class (a row) were given each class (a column).
+
+    [classes, classes].
+    """
     counts = np.bincount((labels * classes + chosen).numpy(), minlength=classes * classes)
     return counts.reshape(classes, classes)
 
@@ -149,9 +162,9 @@ def worst_of(labels: Tensor, chosen: Tensor, classes: int) -> dict[str, list[dic
         classes: number of them.
 
     Returns:
-        `worst_classes`, up to 20 with the lowest recall, each with `label`, `images` and how many are `right`; and
-        `confused_pairs`, up to 20 most frequent mistakes, each with the `label`, the class `chosen` and `images`. Of
-        equal ones the lower label comes first.
+        `worst_classes`, up to 20 with the lowest recall, each with `label`, `images` and how many
+        are `right`; and `confused_pairs`, up to 20 most frequent mistakes, each with the `label`,
+        the class `chosen` and `images`. Of equal ones the lower label comes first.
     """
     images = torch.bincount(labels, minlength=classes)
     right = torch.bincount(labels[chosen == labels], minlength=classes)
@@ -159,7 +172,8 @@ def worst_of(labels: Tensor, chosen: Tensor, classes: int) -> dict[str, list[dic
     recalls = (right / images.clamp(min=1)).tolist()
     worst = sorted(present, key=lambda label: (recalls[label], label))[:WORST]
     wrong = chosen != labels
-    pairs, counts = (labels * classes + chosen)[wrong].unique(return_counts=True)  # type: ignore[no-untyped-call]
+    mistakes = (labels * classes + chosen)[wrong]
+    pairs, counts = mistakes.unique(return_counts=True)  # type: ignore[no-untyped-call]
     most = counts.argsort(descending=True, stable=True)[:WORST]
     return {
         "worst_classes": [
@@ -180,15 +194,17 @@ def _balanced_accuracy(chosen: Tensor, labels: Tensor) -> float:
 
 
 def reliability(confidence: Tensor, right: Tensor) -> list[dict[str, Any]]:
-    """How often a net is right by how sure it is: 15 bins of equal width, (0, 1/15] to (14/15, 1] (Guo et al. 2017).
+    """How often a net is right by how sure it is.
+
+    15 bins of equal width, (0, 1/15] to (14/15, 1] (Guo et al. 2017).
 
     Args:
         confidence: [N], the probability of the chosen class.
         right: [N], whether that class is the true one.
 
     Returns:
-        for each bin `count` (images), and their mean `confidence` and `accuracy`, fractions; both None in an empty
-        bin.
+        for each bin `count` (images), and their mean `confidence` and `accuracy`, fractions; both
+        None in an empty bin.
     """
     where = ((confidence * BINS).ceil().long() - 1).clamp(0, BINS - 1)
     count = torch.bincount(where, minlength=BINS)
@@ -201,11 +217,13 @@ def reliability(confidence: Tensor, right: Tensor) -> list[dict[str, Any]]:
 
 
 def auroc(logits: Tensor, labels: Tensor) -> float | None:
-    """Area under the ROC curve of each class against the rest, mean over the classes; None where one is not present.
+    """Area under the ROC curve of each class against the rest, mean over the classes.
 
-    For two classes that is the area under the one curve that there is. The area is the chance that an image of the
-    class ranks above another one, ties counting half (Hanley & McNeil 1982): it follows from the ranks of the class's
-    own images, so a class takes one sort.
+    None where one is not present.
+
+    For two classes that is the area under the one curve that there is. The area is the chance that
+    an image of the class ranks above another one, ties counting half (Hanley & McNeil 1982): it
+    follows from the ranks of the class's own images, so a class takes one sort.
 
     Args:
         logits: [N, C].
@@ -233,8 +251,8 @@ def auroc(logits: Tensor, labels: Tensor) -> float | None:
 def _column_blocks(logits: Tensor, width: int) -> Iterator[tuple[int, NDArray[np.float64]]]:
     """Log odds of some classes at a time, [classes, N], each block with its first class.
 
-    Probabilities near 0 and 1 have ties, which log odds have not. For the class with the highest logit they are taken
-    from the other logits, as 1 minus its probability has no digits left.
+    Probabilities near 0 and 1 have ties, which log odds have not. For the class with the highest
+    logit they are taken from the other logits, as 1 minus its probability has no digits left.
     """
     n, classes = logits.shape
     chosen, top, total, others = logits.argmax(1), *torch.empty(3, n, dtype=torch.float64)
@@ -267,9 +285,10 @@ def paired(student: Tensor, baseline: Tensor, labels: Tensor, seed: int = 0) -> 
         labels: [N].
 
     Returns:
-        `gain` in accuracy (a fraction); `gain_ci95`, a percentile bootstrap over images; `p_value`, McNemar's exact
-        two-sided test (1947) on the images that only one of the two gets right. They tell how far the gain holds for
-        other test images of the same two trained nets; how far it holds for other seeds takes other seeds.
+        `gain` in accuracy (a fraction); `gain_ci95`, a percentile bootstrap over images; `p_value`,
+        McNemar's exact two-sided test (1947) on the images that only one of the two gets right.
+        They tell how far the gain holds for other test images of the same two trained nets; how far
+        it holds for other seeds takes other seeds.
     """
     s = (student.argmax(1) == labels).numpy().astype(np.float64)
     b = (baseline.argmax(1) == labels).numpy().astype(np.float64)

@@ -1,4 +1,6 @@
-"""Operating points: from which score on an image counts as positive, chosen on one part and judged on another."""
+"""Operating points: from which score on an image counts as positive, chosen on one part and judged
+on another.
+"""
 
 from typing import Any
 
@@ -8,7 +10,9 @@ from torch import Tensor
 
 
 def by_sensitivity(scores: Tensor, positive: Tensor, target: float) -> float:
-    """The highest threshold that still finds this share of the positives: the fewest false alarms at that sensitivity.
+    """The highest threshold that still finds this share of the positives.
+
+    The fewest false alarms at that sensitivity.
 
     Args:
         scores: float [N]; an image counts as positive from the threshold on.
@@ -22,10 +26,13 @@ def by_sensitivity(scores: Tensor, positive: Tensor, target: float) -> float:
 
 
 def by_cost(scores: Tensor, positive: Tensor, miss_cost: float) -> float:
-    """The threshold at which `miss_cost * misses + false alarms` is lowest; of several the lowest, which misses least.
+    """The threshold at which `miss_cost * misses + false alarms` is lowest.
+
+    Of several the lowest, which misses least.
 
     Args:
-        scores, positive: as in `by_sensitivity`; the threshold is one of the scores, or infinity to call none positive.
+        scores, positive: as in `by_sensitivity`; the threshold is one of the scores, or infinity to
+            call none positive.
         miss_cost: what a miss costs, in false alarms; > 0.
     """
     ordered, order = scores.sort()
@@ -45,10 +52,11 @@ def at_threshold(scores: Tensor, positive: Tensor, threshold: float) -> dict[str
     """What a threshold gives.
 
     Returns:
-        the counts `found`, `missed`, `false_alarms` and `cleared`; `sensitivity`, the share of the positives that is
-        found, `specificity`, the share of the others that is cleared, `precision`, the share of the alarms that is
-        right, and `negative_precision`, the share of the cleared that is right; each a fraction with its 95 % interval
-        under `..._ci95` (Wilson 1927), None where nothing is counted.
+        the counts `found`, `missed`, `false_alarms` and `cleared`; `sensitivity`, the share of the
+        positives that is found, `specificity`, the share of the others that is cleared,
+        `precision`, the share of the alarms that is right, and `negative_precision`, the share of
+        the cleared that is right; each a fraction with its 95 % interval under `..._ci95` (Wilson
+        1927), None where nothing is counted.
     """
     alarm = scores >= threshold
     found, missed = int((alarm & positive).sum()), int((~alarm & positive).sum())
@@ -74,7 +82,9 @@ def _share(name: str, count: int, total: int) -> list[tuple[str, Any]]:
 
 
 def positive_scores(logits: Tensor, label: int) -> Tensor:
-    """How sure a net is of a class against all others: the log odds, float64 [N]; 0 is a probability of one half.
+    """How sure a net is of a class against all others: the log odds, float64 [N].
+
+    0 is a probability of one half.
 
     Args:
         logits: [N, C], C >= 2.

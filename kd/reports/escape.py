@@ -1,4 +1,6 @@
-"""Text that may hold anything (names of classes, files and runs), shown and not obeyed by what shows it."""
+"""Text that may hold anything (names of classes, files and runs), shown and not obeyed by what
+shows it.
+"""
 
 import re
 from collections.abc import Mapping
@@ -32,7 +34,9 @@ def as_code(text: str) -> str:
 
 
 def in_a_cell(value: Any) -> Any:
-    """A value for a CSV file; a text that a spreadsheet would compute as a formula has an apostrophe before it."""
+    """A value for a CSV file; a text that a spreadsheet would compute as a formula has an
+    apostrophe before it.
+    """
     return (
         f"'{value}"
         if isinstance(value, str) and re.match(r"[=+@\t\r]|-(?![\d.])", value)

@@ -1,8 +1,10 @@
-"""Figures of one run's models: what they confuse, how far their confidence can be trusted, where they disagree.
+"""Figures of one run's models.
 
-Each function takes plain arrays and gives a matplotlib `Figure`, drawn without pyplot's global state. Colours are those
-of Okabe and Ito (2008), or run from light to dark in one hue, so that they survive colour blindness and a printer;
-roles differ by line and hatching too.
+What they confuse, how far their confidence can be trusted, where they disagree.
+
+Each function takes plain arrays and gives a matplotlib `Figure`, drawn without pyplot's global
+state. Colours are those of Okabe and Ito (2008), or run from light to dark in one hue, so that they
+survive colour blindness and a printer; roles differ by line and hatching too.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -44,7 +46,8 @@ def figures_of_run(
     Args:
         histories: of each role, its epochs' metrics, as a stage's record has them.
         logits: of each role, [N, C] for the test images.
-        images: the test images; `images[i]` are the uint8 pixels [K, channels, height, width] of the positions i [K].
+        images: the test images; `images[i]` are the uint8 pixels [K, channels, height, width] of
+            the positions i [K].
         labels: their classes [N].
         classes: their names.
     """
@@ -58,7 +61,8 @@ def figures_of_run(
 
 
 def confusion_figure(labels: Tensor, chosen: Tensor, classes: Sequence[str], who: str) -> Figure:
-    """The confusion matrix; of more than 100 classes those that are worst, as nobody can read so large a matrix.
+    """The confusion matrix; of more than 100 classes those that are worst, as nobody can read so
+    large a matrix.
 
     Args:
         labels, chosen: classes int64 [N], from 0.
@@ -70,7 +74,10 @@ def confusion_figure(labels: Tensor, chosen: Tensor, classes: Sequence[str], who
 
 
 def worst_classes(labels: Tensor, chosen: Tensor, classes: Sequence[str], who: str) -> Figure:
-    """The classes that are found least often, and the pairs that are confused most; arguments as above."""
+    """The classes that are found least often, and the pairs that are confused most.
+
+    Arguments as above.
+    """
     found = worst_of(labels, chosen, len(classes))
     worst, pairs = found["worst_classes"], found["confused_pairs"]
     figure, (left, right) = new_figure(11.0, 0.8 + 0.26 * max(len(worst), len(pairs), 4), columns=2)
@@ -106,11 +113,14 @@ def _ranked_bars(
 
 
 def confusion_matrix(labels: Tensor, chosen: Tensor, classes: Sequence[str], who: str) -> Figure:
-    """How the images of each true class (a row) were classified (columns): shares as colours, and counts.
+    """How the images of each true class (a row) were classified (columns).
+
+    Shares as colours, and counts.
 
     Args:
         labels, chosen: classes [N], from 0.
-        classes: names; above 20 of them the counts give way to a list of the most frequent confusions.
+        classes: names; above 20 of them the counts give way to a list of the most frequent
+            confusions.
         who: whose choices these are, for the title.
     """
     n = len(classes)
@@ -158,11 +168,14 @@ def _confusions(counts: NDArray[np.int64], names: Sequence[str]) -> str:
 
 
 def reliability_diagram(bins: Sequence[Mapping[str, Any]], who: str) -> Figure:
-    """How often the net is right where it is so sure: accuracy against confidence, and how many images are how sure.
+    """How often the net is right where it is so sure.
+
+    Accuracy against confidence, and how many images are how sure.
 
     Args:
         bins: as a report has them under `reliability`.
-        who: whose they are, for the title, which also has the expected calibration error (Guo et al. 2017, eq. 3).
+        who: whose they are, for the title, which also has the expected calibration error (Guo et
+            al. 2017, eq. 3).
     """
     figure, (upper, lower) = new_figure(5.0, 6.0, rows=2, sharex=True, height_ratios=[3, 1])
     upper.plot([0, 1], [0, 1], color="black", linestyle="--", linewidth=1, label="as sure as right")
@@ -198,7 +211,8 @@ def reliability_diagram(bins: Sequence[Mapping[str, Any]], who: str) -> Figure:
         )
     )
     upper.set_title(
-        f"{who}: expected calibration error {ece:.4f}\n{100 * right:.2f} % right, mean confidence {100 * sure:.2f} %"
+        f"{who}: expected calibration error {ece:.4f}\n{100 * right:.2f} % right, mean "
+        f"confidence {100 * sure:.2f} %"
     )
     upper.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="share of images told right")
     lower.set(
@@ -216,13 +230,16 @@ def reliability_diagram(bins: Sequence[Mapping[str, Any]], who: str) -> Figure:
 
 
 def disagreement(logits: Sequence[Tensor]) -> Tensor:
-    """How far several nets are apart on each image: the Jensen-Shannon divergence (Lin 1991, eq. 5.1), equal weights.
+    """How far several nets are apart on each image.
+
+    The Jensen-Shannon divergence (Lin 1991, eq. 5.1), equal weights.
 
     Args:
         logits: of each net, [N, C].
 
     Returns:
-        float64 [N], in nats; from 0, where all say the same, to the logarithm of the number of nets.
+        float64 [N], in nats; from 0, where all say the same, to the logarithm of the number of
+        nets.
     """
 
     def entropy(p: Tensor) -> Tensor:
@@ -287,7 +304,9 @@ def disagreement_gallery(
 def _bars(
     axes: Axes, said: Mapping[str, NDArray[np.float64]], label: int, classes: Sequence[str]
 ) -> None:
-    """Of one image, what each model says of the true class, of those that any model chooses, and of likely others."""
+    """Of one image, what each model says of the true class, of those that any model chooses, and of
+    likely others.
+    """
     likely = np.argsort(-sum(said.values(), np.zeros(len(classes))), kind="stable").tolist()
     chosen = {int(each.argmax()) for each in said.values()}
     others = sorted((c for c in likely if c != label), key=lambda c: c not in chosen)
@@ -316,16 +335,22 @@ def _bars(
 
 
 def displayed(pixels: Tensor) -> NDArray[np.uint8]:
-    """A picture [channels, height, width] as matplotlib takes it: gray [height, width], colour [height, width, 3]."""
+    """A picture [channels, height, width] as matplotlib takes it.
+
+    Gray [height, width], colour [height, width, 3].
+    """
     picture: NDArray[np.uint8] = pixels.permute(1, 2, 0).numpy()
     return picture[:, :, 0] if picture.shape[2] == 1 else picture
 
 
 def learning_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
-    """Validation accuracy and loss of each role by epoch; a role that was not trained is a level line.
+    """Validation accuracy and loss of each role by epoch.
+
+    A role that was not trained is a level line.
 
     Args:
-        histories: of each role, a row for each epoch with `epoch` (from 0), `val/acc` and `val/loss`.
+        histories: of each role, a row for each epoch with `epoch` (from 0), `val/acc` and
+            `val/loss`.
     """
     figure, both = new_figure(9.6, 4.0, columns=2)
     for axes, key, name in zip(
@@ -359,7 +384,9 @@ def as_array(figure: Figure) -> NDArray[np.uint8]:
 
 
 def settle(figure: Figure) -> None:
-    """Find out once where all of a figure goes: matplotlib would do so, drawing it on the quiet, each time it is drawn.
+    """Find out once where all of a figure goes.
+
+    Matplotlib would do so, drawing it on the quiet, each time it is drawn.
 
     What is drawn on it afterwards may have no room.
     """

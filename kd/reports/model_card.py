@@ -1,4 +1,7 @@
-"""The card that goes with a run's student: what it is, what it was trained on, how good it is, what to beware of."""
+"""The card that goes with a run's student.
+
+What it is, what it was trained on, how good it is, what to beware of.
+"""
 
 import json
 import shlex
@@ -48,7 +51,8 @@ def _what(
         f", distilled from {teacher['net']} ({teacher['params']:,} parameters)" if teacher else ""
     )
     return [
-        f"An image classifier: {student['net']} with {student['params']:,} parameters, {student['macs']:,} "
+        f"An image classifier: {student['net']} with {student['params']:,} parameters, "
+        f"{student['macs']:,} "
         f"multiply-accumulates an image and {student['bytes']:,} bytes{taught}. It chooses one of "
         f"{len(report['data']['classes'])} classes: {_some(report['data']['classes'])}."
     ]
@@ -56,8 +60,10 @@ def _what(
 
 def _purpose(data: Mapping[str, Any]) -> list[str]:
     return [
-        f"Images of the kind it was trained on ({data['name']}), each of exactly one of its classes. It has no answer "
-        "for an image of none of them: it chooses one all the same. Not meant for decisions about people, diagnoses "
+        f"Images of the kind it was trained on ({data['name']}), each of exactly one of its "
+        f"classes. It has no answer "
+        "for an image of none of them: it chooses one all the same. Not meant for decisions "
+        "about people, diagnoses "
         "among them, without a test of its own for that use."
     ]
 
@@ -69,10 +75,12 @@ def _data(data: Mapping[str, Any]) -> list[str]:
         else ""
     )
     return [
-        f"- {data['name']}: {training_images(data)}; {data['val']} for validation, which weights were chosen on; "
+        f"- {data['name']}: {training_images(data)}; {data['val']} for validation, which weights "
+        f"were chosen on; "
         f"{data['test']} for the test, read once at the end.{skipped}",
         *(f"- {note[0].upper()}{note[1:]}." for note in data.get("notes", ())),
-        f"- Licence of the data, as stated by whoever trained the model: {data.get('license') or 'not stated'}.",
+        f"- Licence of the data, as stated by whoever trained the model: "
+        f"{data.get('license') or 'not stated'}.",
     ]
 
 
@@ -132,22 +140,26 @@ def _limits(
     test, counts = student["test"], [n for n in _counts(student) if n]
     low, high = (100 * bound for bound in test["accuracy_ci95"])
     lines = [
-        "Not tested: images from elsewhere (other cameras, places, people), corrupted or adversarial ones, and whether "
+        "Not tested: images from elsewhere (other cameras, places, people), corrupted or "
+        "adversarial ones, and whether "
         "it serves all groups of people alike. Accuracy there may be far lower.",
         f"One training with seed {report['seed']}; another seed gives another accuracy.",
     ]
     if data["test"] < FEW:
         lines.append(
-            f"The test is small: with {data['test']} images the accuracy is known to {low:.1f} to {high:.1f} %."
+            f"The test is small: with {data['test']} images the accuracy is known to {low:.1f} "
+            f"to {high:.1f} %."
         )
     if counts and max(counts) > UNEVEN * min(counts):
         lines.append(
-            f"The classes are uneven: {min(counts)} to {max(counts)} test images. Look at the balanced accuracy, and "
+            f"The classes are uneven: {min(counts)} to {max(counts)} test images. Look at the "
+            f"balanced accuracy, and "
             "at the classes one by one."
         )
     if test["ece"] > UNSURE:
         lines.append(
-            f"Its probabilities are off by {test['ece']:.3f} on average: do not take them for how often it is right. "
+            f"Its probabilities are off by {test['ece']:.3f} on average: do not take them for "
+            f"how often it is right. "
             "`python -m kd.evaluate` fits a temperature that mends most of that."
         )
     return [f"- {line}" for line in [*lines, *cautions(report)]]
@@ -175,7 +187,8 @@ def _made(report: Mapping[str, Any], command: str) -> list[str]:
     env = report["environment"]
     return [
         f"- {command}",
-        f"- Finished {report['finished']}, commit {report['git'] or 'unknown'}; Python {env['python']}, torch "
+        f"- Finished {report['finished']}, commit {report['git'] or 'unknown'}; Python "
+        f"{env['python']}, torch "
         f"{env['torch']}, Lightning {env['lightning']}, {env['device']}.",
     ]
 

@@ -1,4 +1,5 @@
-"""Pages that are one file: text and pictures in it, nothing fetched, readable on paper and on a telephone.
+"""Pages that are one file: text and pictures in it, nothing fetched, readable on paper and on a
+telephone.
 
 The layout is `templates/page.html.jinja`; a page is a template that extends it.
 """
@@ -54,7 +55,10 @@ def image(figure: Figure, caption: str, alt: str) -> Picture:
 
 
 def render(template: str, **values: Any) -> str:
-    """A page from a template in `kd/reports/templates`. Whatever the values hold is shown as text, `<script>` too."""
+    """A page from a template in `kd/reports/templates`.
+
+    Whatever the values hold is shown as text, `<script>` too.
+    """
     environment = Environment(
         loader=PackageLoader("kd.reports"),
         autoescape=True,

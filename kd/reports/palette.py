@@ -1,6 +1,9 @@
-"""Colours and line styles of all pictures: those of Okabe and Ito (2008), told apart by colour-blind eyes too.
+"""Colours and line styles of all pictures.
 
-What differs in colour differs in line or marker as well, for printers and for those who see no colours.
+Those of Okabe and Ito (2008), told apart by colour-blind eyes too.
+
+What differs in colour differs in line or marker as well, for printers and for those who see no
+colours.
 """
 
 from collections.abc import Mapping

@@ -46,7 +46,10 @@ def cpu_name() -> str:
 
 
 def _git() -> str | None:
-    """The commit of the project's checkout, with `+` where it has changes; None outside a checkout."""
+    """The commit of the project's checkout, with `+` where it has changes.
+
+    None outside a checkout.
+    """
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         sha = subprocess.run(

@@ -1,6 +1,9 @@
-"""What a run shows of itself in TensorBoard, beside its stages' curves: its row in the table of runs, figures, texts.
+"""What a run shows of itself in TensorBoard, beside its stages' curves.
 
-The curves are in the stages' own events, and there alone; the charts of the Custom Scalars tab are made of them.
+Its row in the table of runs, figures, texts.
+
+The curves are in the stages' own events, and there alone; the charts of the Custom Scalars tab are
+made of them.
 """
 
 import inspect
@@ -48,8 +51,8 @@ LAYOUT = {
     },
 }
 
-# The table of runs: its columns with what they are called and the type of their values. Those whose names are in
-# SHOWN are seen at once, the others at a click.
+# The table of runs: its columns with what they are called and the type of their values. Those whose
+# names are in SHOWN are seen at once, the others at a click.
 SHOWN = ("alpha", "method", "seed", "student", "temperature")
 KNOBS: Mapping[str, tuple[str, type]] = {
     "data": ("data", str),
@@ -85,7 +88,9 @@ RESULTS = {
 
 
 def begin(folder: Path, config: Config, data: DataModule) -> SummaryWriter:
-    """Open a run's events, with what can be shown before it has trained: charts, config, and views of some images.
+    """Open a run's events, with what can be shown before it has trained.
+
+    Charts, config, and views of some images.
 
     Args:
         folder: gets the event file.
@@ -107,7 +112,9 @@ def finish(
     report: Mapping[str, Any],
     figures: Mapping[str, Figure],
 ) -> None:
-    """Add what the finished run shows: the report, figures by name, and its row in the table of runs.
+    """Add what the finished run shows.
+
+    The report, figures by name, and its row in the table of runs.
 
     Args:
         loss: the one that `loss=` names.
@@ -126,8 +133,9 @@ def finish(
 def add_row(events: SummaryWriter, values: Mapping[str, str | float | None]) -> None:
     """Make the run a row of the HParams tab.
 
-    `SummaryWriter.add_hparams` would make another run of it, named by the time, and could call no column by a name for
-    people. All runs have the same columns: TensorBoard takes them from any one.
+    `SummaryWriter.add_hparams` would make another run of it, named by the time, and could call no
+    column by a name for people. All runs have the same columns: TensorBoard takes them from any
+    one.
 
     Args:
         values: of `KNOBS`; None leaves the field empty.
@@ -195,7 +203,10 @@ def knobs(
 
 
 def method(loss: LossSpec) -> str:
-    """A loss's terms, each with the numbers that are not its function's defaults: `dkd(non_target_weight=6)`."""
+    """A loss's terms, each with the numbers that are not its function's defaults.
+
+    `dkd(non_target_weight=6)`.
+    """
     parts = []
     for term in loss.terms:
         parameters = inspect.signature(term.target).parameters
@@ -211,7 +222,10 @@ def method(loss: LossSpec) -> str:
 
 
 def results(report: Mapping[str, Any]) -> dict[str, float | None]:
-    """What came of a run, with the keys of `RESULTS`; None for what it did not measure. Accuracies are fractions."""
+    """What came of a run, with the keys of `RESULTS`; None for what it did not measure.
+
+    Accuracies are fractions.
+    """
     models = {model["role"]: model for model in report["models"]}
     tests = {role: model["test"]["accuracy"] for role, model in models.items()}
     found: dict[str, float | None] = {

@@ -1,4 +1,7 @@
-"""`report.html`: one run for people, in one file: what distillation bought, the models side by side, and pictures."""
+"""`report.html`: one run for people, in one file.
+
+What distillation bought, the models side by side, and pictures.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,7 +21,8 @@ def as_page(report: Mapping[str, Any], figures: Mapping[str, Figure]) -> str:
 
     Args:
         report: what `report.json` holds.
-        figures: by name, as `kd.reports.figures.figures_of_run` and `kd.reports.tasks.pictures` give them; may be none.
+        figures: by name, as `kd.reports.figures.figures_of_run` and `kd.reports.tasks.pictures`
+            give them; may be none.
     """
     groups = [
         _tasks(figures),
@@ -120,7 +124,8 @@ Group = tuple[str, Sequence[Picture]]
 
 def _tasks(figures: Mapping[str, Figure]) -> Group:
     captions = {
-        "accuracy_matrix": "Test accuracy in per cent on each task (columns) after each task learned (rows).",
+        "accuracy_matrix": "Test accuracy in per cent on each task (columns) after each task "
+        "learned (rows).",
         "accuracy_by_task": "Test accuracy on all classes seen so far, after each task learned.",
     }
     title = "What is still known of each task"
@@ -154,8 +159,8 @@ def _by_role(report: Mapping[str, Any], figures: Mapping[str, Figure], kind: str
     }
     captions = {
         "confusion": "Rows are true classes, columns the classes chosen, on the {n} test images.",
-        "reliability": "Accuracy of the test images in each bin of confidence; on the diagonal a net is as sure as it "
-        "is right. Below, how many of the {n} images are in each bin.",
+        "reliability": "Accuracy of the test images in each bin of confidence; on the diagonal a "
+        "net is as sure as it is right. Below, how many of the {n} images are in each bin.",
     }
     roles = [model["role"] for model in report["models"] if f"{kind}/{model['role']}" in figures]
     if kind == "confusion" and len(report["data"]["classes"]) > CONFUSION:
@@ -175,8 +180,9 @@ def _by_role(report: Mapping[str, Any], figures: Mapping[str, Figure], kind: str
 
 def _gallery(report: Mapping[str, Any], figures: Mapping[str, Figure]) -> Picture | None:
     caption = (
-        f"Of the {report['data']['test']} test images those on which the models' probabilities differ most, with the "
-        "probability that each model gives to the true class and to those that it takes for likelier."
+        f"Of the {report['data']['test']} test images those on which the models' probabilities "
+        "differ most, with the probability that each model gives to the true class and to those "
+        "that it takes for likelier."
     )
     found = figures.get("disagreement")
     return image(found, caption, "Test images on which the models disagree") if found else None

@@ -31,7 +31,9 @@ def make_report(
     command: str,
     config: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Measure the stages' nets on the test part, and compare them; the dictionary that `report.json` holds.
+    """Measure the stages' nets on the test part, and compare them.
+
+    The dictionary that `report.json` holds.
 
     Args:
         done: the finished stage of each role.
@@ -93,13 +95,19 @@ def _model(
 
 
 def columns(history: Sequence[Mapping[str, float]]) -> dict[str, list[float | None]]:
-    """The metrics of each epoch of a stage, by name: `epoch` (from 0), `val/acc`, ...; null where an epoch has none."""
+    """The metrics of each epoch of a stage, by name: `epoch` (from 0), `val/acc`, ....
+
+    Null where an epoch has none.
+    """
     names = dict.fromkeys(name for row in history for name in row)
     return {name: [row.get(name) for row in history] for name in names}
 
 
 def _step_ms(stage: Done) -> float | None:
-    """What an optimiser step took, with its share of validation, in milliseconds; None where none was taken."""
+    """What an optimiser step took, with its share of validation, in milliseconds.
+
+    None where none was taken.
+    """
     steps = stage.record.get("steps", 0)
     return 1000 * stage.record["seconds"] / steps if steps else None
 
@@ -107,12 +115,15 @@ def _step_ms(stage: Done) -> float | None:
 def compare(
     models: Sequence[Mapping[str, Any]], logits: Mapping[Role, Tensor], labels: Tensor
 ) -> dict[str, Any]:
-    """What distillation bought, and what the student costs next to the teacher; null where a model is missing.
+    """What distillation bought, and what the student costs next to the teacher.
 
-    `gain` is in accuracy, student over baseline, paired over the test images; `lead` is the teacher's over the
-    baseline. `gap_closed` is the share that gain is of the lead, null where the teacher is not ahead. `retention` is
-    the student's accuracy over the teacher's, null where the teacher's may be no better than chance. `speedup` is the
-    teacher's latency and `compression` the teacher's parameters, each over the student's.
+    Null where a model is missing.
+
+    `gain` is in accuracy, student over baseline, paired over the test images; `lead` is the
+    teacher's over the baseline. `gap_closed` is the share that gain is of the lead, null where the
+    teacher is not ahead. `retention` is the student's accuracy over the teacher's, null where the
+    teacher's may be no better than chance. `speedup` is the teacher's latency and `compression` the
+    teacher's parameters, each over the student's.
     """
     by_role = {model["role"]: model for model in models}
     student, baseline, teacher = (by_role.get(role) for role in ("student", "baseline", "teacher"))
@@ -147,7 +158,9 @@ def compare(
 def teaching(
     models: Sequence[Mapping[str, Any]], done: Mapping[Role, Done], data: DataModule
 ) -> dict[str, Any] | None:
-    """What the soft labels that the student learned from were worth, and what about them should worry the user."""
+    """What the soft labels that the student learned from were worth, and what about them should
+    worry the user.
+    """
     taught = done["student"].record["taught"] if "student" in done else {}
     if not taught:
         return None
@@ -167,7 +180,9 @@ def _out_of_order(done: Mapping[Role, Done], data: DataModule) -> str | None:
 def warnings(
     models: Sequence[Mapping[str, Any]], done: Mapping[Role, Done], data: DataModule
 ) -> list[str]:
-    """What is odd about a teacher that somebody else trained, now that validation and test are known."""
+    """What is odd about a teacher that somebody else trained, now that validation and test are
+    known.
+    """
     teacher = done.get("teacher")
     if teacher is None or not teacher.record.get("loaded") or not len(data.split.val):
         return []
@@ -219,7 +234,8 @@ def verdict(report: Mapping[str, Any]) -> list[str]:
         low, high = (100 * bound for bound in found["gain_ci95"])
         sure = "" if low > 0 or high < 0 else "; on these test images that may be chance"
         lines.append(
-            f"Gain of distillation: {100 * found['gain']:+.2f} points [95 %: {low:+.2f} to {high:+.2f}; "
+            f"Gain of distillation: {100 * found['gain']:+.2f} points [95 %: {low:+.2f} to "
+            f"{high:+.2f}; "
             f"McNemar p = {found['p_value']:.2g}]{sure}."
         )
     if said := _gap(found):
@@ -242,7 +258,8 @@ def _seen(data: Mapping[str, Any]) -> list[str]:
     """That test images were trained on or chosen by, which whoever reads the accuracies must know."""
     found = data.get("duplicates") or {"across": {}, "dropped": {}}
     return [
-        f"Of the {data['test']} test images, {count} are in {part} too, pixel for pixel: the accuracies say less of "
+        f"Of the {data['test']} test images, {count} are in {part} too, pixel for pixel: the "
+        f"accuracies say less of "
         "new images."
         for part in ("train", "validation")
         if (count := found["across"].get(f"test in {part}")) and not found["dropped"].get(part)
@@ -250,7 +267,9 @@ def _seen(data: Mapping[str, Any]) -> list[str]:
 
 
 def _gap(found: Mapping[str, Any]) -> str | None:
-    """What share of the teacher's lead over the baseline is closed, where there is a lead to speak of."""
+    """What share of the teacher's lead over the baseline is closed, where there is a lead to speak
+    of.
+    """
     closed, interval = found["gap_closed"], found.get("lead_ci95")
     if closed is None:
         compared = found["gain"] is not None and found["speedup"] is not None
@@ -258,7 +277,8 @@ def _gap(found: Mapping[str, Any]) -> str | None:
         return no_gap if compared else None
     if interval and interval[0] <= 0:
         return (
-            f"The teacher's lead over the baseline ({100 * found['lead']:+.2f} points) may be chance on these test "
+            f"The teacher's lead over the baseline ({100 * found['lead']:+.2f} points) may be "
+            f"chance on these test "
             "images, so the share of it that is closed has no meaning."
         )
     if closed <= 0:
@@ -267,7 +287,10 @@ def _gap(found: Mapping[str, Any]) -> str | None:
 
 
 def _kept(report: Mapping[str, Any]) -> str:
-    """How the student's accuracy compares with the teacher's, as the end of a sentence; empty without meaning."""
+    """How the student's accuracy compares with the teacher's, as the end of a sentence.
+
+    Empty without meaning.
+    """
     kept = report["comparison"]["retention"]
     if kept is None:
         return ""
@@ -315,20 +338,26 @@ def as_markdown(report: Mapping[str, Any]) -> str:
         "## How",
         "",
         f"- Command: {command}",
-        f"- Data: {data['name']}, {len(data['classes'])} classes; {training_images(data)}; {data['val']} "
-        f"validation and {data['test']} test images. Weights were chosen on validation; test was read once for each "
+        f"- Data: {data['name']}, {len(data['classes'])} classes; {training_images(data)}; "
+        f"{data['val']} "
+        f"validation and {data['test']} test images. Weights were chosen on validation; test was "
+        f"read once for each "
         "model.",
         *(
             f"- Left out, not to be decoded: {each['file']}: {each['reason']}"
             for each in data.get("skipped", ())
         ),
         *(f"- Of the data: {note}." for note in data.get("notes", ())),
-        f"- Seed {report['seed']}, commit {report['git'] or 'unknown'}, finished {report['finished']}.",
-        f"- Python {env['python']}, torch {env['torch']}, Lightning {env['lightning']}, {env['device']}; "
+        f"- Seed {report['seed']}, commit {report['git'] or 'unknown'}, finished "
+        f"{report['finished']}.",
+        f"- Python {env['python']}, torch {env['torch']}, Lightning {env['lightning']}, "
+        f"{env['device']}; "
         f"latency on the CPU with {env['threads']} threads.",
         *(
-            f"- {model['role']}: {model['epochs']} epochs in {model['seconds']:.0f} s{_in(model)}, validation accuracy "
-            f"{100 * model['val']['best']:.2f} % at best and {100 * model['val']['last']:.2f} % at the end, "
+            f"- {model['role']}: {model['epochs']} epochs in {model['seconds']:.0f} "
+            f"s{_in(model)}, validation accuracy "
+            f"{100 * model['val']['best']:.2f} % at best and {100 * model['val']['last']:.2f} % "
+            f"at the end, "
             f"stage {model['stage']}."
             for model in report["models"]
         ),
@@ -363,7 +392,9 @@ def _soft_labels(taught: Mapping[str, Any] | None) -> list[str]:
     if not taught:
         return []
     return [
-        f"- The soft labels that the student learned from, on training views: entropy {taught['entropy']:.3f} nats, "
-        f"{taught['label_probability']:.3f} for the true class, divergence {taught['instability']:.3f} nats between "
+        f"- The soft labels that the student learned from, on training views: entropy "
+        f"{taught['entropy']:.3f} nats, "
+        f"{taught['label_probability']:.3f} for the true class, divergence "
+        f"{taught['instability']:.3f} nats between "
         "two views of an image."
     ]

@@ -46,7 +46,10 @@ def as_markdown(report: Mapping[str, Any]) -> str:
     found = escaped(report["incremental"])
     whole = run_as_markdown(report)
     chosen = "Weights were chosen on validation; test was read once for each model."
-    kept = f"The weights of each task's {report['config']['keep']} epoch; test was read when all tasks were done."
+    kept = (
+        f"The weights of each task's {report['config']['keep']} epoch; test was read when all "
+        f"tasks were done."
+    )
     head, rest = whole.replace(chosen, kept).split("\n", 1)
     lines = [head]
     for name in PICTURES if report["config"]["pictures"] else ():
@@ -68,7 +71,8 @@ def as_markdown(report: Mapping[str, Any]) -> str:
         lines.append(f"Exemplars kept after each task: {', '.join(map(str, found['exemplars']))}.")
     if found["classifier"] == "nearest_mean":
         lines.append(
-            "Classified by the nearest mean of exemplars; the table below is of the net's own outputs."
+            "Classified by the nearest mean of exemplars; the table below is of the net's own "
+            "outputs."
         )
     return "\n".join([*lines, "", "## The last net", rest])
 
@@ -83,7 +87,7 @@ def _columns(found: Mapping[str, Any]) -> list[str]:
 
 
 def _rows(found: Mapping[str, Any], kind: str) -> list[list[str]]:
-    """A row for each task learned, the accuracies on those up to it, and on all of them together."""
+    """A row for each task learned: the accuracies on those up to it, and on all together."""
     count = len(found["tasks"])
     return [
         [f"after task {i + 1}", *map(_percent, row), *[""] * (count - len(row)), _percent(after)]
@@ -117,7 +121,7 @@ def pictures(report: Mapping[str, Any]) -> dict[str, Figure]:
 
 
 def draw_matrix(found: Mapping[str, Any]) -> Figure:
-    """The accuracy on each task (columns) after each (rows), with the numbers, in both evaluations."""
+    """The accuracy on each task (columns) after each (rows), in both evaluations."""
     count = len(found["tasks"])
     side = max(2.6, 0.55 * count)
     figure = Figure(figsize=(2 * side + 2.2, side + 1.1), layout="constrained")
@@ -151,7 +155,8 @@ def draw_matrix(found: Mapping[str, Any]) -> Figure:
 
 
 def draw_by_method(groups: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
-    """The accuracy on all classes seen after each task, mean and spread over the runs of each group.
+    """The accuracy on all classes seen after each task, mean and spread over the runs of each
+    group.
 
     Args:
         groups: reports by the name of their line; those of a group have the same number of tasks.

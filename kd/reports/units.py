@@ -13,7 +13,10 @@ def short(count: float) -> str:
 
 
 def training_images(data: Mapping[str, Any]) -> str:
-    """How many images a run trained on, and how many had a label for the student; from its report's `data`."""
+    """How many images a run trained on, and how many had a label for the student.
+
+    From its report's `data`.
+    """
     labels, more = data.get("labels", data["train"]), data.get("unlabeled")
     text = f"{data['train']} training images"
     if labels < data["train"]:

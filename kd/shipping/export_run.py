@@ -1,4 +1,6 @@
-"""Writing a finished run's net in other formats, and checking each file on real images before it counts."""
+"""Writing a finished run's net in other formats, and checking each file on real images before it
+counts.
+"""
 
 import json
 import tempfile
@@ -67,7 +69,8 @@ class ExportSubject:
 
 
 def export(finished: Finished, config: Export, command: str) -> Path:
-    """Write a run's net in each format, check it, say what came of it, and note it in `export.json` and `export.md`.
+    """Write a run's net in each format, check it, say what came of it, and note it in `export.json`
+    and `export.md`.
 
     Args:
         command: the line that repeats it.
@@ -152,7 +155,8 @@ def _subject(finished: Finished, config: Export) -> tuple[ExportSubject, str | N
         data, lacking = own_data(finished, config.data, cache, needed="int8" in config.formats)
     except UserError as error:
         raise UserError(
-            f"{error}\nint8 is calibrated and tested on the run's images; formats=[onnx,pt2] do without"
+            f"{error}\nint8 is calibrated and tested on the run's images; formats=[onnx,pt2] do "
+            f"without"
         ) from error
     about = {
         "kd_schema": SCHEMA,
@@ -245,7 +249,8 @@ def _checked(kind: str, path: Path, subject: ExportSubject, config: Export) -> d
         lost = 100 * (row["val"]["float32"] - row["val"]["accuracy"])
         if lost > config.max_loss:
             row["refused"] = (
-                f"loses {lost:.2f} points of validation accuracy, accepted are max_loss={config.max_loss}"
+                f"loses {lost:.2f} points of validation accuracy, accepted are "
+                f"max_loss={config.max_loss}"
             )
     elif difference > config.tolerance:
         row["refused"] = (
@@ -274,7 +279,9 @@ def _logits(ask: Ask, images: Images, subject: ExportSubject) -> Tensor:
 
 
 def _beside(ours: Tensor, theirs: Tensor, labels: Tensor) -> dict[str, Any]:
-    """Accuracy in int8 with its interval, that in float32, and the share of images on which both choose one class."""
+    """Accuracy in int8 with its interval, that in float32, and the share of images on which both
+    choose one class.
+    """
     found = summary(theirs, labels, ours)
     return {
         "images": len(labels),

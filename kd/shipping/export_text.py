@@ -48,7 +48,8 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
     """What to know of the files."""
     fed = "pixels in [0, 1]" if found["normalizes"] else "pixels that are normalised already"
     lines = [
-        f"They take {fed}, float32 [batch, channels, height, width], and give logits [batch, classes]."
+        f"They take {fed}, float32 [batch, channels, height, width], and give logits [batch, "
+        f"classes]."
     ]
     if found["without_data"]:
         lines.append(
@@ -63,12 +64,14 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
                 for part in ("val", "test")
             }
             lines.append(
-                f"int8 next to float32: {won['val']:+.2f} points on {each['val']['images']} validation images, "
+                f"int8 next to float32: {won['val']:+.2f} points on {each['val']['images']} "
+                f"validation images, "
                 f"{won['test']:+.2f} on {each['test']['images']} test images."
             )
             if won["val"] < -WORTH_SAYING:
                 lines.append(
-                    f"That is a loss of more than {WORTH_SAYING} points; try calibration=1000, or experiment=quantize."
+                    f"That is a loss of more than {WORTH_SAYING} points; try calibration=1000, "
+                    f"or experiment=quantize."
                 )
     return lines
 
@@ -99,11 +102,13 @@ def as_markdown(found: Mapping[str, Any]) -> str:
         *("| " + " | ".join(row) + " |" for row in rows(found)),
         "",
         *(f"- {line}" for line in sentences(found)),
-        f"- The difference is that of the logits from PyTorch's, accepted in float32 is {found['tolerance']}. Images "
+        f"- The difference is that of the logits from PyTorch's, accepted in float32 is "
+        f"{found['tolerance']}. Images "
         f"to check on: {checked}; float32 on up to 512 of each part.",
         f"- Parameters of the net as it is exported: {found['params']:,}.",
         f"- Command: {command}, {found['finished']}, commit {found['git'] or 'unknown'}.",
-        f"- Python {env['python']}, torch {env['torch']}{', ' + packages if packages else ''}, {env['device']}, "
+        f"- Python {env['python']}, torch {env['torch']}{', ' + packages if packages else ''}, "
+        f"{env['device']}, "
         f"{env['threads']} threads.",
         "",
     ]

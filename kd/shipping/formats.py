@@ -1,4 +1,7 @@
-"""Files that a net can be run from without kd: ONNX in float32 and in int8, and archives of `torch.export`."""
+"""Files that a net can be run from without kd.
+
+ONNX in float32 and in int8, and archives of `torch.export`.
+"""
 
 import contextlib
 import copy
@@ -27,7 +30,9 @@ DYNAMIC = ({0: torch.export.Dim("batch")},)
 
 
 class Normalized(nn.Module):
-    """A net that takes pixels in [0, 1], float32 [B, C, H, W], and normalises them itself; returns logits [B, classes].
+    """A net that takes pixels in [0, 1], float32 [B, C, H, W], and normalises them itself.
+
+    Returns logits [B, classes].
 
     Args:
         normalization: mean and standard deviation per channel.
@@ -49,7 +54,9 @@ class Normalized(nn.Module):
 
 
 def whole_net(net: nn.Module, normalization: Normalization | None) -> nn.Module:
-    """A copy of a net as it is exported: on the CPU, in evaluation mode, with its normalisation before it.
+    """A copy of a net as it is exported.
+
+    On the CPU, in evaluation mode, with its normalisation before it.
 
     Args:
         normalization: None for a net that is given images that are normalised already.
@@ -73,7 +80,8 @@ def write_pt2(
 ) -> Path:
     """Write a net as an archive of `torch.export`; arguments as for `write_onnx`.
 
-    The metadata is the file `kd.json` in it: `torch.export.load(path, extra_files={"kd.json": ""})` fills it in.
+    The metadata is the file `kd.json` in it: `torch.export.load(path, extra_files={"kd.json": ""})`
+    fills it in.
     """
     with _quiet():
         program = torch.export.export(
@@ -94,11 +102,12 @@ def write_onnx(
 ) -> Path:
     """Write a net as one ONNX file that takes any number of images with pixels in [0, 1].
 
-    Its input is `images`, float32 [batch, channels, size, size]; its output `logits`, float32 [batch, classes].
+    Its input is `images`, float32 [batch, channels, size, size]; its output `logits`, float32
+    [batch, classes].
 
     Args:
-        normalization: mean and standard deviation per channel that the net is fed under; goes into the graph. None
-            leaves it to whoever feeds the file.
+        normalization: mean and standard deviation per channel that the net is fed under; goes into
+            the graph. None leaves it to whoever feeds the file.
         metadata: goes into the file's metadata, as strings.
     """
     with _quiet():
@@ -116,7 +125,9 @@ def write_onnx(
 
 
 def quantize(source: Path, path: Path, calibration: Iterator[np.ndarray[Any, Any]]) -> Path:
-    """Write an ONNX file of ours in int8: weights per channel, activations by the range that images give them.
+    """Write an ONNX file of ours in int8.
+
+    Weights per channel, activations by the range that images give them.
 
     Static, as pairs of quantise and dequantise (QDQ), which ONNX Runtime fuses into int8 kernels.
 
@@ -181,7 +192,10 @@ def as_written(path: Path, digest: str) -> bool:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what the exporter and the quantiser say of their own steps; errors are exceptions and get through."""
+    """Without what the exporter and the quantiser say of their own steps.
+
+    Errors are exceptions and get through.
+    """
     loud = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

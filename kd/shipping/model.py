@@ -55,7 +55,8 @@ class Model(nn.Module):
         """Logits of images.
 
         Args:
-            images: [B, C, H, W], float in [0, 1] or uint8; of the model's own size, as `read` gives them.
+            images: [B, C, H, W], float in [0, 1] or uint8; of the model's own size, as `read` gives
+                them.
 
         Returns:
             float32 [B, classes], on the model's device.
@@ -78,7 +79,10 @@ class Model(nn.Module):
         return logits
 
     def probabilities(self, images: Tensor) -> Tensor:
-        """The probability of each class, float32 [B, classes]; arguments as for the model itself."""
+        """The probability of each class, float32 [B, classes].
+
+        Arguments as for the model itself.
+        """
         logits: Tensor = self(images)
         return logits.softmax(1)
 
@@ -99,7 +103,8 @@ class Model(nn.Module):
 
 
 class OnnxNet(nn.Module):
-    """An ONNX file as a net: float32 [B, C, H, W] to logits [B, classes], by ONNX Runtime on the CPU.
+    """An ONNX file as a net: float32 [B, C, H, W] to logits [B, classes], by ONNX Runtime on the
+    CPU.
 
     It takes as many threads as PyTorch does.
 
@@ -155,7 +160,8 @@ def load_model(
         file = open_run(found, where, trust).folder / STUDENT
         if not file.is_file():
             raise UserError(
-                f"{where}: the run {found.absolute()} has no student, so there is no {STUDENT} in it"
+                f"{where}: the run {found.absolute()} has no student, so there is no {STUDENT} "
+                f"in it"
             )
     net, shape, classes = read_student(file, where, trust)
     whole = whole_net(net, normalization_of(net, ((0.0,), (1.0,))))
@@ -183,7 +189,9 @@ def _on(model: Model, device: str) -> Model:
 
 
 def _refuse_other_files(path: Path, where: str) -> None:
-    """Refuse an ONNX file whose tensors are in other files: ours are one file, and these may be anywhere.
+    """Refuse an ONNX file whose tensors are in other files.
+
+    Ours are one file, and these may be anywhere.
 
     Raises:
         UserError: it names another file.
@@ -203,7 +211,8 @@ def _refuse_other_files(path: Path, where: str) -> None:
                         entry.value for entry in each.external_data if entry.key == "location"
                     )
                     raise UserError(
-                        f"{where}: {path} takes tensors from another file ({files}); accepted is {ACCEPTED}"
+                        f"{where}: {path} takes tensors from another file ({files}); accepted is "
+                        f"{ACCEPTED}"
                     )
                 if hasattr(each, "ListFields"):
                     open_ends.append(each)
@@ -229,13 +238,15 @@ def _of_onnx(path: Path, where: str) -> Model:
         ) from error
     if "kd_schema" not in said:
         raise UserError(
-            f"{where}: {path} is none of our ONNX files, which name their classes; accepted is {ACCEPTED}"
+            f"{where}: {path} is none of our ONNX files, which name their classes; accepted is "
+            f"{ACCEPTED}"
         )
     try:
         about: dict[str, Any] = {key: json.loads(value) for key, value in said.items()}
         if about["kd_schema"] > SCHEMA:
             raise UserError(
-                f"{where}: {path} was written by a later kd (schema {about['kd_schema']}, not {SCHEMA})"
+                f"{where}: {path} was written by a later kd (schema {about['kd_schema']}, not "
+                f"{SCHEMA})"
             )
         classes, size = [plain(name) for name in about["classes"]], about["image_size"]
         if not about["normalizes"]:
@@ -249,7 +260,8 @@ def _of_onnx(path: Path, where: str) -> Model:
         raise UserError(f"{where}: {path} is damaged: {reason[:200]}") from error
     if logits.shape != (2, len(classes)):
         raise UserError(
-            f"{where}: {path} names {len(classes)} classes, but gives {list(logits.shape)} for two images"
+            f"{where}: {path} names {len(classes)} classes, but gives {list(logits.shape)} for "
+            f"two images"
         )
     if not as_written(path, str(about.get("sha256"))):
         raise Damaged(f"{where}: {path} is damaged: its checksum is wrong")

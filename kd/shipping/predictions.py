@@ -132,7 +132,10 @@ def _csv(file: TextIO, classes: Sequence[str]) -> Iterator[Callable[[Prediction]
 
 @contextlib.contextmanager
 def _json(file: TextIO, classes: Sequence[str]) -> Iterator[Callable[[Prediction], None]]:
-    """A list of objects with `path`, `class`, `probabilities` by class, and `error`; null where there is none."""
+    """A list of objects with `path`, `class`, `probabilities` by class, and `error`.
+
+    Null where there is none.
+    """
     before = "[\n"
 
     def write(row: Prediction) -> None:

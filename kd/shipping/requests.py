@@ -16,7 +16,8 @@ def _formats(found: list[str]) -> list[str]:
     for name in found:
         if name not in FORMATS:
             raise UserError(
-                f"formats: found {name!r}; accepted are {', '.join(FORMATS)}{nearest(name, FORMATS)}"
+                f"formats: found {name!r}; accepted are "
+                f"{', '.join(FORMATS)}{nearest(name, FORMATS)}"
             )
     return [name for name in FORMATS if name in found]
 

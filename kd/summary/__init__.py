@@ -1,4 +1,6 @@
-"""Many runs side by side: those that differ by their seed alone become one row, with mean, spread and tests."""
+"""Many runs side by side: those that differ by their seed alone become one row, with mean, spread
+and tests.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,11 +23,15 @@ from kd.summary.tables import (
 )
 
 NOTES = (
-    "Rows are ranked by the student's validation accuracy, the one to choose by; test stands beside it. ± is the "
+    "Rows are ranked by the student's validation accuracy, the one to choose by; test stands "
+    "beside it. ± is the "
     "standard deviation over the seeds; none is shown where all seeds have the same value.",
-    "Gain: student over the baseline of the same seed. With several seeds, the interval is Student's t of the mean and "
-    "p that of the paired t-test, both over the seeds (Wilcoxon's signed ranks cannot go below p = 0.05 with five or "
-    "fewer). With one seed, interval (bootstrap) and p (McNemar) are over the test images. All p are two-sided; those "
+    "Gain: student over the baseline of the same seed. With several seeds, the interval is "
+    "Student's t of the mean and "
+    "p that of the paired t-test, both over the seeds (Wilcoxon's signed ranks cannot go below p "
+    "= 0.05 with five or "
+    "fewer). With one seed, interval (bootstrap) and p (McNemar) are over the test images. All p "
+    "are two-sided; those "
     "corrected are Holm's over all rows, which also holds for rows that share a baseline.",
 )
 
@@ -45,7 +51,10 @@ def write_summary(paths: Sequence[Path]) -> str:
     gains = corrected([_gain(row) for row in rows])
     folder = paths[0] if paths[0].is_dir() else paths[0].parent
     title = f"Summary of {folder.resolve().name}"
-    about = f"{sum(len(row.runs) for row in rows)} runs in {len(rows)} rows; those of a row differ by their seed alone."
+    about = (
+        f"{sum(len(row.runs) for row in rows)} runs in {len(rows)} rows; those of a row differ "
+        f"by their seed alone."
+    )
     if aside:
         about += f" {aside} were set aside: a later run has the same settings and seed."
     markdown = _markdown(title, about, rows, gains)
@@ -84,7 +93,8 @@ def _markdown(title: str, about: str, rows: Sequence[Row], gains: Sequence[Gain]
         as_markdown(tasks).rstrip() if (tasks := task_table(rows)) else "",
         as_markdown(classes).rstrip() if (classes := class_table(rows)) else "",
         as_markdown(cost_table(rows)).rstrip(),
-        f"Latency: one image, measured on {in_markdown('; '.join(measured_on(rows)) or 'an unknown machine')}.",
+        f"Latency: one image, measured on "
+        f"{in_markdown('; '.join(measured_on(rows)) or 'an unknown machine')}.",
     ]
     return "\n\n".join(each for each in parts if each) + "\n"
 

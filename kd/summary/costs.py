@@ -39,7 +39,10 @@ PARAMETERS = Axis(("params",), "parameters (log)", "number of parameters")
 
 @dataclass
 class Point:
-    """One or several trainings of a net, as a point: its accuracies by stage, and all measurements of its cost."""
+    """One or several trainings of a net, as a point.
+
+    Its accuracies by stage, and all measurements of its cost.
+    """
 
     role: str
     name: str
@@ -56,7 +59,8 @@ class Point:
 def points_of(rows: Sequence[Row], axis: Axis) -> list[Point]:
     """The students by row; teachers and baselines once each, however many rows share their stages.
 
-    A net costs the same however it was trained, so that what was measured for it is averaged over all runs.
+    A net costs the same however it was trained, so that what was measured for it is averaged over
+    all runs.
     """
     points: list[Point] = []
     costs: dict[str, list[float]] = {}
@@ -93,7 +97,9 @@ def _net(model: Mapping[str, Any]) -> str:
 
 
 def cost_plot(points: Sequence[Point], axis: Axis) -> Figure:
-    """Accuracy against a cost: a point a row, teachers and baselines besides, and the front that none beats."""
+    """Accuracy against a cost: a point a row, teachers and baselines besides, and the front that
+    none beats.
+    """
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes: Axes = figure.subplots()
     for role, style in ROLES.items():
@@ -143,7 +149,9 @@ def cost_plot(points: Sequence[Point], axis: Axis) -> Figure:
 
 
 def _log_axis(axes: Axes, costs: Sequence[float]) -> None:
-    """Room at both sides, a factor of 2 in all at least, and numbers that read well over decades and within one."""
+    """Room at both sides, a factor of 2 in all at least, and numbers that read well over decades
+    and within one.
+    """
     low, high = min(costs), max(costs)
     room = max((high / low) ** 0.25, 2**0.5)
     axes.set_xlim(low / room, high * room)

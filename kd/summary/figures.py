@@ -1,7 +1,8 @@
-"""Pictures of many runs: accuracy over temperature and alpha, gains, accuracy against costs, learning curves.
+"""Pictures of many runs: accuracy over temperature and alpha, gains, accuracy against costs,
+learning curves.
 
-Each function gives a matplotlib `Figure`, drawn without pyplot's global state, or None where there is nothing to show.
-Rows go by their rank, as in the tables.
+Each function gives a matplotlib `Figure`, drawn without pyplot's global state, or None where there
+is nothing to show. Rows go by their rank, as in the tables.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,16 +33,20 @@ def pictures(rows: Sequence[Row], gains: Sequence[Gain]) -> Iterator[Picture]:
         of = f" of {family}" if family else ""
         yield picture(
             heat_map(members),
-            f"Accuracy of the student{of} over temperature and alpha, the weight of the teacher's side: mean ± "
-            f"standard deviation over the seeds ({seeds} a cell). Framed: the cell that is best on validation, the one "
+            f"Accuracy of the student{of} over temperature and alpha, the weight of the "
+            f"teacher's side: mean ± "
+            f"standard deviation over the seeds ({seeds} a cell). Framed: the cell that is best "
+            f"on validation, the one "
             "to choose; test is there to judge it by. The axes' steps are not to scale.",
             f"Heat maps of validation and test accuracy{of} over temperature and alpha",
         )
     if figure := gain_plot(rows, gains):
         yield picture(
             figure,
-            f"Gain in test accuracy over the baseline, with 95 % intervals: ● Student's t over the seeds ({seeds} a "
-            f"row), ○ bootstrap over the test images of the only seed.{_limited(len(rows), BARS)} Intervals are not "
+            f"Gain in test accuracy over the baseline, with 95 % intervals: ● Student's t over "
+            f"the seeds ({seeds} a "
+            f"row), ○ bootstrap over the test images of the only "
+            f"seed.{_limited(len(rows), BARS)} Intervals are not "
             "corrected for the number of rows; the table's last p is.",
             "Gain of each row over its baseline with intervals",
         )
@@ -50,15 +55,19 @@ def pictures(rows: Sequence[Row], gains: Sequence[Gain]) -> Iterator[Picture]:
         if len(points) > 1:
             yield picture(
                 cost_plot(points, axis),
-                f"Test accuracy against {axis.caption}. Points are means; vertical bars are ± one standard deviation "
-                f"over the seeds ({seeds} a row){axis.more}. Ringed and joined: the Pareto front, points that none "
-                "beats in both; where they differ by less than the bars, other seeds may give another front.",
+                f"Test accuracy against {axis.caption}. Points are means; vertical bars are ± "
+                f"one standard deviation "
+                f"over the seeds ({seeds} a row){axis.more}. Ringed and joined: the Pareto "
+                f"front, points that none "
+                "beats in both; where they differ by less than the bars, other seeds may give "
+                "another front.",
                 f"Test accuracy against {axis.caption}, Pareto front marked",
             )
     if figure := learning_curves(rows):
         yield picture(
             figure,
-            f"Validation accuracy after each epoch: mean over the seeds ({seeds} a row), band ± one standard deviation."
+            f"Validation accuracy after each epoch: mean over the seeds ({seeds} a row), band ± "
+            f"one standard deviation."
             f"{_limited(len(rows), CURVES)}",
             "Validation accuracy by epoch",
         )
@@ -77,7 +86,8 @@ def _limited(count: int, limit: int) -> str:
 
 
 def families(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Rows that differ in temperature and alpha alone, where both vary, by what else their names say; the best first.
+    """Rows that differ in temperature and alpha alone, where both vary, by what else their names
+    say; the best first.
 
     Schedules have no place on an axis and are left out.
     """
@@ -141,7 +151,10 @@ def heat_map(rows: Sequence[Row]) -> Figure:
 def _cells(
     axes: Axes, cells: Mapping[tuple[int, int], Sequence[float]], shape: tuple[int, int]
 ) -> Any:
-    """Colours, and mean ± standard deviation in per cent, of accuracies by place; a place without any is crossed."""
+    """Colours, and mean ± standard deviation in per cent, of accuracies by place.
+
+    A place without any is crossed.
+    """
     values = np.full(shape, np.nan)
     for at, found in cells.items():
         values[at] = np.nan if not found else 100 * float(np.mean(found))
@@ -249,7 +262,10 @@ def _history(model: Mapping[str, Any] | None) -> NDArray[np.float64]:
 def _curve(
     axes: Axes, curves: Mapping[str, NDArray[np.float64]], name: str, style: Mapping[str, Any]
 ) -> bool:
-    """Mean and band over curves that may be of different length; a net that was not trained is a level line."""
+    """Mean and band over curves that may be of different length.
+
+    A net that was not trained is a level line.
+    """
     found = [curve for curve in curves.values() if len(curve)]
     if not found:
         return False

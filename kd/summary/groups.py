@@ -1,4 +1,6 @@
-"""Rows of a summary: runs whose settings are the same but for the seed, named by what sets them apart."""
+"""Rows of a summary: runs whose settings are the same but for the seed, named by what sets them
+apart.
+"""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -54,7 +56,7 @@ class Row:
 
     @cached_property
     def validation(self) -> float | None:
-        """The mean over the seeds of the student's validation accuracy, by which rows are ranked."""
+        """The student's validation accuracy, mean over the seeds; rows are ranked by it."""
         return mean(self.values("student", "val", "best"))
 
 
@@ -66,7 +68,10 @@ def dig(node: Any, *path: str) -> Any:
 
 
 def drawn_name(rank: int, row: Row) -> str:
-    """What a row is called in a picture: cut where it is long, without a `$` that would begin a formula."""
+    """What a row is called in a picture.
+
+    Cut where it is long, without a `$` that would begin a formula.
+    """
     label = row.label
     return f"#{rank} {label if len(label) <= LETTERS else label[: LETTERS - 1] + '…'}".replace(
         "$", "\\$"
@@ -100,7 +105,10 @@ def group(runs: Iterable[Run]) -> tuple[list[Row], int]:
 
 
 def settings_of(run: Run) -> dict[str, Any]:
-    """A run's knobs by dotted name, those apart that change no result; and `loss`, the names of the loss's terms."""
+    """A run's knobs by dotted name, those apart that change no result.
+
+    And `loss`, the names of the loss's terms.
+    """
     config = run.report["config"]
     terms = dig(config, "loss", "terms")
     flat = {knob: value for knob, value in _leaves(config, "") if knob not in APART}
@@ -121,7 +129,9 @@ def _text(value: Any) -> str:
 
 
 def _following(runs: Sequence[Run]) -> set[str]:
-    """Seeds of other parts (`teacher.seed`, `incremental.order_seed`) that are the run's own in each run."""
+    """Seeds of other parts (`teacher.seed`, `incremental.order_seed`) that are the run's own in
+    each run.
+    """
     flat = [dict(_leaves(run.report["config"], "")) for run in runs]
     names = {name for each in flat for name in each if name.endswith("seed")}
     return {
@@ -130,7 +140,9 @@ def _following(runs: Sequence[Run]) -> set[str]:
 
 
 def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The knobs that have more than one value: the loss, temperature and alpha first, then the others by depth.
+    """The knobs that have more than one value.
+
+    The loss, temperature and alpha first, then the others by depth.
 
     A knob that only some have (an option of one loss) counts if it differs among those.
     """
@@ -145,8 +157,9 @@ def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
 def _parts(settings: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     """What sets each of the settings apart from the others.
 
-    A number inside the loss is told only where it is not the temperature, alpha or 1 - alpha in another place, and
-    only for the losses among whose rows it differs; alpha and temperature only where the loss has them.
+    A number inside the loss is told only where it is not the temperature, alpha or 1 - alpha in
+    another place, and only for the losses among whose rows it differs; alpha and temperature only
+    where the loss has them.
     """
     parts: list[dict[str, str]] = [{} for _ in settings]
     for knob in differing(settings):
@@ -170,7 +183,9 @@ def _parts(settings: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
 def _told_apart(
     parts: list[dict[str, str]], settings: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, str]]:
-    """Parts that are alike get what else differs, if only that one row has a knob and another has not."""
+    """Parts that are alike get what else differs, if only that one row has a knob and another has
+    not.
+    """
     for alike in _alike(parts):
         names = dict.fromkeys(name for i in alike for name in settings[i])
         for name in names:
@@ -204,7 +219,8 @@ def _follows(value: Any, knob: Any) -> bool:
 def display(value: Any) -> str:
     """A knob's value as one types it."""
     if isinstance(value, Mapping) and "schedule" in value:
-        return f"{value['schedule']}({', '.join(f'{k}={display(v)}' for k, v in value.items() if k != 'schedule')})"
+        own = (f"{name}={display(each)}" for name, each in value.items() if name != "schedule")
+        return f"{value['schedule']}({', '.join(own)})"
     if isinstance(value, float):
         return f"{value:g}"
     return value if isinstance(value, str) else json.dumps(value, default=str)

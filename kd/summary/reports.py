@@ -35,7 +35,8 @@ def find_runs(paths: Sequence[Path]) -> list[Run]:
     """All finished runs in and under these folders, each once.
 
     Raises:
-        UserError: a path that does not exist, no report at all, a damaged one, or one written by a later kd.
+        UserError: a path that does not exist, no report at all, a damaged one, or one written by a
+            later kd.
     """
     files: dict[Path, None] = {}
     for path in paths:

@@ -1,4 +1,6 @@
-"""Means, spreads and intervals over seeds, paired tests, and their correction where many are made at once."""
+"""Means, spreads and intervals over seeds, paired tests, and their correction where many are made
+at once.
+"""
 
 import math
 import statistics
@@ -31,7 +33,10 @@ def deviation(values: Sequence[float]) -> float | None:
 
 
 def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """Student's t interval (95 %) of the mean; None of fewer than two values, or where all are the same."""
+    """Student's t interval (95 %) of the mean.
+
+    None of fewer than two values, or where all are the same.
+    """
     if len(values) < 2 or max(values) - min(values) < SAME:
         return None
     half = (
@@ -44,7 +49,8 @@ def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
 
 @dataclass(frozen=True)
 class Gain:
-    """What a row's student gains over the baseline, in accuracy, and whether that is more than chance.
+    """What a row's student gains over the baseline, in accuracy, and whether that is more than
+    chance.
 
     Attributes:
         values: of each run that has both.
@@ -84,8 +90,9 @@ def gain_of(
 ) -> Gain:
     """A row's gain, not yet corrected for the other rows.
 
-    Over two and more seeds the t-test of the paired differences (Student 1908). Wilcoxon's signed ranks would ask
-    less of them, but with n seeds its p is never below 2^(1-n), so with five seeds or fewer it could show nothing.
+    Over two and more seeds the t-test of the paired differences (Student 1908). Wilcoxon's signed
+    ranks would ask less of them, but with n seeds its p is never below 2^(1-n), so with five seeds
+    or fewer it could show nothing.
 
     Args:
         values: student - baseline of each run.
@@ -111,7 +118,9 @@ def corrected(gains: Sequence[Gain]) -> list[Gain]:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values adjusted by Holm (1979): the chance of any false finding among all of them stays at the level.
+    """p-values adjusted by Holm (1979).
+
+    The chance of any false finding among all of them stays at the level.
 
     It holds for tests that depend on each other, as these do: many rows share a baseline.
     """
@@ -123,7 +132,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Which points (cost, accuracy) nothing beats: none is as cheap and as accurate, and better in one of the two.
+    """Which points (cost, accuracy) nothing beats.
+
+    None is as cheap and as accurate, and better in one of the two.
 
     Returns:
         their places in `points`, the cheapest first.

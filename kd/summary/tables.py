@@ -54,7 +54,10 @@ def _gain(gain: Gain) -> Cell:
 
 
 def class_table(rows: Sequence[Row]) -> Table | None:
-    """What accuracy hides where classes are uneven, of each role that has it; None where no report does."""
+    """What accuracy hides where classes are uneven, of each role that has it.
+
+    None where no report does.
+    """
     columns = {
         f"{role}: {name}": [spread(row.values(role, "test", key), factor, digits) for row in rows]
         for name, key, factor, digits in (
@@ -70,7 +73,10 @@ def class_table(rows: Sequence[Row]) -> Table | None:
 
 
 def cost_table(rows: Sequence[Row]) -> Table:
-    """What else is known of each row's student: its cost, how far to trust its probabilities, what training it took."""
+    """What else is known of each row's student.
+
+    Its cost, how far to trust its probabilities, what training it took.
+    """
     columns: dict[str, Callable[[Row], Cell]] = {
         "parameters": lambda row: _count(row.values("student", "params")),
         "MACs": lambda row: _count(row.values("student", "macs")),
@@ -97,7 +103,7 @@ def cost_table(rows: Sequence[Row]) -> Table:
 
 
 def _gaps_closed(row: Row) -> list[float]:
-    """The shares of the teacher's lead that were closed, of those runs whose lead is beyond chance."""
+    """The shares of the teacher's lead that were closed, where the lead is beyond chance."""
     found = []
     for run in row.runs:
         comparison = run.report["comparison"]
@@ -108,13 +114,19 @@ def _gaps_closed(row: Row) -> list[float]:
 
 
 def nets(row: Row, role: str) -> list[str]:
-    """The names of a role's nets in a row; more than one only where something else than the config changed."""
+    """The names of a role's nets in a row.
+
+    More than one only where something else than the config changed.
+    """
     models = [model for run in row.runs if (model := run.model(role))]
     return list(dict.fromkeys(str(model.get("net", "?")) for model in models))
 
 
 def spread(values: Sequence[float], factor: float, digits: int, sign: str = "") -> Cell:
-    """Mean ± sample standard deviation; the mean alone where there is one value or all are the same."""
+    """Mean ± sample standard deviation.
+
+    The mean alone where there is one value or all are the same.
+    """
     middle, sd = mean(values), deviation(values)
     if middle is None:
         return Cell("")
@@ -146,7 +158,8 @@ def as_markdown(table: Table) -> str:
     return "\n".join(lines) + "\n"
 
 
-# Of the many knobs of a config, those worth a line above the table where all runs have them in common.
+# Of the many knobs of a config, those worth a line above the table where all runs have them in
+# common.
 TELLING = (
     "data._target_",
     "data.limit",
@@ -184,15 +197,18 @@ def said(rows: Sequence[Row], gains: Sequence[Gain]) -> list[str]:
         found = [gain for gain in tested if gain.corrected is not None and gain.corrected < LEVEL]
         better = sum(gain.mean is not None and gain.mean > 0 for gain in found)
         lines.append(
-            f"{len(tested)} {'row was' if len(tested) == 1 else 'rows were'} tested against the baseline: {better} "
-            f"better and {len(found) - better} worse beyond chance, at {100 * LEVEL:.0f} % for any false finding among "
+            f"{len(tested)} {'row was' if len(tested) == 1 else 'rows were'} tested against the "
+            f"baseline: {better} "
+            f"better and {len(found) - better} worse beyond chance, at {100 * LEVEL:.0f} % for "
+            f"any false finding among "
             "all (Holm)."
         )
     single = sum(len(row.runs) == 1 for row in rows)
     if single:
         whose = "This row has" if len(rows) == 1 else f"{single} of {len(rows)} rows have"
         lines.append(
-            f"{whose} one seed: its test (McNemar) and interval are over the test images of the same trained nets. How "
+            f"{whose} one seed: its test (McNemar) and interval are over the test images of the "
+            f"same trained nets. How "
             "far the result moves with the seed is unknown."
         )
     ahead = [row for row in rows if (row.compared("gap_closed"))]
@@ -207,7 +223,10 @@ def said(rows: Sequence[Row], gains: Sequence[Gain]) -> list[str]:
 
 
 def _best(row: Row, gain: Gain) -> str:
-    text = f"Best on validation: {row.label}, with {spread(row.values('student', 'val', 'best'), 100, 2).text} %; "
+    text = (
+        f"Best on validation: {row.label}, with "
+        f"{spread(row.values('student', 'val', 'best'), 100, 2).text} %; "
+    )
     text += f"on test it has {spread(row.values('student', 'test', 'accuracy'), 100, 2).text} %"
     if gain.mean is not None:
         text += (
@@ -217,7 +236,8 @@ def _best(row: Row, gain: Gain) -> str:
 
 
 def as_csv(rows: Sequence[Row], gains: Sequence[Gain]) -> str:
-    """One line a run: its row and that row's statistics, the knobs that differ, and all numbers of its models.
+    """One line a run: its row and that row's statistics, the knobs that differ, and all numbers of
+    its models.
 
     Accuracies are fractions; what a run does not have is empty.
     """
@@ -280,9 +300,13 @@ def _flat(prefix: str, node: Any) -> Iterator[tuple[str, Any]]:
 
 
 def measured_on(rows: Sequence[Row]) -> list[str]:
-    """What the runs were measured with; several lines where latencies are not to be compared across rows."""
+    """What the runs were measured with.
+
+    Several lines where latencies are not to be compared across rows.
+    """
     places = dict.fromkeys(
-        f"{env.get('device', '?')}, {env.get('threads', '?')} threads, torch {env.get('torch', '?')}"
+        f"{env.get('device', '?')}, {env.get('threads', '?')} threads, torch "
+        f"{env.get('torch', '?')}"
         for row in rows
         for run in row.runs
         if isinstance(env := run.report.get("environment"), Mapping)

@@ -1,4 +1,7 @@
-"""The rows of a summary whose runs learned in tasks: what each still knows in the end, and how it came to that."""
+"""The rows of a summary whose runs learned in tasks.
+
+What each still knows in the end, and how it came to that.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +17,10 @@ LINES = 15  # rows drawn at most
 
 
 def task_table(rows: Sequence[Row]) -> Table | None:
-    """Accuracies in per cent and their differences in points, in both evaluations; None where no run has tasks."""
+    """Accuracies in per cent and their differences in points, in both evaluations.
+
+    None where no run has tasks.
+    """
     found = _learners(rows)
     if not found:
         return None
@@ -49,8 +55,10 @@ def task_picture(rows: Sequence[Row]) -> Picture | None:
         groups[name if name not in groups else f"{rank} {name}"] = same
     return picture(
         draw_by_method(groups),
-        "Test accuracy on all classes seen after each task: mean over the seeds, band ± one standard deviation. "
-        "Class-incremental: among all classes seen; task-incremental: among those of the image's task.",
+        "Test accuracy on all classes seen after each task: mean over the seeds, band ± one "
+        "standard deviation. "
+        "Class-incremental: among all classes seen; task-incremental: among those of the image's "
+        "task.",
         "Accuracy after each task",
     )
 

@@ -1,1 +1,4 @@
-"""Classes that come in tasks: which when, their data, exemplars, the chain of them, what was forgotten."""
+"""Classes that come in tasks.
+
+Which when, their data, exemplars, the chain of them, what was forgotten.
+"""

@@ -1,4 +1,7 @@
-"""The images of a task: its own classes alone, and the exemplars of those before; labels are places in the order."""
+"""The images of a task: its own classes alone, and the exemplars of those before.
+
+Labels are places in the order.
+"""
 
 import copy
 from collections.abc import Sequence
@@ -13,8 +16,8 @@ from kd.tasks.schedule import Task
 class TaskData:
     """A data set whose classes come in tasks.
 
-    A net's outputs stand in the order that the classes come in, so the labels here are places in that order: the first
-    task's classes are 0, 1, ... whatever the data calls them.
+    A net's outputs stand in the order that the classes come in, so the labels here are places in
+    that order: the first task's classes are 0, 1, ... whatever the data calls them.
 
     Args:
         data: the whole data set.
@@ -34,7 +37,8 @@ class TaskData:
         return range(start, start + len(self.tasks[task]))
 
     def task(self, task: int, exemplars: Images | None = None) -> DataModule:
-        """What a task trains on: its own images, then the exemplars. Validation and test are of its own classes.
+        """What a task trains on: its own images, then the exemplars. Validation and test are of its
+        own classes.
 
         Args:
             exemplars: of earlier classes, labelled by their places.

@@ -1,4 +1,6 @@
-"""Exemplars: which images of a class are kept when the next classes come, and what they are used for."""
+"""Exemplars: which images of a class are kept when the next classes come, and what they are used
+for.
+"""
 
 from collections.abc import Sequence
 
@@ -15,7 +17,10 @@ from kd.tasks.schedule import Incremental
 
 
 class Features(nn.Module):
-    """A net up to its last layer, features at unit length; x [B, C, H, W] -> [B, number of features]."""
+    """A net up to its last layer, features at unit length.
+
+    X [B, C, H, W] -> [B, number of features].
+    """
 
     def __init__(self, net: Grown) -> None:
         super().__init__()
@@ -27,7 +32,10 @@ class Features(nn.Module):
 
 
 def features_of(done: Done, data: DataModule, images: Images) -> Tensor:
-    """A finished stage's features of images as they are, at unit length: float64 [N, number of features]."""
+    """A finished stage's features of images as they are, at unit length.
+
+    Float64 [N, number of features].
+    """
     net = load_net(done)
     assert isinstance(net, Grown)
     return predict_logits(Features(net), data, images).double()
@@ -36,8 +44,9 @@ def features_of(done: Done, data: DataModule, images: Images) -> Tensor:
 def herding(features: Tensor, count: int) -> list[int]:
     """The images whose features' mean, as they are added one by one, stays nearest to that of all.
 
-    Rebuffi et al. 2017, "iCaRL", algorithm 4: the k-th is the one that makes | mean - (x + sum of those before) / k |
-    least. So any number of the first ones is a good choice too, and giving some up is dropping the last.
+    Rebuffi et al. 2017, "iCaRL", algorithm 4: the k-th is the one that makes | mean - (x + sum of
+    those before) / k | least. So any number of the first ones is a good choice too, and giving some
+    up is dropping the last.
 
     Args:
         features: of the images of one class, [N, D].
@@ -60,8 +69,8 @@ def herding(features: Tensor, count: int) -> list[int]:
 class Memory:
     """The images that are kept, of all classes learned so far.
 
-    A class's images are chosen once, by the net that has just learned it; as more classes come and the memory is of
-    fixed size, each gives up those chosen last.
+    A class's images are chosen once, by the net that has just learned it; as more classes come and
+    the memory is of fixed size, each gives up those chosen last.
     """
 
     def __init__(self, source: TaskData, asked: Incremental) -> None:
@@ -90,7 +99,8 @@ class Memory:
         ]
 
     def stored(self, done: Sequence[Done], new: int) -> Tensor:
-        """What was said of each exemplar when it was kept, for the training images of the next task.
+        """What was said of each exemplar when it was kept, for the training images of the next
+        task.
 
         Args:
             new: number of its own images, of which nothing is stored.
@@ -109,12 +119,17 @@ class Memory:
         return torch.cat(rows)
 
     def means(self, done: Sequence[Done]) -> Tensor:
-        """The exemplars' mean feature under the last net, at unit length: [classes known, number of features]."""
+        """The exemplars' mean feature under the last net, at unit length.
+
+        [classes known, number of features].
+        """
         features = [features_of(done[-1], self.source.data, each) for each in self.kept(done)]
         return nn.functional.normalize(torch.stack([each.mean(0) for each in features]), dim=1)
 
     def _ranking(self, stage: Done, place: int) -> Tensor:
-        """A class's images in the order in which they are kept, as positions among all training images."""
+        """A class's images in the order in which they are kept, as positions among all training
+        images.
+        """
         mine = (self.source.train.labels == place).nonzero()[:, 0]
         images = self.source.train.at(mine)
         count = self.each(

@@ -22,11 +22,12 @@ def evaluation(
             (task-incremental); or has to choose among all classes seen so far (class-incremental).
 
     Returns:
-        `matrix`, after task i on task j <= i; `after`, after each task on all images of the classes seen so far;
-        `average` of those over all tasks, the first included (average incremental accuracy, Rebuffi et al. 2017);
-        `final`, the last of them; `forgetting` (Chaudhry et al. 2018): how much worse each task but the last is in the
-        end than it was at best before, on average; `backward_transfer` (Lopez-Paz & Ranzato 2017): how much better it
-        is in the end than when it was just learned, on average. These two are None where there is but one task.
+        `matrix`, after task i on task j <= i; `after`, after each task on all images of the classes
+        seen so far; `average` of those over all tasks, the first included (average incremental
+        accuracy, Rebuffi et al. 2017); `final`, the last of them; `forgetting` (Chaudhry et al.
+        2018): how much worse each task but the last is in the end than it was at best before, on
+        average; `backward_transfer` (Lopez-Paz & Ranzato 2017): how much better it is in the end
+        than when it was just learned, on average. These two are None where there is but one task.
     """
     matrix, after = _matrix(scores, labels, sizes, told)
     last = matrix[-1][:-1]

@@ -146,7 +146,8 @@ def run(
     Args:
         command: the line that repeats the run.
         folder: to be filled; None for a new one in `runs` in the output folder.
-        since: where the config says `force`, stages that were finished after that time are not trained again.
+        since: where the config says `force`, stages that were finished after that time are not
+            trained again.
         out: what the result is shown on; None for stdout.
 
     Returns:
@@ -234,13 +235,16 @@ def _learn(
     names = ", ".join(data.classes[place] for place in course.source.places(task))
     accuracy = 100 * finished.record["val"]["last"]["val/acc"]
     say(
-        f"{stage.name} ({names}): {how}, validation accuracy on what it trained on {accuracy:.2f} % ({stage.key})"
+        f"{stage.name} ({names}): {how}, validation accuracy on what it trained on "
+        f"{accuracy:.2f} % ({stage.key})"
     )
     return finished
 
 
 def preflight(course: Course) -> None:
-    """Build once, and throw away, what the stages will be made of: a mistake in the last shows before the first.
+    """Build once, and throw away, what the stages will be made of.
+
+    A mistake in the last shows before the first.
 
     Raises:
         UserError: for what cannot be built, or a loss that needs a teacher of all classes.
@@ -281,14 +285,17 @@ def _try_loss(loss: LossSpec, shape: Shape, known: int) -> None:
         objective(given)
     except (RuntimeError, IndexError, KeyError) as error:
         first = str(error).partition("\n")[0]
+        names = ", ".join(str(term.name) for term in objective.terms)
         raise UserError(
-            f"loss: {', '.join(term.name for term in objective.terms)} cannot do with a teacher that knows {known} of "  # type: ignore[misc]
-            f"{classes} classes ({first}); accepted are lwf, lwf_bce, lwf_mix, icarl, der, and others that can"
+            f"loss: {names} cannot do with a teacher that knows {known} of {classes} classes ({first}); accepted are lwf, lwf_bce, lwf_mix, icarl, der, and "
+            f"others that can"
         ) from error
 
 
 def in_data_order(course: Course, done: Done) -> Done:
-    """The last net, with its outputs in the data's own order of the classes instead of the one they came in."""
+    """The last net, with its outputs in the data's own order of the classes instead of the one they
+    came in.
+    """
     order = sorted(range(len(course.source.order)), key=course.source.order.__getitem__)
     spec = done.record["spec"]
     net = {**without_pretrained(spec["net"]), "order": order}

@@ -1,4 +1,7 @@
-"""Classes that come in tasks: which, in which order; read from the config and the class names, before any training."""
+"""Classes that come in tasks: which, in which order.
+
+Read from the config and the class names, before any training.
+"""
 
 import random
 from collections.abc import Collection, Sequence
@@ -32,15 +35,20 @@ class Incremental(Strict):
     Attributes:
         method: the name of the recipe in conf/incremental/method, for people.
         tasks: how many, as equal as can be, the first ones larger; or the classes of each, by name.
-        first, step: the classes of the first task, and of each later one, instead of a number of tasks.
-        order_seed: of the order that the classes come in; null for the data's own. Listed tasks come as listed.
-        exemplars: images kept of the classes learned before, to be trained on with the new ones; 0 keeps none.
+        first, step: the classes of the first task, and of each later one, instead of a number of
+            tasks.
+        order_seed: of the order that the classes come in; null for the data's own. Listed tasks
+            come as listed.
+        exemplars: images kept of the classes learned before, to be trained on with the new ones; 0
+            keeps none.
         exemplars_per: whether that many are kept in all, or of each class.
-        weight: what the loss of conf/loss weighs its teacher's side by; null leaves it as that file has it.
-        classifier: `logits`, the largest; or `nearest_mean`, the class whose exemplars' mean feature is nearest.
+        weight: what the loss of conf/loss weighs its teacher's side by; null leaves it as that file
+            has it.
+        classifier: `logits`, the largest; or `nearest_mean`, the class whose exemplars' mean
+            feature is nearest.
         start_loss: the first task's objective; null for the cross-entropy.
-        replay: what answers for exemplars: `snapshot`, the net before the task, for all images; or `stored`, what was
-            said of an exemplar when it was kept.
+        replay: what answers for exemplars: `snapshot`, the net before the task, for all images; or
+            `stored`, what was said of an exemplar when it was kept.
         align: whether the new classes' weights are brought to the old ones' size after each task.
         keep_data: whether all images seen so far are trained on, the upper bound.
     """
@@ -80,7 +88,8 @@ class IncrementalConfig(Training):
     def _untapped(self) -> Self:
         if self.student.taps:
             raise UserError(
-                f"student.taps: a net that grows is tapped nowhere; found {self.student.taps}, accepted: null"
+                f"student.taps: a net that grows is tapped nowhere; found {self.student.taps}, "
+                f"accepted: null"
             )
         return self
 
@@ -102,8 +111,8 @@ def make_tasks(asked: Incremental, classes: Sequence[str]) -> list[Task]:
         classes: the data's class names, by label.
 
     Raises:
-        UserError: more tasks or classes than there are, a class in two tasks, a class that the data does not have, or
-            fewer exemplars than classes.
+        UserError: more tasks or classes than there are, a class in two tasks, a class that the data
+            does not have, or fewer exemplars than classes.
     """
     tasks = (
         _listed(asked.tasks, classes)
@@ -121,7 +130,8 @@ def make_tasks(asked: Incremental, classes: Sequence[str]) -> list[Task]:
     count = sum(map(len, tasks))
     if asked.exemplars_per == "memory" and 0 < asked.exemplars < count and not asked.keep_data:
         raise UserError(
-            f"incremental.exemplars: found {asked.exemplars} for {count} classes, which is not one of each; accepted "
+            f"incremental.exemplars: found {asked.exemplars} for {count} classes, which is not "
+            f"one of each; accepted "
             f"are {count} or more, or 0"
         )
     return tasks
@@ -139,7 +149,8 @@ def _sizes(asked: Incremental, classes: int) -> list[int]:
     assert isinstance(asked.tasks, int)
     if asked.tasks > classes:
         raise UserError(
-            f"incremental.tasks: found {asked.tasks}, the data has {classes} classes; accepted are 1 to {classes}"
+            f"incremental.tasks: found {asked.tasks}, the data has {classes} classes; accepted "
+            f"are 1 to {classes}"
         )
     least, more = divmod(classes, asked.tasks)
     return [least + (i < more) for i in range(asked.tasks)]
@@ -156,12 +167,14 @@ def _listed(lists: Sequence[Sequence[str | int]], classes: Sequence[str]) -> lis
                 label = name
             else:
                 raise UserError(
-                    f"incremental.tasks[{i}]: there is no class {str(name)!r}; the data has {_few(classes)}"
+                    f"incremental.tasks[{i}]: there is no class {str(name)!r}; the data has "
+                    f"{_few(classes)}"
                     f"{nearest(str(name), classes)}"
                 )
             if label in found:
                 raise UserError(
-                    f"incremental.tasks: class {classes[label]!r} is in task {found[label] + 1} and in task {i + 1}; "
+                    f"incremental.tasks: class {classes[label]!r} is in task {found[label] + 1} "
+                    f"and in task {i + 1}; "
                     "each class comes once"
                 )
             found[label] = i
@@ -173,7 +186,10 @@ def _few(classes: Sequence[str]) -> str:
 
 
 def tasks_name(*, _root_: Container) -> str:
-    """The division, method, weight and exemplars as part of the run's name: `5_tasks_icarl_e200`."""
+    """The division, method, weight and exemplars as part of the run's name.
+
+    `5_tasks_icarl_e200`.
+    """
     asked: Any = OmegaConf.select(_root_, "incremental")
     if asked.step is not None:
         division = f"{asked.first}_and_{asked.step}"

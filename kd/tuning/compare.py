@@ -1,4 +1,7 @@
-"""After a search: the best setting beside the recipe's own, both run on seeds of their own; here test is read first."""
+"""After a search: the best setting beside the recipe's own, both run on seeds of their own.
+
+Here test is read first.
+"""
 
 import io
 import json
@@ -38,8 +41,9 @@ def compare_settings(
         command: the line that repeats it.
 
     Returns:
-        what `result.json` holds: `settings`, by name, with `overrides` and lists over the seeds of `validation` and
-        `test` (the student's accuracies, fractions); `bought`, tuned less default on test by seed.
+        what `result.json` holds: `settings`, by name, with `overrides` and lists over the seeds of
+        `validation` and `test` (the student's accuracies, fractions); `bought`, tuned less default
+        on test by seed.
     """
     settings = {DEFAULT: []} if tuned == request.own else {DEFAULT: [], TUNED: overrides_of(tuned)}
     found: dict[str, dict[str, Any]] = {}
@@ -113,7 +117,8 @@ def as_markdown(result: Mapping[str, Any], request: Request) -> str:
     """Both settings side by side, and what the search bought."""
     seeds = ", ".join(map(str, result["seeds"]))
     lines = [
-        f"| student, {len(result['seeds'])} seed{'s' * (len(result['seeds']) > 1)} | validation | test |",
+        f"| student, {len(result['seeds'])} seed{'s' * (len(result['seeds']) > 1)} | validation "
+        f"| test |",
         "|---|---:|---:|",
     ]
     for name, found in result["settings"].items():
@@ -130,12 +135,15 @@ def as_markdown(result: Mapping[str, Any], request: Request) -> str:
         else ""
     )
     chose = (
-        f"Chosen on validation by {result['trials']} trials, all with seed {result['seed']}; accuracies in %, mean and "
-        f"standard deviation over seeds {seeds}. Test was read for these runs alone, after the search."
+        f"Chosen on validation by {result['trials']} trials, all with seed {result['seed']}; "
+        f"accuracies in %, mean and "
+        f"standard deviation over seeds {seeds}. Test was read for these runs alone, after the "
+        f"search."
         f"{flatters}"
     )
     how = (
-        f"Command: {as_code(result['command'])}; commit {result['git'] or 'unknown'}, torch {environment['torch']}, "
+        f"Command: {as_code(result['command'])}; commit {result['git'] or 'unknown'}, torch "
+        f"{environment['torch']}, "
         f"{environment['device']}, {environment['threads']} threads."
     )
     return "\n".join([*lines, "", bought(result), "", f"    {paste}", "", chose, "", how, ""])
@@ -150,11 +158,15 @@ def bought(result: Mapping[str, Any]) -> str:
         )
     mean = statistics.fmean(gains)
     if len(gains) == 1:
-        return f"Tuning bought {mean:+.2f} points on test; with one seed there is no telling whether that is chance."
+        return (
+            f"Tuning bought {mean:+.2f} points on test; with one seed there is no telling "
+            f"whether that is chance."
+        )
     half = student_t.ppf(0.975, len(gains) - 1) * statistics.stdev(gains) / math.sqrt(len(gains))
     sure = "" if abs(mean) > half else "; that may be chance"
     return (
-        f"Tuning bought {mean:+.2f} points on test [95 % over {len(gains)} seeds: {mean - half:+.2f} to "
+        f"Tuning bought {mean:+.2f} points on test [95 % over {len(gains)} seeds: "
+        f"{mean - half:+.2f} to "
         f"{mean + half:+.2f}]{sure}."
     )
 

@@ -1,4 +1,7 @@
-"""What a setting is worth: its student's accuracy on validation; the test part is not even there."""
+"""What a setting is worth: its student's accuracy on validation.
+
+The test part is not even there.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -30,7 +33,8 @@ def student_links(chain: Sequence[Link]) -> list[Link]:
     students = [link.name for link in chain if link.role == "student"]
     if not students:
         raise UserError(
-            f"stages: found [{', '.join(by_name)}]; a search needs a stage of the student, such as distill"
+            f"stages: found [{', '.join(by_name)}]; a search needs a stage of the student, such "
+            f"as distill"
         )
     needed, open_ends = set[str](), [students[-1]]
     while open_ends:

@@ -1,4 +1,7 @@
-"""What `kd.tune` may be asked for; checked, with all that is to be searched, before torch is imported."""
+"""What `kd.tune` may be asked for.
+
+Checked, with all that is to be searched, before torch is imported.
+"""
 
 import copy
 import functools
@@ -57,8 +60,10 @@ class Request:
 
     Attributes:
         config: of the recipe's own setting.
-        overrides: those of the command line that are `kd.train`'s, so that a setting put after them is a run.
-        default: the recipe's own setting as a trial would draw it; None where some of it is outside its range.
+        overrides: those of the command line that are `kd.train`'s, so that a setting put after them
+            is a run.
+        default: the recipe's own setting as a trial would draw it; None where some of it is outside
+            its range.
         about: data, nets and loss in a word each, for the study's name.
     """
 
@@ -110,7 +115,8 @@ def accept(cfg: DictConfig, keys: Collection[str]) -> Request:
     config = check(_of_train(base), keys)
     if config.force:
         raise UserError(
-            "force: found true; what is finished is not trained again in a search, so accepted is false"
+            "force: found true; what is finished is not trained again in a search, so accepted "
+            "is false"
         )
     return Request(tuning, config, space, overrides, default, about)
 
@@ -138,7 +144,9 @@ def _of_train(cfg: DictConfig) -> DictConfig:
 
 
 def as_typed(space: Node, overrides: Sequence[str]) -> tuple[Node, set[str] | None]:
-    """The space with each range as it was typed, and the knobs that were; None for all, where a file was chosen.
+    """The space with each range as it was typed, and the knobs that were.
+
+    None for all, where a file was chosen.
 
     Hydra would mix the keys of a range that is typed with those of the range in the file.
     """

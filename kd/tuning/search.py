@@ -33,7 +33,8 @@ IMPORTANCE_FROM = 10  # finished trials; of fewer it would be noise
 
 
 def tune(request: Request, command: str) -> Path:
-    """Search up to `n_trials` trials, then run the best setting and the recipe's own on several seeds.
+    """Search up to `n_trials` trials, then run the best setting and the recipe's own on several
+    seeds.
 
     Args:
         command: the line that goes on with the search.
@@ -61,7 +62,8 @@ def tune(request: Request, command: str) -> Path:
         trials.run(evaluation)
         if busy := trials.running():
             say(
-                f"{len(busy)} trials still run in other processes; the last of them goes on to the comparison"
+                f"{len(busy)} trials still run in other processes; the last of them goes on to "
+                f"the comparison"
             )
             return trials.folder
     best = trials.best()
@@ -69,7 +71,8 @@ def tune(request: Request, command: str) -> Path:
     level = len([trial for trial in trials.complete() if trial.value == best.value])
     tie = f"; {level} trials reach it, and this was the first" if level > 1 else ""
     say(
-        f"Best of {trials.counted()} trials: trial {best.number + 1}, {words(tuned)}, validation {best.value:.4f}{tie}"
+        f"Best of {trials.counted()} trials: trial {best.number + 1}, {words(tuned)}, validation "
+        f"{best.value:.4f}{tie}"
     )
     trials.tell_importance()
     compare_settings(request, tuned, trials.folder, trials.name, trials.counted(), command)
@@ -118,7 +121,10 @@ class Trials:
         return {key: json.dumps(value) for key, value in flat({**config, **how, **space}).items()}
 
     def at_work(self) -> Lock:
-        """A lock that tells other processes that this one lives: theirs, after they died, is free."""
+        """A lock that tells other processes that this one lives.
+
+        Theirs, after they died, is free.
+        """
         return lock_at(self.folder / "locks" / f"{self.process}.lock")
 
     def _alive(self, process: str) -> bool:
@@ -141,7 +147,10 @@ class Trials:
         return self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
 
     def _again(self, trial: FrozenTrial) -> None:
-        """Put an interrupted trial in line again, with its setting; its student goes on where it was stopped."""
+        """Put an interrupted trial in line again, with its setting.
+
+        Its student goes on where it was stopped.
+        """
         self.study.tell(trial.number, state=TrialState.FAIL)
         self.study.enqueue_trial(trial.params, user_attrs={"again": trial.number})
 
@@ -157,7 +166,9 @@ class Trials:
         return left > 0 and not late
 
     def run(self, evaluation: Evaluation) -> None:
-        """Trials until there are enough, or the time is up, or as many failed in this process as were left."""
+        """Trials until there are enough, or the time is up, or as many failed in this process as
+        were left.
+        """
         most = self.request.tuning.n_trials - self.counted()
         for _ in range(most):
             with self.lock:
@@ -174,7 +185,9 @@ class Trials:
                 write_trials(self.study, knobs, self.folder / "trials.csv")
 
     def _next(self) -> tuple[Trial, dict[str, str]]:
-        """Ask for a setting; the same one at the same point of the search, however often that was interrupted."""
+        """Ask for a setting; the same one at the same point of the search, however often that was
+        interrupted.
+        """
         trials = self.study.get_trials(deepcopy=False)
         new = sum("again" not in trial.user_attrs for trial in trials)
         self.study.sampler = optuna.samplers.TPESampler(
@@ -220,7 +233,9 @@ class Trials:
         return self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
 
     def best(self) -> FrozenTrial:
-        """The finished trial that is best on validation; of several the first, which may be the recipe's own.
+        """The finished trial that is best on validation.
+
+        Of several the first, which may be the recipe's own.
 
         Raises:
             Failed: none has finished.
@@ -250,7 +265,8 @@ class Trials:
         shares = optuna.importance.get_param_importances(self.study, evaluator=evaluator)
         parts = ", ".join(f"{name} {share:.2f}" for name, share in shares.items())
         say(
-            f"Share of each knob in the differences on validation (fANOVA, {len(finished)} finished trials): {parts}"
+            f"Share of each knob in the differences on validation (fANOVA, {len(finished)} "
+            f"finished trials): {parts}"
         )
 
 

@@ -1,4 +1,6 @@
-"""What a search may choose: knobs and their ranges, read from YAML and checked before anything is trained."""
+"""What a search may choose: knobs and their ranges, read from YAML and checked before anything is
+trained.
+"""
 
 import json
 import math
@@ -131,7 +133,10 @@ class Knob:
 
 @dataclass(frozen=True)
 class Space:
-    """All knobs of a search, groups of files first: which of the others there are may depend on them."""
+    """All knobs of a search, groups of files first.
+
+    Which of the others there are may depend on them.
+    """
 
     knobs: tuple[Knob, ...]
 
@@ -146,7 +151,10 @@ class Space:
         }
 
     def defaults(self, cfg: DictConfig) -> dict[str, Any] | None:
-        """The recipe's own setting as a trial would draw it; None where some of it is outside its range."""
+        """The recipe's own setting as a trial would draw it.
+
+        None where some of it is outside its range.
+        """
         found = {knob.name: knob.default(cfg) for knob in self.knobs if knob.applies(cfg)}
         return None if None in found.values() else found
 
@@ -157,12 +165,13 @@ def read_space(
     """The knobs under `search.space`, checked against the config.
 
     Args:
-        asked: the knobs that the user asked for; None for all. A loss need not have the others: one that it has no use
-            for is left out, but refused where it was asked for.
+        asked: the knobs that the user asked for; None for all. A loss need not have the others: one
+            that it has no use for is left out, but refused where it was asked for.
         own: the keys that belong to the search itself.
 
     Raises:
-        UserError: for a knob that is not there, changes nothing, or must not be searched; for what is no range.
+        UserError: for a knob that is not there, changes nothing, or must not be searched; for what
+            is no range.
     """
     cfg = compose([])
     groups = set(cfg.hydra.runtime.choices)
@@ -179,7 +188,8 @@ def read_space(
     for knob in knobs:
         if knob.name.partition(".")[0] in FIXED | set(own) or _of_fixed_data(knob.name):
             raise UserError(
-                f"search.space.{knob.name}: cannot be searched: settings would not be compared fairly"
+                f"search.space.{knob.name}: cannot be searched: settings would not be compared "
+                f"fairly"
             )
         if any(knob.applies(context) for context in contexts):
             kept.append(knob)
@@ -197,7 +207,8 @@ def read_space(
     if not kept:
         raise UserError(
             "search.space: there is nothing to search; name a knob with its range, such as "
-            f"'search.space.optim.lr={{low: 0.001, high: 0.01, log: true}}'; the loss has {_numbers(cfg)}"
+            f"'search.space.optim.lr={{low: 0.001, high: 0.01, log: true}}'; the loss has "
+            f"{_numbers(cfg)}"
         )
     return Space(tuple(kept))
 

@@ -1,4 +1,6 @@
-"""A search on disk: its database, whether that is whole and of the same search, and the table of trials."""
+"""A search on disk: its database, whether that is whole and of the same search, and the table of
+trials.
+"""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -71,7 +73,8 @@ def check_same(study: optuna.Study, settings: Mapping[str, str]) -> None:
     for key in sorted({*before, *settings}):
         if before.get(key) != settings.get(key):
             raise UserError(
-                f"study: {study.study_name!r} was begun with {key}={before.get(key)}, found is {settings.get(key)}; "
+                f"study: {study.study_name!r} was begun with {key}={before.get(key)}, found is "
+                f"{settings.get(key)}; "
                 "trials of both cannot be compared, so give this search another study=NAME"
             )
 
