@@ -10,7 +10,10 @@ from kd.shape import Shape
 
 
 def last_maps(net: nn.Module, shape: Shape) -> str | None:
-    """The module whose maps a net ends in, of those where it is best looked at; None where it has no maps."""
+    """The module whose maps a net ends in, of those where it is best looked at.
+
+    None where it has no maps.
+    """
     outputs = dry_pass(net, shape, training=False).outputs
     maps = [path for path in default_taps(net, shape) if _is_maps(outputs.get(path))]
     return maps[-1] if maps else None
@@ -21,7 +24,9 @@ def _is_maps(output: object) -> bool:
 
 
 def grad_cam(net: nn.Module, x: Tensor, labels: Tensor, path: str) -> Tensor:
-    """How much each place speaks for a class, by the last maps A_k: relu(sum over k of w_k A_k), eq. 1 and 2.
+    """How much each place speaks for a class, by the last maps A_k.
+
+    Relu(sum over k of w_k A_k), eq. 1 and 2.
 
     w_k is the mean over the places of the logit's gradient by A_k.
 
@@ -32,7 +37,8 @@ def grad_cam(net: nn.Module, x: Tensor, labels: Tensor, path: str) -> Tensor:
         path: of the module that gives the maps [B, K, h, w].
 
     Returns:
-        float32 [B, H, W], stretched to the image's size; from 0 to 1, or all 0 where no place speaks for the class.
+        float32 [B, H, W], stretched to the image's size; from 0 to 1, or all 0 where no place
+        speaks for the class.
     """
     seen: list[Tensor] = []
     hook = net.get_submodule(path).register_forward_hook(lambda _m, _i, out: seen.append(out))

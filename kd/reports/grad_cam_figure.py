@@ -16,7 +16,8 @@ def grad_cam_figure(
     maps: Mapping[str, Tensor],
     classes: Sequence[str],
 ) -> Figure:
-    """A row for each image: itself, then one picture a role with its map over it and the class that it chose.
+    """A row for each image: itself, then one picture a role with its map over it and the class that
+    it chose.
 
     Args:
         pixels: uint8 [B, C, H, W].

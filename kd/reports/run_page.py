@@ -144,8 +144,9 @@ def _curves(figures: Mapping[str, Figure]) -> Group:
 
 def _looks(figures: Mapping[str, Figure]) -> Group:
     caption = (
-        "The test images on which teacher and student choose different classes and are furthest apart. Bright: the "
-        "places that speak for the class that the net chose (Grad-CAM on its last maps, Selvaraju et al. 2017)."
+        "The test images on which teacher and student choose different classes and are furthest "
+        "apart. Bright: the places that speak for the class that the net chose (Grad-CAM on its "
+        "last maps, Selvaraju et al. 2017)."
     )
     found = figures.get("grad_cam")
     title = "Where teacher and student look"

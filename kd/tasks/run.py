@@ -266,7 +266,7 @@ def preflight(course: Course) -> None:
 
 
 def _try_loss(loss: LossSpec, shape: Shape, known: int) -> None:
-    """Refuse a loss that cannot do with a teacher of the classes before the task.
+    """Refuse a loss that does not support a teacher of fewer classes.
 
     Args:
         known: number of those.
@@ -287,8 +287,8 @@ def _try_loss(loss: LossSpec, shape: Shape, known: int) -> None:
         first = str(error).partition("\n")[0]
         names = ", ".join(str(term.name) for term in objective.terms)
         raise UserError(
-            f"loss: {names} cannot do with a teacher that knows {known} of {classes} classes ({first}); accepted are lwf, lwf_bce, lwf_mix, icarl, der, and "
-            f"others that can"
+            f"loss: {names} does not support a teacher with fewer classes ({known} of {classes}: "
+            f"{first}); accepted are lwf, lwf_bce, lwf_mix, icarl, der, and others that do"
         ) from error
 
 
