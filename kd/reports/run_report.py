@@ -241,9 +241,12 @@ def verdict(report: Mapping[str, Any]) -> list[str]:
     if said := _gap(found):
         lines.append(said)
     if found["speedup"] is not None:
+        size = _times(
+            found["compression"], *(f"{w} parameters" for w in ("fewer", "more", "as many"))
+        )
         lines.append(
             f"Next to the teacher: {_times(found['speedup'], 'faster', 'slower', 'as fast')}, "
-            f"{_times(found['compression'], 'fewer parameters', 'more parameters', 'as many parameters')}"
+            f"{size}"
             f"{_kept(report)}."
         )
     return [*_seen(report["data"]), *lines, *cautions(report)]
@@ -255,7 +258,7 @@ def cautions(report: Mapping[str, Any]) -> list[str]:
 
 
 def _seen(data: Mapping[str, Any]) -> list[str]:
-    """That test images were trained on or chosen by, which whoever reads the accuracies must know."""
+    """Warn that test images were trained on or chosen by."""
     found = data.get("duplicates") or {"across": {}, "dropped": {}}
     return [
         f"Of the {data['test']} test images, {count} are in {part} too, pixel for pixel: the "

@@ -169,7 +169,9 @@ def load_model(
 
 
 def reading_of(said: Mapping[str, Any], file: Path) -> Reading:
-    """How a model's images are to be read, as its file says; files of before that was said mean the default.
+    """How a model's images are to be read, as its file says.
+
+    Files of before that was said mean the default.
 
     Raises:
         UserError: it makes no sense.
