@@ -258,7 +258,7 @@ class Training(Recipe):
         return self._used
 
     def settled(self) -> Self:
-        """The config with the precisions that `auto` means on this machine.
+        """The config with the precisions that `auto` means on this machine, and without a trial's pictures.
 
         Raises:
             UserError: the device cannot train in one of them.
@@ -268,6 +268,8 @@ class Training(Recipe):
         teacher = resolved(self.teacher.precision, accelerator, "teacher.precision")
         return self.model_copy(
             update={
+                # Drawing takes longer than a trial's training, and shows nothing.
+                "pictures": self.pictures and "limit_test_batches" not in self.trainer,
                 "trainer": {**self.trainer, "precision": student},
                 "teacher": self.teacher.model_copy(update={"precision": teacher}),
             }

@@ -1,6 +1,8 @@
 """Options of Lightning's Trainer: which of them a run takes, in which range, and what to set instead of the others."""
 
+import math
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
@@ -119,6 +121,30 @@ def trainer_options(found: dict[str, Any]) -> dict[str, Any]:
             raise UserError(f"trainer.{name}: cannot be set together with trainer.max_steps")
     precision = read_precision(given.get("precision", "auto"), "trainer.precision")
     return {**options.model_dump(exclude_none=True), "precision": precision}
+
+
+def batches_of(options: Mapping[str, Any], name: str, batches: int) -> int:
+    """How many of the batches an option such as `limit_train_batches` leaves; all where it is not set.
+
+    Raises:
+        UserError: it leaves none; says which shares leave one or more.
+    """
+    found = options.get(name)
+    if not isinstance(found, float):
+        return min(found or batches, batches)
+    if not (left := int(found * batches)):
+        raise UserError(
+            f"trainer.{name}: found {found}, which is less than one of {batches} batches; accepted are numbers of "
+            f"batches from 1, or shares from {math.ceil(1e4 / batches) / 1e4:g} to 1.0"
+        )
+    return left
+
+
+def trial_note(options: Mapping[str, Any]) -> list[str]:
+    """What to say of figures that were measured under these options: nothing, unless they are a trial's."""
+    if "limit_test_batches" not in options:
+        return []
+    return ["A trial on a few batches of everything: its figures mean nothing."]
 
 
 TrainerOptions = Annotated[dict[str, Any], AfterValidator(trainer_options)]

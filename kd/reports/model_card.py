@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from kd.config.trainer import trial_note
 from kd.files.header import STUDENT
 from kd.reports.escape import as_code, escaped
 from kd.reports.run_report import cautions
@@ -140,6 +141,7 @@ def _limits(
     test, counts = student["test"], [n for n in _counts(student) if n]
     low, high = (100 * bound for bound in test["accuracy_ci95"])
     lines = [
+        *trial_note(report["config"].get("trainer", {})),
         "Not tested: images from elsewhere (other cameras, places, people), corrupted or "
         "adversarial ones, and whether "
         "it serves all groups of people alike. Accuracy there may be far lower.",

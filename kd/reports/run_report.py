@@ -8,6 +8,7 @@ from rich import box
 from rich.table import Table
 from torch import Tensor
 
+from kd.config.trainer import trial_note
 from kd.data.base import DataModule
 from kd.files.report_file import SCHEMA
 from kd.files.store import Done
@@ -229,7 +230,7 @@ def rows(report: Mapping[str, Any]) -> list[list[str]]:
 
 def verdict(report: Mapping[str, Any]) -> list[str]:
     """What the comparison says, in sentences; nothing about what was not run."""
-    found, lines = report["comparison"], []
+    found, lines = report["comparison"], trial_note(report["config"].get("trainer", {}))
     if found["gain"] is not None:
         low, high = (100 * bound for bound in found["gain_ci95"])
         sure = "" if low > 0 or high < 0 else "; on these test images that may be chance"

@@ -1,13 +1,12 @@
 """What is found out about a run before anything is trained."""
 
-import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
 from kd.config.schema import Config
+from kd.config.trainer import batches_of
 from kd.data.base import DataModule
 from kd.errors import UserError
 from kd.files.store import Done, Store
@@ -43,7 +42,6 @@ def preflight(chain: Sequence[Link], config: Config, data: DataModule) -> None:
     """
     check_trainer(config.trainer)
     ranks = config.trainer.get("devices", 1) * config.trainer.get("num_nodes", 1)
-    check_limit(config.trainer, "limit_val_batches", len(data.val_loader(ranks=ranks)))
     for link in chain:
         learns, seen = False, data.seen_by(link.sees)
         if link.loss.terms:
@@ -70,27 +68,9 @@ def preflight(chain: Sequence[Link], config: Config, data: DataModule) -> None:
             continue
         make_optimizer(net, 2, optim=recipe.optim, schedule=recipe.lr_schedule, where=f"{at}optim")
         loader = seen.train_loader(recipe.batch_size, recipe.seed, ranks, where=f"{at}batch_size")
-        check_limit(config.trainer, "limit_train_batches", len(loader))
+        batches_of(config.trainer, "limit_train_batches", len(loader))
         if recipe.batch_size == 1:
             check_single(net, data.shape, f"{at}batch_size")
-
-
-def check_limit(options: Mapping[str, Any], name: str, batches: int) -> None:
-    """Refuse a share of the batches that is less than one.
-
-    Args:
-        name: of the Trainer's option.
-        batches: how many there are.
-
-    Raises:
-        UserError: saying which shares are one or more.
-    """
-    found = options.get(name)
-    if isinstance(found, float) and int(found * batches) < 1:
-        raise UserError(
-            f"trainer.{name}: found {found}, which is less than one of {batches} batches; accepted are numbers of "
-            f"batches from 1, or shares from {math.ceil(1e4 / batches) / 1e4:g} to 1.0"
-        )
 
 
 def check_single(net: nn.Module, shape: Shape, where: str) -> None:

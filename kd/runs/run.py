@@ -16,6 +16,7 @@ from torch import Tensor
 from kd.config.construct import construct
 from kd.config.schema import Config
 from kd.data.base import DataModule
+from kd.data.trial import shortened
 from kd.files.header import SCHEMA, STUDENT
 from kd.files.run_folder import RunFolder
 from kd.files.store import Done, Store
@@ -65,6 +66,7 @@ def run(
     loss = next((link.loss for link in chain if link.loss.node is config.loss), LABELS_ONLY)
     data = data or construct(config.data, "data")
     assert isinstance(data, DataModule)
+    shortened(data, config.trainer)
     store = Store(output / "store")
     if left := chain if config.force else left_of(chain, config, data, store):
         preflight(left, config, data)

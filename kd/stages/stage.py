@@ -52,14 +52,15 @@ RUNTIME_ONLY = {
     "inference_mode",
     "detect_anomaly",
     "profiler",
-    "limit_test_batches",
 }
+# And those that are the data's own, see `kd.data.trial`, or the recipe's.
+ELSEWHERE = {"limit_val_batches", "limit_test_batches", "max_epochs"}
 
 # Beside a stage's weights: what its loss learned itself, for a stage that starts from it.
 LEARNED = "learned.safetensors"
 
 # Trainer options under which an epoch may not see all images, whose views are then not worth computing all.
-PARTIAL_EPOCHS = {"limit_train_batches", "overfit_batches", "max_steps", "max_time"}
+PARTIAL_EPOCHS = {"limit_train_batches", "max_steps", "max_time"}
 
 Watch = Callable[
     [Mapping[str, float]], None
@@ -124,9 +125,7 @@ def make_stage(link: Link, config: Training, data: DataModule, done: Mapping[str
     spec |= link.recipe.model_dump()
     spec["objective"] = link.loss.node
     spec["epochs"] = min(spec["epochs"], config.trainer.get("max_epochs", spec["epochs"]))
-    spec["trainer"] = {
-        k: v for k, v in config.trainer.items() if k not in RUNTIME_ONLY | {"max_epochs"}
-    }
+    spec["trainer"] = {k: v for k, v in config.trainer.items() if k not in RUNTIME_ONLY | ELSEWHERE}
     accelerator = str(config.trainer.get("accelerator", "auto"))
     own = f"{link.recipe_at or 'trainer.'}precision"
     spec["trainer"]["precision"] = resolved(link.precision, accelerator, own)

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from kd.config.construct import construct
 from kd.config.schema import Recipe
+from kd.config.trainer import batches_of, trial_note
 from kd.data.base import DataModule, Images
+from kd.data.trial import shortened
 from kd.errors import UserError
 from kd.files.run_folder import RunFolder
 from kd.files.store import Done, Store
@@ -23,7 +25,7 @@ from kd.nets.build import build_net, without_pretrained
 from kd.reports.figures import export
 from kd.reports.run_report import make_report
 from kd.reports.tasks import EVALUATIONS, PICTURES, as_markdown, as_table, pictures
-from kd.runs.preflight import check_limit, check_single
+from kd.runs.preflight import check_single
 from kd.runs.run import figures_of, finish_stage, write_run
 from kd.shape import Shape
 from kd.stages.chain import LABELS_ONLY, Link, Role, checked
@@ -159,7 +161,8 @@ def run(
     """
     config = config.settled()
     output = writable(Path(config.output_dir).expanduser())
-    course = Course(config, construct(config.data, "data"))
+    data: DataModule = construct(config.data, "data")
+    course = Course(config, shortened(data, config.trainer, len(data.classes)))
     preflight(course)
     store = Store(output / "store")
     folder = folder or RunFolder(output / "runs", config.name)
@@ -173,6 +176,8 @@ def run(
         _write(folder.path, report, course, net, logits)
     console = out or Console()
     console.print(as_table(report))
+    for line in trial_note(config.trainer):
+        console.print(line)
     console.print(f"Report: {folder.final / 'report.html'}", highlight=False, soft_wrap=True)
     return folder.final
 
@@ -253,9 +258,8 @@ def preflight(course: Course) -> None:
     check_trainer(config.trainer)
     for task in range(len(course)):
         data = course.source.task(task)
-        check_limit(config.trainer, "limit_val_batches", len(data.val_loader(ranks=ranks)))
         batches = len(data.train_loader(config.batch_size, config.seed, ranks))
-        check_limit(config.trainer, "limit_train_batches", batches)
+        batches_of(config.trainer, "limit_train_batches", batches)
     for task in {0, len(course) - 1}:
         link, shape = course.link(task), course.source.until(task).shape
         net = build_net(link.net, shape, link.where, trained=True)

@@ -12,6 +12,7 @@ from optuna.trial import Trial
 from kd.config.construct import construct
 from kd.config.schema import Config
 from kd.data.base import DataModule
+from kd.data.trial import shortened
 from kd.errors import Dropped, UserError
 from kd.files.store import Done, Store
 from kd.runs.preflight import preflight
@@ -65,7 +66,7 @@ class Evaluation:
         """The data as the setting has it; read once for all settings that have it alike."""
         key = json.dumps(config.data, sort_keys=True)
         if key not in self.data:
-            self.data = {key: hidden(construct(config.data, "data"))}
+            self.data = {key: hidden(shortened(construct(config.data, "data"), config.trainer))}
         return self.data[key]
 
     def teachers(self, config: Config, links: Sequence[Link]) -> None:

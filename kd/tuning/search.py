@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from kd.config.construct import construct
 from kd.data.base import DataModule
+from kd.data.trial import shortened
 from kd.errors import Failed, Interrupted, UserError
 from kd.files.locks import Lock, lock_at
 from kd.files.store import Store, key_of
@@ -50,6 +51,7 @@ def tune(request: Request, command: str) -> Path:
     output = writable(Path(request.config.output_dir).expanduser())
     links = student_links(chain_of(request.config))
     data: DataModule = construct(request.config.data, "data")
+    shortened(data, request.config.trainer)
     preflight(chain_of(request.config), request.config, data)
     trials = Trials(request, output)
     with trials.at_work():

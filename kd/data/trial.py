@@ -1,0 +1,43 @@
+"""A part of the validation and test images, for a trial whose figures nobody is to believe."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import torch
+
+from kd.config.trainer import batches_of
+from kd.data.base import DataModule, Images
+
+D = TypeVar("D", bound=DataModule)
+
+
+def shortened(data: D, options: Mapping[str, Any], least: int = 1) -> D:
+    """The data with as many validation and test images as the Trainer's options leave; the same object.
+
+    So whoever asks a net about them asks about these alone: validation, the watch over the teacher, the test.
+
+    Args:
+        options: `limit_val_batches` and `limit_test_batches` count, as `kd.config.trainer.Options` has them.
+        least: images that stay at least.
+
+    Raises:
+        UserError: an option leaves none.
+    """
+    for part in ("val", "test"):
+        if (name := f"limit_{part}_batches") in options:
+            images: Images = getattr(data.split, part)
+            size = images.pixels.batch
+            batches = batches_of(options, name, math.ceil(len(images) / size))
+            kept = _by_turns(images, max(least, batches * size))
+            data.split = replace(data.split, **{part: kept})  # type: ignore[arg-type]
+    return data
+
+
+def _by_turns(images: Images, count: int) -> Images:
+    """The first image of each class, then the second of each, and so on, in the order they had; so many in all."""
+    turn = torch.empty(len(images), dtype=torch.int64)
+    sizes = torch.bincount(images.labels).tolist()
+    turn[images.labels.argsort(stable=True)] = torch.cat([torch.arange(size) for size in sizes])
+    return images.at(turn.argsort(stable=True)[:count].sort().values)
