@@ -27,7 +27,7 @@ from kd.training.hooks import hook
 from kd.training.loss_spec import LossSpec
 from kd.training.objective import Objective
 from kd.training.optim import make_optimizer
-from kd.training.trainer import make_trainer
+from kd.training.trainer import make_trainer, sent_as_bytes
 
 
 def fit(
@@ -90,7 +90,7 @@ def fit(
     if start:  # Lightning tells the order its epoch too late for workers, which are sent ahead
         train.sampler.set_epoch(start["epoch"] + 1)  # type: ignore[attr-defined]
     try:
-        with writing(folder / "tensorboard", f"the curves of {name}"):
+        with writing(folder / "tensorboard", f"the curves of {name}"), sent_as_bytes():
             trainer.fit(
                 distiller, train, val, ckpt_path=str(last) if start else None, weights_only=True
             )

@@ -3,7 +3,9 @@
 import logging
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,22 @@ def make_trainer(
     if kind := options.pop("profiler", None):
         options["profiler"] = PROFILERS[kind](dirpath=folder, filename="profile")
     return _checked(options)
+
+
+@contextmanager
+def sent_as_bytes() -> Iterator[None]:
+    """Send tensors to processes that start meanwhile through their pipe, instead of torch's way by shared memory.
+
+    A container has 64 MB of that if nothing else is asked for, and less than the images and the nets take.
+    """
+    reducers: dict[type, Any] = ForkingPickler._extra_reducers  # type: ignore[attr-defined]
+    shared = {kind: how for kind, how in reducers.items() if kind.__module__.startswith("torch")}
+    for kind in shared:
+        del reducers[kind]
+    try:
+        yield
+    finally:
+        reducers.update(shared)
 
 
 def check_trainer(options: Mapping[str, Any]) -> None:
