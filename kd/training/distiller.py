@@ -121,8 +121,7 @@ class Distiller(L.LightningModule):
         self.train_acc.update(*accuracy(logits, target))
         if written := self._is_written(batch_idx):
             for name, value in parts.items():
-                # Each rank has its share of the batch: what is logged is the mean over all of them.
-                spread = isinstance(value, Tensor)
+                spread = isinstance(value, Tensor)  # each rank has its own, and all log the mean
                 self.log(f"train/{name}", value, prog_bar=name == "loss", sync_dist=spread)
             self.log("train/acc", self.train_acc, on_step=False, on_epoch=True)
             self.log("lr", max(each["lr"] for each in self.trainer.optimizers[0].param_groups))
