@@ -1,6 +1,7 @@
 """Running a command: Hydra's composition, and every way to end, each with its exit code."""
 
 import functools
+import hashlib
 import inspect
 import os
 import re
@@ -28,7 +29,8 @@ import kd.config.loss_numbers  # noqa: F401 - Hydra asks it, see conf/train.yaml
 from kd.config.trainer import INSTEAD
 from kd.config.usage import usage
 from kd.errors import Failed, Interrupted, UserError, nearest
-from kd.files.writing import cause_of
+from kd.files.locks import free
+from kd.files.writing import cause_of, writing
 from kd.log import printable
 
 T = TypeVar("T")
@@ -67,6 +69,7 @@ def run_command(
         error: BaseException | None = None
         try:
             with asked_to_leave():
+                refuse_torchrun(module)
                 main()
         except Leave as leave:
             error = leave.__cause__
@@ -163,11 +166,56 @@ def job(
     @functools.wraps(function)
     def run(cfg: DictConfig) -> None:
         try:
-            function(checked(cfg, typed_keys(typed())))
+            config = checked(cfg, typed_keys(typed()))
+            with only_one_of_a_step(config):
+                function(config)
         except (Exception, KeyboardInterrupt) as error:
             raise Leave from error
 
     return run
+
+
+def refuse_torchrun(module: str) -> None:
+    """Refuse to be one of several processes that torchrun started: each would run the whole command.
+
+    Raises:
+        UserError: in the first of them; the others leave without a word.
+    """
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if "TORCHELASTIC_RUN_ID" not in os.environ or count == 1:
+        return
+    if os.environ.get("RANK") != "0":
+        sys.exit(2)
+    raise UserError(
+        f"torchrun started {count} processes, each of which would run the whole command; kd starts them itself:\n"
+        f"  {this_command(module)} trainer=ddp trainer.devices={count}"
+    )
+
+
+@contextmanager
+def only_one_of_a_step(config: Any) -> Iterator[None]:
+    """Refuse to be a second task of one SLURM step with the same config; tasks with a seed each are welcome.
+
+    Raises:
+        UserError: another task of the step is at it.
+    """
+    step = "-".join(os.environ.get(f"SLURM_{name}", "") for name in ("JOB_ID", "STEP_ID"))
+    output = getattr(config, "output_dir", None)
+    if output is None or int(os.environ.get("SLURM_NTASKS", "1")) == 1 or "" in step.split("-"):
+        yield
+        return
+    key = hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:16]
+    store = Path(output).expanduser() / "store"
+    with writing(store):
+        store.mkdir(parents=True, exist_ok=True)
+    with free(store / f"slurm-{step}-{key}.lock") as mine:
+        if not mine:
+            count = os.environ["SLURM_NTASKS"]
+            raise UserError(
+                f"srun started {count} tasks of the same config, which would do the same; start one task "
+                f"(--ntasks=1) with trainer=ddp trainer.devices={count}, or give each its own seed=$SLURM_PROCID"
+            )
+        yield
 
 
 def typed() -> list[str]:

@@ -3,6 +3,7 @@
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 from commands import NAMES, exit_code
@@ -171,3 +172,40 @@ def test_help_has_the_commands_own_examples_knobs_and_groups(
     if name not in ("predict", "incremental", "report", "dashboard", "store"):
         assert "incremental" not in said
         assert not re.search(r"^ +predict ", said, re.M)
+
+
+def test_torchrun_is_refused_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in (("TORCHELASTIC_RUN_ID", "x"), ("WORLD_SIZE", "4"), ("RANK", "0")):
+        monkeypatch.setenv(name, value)
+    assert exit_code("train", "seed=3") == 2
+    said = capsys.readouterr().err
+    assert "kd: torchrun started 4 processes" in said
+    assert "python -m kd.train seed=3 trainer=ddp trainer.devices=4" in said
+    monkeypatch.setenv("RANK", "1")
+    assert exit_code("train", "seed=3") == 2
+    assert capsys.readouterr().err == ""
+
+
+def test_tasks_of_a_slurm_step_may_not_do_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A second task begins while the first is at work: the same is refused, another seed is not."""
+    codes: dict[str, int] = {}
+
+    def run(config: Any, *_: object, **__: object) -> None:
+        if "2" not in codes:
+            codes["2"] = -1
+            for seed in ("3", "4"):
+                codes[seed] = exit_code("train", *words, f"seed={seed}")
+
+    monkeypatch.setattr("kd.runs.run.run", run)
+    for name, value in (("JOB_ID", "7"), ("STEP_ID", "0"), ("NTASKS", "2"), ("PROCID", "1")):
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    words = ("model=mlp_to_mlp", f"output_dir={tmp_path}")
+    assert exit_code("train", *words, "seed=3") == 0
+    assert (codes["3"], codes["4"]) == (2, 0)
+    assert "srun started 2 tasks of the same config" in capsys.readouterr().err
+    assert exit_code("train", *words, "seed=3") == 0, "once the first has ended"
+    assert not list(tmp_path.glob("store/*"))

@@ -70,8 +70,9 @@ def test_smoke_asks_about_two_batches_of_everything(
         assert "its figures mean nothing" in (report.parent / file).read_text(), file
     if name == "train":  # 3 stages of 2 batches of 50; the teacher pads to 64 pictures a time
         assert asked[True] == 3 * 2 * 50
-        # 3 nets: validation while training, test; reference and watch of the teacher, its answers for two batches.
-        assert asked[False] <= 3 * (40 + 40) + 40 + 2 * 2 * 64 + 2 * 64
+        # 3 nets: validation while training, reference, test; 40 images in views of the watch, two plain and two as the
+        # student sees them; answers for two batches and what folding tries out, padded to 64; tries of 2.
+        assert asked[False] <= 3 * 3 * 40 + 4 * 40 + 4 * 64 + 20 * 2
 
 
 def test_a_run_that_is_no_trial_measures_the_whole_test(tmp_path: Path) -> None:

@@ -95,7 +95,8 @@ def watched(done: Done, data: DataModule) -> Watched:
     """What a teacher says of the validation images, and of views of some training images; computed once."""
     val, train, augment = data.split.val, data.split.train, data.augment
     alone = augment.model_copy(update={"mixup": 0, "cutmix": 0})  # two pictures are no view of one
-    some = torch.linspace(0, len(train) - 1, min(WATCHED_VIEWS, len(train))).long()
+    count = min(WATCHED_VIEWS, len(train), len(val))  # of a trial's validation little is left
+    some = torch.linspace(0, len(train) - 1, count).long()
 
     def views(which: Sequence[int], augment: Augment) -> Tensor:
         def compute() -> Tensor:
@@ -109,7 +110,9 @@ def watched(done: Done, data: DataModule) -> Watched:
             )
 
         about = {"images": train.fingerprint, "augment": augment.model_dump(mode="json")}
-        return kept(done, f"views-{key_of({**about, 'views': list(which)})}", compute)
+        return kept(
+            done, f"views-{key_of({**about, 'views': list(which), 'count': count})}", compute
+        )
 
     two = views((0, 1), alone)
     seen = views((0,), augment)[0] if augment.mixes else two[0]
