@@ -64,6 +64,8 @@ def composed(*overrides: str, config: str = "train") -> DictConfig:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         first = ["model=mlp_to_mlp", "pictures=false"] if config == "train" else []
+        if config == "train" and not any(word.startswith("experiment=") for word in overrides):
+            first.append("data=digits")  # with all labels, where the command keeps a few
         words = [*first, *FLOAT32, *overrides]
         cfg = compose(config, words, return_hydra_config=True)
     HydraConfig.instance().set_config(cfg)

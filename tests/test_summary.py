@@ -16,8 +16,9 @@ from scipy.stats import t as student_t
 import kd.summary.figures
 from kd.summary import write_summary
 from kd.summary.costs import LATENCY, cost_plot, points_of
-from kd.summary.figures import families, gain_plot, heat_map, learning_curves
+from kd.summary.figures import families, gain_plot, heat_map, label_plot, learning_curves
 from kd.summary.groups import Row, group
+from kd.summary.labels import label_curves, worth
 from kd.summary.reports import Run, find_runs
 from kd.summary.significance import Gain, corrected, gain_of, holm, pareto, t_interval
 from kd.summary.tables import accuracy_table, class_table, cost_table, in_common, said
@@ -227,6 +228,65 @@ def test_pictures_name_their_axes_and_units() -> None:
     assert lines["teacher"].get_linestyle() == "--"
     assert list(lines["#1 temperature=4 alpha=0.9"].get_ydata()) == pytest.approx([0.5, 0.84])
     assert "not run" in [text.get_text() for text in heat_map(rows[:3]).axes[0].texts]
+
+
+def few_labels(
+    students: list[float], baselines: list[float], counts: list[int], seeds: int = 2
+) -> list[dict[str, Any]]:
+    """Reports of a sweep over numbers of labels; seeds are 0.02 apart."""
+    return [
+        {
+            **report(seed, s + seed / 50, b + seed / 50, data={"labels": n}, temperature=2.0),
+            "data": {
+                "name": "made",
+                "classes": ["a", "b"],
+                "train": 1000,
+                "val": 9,
+                "test": 9,
+                "labels": n,
+            },
+        }
+        for s, b, n in zip(students, baselines, counts, strict=True)
+        for seed in range(seeds)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("students", "baselines", "wanted", "said_of_it"),
+    [
+        # 0.80 is half way from 0.70 (of 100) to 0.90 (of 1000): the geometric mean of the two counts.
+        ([0.80, 0.85, 0.9], [0.5, 0.7, 0.9], 100 * math.sqrt(10),
+         "about 316 labels to be as good: the teacher is worth some 306 labels, 31.6 times"),
+        ([0.95, 0.95, 0.95], [0.5, 0.7, 0.9], None, "is not as good with any number of labels tried, up to 1,000"),
+        ([0.5, 0.7, 0.9], [0.6, 0.7, 0.9], 10.0, "is worth no further label"),
+    ],
+)  # fmt: skip
+def test_how_many_labels_the_teacher_is_worth(
+    students: list[float], baselines: list[float], wanted: float | None, said_of_it: str
+) -> None:
+    rows = rows_of(*few_labels(students, baselines, [10, 100, 1000]))
+    (curve,) = label_curves(rows)
+    assert curve.counts == [10, 100, 1000]
+    found = worth(curve, 0)
+    assert found == (None if wanted is None else pytest.approx(wanted, rel=1e-9))
+    (line,) = (line for line in said(rows, gains_of(rows)) if line.startswith("With"))
+    assert said_of_it in line
+    assert f"With 10 labels the student has {100 * students[0] + 1:.2f} % on test" in line
+    assert written(label_plot(curve)) == ["labels of student and baseline (log)", "test accuracy"]
+    means, sds = curve.band("student")
+    assert means == pytest.approx([each + 0.01 for each in students])
+    assert sds == pytest.approx([0.02 / math.sqrt(2)] * 3)
+
+
+def test_a_sweep_over_labels_is_drawn_into_a_file(tmp_path: Path) -> None:
+    counts = [10, 100]
+    list(folders(tmp_path, few_labels([0.8, 0.9], [0.5, 0.7], counts)))
+    write_summary([tmp_path])
+    drawn = (tmp_path / "labels.svg").read_text()
+    write_summary([tmp_path])
+    assert (tmp_path / "labels.svg").read_text() == drawn
+    assert drawn.count("<svg") == 1
+    assert not label_curves(grid())
 
 
 def test_many_rows_stay_readable() -> None:

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from kd.config.construct import construct
 from kd.config.schema import Config
 from kd.data import batches
 from kd.data.base import DataModule, Images, Source
@@ -20,9 +21,12 @@ from kd.errors import UserError
 from kd.evaluation.evaluation_set import of_other
 from kd.files.report_file import read_report
 from kd.losses import dkd_loss, dml_loss, nkd_loss, ofa_loss, tfkd_reg_loss
+from kd.losses.crd import CRD
+from kd.reports.opening import opening
 from kd.runs.run import run
 from kd.shape import Shape
 from kd.stages.chain import chain_of
+from kd.stages.stage import make_stage
 from kd.training.loss_spec import read_loss
 from kd.training.objective import Objective
 
@@ -41,7 +45,7 @@ class Three(DataModule):
             every.at(range(300)),
             every.at(range(300, 600)),
             ("many", "some", "few"),
-            every.at(range(300, 600, 5)),
+            every.at(range(300, 600, 3)),
         )
 
 
@@ -90,7 +94,7 @@ class TestLabels:
             (True, "data.labels: found True; accepted are null"),
             ("nowhere.txt", "nowhere.txt: No such file"),
             ("WRONG", "names 2 images that are not there: '300', '2x'"),
-            ("EMPTY", "names no training image"),
+            ("EMPTY", "names none of the images"),
         ],
     )
     def test_what_cannot_be_is_refused(self, asked: Any, said: str, tmp_path: Path) -> None:
@@ -167,6 +171,91 @@ class TestWhatAStageSees:
 
 
 SEES = ("transfer", "labels")
+
+
+class TestOmit:
+    def test_nobody_but_the_teacher_is_shown_such_an_image(self) -> None:
+        data = Three(omit=["some"], labels=100)
+        whole = Three().split.train.labels
+        for who in SEES:
+            seen = data.seen_by(who)  # type: ignore[arg-type]
+            shown = torch.cat([index for _, _, index in seen.train_loader(10, seed=0)]) % 300
+            assert set(whole[shown].tolist()) == {0, 2}
+            assert len(shown) == 210
+        labels = data.seen_by("transfer").split.train.labels
+        assert torch.bincount(labels[labels >= 0]).tolist() == [86, 0, 14]  # 100 of 180 and 30
+        assert data.seen_by("all").key() == Three().key()
+
+    def test_answers_are_shared_unless_views_are_mixed(self) -> None:
+        def key(**options: Any) -> dict[str, Any]:
+            return Three(**options).seen_by("transfer").view_key()
+
+        mixed = {"mixup": 1.0}
+        assert key(omit=["few"]) == key(omit=["some"]) == key()
+        assert key(omit=["few"], augment=mixed) != key(augment=mixed)
+        images = Three(omit=["few"], augment=mixed).seen_by("transfer").mixed_with
+        assert images is not None
+        assert set(images.labels.tolist()) == {0, 1}
+
+    def test_statistics_are_of_what_is_shown(self) -> None:
+        data = Three(omit=["many"])
+        pixels = data.split.train.pixels[:][data.split.train.labels > 0].double() / 255
+        mean, _ = data.seen_by("transfer").statistics
+        assert mean[0] == pytest.approx(float(pixels.mean()), abs=1e-6)
+        assert data.seen_by("labels").statistics == data.seen_by("transfer").statistics
+
+    def test_crd_draws_none_of_them(self) -> None:
+        labels = torch.tensor([0, -2, 1, -1, 0, -2, 1, -1])
+        loss = CRD(2, 2, labels, nce_k=8)
+        drawn = torch.cat([loss.negatives(torch.tensor([0, 2, 3])) for _ in range(50)], dim=1)
+        assert [set(row.tolist()) for row in drawn] == [
+            {2, 3, 6, 7},
+            {0, 3, 4, 7},
+            {0, 2, 3, 4, 6, 7},
+        ]
+
+
+class TestValidationLabels:
+    def test_a_few_choose(self) -> None:
+        data = Three(val_labels=20)
+        val = data.seen_by("labels").split.val
+        assert torch.bincount(val.labels).tolist() == [12, 6, 2]
+        assert len(data.seen_by("all").split.val) == 100
+
+    def test_with_none_the_last_weights_are_kept(self, make_config: Make) -> None:
+        config = make_config("data.val_labels=0")
+        data = construct(config.data, "data")
+        chain, done = chain_of(config), {}
+        kept = {}
+        for link in chain[:2]:
+            kept[link.name] = make_stage(link, config, data, done).spec["keep"]
+        assert kept == {"teacher": "best", "baseline": "last"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (
+            ("data.labels=20",),
+            ("teacher:  MLP(hidden=[16]), learns from 200 images with their labels",
+             "baseline: MLP(hidden=[8]), learns from 20 images with their labels",
+             "distill:  the same net, learns from 200 images, the labels of 20, and what the teacher says of each"),
+        ),
+        (
+            ("data.omit=[3]", "loss=tfkd_self", "stages=[baseline,distill]"),
+            ("baseline: MLP(hidden=[8]), learns from 180 images with their labels",
+             "distill:  the same net, learns from 180 images, the labels of all, and what the baseline says of each"),
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_compared_is_said_first(
+    make_config: Make, overrides: Any, said: tuple[str, ...]
+) -> None:
+    config = make_config(*overrides)
+    first, *lines, last = opening(chain_of(config), construct(config.data, "data"))
+    assert first == "Compared on digits:"
+    assert tuple(line.strip() for line in lines) == said
+    assert last == "  All are measured on 449 test images, on which nothing is chosen."
 
 
 @pytest.mark.parametrize(

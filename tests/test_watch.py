@@ -145,3 +145,13 @@ def test_a_teacher_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     # Two of an image by itself, and one as the student sees it, which has another in it.
     assert {(mixes, view) for mixes, view, *_ in asked} == {(False, 0), (False, 1), (True, 0)}
     assert len(asked) == len(set(asked)), "some were asked about twice"
+
+
+def test_label_probability_is_of_the_labels_that_are_known() -> None:
+    views = torch.tensor([[[0.0, 3.0], [2.0, 0.0]]] * 2)
+    logits = torch.tensor([[1.0, 0.0]])
+    some = Watched(logits, torch.tensor([0]), views, torch.tensor([-1, 0]), views[0])
+    # softmax of (2, 0): 1 / (1 + exp(-2)) for class 0
+    assert some.at(1.0)["label_probability"] == pytest.approx(1 / (1 + math.exp(-2)))
+    none = Watched(logits, torch.tensor([0]), views, torch.tensor([-1, -1]), views[0])
+    assert none.at(1.0)["label_probability"] == pytest.approx(1 / (1 + math.exp(-1)))

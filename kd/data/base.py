@@ -23,11 +23,13 @@ from kd.data.folder import find_images, passed_over, plain
 from kd.data.images import Images, Pixels, Source, Split
 from kd.data.parts import assert_apart, check_counts, hold_out, stratified
 from kd.data.transfer import (
+    OMITTED,
     UNLABELED,
     Labels,
     Sees,
     check_labels,
     labels_to_keep,
+    omitted_labels,
 )
 from kd.data.views import Augment
 from kd.errors import UserError, nearest
@@ -68,6 +70,9 @@ class DataModule(ABC):
         labels: how many training images keep their label for the student and the baseline; a share of them below 1;
             or a file that lists them. The others stay as images without a label. The teacher sees all. None keeps all.
         labels_seed: of the choice of those images.
+        omit: names of classes whose images the student and the baseline never see.
+        val_labels: as `labels`, of the validation images that choose the student's and the baseline's weights; 0
+            chooses nothing: the last epoch's weights are kept.
         unlabeled: folder of images without labels that join training with the teacher's signal alone.
         on_bad_image: `stop` refuses a folder with files that cannot be decoded, naming them; `skip` goes on without
             them and lists them in the report.
@@ -91,6 +96,8 @@ class DataModule(ABC):
         class_weights: Weights | None = None,
         labels: Labels = None,
         labels_seed: Annotated[int, Field(ge=0, lt=2**63)] = 0,
+        omit: list[str | int] | None = None,
+        val_labels: Labels = None,
         unlabeled: str | None = None,
         on_bad_image: OnBad = "stop",
         license: str | None = None,
@@ -110,7 +117,10 @@ class DataModule(ABC):
                     f"data.{name}: found {count!r}, accepted is null or a whole number from 1"
                 )
         check_labels(labels)
-        self.labels, self.labels_seed = labels, labels_seed
+        if val_labels != 0 or val_labels is False:
+            check_labels(val_labels, "data.val_labels")
+        self.labels, self.labels_seed, self.omit = labels, labels_seed, omit
+        self.val_labels = val_labels
         self.class_weights = one_of("class_weights", class_weights, (None, *get_args(Weights)))
         self.on_bad_image = one_of("on_bad_image", on_bad_image, get_args(OnBad))
         if cache == "disk" and cache_dir is None:
@@ -293,8 +303,7 @@ class DataModule(ABC):
     @cached_property
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation of each channel over the training part, pixels in [0, 1]."""
-        means, deviations = self.split.train.moments()
-        return tuple(round(m, 6) for m in means), tuple(round(max(s, 1e-3), 6) for s in deviations)
+        return _statistics(self.split.train)
 
     @property
     def loss_weights(self) -> tuple[float, ...] | None:
@@ -320,20 +329,28 @@ class DataModule(ABC):
     def _transfer(self) -> "DataModule":
         """The transfer set: the training part with the labels that are kept, and then the pool."""
         split, train = self.split, self.split.train
-        kept = labels_to_keep(
-            train,
-            self.labels,
-            self.labels_seed,
-            self.classes,
-            self.source_names,
-        )
+        omitted = torch.isin(train.labels, torch.tensor(omitted_labels(self.omit, self.classes)))
+        seen = (~omitted).nonzero()[:, 0]
+        seed = self.labels_seed
+        kept = seen[labels_to_keep(train.at(seen), self.labels, seed, self.source_names)]
         if len(kept) < len(train):
             labels = torch.full_like(train.labels, UNLABELED)
+            labels[omitted] = OMITTED
             labels[kept] = train.labels[kept]
             train = train.labelled(labels)
         if split.unlabeled:
             train = train.joined(split.unlabeled)
-        return self if train is split.train else self._with(train)
+        val = split.val
+        if self.val_labels:
+            where = "data.val_labels"
+            val = val.at(labels_to_keep(val, self.val_labels, seed, self.source_names, where))
+        if train is split.train and val is split.val:
+            return self
+        found = self._with(train, val)
+        if omitted.any():
+            found.shown = (train.labels != OMITTED).nonzero()[:, 0]
+            found.statistics = _statistics(split.train.at(seen))
+        return found
 
     @cached_property
     def _labelled(self) -> "DataModule":
@@ -345,25 +362,28 @@ class DataModule(ABC):
         chosen = (train.labels >= 0).nonzero()[:, 0]
         if len(chosen) == len(train):
             return self
-        found = self._with(train)
-        found.shown, found.length = chosen, len(train)
+        found = self._with(train, self.split.val)
+        found.shown, found.length = chosen, len(self.trained_on)
         return found
 
-    def _with(self, train: Images) -> "DataModule":
-        """The same data with another training part."""
+    def _with(self, train: Images, val: Images) -> "DataModule":
+        """The same data with other training and validation parts."""
         found = copy.copy(self)
         for name in ("_transfer", "_labelled"):
             found.__dict__.pop(name, None)
         found.statistics = self.statistics  # the pool does not move them
-        found.split = replace(self.split, train=train)
+        found.split = replace(self.split, train=train, val=val)
         return found
+
+    @property
+    def trained_on(self) -> Images:
+        """The images to train on: the training part, less those that are not shown."""
+        return self.split.train if self.shown is None else self.split.train.at(self.shown)
 
     @property
     def mixed_with(self) -> Images | None:
         """The images that the second picture of a mixed view comes from; None where views do not mix."""
-        if not self.augment.mixes:
-            return None
-        return self.split.train if self.shown is None else self.split.train.at(self.shown)
+        return self.trained_on if self.augment.mixes else None
 
     def key(self) -> dict[str, Any]:
         """All that a training result depends on in the data, and nothing else: not the folder, not the test part."""
@@ -458,6 +478,11 @@ def one_of(name: str, found: T, accepted: Sequence[T]) -> T:
             f"data.{name}: found {found!r}, accepted are {', '.join(words)}{nearest(str(found), words)}"
         )
     return found
+
+
+def _statistics(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    means, deviations = images.moments()
+    return tuple(round(m, 6) for m in means), tuple(round(max(s, 1e-3), 6) for s in deviations)
 
 
 def _digest(positions: Tensor) -> str:

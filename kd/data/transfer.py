@@ -15,12 +15,39 @@ from kd.errors import UserError, nearest
 Sees = Literal["all", "transfer", "labels"]
 
 UNLABELED = -1
+OMITTED = -2  # an image that is not shown at all, so it isn't among CRD's negatives either
 
 Labels = int | float | str | None
 
 
-def check_labels(asked: Labels) -> None:
-    """Check `data.labels` as far as that needs no images.
+def omitted_labels(asked: Sequence[str | int] | None, classes: Sequence[str]) -> list[int]:
+    """The labels of the classes that the student never sees.
+
+    Args:
+        asked: their names.
+
+    Raises:
+        UserError: there is no such class, or fewer than two are left.
+    """
+    names = list(dict.fromkeys(map(str, asked or ())))
+    for name in names:
+        if name not in classes:
+            raise UserError(
+                f"data.omit: there is no class {name!r}; accepted are {', '.join(classes)}"
+                f"{nearest(name, list(classes))}"
+            )
+    if len(classes) - len(names) < 2:
+        raise UserError(
+            f"data.omit: found {len(names)} of {len(classes)} classes; at least two must be left to tell apart"
+        )
+    return [classes.index(name) for name in names]
+
+
+def check_labels(asked: Labels, where: str = "data.labels") -> None:
+    """Check what asks for labels as far as that needs no images.
+
+    Args:
+        where: its key, for messages.
 
     Raises:
         UserError: it is neither a count, nor a share, nor a file.
@@ -31,21 +58,26 @@ def check_labels(asked: Labels) -> None:
     share = isinstance(asked, float) and 0 < asked < 1
     if not (count or share):
         raise UserError(
-            f"data.labels: found {asked!r}; accepted are null for all labels, a whole number of images from 1, a "
+            f"{where}: found {asked!r}; accepted are null for all labels, a whole number of images from 1, a "
             "share of them between 0 and 1, or a file that lists images"
         )
 
 
 def labels_to_keep(
-    train: Images, asked: Labels, seed: int, classes: Sequence[str], elsewhere: Sequence[str] = ()
+    images: Images,
+    asked: Labels,
+    seed: int,
+    known: Sequence[str] = (),
+    where: str = "data.labels",
 ) -> Tensor:
-    """Which of the training images keep their label.
+    """Which of the images keep their label.
 
     Args:
-        train: the training images that are shown, all with their labels.
+        images: those that are shown, all with their labels.
         asked: how many of them, what share of them, or a file that lists them, a name a line; None for all.
         seed: of the choice, which is stratified by class; a larger choice has a smaller one in it.
-        elsewhere: names of images that are not training images, but that a list may name too.
+        known: names that a list may hold too, of images that are elsewhere.
+        where: the key of `asked`, for messages.
 
     Returns:
         their positions, int64, in order.
@@ -54,18 +86,17 @@ def labels_to_keep(
         UserError: there are not so many images, not one for each class, or the file names an unknown one.
     """
     if asked is None:
-        return torch.arange(len(train))
+        return torch.arange(len(images))
     if isinstance(asked, str):
-        return torch.tensor(_listed(train, Path(asked).expanduser(), set(elsewhere)))
-    count = asked if isinstance(asked, int) else round(asked * len(train))
-    present = int((torch.bincount(train.labels) > 0).sum())
-    if not present <= count <= len(train):
+        return torch.tensor(_listed(images, Path(asked).expanduser(), set(known), where))
+    count = asked if isinstance(asked, int) else round(asked * len(images))
+    present = int((torch.bincount(images.labels) > 0).sum())
+    if not present <= count <= len(images):
         found = f"{asked}" if count == asked else f"{asked}, a share that makes {count} images"
         raise UserError(
-            f"data.labels: found {found}; accepted are {present} (one for each class) to {len(train)} (all training "
-            f"images of the {len(classes)} classes that the student sees)"
+            f"{where}: found {found}; accepted are {present} (one for each class) to {len(images)} (all images)"
         )
-    return torch.tensor(_spread(train.labels, seed)[:count]).sort().values
+    return torch.tensor(_spread(images.labels, seed)[:count]).sort().values
 
 
 def _spread(labels: Tensor, seed: int) -> list[int]:
@@ -81,26 +112,26 @@ def _spread(labels: Tensor, seed: int) -> list[int]:
     return sorted(order, key=place.__getitem__)
 
 
-def _listed(train: Images, file: Path, elsewhere: set[str]) -> list[int]:
+def _listed(images: Images, file: Path, known: set[str], where: str) -> list[int]:
     """The positions of the images that a file lists."""
     try:
         lines = [line.strip() for line in file.read_text().splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f"data.labels: cannot read {file.absolute()}: {reason}; accepted are null, a whole number, a share below "
+            f"{where}: cannot read {file.absolute()}: {reason}; accepted are null, a whole number, a share below "
             "1, or a text file with an image's name on each line"
         ) from None
     names = dict.fromkeys(line for line in lines if line and not line.startswith("#"))
-    places = {name: i for i, name in enumerate(train.names)}
-    unknown = [name for name in names if name not in places and name not in elsewhere]
+    places = {name: i for i, name in enumerate(images.names)}
+    unknown = [name for name in names if name not in places and name not in known]
     if unknown:
         few = ", ".join(map(repr, unknown[:3])) + (" ..." if len(unknown) > 3 else "")
         raise UserError(
-            f"data.labels: {file} names {len(unknown)} images that are not there: {few}; the training images are "
-            f"called {train.names[0]!r} to {train.names[-1]!r}{nearest(unknown[0], list(places))}"
+            f"{where}: {file} names {len(unknown)} images that are not there: {few}; the images are called "
+            f"{images.names[0]!r} to {images.names[-1]!r}{nearest(unknown[0], list(places))}"
         )
     kept = sorted(places[name] for name in names if name in places)
     if not kept:
-        raise UserError(f"data.labels: {file} names no training image")
+        raise UserError(f"{where}: {file} names none of the images")
     return kept

@@ -78,9 +78,10 @@ class CRD(nn.Module):
             "scale", torch.zeros(2)
         )  # of the student's scores and the teacher's; 0 for not yet known
         # Images in the order of their class, so that those of all other classes are two stretches of it.
-        known = {"labels": labels, "order": labels.argsort(stable=True)}
+        hidden = int((labels < -1).sum())  # images that are never shown are nobody's negatives
+        known = {"labels": labels, "order": labels.argsort(stable=True)[hidden:]}
         counts = torch.bincount(labels[labels >= 0], minlength=1)
-        known |= {"count": counts, "first": int((labels < 0).sum()) + counts.cumsum(0) - counts}
+        known |= {"count": counts, "first": int((labels == -1).sum()) + counts.cumsum(0) - counts}
         for name, tensor in known.items():
             self.register_buffer(name, tensor.clone(), persistent=False)
 
@@ -105,12 +106,12 @@ class CRD(nn.Module):
         known = label >= 0
         count = torch.where(known, self.count[label.clamp(min=0)], 0)
         count = torch.where(
-            count == len(self.labels), 0, count
+            count == len(self.order), 0, count
         )  # of one class alone there are no others
         first = torch.where(known, self.first[label.clamp(min=0)], 0)
         draw = torch.rand(len(index), self.draws, device=index.device, dtype=torch.float64)
         draw = draw[index.argsort().argsort()]  # an image's own, wherever it is in the batch
-        place = (draw * (len(self.labels) - count)[:, None]).long()
+        place = (draw * (len(self.order) - count)[:, None]).long()
         return self.order[torch.where(place < first[:, None], place, place + count[:, None])]
 
     @torch.no_grad()

@@ -12,7 +12,7 @@ from kd.config.trainer import trial_note
 from kd.files.header import STUDENT
 from kd.reports.escape import as_code, escaped
 from kd.reports.run_report import cautions
-from kd.reports.units import training_images
+from kd.reports.units import chosen_on, training_images
 
 FEW = 1000  # test images below which the card warns of the interval
 UNEVEN = 3.0  # times that the most frequent class of the test part is as frequent as the rarest
@@ -76,9 +76,8 @@ def _data(data: Mapping[str, Any]) -> list[str]:
         else ""
     )
     return [
-        f"- {data['name']}: {training_images(data)}; {data['val']} for validation, which weights "
-        f"were chosen on; "
-        f"{data['test']} for the test, read once at the end.{skipped}",
+        f"- {data['name']}: {training_images(data)}; {data['val']} for validation; "
+        f"{data['test']} for the test, read once at the end. {chosen_on(data)}{skipped}",
         *(f"- {note[0].upper()}{note[1:]}." for note in data.get("notes", ())),
         f"- Licence of the data, as stated by whoever trained the model: "
         f"{data.get('license') or 'not stated'}.",

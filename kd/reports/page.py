@@ -33,13 +33,18 @@ class Picture:
     width: int
 
 
-def picture(figure: Figure, caption: str, alt: str) -> Picture:
-    """Draw a figure as SVG; as an image, no script in it runs and no name in it clashes."""
+def as_svg(figure: Figure) -> str:
+    """The text of an SVG file; the same for the same figure."""
     out = io.BytesIO()
     settle(figure)
     with rc_context({"svg.fonttype": "path", "svg.hashsalt": "kd"}):
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
-    data = base64.b64encode(out.getvalue()).decode()
+    return out.getvalue().decode()
+
+
+def picture(figure: Figure, caption: str, alt: str) -> Picture:
+    """Draw a figure as SVG; as an image, no script in it runs and no name in it clashes."""
+    data = base64.b64encode(as_svg(figure).encode()).decode()
     return Picture(
         f"data:image/svg+xml;base64,{data}", caption, alt, round(96 * figure.get_figwidth())
     )

@@ -16,7 +16,7 @@ from kd.measure.costs import cost, latency
 from kd.measure.metrics import paired, summary
 from kd.reports.escape import as_code, escaped
 from kd.reports.provenance import made
-from kd.reports.units import short, training_images
+from kd.reports.units import chosen_on, short, training_images
 from kd.stages.chain import Role
 from kd.stages.result import load_net, logits_of, macs_of, name_of
 from kd.teachers.watch import concerns, knows_validation, other_order
@@ -58,6 +58,8 @@ def make_report(
             "val": len(split.val),
             "test": len(split.test),
             "labels": int((data.seen_by("labels").split.train.labels >= 0).sum()),
+            "omitted": list(map(str, data.omit or ())),
+            "val_labels": 0 if data.val_labels == 0 else len(data.seen_by("transfer").split.val),
             "unlabeled": len(split.unlabeled) if split.unlabeled else 0,
             "skipped": data.skipped,
             "reading": asdict(data.reading),
@@ -343,10 +345,8 @@ def as_markdown(report: Mapping[str, Any]) -> str:
         "",
         f"- Command: {command}",
         f"- Data: {data['name']}, {len(data['classes'])} classes; {training_images(data)}; "
-        f"{data['val']} "
-        f"validation and {data['test']} test images. Weights were chosen on validation; test was "
-        f"read once for each "
-        "model.",
+        f"{data['val']} validation and {data['test']} test images. {chosen_on(data)} "
+        "Test was read once for each model.",
         *(
             f"- Left out, not to be decoded: {each['file']}: {each['reason']}"
             for each in data.get("skipped", ())

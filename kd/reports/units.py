@@ -21,4 +21,19 @@ def training_images(data: Mapping[str, Any]) -> str:
     text = f"{data['train']} training images"
     if labels < data["train"]:
         text += f" ({labels} of them with a label for the student and the baseline)"
+    if data.get("omitted"):
+        text += f", of which those of {', '.join(data['omitted'])} were never shown to the two"
     return text + (f" and {more} without labels" if more else "")
+
+
+def chosen_on(data: Mapping[str, Any]) -> str:
+    """What the weights of a run's nets were chosen on, from its report's `data`."""
+    labels = data.get("val_labels", data["val"])
+    if labels == 0:
+        return "The student and the baseline keep the weights of their last epoch, which no validation label chose."
+    few = (
+        f" (by {labels} of its images for the student and the baseline)"
+        if labels < data["val"]
+        else ""
+    )
+    return f"Weights were chosen on validation{few}."

@@ -52,6 +52,11 @@ def preflight(chain: Sequence[Link], config: Config, data: DataModule) -> None:
                 f"stage.{link.name}.trains: found 'loss', but its loss learns nothing; accepted is all"
             )
         at, recipe = link.recipe_at, link.recipe
+        if recipe.early_stopping and seen.val_labels == 0 and link.sees != "all":
+            raise UserError(
+                f"early_stopping: found {recipe.early_stopping}, which validation labels decide; data.val_labels=0 "
+                "lets them decide nothing. Accepted together are early_stopping=null or data.val_labels=null"
+            )
         file = file_of(link)
         most = file.stat().st_size if file and link.trains == "none" else None
         net = build_net(

@@ -25,6 +25,7 @@ from kd.files.writing import writable, writing
 from kd.log import say
 from kd.reports.figures import figures_of_run
 from kd.reports.model_card import model_card
+from kd.reports.opening import opening
 from kd.reports.run_events import begin, finish
 from kd.reports.run_page import as_page
 from kd.reports.run_report import as_markdown, as_table, make_report, verdict
@@ -70,6 +71,8 @@ def run(
     store = Store(output / "store")
     if left := chain if config.force else left_of(chain, config, data, store):
         preflight(left, config, data)
+        for line in opening(chain, data):
+            say(line)
     folder = folder or RunFolder(output / "runs", config.name)
     with (
         writing(folder.path, "the run's folder"),

@@ -178,7 +178,7 @@ def _subject(finished: Finished, config: Export) -> tuple[ExportSubject, str | N
 
 def _images(data: DataModule | None, shape: Shape) -> tuple[dict[str, Images], Images | None]:
     if data is not None:
-        return {"val": data.split.val, "test": data.split.test}, data.split.train
+        return {"val": data.split.val, "test": data.split.test}, data.seen_by("transfer").trained_on
     draw = torch.Generator().manual_seed(0)
     size = (RANDOM, shape.channels, shape.image_size, shape.image_size)
     pixels = torch.randint(0, 256, size, generator=draw, dtype=torch.uint8)

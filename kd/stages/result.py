@@ -141,17 +141,16 @@ def kept(done: Done, name: str, compute: Callable[[], Tensor], what: str = "logi
 
 def name_of(done: Done) -> str:
     """A net's name for people: what builds it, with those options that are not the builder's defaults."""
-    return _name_of(done.record["spec"]["net"])
+    return name_of_net(done.record["spec"]["net"])
 
 
-def _name_of(node: Mapping[str, Any]) -> str:
+def name_of_net(node: Mapping[str, Any]) -> str:
+    """The same of a net's config node."""
     target, options = resolve_target(node, "net")
     if target is Ensemble:
-        return (
-            f"Ensemble of {len(options['members'])}: {', '.join(map(_name_of, options['members']))}"
-        )
+        return f"Ensemble of {len(options['members'])}: {', '.join(map(name_of_net, options['members']))}"
     if target is Grown:
-        return _name_of(options["net"])
+        return name_of_net(options["net"])
     name = str(options.pop("name", target.__name__))
     defaults = {
         key: parameter.default for key, parameter in inspect.signature(target).parameters.items()
@@ -162,7 +161,7 @@ def _name_of(node: Mapping[str, Any]) -> str:
         if v != defaults.get(k) and v != list(_items(defaults.get(k)))
     }
     changed = {
-        k: _name_of(v) if isinstance(v, Mapping) and "_target_" in v else v
+        k: name_of_net(v) if isinstance(v, Mapping) and "_target_" in v else v
         for k, v in changed.items()
     }
     return f"{name}({', '.join(f'{k}={v}' for k, v in changed.items())})" if changed else name

@@ -123,6 +123,8 @@ def make_stage(link: Link, config: Training, data: DataModule, done: Mapping[str
         spec |= {"seed": link.recipe.seed} if load else {}
         return Stage(link.name, spec, weights=file, members=members, sees=link.sees)
     spec |= link.recipe.model_dump()
+    if data.val_labels == 0 and link.sees != "all":
+        spec["keep"] = "last"  # validation chooses nothing
     spec["objective"] = link.loss.node
     spec["epochs"] = min(spec["epochs"], config.trainer.get("max_epochs", spec["epochs"]))
     spec["trainer"] = {k: v for k, v in config.trainer.items() if k not in RUNTIME_ONLY | ELSEWHERE}

@@ -133,7 +133,7 @@ def start_from_images(net: nn.Module, data: DataModule) -> None:
     asking = [module for module in net.modules() if callable(getattr(module, "start_from", None))]
     if not asking:
         return
-    pixels = data.split.train.pixels
+    pixels = data.trained_on.pixels
     count, _, height, width = pixels.shape
     few = min(count, max(1, STARTING // (height * width)))
     sample = to_unit(pixels[torch.arange(few) * count // few])

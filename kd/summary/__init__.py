@@ -9,6 +9,7 @@ from kd.files.writing import whole
 from kd.log import say
 from kd.reports.escape import in_markdown
 from kd.summary.groups import Row, group
+from kd.summary.labels import label_curves
 from kd.summary.reports import find_runs
 from kd.summary.significance import Gain, corrected, finite, gain_of
 from kd.summary.tables import (
@@ -39,7 +40,8 @@ NOTES = (
 def write_summary(paths: Sequence[Path]) -> str:
     """Compare all runs in and under these folders.
 
-    `summary.csv`, `summary.md` and `summary.html` are written into the first.
+    `summary.csv`, `summary.md` and `summary.html` are written into the first; and `labels.svg`, accuracy against the
+    number of labels, where the runs differ by that.
 
     Returns:
         the Markdown.
@@ -63,11 +65,23 @@ def write_summary(paths: Sequence[Path]) -> str:
         "summary.md": markdown,
         "summary.html": _page(title, about, rows, gains),
     }
+    texts |= _drawings(rows)
     for name, text in texts.items():
         with whole(folder / name, "the summary") as temporary:
             temporary.write_text(text)
     say(f"Written to {folder}: {', '.join(texts)}")
     return markdown
+
+
+def _drawings(rows: Sequence[Row]) -> dict[str, str]:
+    """Pictures that are files of their own."""
+    curves = label_curves(rows)
+    if not curves:
+        return {}
+    from kd.reports.page import as_svg  # matplotlib takes a second
+    from kd.summary.figures import label_plot
+
+    return {"labels.svg": as_svg(label_plot(curves[0]))}
 
 
 def _gain(row: Row) -> Gain:

@@ -19,6 +19,7 @@ from kd.reports.page import Picture, picture
 from kd.reports.palette import BLACK, GRAY, MAP, ROLES, STUDENTS, VERMILION, Axes
 from kd.summary.costs import LATENCY, PARAMETERS, cost_plot, points_of
 from kd.summary.groups import Row, dig, drawn_name
+from kd.summary.labels import Labels, label_curves
 from kd.summary.significance import Gain, deviation
 
 MAPS = 3  # heat maps at most
@@ -39,6 +40,15 @@ def pictures(rows: Sequence[Row], gains: Sequence[Gain]) -> Iterator[Picture]:
             f"on validation, the one "
             "to choose; test is there to judge it by. The axes' steps are not to scale.",
             f"Heat maps of validation and test accuracy{of} over temperature and alpha",
+        )
+    for curve in label_curves(rows)[:MAPS]:
+        of = f" of {curve.name}" if curve.name else ""
+        yield picture(
+            label_plot(curve),
+            f"Test accuracy{of} against the number of labels that student and baseline had: mean over the seeds "
+            f"({seeds} a row), band ± one standard deviation. How far apart the curves are from left to right is what "
+            "the teacher is worth in labels.",
+            f"Test accuracy{of} of baseline and student against the number of labels",
         )
     if figure := gain_plot(rows, gains):
         yield picture(
@@ -176,6 +186,33 @@ def _cells(
             j, i, text, ha="center", va="center", fontsize=9, color="white" if dark else BLACK
         )
     return image
+
+
+# Labels
+
+
+def label_plot(curve: Labels) -> Figure:
+    """Accuracy of baseline and student against the number of labels, on a logarithmic axis, with bands over seeds."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    if curve.teacher:
+        style = {name: ROLES["teacher"][name] for name in ("color", "linestyle")}
+        axes.axhline(float(np.mean(curve.teacher)), **style, label="teacher, all labels")
+    for role in ("student", "baseline"):
+        style = {name: ROLES[role][name] for name in ("color", "linestyle", "marker")}
+        means, sds = (np.array(each) for each in curve.band(role))
+        axes.plot(curve.counts, means, **style, label=role)
+        axes.fill_between(
+            curve.counts, means - sds, means + sds, color=style["color"], alpha=0.2, linewidth=0
+        )
+    axes.set_xscale("log")
+    axes.set_xticks(curve.counts, [f"{count:,}" for count in curve.counts])
+    axes.minorticks_off()
+    axes.set(xlabel="labels of student and baseline (log)", ylabel="test accuracy")
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.grid(color="#dddddd", linewidth=0.6)
+    axes.legend(loc="lower right")
+    return figure
 
 
 # Gains

@@ -10,6 +10,7 @@ from kd.reports.escape import in_a_cell, in_markdown
 from kd.reports.table import Cell, Table
 from kd.reports.units import short
 from kd.summary.groups import Row, differing, display, part
+from kd.summary.labels import worth_of_teacher
 from kd.summary.reports import Run
 from kd.summary.significance import LEVEL, Gain, deviation, finite, mean
 
@@ -192,6 +193,7 @@ def in_common(rows: Sequence[Row], *, all_knobs: bool = False) -> dict[str, str]
 def said(rows: Sequence[Row], gains: Sequence[Gain]) -> list[str]:
     """What the tables say, in sentences."""
     lines = [_best(rows[0], gains[0])] if rows[0].validation is not None else []
+    lines += worth_of_teacher(rows)
     tested = [gain for gain in gains if gain.corrected is not None]
     if tested:
         found = [gain for gain in tested if gain.corrected is not None and gain.corrected < LEVEL]

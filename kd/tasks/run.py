@@ -53,10 +53,10 @@ class Course:
     """
 
     def __init__(self, config: IncrementalConfig, data: DataModule) -> None:
-        for name in ("unlabeled", "labels"):
+        for name in ("unlabeled", "labels", "omit", "val_labels"):
             if getattr(data, name) is not None:
                 raise UserError(
-                    f"data.{name}: images without labels belong to no task; accepted is null"
+                    f"data.{name}: tasks take all images with their labels; accepted is null"
                 )
         self.config, self.asked = config, config.incremental
         self.source = TaskData(data, make_tasks(self.asked, data.classes))

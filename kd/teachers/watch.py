@@ -23,7 +23,7 @@ class Watched:
         logits: [N, C], of the validation images as they are.
         labels: int64 [N], of those.
         views: [2, n, C], of two views each of some training images, none of them mixed.
-        view_labels: int64 [n], of those.
+        view_labels: int64 [n], of those; -1 where the student has none.
         seen: [n, C], of a view of each as the student sees it, mixed where the views are.
     """
 
@@ -46,11 +46,19 @@ class Watched:
         return {
             "accuracy": float((self.logits.argmax(1) == self.labels).double().mean()),
             "entropy": float(-(log_p.exp() * log_p).sum(1).mean()),
-            "label_probability": float(
-                ((a.exp() + b.exp()) / 2).gather(1, self.view_labels[:, None]).mean()
-            ),
+            "label_probability": self._label_probability((a.exp() + b.exp()) / 2, temperature),
             "instability": float(((a.exp() - b.exp()) * (a - b)).sum(1).mean() / 2),
         }
+
+    def _label_probability(self, views: Tensor, temperature: float) -> float:
+        """What it gives to the true class: on the views whose label is known; without any, on validation."""
+        known = self.view_labels >= 0
+        labels = self.view_labels[known]
+        given = views[known]
+        if not len(labels):
+            labels = self.labels
+            given = (self.logits.double() / temperature).softmax(1)
+        return float(given.gather(1, labels[:, None]).mean())
 
 
 def knows_validation(

@@ -51,6 +51,10 @@ def tune(request: Request, command: str) -> Path:
     output = writable(Path(request.config.output_dir).expanduser())
     links = student_links(chain_of(request.config))
     data: DataModule = construct(request.config.data, "data")
+    if data.val_labels == 0:
+        raise UserError(
+            "data.val_labels: found 0, but a search chooses on validation; accepted are null or a number of images"
+        )
     shortened(data, request.config.trainer)
     preflight(chain_of(request.config), request.config, data)
     trials = Trials(request, output)

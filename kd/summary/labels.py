@@ -1,0 +1,96 @@
+"""Runs that differ by how many labels the student had: what the teacher is worth in labels."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from kd.summary.groups import Row, dig
+from kd.summary.significance import deviation, finite, mean
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Accuracy on test against the number of labels, of runs that are alike otherwise.
+
+    Attributes:
+        counts: labels that student and baseline had, rising.
+        student, baseline: accuracies of each seed, for each count.
+        teacher: its accuracies.
+        name: what else the rows' names say; empty where that is nothing.
+    """
+
+    counts: list[int]
+    student: list[list[float]]
+    baseline: list[list[float]]
+    teacher: list[float]
+    name: str
+
+    def band(self, role: str) -> tuple[list[float], list[float]]:
+        """Means, and sample standard deviations over the seeds (0 of one seed)."""
+        values = getattr(self, role)
+        return [mean(each) or 0.0 for each in values], [deviation(each) or 0.0 for each in values]
+
+
+def label_curves(rows: Sequence[Row]) -> list[Labels]:
+    """The curves that there are, each of two numbers of labels or more."""
+    found: dict[str, dict[int, Row]] = {}
+    for row in rows:
+        count = mean(finite(dig(run.report, "data", "labels") for run in row.runs))
+        both = (row.values(role, "test", "accuracy") for role in ("student", "baseline"))
+        if "data.labels" in row.parts and count is not None and all(both):
+            rest = " ".join(f"{k}={v}" for k, v in row.parts.items() if k != "data.labels")
+            found.setdefault(rest, {})[round(count)] = row
+    return [_curve(name, dict(sorted(of.items()))) for name, of in found.items() if len(of) > 1]
+
+
+def _curve(name: str, rows: dict[int, Row]) -> Labels:
+    values = {
+        role: [row.values(role, "test", "accuracy") for row in rows.values()]
+        for role in ("student", "baseline", "teacher")
+    }
+    teacher = [each for of in values["teacher"] for each in of]
+    return Labels(list(rows), values["student"], values["baseline"], teacher, name)
+
+
+def worth(curve: Labels, place: int) -> float | None:
+    """How many labels the baseline needs to be as good as the student with `counts[place]` of them.
+
+    Between two counts the baseline's accuracy is taken to rise with the logarithm of the count.
+
+    Returns:
+        that number; None where the baseline is not so good with any count.
+    """
+    wanted, (means, _) = curve.band("student")[0][place], curve.band("baseline")
+    if means[0] >= wanted:
+        return float(curve.counts[0])
+    for i, (low, high) in enumerate(pairwise(means)):
+        if low < wanted <= high:
+            a, b = (math.log(each) for each in curve.counts[i : i + 2])
+            return math.exp(a + (b - a) * (wanted - low) / (high - low))
+    return None
+
+
+def worth_of_teacher(rows: Sequence[Row]) -> list[str]:
+    """How many labels the teacher is worth, a sentence for each curve."""
+    return [_sentence(curve) for curve in label_curves(rows)]
+
+
+def _sentence(curve: Labels) -> str:
+    few, most, needed = curve.counts[0], curve.counts[-1], worth(curve, 0)
+    students, baselines = curve.band("student")[0], curve.band("baseline")[0]
+    text = f"{curve.name}: with" if curve.name else "With"
+    text += (
+        f" {few:,} labels the student has {100 * students[0]:.2f} % on test, the baseline "
+        f"{100 * baselines[0]:.2f} %. "
+    )
+    if needed is None:
+        return (
+            text + f"The baseline is not as good with any number of labels tried, up to {most:,}."
+        )
+    if needed <= few:
+        return text + "The teacher is worth no further label there."
+    return text + (
+        f"The baseline needs about {needed:,.0f} labels to be as good: the teacher is worth some "
+        f"{needed - few:,.0f} labels, {needed / few:.1f} times those there were."
+    )
