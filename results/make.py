@@ -11,6 +11,7 @@ A table is two files. `NAME.yaml` has the claim, the commands and the columns; `
 import argparse
 import csv
 import os
+import re
 import shlex
 import statistics
 import subprocess
@@ -208,6 +209,35 @@ def verdict(target: float | None, mean: float, interval: tuple[float, float] | N
     return "a loss beyond chance" if interval[1] < 0 else "no difference shown"
 
 
+def table(spec: Spec, runs: Runs) -> str:
+    """The table in Markdown."""
+    lines = [list(spec.columns), ["---", *["---:"] * (len(spec.columns) - 1)]]
+    for group in grouped(runs, spec.rows).values():
+        lines.append([cell(group, asked) for asked in spec.columns.values()])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def filled(page: str) -> str:
+    """A page with each block `<!-- table NAME --> ... <!-- end -->` as the table is now."""
+    tables = specs()
+
+    def block(found: re.Match[str]) -> str:
+        name = found[1]
+        return f"<!-- table {name} -->\n{table(tables[name], runs_of(name))}\n<!-- end -->"
+
+    return re.sub(r"<!-- table (\w+) -->\n.*?<!-- end -->", block, page, flags=re.DOTALL)
+
+
+def pages() -> dict[Path, str]:
+    """All that is made, but for the pictures: RESULTS.md, and the pages that show a table."""
+    found = {ROOT / "RESULTS.md": document()}
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        text = path.read_text()
+        if "<!-- table " in text:
+            found[path] = filled(text)
+    return found
+
+
 def section(name: str, spec: Spec) -> str:
     """A table of RESULTS.md."""
     runs = runs_of(name)
@@ -217,13 +247,7 @@ def section(name: str, spec: Spec) -> str:
         "```bash\n" + "\n".join(spec.commands) + "\n```",
     ]
     if runs:
-        groups = grouped(runs, spec.rows)
-        head = "| " + " | ".join(spec.columns) + " |\n|" + "---|" * len(spec.columns)
-        body = [
-            "| " + " | ".join(cell(group, asked) for asked in spec.columns.values()) + " |"
-            for group in groups.values()
-        ]
-        lines.append("\n".join([head, *body]))
+        lines.append(table(spec, runs))
     if spec.picture and runs:
         lines.append(f"![{spec.title}](docs/img/{spec.picture.file})")
     return "\n\n".join([*lines, spec.caption.strip(), made(runs)])
@@ -296,8 +320,9 @@ def pictures() -> Iterator[tuple[str, bytes]]:
 
 
 def write() -> None:
-    """Write RESULTS.md and the pictures."""
-    (ROOT / "RESULTS.md").write_text(document())
+    """Write RESULTS.md, the tables in other pages, and the pictures."""
+    for path, text in pages().items():
+        path.write_text(text)
     for file, svg in pictures():
         PICTURES.mkdir(parents=True, exist_ok=True)
         (PICTURES / file).write_bytes(svg)

@@ -1,0 +1,55 @@
+"""RESULTS.md, the tables in README and docs, and the pictures are what `results/` says."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from results.make import PICTURES, cell, filled, pages, pictures, runs_of, specs, verdict
+
+
+@pytest.mark.parametrize("path", pages(), ids=lambda path: path.name)
+def test_pages_are_as_they_were_made(path: Path) -> None:
+    assert path.read_text() == pages()[path], "run `make results`"
+
+
+def test_pictures_are_as_they_were_drawn() -> None:
+    for file, svg in pictures():
+        assert (PICTURES / file).read_bytes() == svg, f"{file}: run `make results`"
+
+
+def test_each_csv_has_its_table_and_columns() -> None:
+    tables = specs()
+    for path in Path(__file__).parents[1].glob("results/*.csv"):
+        assert path.stem in tables
+        columns = csv.DictReader(path.open()).fieldnames or []
+        asked = {each.partition(" ")[0] for each in tables[path.stem].columns.values()} - {"n"}
+        assert asked | set(tables[path.stem].rows) <= set(columns)
+        assert all(run["git"] for run in runs_of(path.stem))
+
+
+def test_a_cell_is_mean_deviation_and_interval() -> None:
+    runs = [{"comparison.gain": value, "a": value} for value in ("0.01", "0.02", "0.03")]
+    # mean 0.02, standard deviation 0.01; t(0.975, 2) = 4.302653, so 0.02 +- 4.302653 * 0.01 / sqrt(3)
+    assert cell(runs, "comparison.gain points") == "+2.00 ± 1.00 [-0.48, +4.48]"
+    assert cell(runs, "a %") == "2.00 ± 1.00"
+    assert cell(runs[:1], "a 3") == "0.010"
+    assert cell(runs, "n") == "3"
+
+
+def test_verdicts() -> None:
+    assert verdict(0.9, 0.91, None) == "reached"
+    assert verdict(0.9, 0.89, None) == "not reached"
+    assert verdict(None, 0.02, (0.01, 0.03)) == "a gain beyond chance"
+    assert verdict(None, 0.02, (-0.01, 0.05)) == "no difference shown"
+    assert verdict(None, -0.02, (-0.03, -0.01)) == "a loss beyond chance"
+    assert verdict(None, 0.02, None) == "one run, or no spread: not known"
+
+
+def test_a_page_is_filled_between_its_marks() -> None:
+    name = next(iter(specs()))
+    page = f"before\n<!-- table {name} -->\nold\n<!-- end -->\nafter"
+    new = filled(page)
+    assert "old" not in new
+    assert new.startswith(f"before\n<!-- table {name} -->\n| n |")
+    assert new.endswith("<!-- end -->\nafter")
