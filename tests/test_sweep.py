@@ -1,5 +1,6 @@
 """A sweep, as a user sees it: folders, lines, exit codes; what is done again and what is not."""
 
+import functools
 import json
 import os
 import re
@@ -15,7 +16,6 @@ import pytest
 import torch
 from composed import CONF, TINY, composed, loss_node
 from hydra import compose, initialize_config_dir
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from processes import Process
 from safetensors.torch import load_file
@@ -289,26 +289,35 @@ def test_interrupted_it_ends_with_the_line_that_resumes(
     assert len(sweep("-m", "temperature=1,2").runs) == 2
 
 
-PARSER = OverridesParser.create()
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 SWEEPS = sorted(path.stem for path in (CONF / "sweep").glob("*.yaml"))
 
 
 def test_the_presets_ship() -> None:
-    assert SWEEPS == ["methods", "seeds", "students", "temperature_alpha"]
+    assert SWEEPS == ["labels", "methods", "seeds", "students", "temperature_alpha"]
 
 
 # Their stages are those of one method, which has neither temperature nor alpha; there is no other to put in its place.
 OF_ONE_METHOD = {"ft", "fsp"}
 
 
+@functools.cache
+def swept_by(name: str) -> dict[str, list[str]]:
+    """The values of each key that a preset sweeps."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("train", [f"sweep={name}"], return_hydra_config=True)
+        assert config.hydra.mode.name == "MULTIRUN"
+        return {
+            each.key_or_group: list(each.sweep_string_iterator())
+            for each in overrides_of(config)
+            if each.is_sweep_override()
+        }
+
+
 @pytest.mark.parametrize("name", SWEEPS)
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_preset_composes_with_every_experiment(name: str, experiment: str) -> None:
-    preset = OmegaConf.load(CONF / "sweep" / f"{name}.yaml")
-    assert preset.hydra.mode == "MULTIRUN"
-    for key, values in preset.hydra.sweeper.params.items():
-        options = list(PARSER.parse_override(f"{key}={values}").sweep_string_iterator())
+    for key, options in swept_by(name).items():
         assert len(options) > 1
         for value in (options[0], options[-1]):
             cfg = composed(
@@ -546,14 +555,11 @@ def test_several_devices_in_a_sweep(tmp_path: Path) -> None:
 
 
 def test_sweep_methods_is_every_loss_that_kd_train_accepts() -> None:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("train", ["sweep=methods"], return_hydra_config=True)
-        (swept,) = (each for each in overrides_of(config) if each.key_or_group == "loss")
-        found = sorted(swept.sweep_string_iterator())
-        assert config.hydra.sweeper.params.seed == "0,1,2,3,4"
     accepted = [
         path.stem
         for path in (CONF / "loss").glob("*.yaml")
         if loss_node(path.stem).get("command") is None
     ]
-    assert found == sorted(accepted)
+    swept = swept_by("methods")
+    assert sorted(swept["loss"]) == sorted(accepted)
+    assert swept["seed"] == ["0", "1", "2", "3", "4"]
