@@ -83,8 +83,6 @@ TRAIN: list[tuple[str, tuple[str, ...]]] = [
     ),
     ("force=maybe", ("force", "'maybe'")),
     ("batch_size=0", ("batch_size",)),
-    ("batch_size=201", ("batch_size", "201", "200 training images", "1 to 200")),
-    ("teacher.batch_size=5000", ("teacher.batch_size", "5000")),
     ("lr_schedule=linear", ("lr_schedule", "'linear'", "onecycle")),
     ("ema=1.0", ("ema", "1.0")),
     ("gradient_clip=inf", ("gradient_clip: found inf", "finite number")),

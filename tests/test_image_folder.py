@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from commands import exit_code
 from PIL import Image, ImageOps
 
 from kd.data.cache import Cache
@@ -774,3 +775,25 @@ def test_what_is_to_be_in_memory_needs_no_disk(
     assert torch.equal(
         Cache(tmp_path / "file" / "cache").decoded(files, SIZE, 3).store.array, wanted
     )
+
+
+def test_a_folder_smaller_than_a_batch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A beginner's 2 x 30 images: 12 are for the test, 5 for validation, so 43 for a batch of 128 are left."""
+    folder(tmp_path / "photos", {"cat": 30, "dog": 30})
+    words = ("data=image_folder", f"data.root={tmp_path / 'photos'}", "data.image_size=8")
+    quick = ("model=mlp_to_mlp", "epochs=1", "teacher.epochs=1", "pictures=false")
+    out = f"output_dir={tmp_path / 'out'}"
+    assert exit_code("train", *words, *quick, out) == 0
+    said = capsys.readouterr().err
+    assert (
+        "teacher: 43 training images do not fill teacher.batch_size=128, so its batches are of 43"
+        in said
+    )
+    assert "distill: 43 training images do not fill batch_size=128" in said
+    (run,) = (tmp_path / "out" / "runs").iterdir()
+    config = json.loads((run / "report.json").read_text())["config"]
+    assert (config["batch_size"], config["teacher"]["batch_size"]) == (43, 43)
+    assert "batch_size: 43" in (run / "config.yaml").read_text()
+    again = exit_code("train", *words, *quick, out, "batch_size=43", "teacher.batch_size=43")
+    assert again == 0
+    assert capsys.readouterr().err.count("already there") == 3  # so 43 is in the keys

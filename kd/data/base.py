@@ -440,6 +440,12 @@ class DataModule(ABC):
         return self._loader(images, order)
 
     @property
+    def images_an_epoch(self) -> int:
+        """How many training images are shown in an epoch."""
+        shown = self.split.train if self.shown is None else self.shown
+        return len(shown) if self.length is None else self.length
+
+    @property
     def evaluation_batch(self) -> int:
         """Images that a net is shown at once where it does not train; see `kd.data.images.Pixels.batch`."""
         return self.split.train.pixels.batch

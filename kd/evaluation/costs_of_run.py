@@ -20,6 +20,7 @@ from kd.evaluation.timing import ROUNDS, median_and_p95, times
 from kd.files.writing import whole
 from kd.log import waiting
 from kd.measure.costs import cost, count_macs, peak_activations
+from kd.reports.figures import settle
 from kd.reports.provenance import cpu_name, made
 from kd.runs.reader import Finished
 from kd.shape import Shape
@@ -215,6 +216,7 @@ def _publish(found: Mapping[str, Any], folder: Path) -> Path:
         with whole(path) as temporary:
             temporary.write_text(text + "\n")
     figure = figure_of(found)
+    settle(figure)
     for kind in ("png", "svg"):
         with whole(file.with_suffix(f".{kind}")) as temporary:
             figure.savefig(temporary, format=kind, dpi=150)

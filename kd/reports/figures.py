@@ -29,6 +29,7 @@ from kd.measure.metrics import (
     row_blocks,
     worst_of,
 )
+from kd.reports.fonts import give_letters
 from kd.reports.palette import GRAY, ROLES, SKY, Axes
 
 NAMED = 20  # up to so many classes each cell of a confusion matrix has its number
@@ -390,6 +391,7 @@ def settle(figure: Figure) -> None:
 
     What is drawn on it afterwards may have no room.
     """
+    give_letters(figure)
     if engine := figure.get_layout_engine():
         for text in (
             text for axes in figure.axes for text in axes.texts if not isinstance(text, Annotation)

@@ -31,6 +31,7 @@ from kd.reports.run_page import as_page
 from kd.reports.run_report import as_markdown, as_table, make_report, verdict
 from kd.runs.looks import looks
 from kd.runs.preflight import left_of, preflight
+from kd.stages.batch import fitted, with_batches
 from kd.stages.chain import LABELS_ONLY, Link, Role, chain_of
 from kd.stages.result import role_logits
 from kd.stages.stage import Stage, complete, make_stage
@@ -67,6 +68,8 @@ def run(
     loss = next((link.loss for link in chain if link.loss.node is config.loss), LABELS_ONLY)
     data = data or construct(config.data, "data")
     assert isinstance(data, DataModule)
+    chain = [fitted(link, data, config.trainer) for link in chain]
+    config = with_batches(config, chain)
     shortened(data, config.trainer)
     store = Store(output / "store")
     if left := chain if config.force else left_of(chain, config, data, store):

@@ -28,6 +28,7 @@ from kd.reports.tasks import EVALUATIONS, PICTURES, as_markdown, as_table, pictu
 from kd.runs.preflight import check_single
 from kd.runs.run import figures_of, finish_stage, write_run
 from kd.shape import Shape
+from kd.stages.batch import fitted
 from kd.stages.chain import LABELS_ONLY, Link, Role, checked
 from kd.stages.result import logits_of, role_logits
 from kd.stages.stage import Stage, make_stage
@@ -107,7 +108,7 @@ class Course:
 
     def stage(self, data: DataModule, done: Sequence[Done]) -> Stage:
         """The stage of the task after these."""
-        link = self.link(len(done))
+        link = fitted(self.link(len(done)), data, self.config.trainer)
         stage = make_stage(
             link, self.config, data, {f"task_{i}": each for i, each in enumerate(done, start=1)}
         )
@@ -258,7 +259,8 @@ def preflight(course: Course) -> None:
     check_trainer(config.trainer)
     for task in range(len(course)):
         data = course.source.task(task)
-        batches = len(data.train_loader(config.batch_size, config.seed, ranks))
+        size = min(config.batch_size, max(1, data.images_an_epoch // ranks))
+        batches = len(data.train_loader(size, config.seed, ranks))
         batches_of(config.trainer, "limit_train_batches", batches)
     for task in {0, len(course) - 1}:
         link, shape = course.link(task), course.source.until(task).shape
