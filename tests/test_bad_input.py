@@ -323,7 +323,6 @@ CASES: list[Case] = [
     ("incremental", "data.omit=[3]", ("data.omit: tasks take all images",)),
     ("incremental", "data.val_labels=0", ("data.val_labels: tasks take all images",)),
     ("tune", "data.val_labels=0", ("data.val_labels: found 0", "a search chooses on validation")),
-    ("incremental", "batch_size=500", ("batch_size: 500 on 1 device",)),
     ("incremental", "student.net.hiden=[3]", ("student.net",)),
     *(
         (("evaluate", "benchmark", "export")[i % 3], typed, words)
