@@ -1,4 +1,4 @@
-"""Letters that matplotlib's own font lacks: from another font of this machine where one has them."""
+"""Letters that matplotlib's own font lacks: from another font of this machine that has them."""
 
 import re
 from collections.abc import Iterable
@@ -11,18 +11,16 @@ from matplotlib.text import Text
 
 # Fonts of many letters, which are looked at first: each takes milliseconds to open.
 LARGE = re.compile(
-    "CJK|Source Han|WenQuanYi|PingFang|Hiragino|YaHei|SimHei|SimSun|Malgun|Meiryo|Gothic|Nanum|Arial Unicode|"
-    "Droid Sans Fallback|Unifont|Noto Sans"
+    "CJK|Source Han|WenQuanYi|PingFang|Hiragino|YaHei|SimHei|SimSun|Malgun|Meiryo|Gothic|Nanum"
+    "|Arial Unicode|Droid Sans Fallback|Unifont|Noto Sans"
 )
 BOX = "\u25a1"  # in the place of a letter that no font has
 
 
 def give_letters(figure: Figure) -> None:
-    """Give a figure's texts the fonts that have their letters; a letter that none has becomes a box."""
+    """Give a figure's texts the fonts that have their letters; one that none has becomes a box."""
     axes = [axis for each in figure.axes for axis in (each.xaxis, each.yaxis)]
-    labels = [
-        axis.get_majorticklabels() for axis in axes
-    ]  # which are else made when they are drawn
+    labels = [axis.get_majorticklabels() for axis in axes]  # else they are made at drawing
     texts = figure.findobj(Text)
     letters = frozenset("".join(text.get_text() for text in texts)) - _letters_of(_own())
     letters = frozenset(each for each in letters if each.isprintable())
