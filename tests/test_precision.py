@@ -24,8 +24,11 @@ from kd.stages.chain import chain_of
 from kd.stages.stage import complete, make_stage
 from kd.teachers.frozen import Frozen
 from kd.teachers.live import Live
+from kd.training.callbacks import TimeLeft, duration
 from kd.training.distiller import Distiller
 from kd.training.layout import layout_of
+from kd.training.optim import make_optimizer
+from kd.training.trainer import check_compiler
 
 Make = Callable[..., Config]
 AUTO = ("trainer=cpu", "trainer.precision=auto", "teacher.precision=auto")
@@ -288,3 +291,103 @@ def test_an_automatic_stem_halves_pictures_from_64_pixels_on(size: int, stride: 
         m for m in ResNet(10, 18, image_size=size, width=8).modules() if isinstance(m, nn.Conv2d)
     )
     assert first.stride == (stride, stride)
+
+
+def test_compiling_is_for_student_and_teacher(
+    make_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It changes no key. With a compiler that does nothing, the result is the same to the bit."""
+    compiled: list[str] = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(type(self).__name__))
+    words = ("teacher.cache=off", "stages=[teacher,distill]")
+    plain = keys(make_config(*words))
+    assert keys(make_config(*words, "trainer.compile=true")) == plain
+    assert not compiled  # all was there already
+    keys(make_config(*words, "trainer.compile=true", "seed=1", "teacher.seed=1"))
+    assert len(compiled) == 3
+
+
+@pytest.mark.parametrize(("device", "needed"), [("cpu", r"a C\+\+ compiler"), ("cuda", "Triton")])
+def test_compiling_without_a_compiler(
+    device: str, needed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=rf"^trainer\.compile: found true, which needs {needed}"):
+        check_compiler(device)
+
+
+@pytest.mark.parametrize(
+    ("device", "clips", "fused"),
+    [("cuda", False, True), ("cuda", True, None), ("cpu", False, None)],
+)
+def test_optimisers_are_fused_on_a_gpu(
+    device: str, clips: bool, fused: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, Any] = {}
+
+    def built(node: Any, where: str, **offered: Any) -> Any:
+        seen.update(offered)
+        return torch.optim.SGD(offered["params"], 0.1)
+
+    class There(nn.Linear):
+        def parameters(self, recurse: bool = True) -> Any:
+            return iter([Somewhere(each) for each in super().parameters(recurse)])
+
+    class Somewhere:
+        def __init__(self, parameter: nn.Parameter) -> None:
+            self.device, self.ndim = torch.device(device), parameter.ndim
+
+    monkeypatch.setattr("kd.training.optim.construct", built)
+    optim = {"_target_": "torch.optim.SGD", "lr": 0.1}
+    make_optimizer(There(2, 2), 5, optim=optim, schedule="constant", clips=clips)
+    assert seen.get("fused") is fused
+
+
+class FakeTrainer:
+    """At a step of a stage of 60 epochs of 100 steps."""
+
+    is_global_zero, max_epochs, estimated_stepping_batches = True, 60, 6000
+
+    def __init__(self, step: int) -> None:
+        self.global_step = step
+
+
+@pytest.mark.parametrize(
+    ("first", "expected"),
+    [
+        (
+            0,
+            [
+                "teacher: about 1 h 40 min left of 1 h 40 min; teacher.epochs=18 would take half an hour",
+                "teacher: about 1 h 37 min left of 1 h 40 min",
+            ],
+        ),
+        (
+            1000,
+            [
+                "teacher: about 83 min left of 83 min",
+                "teacher: about 80 min left of 83 min",
+            ],
+        ),
+    ],
+)
+def test_how_long_a_stage_still_takes(
+    first: int,
+    expected: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A step a second, of 6,000 or from step 1,000 on; said after 20 and 200 seconds."""
+    now = [50.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    callback: Any = TimeLeft("teacher")
+    callback.on_train_start(FakeTrainer(first), None)
+    for step in range(1, 300):
+        now[0] += 1
+        callback.on_train_batch_end(FakeTrainer(first + step), None, None, None, 0)
+    assert capsys.readouterr().err.splitlines() == expected
+
+
+def test_lengths_of_time() -> None:
+    assert [duration(each) for each in (40, 720, 12_000)] == ["40 s", "12 min", "3 h 20 min"]

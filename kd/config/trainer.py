@@ -49,6 +49,7 @@ class Options(BaseModel):
     See https://lightning.ai/docs/pytorch/stable/common/trainer.html#trainer-flags.
 
     Attributes:
+        compile: has torch's compiler make kernels of student and teacher; it takes half a minute a net at the start.
         limit_test_batches: measures a part of the test images alone, so the report says that its figures mean nothing.
         profiler: writes what each part of the loop took into the stage's folder.
     """
@@ -76,6 +77,7 @@ class Options(BaseModel):
         Any, Accepted("true, false or warn", lambda it: it in (True, False, "warn"))
     ] = None
     benchmark: bool | None = None
+    compile: bool | None = None
     inference_mode: bool | None = None
     profiler: Literal["simple", "advanced", "pytorch"] | None = None
     detect_anomaly: bool | None = None

@@ -49,6 +49,7 @@ RUNTIME_ONLY = {
     "deterministic",
     "enable_progress_bar",
     "benchmark",
+    "compile",
     "inference_mode",
     "detect_anomaly",
     "profiler",
@@ -357,7 +358,8 @@ def teacher_of(stage: Stage, done: Done, data: DataModule) -> Teacher:
         answers = frozen(done)
         points = study(answers.net, taps, data.shape, where="teacher.taps")
         return Observed(answers, points, kinds, stage.spec["outputs"], stage.spec["answered_in"])
-    live = Live(Folded(partial(frozen, done)), stage.spec["outputs"], stage.spec["answered_in"])
+    folded = Folded(partial(frozen, done), bool(stage.runtime.get("compile")))
+    live = Live(folded, stage.spec["outputs"], stage.spec["answered_in"])
     if stage.room is None:
         return live
     images = data.split.train

@@ -17,10 +17,12 @@ class Folded:
 
     Args:
         load: gives the net, to be taken over; it answers as it is where it cannot be folded.
+        compiled: whether torch's compiler makes kernels of it.
     """
 
-    def __init__(self, load: Callable[[], Frozen]) -> None:
+    def __init__(self, load: Callable[[], Frozen], compiled: bool = False) -> None:
         self.load, self.device, self.asked = load, torch.device("cpu"), False
+        self.compiled = compiled
 
     @cached_property
     def frozen(self) -> Frozen:
@@ -53,6 +55,8 @@ class Folded:
             self.frozen.net = folded(net)
             if not torch.allclose(self.frozen(x), before, rtol=1e-3, atol=1e-3):
                 self.frozen.net = net
+        if self.compiled:
+            self.frozen.net.compile()
 
 
 def folded(net: nn.Module) -> nn.Module:

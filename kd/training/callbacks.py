@@ -90,6 +90,54 @@ class Best(ModelCheckpoint):
         )
 
 
+class TimeLeft(Callback):
+    """Says how long a stage still takes, 20 seconds into it, and again every few minutes.
+
+    Args:
+        name: the stage's.
+    """
+
+    FIRST, EVERY, LONG = 20.0, 180.0, 1800.0  # seconds
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock, after the steps of an earlier attempt."""
+        self.started, self.before, self.due = time.perf_counter(), trainer.global_step, self.FIRST
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object
+    ) -> None:
+        """Say it where it is time."""
+        passed = time.perf_counter() - self.started
+        done = trainer.global_step - self.before
+        if passed < self.due or not trainer.is_global_zero or done == 0:
+            return
+        steps = int(trainer.estimated_stepping_batches)
+        left = passed / done * (steps - trainer.global_step)
+        whole = passed + left
+        advice = self._advice(trainer, whole)
+        say(f"{self.name}: about {duration(left)} left of {duration(whole)}{advice}")
+        self.due = passed + self.EVERY
+
+    def _advice(self, trainer: L.Trainer, whole: float) -> str:
+        """What to type for a stage of half an hour, where it takes longer and that is said first."""
+        epochs = int((trainer.max_epochs or 0) * self.LONG / whole)
+        if whole <= self.LONG or self.before or self.due > self.FIRST or epochs < 1:
+            return ""
+        prefix = "teacher." if self.name.startswith("teacher") else ""
+        return f"; {prefix}epochs={epochs} would take half an hour"
+
+
+def duration(seconds: float) -> str:
+    """A length of time for people: `40 s`, `12 min`, `3 h 20 min`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
 class WatchLog(Callback):
     """Logs in each epoch what the teacher's soft labels are worth, at the temperature that they then have."""
 

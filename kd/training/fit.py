@@ -19,7 +19,7 @@ from kd.log import say
 from kd.nets.build import normalization_of
 from kd.teachers.live import Teacher
 from kd.teachers.watch import Watched
-from kd.training.callbacks import History, WatchLog
+from kd.training.callbacks import History, TimeLeft, WatchLog
 from kd.training.distiller import Distiller
 from kd.training.finite import WHAT_HELPS
 from kd.training.head_only import HeadOnly, LossOnly
@@ -73,8 +73,10 @@ def fit(
     """
     distiller = _distiller(net, spec, loss, data, teacher, reference)
     distiller.objective.go_on_from(learned or {})
+    if runtime.get("compile") and distiller.taps is None:  # hooks would split it into parts
+        distiller.net.compile()
     history = History(name, watch)
-    own = [history, *([WatchLog(watched)] if watched else [])]
+    own: list[Callback] = [history, TimeLeft(name), *([WatchLog(watched)] if watched else [])]
     only: dict[str, Callback] = {"head": HeadOnly(data.shape), "loss": LossOnly()}
     own += [only[spec["trains"]]] if "trains" in spec else []
     trainer = make_trainer(spec, folder, runtime, own)
@@ -147,6 +149,7 @@ def _distiller(
             optim=spec["optim"],
             schedule=spec["lr_schedule"],
             epochs=spec["epochs"],
+            clips=spec["gradient_clip"] is not None,
         ),
         augment=data.augment,
         normalization=normalization_of(net, data.statistics),

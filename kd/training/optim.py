@@ -26,6 +26,7 @@ def make_optimizer(
     schedule: str | Mapping[str, Any],
     epochs: float = 1.0,
     extra: Iterable[nn.Parameter] = (),
+    clips: bool = False,
     where: str = "optim",
 ) -> tuple[Optimizer, LRScheduler]:
     """An optimiser from its config node, and the schedule of its learning rate, to be stepped once a batch.
@@ -38,6 +39,7 @@ def make_optimizer(
         schedule: see `kd.training.learning_rate`.
         epochs: that the steps are.
         extra: what the loss learns itself.
+        clips: whether gradients are clipped, which Lightning refuses for fused optimisers.
 
     Raises:
         UserError: the node gives no optimiser, or one whose learning rate is no finite number.
@@ -50,7 +52,9 @@ def make_optimizer(
     extra = list(extra)
     outer = [*extra, *[p for p in net.parameters() if p.ndim > 1][-1:]]
     groups = parameter_groups(net, extra, **grouping)
-    optimizer: Optimizer = construct(node, where, params=groups, outer=outer)
+    device = next(net.parameters()).device.type
+    offered = {"fused": True} if device == "cuda" and not clips else {}
+    optimizer: Optimizer = construct(node, where, params=groups, outer=outer, **offered)
     if not isinstance(optimizer, Optimizer):
         raise UserError(
             f"{where}._target_: {optim['_target_']} gave a {type(optimizer).__name__}, not an optimiser"

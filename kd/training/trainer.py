@@ -1,6 +1,9 @@
 """Lightning's Trainer for one stage: the options that are the user's, and those that are kd's own."""
 
+import importlib.util
 import logging
+import os
+import shutil
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
@@ -24,6 +27,7 @@ from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, Simpl
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 from kd.config.construct import REFUSALS
+from kd.config.precision import device_of
 from kd.errors import UserError
 from kd.files.checkpoints import WholeCheckpoints
 from kd.files.events import tell_once
@@ -89,12 +93,34 @@ def check_trainer(options: Mapping[str, Any]) -> None:
     Raises:
         UserError: naming the option.
     """
+    if options.get("compile"):
+        check_compiler(device_of(str(options.get("accelerator", "auto"))))
     plain = {"precision": None, "profiler": None, "logger": False, "enable_checkpointing": False}
     _checked({**options, **plain})
 
 
-def _checked(options: Mapping[str, Any]) -> L.Trainer:
+def check_compiler(device: str) -> None:
+    """Refuse torch.compile where what it needs is missing.
+
+    Raises:
+        UserError: there is no C++ compiler, or no Triton on a GPU.
+    """
+    if device == "cuda":
+        needed, there = "Triton", importlib.util.find_spec("triton") is not None
+    else:
+        needed = "a C++ compiler (g++, clang++, or what CXX names)"
+        there = any(map(shutil.which, [os.environ.get("CXX") or "g++", "clang++"]))
+    if not there:
+        raise UserError(
+            f"trainer.compile: found true, which needs {needed} here, and there is none; install it, or leave it false"
+        )
+
+
+def _checked(asked: Mapping[str, Any]) -> L.Trainer:
     _quiet()
+    # `compile` is for `kd.training.fit`.
+    options = {name: value for name, value in asked.items() if name != "compile"}
+    options.setdefault("benchmark", not options.get("deterministic"))
     try:
         trainer = L.Trainer(
             **options,
