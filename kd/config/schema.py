@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 from functools import partial
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from omegaconf import DictConfig
 from pydantic import (
@@ -101,8 +101,8 @@ Name = Annotated[  # of a class; YAML reads some as numbers
 ]
 
 
-class Teacher(Recipe, Answers):
-    """The teacher's net and recipe, and how its answers are kept.
+class Start(Strict):
+    """A net, and the weights of somebody else that it may start from.
 
     Attributes:
         path: a file with weights to start from, or a run's folder; null to start afresh.
@@ -110,42 +110,67 @@ class Teacher(Recipe, Answers):
             averaged ones (EMA) before others.
         classes: the classes that the net in that file knows, in order: a list, or a file with one a line. Its outputs
             are put in the data's order by name, and those of other classes are left out. null: as the file says.
-        finetune: what is trained from there: all of it, the last layer alone (head), or none; null trains all, but
-            none where there is a `path`.
         normalization: what the weights in `path` were trained with, where the file does not say it itself; null for
             the net's own, or else the data's.
-        members: several teachers that answer as one; each says what it does otherwise than this one. None for one.
-        weights, average, average_temperature: how they do; see `kd.teachers.ensemble.Ensemble`.
-        taps: as the student's, in the same order: each is paired with one of the student's.
+        taps: paths of the modules that a loss looks at, where it asks for features; null for the net's own choice. The
+            teacher's are in the same order: each is paired with one of the student's.
     """
 
-    net: Node
-    path: str | None
-    state: str | None
-    classes: Annotated[list[Name], Field(min_length=1)] | str | None
-    finetune: Trains | None
-    normalization: Normalization | None
-    members: Annotated[list[Node], Field(min_length=1)] | None = None
-    weights: list[PositiveFloat] | None = None
-    average: Literal["logits", "probabilities"] = "logits"
-    average_temperature: Any = (
-        None  # often `${temperature}`, which may be a schedule; it counts for probabilities
-    )
-    taps: Annotated[list[str], Field(min_length=1)] | None = None
+    at: ClassVar[str] = ""  # the config's group
 
-    @property
-    def trains(self) -> Trains:
-        """What the teacher's stage trains."""
-        return self.finetune or ("none" if self.path else "all")
+    net: Node
+    path: str | None = None
+    state: str | None = None
+    classes: Annotated[list[Name], Field(min_length=1)] | str | None = None
+    normalization: Normalization | None = None
+    taps: Annotated[list[str], Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
     def _of_a_path(self) -> Self:
         for name in ("state", "classes"):
             if (found := getattr(self, name)) is not None and self.path is None:
                 raise UserError(
-                    f"teacher.{name}: found {found!r}, but there is no teacher.path that it is about"
+                    f"{self.at}.{name}: found {found!r}, but there is no {self.at}.path that it is about"
                 )
         return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _net(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or given.get("net") is not None:
+            return given
+        path = given.get("path")
+        if not isinstance(path, str):
+            raise UserError(
+                f"{cls.at}.path: found {path!r}, needed is the file with the weights, where no net is named"
+            )
+        return {**given, "net": net_of(path, cls.at)}
+
+
+class Teacher(Recipe, Answers, Start):
+    """The teacher's net and recipe, and how its answers are kept.
+
+    Attributes:
+        finetune: what is trained from there: all of it, the last layer alone (head), or none; null trains all, but
+            none where there is a `path`.
+        members: several teachers that answer as one; each says what it does otherwise than this one. None for one.
+        weights, average, average_temperature: how they do; see `kd.teachers.ensemble.Ensemble`.
+    """
+
+    at = "teacher"
+
+    finetune: Trains | None
+    members: Annotated[list[Node], Field(min_length=1)] | None = None
+    weights: list[PositiveFloat] | None = None
+    average: Literal["logits", "probabilities"] = "logits"
+    average_temperature: Any = (
+        None  # often `${temperature}`, which may be a schedule; it counts for probabilities
+    )
+
+    @property
+    def trains(self) -> Trains:
+        """What the teacher's stage trains."""
+        return self.finetune or ("none" if self.path else "all")
 
     def member(self, number: int) -> "Teacher":
         """One of the members; what it does not say itself is as here.
@@ -167,28 +192,17 @@ class Teacher(Recipe, Answers):
         }
         return validated(Teacher, {**whole, "members": None}, f"teacher.members[{number}].")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _net(cls, given: Any) -> Any:
-        if not isinstance(given, dict) or given.get("net") is not None:
-            return given
-        path = given.get("path")
-        if not isinstance(path, str):
-            raise UserError(
-                f"teacher.path: found {path!r}, needed is the file with the weights, where no net is named"
-            )
-        return {**given, "net": net_of(path, "teacher")}
 
-
-class Student(Strict):
-    """The student's net, which is the baseline's too. Its recipe is at top level.
+class Student(Start):
+    """The student's net, which is the baseline's too: both start from the same. Its recipe is at top level.
 
     Attributes:
-        taps: paths of the modules that a loss looks at, where it asks for features; null for the net's own choice.
+        finetune: what is trained: all of it, or the last layer alone (head); null for all.
     """
 
-    net: Node
-    taps: Annotated[list[str], Field(min_length=1)] | None = None
+    at = "student"
+
+    finetune: Literal["all", "head"] | None = None
 
 
 class StageConfig(Strict):

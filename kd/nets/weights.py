@@ -126,7 +126,7 @@ def put_weights(
         why = f"is for {len(found[other[0]])} classes" if other else "has no last layer"
         say(f"{where}: {path.name} {why}; {', '.join(head)} start afresh")
         found |= {name: expected[name] for name in head}
-    problems = _mismatches(found, expected)
+    problems = _mismatches(found, expected, _key(where, "classes"))
     if problems:
         about = f"  the net is {type(net).__name__} with {len(expected)} tensors; the file has {len(found)}"
         raise UserError(
@@ -198,12 +198,12 @@ def _choice(
     if any(fit.rank == best.rank and fit.words != best.words for fit in averaged or whole):
         raise UserError(
             f"{where}: {path} holds several sets of weights that fit the net: {', '.join(labels)}; choose one with "
-            f"{_state_key(where)}={best.label}"
+            f"{_key(where, 'state')}={best.label}"
         )
     if averaged or len(labels) > 1:
         kind = "averaged weights (EMA)" if best.averaged else "weights"
         others = ", ".join(label for label in labels if label != best.label)
-        beside = f"; {others} would fit too ({_state_key(where)} chooses)" if others else ""
+        beside = f"; {others} would fit too ({_key(where, 'state')} chooses)" if others else ""
         say(f"{where}: took the {kind} in {best.label} of {path.name}{beside}")
     return _with_buffers(best, whole, net.state_dict().keys() - parameters)
 
@@ -217,8 +217,9 @@ def _with_buffers(fit: Fit, others: Sequence[Fit], buffers: Collection[str]) -> 
     return fit
 
 
-def _state_key(where: str) -> str:
-    return f"{where.removesuffix('path')}state"
+def _key(where: str, name: str) -> str:
+    """The config's key beside that of a path; empty where the path is no key's."""
+    return f"{where.removesuffix('path')}{name}" if where.endswith(".path") else ""
 
 
 def _called(fits: Sequence[Fit], which: str, path: Path, where: str) -> list[Fit]:
@@ -235,7 +236,7 @@ def _called(fits: Sequence[Fit], which: str, path: Path, where: str) -> list[Fit
         kinds = ["ema" if fit.averaged else "raw" for fit in fits]
         accepted = list(dict.fromkeys([*kinds, *(word for fit in fits for word in fit.words)]))
         raise UserError(
-            f"{_state_key(where)}: found {which!r}; {path} has {', '.join(accepted)}{nearest(which, accepted)}"
+            f"{_key(where, 'state')}: found {which!r}; {path} has {', '.join(accepted)}{nearest(which, accepted)}"
         )
     return found
 
@@ -275,7 +276,9 @@ def _renamed(name: str, rules: Sequence[tuple[str, str]]) -> str:
     return name
 
 
-def _mismatches(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+def _mismatches(
+    found: Mapping[str, Tensor], expected: Mapping[str, Tensor], classes: str
+) -> list[str]:
     """A line for each way in which the tensors differ from the net's, and one where another number of classes may be
     the reason: tensors that differ in the number of their rows alone.
     """
@@ -299,9 +302,9 @@ def _mismatches(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
     }
     if len(rows) == 1 and all(_other_classes(found[name], expected[name]) for name in wrong):
         ((theirs, ours),) = rows
+        advice = f"; {classes} takes the names of the file's, in order, and then only the data's are kept"
         lines.append(
-            f"  the file is for {theirs} classes, the data has {ours}; teacher.classes takes the names of the file's, "
-            "in order, and then only the data's are kept"
+            f"  the file is for {theirs} classes, the data has {ours}{advice if classes else ''}"
         )
     return lines
 

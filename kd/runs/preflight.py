@@ -68,7 +68,7 @@ def preflight(chain: Sequence[Link], config: Config, data: DataModule) -> None:
             trained=link.trains != "none",
         )
         if link.trains == "head":
-            check_head(net, data, at)
+            check_head(net, data, link.given_at)
         if link.trains == "none":
             continue
         make_optimizer(net, 2, optim=recipe.optim, schedule=recipe.lr_schedule, where=f"{at}optim")
@@ -104,5 +104,5 @@ def check_head(net: nn.Module, data: DataModule, at: str) -> None:
         head_of(net, data.shape)
     except ValueError as error:
         raise UserError(
-            f"{at}finetune: head cannot be trained alone: {error}; accepted are all, none"
+            f"{at}finetune: head cannot be trained alone: {error}; accepted is all"
         ) from error

@@ -61,6 +61,11 @@ class Link:
     teacher_taps: list[str] | None = None
     sees: Sees = "all"
 
+    @property
+    def given_at(self) -> str:
+        """The prefix of the config's keys that say what the net starts from."""
+        return self.where.removesuffix("net")
+
 
 def chain_of(config: Config) -> list[Link]:
     """The stages of `stages=`, in order.
@@ -117,7 +122,9 @@ def _link(name: str, stage: StageConfig, config: Config) -> Link:
         taps=taps,
         sees=_sees(of_teacher, loss),
     )
-    return replace(link, **_given(config)) if name == "teacher" else link
+    if name == "teacher":
+        return replace(link, **_given(config))
+    return replace(link, **_started(link, config)) if stage.net == "student" else link
 
 
 def _loss(stage: StageConfig, config: Config) -> LossSpec:
@@ -172,6 +179,26 @@ def _given(config: Config) -> dict[str, Any]:
         name: getattr(teacher, name)
         for name in ("path", "state", "classes", "trains", "normalization")
     }
+
+
+def _started(link: Link, config: Config) -> dict[str, Any]:
+    """What the student's net starts from in a stage, and how much of it is trained.
+
+    Raises:
+        UserError: the loss makes another net of it, whose weights those in the file are not.
+    """
+    student, found = config.student, dict[str, Any]()
+    if student.finetune == "head" and link.trains == "all":
+        found["trains"] = "head"
+    if link.start or link.where != "student.net":
+        if student.path and not link.start:
+            raise UserError(
+                f"student.path: the loss of stage {link.name} makes a net of its own of the student's, which cannot "
+                "start from a file; accepted is null"
+            )
+        return found
+    names = ("path", "state", "classes", "normalization")
+    return found | {name: getattr(student, name) for name in names}
 
 
 def _ensemble(teacher: Teacher) -> Node:

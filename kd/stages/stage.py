@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -80,6 +80,7 @@ class Stage:
         teacher: the finished stage that answers for the views, where the loss asks for one.
         reference: the finished stage that `val/agreement` compares with; no part of the result.
         weights: a file to take the net's weights from.
+        given_at: the prefix of the config's keys that say so, for messages.
         start: the finished stage to take them from.
         members: the finished stages whose nets the net consists of.
         room: where the teacher's outputs are kept; None does not keep them.
@@ -94,6 +95,7 @@ class Stage:
     teacher: Done | None = None
     reference: Done | None = None
     weights: Path | None = None
+    given_at: str = ""
     start: Done | None = None
     members: tuple[Done, ...] = ()
     room: Room | None = None
@@ -118,11 +120,12 @@ def make_stage(link: Link, config: Training, data: DataModule, done: Mapping[str
     load = not (file or link.start or members)
     spec |= net_spec(link.net, *targets(link.loss.node), load=load)
     spec |= start_spec(link, file, data.classes)
+    stage = Stage(link.name, spec, weights=file, given_at=link.given_at, sees=link.sees)
     if link.trains == "none":
         spec |= {"epochs": 0, "code": code_of(*targets(link.net))}
         spec |= {"members": [each.key for each in members]} if members else {}
         spec |= {"seed": link.recipe.seed} if load else {}
-        return Stage(link.name, spec, weights=file, members=members, sees=link.sees)
+        return replace(stage, members=members)
     spec |= link.recipe.model_dump()
     if data.val_labels == 0 and link.sees != "all":
         spec["keep"] = "last"  # validation chooses nothing
@@ -136,7 +139,7 @@ def make_stage(link: Link, config: Training, data: DataModule, done: Mapping[str
     spec["code"] = code_of(*targets(link.net), *targets(spec["objective"]))
     teacher = done[link.teacher] if link.teacher else None
     start = done[link.start] if link.start else None
-    spec |= {which: stage.key for which, stage in (("teacher", teacher), ("start", start)) if stage}
+    spec |= {which: each.key for which, each in (("teacher", teacher), ("start", start)) if each}
     if teacher:
         spec["outputs"] = config.teacher.outputs
         asked = config.teacher.precision
@@ -146,17 +149,14 @@ def make_stage(link: Link, config: Training, data: DataModule, done: Mapping[str
     if taps := taps_of(link, data.shape):
         spec["taps"] = taps
     reference = teacher or (done.get("teacher") if link.role != "teacher" else None)
-    return Stage(
-        link.name,
-        spec,
-        runtime,
-        link.loss,
+    return replace(
+        stage,
+        runtime=runtime,
+        loss=link.loss,
         teacher=teacher,
         reference=reference,
-        weights=file,
         start=start,
         room=_room(config),
-        sees=link.sees,
     )
 
 
@@ -247,9 +247,9 @@ def _start(stage: Stage, data: DataModule) -> nn.Module:
     trained = stage.spec["epochs"] > 0
     net = build_net(stage.spec["net"], data.shape, f"{stage.name}.net", load=load, trained=trained)
     if stage.weights:
-        load_start(net, stage.weights, f"{stage.name}.path", stage.spec, data.shape)
+        load_start(net, stage.weights, f"{stage.given_at}path", stage.spec, data.shape)
     if said := stage.spec.get("normalization"):
-        where = f"{stage.name}.normalization"
+        where = f"{stage.given_at}normalization"
         set_normalization(
             net, (tuple(said["mean"]), tuple(said["std"])), data.shape.channels, where
         )

@@ -38,7 +38,7 @@ def file_of(link: Link) -> Path | None:
     """
     if link.path is None:
         return None
-    where = f"{link.name}.path"
+    where = f"{link.given_at}path"
     file = weights_file(link.path, where)
     header = header_of(file)
     if header:
@@ -163,13 +163,14 @@ def _agree(theirs: Mapping[str, Any], link: Link, file: Path) -> None:
     if "_target_" in other:
         other = ["_target_"]  # the rest says nothing then
     if other:
+        role = link.given_at.partition(".")[0]
         differs = ", ".join(
             f"{name} {a.get(name)!r} where {link.where} has {b.get(name)!r}"
             for name in sorted(other)
         )
         raise UserError(
-            f"{link.name}.path: {file} says that it is of another net: {differs}.\n"
-            "  teacher=checkpoint teacher.path=... takes the net that the file names"
+            f"{link.given_at}path: {file} says that it is of another net: {differs}.\n"
+            f"  {role}=checkpoint {role}.path=... takes the net that the file names"
         )
 
 
@@ -180,11 +181,11 @@ def _outputs(link: Link, file: Path, ours: tuple[str, ...]) -> dict[str, Any] | 
         UserError: some of the data's classes are none of the file's.
     """
     if link.classes is not None:
-        where = f"{link.name}.classes"
+        where = f"{link.given_at}classes"
         theirs = names_given(link.classes, where)
         taken = outputs_for(theirs, ours, where)
     else:
-        where = f"{link.name}.path"
+        where = f"{link.given_at}path"
         said = _said(file, file.stat().st_ctime_ns, where)
         common = shared(said, ours) if said else 0
         if not said or (common < len(ours) and link.trains != "none"):
