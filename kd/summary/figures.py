@@ -35,10 +35,8 @@ def pictures(rows: Sequence[Row], gains: Sequence[Gain]) -> Iterator[Picture]:
         yield picture(
             heat_map(members),
             f"Accuracy of the student{of} over temperature and alpha, the weight of the "
-            f"teacher's side: mean ± "
-            f"standard deviation over the seeds ({seeds} a cell). Framed: the cell that is best "
-            f"on validation, the one "
-            "to choose; test is there to judge it by. The axes' steps are not to scale.",
+            f"teacher's side: mean ± standard deviation over the seeds ({seeds} a cell). Framed: the cell that is best "
+            f"on validation, the one to choose; test is there to judge it by. The axes' steps are not to scale.",
             f"Heat maps of validation and test accuracy{of} over temperature and alpha",
         )
     for curve in label_curves(rows)[:MAPS]:
@@ -54,8 +52,7 @@ def pictures(rows: Sequence[Row], gains: Sequence[Gain]) -> Iterator[Picture]:
         yield picture(
             figure,
             f"Gain in test accuracy over the baseline, with 95 % intervals: ● Student's t over "
-            f"the seeds ({seeds} a "
-            f"row), ○ bootstrap over the test images of the only "
+            f"the seeds ({seeds} a row), ○ bootstrap over the test images of the only "
             f"seed.{_limited(len(rows), BARS)} Intervals are not "
             "corrected for the number of rows; the table's last p is.",
             "Gain of each row over its baseline with intervals",
