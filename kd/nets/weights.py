@@ -66,7 +66,7 @@ def _tokens(word: str) -> set[str]:
 
 
 @dataclass(frozen=True)
-class Outputs:
+class OutputChoice:
     """Which outputs of a file's net are taken, where they stand for other classes or for more.
 
     Attributes:
@@ -86,7 +86,7 @@ def load_weights(
     where: str,
     head: Collection[str] = (),
     which: str | None = None,
-    outputs: Outputs | None = None,
+    outputs: OutputChoice | None = None,
 ) -> None:
     """Load a file's tensors into `net`; names and shapes must be the same, but for a common prefix.
 
@@ -111,7 +111,7 @@ def put_weights(
     where: str,
     head: Collection[str] = (),
     which: str | None = None,
-    outputs: Outputs | None = None,
+    outputs: OutputChoice | None = None,
 ) -> None:
     """As `load_weights`, of what `read_weights` has read."""
     expected = net.state_dict()
@@ -148,7 +148,7 @@ def put_weights(
 
 
 def _chosen(
-    found: Mapping[str, Tensor], expected: Mapping[str, Tensor], outputs: Outputs, where: str
+    found: Mapping[str, Tensor], expected: Mapping[str, Tensor], outputs: OutputChoice, where: str
 ) -> dict[str, Tensor]:
     """The last layer's rows for the outputs that are taken; and those of layers beside it, such as auxiliary ones."""
     rows = list(outputs.taken)

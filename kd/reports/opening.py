@@ -8,7 +8,7 @@ from kd.stages.result import name_of_net
 
 
 def opening(chain: Sequence[Link], data: DataModule) -> list[str]:
-    """A line for each net that the run compares: what it learns from; then what all are measured on."""
+    """A line for each net of the run: what it learns from; then what all are measured on."""
     compared = [link for link in chain if link.role]
     width = max((len(link.name) for link in compared), default=0) + 1
     lines = [f"  {link.name + ':':<{width}} {_learns_from(link, chain, data)}" for link in compared]

@@ -30,7 +30,10 @@ def chosen_on(data: Mapping[str, Any]) -> str:
     """What the weights of a run's nets were chosen on, from its report's `data`."""
     labels = data.get("val_labels", data["val"])
     if labels == 0:
-        return "The student and the baseline keep the weights of their last epoch, which no validation label chose."
+        return (
+            "The student and the baseline keep the weights of their last epoch, which no "
+            "validation label chose."
+        )
     few = (
         f" (by {labels} of its images for the student and the baseline)"
         if labels < data["val"]

@@ -23,7 +23,7 @@ from kd.nets.build import (
     without_pretrained,
 )
 from kd.nets.head import head_tensors
-from kd.nets.weights import Outputs, load_weights
+from kd.nets.weights import OutputChoice, load_weights
 from kd.shape import Shape
 from kd.stages.chain import Link
 
@@ -113,7 +113,7 @@ def load_start(
     if said and not head:
         raise UserError(f"{where}: the net has no last layer whose outputs could be put in order")
     if said:
-        outputs = Outputs(said["taken"], said["of"], head)
+        outputs = OutputChoice(said["taken"], said["of"], head)
         say(
             f"{where}: of {file.name}'s {outputs.of} outputs, {len(outputs.taken)} are taken, by name"
         )

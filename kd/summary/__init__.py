@@ -40,7 +40,8 @@ NOTES = (
 def write_summary(paths: Sequence[Path]) -> str:
     """Compare all runs in and under these folders.
 
-    `summary.csv`, `summary.md` and `summary.html` are written into the first; and `labels.svg`, accuracy against the
+    `summary.csv`, `summary.md` and `summary.html` are written into the first; and
+    `labels.svg`, accuracy against the
     number of labels, where the runs differ by that.
 
     Returns:

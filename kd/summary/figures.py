@@ -19,7 +19,7 @@ from kd.reports.page import Picture, picture
 from kd.reports.palette import BLACK, GRAY, MAP, ROLES, STUDENTS, VERMILION, Axes
 from kd.summary.costs import LATENCY, PARAMETERS, cost_plot, points_of
 from kd.summary.groups import Row, dig, drawn_name
-from kd.summary.labels import Labels, label_curves
+from kd.summary.labels import LabelCurve, label_curves
 from kd.summary.significance import Gain, deviation
 
 MAPS = 3  # heat maps at most
@@ -35,19 +35,12 @@ def pictures(rows: Sequence[Row], gains: Sequence[Gain]) -> Iterator[Picture]:
         yield picture(
             heat_map(members),
             f"Accuracy of the student{of} over temperature and alpha, the weight of the "
-            f"teacher's side: mean ± standard deviation over the seeds ({seeds} a cell). Framed: the cell that is best "
-            f"on validation, the one to choose; test is there to judge it by. The axes' steps are not to scale.",
+            f"teacher's side: mean ± standard deviation over the seeds ({seeds} a cell). Framed: "
+            "the cell that is best on validation, the one to choose; test is there to judge it by. "
+            "The axes' steps are not to scale.",
             f"Heat maps of validation and test accuracy{of} over temperature and alpha",
         )
-    for curve in label_curves(rows)[:MAPS]:
-        of = f" of {curve.name}" if curve.name else ""
-        yield picture(
-            label_plot(curve),
-            f"Test accuracy{of} against the number of labels that student and baseline had: mean over the seeds "
-            f"({seeds} a row), band ± one standard deviation. How far apart the curves are from left to right is what "
-            "the teacher is worth in labels.",
-            f"Test accuracy{of} of baseline and student against the number of labels",
-        )
+    yield from _label_pictures(rows, seeds)
     if figure := gain_plot(rows, gains):
         yield picture(
             figure,
@@ -77,6 +70,18 @@ def pictures(rows: Sequence[Row], gains: Sequence[Gain]) -> Iterator[Picture]:
             f"one standard deviation."
             f"{_limited(len(rows), CURVES)}",
             "Validation accuracy by epoch",
+        )
+
+
+def _label_pictures(rows: Sequence[Row], seeds: str) -> Iterator[Picture]:
+    for curve in label_curves(rows)[:MAPS]:
+        of = f" of {curve.name}" if curve.name else ""
+        yield picture(
+            label_plot(curve),
+            f"Test accuracy{of} against the number of labels that student and baseline had: mean "
+            f"over the seeds ({seeds} a row), band ± one standard deviation. How far apart the "
+            "curves are from left to right is what the teacher is worth in labels.",
+            f"Test accuracy{of} of baseline and student against the number of labels",
         )
 
 
@@ -188,8 +193,8 @@ def _cells(
 # Labels
 
 
-def label_plot(curve: Labels) -> Figure:
-    """Accuracy of baseline and student against the number of labels, on a logarithmic axis, with bands over seeds."""
+def label_plot(curve: LabelCurve) -> Figure:
+    """Accuracy of baseline and student against the number of labels, with bands over seeds."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     if curve.teacher:

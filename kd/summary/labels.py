@@ -10,7 +10,7 @@ from kd.summary.significance import deviation, finite, mean
 
 
 @dataclass(frozen=True)
-class Labels:
+class LabelCurve:
     """Accuracy on test against the number of labels, of runs that are alike otherwise.
 
     Attributes:
@@ -32,7 +32,7 @@ class Labels:
         return [mean(each) or 0.0 for each in values], [deviation(each) or 0.0 for each in values]
 
 
-def label_curves(rows: Sequence[Row]) -> list[Labels]:
+def label_curves(rows: Sequence[Row]) -> list[LabelCurve]:
     """The curves that there are, each of two numbers of labels or more."""
     found: dict[str, dict[int, Row]] = {}
     for row in rows:
@@ -44,16 +44,16 @@ def label_curves(rows: Sequence[Row]) -> list[Labels]:
     return [_curve(name, dict(sorted(of.items()))) for name, of in found.items() if len(of) > 1]
 
 
-def _curve(name: str, rows: dict[int, Row]) -> Labels:
+def _curve(name: str, rows: dict[int, Row]) -> LabelCurve:
     values = {
         role: [row.values(role, "test", "accuracy") for row in rows.values()]
         for role in ("student", "baseline", "teacher")
     }
     teacher = [each for of in values["teacher"] for each in of]
-    return Labels(list(rows), values["student"], values["baseline"], teacher, name)
+    return LabelCurve(list(rows), values["student"], values["baseline"], teacher, name)
 
 
-def worth(curve: Labels, place: int) -> float | None:
+def worth(curve: LabelCurve, place: int) -> float | None:
     """How many labels the baseline needs to be as good as the student with `counts[place]` of them.
 
     Between two counts the baseline's accuracy is taken to rise with the logarithm of the count.
@@ -76,7 +76,7 @@ def worth_of_teacher(rows: Sequence[Row]) -> list[str]:
     return [_sentence(curve) for curve in label_curves(rows)]
 
 
-def _sentence(curve: Labels) -> str:
+def _sentence(curve: LabelCurve) -> str:
     few, most, needed = curve.counts[0], curve.counts[-1], worth(curve, 0)
     students, baselines = curve.band("student")[0], curve.band("baseline")[0]
     text = f"{curve.name}: with" if curve.name else "With"

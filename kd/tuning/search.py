@@ -53,7 +53,8 @@ def tune(request: Request, command: str) -> Path:
     data: DataModule = construct(request.config.data, "data")
     if data.val_labels == 0:
         raise UserError(
-            "data.val_labels: found 0, but a search chooses on validation; accepted are null or a number of images"
+            "data.val_labels: found 0, but a search chooses on validation; accepted are null or a "
+            "number of images"
         )
     shortened(data, request.config.trainer)
     preflight(chain_of(request.config), request.config, data)
