@@ -59,6 +59,7 @@ class Course:
                 raise UserError(
                     f"data.{name}: tasks take all images with their labels; accepted is null"
                 )
+        shortened(data, config.trainer, len(data.classes))
         self.config, self.asked = config, config.incremental
         self.source = TaskData(data, make_tasks(self.asked, data.classes))
         self.memory = Memory(self.source, self.asked)
@@ -162,8 +163,7 @@ def run(
     """
     config = config.settled()
     output = writable(Path(config.output_dir).expanduser())
-    data: DataModule = construct(config.data, "data")
-    course = Course(config, shortened(data, config.trainer, len(data.classes)))
+    course = Course(config, construct(config.data, "data"))
     preflight(course)
     store = Store(output / "store")
     folder = folder or RunFolder(output / "runs", config.name)
