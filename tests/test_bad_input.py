@@ -173,7 +173,7 @@ TRAIN: list[tuple[str, tuple[str, ...]]] = [
         "data.omit=[33]",
         ("data.omit: there is no class '33'", "accepted are 0, 1", "did you mean '3'"),
     ),
-    ("data.omit=3", ("data.omit: found 3", "list")),
+    ("data.omit=3", ("data.omit: found 3", "array")),
     ("data.omit=[0,1,2,3,4,5,6,7,8]", ("data.omit: found 9 of 10 classes", "at least two")),
     ("data.val_labels=3", ("data.val_labels: found 3; accepted are 10",)),
     ("data.val_labels=-1", ("data.val_labels: found -1",)),

@@ -572,9 +572,9 @@ class TestStudent:
         [
             (),
             ("data.views=2",),
-            ("+data.augment.mixup=1.0", "+data.augment.cutmix=1.0"),
+            ("data.augment.mixup=1.0", "data.augment.cutmix=1.0"),
             ("POOL",),
-            ("POOL", "+data.augment.mixup=1.0"),
+            ("POOL", "data.augment.mixup=1.0"),
             ("teacher.precision=bf16-mixed",),
             ("trainer.precision=bf16-mixed", "teacher.precision=bf16-mixed"),
             ("ema=0.9", "loss=dkd"),

@@ -25,7 +25,11 @@ TRAINS = (
     r"^  trainer +auto, cpu",
 )
 HELP = {
-    "train": (*TRAINS, r"^  teacher.epochs=40 +\(a whole number from 0\)", r"^  sweep +methods"),
+    "train": (
+        *TRAINS,
+        r"^  teacher.epochs=40 +\(a whole number from 0\)",
+        r"^  sweep +labels, methods",
+    ),
     "tune": (r"^  n_trials=20 .*\n?.*\(a whole number from 1\)", *TRAINS, r"^  search +kd, optim"),
     "incremental": (
         r"^  incremental.exemplars=0 .*from 0\)",

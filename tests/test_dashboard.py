@@ -256,11 +256,10 @@ def test_the_next_run_holds_what_went_with_a_deleted_one(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("overrides", "roles"),
     [
-        (["trainer=smoke"], {"teacher", "baseline", "student"}),
         (["stages=[baseline]"], {"baseline"}),
         (["stages=[teacher,distill]", "teacher.epochs=0"], {"teacher", "student"}),
     ],
-    ids=["two batches", "one stage", "no baseline"],
+    ids=["one stage", "no baseline"],
 )
 def test_whatever_is_missing(overrides: list[str], roles: set[str], make_config: Make) -> None:
     folder = run(make_config(*overrides, "pictures=true"), "")

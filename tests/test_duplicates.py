@@ -104,6 +104,7 @@ def test_copies_are_shared_out_where_a_class_has_nothing_else() -> None:
 def test_the_verdict_begins_with_test_images_that_were_trained_on() -> None:
     data = {"test": 18, "duplicates": {"across": {"test in train": 18}, "dropped": {}}}
     report = {
+        "config": {},
         "data": data,
         "teaching": None,
         "comparison": dict.fromkeys(("gain", "gap_closed", "speedup")),

@@ -89,7 +89,6 @@ def test_all_of_it(make: Make, file: Path) -> None:
         [],
         ["teacher.ema=0.8"],
         ["teacher.swa=0.5"],
-        ["+trainer.val_check_interval=1"],
         ["teacher.gradient_clip=0.5", "teacher.lr_schedule=cosine"],
         ["optim@teacher.optim=adamw"],
         ["teacher.precision=bf16-mixed"],

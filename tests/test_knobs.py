@@ -99,7 +99,7 @@ def test_the_name_shows_the_knobs_that_count() -> None:
 def test_the_name_shows_the_recipe() -> None:
     assert (
         check(composed("experiment=finetune", "seed=3")).name
-        == "digits_mlp_to_mlp_kd_T2.0_a0.5_finetune_s3"
+        == "digits_few_mlp_to_mlp_kd_T2.0_a0.5_finetune_s3"
     )
 
 

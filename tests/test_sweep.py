@@ -82,11 +82,11 @@ def test_twelve_jobs_then_the_same_again(sweep: Any, tmp_path: Path) -> None:
     first = sweep("-m", *GRID)
     assert first.code == 0, first.err
     assert {path.name for path in first.runs} == {
-        f"digits_mlp_to_mlp_kd_T{t}_a{a}_s0"
+        f"digits_few_mlp_to_mlp_kd_T{t}_a{a}_s0"
         for t in ("1.0", "2.0", "4.0", "8.0")
         for a in ("0.1", "0.5", "0.9")
     }
-    assert first.sweep.name.startswith("digits_mlp_to_mlp_kd_temperature_alpha_")
+    assert first.sweep.name.startswith("digits_few_mlp_to_mlp_kd_temperature_alpha_")
     assert re.findall(
         r"^\[(\d+)/12\] temperature=\d alpha=0.\d: student ", first.err, re.M
     ) == list(map(str, range(1, 13)))
@@ -148,7 +148,7 @@ def test_a_failing_job_stops_no_other_and_is_tried_again(
     first = sweep("-m", "temperature=1,2,0,4")
     assert first.code == 1
     assert [path.name for path in first.runs] == [
-        f"digits_mlp_to_mlp_kd_T{t}_a0.5_s0" for t in ("1.0", "4.0")
+        f"digits_few_mlp_to_mlp_kd_T{t}_a0.5_s0" for t in ("1.0", "4.0")
     ]
     assert [path for path in first.sweep.iterdir() if path.name.endswith(".partial")] == []
     assert "2 of 4 jobs failed" in first.err
@@ -157,8 +157,8 @@ def test_a_failing_job_stops_no_other_and_is_tried_again(
     logs = [Path(line) for line in re.findall(r"log: (.*)", first.err)]
     assert len(logs) == 2
     text = {log.name: log.read_text() for log in logs}
-    assert "ZeroDivisionError: a defect" in text["digits_mlp_to_mlp_kd_T2.0_a0.5_s0.log"]
-    assert "Traceback" in text["digits_mlp_to_mlp_kd_T2.0_a0.5_s0.log"]
+    assert "ZeroDivisionError: a defect" in text["digits_few_mlp_to_mlp_kd_T2.0_a0.5_s0.log"]
+    assert "Traceback" in text["digits_few_mlp_to_mlp_kd_T2.0_a0.5_s0.log"]
     assert "found 0.0" in text["temperature-0.log"]
     assert "Traceback" not in first.err
 
@@ -266,7 +266,7 @@ def test_jobs_whose_usual_names_are_the_same_get_names_of_their_own(sweep: Any) 
     ran = sweep("-m", "optim.lr=0.01,0.02", "student.net.hidden=[8],[4,4]", "stages=[baseline]")
     assert ran.code == 0
     names = [path.name for path in ran.runs]
-    stem = "digits_mlp_to_mlp_kd_T2.0_a0.5_hidden"
+    stem = "digits_few_mlp_to_mlp_kd_T2.0_a0.5_hidden"
     assert names == [f"{stem}-{hidden}_lr-0.0{lr}_s0" for hidden in ("4-4", "8") for lr in (1, 2)]
     for run in ran.runs:
         assert json.loads((run / "report.json").read_text())["name"] == run.name

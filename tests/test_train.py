@@ -333,7 +333,7 @@ def test_command_works_from_any_folder(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.chdir(tmp_path)
     assert exit_code("train", *ARGUMENTS, "stages=[baseline]") == 0
     (folder,) = (tmp_path / "outputs" / "runs").iterdir()
-    assert folder.name.endswith("_digits_mlp_to_mlp_kd_T2.0_a0.5_s0")
+    assert folder.name.endswith("_digits_few_mlp_to_mlp_kd_T2.0_a0.5_s0")
     assert [path.name for path in tmp_path.iterdir()] == ["outputs"], (
         "Hydra must leave nothing of its own"
     )

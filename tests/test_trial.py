@@ -56,7 +56,7 @@ def test_smoke_asks_about_two_batches_of_everything(
         return forward(net, x)
 
     monkeypatch.setattr(MLP, "forward", counted)
-    budget = [word for word in SMALL if not word.startswith("data.limit")]
+    budget = [word for word in SMALL if not word.startswith("data.limit")] + ["data=digits"]
     if name == "incremental":
         budget = ["student=mlp", "student.net.hidden=[8]", "batch_size=20", "pictures=false"]
         budget += ["incremental.tasks=2"]

@@ -131,7 +131,10 @@ def _parts(path: str) -> Iterator[dict[str, Any]]:
             yield from _parts(f"{path.rpartition('/')[0]}/{entry}")
         elif isinstance(entry, Mapping):
             named = entry.get("override /loss", entry.get("override loss", named))
-    yield {**{str(k): v for k, v in file.items()}, "override": named}
+    # Unresolved: what a file refers to is another file's.
+    whole = OmegaConf.to_container(file, resolve=False)
+    assert isinstance(whole, dict)
+    yield {**{str(key): value for key, value in whole.items()}, "override": named}
 
 
 def _file(path: str) -> DictConfig | None:
