@@ -257,25 +257,28 @@ def made(runs: Runs) -> str:
     """Where the runs of a table were made."""
     if not runs:
         return "Not run yet."
-    hours = sum(sum(stages.values()) for stages in [seconds(runs)]) / 3600
-    said = {key: ", ".join(dict.fromkeys(run.get(key) or "?" for run in runs)) for key in KEPT}
+    device, threads, torch = (
+        ", ".join(dict.fromkeys(run.get(f"environment.{name}") or "?" for run in runs))
+        for name in ("device", "threads", "torch")
+    )
     commits = ", ".join(dict.fromkeys(run["git"][:7] for run in runs))
     return (
-        f"{len(runs)} runs on {said['environment.device']}, {said['environment.threads']} thread(s), "
-        f"torch {said['environment.torch']}, commit {commits}; {hours:.1f} hours of training in all."
+        f"{len(runs)} runs on {device}, {threads} thread(s), torch {torch}, commit {commits}; "
+        f"{hours(runs):.1f} hours of training in all."
     )
 
 
-def seconds(runs: Runs) -> dict[tuple[str, str], float]:
-    """Seconds of training by stage; one that several runs share counts once."""
-    return {
-        (role, run.get(f"{role}.val.best", "") + run.get(f"{role}.seconds", "")): float(
+def hours(runs: Runs) -> float:
+    """Hours of training; a stage that several runs share counts once."""
+    stages = {
+        (role, run.get(f"{role}.val.best", "") + run[f"{role}.seconds"]): float(
             run[f"{role}.seconds"]
         )
         for run in runs
         for role in ("teacher", "baseline", "student")
         if run.get(f"{role}.seconds")
     }
+    return sum(stages.values()) / 3600
 
 
 def document() -> str:
@@ -383,8 +386,8 @@ def main() -> None:
         parser.error(f"unknown table {', '.join(sorted(unknown))}; there are {', '.join(tables)}")
     if asked.estimate:
         for name in tables:
-            hours = sum(seconds(runs_of(name)).values()) / 3600
-            print(f"{name:30} {f'{hours:.1f} h' if hours else 'not run yet'}")
+            taken = hours(runs_of(name))
+            print(f"{name:30} {f'{taken:.1f} h' if taken else 'not run yet'}")
         return
     for name in (
         (asked.names or [each for each in tables if not runs_of(each)])
