@@ -1,4 +1,4 @@
-"""Labels, hard or soft, and logits with and without the class that a label names: what methods on logits share."""
+"""Handling of hard and soft labels, shared by the losses on logits."""
 
 import torch
 import torch.nn.functional as F
@@ -6,14 +6,15 @@ from torch import Tensor
 
 
 def shares(target: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The classes that each label names, and how much of it each has.
+    """Split labels into classes and their shares.
 
     Args:
         target: int64 [B], or soft labels [B, C].
         logits: [B, C].
 
     Returns:
-        shares [B, K] and classes [B, K]; K is 1 for int64, else as many as the widest label names.
+        shares [B, K] and classes [B, K]. K is 1 for int64, else the largest number of classes in
+        one label.
     """
     if target.ndim == 1:
         return torch.ones_like(logits[:, :1]), target[:, None]
@@ -22,12 +23,14 @@ def shares(target: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def binary(z: Tensor, label: Tensor) -> Tensor:
-    """Logarithms of [p(label), 1 - p(label)], [B, 2], of logits [B, C] and classes [B, 1]."""
+    """Return log [p(label), 1 - p(label)], [B, 2], for logits [B, C] and classes [B, 1]."""
     both = torch.cat([z.gather(1, label), others(z, label).logsumexp(dim=1, keepdim=True)], dim=1)
     return F.log_softmax(both, dim=1)
 
 
 def others(z: Tensor, label: Tensor) -> Tensor:
-    """Logits of the classes beside the label, [B, C - 1], from the one after it round to the one before it."""
+    """Return the logits of all classes except the label, [B, C - 1], in cyclic order after the
+    label.
+    """
     classes = z.shape[1]
     return z.gather(1, (label + torch.arange(1, classes, device=z.device)) % classes)

@@ -1,4 +1,4 @@
-"""Maps of two nets made comparable: what the methods on features share."""
+"""Feature maps of two nets made comparable; shared by the feature losses."""
 
 from math import isqrt
 
@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 
 def as_map(feature: Tensor) -> Tensor:
-    """A tap as maps [B, C, H, W]: vectors [B, C] are maps of one pixel, tokens [B, N, C] those of a square picture.
+    """Reshape features to maps [B, C, H, W].
 
-    Of tokens the largest square number is taken from the end: class tokens come first.
+    Vectors [B, C] become 1x1 maps and tokens [B, N, C] a square map. Class tokens come first, so
+    the square is cut from the end of the tokens.
     """
     if feature.ndim == 2:
         return feature[:, :, None, None]
@@ -21,12 +22,14 @@ def as_map(feature: Tensor) -> Tensor:
 
 
 def channels(shape: tuple[int, ...]) -> int:
-    """Of a tap's shape without the batch, as `as_map` takes it."""
+    """Return the channel count of a feature shape without the batch dimension, as `as_map` reads
+    it.
+    """
     return shape[-1] if len(shape) == 2 else shape[0]
 
 
 def same_size(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Maps [B, C, H, W] of two nets, the larger averaged down to the smaller's height and width."""
+    """Average-pool the larger of two maps [B, C, H, W] to the height and width of the smaller."""
     size = min(a.shape[2], b.shape[2]), min(a.shape[3], b.shape[3])
     small = (F.adaptive_avg_pool2d(m, size) if m.shape[2:] != size else m for m in (a, b))
     return next(small), next(small)
@@ -35,7 +38,9 @@ def same_size(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 def last_maps(
     feats_s: list[Tensor], feats_t: list[Tensor], count: int | None = 1
 ) -> list[tuple[Tensor, Tensor]]:
-    """The last `count` pairs of taps, all for None, as maps of equal size; the teacher's without gradient."""
+    """Return the last `count` pairs of maps [B, C, H, W] at equal size, all pairs for None; the
+    teacher's are detached.
+    """
     pairs = list(zip(feats_s, feats_t, strict=True))
     return [
         same_size(as_map(s), as_map(t.detach())) for s, t in (pairs[-count:] if count else pairs)
@@ -43,16 +48,18 @@ def last_maps(
 
 
 def unit(x: Tensor, dim: int = 1) -> Tensor:
-    """Vectors along `dim` of length 1; a vector of zeros stays one, and has no gradient."""
+    """Scale vectors of x [B, ...] along `dim` to length 1; a zero vector stays zero and gets no
+    gradient.
+    """
     norm: Tensor = torch.linalg.vector_norm(x, dim=dim, keepdim=True)
     return x / norm.where(norm > 1e-12, torch.inf)
 
 
 class Norm(nn.BatchNorm2d):
-    """Batch normalisation that takes its running statistics where a batch has one value for each channel."""
+    """Batch norm that uses running statistics when a batch has one value per channel."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [B, C, H, W] -> the same shape."""
+        """Normalise x [B, C, H, W]; the shape is kept."""
         if x.numel() == x.shape[1]:
             return F.batch_norm(
                 x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
@@ -61,5 +68,5 @@ class Norm(nn.BatchNorm2d):
 
 
 def connector(inputs: int, outputs: int) -> nn.Sequential:
-    """A 1x1 convolution and batch norm: from the student's channels to the teacher's."""
+    """Build a 1x1 convolution with batch norm that maps student channels to teacher channels."""
     return nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), Norm(outputs))

@@ -6,19 +6,20 @@ from kd.losses._maps import as_map, channels, connector, same_size
 
 
 def ab_loss(preacts_s: list[Tensor], preacts_t: list[Tensor], margin: float = 1.0) -> Tensor:
-    """How far each student's neuron is from being on or off, by `margin`, as the teacher's is; squared.
+    """Squared hinge that pushes each student neuron to the teacher's side of zero, by `margin`.
 
-    Heo et al. 2019, section 3: (margin - s)^2 where the teacher's neuron is above 0 and s <= margin, (margin + s)^2
-    where it is not and s > -margin; summed over an image's values, mean over the batch. Of n taps the last counts 1 and
-    each one before half of the next, as in the authors' code.
+    Heo et al. 2019, section 3: (margin - s)^2 where the teacher's neuron is above 0 and s <=
+    margin; (margin + s)^2 where it is not and s > -margin. Values are summed over an image and
+    averaged over the batch. As in the authors' code the last layer has weight 1 and each earlier
+    one half the weight of the next.
 
     Args:
-        preacts_s: the student's taps before their ReLU, through the connectors, [B, C, H, W] each.
-        preacts_t: the teacher's, the same shapes; no gradient flows to it.
-        margin: the paper's mu, > 0.
+        preacts_s: student pre-activations after the connectors, [B, C, H, W] each.
+        preacts_t: teacher pre-activations of the same shapes; detached.
+        margin: mu of the paper, > 0.
 
     Returns:
-        scalar >= 0. At equal values it is not 0: those within the margin are to leave it.
+        scalar >= 0. Equal inputs do not give 0: values within the margin are pushed out of it.
     """
     total = preacts_s[0].new_zeros(())
     for i, (s, t) in enumerate(zip(preacts_s, preacts_t, strict=True), start=1):
@@ -29,7 +30,7 @@ def ab_loss(preacts_s: list[Tensor], preacts_t: list[Tensor], margin: float = 1.
 
 
 class AB(nn.Module):
-    """The loss with its connectors, one for each tap: 1x1 convolution and batch norm.
+    """The loss with one connector per layer: 1x1 convolution and batch norm.
 
     Args:
         margin: > 0.
@@ -50,7 +51,9 @@ class AB(nn.Module):
         )
 
     def forward(self, preacts_s: list[Tensor], preacts_t: list[Tensor]) -> Tensor:
-        """`ab_loss` of all pairs of taps; the larger map of a pair is averaged down. A scalar."""
+        """Compute `ab_loss` over all pairs of maps [B, C, H, W], the larger average-pooled; a
+        scalar.
+        """
         pairs = [same_size(as_map(s), as_map(t)) for s, t in zip(preacts_s, preacts_t, strict=True)]
         connected = [connect(s) for connect, (s, _) in zip(self.connectors, pairs, strict=True)]
         return ab_loss(connected, [t for _, t in pairs], self.margin)

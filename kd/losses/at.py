@@ -9,23 +9,24 @@ from kd.losses._maps import last_maps, unit
 def at_loss(
     feats_s: list[Tensor], feats_t: list[Tensor], form: str = "authors", power: float = 2.0
 ) -> Tensor:
-    """Sum over the taps of the distance of the two nets' attention maps, each of length 1; no unit.
+    """Distance of the normalised attention maps of the two nets, summed over layers; no unit.
 
-    The attention map of an image is the mean over the channels of |f|^power. Zagoruyko & Komodakis 2017: the paper
-    (eq. 2, without its beta / 2) has the Euclidean distance, here meaned over the batch; the authors' code the squared
-    difference meaned over the batch and the map, which is H * W times smaller and falls off near 0.
+    The attention map of an image is the channel mean of |f|^power, scaled to length 1. Zagoruyko &
+    Komodakis 2017, eq. 2, use the Euclidean distance, here averaged over the batch and without beta
+    / 2. The authors' code averages the squared difference over batch and pixels. That is H * W
+    times smaller and vanishes faster near 0.
 
     Args:
-        feats_s: the student's taps, [B, C, H, W] each.
-        feats_t: the teacher's, of any number of channels; the larger map of a pair is averaged down. No gradient flows
-            to it.
+        feats_s: student feature maps, [B, C, H, W] each.
+        feats_t: teacher feature maps with any number of channels; detached. The larger map of a
+            pair is average-pooled.
         form: `authors` or `paper`.
 
     Returns:
-        scalar >= 0; 0 where the two agree. Maps of one pixel are all alike, and give 0.
+        scalar >= 0; 0 where the two agree. 1x1 maps are all alike and give 0.
 
     Raises:
-        ValueError: for a form that is not among these.
+        ValueError: for an unknown form.
     """
     if form not in ("authors", "paper"):
         raise ValueError(f"form: found {form!r}, accepted are authors, paper")

@@ -11,18 +11,18 @@ from kd.losses._maps import unit
 def cc_loss(pooled_s: Tensor, pooled_t: Tensor, gamma: float = 0.4, order: int = 2) -> Tensor:
     """Mean squared difference of the two nets' correlations of images, over all B^2 pairs.
 
-    Peng et al. 2019, section 3: the correlation of two embeddings of length 1 is the Gaussian kernel by its
-    Taylor series, sum over p to `order` of exp(-2 gamma) (2 gamma)^p / p! (x . y)^p.
+    Peng et al. 2019, section 3: the correlation of two unit embeddings x, y is a Gaussian kernel by
+    its Taylor series, sum over p to `order` of exp(-2 gamma) (2 gamma)^p / p! (x . y)^p.
 
     Args:
-        pooled_s: the student's embeddings, [B, D].
-        pooled_t: the teacher's, of any width; no gradient flows to it.
-        gamma: of the kernel, > 0.
-        order: P of the series.
+        pooled_s: student embeddings, [B, D].
+        pooled_t: teacher embeddings of any width, [B, D_t]; detached.
+        gamma: width of the kernel, > 0.
+        order: order P of the series, >= 0.
 
     Returns:
-        scalar >= 0; 0 where the two agree. It compares the images of a batch with each other, on each device alone:
-        ranks do not share their batches.
+        scalar >= 0; 0 where the two agree. The loss compares the images of a batch, on each device
+        separately: ranks do not share batches.
     """
     return (
         (_correlation(pooled_s, gamma, order) - _correlation(pooled_t.detach(), gamma, order))

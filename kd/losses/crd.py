@@ -12,15 +12,17 @@ EPSILON = 1e-7
 
 
 def crd_loss(positive: Tensor, negatives: Tensor, images: int) -> Tensor:
-    """-[log P / (P + K/N) + sum over the K negatives of log (K/N) / (P' + K/N)], mean over the batch, in nats.
+    """-[log P / (P + K/N) + sum over the K negatives of log (K/N) / (P' + K/N)], mean over the
+    batch, in nats.
 
-    Tian, Krishnan & Isola 2020, section 3, by noise-contrastive estimation (as the authors' code has it; 1e-7 is
-    added to the denominators): tells an image's own embedding in the other net from those of images of other classes.
+    Tian, Krishnan & Isola 2020, section 3, by noise-contrastive estimation as in the authors' code,
+    which adds 1e-7 to the denominators. The loss separates an image's own embedding in the other
+    net from those of other classes.
 
     Args:
-        positive: P, the normalised score of an image's own, [B], > 0.
-        negatives: P' of K others, [B, K], > 0.
-        images: N, those in the memory.
+        positive: normalised score P of an image with itself, [B], > 0.
+        negatives: normalised scores P' of K other images, [B, K], > 0.
+        images: number N of images in the memory.
 
     Returns:
         scalar >= 0. Its minimum is not 0.
@@ -32,18 +34,18 @@ def crd_loss(positive: Tensor, negatives: Tensor, images: int) -> Tensor:
 
 
 class CRD(nn.Module):
-    """The loss with the nets' embeddings, both of which learn, and a memory of all training images for each net.
+    """The loss with a learned embedding and a memory of all training images for each net.
 
-    An image's negatives are drawn for it alone, uniformly and with replacement, from the images of other classes. An
-    image without a label has all as negatives. The memories and the constants that scores are divided
-    by (N times the mean score of the first batch) are part of the checkpoint. Across ranks the images' new embeddings
-    are gathered, so that all have the same memories; scores are computed on each rank's own batch.
+    Negatives are drawn per image, uniformly and with replacement, from the images of other classes.
+    An unlabelled image has all images as negatives. Scores are divided by a constant, N times the
+    mean score of the first batch. Memories and constants are part of the checkpoint. New embeddings
+    are gathered across ranks, so all ranks hold the same memories; each rank scores its own batch.
 
     Args:
         feat_dim: width of the embeddings.
-        nce_k: negatives of an image; at most as many as there are images.
+        nce_k: negatives per image; at most the number of images.
         nce_t: temperature of the scores, > 0.
-        nce_m: share of the old embedding in the memory's new one, in [0, 1).
+        nce_m: share of the old embedding in the memory update, in [0, 1).
     """
 
     bank_s: Tensor
@@ -74,11 +76,10 @@ class CRD(nn.Module):
         reach = 1 / math.sqrt(feat_dim / 3)
         for name in ("bank_s", "bank_t"):
             self.register_buffer(name, torch.empty(len(labels), feat_dim).uniform_(-reach, reach))
-        self.register_buffer(
-            "scale", torch.zeros(2)
-        )  # of the student's scores and the teacher's; 0 for not yet known
-        # Images in the order of their class, so that those of all other classes are two stretches of it.
-        hidden = int((labels < -1).sum())  # images that are never shown are nobody's negatives
+        # For student and teacher scores; 0 until the first batch
+        self.register_buffer("scale", torch.zeros(2))
+        # Image indices sorted by class: the images of all other classes form two slices.
+        hidden = int((labels < -1).sum())  # images that are never shown are no negatives
         known = {"labels": labels, "order": labels.argsort(stable=True)[hidden:]}
         counts = torch.bincount(labels[labels >= 0], minlength=1)
         known |= {"count": counts, "first": int((labels == -1).sum()) + counts.cumsum(0) - counts}
@@ -86,7 +87,13 @@ class CRD(nn.Module):
             self.register_buffer(name, tensor.clone(), persistent=False)
 
     def forward(self, pooled_s: Tensor, pooled_t: Tensor, index: Tensor) -> Tensor:
-        """`crd_loss` with the student's embedding against the teacher's memory, plus the other way round; a scalar."""
+        """Compute `crd_loss` both ways: each net's embedding against the other's memory; a scalar.
+
+        Args:
+            pooled_s: student embeddings, [B, D].
+            pooled_t: teacher embeddings of any width, [B, D_t]; detached.
+            index: training-set indices of the images, int64 [B].
+        """
         v_s, v_t = unit(self.embed_s(pooled_s)), unit(self.embed_t(pooled_t.detach()))
         negatives = self.negatives(index)
         total = v_s.new_zeros(())
@@ -101,16 +108,16 @@ class CRD(nn.Module):
 
     @torch.no_grad()
     def negatives(self, index: Tensor) -> Tensor:
-        """For images [B] the positions of K images of other classes, [B, K]."""
+        """Draw for images [B] the positions of K images of other classes, [B, K]."""
         label = self.labels[index]
         known = label >= 0
         count = torch.where(known, self.count[label.clamp(min=0)], 0)
-        count = torch.where(
-            count == len(self.order), 0, count
-        )  # of one class alone there are no others
+        # With a single class there are no others
+        count = torch.where(count == len(self.order), 0, count)
         first = torch.where(known, self.first[label.clamp(min=0)], 0)
         draw = torch.rand(len(index), self.draws, device=index.device, dtype=torch.float64)
-        draw = draw[index.argsort().argsort()]  # an image's own, wherever it is in the batch
+        # The same draw for an image wherever it is in the batch
+        draw = draw[index.argsort().argsort()]
         place = (draw * (len(self.order) - count)[:, None]).long()
         return self.order[torch.where(place < first[:, None], place, place + count[:, None])]
 
@@ -136,7 +143,7 @@ def _together() -> bool:
 
 
 def _from_all_ranks(tensor: Tensor) -> Tensor:
-    """The ranks' batches one after another; they are equally large."""
+    """Concatenate the ranks' batches, which are equally large."""
     if not _together():
         return tensor
     parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]

@@ -5,20 +5,20 @@ from torch import Tensor
 
 
 def der_loss(logits_s: Tensor, logits_t: Tensor) -> Tensor:
-    """Mean of (s - t)^2 over the images that have stored logits, and over the classes that these are of.
+    """Mean of (s - t)^2 over the images with stored logits and the classes these cover.
 
-    Buzzega et al. 2020, section 3.1, whose alpha is the weight of this term: what the net said of an exemplar when it
-    was stored is replayed. A net there has all outputs from the start; here an exemplar's logits are those that there
-    were when it was stored.
+    Buzzega et al. 2020, section 3.1 (alpha is the weight of this term): logits are stored with each
+    exemplar and replayed. In the paper the head has all outputs from the start. Here the stored
+    logits cover the classes known at that time.
 
     Args:
-        logits_s: the student's, [B, C].
-        logits_t: stored logits [B, C_old] with C_old <= C, of the student's first classes; NaN where there are none: a
-            whole row for an image that is no exemplar, the row's end for classes that came later. No gradient flows
-            to it.
+        logits_s: student logits, [B, C].
+        logits_t: stored logits of the first classes, [B, C_old] with C_old <= C; detached. NaN
+            marks what is missing: a whole row for an image that is no exemplar, the end of a row
+            for later classes.
 
     Returns:
-        scalar >= 0; 0 where all that is stored is met, or nothing is stored.
+        scalar >= 0; 0 where the student matches all stored logits, or none are stored.
     """
     stored = ~logits_t.isnan()
     difference = (logits_s[:, : logits_t.shape[1]] - logits_t.detach()).masked_fill(~stored, 0.0)
@@ -26,17 +26,18 @@ def der_loss(logits_s: Tensor, logits_t: Tensor) -> Tensor:
 
 
 def stream_loss(logits_s: Tensor, logits_t: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy over all classes seen so far, mean over the images that are no exemplars, in nats.
+    """Cross-entropy over all classes seen so far, mean over the images that are no exemplars, in
+    nats.
 
-    Buzzega et al. 2020, section 3.1, the first summand; its labels are those of the new images alone.
+    Buzzega et al. 2020, section 3.1, first summand; it uses the labels of new images only.
 
     Args:
-        logits_s: the student's, [B, C].
+        logits_s: student logits, [B, C].
         logits_t: stored logits [B, C_old]; a row of NaN for an image that is no exemplar.
         target: classes int64 [B], or probabilities [B, C].
 
     Returns:
-        scalar >= 0; nothing, where all images have stored logits.
+        scalar >= 0; 0 if all images have stored logits.
     """
     new = logits_t.isnan().all(1)
     return (F.cross_entropy(logits_s, target, reduction="none") * new).sum() / new.sum().clamp(
@@ -45,13 +46,15 @@ def stream_loss(logits_s: Tensor, logits_t: Tensor, target: Tensor) -> Tensor:
 
 
 def exemplars_loss(logits_s: Tensor, logits_t: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy over all classes seen so far, mean over the exemplars, in nats: the labels that DER++ adds.
+    """Cross-entropy over all classes seen so far, mean over the exemplars, in nats: the labels that
+    DER++ adds.
 
-    Buzzega et al. 2020, section 3.2 (beta is this term's weight). With a head that grows nothing else tells an
-    exemplar's new outputs to stay low: in the paper they are there, and stored, from the start.
+    Buzzega et al. 2020, section 3.2 (beta is the weight of this term). With a growing head only
+    these labels keep an exemplar's new outputs low. In the paper those outputs exist, and are
+    stored, from the start.
 
     Args:
-        logits_s: the student's, [B, C].
+        logits_s: student logits, [B, C].
         logits_t: stored logits [B, C_old]; a row of NaN for an image that is no exemplar.
         target: classes int64 [B], or probabilities [B, C].
 

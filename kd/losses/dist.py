@@ -14,22 +14,25 @@ def dist_loss(
     inter_weight: float = 1.0,
     intra_weight: float = 1.0,
 ) -> Tensor:
-    """inter_weight * (1 - correlation of rows) + intra_weight * (1 - correlation of columns), each a mean; no unit.
+    """inter_weight * (1 - correlation of rows) + intra_weight * (1 - correlation of columns),
+    means; no unit.
 
-    Huang et al. 2022, eq. 8 to 10, whose beta and gamma are the two weights: Pearson's correlation of the two nets'
-    probabilities, over the classes for each image and over the batch for each class. No factor T^2, as in the paper
-    (appendix A.1); the authors' code has one since it takes a temperature. At T = 1 they are the same. 1e-8 is added to
-    the product of the two lengths, as there, so columns on which the teacher is very sure count for less.
+    Huang et al. 2022, eq. 8 to 10, where the weights are called beta and gamma. The correlation is
+    Pearson's, between the two nets' probabilities: over the classes for each image, and over the
+    batch for each class. There is no factor T^2, as in the paper (appendix A.1); the authors' code
+    has one. At T = 1 both are the same. As in the code 1e-8 is added to the product of the two
+    lengths, so columns on which the teacher is very sure count less.
 
     Args:
-        logits_s: the student's, [B, C].
-        logits_t: the teacher's, [B, C]; no gradient flows to it.
+        logits_s: student logits, [B, C].
+        logits_t: teacher logits, [B, C]; detached.
         temperature: T > 0.
 
     Returns:
-        scalar from 0 to 2 * (inter_weight + intra_weight); 0 where the two agree up to a constant per image. What is
-        constant correlates with nothing and counts as 0: with a batch of one the second part is `intra_weight`, and
-        with two classes the first has no gradient. The second part depends on the batch, so on its size per device.
+        scalar from 0 to 2 * (inter_weight + intra_weight); 0 where the two agree up to a constant
+        per image. A constant row or column has correlation 0. So a batch of one gives
+        `intra_weight` for the second part, and two classes give no gradient for the first. The
+        second part depends on the batch size per device.
     """
     p_s = F.softmax(logits_s / temperature, dim=1)
     p_t = F.softmax(logits_t.detach() / temperature, dim=1)

@@ -20,24 +20,26 @@ def dkd_loss(
 ) -> Tensor:
     """T^2 * (target_weight * TCKD + non_target_weight * NCKD), mean over the batch, in nats.
 
-    Zhao et al. 2022, eq. 7, whose alpha and beta are the two weights here. TCKD is the KL between the two nets'
-    [p(target), 1 - p(target)], NCKD the KL between their probabilities of the other classes, normalised to sum to 1.
-    KD is TCKD + (1 - p_t(target)) * NCKD: there a sure teacher all but switches NCKD off.
+    Zhao et al. 2022, eq. 7, where the weights are called alpha and beta. TCKD is the KL between the
+    two nets' [p(target), 1 - p(target)]. NCKD is the KL between their probabilities of the other
+    classes, normalised to sum to 1. Plain KD is TCKD + (1 - p_t(target)) * NCKD, in which a sure
+    teacher nearly switches NCKD off.
 
-    The authors' code masks the target by taking 1000 off its logit and takes the logarithm of a probability that may
-    have become 0; here the paper's definition is computed from logarithms, which agrees and stays finite.
+    The authors' code subtracts 1000 from the target's logit and takes the log of a probability that
+    may underflow to 0. Here the paper's definition is computed in log space: same values, always
+    finite.
 
     Args:
-        logits_s: the student's, [B, C].
-        logits_t: the teacher's, [B, C]; no gradient flows to it.
-        target: labels, int64 [B], of the images that have one (the objective leaves out the others); or soft labels
-            [B, C], for which the loss is the mean over the classes, weighted by the label, of the loss with that
-            class as the target. Its cost grows with the classes in one label.
+        logits_s: student logits, [B, C].
+        logits_t: teacher logits, [B, C]; detached.
+        target: class labels, int64 [B], or soft labels [B, C]. Soft labels give the mean of the
+            loss over target classes, weighted by the label. The objective removes unlabelled images
+            first. The cost grows with the number of classes per label.
         temperature: T > 0.
 
     Returns:
-        scalar >= 0; 0 where the two agree up to a constant per image. With two classes there is one class beside the
-        target, so NCKD is 0 whatever the nets say; the first such call warns.
+        scalar >= 0; 0 where the two agree up to a constant per image. With two classes one class
+        remains beside the target, so NCKD is 0; the first such call warns.
     """
     if logits_s.shape[1] == 2:
         _warn_of_two_classes()
@@ -66,7 +68,7 @@ def _nckd(s: Tensor, t: Tensor, label: Tensor) -> Tensor:
     return F.kl_div(log_q_s, log_q_t, reduction="none", log_target=True).sum(dim=1)
 
 
-@functools.cache  # once in a process
+@functools.cache  # warn once per process
 def _warn_of_two_classes() -> None:
     warnings.warn(
         "dkd: with two classes its non-target part is 0, so only the target part distils",

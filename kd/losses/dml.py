@@ -7,17 +7,18 @@ from torch import Tensor, nn
 
 
 def dml_loss(logits_s: Tensor, logits_p: Tensor, target: Tensor) -> Tensor:
-    """KL(p_peer || p_student) + CE(peer) + KL(p_student || p_peer), each the mean over the batch, in nats.
+    """KL(p_peer || p_student) + CE(peer) + KL(p_student || p_peer), each the mean over the batch,
+    in nats.
 
-    Zhang et al. 2018, eq. 5 to 7: the first part teaches the student (beside its own cross-entropy, at weight 1), the
-    other two the peer; in each KL the net that teaches gets no gradient, and the temperature is 1. The two nets take
-    their steps at once, by one optimiser, where the paper's algorithm lets them take turns.
+    Zhang et al. 2018, eq. 5 to 7, at temperature 1. The first part teaches the student, in addition
+    to its own cross-entropy at weight 1. The other two teach the peer. In each KL the teaching net
+    is detached. One optimiser updates both nets in the same step; in the paper they take turns.
 
     Args:
-        logits_s: the student's, [B, C].
-        logits_p: the peer's, [B, C].
-        target: labels, int64 [B], -1 for none; or soft labels [B, C], a row of zeros for none. An image without a
-            label counts in both KLs, and not in the peer's cross-entropy.
+        logits_s: student logits, [B, C].
+        logits_p: peer logits, [B, C].
+        target: labels, int64 [B], -1 for none; or soft labels [B, C], a row of zeros for none. An
+            unlabelled image counts in both KLs but not in the peer's cross-entropy.
 
     Returns:
         scalar >= 0. At equal logits it is the peer's cross-entropy, not 0.
@@ -35,12 +36,13 @@ def _labelled(target: Tensor) -> Tensor:
 
 
 class DML(nn.Module):
-    """The loss with the peer net, which starts from scratch and learns along; it is no part of the student.
+    """The loss with a peer net, which is trained from scratch alongside and is no part of the
+    student.
 
-    The two nets tell each other something of images without a label too.
+    Unlabelled images count in both KLs.
 
     Args:
-        peer: x [B, C, H, W] -> logits [B, num_classes].
+        peer: net, x [B, C, H, W] -> logits [B, num_classes].
     """
 
     takes_unlabeled = True
@@ -51,7 +53,9 @@ class DML(nn.Module):
         self.logged: dict[str, Tensor] = {}
 
     def forward(self, logits_s: Tensor, target: Tensor, x: Tensor) -> Tensor:
-        """`dml_loss` with the peer's logits for the student's input x [B, channels, H, W]; a scalar."""
+        """Compute `dml_loss` with the peer's logits for x [B, channels, H, W], the student's input;
+        a scalar.
+        """
         logits_p: Tensor = self.peer(x)
         label = target if target.ndim == 1 else target.argmax(dim=1)
         known = _labelled(target)

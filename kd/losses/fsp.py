@@ -8,20 +8,21 @@ from kd.losses._maps import as_map, channels, same_size
 
 
 def fsp_loss(feats_s: list[Tensor], feats_t: list[Tensor]) -> Tensor:
-    """Mean squared difference of the two nets' flow matrices, summed over the steps from each tap to the next.
+    """Mean squared difference of the two nets' flow matrices, summed over consecutive layers.
 
-    Yim et al. 2017, eq. 1 and 2: G[i, j] is the mean over the pixels of channel i of a tap times channel j of the next.
-    Of two taps of unequal size the larger is averaged down (the paper takes the maximum).
+    Yim et al. 2017, eq. 1 and 2: G[i, j] is the pixel mean of channel i of one layer times channel
+    j of the next. Where the two maps differ in size the larger is average-pooled (the paper
+    max-pools).
 
     Args:
-        feats_s: the student's taps, [B, C, H, W] each; at least two.
-        feats_t: the teacher's, with as many channels; no gradient flows to it.
+        feats_s: student feature maps, [B, C, H, W] each; at least two.
+        feats_t: teacher feature maps with the same channel counts; detached.
 
     Returns:
         scalar >= 0; 0 where the two agree.
 
     Raises:
-        ValueError: for fewer than two taps, or unequal numbers of channels.
+        ValueError: for fewer than two layers, or unequal channel counts.
     """
     if len(feats_s) < 2:
         raise ValueError(
@@ -47,10 +48,11 @@ def _flows(feats: list[Tensor]) -> list[Tensor]:
 
 
 class FSP(nn.Module):
-    """The loss; where student and teacher have unequal numbers of channels, with a 1x1 convolution that learns.
+    """The loss, with a learned 1x1 convolution where student and teacher have unequal channel
+    counts.
 
-    The paper's nets have as many channels as each other, and need none. Where nobody names taps, the first flow is that
-    from the stem to the first stage, as in Tian et al. 2020.
+    The nets of the paper have equal channel counts and need none. Unless layers are named, the
+    first flow is from the stem to the first stage, as in Tian et al. 2020.
     """
 
     stem = True
@@ -61,7 +63,8 @@ class FSP(nn.Module):
         super().__init__()
         if len(shapes_s) < 2:
             raise ValueError(
-                f"needs two taps or more, as it compares the flow from each to the next; has {len(shapes_s)}"
+                "needs two taps or more, as it compares the flow from each to the next; has "
+                f"{len(shapes_s)}"
             )
         sizes = [(channels(s), channels(t)) for s, t in zip(shapes_s, shapes_t, strict=True)]
         self.fit = nn.ModuleList(
@@ -69,5 +72,5 @@ class FSP(nn.Module):
         )
 
     def forward(self, feats_s: list[Tensor], feats_t: list[Tensor]) -> Tensor:
-        """`fsp_loss` of all taps; a scalar."""
+        """Compute `fsp_loss` over all maps [B, C, H, W]; a scalar."""
         return fsp_loss([fit(as_map(s)) for fit, s in zip(self.fit, feats_s, strict=True)], feats_t)

@@ -1,4 +1,6 @@
-"""Paraphrasing Complex Network: Network Compression via Factor Transfer (Kim, Park & Kwak, 2018)."""
+"""Paraphrasing Complex Network: Network Compression via Factor Transfer (Kim, Park & Kwak,
+2018).
+"""
 
 from itertools import pairwise
 
@@ -8,15 +10,15 @@ from kd.losses._maps import Norm, as_map, channels, same_size, unit
 
 
 def ft_loss(factor_s: Tensor, factor_t: Tensor) -> Tensor:
-    """Mean absolute difference of the two nets' factors, each image's of length 1.
+    """Mean absolute difference of the two nets' factors, each scaled to length 1 per image.
 
-    Kim, Park & Kwak 2018, section 3.3 with p = 1, meaned over the factor's values instead of summed. So it is in the
-    authors' code, whose weight for it is 500. Tian et al. 2020 compare other factors, the mean over the channels of
-    their squares, at the weight 200: another method, for which that weight is no guide here.
+    Kim, Park & Kwak 2018, section 3.3 with p = 1, averaged over the values instead of summed. This
+    follows the authors' code, which uses the weight 500. Tian et al. 2020 compare another factor,
+    the channel mean of squares, at weight 200; that weight does not apply here.
 
     Args:
-        factor_s: the student's, through the translator, [B, C, H, W].
-        factor_t: the teacher's, through the paraphraser, the same shape; no gradient flows to it.
+        factor_s: student factor from the translator, [B, C, H, W].
+        factor_t: teacher factor from the paraphraser, same shape; detached.
 
     Returns:
         scalar >= 0; at equal factors 0.
@@ -36,10 +38,10 @@ def _stack(*widths: int) -> nn.Sequential:
 
 
 class Paraphraser(nn.Module):
-    """Folds the teacher's last maps into fewer channels, the factor, and unfolds them again.
+    """Autoencoder of the teacher's last map; its bottleneck is the factor.
 
     Args:
-        rate: channels of the factor as a share of the teacher's; the paper's k.
+        rate: channels of the factor as a share of the teacher's, > 0; k of the paper.
     """
 
     def __init__(self, shapes_t: tuple[tuple[int, ...], ...], rate: float = 0.5) -> None:
@@ -50,38 +52,42 @@ class Paraphraser(nn.Module):
         self.unfold = _stack(narrow, narrow, wide, wide)
 
     def forward(self, feats_t: list[Tensor]) -> Tensor:
-        """Mean squared error of what comes back; a scalar."""
+        """Return the mean squared reconstruction error of the last map [B, C, H, W]; a scalar."""
         maps = as_map(feats_t[-1].detach())
         restored: Tensor = self.unfold(self.fold(maps))
         return (restored - maps).pow(2).mean()
 
 
 class Paraphrase(nn.Module):
-    """The paraphraser's own error alone, for a stage that trains it before the transfer; see `experiment=ft`.
+    """The paraphraser's reconstruction error alone, for a stage before the transfer; see
+    `experiment=ft`.
 
     Args:
-        rate: as of `FT`.
+        rate: as in `FT`.
     """
 
     def __init__(self, shapes_t: tuple[tuple[int, ...], ...], rate: float = 0.5) -> None:
         super().__init__()
-        self.paraphraser = Paraphraser(shapes_t, rate)  # called as in `FT`, which takes it over
+        # The name is that in `FT`, which loads its weights
+        self.paraphraser = Paraphraser(shapes_t, rate)
 
     def forward(self, feats_t: list[Tensor]) -> Tensor:
-        """A scalar >= 0."""
+        """Return the reconstruction error for maps [B, C, H, W]; a scalar >= 0."""
         error: Tensor = self.paraphraser(feats_t)
         return error
 
 
 class FT(nn.Module):
-    """The loss with the teacher's paraphraser and the student's translator, on the last pair of taps.
+    """The loss with the teacher's paraphraser and the student's translator, on the last pair of
+    maps.
 
-    In the paper the paraphraser is trained first, in a stage of its own, and then stays as it is (`experiment=ft`).
-    Without such a stage it has to learn along.
+    In the paper a stage of its own trains the paraphraser, which then stays fixed
+    (`experiment=ft`). Without such a stage the paraphraser learns alongside.
 
     Args:
-        rate: channels of the factor as a share of the teacher's.
-        reconstruction: weight of the paraphraser's own error; 0 leaves it as the stage before has made it.
+        rate: channels of the factor as a share of the teacher's, > 0.
+        reconstruction: weight of the reconstruction error; 0 freezes the paraphraser from the
+            earlier stage.
     """
 
     def __init__(
@@ -100,13 +106,15 @@ class FT(nn.Module):
         self.translator = _stack(own, own, narrow, narrow)
 
     def train(self, mode: bool = True) -> "FT":
-        """A paraphraser that is left as it is stays in evaluation mode."""
+        """Set the mode; a frozen paraphraser stays in evaluation mode."""
         super().train(mode)
         self.paraphraser.train(mode and self.reconstruction > 0)
         return self
 
     def forward(self, feats_s: list[Tensor], feats_t: list[Tensor]) -> Tensor:
-        """`ft_loss` of the last pair of taps, and the paraphraser's own error; a scalar."""
+        """Compute `ft_loss` of the last pair of maps [B, C, H, W], plus the reconstruction error; a
+        scalar.
+        """
         factor_s = self.translator(as_map(feats_s[-1]))
         factor_t = self.paraphraser.fold(as_map(feats_t[-1].detach())).detach()
         loss = ft_loss(*same_size(factor_s, factor_t))

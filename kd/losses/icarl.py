@@ -8,14 +8,14 @@ from torch import Tensor
 def icarl_loss(logits_s: Tensor, logits_t: Tensor, target: Tensor) -> Tensor:
     """Sum over the classes of the binary cross-entropy of sigmoid(s), mean over the batch, in nats.
 
-    Rebuffi et al. 2017, algorithm 3: each output is a yes or no of its own. What an old class's is to be, the teacher's
-    sigmoid says, for the exemplars too; a new class's is to be 1 for its images and 0 for all others. The authors' code
-    takes the mean over the classes instead of their sum.
+    Rebuffi et al. 2017, algorithm 3: each output is a binary classifier. The target of an old class
+    is the teacher's sigmoid, for exemplars too. The target of a new class is 1 for its images and 0
+    for all others. The authors' code averages over the classes instead of summing.
 
     Args:
-        logits_s: the student's, [B, C].
-        logits_t: the teacher's, [B, C_old] with C_old <= C, those classes that are the student's first; no gradient
-            flows to it. A teacher that knows all classes leaves nothing to the labels.
+        logits_s: student logits, [B, C].
+        logits_t: teacher logits of the student's first classes, [B, C_old] with C_old <= C;
+            detached. A teacher that knows all classes leaves the labels unused.
         target: classes int64 [B], or probabilities [B, C].
 
     Returns:
@@ -27,10 +27,10 @@ def icarl_loss(logits_s: Tensor, logits_t: Tensor, target: Tensor) -> Tensor:
 
 
 def icarl_labels_loss(logits_s: Tensor, target: Tensor) -> Tensor:
-    """The same where no class is old: the first task's, on labels alone (algorithm 3 with s = 1).
+    """The loss of the first task, which has no old classes: labels only (algorithm 3 with s = 1).
 
     Args:
-        logits_s: the student's, [B, C].
+        logits_s: student logits, [B, C].
         target: classes int64 [B], or probabilities [B, C].
 
     Returns:

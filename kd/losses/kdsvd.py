@@ -1,32 +1,36 @@
-"""Self-supervised Knowledge Distillation Using Singular Value Decomposition (Lee, Kim & Song, 2018)."""
+"""Self-supervised Knowledge Distillation Using Singular Value Decomposition (Lee, Kim & Song,
+2018).
+"""
 
 import torch
 from torch import Tensor, nn
 
 from kd.losses._maps import as_map, channels, unit
 
-SPARE = 3  # more singular vectors of the student's than of the teacher's, as theirs may come in another order
-WIDTH = 8.0  # of the radial basis function: exp(-d^2 / 8)
+SPARE = 3  # extra student vectors to match, since their order may differ from the teacher's
+WIDTH = 8.0  # of the radial basis function exp(-d^2 / 8)
 
 
 def kdsvd_loss(feats_s: list[Tensor], feats_t: list[Tensor], rank: int = 1) -> Tensor:
-    """How the taps' main directions in channel space relate from each tap to the next; squared difference.
+    """Squared difference of how the main channel directions of consecutive layers relate, between
+    the nets.
 
-    Lee, Kim & Song 2018, section 3: each image's maps [H * W, C] are summed up by their first `rank` right singular
-    vectors. The student's are matched to the teacher's by the largest absolute cosine, both are scaled by the teacher's
-    singular values (of length 1), and exp(-(v_i - u_j)^2 / 8) relates each channel of a tap with each of the one
-    before. Summed over channels and vectors, mean over the batch.
+    Lee, Kim & Song 2018, section 3: the first `rank` right singular vectors summarise each image's
+    map [H * W, C]. Student vectors are matched to teacher vectors by absolute cosine. Both are
+    scaled by the teacher's singular values (of length 1). exp(-(v_i - u_j)^2 / 8) relates channel i
+    of a layer to channel j of the one before. Summed over channels and vectors, mean over the
+    batch.
 
     Args:
-        feats_s: the student's taps, [B, C, H, W] each; at least two.
-        feats_t: the teacher's, with as many channels; no gradient flows to it.
-        rank: singular vectors, >= 1.
+        feats_s: student feature maps, [B, C, H, W] each; at least two.
+        feats_t: teacher feature maps with the same channel counts; detached.
+        rank: number of singular vectors, >= 1.
 
     Returns:
         scalar >= 0; 0 where the two agree.
 
     Raises:
-        ValueError: for fewer than two taps, or unequal numbers of channels.
+        ValueError: for fewer than two layers, or unequal channel counts.
     """
     if len(feats_s) < 2:
         raise ValueError("kdsvd: needs two taps or more, as it relates each to the next")
@@ -51,23 +55,25 @@ def kdsvd_loss(feats_s: list[Tensor], feats_t: list[Tensor], rank: int = 1) -> T
 
 
 def _related(v: Tensor, u: Tensor) -> Tensor:
-    """[B, C, k] and [B, D, k] -> [B, C, D, k]; the tap with fewer vectors decides."""
+    """Relate [B, C, k] and [B, D, k] -> [B, C, D, k]; surplus vectors of either are dropped."""
     k = min(v.shape[2], u.shape[2])
     return torch.exp(-(v[:, :, None, :k] - u[:, None, :, :k]).pow(2) / WIDTH)
 
 
 def _decomposed(x: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The largest singular values [B, k] and right singular vectors [B, C, k] of x [B, N, C]."""
+    """Return the largest singular values [B, k] and right singular vectors [B, C, k] of x [B, N,
+    C].
+    """
     _, values, vectors = torch.linalg.svd(x, full_matrices=False)
     return values[:, :rank], vectors[:, :rank].transpose(1, 2)
 
 
 def _directions(x: Tensor, rank: int) -> Tensor:
-    """The first right singular vectors of x [B, N, C], [B, C, k], with a gradient that stays finite.
+    """Return the first right singular vectors [B, C, k] of x [B, N, C], with a finite gradient.
 
-    torch's own divides by the differences of squared singular values, which are 0 where two are equal. Here the vectors
-    are computed without gradient and then moved by what is 0 in value: the first-order change of an eigenvector of
-    x^T x, with d / (d^2 + tiny) for 1 / d.
+    torch's own gradient divides by differences of squared singular values, which are 0 where two
+    are equal. Here the vectors are computed without gradient. A term of value 0 then adds the
+    first-order change of an eigenvector of x^T x, with d / (d^2 + tiny) in place of 1 / d.
     """
     with torch.no_grad():
         _, values, rows = torch.linalg.svd(x, full_matrices=False)
@@ -76,9 +82,8 @@ def _directions(x: Tensor, rank: int) -> Tensor:
         v, known = rows[:, :rank].transpose(1, 2), rows.transpose(1, 2)
         gap = square[:, None, :rank] - square[:, :, None]  # [B, all, k]
         inverse = gap / (gap.pow(2) + tiny)
-        rest = square[:, None, :rank] / (
-            square[:, None, :rank].pow(2) + tiny
-        )  # to directions of singular value 0
+        # Towards directions of singular value 0
+        rest = square[:, None, :rank] / (square[:, None, :rank].pow(2) + tiny)
     moved = x.transpose(1, 2) @ (x @ v)
     change = moved - moved.detach()
     within = known.transpose(1, 2) @ change
@@ -87,7 +92,9 @@ def _directions(x: Tensor, rank: int) -> Tensor:
 
 
 def _aligned(ours: Tensor, theirs: Tensor) -> Tensor:
-    """For each of the teacher's vectors the student's that is most like it, turned the same way; [B, C, k]."""
+    """Match each teacher vector with the most similar student vector, with equal sign; [B, C,
+    k].
+    """
     cosine = (unit(ours.detach()).transpose(1, 2) @ theirs).detach()
     best = cosine.abs().argmax(1, keepdim=True)
     sign = torch.where(cosine.gather(1, best) < 0, -1.0, 1.0).to(ours)
@@ -95,10 +102,11 @@ def _aligned(ours: Tensor, theirs: Tensor) -> Tensor:
 
 
 class KDSVD(nn.Module):
-    """The loss; where student and teacher have unequal numbers of channels, with a 1x1 convolution that learns.
+    """The loss, with a learned 1x1 convolution where student and teacher have unequal channel
+    counts.
 
     Args:
-        rank: singular vectors, >= 1.
+        rank: number of singular vectors, >= 1.
     """
 
     def __init__(
@@ -110,7 +118,8 @@ class KDSVD(nn.Module):
         super().__init__()
         if rank < 1 or len(shapes_s) < 2:
             raise ValueError(
-                f"needs a rank from 1 and two taps or more; found rank {rank} and {len(shapes_s)} taps"
+                f"needs a rank from 1 and two taps or more; found rank {rank} and "
+                f"{len(shapes_s)} taps"
             )
         self.rank = rank
         sizes = [(channels(s), channels(t)) for s, t in zip(shapes_s, shapes_t, strict=True)]
@@ -119,7 +128,7 @@ class KDSVD(nn.Module):
         )
 
     def forward(self, feats_s: list[Tensor], feats_t: list[Tensor]) -> Tensor:
-        """`kdsvd_loss` of all taps; a scalar."""
+        """Compute `kdsvd_loss` over all maps [B, C, H, W]; a scalar."""
         return kdsvd_loss(
             [fit(as_map(s)) for fit, s in zip(self.fit, feats_s, strict=True)], feats_t, self.rank
         )

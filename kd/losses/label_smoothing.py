@@ -1,4 +1,6 @@
-"""Label smoothing: Rethinking the Inception Architecture for Computer Vision (Szegedy et al., 2016)."""
+"""Label smoothing: Rethinking the Inception Architecture for Computer Vision (Szegedy et al.,
+2016).
+"""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -7,14 +9,15 @@ from torch import Tensor
 def label_smoothing_loss(logits_s: Tensor) -> Tensor:
     """Cross-entropy with the uniform distribution, mean over the batch, in nats.
 
-    Szegedy et al. 2016, section 7: the whole loss is (1 - e) * H(label, p) + e * H(uniform, p). Here e is `alpha`, for
-    a uniform distribution stands where the teacher would. No teacher is asked: it is the control that tells how much
-    of a distillation's gain any softening of the labels would have brought.
+    Szegedy et al. 2016, section 7: the whole loss is (1 - e) * H(label, p) + e * H(uniform, p).
+    Here e is `alpha`, because the uniform distribution takes the teacher's place. No teacher is
+    used. It is a control: it shows how much of a distillation's gain any softening of labels would
+    bring.
 
     Args:
-        logits_s: the student's, [B, C].
+        logits_s: student logits, [B, C].
 
     Returns:
-        scalar >= log(C), which it is where all logits of an image are equal.
+        scalar >= log(C), with equality where all logits of an image are equal.
     """
     return -F.log_softmax(logits_s, dim=1).mean()

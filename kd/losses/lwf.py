@@ -1,7 +1,8 @@
-"""Learning without Forgetting (Li & Hoiem, 2016): the net as it was before the new classes came teaches the old ones.
+"""Learning without Forgetting (Li & Hoiem, 2016): the net before the new classes teaches the old
+classes.
 
-Here the teacher may know fewer classes than the student: its C_old outputs are the student's first C_old. A teacher
-that knows all of them (plain distillation) leaves no class new; the labels then count for all classes.
+The teacher may know fewer classes: its C_old outputs are the first C_old of the student's. If it
+knows all classes (plain distillation), none is new and the labels count for all classes.
 """
 
 import torch.nn.functional as F
@@ -9,15 +10,17 @@ from torch import Tensor
 
 
 def lwf_loss(logits_s: Tensor, logits_t: Tensor, temperature: float = 2.0) -> Tensor:
-    """-sum over the old classes of softmax(t / T) * log softmax(s_old / T), mean over the batch, in nats.
+    """-sum over the old classes of softmax(t / T) * log softmax(s_old / T), mean over the batch, in
+    nats.
 
-    Li & Hoiem 2016, "Learning without Forgetting", eq. 2 to 4: their y' ** (1 / T), normalised, is softmax(t / T). The
-    softmax is over the old classes alone, on both sides. Without a factor T^2, as there; the authors' T is 2 and the
-    weight of this term, lambda_o, is 1. They train the new outputs alone first; that warm-up is left out here.
+    Li & Hoiem 2016, "Learning without Forgetting", eq. 2 to 4: their y' ** (1 / T), normalised, is
+    softmax(t / T). Both softmaxes run over the old classes only. There is no factor T^2, as in the
+    paper. The authors use T = 2 and weight lambda_o = 1. They first train the new outputs alone;
+    that warm-up is left out here.
 
     Args:
-        logits_s: the student's, [B, C].
-        logits_t: the teacher's, [B, C_old] with C_old <= C; no gradient flows to it.
+        logits_s: student logits, [B, C].
+        logits_t: teacher logits, [B, C_old] with C_old <= C; detached.
         temperature: T > 0.
 
     Returns:
@@ -30,18 +33,20 @@ def lwf_loss(logits_s: Tensor, logits_t: Tensor, temperature: float = 2.0) -> Te
 
 
 def new_classes_loss(logits_s: Tensor, logits_t: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy over the new classes' outputs alone, mean over the images of new classes, in nats.
+    """Cross-entropy over the new classes' outputs only, mean over the images of new classes, in
+    nats.
 
-    Li & Hoiem 2016, eq. 1: the softmax is over the new classes, so the labels leave the old outputs alone.
+    Li & Hoiem 2016, eq. 1: the softmax runs over the new classes, so labels do not touch the old
+    outputs.
 
     Args:
-        logits_s: the student's, [B, C].
-        logits_t: the teacher's, [B, C_old]; only its width counts, the number of old classes.
-        target: classes int64 [B], or probabilities [B, C]. An image of an old class, or without a label, is left out;
-            of a mixed picture the part that is of new classes counts.
+        logits_s: student logits, [B, C].
+        logits_t: teacher logits, [B, C_old]; only the width C_old is used.
+        target: classes int64 [B], or probabilities [B, C]. Images of old classes and unlabelled
+            images are left out. A mixed image counts by its share of new classes.
 
     Returns:
-        scalar >= 0; nothing, where the batch has no image of a new class.
+        scalar >= 0; 0 if the batch has no image of a new class.
     """
     old = logits_t.shape[1] if logits_t.shape[1] < logits_s.shape[1] else 0
     log_p = F.log_softmax(logits_s[:, old:], dim=1)

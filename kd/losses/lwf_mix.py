@@ -1,4 +1,4 @@
-"""Labels and distillation as two shares of one loss, while classes are added."""
+"""Labels and distillation as two shares of one loss, for incremental classes."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,20 +11,22 @@ def lwf_mix_loss(
     temperature: float = 2.0,
     share: float | None = None,
 ) -> Tensor:
-    """(1 - share) * CE + share * cross-entropy of softmax(s_old / T) with softmax(t / T), batch means, in nats.
+    """(1 - share) * CE + share * cross-entropy of softmax(s_old / T) with softmax(t / T), batch
+    means, in nats.
 
-    Wu et al. 2019, "Large Scale Incremental Learning", section 3, and Zhao et al. 2020, "Maintaining Discrimination and
-    Fairness in Class Incremental Learning", section 3: the labels' cross-entropy is over all classes seen so far, old
-    ones too, the distillation's over the old ones. Without a factor T^2, as there.
+    Wu et al. 2019, "Large Scale Incremental Learning", section 3, and Zhao et al. 2020,
+    "Maintaining Discrimination and Fairness in Class Incremental Learning", section 3. The
+    cross-entropy with the labels runs over all classes seen so far, the distillation over the old
+    ones. There is no factor T^2, as in the papers.
 
     Args:
-        logits_s: the student's, [B, C].
-        logits_t: the teacher's, [B, C_old] with C_old <= C, those classes that are the student's first; no gradient
-            flows to it.
+        logits_s: student logits, [B, C].
+        logits_t: teacher logits of the student's first classes, [B, C_old] with C_old <= C;
+            detached.
         target: classes int64 [B], or probabilities [B, C].
         temperature: T > 0.
-        share: lambda, of the distillation, in [0, 1]; None for C_old / C, as both papers have it. A teacher that knows
-            all classes then leaves nothing to the labels.
+        share: lambda, the share of the distillation, in [0, 1]; None for C_old / C, as in both
+            papers. A teacher that knows all classes then leaves the labels unused.
 
     Returns:
         scalar >= 0. Its minimum is the entropy of the soft targets times their share, not 0.

@@ -7,13 +7,14 @@ from kd.losses._maps import as_map, channels, same_size
 
 
 def mgd_loss(restored: Tensor, feats_t: Tensor) -> Tensor:
-    """Squared difference of what is generated from the student's masked maps and the teacher's; sum over an image.
+    """Squared difference of the restored student map and the teacher map; sum over an image, batch
+    mean.
 
-    Yang et al. 2022, section 3, mean over the batch.
+    Yang et al. 2022, section 3.
 
     Args:
-        restored: [B, C, H, W].
-        feats_t: the teacher's maps, the same shape; no gradient flows to it.
+        restored: output of the generator for the masked student map, [B, C, H, W].
+        feats_t: teacher map of the same shape; detached.
 
     Returns:
         scalar >= 0; at equal maps 0.
@@ -22,10 +23,11 @@ def mgd_loss(restored: Tensor, feats_t: Tensor) -> Tensor:
 
 
 class MGD(nn.Module):
-    """The loss with its generator (3x3 convolution, ReLU, 3x3 convolution), on the last pair of taps.
+    """The loss with its generator (3x3 convolution, ReLU, 3x3 convolution), on the last pair of
+    maps.
 
-    For classification whole channels are masked (the paper's section 3.2). Where the channels are not as many as the
-    teacher's, a 1x1 convolution comes first.
+    For classification whole channels are masked (section 3.2 of the paper). Where channel counts
+    differ, a 1x1 convolution comes first.
 
     Args:
         masked: share of the channels, in [0, 1).
@@ -48,7 +50,9 @@ class MGD(nn.Module):
         )
 
     def forward(self, feats_s: list[Tensor], feats_t: list[Tensor], index: Tensor) -> Tensor:
-        """`mgd_loss` with a new mask for each image, given out by the order of `index`; a scalar."""
+        """Compute `mgd_loss` of maps [B, C, H, W] with a new mask per image, assigned by rank of
+        `index` [B]; a scalar.
+        """
         s, t = same_size(as_map(feats_s[-1]), as_map(feats_t[-1]))
         s = self.align(s)
         draws = torch.rand(s.shape[:2], device=s.device)[index.argsort().argsort()]

@@ -10,23 +10,24 @@ from torch import Tensor
 def mlkd_loss(
     logits_s: Tensor, logits_t: Tensor, temperatures: Sequence[float] = (2.0, 3.0, 4.0, 5.0, 6.0)
 ) -> Tensor:
-    """Over the temperatures T, the sum of T^2 * KL, |G_t - G_s|^2 / B and |M_t - M_s|^2 / C.
+    """Sum over temperatures T of T^2 * KL, |G_t - G_s|^2 / B and |M_t - M_s|^2 / C.
 
-    Jin et al. 2023, eq. 3 to 10. With P [B, C] the probabilities at T: KL between the rows, mean over the batch, in
-    nats (instances); G = P P^T, which images are alike (batch); M = P^T P, which classes are confused (classes); norms
-    are of all entries. T^2 and the temperatures are those of the authors' code.
+    Jin et al. 2023, eq. 3 to 10. P [B, C] are the probabilities at T. KL is taken between rows,
+    mean over the batch, in nats (instances). G = P P^T says which images are alike (batch); M = P^T
+    P which classes are confused (classes). Norms are Frobenius. T^2 and the temperatures are from
+    the authors' code.
 
-    The paper is followed where the code departs from it: the code multiplies the finished averages by masks of sure
-    images and classes, and leaves some of the parts that it computes out of the sum. The code also takes a weakly and
-    a strongly augmented view of each image; here there is the one view of the recipe.
+    Where paper and code differ this follows the paper. The code multiplies the averages by masks of
+    sure images and classes, and leaves some parts out of the sum. It also takes a weakly and a
+    strongly augmented view of each image; here there is the one view of the recipe.
 
     Args:
-        logits_s: the student's, [B, C].
-        logits_t: the teacher's, [B, C]; no gradient flows to it.
+        logits_s: student logits, [B, C].
+        logits_t: teacher logits, [B, C]; detached.
         temperatures: each > 0.
 
     Returns:
-        scalar >= 0; 0 where the two agree up to a constant per image. It depends on the batch, so on its size.
+        scalar >= 0; 0 where the two agree up to a constant per image. It depends on the batch size.
     """
     batch, classes = logits_s.shape
     total = torch.zeros((), dtype=logits_s.dtype, device=logits_s.device)

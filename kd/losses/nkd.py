@@ -1,4 +1,6 @@
-"""Normalized Knowledge Distillation: From Knowledge Distillation to Self-Knowledge Distillation (Yang et al., 2023)."""
+"""Normalized Knowledge Distillation: From Knowledge Distillation to Self-Knowledge Distillation
+(Yang et al., 2023).
+"""
 
 import torch
 import torch.nn.functional as F
@@ -8,23 +10,25 @@ from torch import Tensor
 def nkd_loss(
     logits_s: Tensor, logits_t: Tensor, target: Tensor, temperature: float = 1.0, gamma: float = 1.5
 ) -> Tensor:
-    """-p_t(y) * log p_s(y) - gamma * T^2 * sum over i != y of q_t(i) * log q_s(i), mean over the batch, in nats.
+    """-p_t(y) * log p_s(y) - gamma * T^2 * sum over i != y of q_t(i) * log q_s(i), mean over the
+    batch, in nats.
 
-    Yang et al. 2023, eq. 7, with the defaults of the authors' code: p at temperature 1, and q the probabilities at
-    temperature T of the classes beside the target, normalised to sum to 1. Both parts are cross-entropies. The term
-    comes beside the cross-entropy with the labels, at weight 1.
+    Yang et al. 2023, eq. 7, with the defaults of the authors' code. p is taken at temperature 1. q
+    are the probabilities of the non-target classes at temperature T, normalised to sum to 1. Both
+    parts are cross-entropies. The term is added to the cross-entropy with the labels, which has
+    weight 1.
 
     Args:
-        logits_s: the student's, [B, C].
-        logits_t: the teacher's, [B, C]; no gradient flows to it.
-        target: labels, int64 [B], of the images that have one (the objective leaves out the others); or soft labels
-            [B, C], for which the loss is the mean over the classes, weighted by the label, of the loss with that
-            class as the target (the authors' code takes the largest alone).
+        logits_s: student logits, [B, C].
+        logits_t: teacher logits, [B, C]; detached.
+        target: class labels, int64 [B], or soft labels [B, C]. Soft labels give the mean of the
+            loss over target classes, weighted by the label. The objective removes unlabelled images
+            first. (The authors' code uses only the largest class.)
         temperature: T > 0.
-        gamma: weight of the classes beside the target.
+        gamma: weight of the non-target classes, >= 0.
 
     Returns:
-        scalar >= 0. Its minimum is not 0, and equal logits are not where it is.
+        scalar >= 0. Its minimum is not 0, and is not at equal logits.
     """
     logits_t = logits_t.detach()
     if target.ndim == 1:
@@ -45,6 +49,6 @@ def nkd_loss(
 
 
 def _others(z: Tensor, label: Tensor) -> Tensor:
-    """Logits of the classes beside the target, [B, C - 1], from the one after it round to the one before it."""
+    """Return the logits of the non-target classes, [B, C - 1], in cyclic order after the target."""
     classes = z.shape[1]
     return z.gather(1, (label + torch.arange(1, classes, device=z.device)) % classes)

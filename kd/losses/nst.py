@@ -6,16 +6,18 @@ from kd.losses._maps import last_maps, unit
 
 
 def nst_loss(feats_s: list[Tensor], feats_t: list[Tensor], pairs: int | None = None) -> Tensor:
-    """Squared maximum mean discrepancy of the two nets' channels, mean over the batch, summed over the taps.
+    """Squared maximum mean discrepancy of the two nets' channels, mean over the batch, summed over
+    layers.
 
-    Huang & Wang 2017, section 4, with the polynomial kernel k(x, y) = (x . y)^2: the channels' maps, each of length
-    1, are samples of where a net looks; mean k(t, t) + mean k(s, s) - 2 mean k(s, t) over all pairs of channels.
+    Huang & Wang 2017, section 4, with the polynomial kernel k(x, y) = (x . y)^2. The samples are
+    the channel maps, scaled to length 1. The loss is mean k(t, t) + mean k(s, s) - 2 mean k(s, t)
+    over all pairs of channels.
 
     Args:
-        feats_s: the student's taps, [B, C, H, W] each.
-        feats_t: the teacher's, of any number of channels; the larger map of a pair is averaged down. No gradient flows
-            to it.
-        pairs: how many of the last pairs are taken; None for all.
+        feats_s: student feature maps, [B, C, H, W] each.
+        feats_t: teacher feature maps with any number of channels; detached. The larger map of a
+            pair is average-pooled.
+        pairs: number of last pairs to use; None for all.
 
     Returns:
         scalar >= 0; 0 where the two agree.

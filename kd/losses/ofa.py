@@ -1,4 +1,6 @@
-"""One-for-All: Bridge the Gap Between Heterogeneous Architectures in Knowledge Distillation (Hao et al., 2023)."""
+"""One-for-All: Bridge the Gap Between Heterogeneous Architectures in Knowledge Distillation (Hao et
+al., 2023).
+"""
 
 import torch
 import torch.nn.functional as F
@@ -12,24 +14,25 @@ def ofa_loss(
     temperature: float = 1.0,
     epsilon: float = 1.5,
 ) -> Tensor:
-    """-sum over classes of ((p_t + [class is target])^epsilon - [class is target]) * log p_s, mean over the batch.
+    """-sum over classes of ((p_t + [class is target])^epsilon - [class is target]) * log p_s, batch
+    mean, in nats.
 
-    Hao et al. 2023, eq. 6 (written there with gamma for epsilon), for the student's own logits; the exit branches that
-    the method adds to the student's stages are not part of it. In nats. An epsilon above 1 raises the target's share
-    over what a teacher of another architecture believes of the other classes; 1 leaves the cross-entropy with the
-    teacher's probabilities. 1.5 is what the authors' README trains ImageNet with.
+    Hao et al. 2023, eq. 6 (gamma there is epsilon here), for the student's own logits. The exit
+    branches of the method are not included. An epsilon above 1 raises the target's weight over what
+    a teacher of another architecture believes of the other classes. Epsilon 1 gives the
+    cross-entropy with the teacher's probabilities. The authors' README uses 1.5 for ImageNet.
 
     Args:
-        logits_s: the student's, [B, C].
-        logits_t: the teacher's, [B, C]; no gradient flows to it.
-        target: labels, int64 [B], of the images that have one (the objective leaves out the others); or soft labels
-            [B, C], for which the loss is the mean over the classes, weighted by the label, of the loss with that
-            class as the target (the authors' code takes the largest alone).
+        logits_s: student logits, [B, C].
+        logits_t: teacher logits, [B, C]; detached.
+        target: class labels, int64 [B], or soft labels [B, C]. Soft labels give the mean of the
+            loss over target classes, weighted by the label. The objective removes unlabelled images
+            first. (The authors' code uses only the largest class.)
         temperature: T > 0, of both p_t and p_s.
         epsilon: >= 1.
 
     Returns:
-        scalar >= 0. Its minimum is not 0, and equal logits are not where it is.
+        scalar >= 0. Its minimum is not 0, and is not at equal logits.
     """
     log_p_s = F.log_softmax(logits_s / temperature, dim=1)
     p_t = F.softmax(logits_t.detach() / temperature, dim=1)

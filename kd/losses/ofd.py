@@ -7,19 +7,20 @@ from kd.losses._maps import as_map, channels, connector, same_size
 
 
 def ofd_loss(preacts_s: list[Tensor], preacts_t: list[Tensor], margins: list[Tensor]) -> Tensor:
-    """Partial squared distance of the student's values to the teacher's behind a margin ReLU.
+    """Partial squared distance of student values to the teacher's values after a margin ReLU.
 
-    Heo et al. 2019, section 3: the teacher's value is max(t, m), m < 0 the channel's margin; there is no distance where
-    the student is below it and it is not above 0. Summed over an image's values, mean over the batch; of n taps the
-    last counts 1 and each one before half of the next, as in the authors' code.
+    Heo et al. 2019, section 3: the teacher's value is max(t, m), where m < 0 is the channel's
+    margin. A student value below a non-positive teacher value costs nothing. Values are summed over
+    an image and averaged over the batch. As in the authors' code the last layer has weight 1 and
+    each earlier one half the weight of the next.
 
     Args:
-        preacts_s: the student's taps before their ReLU, through the connectors, [B, C, H, W] each.
-        preacts_t: the teacher's, the same shapes; no gradient flows to it.
+        preacts_s: student pre-activations after the connectors, [B, C, H, W] each.
+        preacts_t: teacher pre-activations of the same shapes; detached.
         margins: [C] each, <= 0.
 
     Returns:
-        scalar >= 0; at equal values behind the margin 0.
+        scalar >= 0; 0 at equal values, teacher's after the margin ReLU.
     """
     total = preacts_s[0].new_zeros(())
     for i, (s, t, margin) in enumerate(zip(preacts_s, preacts_t, margins, strict=True), start=1):
@@ -35,8 +36,9 @@ def ofd_loss(preacts_s: list[Tensor], preacts_t: list[Tensor], margins: list[Ten
 class OFD(nn.Module):
     """The loss with its connectors (1x1 convolution and batch norm) and the teacher's margins.
 
-    A channel's margin is the mean of its negative values, here over the training images seen so far; the
-    authors compute it from batch-norm parameters, which not every net has. Across ranks it is the first one's.
+    A channel's margin is the mean of its negative values over the training images seen so far. The
+    authors compute it from batch-norm parameters, which not every net has. All ranks use the margin
+    of the first rank.
     """
 
     def __init__(
@@ -50,7 +52,9 @@ class OFD(nn.Module):
             self.register_buffer(f"count_{i}", torch.zeros(c_t, dtype=torch.float64))
 
     def forward(self, preacts_s: list[Tensor], preacts_t: list[Tensor]) -> Tensor:
-        """`ofd_loss` of all pairs of taps; the larger map of a pair is averaged down. A scalar."""
+        """Compute `ofd_loss` over all pairs of maps [B, C, H, W], the larger average-pooled; a
+        scalar.
+        """
         pairs = [same_size(as_map(s), as_map(t)) for s, t in zip(preacts_s, preacts_t, strict=True)]
         connected = [connect(s) for connect, (s, _) in zip(self.connectors, pairs, strict=True)]
         margins = [self._margin(i, t) for i, (_, t) in enumerate(pairs)]

@@ -8,14 +8,15 @@ from kd.losses._maps import Norm, as_map, channels
 
 
 def reviewkd_loss(maps_s: list[Tensor], maps_t: list[Tensor]) -> Tensor:
-    """Hierarchical context loss: mean squared differences at the maps' own size and at 4, 2 and 1 pixels, summed.
+    """Hierarchical context loss: mean squared differences at full map size and pooled to 4, 2 and 1
+    pixels.
 
-    Chen et al. 2021, section 3.4: each level of a pyramid of averages counts half of the one above, and the sum is
-    divided by these weights; levels that are not smaller than the map are left out.
+    Chen et al. 2021, section 3.4: each pyramid level has half the weight of the level above. The
+    sum is divided by the sum of weights. Levels not smaller than the map are left out.
 
     Args:
-        maps_s: the student's, fused, [B, C, H, W] each.
-        maps_t: the teacher's, the same shapes; no gradient flows to it.
+        maps_s: fused student maps, [B, C, H, W] each.
+        maps_t: teacher maps of the same shapes; detached.
 
     Returns:
         scalar >= 0; at equal maps 0.
@@ -34,7 +35,9 @@ def reviewkd_loss(maps_s: list[Tensor], maps_t: list[Tensor]) -> Tensor:
 
 
 class Fusion(nn.Module):
-    """Attention-based fusion of a student's maps with what comes from the deeper ones (Chen et al. 2021, Fig. 3a)."""
+    """Attention-based fusion of a student map with the fused deeper maps (Chen et al. 2021, Fig.
+    3a).
+    """
 
     def __init__(self, inputs: int, middle: int, outputs: int, fuses: bool) -> None:
         super().__init__()
@@ -49,7 +52,11 @@ class Fusion(nn.Module):
     def forward(
         self, x: Tensor, deeper: Tensor | None, size: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
-        """x [B, inputs, H, W] -> maps of `size` with the teacher's channels, and what goes on to the next."""
+        """Fuse x [B, inputs, H, W] with the deeper map [B, C, h, w].
+
+        Returns:
+            a map of `size` with the teacher's channels, and the map for the next fusion.
+        """
         x = self.inward(x)
         if self.attention is not None and deeper is not None:
             deeper = F.interpolate(deeper, x.shape[2:])
@@ -60,12 +67,14 @@ class Fusion(nn.Module):
 
 
 class ReviewKD(nn.Module):
-    """The loss with the fusions, from the deepest tap up; the pooled embeddings are the deepest, as maps of one pixel.
+    """The loss with its fusions, from the deepest layer up; the deepest maps are the embeddings, as
+    1x1 maps.
 
-    As in the authors' code the teacher's maps are those before the last ReLU, and the student's those after it.
+    As in the authors' code the teacher's maps come before the last ReLU and the student's after it.
 
     Args:
-        most: channels that a fusion has in the middle, at most; else as many as the student's embedding.
+        most: largest number of middle channels of a fusion; below it the width of the student's
+            embedding counts.
     """
 
     def __init__(
@@ -88,7 +97,9 @@ class ReviewKD(nn.Module):
     def forward(
         self, feats_s: list[Tensor], preacts_t: list[Tensor], pooled_s: Tensor, pooled_t: Tensor
     ) -> Tensor:
-        """`reviewkd_loss` of all pairs of taps and of the embeddings; a scalar."""
+        """Compute `reviewkd_loss` over all pairs of maps [B, C, H, W] and the embeddings [B, D]; a
+        scalar.
+        """
         theirs = [as_map(t) for t in (*preacts_t, pooled_t)][::-1]
         ours = [as_map(s) for s in (*feats_s, pooled_s)][::-1]
         fused: list[Tensor] = []

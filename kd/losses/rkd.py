@@ -9,20 +9,21 @@ from kd.losses._maps import unit
 def rkd_loss(
     pooled_s: Tensor, pooled_t: Tensor, distance_weight: float = 25.0, angle_weight: float = 50.0
 ) -> Tensor:
-    """distance_weight * RKD-D + angle_weight * RKD-A, each the mean Huber distance of the two nets' relations.
+    """distance_weight * RKD-D + angle_weight * RKD-A, each a mean Huber distance of relations
+    between images.
 
-    Park et al. 2019, section 3.2: the distances of all pairs of images, divided by their mean; and the cosines of the
-    angles of all triplets. As in the authors' code the mean is over all B^2 and B^3, where equal images count as 0; the
-    mean distance is over those above 0.
+    Park et al. 2019, section 3.2: the relations are the distances of all pairs, divided by their
+    mean, and the cosines of the angles of all triplets. As in the authors' code the mean runs over
+    all B^2 and B^3, where equal images count as 0. The mean distance is over distances above 0.
 
     Args:
-        pooled_s: the student's embeddings, [B, D].
-        pooled_t: the teacher's, of any width; no gradient flows to it.
-        distance_weight, angle_weight: >= 0; 0 leaves that part out. The angles take memory of B^3.
+        pooled_s: student embeddings, [B, D].
+        pooled_t: teacher embeddings of any width, [B, D_t]; detached.
+        distance_weight, angle_weight: >= 0; 0 skips that part. The angles need memory of order B^3.
 
     Returns:
-        scalar >= 0; 0 where the two agree up to a factor. It compares the images of a batch with each other, on each
-        device alone: ranks do not share their batches.
+        scalar >= 0; 0 where the two agree up to a factor. The loss compares the images of a batch,
+        on each device separately: ranks do not share batches.
     """
     total, fixed = pooled_s.new_zeros(()), pooled_t.detach()
     if distance_weight:
@@ -35,7 +36,7 @@ def rkd_loss(
 def _distances(x: Tensor) -> Tensor:
     squared = (x[:, None] - x[None]).pow(2).sum(2)
     apart = squared > 0
-    distance = squared.where(apart, 1.0).sqrt().where(apart, 0.0)  # the root has no slope at 0
+    distance = squared.where(apart, 1.0).sqrt().where(apart, 0.0)  # the root has no gradient at 0
     return distance / (distance.sum() / apart.sum().clamp(min=1)).where(apart.any(), 1.0)
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from kd.losses._labels import binary, shares
 
-NOTHING = -1e9  # the logit of a class that is left out
+NOTHING = -1e9  # logit of a masked class
 
 
 def rld_loss(
@@ -20,22 +20,24 @@ def rld_loss(
 ) -> Tensor:
     """sample_weight * SCD + masked_weight * MCD, mean over the batch, in nats.
 
-    Sun et al. 2024 (arXiv 2408.07703), section 4, whose alpha and beta are the two weights. SCD is the KL of
-    [p_s(label), rest] from [p_t(the teacher's first class), rest], times the square of its temperature: the student
-    should be as sure of the label as the teacher is of its own choice. MCD is T^2 times the KL over the classes to
-    which the teacher gives less than to the label: those that the teacher wrongly prefers are left out.
+    Sun et al. 2024 (arXiv 2408.07703), section 4, where the weights are called alpha and beta. SCD
+    is the KL of [p_s(label), rest] from [p_t(the teacher's first class), rest], times its
+    temperature squared. It makes the student as sure of the label as the teacher is of its choice.
+    MCD is T^2 times the KL over the classes that the teacher ranks below the label. Classes that it
+    wrongly prefers are masked.
 
     Args:
-        logits_s: the student's, [B, C].
-        logits_t: the teacher's, [B, C]; no gradient flows to it.
-        target: labels, int64 [B], of the images that have one (the objective leaves out the others); or soft labels
-            [B, C], for which the loss is the mean over the classes, weighted by the label, of the loss with that
-            class as the target.
-        temperature: of MCD, T > 0.
-        sample_temperature: of SCD, > 0.
+        logits_s: student logits, [B, C].
+        logits_t: teacher logits, [B, C]; detached.
+        target: class labels, int64 [B], or soft labels [B, C]. Soft labels give the mean of the
+            loss over target classes, weighted by the label. The objective removes unlabelled images
+            first.
+        temperature: T of MCD, > 0.
+        sample_temperature: temperature of SCD, > 0.
 
     Returns:
-        scalar >= 0. Equal logits are its minimum for the images whose label is the teacher's first class alone.
+        scalar >= 0. Equal logits minimise it only for images whose label is the teacher's first
+        class.
     """
     logits_t = logits_t.detach()
     share, labels = shares(target, logits_s)

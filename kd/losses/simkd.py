@@ -6,20 +6,21 @@ from kd.losses._maps import as_map, same_size
 
 
 def simkd_loss(feats_s: list[Tensor], feats_t: list[Tensor]) -> Tensor:
-    """Mean squared difference of the last pair of taps.
+    """Mean squared difference of the last pair of feature maps.
 
-    Chen et al. 2022, section 3. The student's last tap is its projector, which is a part of the net, and what follows
-    is what the teacher does after its last maps: see `kd.nets.simkd.SimKD`.
+    Chen et al. 2022, section 3. The student's last map comes from its projector, which is part of
+    the net. The teacher's layers after that map follow it: see `kd.nets.simkd.SimKD`.
 
     Args:
-        feats_s: the student's taps, the last [B, C, H, W].
-        feats_t: the teacher's, with as many channels; the larger map is averaged down. No gradient flows to it.
+        feats_s: student feature maps, the last [B, C, H, W].
+        feats_t: teacher feature maps, the last with the same channel count; detached. The larger
+            map is average-pooled.
 
     Returns:
         scalar >= 0; 0 where the two agree.
 
     Raises:
-        ValueError: for unequal numbers of channels.
+        ValueError: for unequal channel counts.
     """
     s, t = same_size(as_map(feats_s[-1]), as_map(feats_t[-1].detach()))
     if s.shape != t.shape:

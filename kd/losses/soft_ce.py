@@ -7,12 +7,13 @@ from torch import Tensor
 def soft_ce_loss(logits_s: Tensor, logits_t: Tensor, temperature: float = 4.0) -> Tensor:
     """-T^2 * sum over classes of softmax(t / T) * log softmax(s / T), mean over the batch, in nats.
 
-    Hinton et al. 2015, section 2, as worded there: "cross entropy with the soft targets". It is `kd_loss` plus T^2
-    times the entropy of the soft targets, which does not depend on the student, so the gradients are the same.
+    Hinton et al. 2015, section 2: "cross entropy with the soft targets". It is `kd_loss` plus T^2
+    times the entropy of the soft targets. That entropy does not depend on the student, so the
+    gradients are equal.
 
     Args:
-        logits_s: the student's, [B, C].
-        logits_t: the teacher's, [B, C]; no gradient flows to it.
+        logits_s: student logits, [B, C].
+        logits_t: teacher logits, [B, C]; detached.
         temperature: T > 0.
 
     Returns:

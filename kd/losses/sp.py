@@ -6,18 +6,19 @@ from kd.losses._maps import unit
 
 
 def sp_loss(feats_s: list[Tensor], feats_t: list[Tensor], pairs: int | None = 1) -> Tensor:
-    """|| G_t - G_s ||_F^2 / B^2, summed over the pairs of taps; G the images' similarities, its rows of length 1.
+    """|| G_t - G_s ||_F^2 / B^2, summed over the pairs of layers.
 
-    Tung & Mori 2019, eq. 2 to 4: G = F F^T of the flattened taps F [B, ...].
+    Tung & Mori 2019, eq. 2 to 4: G = F F^T, with rows scaled to length 1, holds the similarities of
+    the images; F are the flattened features [B, ...].
 
     Args:
-        feats_s: the student's taps, [B, ...] each.
-        feats_t: the teacher's, of any shape; no gradient flows to it.
-        pairs: how many of the last pairs are taken; the authors take the last. None for all.
+        feats_s: student features, [B, ...] each.
+        feats_t: teacher features, [B, ...] of any shape; detached.
+        pairs: number of last pairs to use; the authors use one. None for all.
 
     Returns:
-        scalar >= 0; 0 where the two agree. It compares the images of a batch with each other, on each device alone:
-        ranks do not share their batches.
+        scalar >= 0; 0 where the two agree. The loss compares the images of a batch, on each device
+        separately: ranks do not share batches.
     """
     both = list(zip(feats_s, feats_t, strict=True))[-(pairs or 0) :]
     total = feats_s[0].new_zeros(())

@@ -1,4 +1,6 @@
-"""Revisiting Knowledge Distillation via Label Smoothing Regularization: Tf-KD_reg (Yuan et al., 2020)."""
+"""Revisiting Knowledge Distillation via Label Smoothing Regularization: Tf-KD_reg (Yuan et al.,
+2020).
+"""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -7,19 +9,19 @@ from torch import Tensor
 def tfkd_reg_loss(
     logits_s: Tensor, target: Tensor, temperature: float = 20.0, correct: float = 0.99
 ) -> Tensor:
-    """KL(softmax(u / T) || softmax(s)), mean over the batch, in nats; u is a teacher made by hand.
+    """KL(softmax(u / T) || softmax(s)), mean over the batch, in nats; u is a virtual teacher.
 
-    Yuan et al. 2020, eq. 8 and 9: u is `correct` at the target and (1 - correct) / (C - 1) elsewhere. The authors' code
-    for CIFAR-100 is followed in that u goes through a softmax once more, that T is not applied to the student (eq. 9
-    applies it), and that there is no T^2. The code's `mean` over images and classes, times its multiplier of 100 for
-    the 100 classes, is the mean over images taken here.
+    Yuan et al. 2020, eq. 8 and 9: u is `correct` at the target and (1 - correct) / (C - 1)
+    elsewhere. As in the authors' code for CIFAR-100, u passes a softmax once more, T is not applied
+    to the student (eq. 9 applies it), and there is no T^2. The code averages over images and
+    classes and multiplies by 100, for 100 classes. That is the mean over images used here.
 
     Args:
-        logits_s: the student's, [B, C].
-        target: labels, int64 [B], of the images that have one (the objective leaves out the others); or soft labels
-            [B, C], for which u is the mean, weighted by the label, of the u's of the classes.
+        logits_s: student logits, [B, C].
+        target: class labels, int64 [B], or soft labels [B, C]. With soft labels u is the mean over
+            classes, weighted by the label. The objective removes unlabelled images first.
         temperature: T > 0.
-        correct: what the teacher made by hand gives the target, from 0 to 1.
+        correct: value of u at the target, in [0, 1].
 
     Returns:
         scalar >= 0.

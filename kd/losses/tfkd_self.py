@@ -1,18 +1,22 @@
-"""Revisiting Knowledge Distillation via Label Smoothing Regularization: Tf-KD_self (Yuan et al., 2020)."""
+"""Revisiting Knowledge Distillation via Label Smoothing Regularization: Tf-KD_self (Yuan et al.,
+2020).
+"""
 
 import torch.nn.functional as F
 from torch import Tensor
 
 
 def tfkd_self_loss(logits_s: Tensor, logits_t: Tensor, temperature: float = 6.0) -> Tensor:
-    """T^2 * KL(softmax(t / T) || softmax(s / T)), mean over the batch, in nats; the teacher is the student's own kind.
+    """T^2 * KL(softmax(t / T) || softmax(s / T)), mean over the batch, in nats; teacher and student
+    share a net.
 
-    Yuan et al. 2020, eq. 7: a net of the same architecture, trained alone, teaches a fresh one. The paper is followed;
-    the authors' code averages over the classes too and makes up for it by a multiplier chosen for each net.
+    Yuan et al. 2020, eq. 7: a net trained alone teaches a fresh one of the same architecture. This
+    follows the paper. The authors' code averages over the classes too and compensates with a
+    multiplier per net.
 
     Args:
-        logits_s: the student's, [B, C].
-        logits_t: those of the same net trained with labels alone, [B, C]; no gradient flows to it.
+        logits_s: student logits, [B, C].
+        logits_t: logits of the same net trained with labels only, [B, C]; detached.
         temperature: T > 0.
 
     Returns:

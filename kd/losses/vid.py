@@ -8,22 +8,23 @@ from torch import Tensor, nn
 
 from kd.losses._maps import as_map, channels, same_size
 
-FLOOR = 1e-5  # of the variance
+FLOOR = 1e-5  # lower bound of the variance
 
 
 def vid_loss(means: list[Tensor], feats_t: list[Tensor], variances: list[Tensor]) -> Tensor:
-    """1/2 of the mean of (t - mean)^2 / variance + log variance, summed over the taps; in nats, without its constant.
+    """Half the mean of (t - mean)^2 / variance + log variance, summed over layers; in nats, without
+    the constant.
 
-    Ahn et al. 2019, section 2: the teacher's maps are Gaussian about a mean that the student's predict, with a
-    variance for each channel, which is learned.
+    Ahn et al. 2019, section 2: the teacher's maps are Gaussian. The student's maps predict the
+    mean; one variance per channel is learned.
 
     Args:
-        means: predicted from the student's taps, [B, C, H, W] each.
-        feats_t: the teacher's taps, the same shapes; no gradient flows to it.
+        means: predictions from the student's maps, [B, C, H, W] each.
+        feats_t: teacher maps of the same shapes; detached.
         variances: [C] each, > 0.
 
     Returns:
-        scalar, below 0 where the variance is small. Its minimum is not 0.
+        scalar, negative where the variance is small. Its minimum is not 0.
     """
     total = means[0].new_zeros(())
     for mean, t, variance in zip(means, feats_t, variances, strict=True):
@@ -33,10 +34,11 @@ def vid_loss(means: list[Tensor], feats_t: list[Tensor], variances: list[Tensor]
 
 
 class VID(nn.Module):
-    """The loss with what predicts the means (three 1x1 convolutions with ReLU) and the variances.
+    """The loss with its predictors of the means (three 1x1 convolutions with ReLU) and the
+    variances.
 
     Args:
-        variance: of each channel at the start, > 1e-5.
+        variance: initial variance of each channel, > 1e-5.
     """
 
     def __init__(
@@ -57,11 +59,13 @@ class VID(nn.Module):
             )
             for c_s, c_t in sizes
         )
-        start = math.log(math.expm1(variance - FLOOR))  # where the softplus is that
+        start = math.log(math.expm1(variance - FLOOR))  # inverse of the softplus
         self.raw = nn.ParameterList(nn.Parameter(torch.full((c_t,), start)) for _, c_t in sizes)
 
     def forward(self, feats_s: list[Tensor], feats_t: list[Tensor]) -> Tensor:
-        """`vid_loss` of all pairs of taps; the larger map of a pair is averaged down. A scalar."""
+        """Compute `vid_loss` over all pairs of maps [B, C, H, W], the larger average-pooled; a
+        scalar.
+        """
         pairs = [same_size(as_map(s), as_map(t)) for s, t in zip(feats_s, feats_t, strict=True)]
         means = [predict(s) for predict, (s, _) in zip(self.regressors, pairs, strict=True)]
         return vid_loss(means, [t for _, t in pairs], [F.softplus(raw) + FLOOR for raw in self.raw])

@@ -5,19 +5,20 @@ from torch import Tensor
 
 
 def wttm_loss(logits_s: Tensor, logits_t: Tensor, temperature: float = 5.0) -> Tensor:
-    """U * KL(softmax(t / T) || softmax(s)), mean over the batch, in nats; U is the sum of the teacher's p^(1 / T).
+    """U * KL(softmax(t / T) || softmax(s)), mean over the batch, in nats; U is the sum of the
+    teacher's p^(1 / T).
 
-    Zheng & Yang 2024 (arXiv 2402.11148), section 4, with the authors' gamma = 1 / T: the temperature softens the
-    teacher alone, so the student is drawn to its softened answer as it stands. The weight U is 1 where the teacher is
-    sure and grows to C^(1 - 1 / T) where it knows nothing. There is no factor T^2.
+    Zheng & Yang 2024 (arXiv 2402.11148), section 4, with gamma = 1 / T. The temperature applies to
+    the teacher only, so the student's own softmax approaches the softened teacher. The weight U is
+    1 for a sure teacher and grows to C^(1 - 1 / T) for a uniform one. There is no factor T^2.
 
     Args:
-        logits_s: the student's, [B, C].
-        logits_t: the teacher's, [B, C]; no gradient flows to it.
+        logits_s: student logits, [B, C].
+        logits_t: teacher logits, [B, C]; detached.
         temperature: T > 0.
 
     Returns:
-        scalar >= 0; 0 where the student says what the softened teacher says.
+        scalar >= 0; 0 where the student's softmax equals the softened teacher.
     """
     power = F.log_softmax(logits_t.detach(), dim=1) / temperature
     divergence = F.kl_div(
