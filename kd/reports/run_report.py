@@ -15,6 +15,7 @@ from kd.files.store import Done
 from kd.measure.costs import cost, latency
 from kd.measure.metrics import paired, summary
 from kd.reports.escape import as_code, escaped
+from kd.reports.omitted import omitted_classes, omitted_lines
 from kd.reports.provenance import made
 from kd.reports.units import chosen_on, short, training_images
 from kd.stages.chain import Role
@@ -69,6 +70,7 @@ def make_report(
         },
         "models": models,
         "comparison": compare(models, logits, split.test.labels),
+        "omitted": omitted_classes(done, logits, data),
         "teaching": teaching(models, done, data),
         "warnings": warnings(models, done, data),
     }
@@ -252,7 +254,7 @@ def verdict(report: Mapping[str, Any]) -> list[str]:
             f"{size}"
             f"{_kept(report)}."
         )
-    return [*_seen(report["data"]), *lines, *cautions(report)]
+    return [*_seen(report["data"]), *lines, *omitted_lines(report), *cautions(report)]
 
 
 def cautions(report: Mapping[str, Any]) -> list[str]:

@@ -1,0 +1,51 @@
+"""What a run says of the classes that its student was never shown."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from kd.data.base import DataModule
+from kd.data.transfer import omitted_labels
+from kd.files.store import Done
+from kd.measure.omitted import omitted_errors
+from kd.stages.chain import Role
+from kd.stages.result import logits_of
+
+
+def omitted_classes(
+    done: Mapping[Role, Done], logits: Mapping[Role, Tensor], data: DataModule
+) -> dict[str, Any] | None:
+    """Errors on those classes of each net that was not shown them, by role; None where all were shown.
+
+    Args:
+        logits: of each role, for the test images.
+    """
+    if not data.omit:
+        return None
+    omitted, (val, test) = (
+        omitted_labels(data.omit, data.classes),
+        (data.split.val, data.split.test),
+    )
+    return {
+        role: omitted_errors(
+            (logits_of(done[role], data, val), val.labels), (logits[role], test.labels), omitted
+        )
+        for role in done
+        if role != "teacher"
+    }
+
+
+def omitted_lines(report: Mapping[str, Any]) -> list[str]:
+    """A sentence for each such net."""
+    names = ", ".join(report["data"].get("omitted", ()))
+    return [_line(role, found, names) for role, found in (report.get("omitted") or {}).items()]
+
+
+def _line(role: str, found: Mapping[str, Any], names: str) -> str:
+    before, after, images = found["errors"], found["errors_corrected"], found["images"]
+    return (
+        f"Never shown {names}, the {role} makes {before['all']:,} errors on {images['all']:,} test images, "
+        f"{before['omitted']:,} of them on the {images['omitted']:,} of {names}. With {found['bias']:+.1f} on the "
+        f"bias of {names}, the best on validation: {after['all']:,} errors, {after['omitted']:,} of them on those."
+    )
