@@ -19,18 +19,18 @@ def bias_for(logits: Tensor, labels: Tensor, omitted: Sequence[int]) -> float:
         labels: int64 [N].
         omitted: labels of those classes.
     """
-    found = logits.double()
-    here = torch.zeros(logits.shape[1], dtype=torch.bool)
-    here[list(omitted)] = True
-    mine, first = found.masked_fill(~here, -torch.inf).max(1)
-    others, second = found.masked_fill(here, -torch.inf).max(1)
-    turns = (others - mine).numpy()  # above it an omitted class is chosen
-    edges = np.unique(turns)
-    between = np.concatenate([[edges[0] - 1], (edges[:-1] + edges[1:]) / 2, [edges[-1] + 1]])
-    below = np.sort(turns[(first == labels).numpy()])
-    above = np.sort(turns[(second == labels).numpy()])
-    right = np.searchsorted(below, between) + len(above) - np.searchsorted(above, between)
-    best = between[right == right.max()]
+    scores = logits.double()
+    is_omitted = torch.zeros(logits.shape[1], dtype=torch.bool)
+    is_omitted[list(omitted)] = True
+    best_omitted, choice_omitted = scores.masked_fill(~is_omitted, -torch.inf).max(1)
+    best_shown, choice_shown = scores.masked_fill(is_omitted, -torch.inf).max(1)
+    needed = (best_shown - best_omitted).numpy()  # above this bias an omitted class is chosen
+    edges = np.unique(needed)
+    biases = np.concatenate([[edges[0] - 1], (edges[:-1] + edges[1:]) / 2, [edges[-1] + 1]])
+    gained = np.sort(needed[(choice_omitted == labels).numpy()])  # right above it
+    lost = np.sort(needed[(choice_shown == labels).numpy()])  # right below it
+    right = np.searchsorted(gained, biases) + len(lost) - np.searchsorted(lost, biases)
+    best = biases[right == right.max()]
     return float(best[np.abs(best).argmin()])
 
 

@@ -23,10 +23,8 @@ def omitted_classes(
     """
     if not data.omit:
         return None
-    omitted, (val, test) = (
-        omitted_labels(data.omit, data.classes),
-        (data.split.val, data.split.test),
-    )
+    omitted = omitted_labels(data.omit, data.classes)
+    val, test = data.split.val, data.split.test
     return {
         role: omitted_errors(
             (logits_of(done[role], data, val), val.labels), (logits[role], test.labels), omitted
