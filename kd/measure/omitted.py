@@ -1,4 +1,4 @@
-"""What becomes of classes that a net was never shown, and of a bias that makes up for it."""
+"""Errors on classes that a net was never shown, and the bias that corrects for it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,10 +9,11 @@ from torch import Tensor
 
 
 def bias_for(logits: Tensor, labels: Tensor, omitted: Sequence[int]) -> float:
-    """The number that, added to the logits of the omitted classes, gives the best accuracy.
+    """Find the number that, added to the logits of the omitted classes, gives the best accuracy.
 
-    Hinton et al. 2015, section 3: a net that never saw a class learns a bias for it that is much too low. Where all
-    numbers of an interval are equally good its middle is taken; of several such intervals the one nearest to 0.
+    Hinton et al. 2015, section 3: a net that never saw a class learns a bias for it that is much
+    too low. Where all numbers of an interval are equally good, its middle is taken. Of several
+    such intervals, the one nearest to 0 is.
 
     Args:
         logits: [N, C].
@@ -37,7 +38,7 @@ def bias_for(logits: Tensor, labels: Tensor, omitted: Sequence[int]) -> float:
 def omitted_errors(
     val: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], omitted: Sequence[int]
 ) -> dict[str, Any]:
-    """Test errors on all images and on those of the omitted classes, before and after the bias is corrected.
+    """Count test errors, all and those on omitted classes, before and after the correction.
 
     Args:
         val, test: logits [N, C] and labels [N]; the bias is chosen on `val`.

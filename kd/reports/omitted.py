@@ -1,4 +1,4 @@
-"""What a run says of the classes that its student was never shown."""
+"""The report's part about classes that the student was never shown."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,10 +16,13 @@ from kd.stages.result import logits_of
 def omitted_classes(
     done: Mapping[Role, Done], logits: Mapping[Role, Tensor], data: DataModule
 ) -> dict[str, Any] | None:
-    """Errors on those classes of each net that was not shown them, by role; None where all were shown.
+    """Count the errors on omitted classes of each net that was not shown them, by role.
 
     Args:
         logits: of each role, for the test images.
+
+    Returns:
+        None where all classes were shown.
     """
     if not data.omit:
         return None
@@ -35,7 +38,7 @@ def omitted_classes(
 
 
 def omitted_lines(report: Mapping[str, Any]) -> list[str]:
-    """A sentence for each such net."""
+    """Write a sentence for each net that was not shown some classes."""
     names = ", ".join(report["data"].get("omitted", ()))
     return [_line(role, found, names) for role, found in (report.get("omitted") or {}).items()]
 
@@ -43,7 +46,8 @@ def omitted_lines(report: Mapping[str, Any]) -> list[str]:
 def _line(role: str, found: Mapping[str, Any], names: str) -> str:
     before, after, images = found["errors"], found["errors_corrected"], found["images"]
     return (
-        f"Never shown {names}, the {role} makes {before['all']:,} errors on {images['all']:,} test images, "
-        f"{before['omitted']:,} of them on the {images['omitted']:,} of {names}. With {found['bias']:+.1f} on the "
-        f"bias of {names}, the best on validation: {after['all']:,} errors, {after['omitted']:,} of them on those."
+        f"Never shown {names}, the {role} makes {before['all']:,} errors on {images['all']:,} test "
+        f"images, {before['omitted']:,} of them on the {images['omitted']:,} of {names}. "
+        f"With {found['bias']:+.1f} on the bias of {names}, the best on validation: "
+        f"{after['all']:,} errors, {after['omitted']:,} of them on those."
     )
