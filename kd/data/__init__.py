@@ -1,1 +1,1 @@
-"""Data sources: one file each, all read through the DataModule in `base.py`."""
+"""Data sources, one file each, read through the DataModule in `base.py`."""

@@ -1,4 +1,6 @@
-"""The one DataModule: a source is read into uint8 arrays, split once, and served as batches of indices."""
+"""The one DataModule: reads a source into uint8 arrays, splits it once, serves batches of
+indices.
+"""
 
 import copy
 import hashlib
@@ -36,13 +38,14 @@ from kd.errors import UserError, nearest
 from kd.log import say
 from kd.shape import Shape
 
+# For sources and their users
 __all__ = [
     "Batch",
     "DataModule",
     "Images",
     "Source",
     "Split",
-]  # what a source, or whoever uses one, needs
+]
 
 OnBad = Literal["stop", "skip"]
 OnDuplicate = Literal["warn", "drop", "stop"]
@@ -51,37 +54,40 @@ T = TypeVar("T")
 
 
 class DataModule(ABC):
-    """A data set, split into train, validation and test, stratified by class and seeded.
+    """Data set, split into train, validation and test, stratified by class and seeded.
 
-    A subclass says how its files are read, in `read`. Everything else is here.
+    A subclass implements `read`. Everything else is here.
 
     Args:
         root: folder to look in.
-        val_fraction: share of the training images held out for model selection, in (0, 1), where the source has no
-            validation part of its own; of the groups, where images come in groups.
+        val_fraction: share of the training images (or groups) held out for model selection, in (0,
+            1). Used where the source has no validation part.
         test_fraction: the same for the final test.
-        split_seed: seed of the split and of `limit`; not the training seed, so that runs of several seeds select on
-            the same images and may share a teacher.
-        limit: take this many training images (stratified); validation and test stay whole. None takes all.
-        augment: what may happen to a training image; keywords of `kd.data.views.Augment`.
+        split_seed: seed of the split and of `limit`. It is not the training seed: runs of several
+            seeds then select on the same images and may share a teacher.
+        limit: number of training images to use (stratified); validation and test stay whole. None
+            uses all.
+        augment: keywords of `kd.data.views.Augment`, the augmentation of training images.
         views: None for a new view of each image in each epoch, V to cycle through V views.
-        class_weights: `balanced` weighs an image's cross-entropy in training by N / (classes * images of its class);
-            None weighs all alike.
-        labels: how many training images keep their label for the student and the baseline; a share of them below 1;
-            or a file that lists them. The others stay as images without a label. The teacher sees all. None keeps all.
-        labels_seed: of the choice of those images.
-        omit: names of classes whose images the student and the baseline never see.
-        val_labels: as `labels`, of the validation images that choose the student's and the baseline's weights; 0
-            chooses nothing: the last epoch's weights are kept.
-        unlabeled: folder of images without labels that join training with the teacher's signal alone.
-        on_bad_image: `stop` refuses a folder with files that cannot be decoded, naming them; `skip` goes on without
-            them and lists them in the report.
-        license: of the images, as the user states it, for the model card; no result depends on it.
+        class_weights: `balanced` weights the training cross-entropy by N / (classes * images of the
+            class); None weights all classes equally.
+        labels: how many training images keep their label for student and baseline: a count, a share
+            below 1, or a file that lists them. The rest stays unlabelled. The teacher sees all.
+            None keeps all.
+        labels_seed: seed of that choice.
+        omit: names of classes whose images student and baseline never see.
+        val_labels: like `labels`, for the validation images that select the weights of student and
+            baseline. 0 selects nothing and keeps the last epoch.
+        unlabeled: folder of unlabelled images that join training with the teacher's signal only.
+        on_bad_image: `stop` refuses a folder with undecodable files and names them; `skip`
+            continues without them and lists them in the report.
+        license: licence of the images as the user states it, for the model card. No result depends
+            on it.
         cache: where decoded files are kept: see `kd.data.cache.Cache`.
-        cache_dir: folder for that; None decodes anew each time.
-        num_workers: loader processes. The images are in memory, so 0 is best unless the machine says otherwise.
-        on_duplicate: `warn` says which images are there more than once, pixel for pixel, across the parts above all;
-            `drop` takes them out of train, and out of validation what test has, too; `stop` refuses.
+        cache_dir: folder of the cache; None decodes every time.
+        num_workers: loader processes. The images are in memory, so 0 is usually best.
+        on_duplicate: `warn` reports images that occur more than once, pixel for pixel; `drop`
+            removes them from train, and from validation those in test; `stop` refuses.
     """
 
     def __init__(
@@ -138,18 +144,18 @@ class DataModule(ABC):
         self.split_seed, self.limit = split_seed, limit
         self.views, self.num_workers, self.license = views, num_workers, license
         self.on_duplicate = one_of("on_duplicate", on_duplicate, get_args(OnDuplicate))
-        self.reading = Reading()  # of files, for sources that have some
-        # Files that could not be decoded, with their reasons; and what else is worth knowing of the files.
+        self.reading = Reading()  # of files, for sources that have any
+        # Files that could not be decoded, with reasons; and other remarks on the files.
         self.skipped: list[dict[str, str]] = []
         self.notes: list[str] = []
         self.duplicates = Duplicates()
-        self.shown: Tensor | None = None  # positions of the training images to train on; None: all
-        self.length: int | None = None  # images to show in an epoch; None: each once
+        self.shown: Tensor | None = None  # positions of the training images in use; None: all
+        self.length: int | None = None  # images per epoch; None: each once
         self.source_names: Sequence[str] = ()  # of all images that the training part is carved from
 
     @property
     def name(self) -> str:
-        """The source's name, as in `data=NAME`: that of its file."""
+        """Name of the source, as in `data=NAME`: that of its file."""
         return type(self).__module__.rpartition(".")[2]
 
     @abstractmethod
@@ -157,16 +163,19 @@ class DataModule(ABC):
         """Read the source's files.
 
         Raises:
-            UserError: they are not there, or not what they should be; says where it looked and how to get them.
+            UserError: files are missing or invalid; says where it looked and how to get them.
         """
 
     def decode(
         self, files: Sequence[Path], size: int, channels: int, where: str
     ) -> tuple[Pixels, list[int]]:
-        """Image files as pixels [N, channels, size, size], and the positions of the files that they are of.
+        """Decode image files to pixels.
 
         Args:
-            where: the config's key for the folder, for messages.
+            where: config key of the folder, for messages.
+
+        Returns:
+            pixels [N, channels, size, size], and the position in `files` of each.
 
         Raises:
             UserError: some cannot be decoded and `on_bad_image` is `stop`; lists them all.
@@ -184,7 +193,8 @@ class DataModule(ABC):
                     [
                         f"{where}: {len(bad)} of {len(files)} image files cannot be decoded:",
                         *lines,
-                        "Mend or remove them, or set data.on_bad_image=skip to go on without them.",
+                        "Repair or remove them, or set data.on_bad_image=skip to go on "
+                        "without them.",
                     ]
                 )
             )
@@ -193,14 +203,16 @@ class DataModule(ABC):
         return Pixels.whole(decoded.store).at(torch.tensor(good, dtype=torch.int64)), good
 
     def note(self, text: str) -> None:
-        """Say once what is worth knowing of the data, now and in the run's report."""
+        """Log a remark on the data once, and put it into the report."""
         if text not in self.notes:
             self.notes.append(text)
             say(f"data: {text}")
 
     @cached_property
     def split(self) -> Split:
-        """Train, validation and test. The official test set is the test part; nothing else ever goes into it."""
+        """Train, validation and test parts. The official test set is the test part; nothing else
+        joins it.
+        """
         source = self.read()
         self.source_names = source.train.names
         source, pool = self._distinct(source)
@@ -211,7 +223,8 @@ class DataModule(ABC):
             source.classes,
         )
         if test is None:
-            least = 1 if val else 2  # of each class must stay, as validation is still to come
+            # Minimum per class to keep for the validation part still to come
+            least = 1 if val else 2
             rest, test = hold_out(
                 rest, self.test_fraction, "test", source.classes, self.split_seed, least
             )
@@ -230,7 +243,7 @@ class DataModule(ABC):
         return Split(rest, val, test, source.classes, pool)
 
     def _distinct(self, source: Source) -> tuple[Source, Images | None]:
-        """What the files hold, and the images without labels, after `on_duplicate`."""
+        """Return the source and the unlabelled images after `on_duplicate`."""
         pool = self._pool(source.train)
         given = {
             "train": source.train,
@@ -243,8 +256,8 @@ class DataModule(ABC):
         text = self.duplicates.text({name: len(part) for name, part in parts.items()})
         if text and self.on_duplicate == "stop":
             raise UserError(
-                f"data.on_duplicate: found {text}. Mend the folders, or set data.on_duplicate to warn, or to drop, "
-                "which takes them out of train"
+                f"data.on_duplicate: found {text}. Repair the folders, or set "
+                "data.on_duplicate to warn, or to drop, which takes them out of train"
             )
         if not text or self.on_duplicate == "warn":
             if text:
@@ -256,7 +269,8 @@ class DataModule(ABC):
             if (counts == 0).any():
                 lost = source.classes[int(counts.argmin())]
                 raise UserError(
-                    f"data.on_duplicate: drop leaves no image of class {lost!r} in {name}; found {text}"
+                    f"data.on_duplicate: drop leaves no image of class {lost!r} in {name}; "
+                    f"found {text}"
                 )
         dropped = {name: len(parts[name]) - len(left[name]) for name in parts if name != "test"}
         self.duplicates = replace(self.duplicates, dropped={k: n for k, n in dropped.items() if n})
@@ -266,17 +280,17 @@ class DataModule(ABC):
         return whole, left.get("unlabeled")
 
     def _note_torn(self, parts: Mapping[str, Images]) -> None:
-        """Note where carving could not keep the copies of an image in one part.
+        """Note where the split separates copies of an image.
 
         Args:
-            parts: what train became.
+            parts: the parts carved from train.
         """
         if across := find_duplicates(parts)[0].across:
             words = "; ".join(f"{pair}: {count}" for pair, count in across.items())
             self.note(f"carved parts share images ({words}), as a class has too few different ones")
 
     def _pool(self, train: Images) -> Images | None:
-        """The images without labels, of the training images' shape."""
+        """Return the unlabelled images, at the shape of the training images."""
         if self.unlabeled is None:
             return None
         passed = Counter[str]()
@@ -291,7 +305,7 @@ class DataModule(ABC):
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Class names, in the order of their labels."""
+        """Class names, ordered by label."""
         return self.split.classes
 
     @property
@@ -307,7 +321,7 @@ class DataModule(ABC):
 
     @property
     def loss_weights(self) -> tuple[float, ...] | None:
-        """What each class's cross-entropy is weighed by in training; None where all weigh the same."""
+        """Weight of each class in the training cross-entropy; None if all are equal."""
         if self.class_weights is None:
             return None
         labels = self.split.train.labels
@@ -316,9 +330,10 @@ class DataModule(ABC):
         return tuple((len(labels) / (len(counts) * counts.double())).tolist())
 
     def seen_by(self, sees: Sees) -> "DataModule":
-        """This data as a stage sees it: its training part has other labels, and images without any.
+        """Return this data as a stage sees it: with its labels, and with unlabelled images.
 
-        Positions are the same for all that see the same images, so views and a teacher's answers are shared.
+        Positions are equal for all stages that see the same images, so they share views and teacher
+        outputs.
         """
         if sees == "all":
             return self
@@ -327,7 +342,9 @@ class DataModule(ABC):
 
     @cached_property
     def _transfer(self) -> "DataModule":
-        """The transfer set: the training part with the labels that are kept, and then the pool."""
+        """Return the transfer set: the training part with the labels that are kept, then the
+        unlabelled pool.
+        """
         split, train = self.split, self.split.train
         omitted = torch.isin(train.labels, torch.tensor(omitted_labels(self.omit, self.classes)))
         seen = (~omitted).nonzero()[:, 0]
@@ -354,9 +371,10 @@ class DataModule(ABC):
 
     @cached_property
     def _labelled(self) -> "DataModule":
-        """Those training images that have a label, shown again and again until there are as many as there are images.
+        """Return the labelled training images, repeated up to the number of all images.
 
-        So a net that learns from labels alone takes as many steps in an epoch as one that has use for all images.
+        A net that learns from labels only then takes as many steps per epoch as one that uses all
+        images.
         """
         train = self.split.train
         chosen = (train.labels >= 0).nonzero()[:, 0]
@@ -367,26 +385,28 @@ class DataModule(ABC):
         return found
 
     def _with(self, train: Images, val: Images) -> "DataModule":
-        """The same data with other training and validation parts."""
+        """Copy this data with other training and validation parts."""
         found = copy.copy(self)
         for name in ("_transfer", "_labelled"):
             found.__dict__.pop(name, None)
-        found.statistics = self.statistics  # the pool does not move them
+        found.statistics = self.statistics  # the unlabelled pool does not change them
         found.split = replace(self.split, train=train, val=val)
         return found
 
     @property
     def trained_on(self) -> Images:
-        """The images to train on: the training part, less those that are not shown."""
+        """Training images in use: the training part without images that are not shown."""
         return self.split.train if self.shown is None else self.split.train.at(self.shown)
 
     @property
     def mixed_with(self) -> Images | None:
-        """The images that the second picture of a mixed view comes from; None where views do not mix."""
+        """Source of the second image of a mixed view; None if views do not mix."""
         return self.trained_on if self.augment.mixes else None
 
     def key(self) -> dict[str, Any]:
-        """All that a training result depends on in the data, and nothing else: not the folder, not the test part."""
+        """Return everything in the data that a training result depends on: not the folder, not the
+        test part.
+        """
         mean, std = self.statistics
         return {
             "train": self.split.train.fingerprint,
@@ -401,7 +421,7 @@ class DataModule(ABC):
         }
 
     def view_key(self) -> dict[str, Any]:
-        """All that the views of training images depend on besides their seed; labels are no part of it."""
+        """Return everything that views depend on except the seed; labels are not included."""
         mixed = self.mixed_with
         return {
             "images": self.split.train.pixel_fingerprint,
@@ -412,15 +432,15 @@ class DataModule(ABC):
     def train_loader(
         self, batch_size: int, seed: int, ranks: int = 1, where: str = "batch_size"
     ) -> DataLoader[Batch]:
-        """Batches of one epoch after another, each epoch in an order of its own that depends on `seed` alone.
+        """Return batches of consecutive epochs, each in its own order that depends on `seed` only.
 
         Args:
             batch_size: images per batch on each rank.
             ranks: processes that train together; each image is on one of them.
-            where: the config's key for the batch size, for messages.
+            where: config key of the batch size, for messages.
 
         Raises:
-            UserError: where not one full batch can be made.
+            UserError: not one full batch can be made.
         """
         images = self.split.train
         order = EpochOrder(
@@ -430,28 +450,29 @@ class DataModule(ABC):
             ranks,
             chosen=None if self.shown is None else self.shown.tolist(),
             length=self.length,
-            stride=0 if self.views else len(images),  # V views of an image are all that there are
+            stride=0 if self.views else len(images),  # an image has no more than V views
         )
         if not len(order):
             raise UserError(
-                f"{where}: {batch_size} on {ranks} device(s) leaves no batch of the {order.length} "
-                f"training images of {self.name}; accepted are 1 to {order.length // ranks}"
+                f"{where}: {batch_size} on {ranks} device(s) leaves no batch of the "
+                f"{order.length} training images of {self.name}; accepted are 1 to "
+                f"{order.length // ranks}"
             )
         return self._loader(images, order)
 
     @property
     def images_an_epoch(self) -> int:
-        """How many training images are shown in an epoch."""
+        """Return the number of training images per epoch."""
         shown = self.split.train if self.shown is None else self.shown
         return len(shown) if self.length is None else self.length
 
     @property
     def evaluation_batch(self) -> int:
-        """Images that a net is shown at once where it does not train; see `kd.data.images.Pixels.batch`."""
+        """Batch size outside training; see `kd.data.images.Pixels.batch`."""
         return self.split.train.pixels.batch
 
     def val_loader(self, batch_size: int | None = None, ranks: int = 1) -> DataLoader[Batch]:
-        """The validation part once, in order; each image on exactly one rank.
+        """Return the validation part once, in order; each image on exactly one rank.
 
         Args:
             batch_size: images per batch on each rank; None for `evaluation_batch`.
@@ -461,7 +482,8 @@ class DataModule(ABC):
         return self._loader(val, InOrder(len(val), batch_size or self.evaluation_batch, ranks))
 
     def _loader(self, images: Images, batches: Sampler[list[int]]) -> DataLoader[Batch]:
-        # The sampler yields whole batches of positions, so a batch is one gather instead of B items and a collate.
+        # The sampler yields whole batches of positions: one gather instead of B items and a
+        # collate.
         return Loader(
             Gather(images),
             batch_size=None,
@@ -473,7 +495,7 @@ class DataModule(ABC):
 
 
 def one_of(name: str, found: T, accepted: Sequence[T]) -> T:
-    """The value of `data.<name>` if it is among the accepted ones.
+    """Return the value of `data.<name>` if it is accepted.
 
     Raises:
         UserError: it is not.
@@ -481,7 +503,8 @@ def one_of(name: str, found: T, accepted: Sequence[T]) -> T:
     if found not in accepted:
         words = ["null" if each is None else str(each) for each in accepted]
         raise UserError(
-            f"data.{name}: found {found!r}, accepted are {', '.join(words)}{nearest(str(found), words)}"
+            f"data.{name}: found {found!r}, accepted are "
+            f"{', '.join(words)}{nearest(str(found), words)}"
         )
     return found
 
@@ -496,16 +519,18 @@ def _digest(positions: Tensor) -> str:
 
 
 def make_augment(keywords: Mapping[str, Any]) -> Augment:
-    """The augmentation that `data.augment` asks for.
+    """Build the augmentation that `data.augment` describes.
 
     Raises:
-        UserError: for a key that it does not have, or a value out of range.
+        UserError: unknown key, or value out of range.
     """
     try:
         return Augment(**keywords)
     except ValidationError as error:
         first = error.errors()[0]
         raise UserError(
-            f"data.augment.{'.'.join(map(str, first['loc'][:1]))}: {first['msg']}; found {first['input']!r}, "
-            f"accepted keys are {', '.join(Augment.model_fields)}{nearest(str(first['loc'][0]), Augment.model_fields)}"
+            f"data.augment.{'.'.join(map(str, first['loc'][:1]))}: {first['msg']}; found "
+            f"{first['input']!r}, accepted keys are "
+            f"{', '.join(Augment.model_fields)}"
+            f"{nearest(str(first['loc'][0]), Augment.model_fields)}"
         ) from None

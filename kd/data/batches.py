@@ -1,4 +1,4 @@
-"""Batches of images by their positions, and the order that they come in."""
+"""Batches of images by position, and their order."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -9,13 +9,12 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from kd.data.images import Images
 
-Batch = tuple[
-    Tensor, Tensor, Tensor
-]  # pixels uint8 [B, C, H, W], labels int64 [B], indices int64 [B]
+# Pixels uint8 [B, C, H, W], labels int64 [B], indices int64 [B]
+Batch = tuple[Tensor, Tensor, Tensor]
 
 
 class Gather(Dataset[Batch]):
-    """Batches by their positions."""
+    """Dataset of batches, indexed by lists of positions."""
 
     def __init__(self, images: Images) -> None:
         self.images = images
@@ -25,12 +24,12 @@ class Gather(Dataset[Batch]):
 
     def __getitem__(self, positions: Sequence[int]) -> Batch:
         index = torch.as_tensor(positions, dtype=torch.int64)
-        where = index % len(self.images)  # as `EpochOrder` numbers the rounds of an epoch
+        where = index % len(self.images)  # rounds of an epoch, numbered as in `EpochOrder`
         return self.images.pixels[where], self.images.labels[where], index
 
 
 def rank() -> int:
-    """This process's place among those that train together; known only once they have met."""
+    """Return the rank of this process; it is known only once the process group exists."""
     return (
         torch.distributed.get_rank()
         if torch.distributed.is_available() and torch.distributed.is_initialized()
@@ -39,16 +38,18 @@ def rank() -> int:
 
 
 class EpochOrder(Sampler[list[int]]):
-    """Batches of positions: a permutation seeded by (seed, epoch), cut into equal batches, ranks taking turns.
+    """Batches of positions: a permutation seeded by (seed, epoch), dealt to the ranks in equal
+    batches.
 
-    What does not fill a batch on every rank is left out of that epoch; the next epoch leaves out others.
+    Images that do not fill a batch on every rank are left out of that epoch; the next leaves out
+    others.
 
     Args:
         size: number of images.
-        chosen: positions of those that are shown; None shows all.
-        length: images to show in an epoch, None for each once. Where that is more than there are, they come round
-            again, in another order.
-        stride: added to an image's position with each round of an epoch, so that its views differ.
+        chosen: positions of the images to show; None shows all.
+        length: images per epoch, None for each once. Above the number of images they repeat in
+            another order.
+        stride: added to a position in each round of an epoch, so that its views differ.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class EpochOrder(Sampler[list[int]]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning before each epoch, after a resume too."""
+        """Set the epoch; Lightning calls this before each epoch, also after a resume."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -87,7 +88,7 @@ class EpochOrder(Sampler[list[int]]):
 
 
 class InOrder(Sampler[list[int]]):
-    """Batches of all positions in order, ranks taking turns; the last batch may be smaller."""
+    """Batches of all positions in order, dealt to the ranks; the last batch may be smaller."""
 
     def __init__(self, size: int, batch_size: int, ranks: int = 1) -> None:
         self.size, self.batch_size, self.ranks = size, batch_size, ranks
@@ -102,15 +103,16 @@ class InOrder(Sampler[list[int]]):
 
 
 class Loader(DataLoader[Batch]):
-    """Draws the seeds of its workers from a generator of its own: it does so at other times after a resume, and what a
-    net draws by itself must not move with that.
+    """Use a separate generator for worker seeds, so that resuming does not shift the model's random
+    state (dropout).
     """
 
     def __getstate__(self) -> dict[str, Any]:
+        # Is not sent to the processes of a distributed training
         return {
             **self.__dict__,
             "generator": None,
-        }  # which does not go to the processes of a distributed training
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update({**state, "generator": torch.Generator()})

@@ -1,4 +1,4 @@
-"""Files decoded once: into memory, or into an array on disk that later runs open in no time."""
+"""Cache of decoded files: in memory, or in an array on disk that later runs map at once."""
 
 import errno
 import hashlib
@@ -28,23 +28,23 @@ from kd.files.writing import writing
 from kd.log import console, say
 
 VERSION = 2  # of the decoded array; raise it when `decode` gives other pixels
-LARGE = 512 * 2**20  # bytes from which an array stays on disk, unless the user says otherwise
+LARGE = 512 * 2**20  # bytes above which an array stays on disk by default
 
 REMEDY = "make room, set data.cache_dir to another folder, or data.cache=off to decode into memory"
 
-NAMED = 5  # files that a note names
+NAMED = 5  # files named in a note
 
 Mode = Literal["ram", "disk", "off"]
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """Files as images.
+    """Decoded files.
 
     Attributes:
-        store: a row for each file, blank for a file that gives no image.
-        bad: reasons by the file's position.
-        notes: what else is worth knowing, in words.
+        store: one row per file, blank if the file gives no image.
+        bad: reason by file position.
+        notes: remarks, as text.
     """
 
     store: Store
@@ -57,9 +57,9 @@ class Cache:
     """Where decoded files are kept.
 
     Attributes:
-        folder: an entry is a folder in it, named by what it was made from; None keeps nothing.
-        mode: `disk` maps the entry into memory, `ram` reads it, `off` decodes anew each time and keeps nothing;
-            None is `ram`, or `disk` for a large set.
+        folder: holds one folder per entry, named by what it was made from; None keeps nothing.
+        mode: `disk` maps the entry into memory, `ram` reads it, `off` decodes every time. None is
+            `ram`, or `disk` for a large set.
     """
 
     folder: Path | None = None
@@ -72,10 +72,11 @@ class Cache:
         channels: int,
         reading: Reading = AS_STORED,
     ) -> Decoded:
-        """The files' images, decoded now or, where nothing changed, before; uint8 [N, channels, size, size].
+        """Return the images of the files, uint8 [N, channels, size, size], from the cache if
+        nothing changed.
 
         Raises:
-            CannotWrite: there is no room for them where they are to be mapped from.
+            CannotWrite: the disk has no room for an array that is to be mapped.
         """
         shape = (len(files), channels, size, size)
         mode = self.mode or ("disk" if self.folder and np.prod(shape) > LARGE else "ram")
@@ -104,12 +105,14 @@ class Cache:
 
 
 def _key(files: Sequence[Path], size: int, channels: int, reading: Reading) -> str:
-    """Changes when a file is added, removed, renamed or written to, and with how files are decoded."""
+    """Return a hash that changes when a file is added, removed, renamed or written, and with the
+    decoding.
+    """
     digest = hashlib.sha256(f"{VERSION} {PIL.__version__} {size} {channels} {reading}".encode())
     for file in files:
         try:
             found = file.stat()
-            # The time of the last change of any kind too: a copy may bring the time of its content with it.
+            # Include the time of the last metadata change: a copy may keep its content's time.
             state = f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
         except OSError:
             state = "unreadable"
@@ -122,7 +125,7 @@ def _write(
 ) -> dict[str, Any]:
     """Decode into a new entry, which appears whole or not at all."""
     partial = entry.with_name(f"{entry.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed; this one holds the lock
+    shutil.rmtree(partial, ignore_errors=True)  # left by a killed run; this process holds the lock
     with writing(partial, "decoded images"):
         partial.mkdir()
         try:
@@ -141,16 +144,16 @@ def _write(
             shutil.rmtree(entry, ignore_errors=True)
             partial.rename(entry)
         except Exception:
-            shutil.rmtree(partial, ignore_errors=True)  # it would take the room that others need
+            shutil.rmtree(partial, ignore_errors=True)  # free the space for others
             raise
     return manifest | {"bad": {str(i): reason for i, reason in bad.items()}}
 
 
 def _room(path: Path, shape: tuple[int, ...]) -> "np.memmap[Any, np.dtype[np.uint8]]":
-    """An array that is mapped from a new file, all of which the disk has room for.
+    """Map an array from a new file with all its disk space reserved.
 
     Raises:
-        OSError: it has not; writing into a map of a full disk would kill the process instead.
+        OSError: there is too little space. Writing to a map on a full disk would kill the process.
     """
     needed, free = int(np.prod(shape)), shutil.disk_usage(path.parent).free
     if needed > 0.95 * free:
@@ -158,17 +161,17 @@ def _room(path: Path, shape: tuple[int, ...]) -> "np.memmap[Any, np.dtype[np.uin
             errno.ENOSPC, f"{needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free"
         )
     array = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
-    if hasattr(os, "posix_fallocate"):  # a quota may leave less than the disk has
+    if hasattr(os, "posix_fallocate"):  # a quota may allow less than the disk has
         with path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     return array
 
 
 def _valid(entry: Path, mode: Mode) -> dict[str, Any] | None:
-    """The entry's manifest, where there is one and its files are as they were written.
+    """Return the entry's manifest if its files are intact, else None.
 
-    All of what is to be mapped is looked at only where the file was touched: it may be large. Else each image is when
-    it is first read, see `kd.data.images.Store`.
+    A mapped array is checked whole only if its file was touched, because it may be large. Otherwise
+    each image is checked at its first read, see `kd.data.images.Store`.
     """
     if not entry.exists():
         return None
@@ -186,22 +189,23 @@ def _valid(entry: Path, mode: Mode) -> dict[str, Any] | None:
 
 
 def _stamp(entry: Path) -> list[int]:
-    """Size and time of the array's last change: reading all of a large one at each start would take too long."""
+    """Return size and modification time of the array: reading a large one at each start is too
+    slow.
+    """
     found = (entry / "pixels.npy").stat()
     return [found.st_size, found.st_mtime_ns]
 
 
 def _same_pixels(entry: Path, stamp: list[int]) -> bool:
-    """Whether an array that was touched, or copied from elsewhere, still holds its images."""
+    """Check that a touched or copied array still holds its images."""
     if _stamp(entry)[0] != stamp[0]:
         return False
     store = Store.mapped(entry / "pixels.npy")
     same = all(store.as_noted(row) for row in range(len(store.array)))
     if same:
-        with suppress(OSError):  # a folder that may only be read serves as well
-            os.utime(
-                entry / "pixels.npy", ns=(stamp[1], stamp[1])
-            )  # so that the next run need not look again
+        with suppress(OSError):  # a read-only folder works as well
+            # So the next run skips this check
+            os.utime(entry / "pixels.npy", ns=(stamp[1], stamp[1]))
     return same
 
 
@@ -211,7 +215,7 @@ def _decode_all(
     """Fill `array` [N, C, S, S], on all cores.
 
     Returns:
-        the facts, the reasons of files that stay blank, and what is worth knowing of the others.
+        the facts, the reasons of files that stay blank, and remarks on the others.
     """
     count, channels, size, _ = array.shape
     facts, bad = Facts.blank(count, channels), dict[int, str]()
@@ -227,14 +231,15 @@ def _decode_all(
         if said != Remarks():
             remarks[position] = said
 
-    # Threads: Pillow lets other threads run while it decodes and resizes, and they write into one array.
+    # Threads: Pillow releases the GIL while it decodes and resizes, and all write to one array.
     threads = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
     pool = ThreadPoolExecutor(threads)
     if not console.is_terminal:
         say(
-            f"decoding {count} images in {plain(os.path.commonpath([file.absolute() for file in files]))}"
+            f"decoding {count} images in "
+            f"{plain(os.path.commonpath([file.absolute() for file in files]))}"
         )
     try:
         bar = Progress(console=console, transient=True, disable=not console.is_terminal)
@@ -249,20 +254,22 @@ def _decode_all(
 
 
 def _notes(files: Sequence[Path], remarks: Mapping[int, Remarks], reading: Reading) -> list[str]:
-    """The remarks of all files, in a few sentences."""
+    """Summarise the remarks of all files in a few sentences."""
     notes = []
     levels = [each.brightest for each in remarks.values() if each.brightest is not None]
     if levels and (most := max(levels)) < 2 ** (reading.bit_depth - 1):
         full = 2**reading.bit_depth - 1
         notes.append(
-            f"the brightest of the {len(levels)} gray images of 16 bits reaches level {most} of {full}, so "
-            f"{round(255 * most / full)} of 255; data.bit_depth={max(9, most.bit_length())} would show them in full"
+            f"the brightest of the {len(levels)} gray images of 16 bits reaches level {most} "
+            f"of {full}, so {round(255 * most / full)} of 255; "
+            f"data.bit_depth={max(9, most.bit_length())} would show them in full"
         )
     warned = {i: each.warnings[0] for i, each in remarks.items() if each.warnings}
     if warned:
         shown = [f"{plain(str(files[i]))}: {text}" for i, text in list(warned.items())[:NAMED]]
         more = f"; and {len(warned) - NAMED} more" if len(warned) > NAMED else ""
         notes.append(
-            f"Pillow warns of {len(warned)} image{'s' * (len(warned) != 1)}: {'; '.join(shown)}{more}"
+            f"Pillow warns of {len(warned)} image{'s' * (len(warned) != 1)}: "
+            f"{'; '.join(shown)}{more}"
         )
     return notes

@@ -1,4 +1,6 @@
-"""Chest X-rays of children, normal or with pneumonia (Kermany, Zhang & Goldbaum 2018), in the Kaggle layout."""
+"""Chest X-rays of children, normal or with pneumonia (Kermany, Zhang & Goldbaum 2018), in the
+Kaggle layout.
+"""
 
 import re
 from collections.abc import Mapping
@@ -11,7 +13,8 @@ from kd.data.folder import find_images, part_named, subfolders
 from kd.data.image_folder import ImageFolder
 from kd.errors import UserError
 
-# The patient in a name like person12_virus_34.jpeg, IM-0115-0001.jpeg or NORMAL2-IM-0529-0001-0002.jpeg.
+# Patient in a name like person12_virus_34.jpeg, IM-0115-0001.jpeg or
+# NORMAL2-IM-0529-0001-0002.jpeg.
 PATIENT = r"^(person\d+)_|^((?:NORMAL2-)?IM-\d+)-"
 PATIENT_AND_KIND = re.compile(r"^person\d+_[a-z]+|^(?:NORMAL2-)?IM-\d+")
 
@@ -19,8 +22,8 @@ PATIENT_AND_KIND = re.compile(r"^person\d+_[a-z]+|^(?:NORMAL2-)?IM-\d+")
 class ChestXRay(ImageFolder):
     """5,856 images: `train`, `val` and `test`, each with `NORMAL` and `PNEUMONIA`.
 
-    The official validation part has 16 images, too few to select on, so it joins train, and another is carved out by
-    patient.
+    The official validation part has 16 images, too few for selection. It joins train, and a new
+    part is carved out by patient.
 
     Args:
         root: holds the folder `chest_xray`, or is that folder.
@@ -30,10 +33,10 @@ class ChestXRay(ImageFolder):
         super().__init__(root, group_pattern=group_pattern, **options)
 
     def parts(self) -> dict[str, Path]:
-        """Train, val and test.
+        """Return the folders of train, val and test.
 
         Raises:
-            UserError: they are not there; says how to get them.
+            UserError: they are missing; says how to get them.
         """
         for folder in (self.root / "chest_xray", self.root):
             if not folder.is_dir():
@@ -41,22 +44,25 @@ class ChestXRay(ImageFolder):
             if self.given or {"train", "test"} <= {part_named(name) for name in subfolders(folder)}:
                 return self.layout(folder).parts
         raise UserError(
-            f"data.root: no chest X-rays in {(self.root / 'chest_xray').absolute()}: expected there are the folders "
-            "train, val and test, each with NORMAL and PNEUMONIA.\n  Get them from "
-            "https://www.kaggle.com/datasets/paultimothymooney/chest-xray-pneumonia and unpack them there, or point "
-            "data.root or KD_DATA_DIR at a folder that holds chest_xray."
+            f"data.root: no chest X-rays in {(self.root / 'chest_xray').absolute()}: expected "
+            "there are the folders train, val and test, each with NORMAL and PNEUMONIA.\n  "
+            "Get them from "
+            "https://www.kaggle.com/datasets/paultimothymooney/chest-xray-pneumonia and "
+            "unpack them there, or point data.root or KD_DATA_DIR at a folder that holds "
+            "chest_xray."
         )
 
     def group(self, path: Path, part: str) -> str:
-        """The patient. The test part numbers its patients anew.
+        """Return the patient. The test part numbers its patients from 1 again.
 
-        person1 is three images of a virus in test and two of bacteria in train; no (number, kind) is in both.
+        person1 has three images of a virus in test and two of bacteria in train. No (number, kind)
+        is in both.
         """
         name = super().group(path, part)
         return f"test {name}" if part == "test" else name
 
     def read(self) -> Source:
-        """All of it, the official validation part joined to train."""
+        """Read all images; the official validation part joins train."""
         check_test_patients(self.parts())
         source = super().read()
         train = source.train.joined(source.val) if source.val else source.train
@@ -64,7 +70,7 @@ class ChestXRay(ImageFolder):
 
 
 def check_test_patients(folders: Mapping[str, Path]) -> None:
-    """Check that no patient of test is in train or val, by number and kind, as the number alone does not tell.
+    """Check that no patient of test is in train or val, by number and kind; numbers alone repeat.
 
     Raises:
         UserError: one is; names the files.
@@ -77,5 +83,6 @@ def check_test_patients(folders: Mapping[str, Path]) -> None:
                 seen[match[0]] = file
             elif match and match[0] in seen:
                 raise UserError(
-                    f"data.root: {file} and {seen[match[0]]} are of one patient; test needs others than train"
+                    f"data.root: {file} and {seen[match[0]]} are of one patient; test needs "
+                    "others than train"
                 )

@@ -1,25 +1,27 @@
-"""Changes of colour and sharpness, one strength an image. All are products and sums by pixel, in a fixed order."""
+"""Colour and sharpness, one strength per image. All are per-pixel products and sums in a fixed
+order.
+"""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LUMA = (0.2989, 0.587, 0.114)  # of red, green, blue, as torchvision has it
+LUMA = (0.2989, 0.587, 0.114)  # of red, green, blue, as in torchvision
 
 
 def gray(x: Tensor) -> Tensor:
-    """The brightness that an eye sees (ITU-R BT.601): [B, 3, H, W] -> float32 [B, 1, H, W], in the same unit."""
+    """Convert [B, 3, H, W] to luma (ITU-R BT.601), float32 [B, 1, H, W], in the same unit."""
     red, green, blue = x.float().split(1, 1)  # type: ignore[no-untyped-call]
     seen: Tensor = LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
     return seen
 
 
 def saturate(x: Tensor, factor: Tensor) -> Tensor:
-    """Stretch each colour's distance from gray.
+    """Scale each pixel's distance from gray.
 
     Args:
-        x: float32 [B, C, H, W] in [0, 1]; gray pictures (C = 1) stay as they are.
-        factor: [B], >= 0; 0 gives gray, 1 the picture itself.
+        x: float32 [B, C, H, W] in [0, 1]; gray images (C = 1) are unchanged.
+        factor: [B], >= 0; 0 gives gray, 1 the image itself.
     """
     if x.shape[1] != 3:
         return x
@@ -28,39 +30,40 @@ def saturate(x: Tensor, factor: Tensor) -> Tensor:
 
 
 def turn_hue(x: Tensor, turn: Tensor) -> Tensor:
-    """Move each colour along the colour circle, at the same saturation and value (HSV).
+    """Shift the hue, at the same saturation and value (HSV).
 
     Args:
-        x: float32 [B, C, H, W] in [0, 1]; gray pictures (C = 1) stay as they are.
-        turn: [B], in whole turns, in [-0.5, 0.5].
+        x: float32 [B, C, H, W] in [0, 1]; gray images (C = 1) are unchanged.
+        turn: [B], in full turns, in [-0.5, 0.5].
     """
     if x.shape[1] != 3:
         return x
     most, least = x.amax(1, keepdim=True), x.amin(1, keepdim=True)
     spread = most - least
-    red, green, blue = ((most - x) / spread.clamp(min=1e-12)).split(1, 1)  # type: ignore[no-untyped-call]
+    toward = (most - x) / spread.clamp(min=1e-12)
+    red, green, blue = toward.split(1, 1)  # type: ignore[no-untyped-call]
     at_red, at_green = x[:, :1] == most, (x[:, 1:2] == most) & (x[:, :1] != most)
     sixths = torch.where(
         at_red, blue - green, torch.where(at_green, 2 + red - blue, 4 + green - red)
     )
     moved = (sixths / 6 + turn.float()[:, None, None, None]) % 1 * 6
-    # A channel is `most` within a sixth and a half of its own hue, `least` beyond two and a half; linear between.
+    # A channel is `most` within 1.5 sixths of its own hue, `least` beyond 2.5, and linear between.
     own = x.new_tensor([0.0, 2.0, 4.0])[:, None, None]
     distance = ((moved - own + 3) % 6 - 3).abs()
     return (most - spread * (distance - 1).clamp(0, 1)).clamp(0, 1)
 
 
 def blur(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
-    """A Gaussian of each picture's own width; the picture is mirrored at its edges.
+    """Blur each image with its own Gaussian, mirrored at the edges.
 
     Args:
         x: float32 [B, C, H, W].
         sigma: [B], in pixels, > 0.
-        radius: pixels to either side that count, below H and W.
+        radius: half-width of the kernel in pixels, below H and W.
     """
     steps = torch.arange(-radius, radius + 1, device=x.device)
     weights = torch.exp(-0.5 * (steps / sigma.double()[:, None]) ** 2)
-    # Each picture's own few numbers, in cumulative order: that of a sum would depend on the batch.
+    # Cumulative order: the order of a plain sum would depend on the batch.
     total = weights.cumsum(1)[:, -1:]
     kernel = (weights / total).float()[:, :, None, None, None]
     for axis, pad in ((2, (0, 0, radius, radius)), (3, (radius, radius, 0, 0))):

@@ -1,4 +1,4 @@
-"""Map-style datasets of torch, as a data source."""
+"""torch map-style datasets as a data source."""
 
 from typing import Any, Protocol
 
@@ -12,7 +12,7 @@ from kd.errors import UserError
 
 
 class MapStyle(Protocol):
-    """What has a length and gives (image, label) by position."""
+    """Dataset with a length that gives (image, label) by position."""
 
     def __len__(self) -> int: ...
 
@@ -20,13 +20,13 @@ class MapStyle(Protocol):
 
 
 class TorchDataset(DataModule):
-    """Datasets that were built in Python; their images are read once, without views of their own.
+    """Datasets built in Python; their images are read once, without augmentation of their own.
 
     Args:
-        train: gives (image, label). An image is a PIL image, uint8 pixels [C, H, W], or float pixels [C, H, W] in
-            [0, 1]; a label is a whole number from 0.
+        train: gives (image, label). An image is a PIL image, uint8 pixels [C, H, W], or float
+            pixels [C, H, W] in [0, 1]. A label is an integer from 0.
         val, test: likewise; None carves that part out of `train`.
-        classes: names in the order of the labels; None takes the numbers.
+        classes: names ordered by label; None uses the numbers.
         keywords: those of `DataModule`.
     """
 
@@ -43,10 +43,11 @@ class TorchDataset(DataModule):
         self.names = classes or getattr(train, "classes", None)
 
     def read(self) -> Source:
-        """All images of the three datasets as uint8.
+        """Read all images of the three datasets as uint8.
 
         Raises:
-            UserError: an image has another size or channels than the first, or values outside [0, 1].
+            UserError: an image differs from the first in size or channels, or has values outside
+                [0, 1].
         """
         read = {
             name: _images(part, name) if part is not None and len(part) else None
@@ -68,14 +69,14 @@ def _images(part: MapStyle, name: str) -> Images:
         labels.append(int(label))
         if pixels[i].shape != pixels[0].shape:
             raise UserError(
-                f"{name}[{i}]: found an image {tuple(pixels[i].shape)}, the first is {tuple(pixels[0].shape)}; "
-                "all must have one size"
+                f"{name}[{i}]: found an image {tuple(pixels[i].shape)}, the first is "
+                f"{tuple(pixels[0].shape)}; all must have one size"
             )
     return Images(torch.stack(pixels), torch.tensor(labels))
 
 
 def _pixels(image: Any, where: str) -> Tensor:
-    """One image as uint8 [C, H, W]."""
+    """Convert one image to uint8 [C, H, W]."""
     if isinstance(image, Image):
         pixels = torch.from_numpy(np.array(image))
         return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
@@ -88,7 +89,7 @@ def _pixels(image: Any, where: str) -> Tensor:
         return tensor
     if tensor.min() < 0 or tensor.max() > 1:
         raise UserError(
-            f"{where}: found pixels from {tensor.min():.3g} to {tensor.max():.3g}, accepted are 0 to 1; leave "
-            "Normalize out, kd normalises itself"
+            f"{where}: found pixels from {tensor.min():.3g} to {tensor.max():.3g}, accepted "
+            "are 0 to 1; leave Normalize out, kd normalises itself"
         )
     return (tensor * 255).round().to(torch.uint8)

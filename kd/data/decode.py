@@ -1,4 +1,4 @@
-"""One image file of any kind a person would have, as pixels of the size asked for."""
+"""Decoding of one image file of any common kind to pixels of a given size."""
 
 import threading
 import warnings
@@ -15,26 +15,28 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 from pydantic import Field
 
-# Kinds that Pillow recognises but cannot decode by itself; EPS would start another program, Ghostscript.
+# Kinds that Pillow recognises but cannot decode alone; EPS would start another program,
+# Ghostscript.
 NOT_DECODED = frozenset(("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"))
-FULL = 0xFFFF  # brightest level of 16 bits
+FULL = 0xFFFF  # largest 16-bit level
 
-# Larger pictures than this are refused by us with a message, so Pillow need not warn of them.
+# We refuse larger images with a message, so Pillow need not warn.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 _now = threading.local()  # `remarks` of the file that a thread decodes
 
 
 class DecodeError(Exception):
-    """Why a file gives no image, in a few words."""
+    """Reason why a file gives no image, in a few words."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How the picture in a file becomes pixels.
+    """How pixels are read from a file.
 
     Attributes:
-        bit_depth: of what is stored in 16 bits: level 2^bit_depth - 1 becomes white. 12 for most X-ray detectors.
+        bit_depth: significant bits of 16-bit gray levels: level 2^bit_depth - 1 becomes white. 12
+            for most X-ray detectors.
     """
 
     bit_depth: Annotated[int, Field(ge=9, le=16)] = 16
@@ -45,11 +47,11 @@ AS_STORED = Reading()
 
 @dataclass
 class Remarks:
-    """What is worth knowing of a file that was decoded.
+    """Remarks on a decoded file.
 
     Attributes:
-        warnings: Pillow's; collected while `remarking` is open.
-        brightest: level of a 16-bit gray picture, 0 to 65535; None for any other.
+        warnings: Pillow's; collected inside `remarking`.
+        brightest: highest level of a 16-bit gray image, 0 to 65535; None for any other.
     """
 
     warnings: list[str] = field(default_factory=list)
@@ -58,8 +60,8 @@ class Remarks:
 
 @cache
 def endings() -> frozenset[str]:
-    """The suffixes, in lower case and with their dot, of what this Pillow can open."""
-    kinds = Image.registered_extensions()  # MPO's files are opened as JPEG's are
+    """Return the suffixes that this Pillow can open, in lower case with their dot."""
+    kinds = Image.registered_extensions()  # MPO files are opened as JPEG
     return frozenset(
         suffix
         for suffix, kind in kinds.items()
@@ -69,7 +71,9 @@ def endings() -> frozenset[str]:
 
 @contextmanager
 def remarking() -> Iterator[None]:
-    """While it is open, Pillow's warnings go to the `Remarks` of their file. For one thread to open, around others."""
+    """Route Pillow's warnings to the `Remarks` of their file. One thread opens it, around the
+    others.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("always", module=r"PIL\b")
         before = warnings.showwarning
@@ -92,11 +96,11 @@ def decode(
     reading: Reading = AS_STORED,
     remarks: Remarks | None = None,
 ) -> NDArray[np.uint8]:
-    """Decode a file and stretch it to a square; nothing is cut off.
+    """Decode a file and stretch it to a square without cropping.
 
-    The EXIF orientation is applied; what is transparent becomes white; 16-bit gray levels are divided by 257, or by
-    less where their `bit_depth` is less; of an animation or a file of several pages the first picture counts. Resizing
-    is bilinear with antialiasing.
+    The EXIF orientation is applied. Transparent pixels become white. 16-bit gray levels are divided
+    by 257, or by less if `bit_depth` is smaller. The first picture of an animation or multi-page
+    file counts. Resizing is bilinear with antialiasing.
 
     Args:
         size: height and width of the result, in pixels.
@@ -107,7 +111,7 @@ def decode(
         uint8 [channels, size, size].
 
     Raises:
-        DecodeError: the file cannot be read, is damaged, is no image or is too large; says which.
+        DecodeError: the file is unreadable, damaged, no image or too large; says which.
     """
     _now.remarks = remarks
     try:
@@ -115,7 +119,8 @@ def decode(
             width, height = image.size
             if width * height > (Image.MAX_IMAGE_PIXELS or width * height):
                 raise DecodeError(
-                    f"{width}x{height} pixels are too many, accepted are up to {Image.MAX_IMAGE_PIXELS}"
+                    f"{width}x{height} pixels are too many, accepted are up to "
+                    f"{Image.MAX_IMAGE_PIXELS}"
                 )
             _scale_transparent(image)
             upright = ImageOps.exif_transpose(image)
@@ -131,7 +136,7 @@ def decode(
         ) from None
     except OSError as error:
         raise DecodeError(error.strerror or str(error)) from error
-    except Exception as error:  # what a decoder raises on a damaged file is written down nowhere
+    except Exception as error:  # decoders raise undocumented errors on damaged files
         raise DecodeError(f"{type(error).__name__}: {error}") from error
     finally:
         _now.remarks = None
@@ -139,7 +144,9 @@ def decode(
 
 
 def _scale_transparent(image: ImageFile) -> None:
-    """Give a PNG's transparent colour in the 8 bits that Pillow makes of its 2, 4 or 3x16; before it is loaded."""
+    """Scale a PNG's transparent colour from 2, 4 or 3x16 bits to the 8 that Pillow loads; call
+    before loading.
+    """
     if image.format != "PNG" or "transparency" not in image.info or not image.tile:
         return
     colour, kind = image.info["transparency"], image.tile[0].args
@@ -150,7 +157,7 @@ def _scale_transparent(image: ImageFile) -> None:
 
 
 def _flatten(image: Image.Image, reading: Reading, remarks: Remarks | None) -> Image.Image:
-    """Without transparency, and with 8 bits a channel."""
+    """Remove transparency and convert to 8 bits per channel."""
     if image.mode.startswith("I"):
         return _eight_bits(image, reading, remarks)
     if image.mode == "F":
@@ -162,7 +169,7 @@ def _flatten(image: Image.Image, reading: Reading, remarks: Remarks | None) -> I
 
 
 def _eight_bits(image: Image.Image, reading: Reading, remarks: Remarks | None) -> Image.Image:
-    """A gray picture of 16 bits."""
+    """Convert a 16-bit gray image to 8 bits."""
     levels = np.asarray(image).astype(np.int64)
     clear = levels == image.info.get("transparency", -1)
     most, shown = 2**reading.bit_depth - 1, levels[~clear]

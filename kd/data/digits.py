@@ -1,4 +1,6 @@
-"""scikit-learn's handwritten digits: 1,797 real 8x8 gray images in 10 classes, inside the package."""
+"""scikit-learn's handwritten digits: 1,797 real 8x8 gray images in 10 classes, inside the
+package.
+"""
 
 import torch
 from sklearn.datasets import load_digits
@@ -7,10 +9,12 @@ from kd.data.base import DataModule, Images, Source
 
 
 class Digits(DataModule):
-    """UCI "Optical Recognition of Handwritten Digits", test part (Alpaydin & Kaynak 1998). No test set of its own."""
+    """UCI "Optical Recognition of Handwritten Digits", test part (Alpaydin & Kaynak 1998). No
+    official test set.
+    """
 
     def read(self) -> Source:
-        """Gray levels 0 to 16 as uint8 0 to 255."""
+        """Read gray levels 0 to 16 as uint8 0 to 255."""
         digits = load_digits()
         pixels = torch.from_numpy(digits.images * (255 / 16)).round().to(torch.uint8)[:, None]
         labels = torch.from_numpy(digits.target).long()

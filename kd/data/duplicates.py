@@ -1,4 +1,4 @@
-"""Images that are there more than once, pixel for pixel as the nets see them."""
+"""Images that occur more than once, pixel for pixel at the size the nets see."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,19 +11,20 @@ from torch import Tensor
 from kd.data.images import Images
 from kd.data.parts import same_pixels
 
-PARTS = ("test", "validation", "train", "unlabeled")  # a later one gives way to an earlier one
+PARTS = ("test", "validation", "train", "unlabeled")  # duplicates are dropped from the later part
 
 
 @dataclass(frozen=True)
 class Duplicates:
-    """How many there are.
+    """Counts of duplicate images.
 
     Attributes:
-        within: of each part, the images that repeat an earlier one of the part.
-        across: of two parts, as `test in train`: the images of the first whose pixels an image of the second has.
-        contradicting: pictures that stand under more than one label, wherever.
-        examples: two images with the same pixels, by part and name; one for each pair of parts.
-        dropped: images taken out of each part.
+        within: per part, images that repeat an earlier one of that part.
+        across: per pair of parts, as `test in train`: images of the first that also occur in the
+            second.
+        contradicting: images that occur with more than one label.
+        examples: two images with equal pixels, by part and name; one per pair of parts.
+        dropped: images removed, per part.
     """
 
     within: dict[str, int] = field(default_factory=dict)
@@ -33,10 +34,10 @@ class Duplicates:
     dropped: dict[str, int] = field(default_factory=dict)
 
     def text(self, sizes: Mapping[str, int]) -> str:
-        """In words, the worst first; empty where there are none.
+        """Describe the duplicates, the worst first; empty if there are none.
 
         Args:
-            sizes: of the parts, in images.
+            sizes: images per part.
         """
         words = []
         for pair, count in self.across.items():
@@ -50,11 +51,12 @@ class Duplicates:
 
 
 def find_duplicates(parts: Mapping[str, Images]) -> tuple[Duplicates, dict[str, Tensor]]:
-    """The duplicates in and among the parts, and of each part the positions that stay where they are dropped.
+    """Find the duplicates in and between the parts, and the positions of each part that `drop`
+    would keep.
 
-    Of train stays what no other labelled part has: of pictures that are there several times the first one, and none
-    where their labels contradict each other. Of validation stays what test does not have; of the images without labels
-    what no other part has. Test stays whole.
+    Train keeps what no other labelled part has: the first of equal images, and none if their labels
+    contradict. Validation keeps what test does not have. The unlabelled images keep what no other
+    part has. Test stays whole.
 
     Args:
         parts: by the names in `PARTS`, all of one image size.
@@ -67,7 +69,7 @@ def find_duplicates(parts: Mapping[str, Images]) -> tuple[Duplicates, dict[str, 
     pictures = dict(zip(names, np.split(same, np.cumsum(sizes)[:-1]), strict=True))
     labels = np.concatenate([parts[name].labels.numpy() for name in names])
     known, most = labels >= 0, labels.max() + 1
-    labelled = np.unique(same[known] * most + labels[known]) // most  # each picture once a label
+    labelled = np.unique(same[known] * most + labels[known]) // most  # each image once per label
     torn = np.flatnonzero(np.bincount(labelled) > 1)
     within = {name: len(found) - len(np.unique(found)) for name, found in pictures.items()}
     across = {
@@ -84,12 +86,12 @@ def find_duplicates(parts: Mapping[str, Images]) -> tuple[Duplicates, dict[str, 
 
 
 def _example(pair: str, pictures: Mapping[str, np.ndarray], parts: Mapping[str, Images]) -> str:
-    """The first image of a pair of parts that is in both, by its name in each."""
+    """Return the first image common to a pair of parts, by its name in each."""
     one, other = pair.split(" in ")
     first = int(np.isin(pictures[one], pictures[other]).argmax())
     second = int((pictures[other] == pictures[one][first]).argmax())
     names = {one: parts[one].names[first], other: parts[other].names[second]}
-    # A file's name begins with its part; others are numbers.
+    # File names begin with their part; other names are numbers.
     return " = ".join(name if "/" in name else f"{part} {name}" for part, name in names.items())
 
 

@@ -1,4 +1,4 @@
-"""What lies in a folder of images: the parts, the class folders in them, and the image files under those."""
+"""Folder layout of an image set: parts, class folders, image files."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from kd.log import one_line
 
 PARTS = ("train", "val", "test")
 
-# What people call the parts of a data set, with or without such words before and after: seg_train, Test-Images2.
+# Usual names of parts, with or without words before and after: seg_train, Test-Images2.
 NAMES = {
     "train": "train|training|trn",
     "val": "val|valid|validation",
@@ -31,12 +31,12 @@ PATTERNS = {
 
 @dataclass(frozen=True)
 class Layout:
-    """How the folders in a folder of images are read.
+    """How the folders of an image folder are read.
 
     Attributes:
-        parts: the folders of train, val and test, by those names; each holds class folders. Train alone is the top
-            where the class folders are there.
-        left_out: folders at the top that are none of these, by name.
+        parts: folders of train, val and test; each holds class folders. Train alone is the top
+            folder if the class folders are there.
+        left_out: other top-level folders, by name.
     """
 
     parts: dict[str, Path]
@@ -44,13 +44,13 @@ class Layout:
 
 
 def plain(name: str) -> str:
-    """A file name in composed Unicode, as some systems store it decomposed; what is no text in it is escaped."""
+    """Normalise a file name to composed Unicode and escape what is not text."""
     text = unicodedata.normalize("NFC", os.fsencode(name).decode("utf-8", "backslashreplace"))
     return one_line(text)
 
 
 def part_named(folder: str) -> str | None:
-    """The part that a folder of this name is by usage; None where it is none."""
+    """Return the part that a folder name usually means; None for other names."""
     letters = re.sub(r"[\W\d_]+", "", plain(folder).lower())
     return next((part for part, pattern in PATTERNS.items() if pattern.fullmatch(letters)), None)
 
@@ -59,7 +59,7 @@ def layout(root: Path) -> Layout:
     """Find the parts by the names of the folders.
 
     Raises:
-        UserError: more than one folder is the same part by its name, or folders look like parts and have other names;
+        UserError: two folders could be the same part, or folders look like parts under other names;
             says how to name them.
     """
     tops = subfolders(root := _unwrapped(root))
@@ -72,8 +72,9 @@ def layout(root: Path) -> Layout:
     if not any(with_classes.values()):
         if len(tops) > 1 and sum(map(len, named.values())) == len(tops):
             raise UserError(
-                f"data.root: {root.absolute()} holds {_some(tops)}, which have no class folders in them; needed is "
-                "a folder for each class, as in train/cat and train/dog"
+                f"data.root: {root.absolute()} holds {_some(tops)}, which have no class "
+                "folders in them; needed is a folder for each class, as in train/cat and "
+                "train/dog"
             )
         if len(tops) > 1 and len(common := set.intersection(*inner.values())) > 1:
             raise UserError(_unclear(root, tops, common))
@@ -81,9 +82,10 @@ def layout(root: Path) -> Layout:
     for part, names in with_classes.items():
         if len(names) > 1:
             raise UserError(
-                f"data.root: {root.absolute()} holds {_some(names)}, each of which may be {part}; say which is, with "
-                f"{_asked({part: names[0] for part, names in with_classes.items() if names})}. What is not named is "
-                "left out"
+                f"data.root: {root.absolute()} holds {_some(names)}, each of which may be "
+                f"{part}; say which is, with "
+                f"{_asked({part: names[0] for part, names in with_classes.items() if names})}"
+                ". What is not named is left out"
             )
     parts = {part: names[0] for part, names in with_classes.items() if names}
     others = {name: path for name, path in tops.items() if name not in parts.values()}
@@ -92,24 +94,26 @@ def layout(root: Path) -> Layout:
     if alike:
         raise UserError(
             f"data.root: {root.absolute()} holds {_some(alike)} with class folders beside "
-            f"{_some(parts.values())}; say which folders are the parts, with {_asked(parts)} or as it should be; what "
-            "is not named is left out. Where all of them are classes: 'data.parts={train: .}'"
+            f"{_some(parts.values())}; say which folders are the parts, with {_asked(parts)} "
+            "or as it should be; what is not named is left out. Where all of them are "
+            "classes: 'data.parts={train: .}'"
         )
     return Layout({part: inmost(tops[name]) for part, name in parts.items()}, others)
 
 
 def given_layout(root: Path, given: Mapping[str, str]) -> Layout:
-    """The parts that `data.parts` names.
+    """Return the parts that `data.parts` names.
 
     Args:
         given: folders by part, as paths from `root`.
 
     Raises:
-        UserError: for another part, no train, or a folder that is not there or lies in another part's.
+        UserError: unknown part, no train, a missing folder, or a folder inside another part's.
     """
     if "train" not in given or not set(given) <= set(PARTS):
         raise UserError(
-            f"data.parts: found {', '.join(given) or 'nothing'}; needed is train, accepted are also val and test"
+            f"data.parts: found {', '.join(given) or 'nothing'}; needed is train, accepted "
+            "are also val and test"
         )
     tops = subfolders(root)
     parts = {part: root / Path(name).expanduser() for part, name in given.items()}
@@ -123,8 +127,8 @@ def given_layout(root: Path, given: Mapping[str, str]) -> Layout:
         for other in real:
             if other != part and path.is_relative_to(real[other]):
                 raise UserError(
-                    f"data.parts: {part} ({given[part]}) is or lies in {other} ({given[other]}); needed are folders "
-                    "apart from each other"
+                    f"data.parts: {part} ({given[part]}) is or lies in {other} "
+                    f"({given[other]}); needed are folders apart from each other"
                 )
     left_out = {
         name: path
@@ -138,7 +142,7 @@ def given_layout(root: Path, given: Mapping[str, str]) -> Layout:
 
 
 def _unwrapped(root: Path) -> Path:
-    """Where the parts or the classes are, as in archive/dataset/train."""
+    """Descend to the folder of parts or classes, as in archive/dataset/train."""
     while len(found := subfolders(root)) == 1:
         ((name, only),) = found.items()
         if part_named(name) or not subfolders(only):
@@ -148,7 +152,7 @@ def _unwrapped(root: Path) -> Path:
 
 
 def inmost(folder: Path) -> Path:
-    """Where the class folders are, as in training_set/training_set/cats."""
+    """Descend to the class folders, as in training_set/training_set/cats."""
     while len(found := list(subfolders(folder).values())) == 1 and subfolders(found[0]):
         folder = found[0]
     return folder
@@ -159,13 +163,14 @@ def _unclear(root: Path, tops: Mapping[str, Path], common: set[str]) -> str:
     inside = {part: name for name in sorted(common) if (part := part_named(name))}
     if len(inside) > 1:
         return (
-            f"{where} {_some(inside.values())}; needed are the parts at the top and the classes in them, as in "
-            f"{inside.get('train', 'train')}/{next(iter(tops))}"
+            f"{where} {_some(inside.values())}; needed are the parts at the top and the "
+            f"classes in them, as in {inside.get('train', 'train')}/{next(iter(tops))}"
         )
     first, second, *_ = tops
     return (
-        f"{where} {_some(sorted(common))}. Where the upper ones are the parts, say which, as with "
-        f"{_asked({'train': first, 'test': second})}; where they are the classes, 'data.parts={{train: .}}'"
+        f"{where} {_some(sorted(common))}. Where the upper ones are the parts, say which, as "
+        f"with {_asked({'train': first, 'test': second})}; where they are the classes, "
+        "'data.parts={train: .}'"
     )
 
 
@@ -179,29 +184,30 @@ def _some(names: Iterable[str]) -> str:
 
 
 def subfolders(folder: Path) -> dict[str, Path]:
-    """The folders in a folder by their name, in order of name; hidden ones left out.
+    """Return the visible subfolders by name, sorted.
 
     Raises:
-        UserError: the names of two differ only in how Unicode writes them.
+        UserError: two names differ only in their Unicode encoding.
     """
     found: dict[str, Path] = {}
     for path in folder.iterdir():
         if path.is_dir() and not _hidden(path.name):
             if (name := plain(path.name)) in found:
                 raise UserError(
-                    f"data.root: {folder.absolute()} holds two folders that read {name}, of other bytes; join them"
+                    f"data.root: {folder.absolute()} holds two folders that read {name}, of "
+                    "other bytes; join them"
                 )
             found[name] = path
     return dict(sorted(found.items()))
 
 
 def find_images(folder: Path, passed: Counter[str] | None = None) -> list[Path]:
-    """All files under a folder that an image ending says are images, at any depth, in order of name.
+    """Find all files below a folder with an image suffix, at any depth, sorted by name.
 
-    Upper and lower case endings count, symbolic links are followed, other files and hidden ones are left out.
+    Case of the suffix does not matter, symbolic links are followed, hidden files are left out.
 
     Args:
-        passed: is told of the other files, how many have which suffix.
+        passed: collects the number of other files by suffix.
     """
     found = []
     for path in _walk(folder, frozenset()):
@@ -213,7 +219,7 @@ def find_images(folder: Path, passed: Counter[str] | None = None) -> list[Path]:
 
 
 def passed_over(passed: Counter[str]) -> str:
-    """What `find_images` left out, in words."""
+    """Describe the files that `find_images` left out."""
     kinds = ", ".join(f"{count} {suffix}" for suffix, count in passed.most_common(10))
     files = "1 file was" if passed.total() == 1 else f"{passed.total()} files were"
     return f"{files} passed over, of no kind that this Pillow decodes: {kinds}"
@@ -222,7 +228,7 @@ def passed_over(passed: Counter[str]) -> str:
 def _walk(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
     real = folder.resolve()
     if real in above:
-        return  # a link to a folder that it is in
+        return  # a link to one of its parent folders
     for path in folder.iterdir():
         if _hidden(path.name):
             continue

@@ -1,4 +1,4 @@
-"""Any folder of images: with train, val and test folders of class folders, or class folders alone."""
+"""Any folder of images: with train, val and test folders, or class folders only."""
 
 import re
 from collections import Counter
@@ -13,7 +13,7 @@ from kd.data.decode import Reading, endings
 from kd.data.folder import Layout, find_images, given_layout, layout, passed_over, plain, subfolders
 from kd.errors import UserError
 
-LARGEST = 8192  # side of an image, in pixels; some 200 MB each
+LARGEST = 8192  # image side in pixels; some 200 MB per image
 Listing = dict[str, list[Path]]  # image files by class name
 
 
@@ -21,15 +21,16 @@ class ImageFolder(DataModule):
     """Images whose class is the name of their folder, at any depth below it.
 
     Args:
-        root: holds `train`, and where there are any `val` and `test`, each with a folder for each class; or the class
-            folders themselves. What is missing of validation and test is carved out of train.
-        parts: folders of train, val and test by those names, as paths from `root`; None finds them by their names,
-            which may be such as `Training_Set` or `seg_test`.
+        root: holds `train`, and optionally `val` and `test`, each with one folder per class; or the
+            class folders themselves. Missing parts are carved out of train.
+        parts: folders of train, val and test, as paths from `root`. None finds them by their names,
+            such as `Training_Set` or `seg_test`.
         image_size: height and width that images are stretched to, in pixels.
         channels: 3 for RGB, 1 for gray.
-        bit_depth: of gray levels that are stored in 16 bits, 9 to 16; see `kd.data.decode.Reading`.
-        group_pattern: regular expression that finds a group (a patient, a scene) in a file's name, in its brackets or
-            as a whole; no group is in two parts. A file in whose name it finds nothing is a group of its own.
+        bit_depth: significant bits of 16-bit gray levels, 9 to 16; see `kd.data.decode.Reading`.
+        group_pattern: regular expression for the group (patient, scene) in a file name: its capture
+            group, or the whole match. A group is never split between parts. A file without a match
+            is its own group.
         options: those of every source, see `kd.data.base.DataModule`.
     """
 
@@ -45,12 +46,14 @@ class ImageFolder(DataModule):
     ) -> None:
         if root is None:
             raise UserError(
-                "data.root: must be given: a folder of class folders, or of train, val and test with those"
+                "data.root: must be given: a folder of class folders, or of train, val and "
+                "test with those"
             )
         super().__init__(root, **options)
         if not 1 <= image_size <= LARGEST:
             raise UserError(
-                f"data.image_size: found {image_size}, accepted is a number of pixels from 1 to {LARGEST}"
+                f"data.image_size: found {image_size}, accepted is a number of pixels from 1 "
+                f"to {LARGEST}"
             )
         if channels not in (1, 3):
             raise UserError(f"data.channels: found {channels!r}, accepted are 1 (gray) and 3 (RGB)")
@@ -66,7 +69,7 @@ class ImageFolder(DataModule):
         self.image_size, self.channels, self.given = image_size, channels, parts
 
     def read(self) -> Source:
-        """List the folders, check that their classes agree, decode the files."""
+        """List the folders, check that their classes agree, and decode the files."""
         folders = self.parts()
         listings = {part: self._list(folder) for part, folder in folders.items()}
         check_classes(listings, folders)
@@ -101,25 +104,26 @@ class ImageFolder(DataModule):
         return Source(found["train"], found.get("test"), classes, found.get("val"))
 
     def parts(self) -> dict[str, Path]:
-        """The folders of train and, where there are any, val and test.
+        """Return the folders of train and, if present, val and test.
 
         Raises:
-            UserError: there is no such folder as `root`, or which folders are the parts is not clear.
+            UserError: `root` is missing, or the parts are ambiguous.
         """
         if not self.root.is_dir():
             raise UserError(f"data.root: no folder {self.root.absolute()}")
         found = self.layout(self.root)
         if "train" not in found.parts:
             raise UserError(
-                f"data.root: {self.root.absolute()} has {', '.join(found.parts)}, but no folder train"
+                f"data.root: {self.root.absolute()} has {', '.join(found.parts)}, but no "
+                "folder train"
             )
         return found.parts
 
     def layout(self, root: Path) -> Layout:
-        """What the folders under `root` are. Those that hold images and are not read are noted.
+        """Read the folder layout under `root` and note image folders that are not used.
 
         Raises:
-            UserError: that is not clear.
+            UserError: the layout is ambiguous.
         """
         found = layout(root) if self.given is None else given_layout(root, self.given)
         for name, path in found.left_out.items():
@@ -132,7 +136,7 @@ class ImageFolder(DataModule):
         return found
 
     def group(self, path: Path, part: str) -> str:
-        """The group that a file of a part belongs to; see `group_pattern`."""
+        """Return the group of a file; see `group_pattern`."""
         assert self.group_pattern is not None
         match = self.group_pattern.search(plain(path.name))
         return next(filter(None, match.groups()), match[0]) if match else plain(str(path))
@@ -143,8 +147,8 @@ class ImageFolder(DataModule):
         if len(listing) < 2:
             found = ", ".join(listing) or "none"
             raise UserError(
-                f"data.root: {folder.absolute()} must hold a folder of images for each of two classes or more; found "
-                f"folders: {found}"
+                f"data.root: {folder.absolute()} must hold a folder of images for each of two "
+                f"classes or more; found folders: {found}"
             )
         self._note_passed(folder, passed)
         for name, files in listing.items():
@@ -155,13 +159,14 @@ class ImageFolder(DataModule):
         return listing
 
     def _note_passed(self, folder: Path, passed: Counter[str]) -> None:
-        """Note what files of a part are not read."""
+        """Note the files of a part that are not read."""
         if passed:
             self.note(f"in {plain(folder.name)} {passed_over(passed)}")
         loose = sum(path.suffix.lower() in endings() for path in folder.iterdir() if path.is_file())
         if loose:
             self.note(
-                f"{loose} image{'s' * (loose != 1)} in {plain(folder.name)} lie in no class folder and were left out"
+                f"{loose} image{'s' * (loose != 1)} in {plain(folder.name)} lie in no class "
+                "folder and were left out"
             )
 
 
@@ -169,7 +174,7 @@ def check_classes(listings: Mapping[str, Listing], folders: Mapping[str, Path]) 
     """Check that each part has the classes of train.
 
     Raises:
-        UserError: one lacks a class, or has one more.
+        UserError: one lacks a class or has an extra one.
     """
     train = listings["train"]
     for part, listing in listings.items():
@@ -178,11 +183,13 @@ def check_classes(listings: Mapping[str, Listing], folders: Mapping[str, Path]) 
         )
         if extra:
             raise UserError(
-                f"data.root: {folders[part].absolute()} has class{'es' * (len(extra) > 1)} {', '.join(extra)}, which "
-                f"train lacks; the classes of train are {', '.join(train)}"
+                f"data.root: {folders[part].absolute()} has class{'es' * (len(extra) > 1)} "
+                f"{', '.join(extra)}, which train lacks; the classes of train are "
+                f"{', '.join(train)}"
             )
         if lacking:
             raise UserError(
-                f"data.root: {folders[part].absolute()} lacks class{'es' * (len(lacking) > 1)} {', '.join(lacking)} of "
-                f"train; train and {part} need the same classes"
+                f"data.root: {folders[part].absolute()} lacks "
+                f"class{'es' * (len(lacking) > 1)} {', '.join(lacking)} of train; train and "
+                f"{part} need the same classes"
             )

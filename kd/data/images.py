@@ -1,4 +1,4 @@
-"""Images as training sees them: rows of uint8 arrays, in memory or memory-mapped, with their labels."""
+"""Images for training: rows of uint8 arrays, in memory or memory-mapped, with labels."""
 
 import hashlib
 from collections.abc import Sequence
@@ -18,11 +18,12 @@ from kd.errors import Damaged
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of each image, so that any choice of images is fingerprinted and averaged without reading it.
+    """Facts about each image, so that any selection is fingerprinted and averaged without reading
+    it.
 
     Attributes:
-        digests: uint8 [N, 16], the first half of the SHA-256 of an image's pixels.
-        sums: int64 [N, C], of the pixel values 0 to 255.
+        digests: uint8 [N, 16], first half of the SHA-256 of an image's pixels.
+        sums: int64 [N, C], sums of the pixel values 0 to 255.
         squares: int64 [N, C], sums of the squared pixel values.
     """
 
@@ -32,13 +33,13 @@ class Facts:
 
     @classmethod
     def blank(cls, count: int, channels: int) -> "Facts":
-        """Room for the facts of so many images."""
+        """Allocate the facts of `count` images."""
         sums, squares = (torch.zeros(count, channels, dtype=torch.int64) for _ in range(2))
         return cls(torch.zeros(count, 16, dtype=torch.uint8), sums, squares)
 
     @classmethod
     def of(cls, array: NDArray[np.uint8]) -> "Facts":
-        """From pixels [N, C, H, W]."""
+        """Compute the facts of pixels [N, C, H, W]."""
         facts = cls.blank(*array.shape[:2])
         for position, image in enumerate(array):
             facts.note(position, image)
@@ -49,14 +50,14 @@ class Facts:
         channels = image.reshape(len(image), -1)
         self.digests.numpy()[position] = np.frombuffer(_digest(image), np.uint8)
         self.sums.numpy()[position] = channels.sum(1, dtype=np.int64)
-        # In buffered steps: a widened copy of each image would leave the memory in shreds.
+        # In buffered steps: a widened copy of each image would fragment the memory.
         self.squares.numpy()[position] = np.einsum(
             "cn,cn->c", channels, channels, dtype=np.int64, casting="unsafe"
         )
 
     @classmethod
     def joined(cls, several: Sequence["Facts"]) -> "Facts":
-        """One after another."""
+        """Concatenate."""
         digests, sums, squares = zip(
             *((f.digests, f.sums, f.squares) for f in several), strict=True
         )
@@ -70,7 +71,7 @@ class Facts:
 
     @classmethod
     def load(cls, path: Path) -> "Facts":
-        """Read what `save` wrote."""
+        """Read the file of `save`."""
         return cls(**load_file(path))
 
 
@@ -79,52 +80,52 @@ def _digest(image: NDArray[np.uint8]) -> bytes:
 
 
 class Store:
-    """One uint8 array of images, and the facts about them.
+    """One uint8 array of images with their facts.
 
     Args:
         array: uint8 [N, C, H, W].
-        facts: where they are known already.
-        file: the `.npy` file that `array` is mapped from, with `facts.safetensors` beside it. Another process opens
-            that file again, instead of being sent the pixels.
+        facts: if already known.
+        file: the `.npy` file that `array` is mapped from, with `facts.safetensors` beside it. Other
+            processes open that file instead of receiving the pixels.
     """
 
     def __init__(self, array: Tensor, facts: Facts | None = None, file: Path | None = None) -> None:
         self.array, self.file = array, file
-        self._whole = torch.zeros(len(array), dtype=torch.bool)  # rows that were looked at
+        self._whole = torch.zeros(len(array), dtype=torch.bool)  # rows already checked
         if facts is not None:
             self.facts = facts
 
     @cached_property
     def facts(self) -> Facts:
-        """Computed when they are first asked for."""
+        """Facts of the images, computed at first use."""
         return Facts.of(self.array.numpy())
 
     @classmethod
     def mapped(cls, file: Path) -> "Store":
-        """Map a `.npy` file; its pages come into memory as they are read, and leave it when memory is short."""
-        # Copy-on-write, because torch warns of arrays that may not be written; nothing here writes.
+        """Map a `.npy` file; pages are loaded on access and released when memory is short."""
+        # Copy-on-write, because torch warns of read-only arrays; nothing here writes.
         array = torch.from_numpy(np.load(file, mmap_mode="c"))
         return cls(array, Facts.load(file.with_name("facts.safetensors")), file)
 
     def read(self, rows: Tensor) -> Tensor:
-        """A copy of the images in these rows (int64).
+        """Copy the images of these rows, int64 [B], to uint8 [B, C, H, W].
 
         Raises:
-            Damaged: one of a mapped file is not as it was decoded.
+            Damaged: an image of a mapped file has changed.
         """
         for row in rows[~self._whole[rows]].tolist() if self.file else ():
             if not self.as_noted(row):
                 folder = self.file.parent  # type: ignore[union-attr]
                 raise Damaged(
-                    f"{self.file} is damaged (image {row}); remove {folder} to have it decoded again"
+                    f"{self.file} is damaged (image {row}); remove {folder} to have it "
+                    "decoded again"
                 )
             self._whole[row] = True
-        return self.array.index_select(
-            0, rows
-        )  # row by row, where an index would go number by number
+        # Row by row, since an index would go element by element
+        return self.array.index_select(0, rows)
 
     def as_noted(self, row: int) -> bool:
-        """Whether an image is that of which the facts are."""
+        """Check an image against its digest."""
         return _digest(self.array[row].numpy()) == self.facts.digests[row].numpy().tobytes()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -134,19 +135,19 @@ class Store:
 
 
 class Pixels:
-    """Chosen rows of one or more stores, seen as one array [N, C, H, W]. Indexing copies images out."""
+    """Selected rows of one or more stores, as one array [N, C, H, W]. Indexing copies images."""
 
     def __init__(self, stores: Sequence[Store], rows: Tensor) -> None:
         self.stores, self.rows = tuple(stores), rows
 
     @classmethod
     def whole(cls, store: Store) -> "Pixels":
-        """All rows of a store."""
+        """Return all rows of a store."""
         return cls([store], torch.arange(len(store.array)))
 
     @classmethod
     def joined(cls, several: Sequence["Pixels"]) -> "Pixels":
-        """One after another; all of one image shape."""
+        """Concatenate; all must have one image shape."""
         if all(pixels.stores == several[0].stores for pixels in several):
             return cls(several[0].stores, torch.cat([pixels.rows for pixels in several]))
         stores: list[Store] = []
@@ -167,7 +168,7 @@ class Pixels:
         return len(self.rows)
 
     def at(self, positions: Tensor) -> "Pixels":
-        """The images at these positions (int64), not copied."""
+        """Select the images at these positions, int64 [B], without a copy."""
         return Pixels(self.stores, self.rows[positions])
 
     def __getitem__(self, where: slice | Tensor) -> Tensor:
@@ -183,10 +184,10 @@ class Pixels:
 
     @property
     def batch(self) -> int:
-        """Images that a net is shown at once where it does not train.
+        """Images per batch outside training.
 
-        Fewer large ones, so that what a net holds of them does not grow with their size; and where there is no GPU, few
-        enough of small ones for what a net makes of them to stay in the processor's cache.
+        Fewer for large images, so that activations do not grow with image size. Without a GPU also
+        few enough of small ones for activations to stay in the processor's cache.
         """
         _, _, height, width = self.shape
         most = 256 if torch.cuda.is_available() else 64
@@ -194,7 +195,7 @@ class Pixels:
 
     @property
     def facts(self) -> Facts:
-        """Those of the chosen rows."""
+        """Facts of the selected rows."""
         every = Facts.joined([store.facts for store in self.stores])
         return Facts(every.digests[self.rows], every.sums[self.rows], every.squares[self.rows])
 
@@ -204,10 +205,11 @@ class Images:
 
     Args:
         pixels: uint8 [N, C, H, W].
-        labels: int64 [N], in [0, number of classes); below 0 for an image without a label (see
+        labels: int64 [N], in [0, number of classes); negative if unlabelled (see
             `kd.data.transfer`).
-        groups: for each image, what must not be torn apart by a split (a patient); None where each image is alone.
-        names: what each image is called in a list of images, such as its file; None for its number, from 0.
+        groups: per image, what a split must not separate (a patient); None if images are
+            independent.
+        names: per image its name in lists, such as its file; None for its number, from 0.
     """
 
     def __init__(
@@ -225,10 +227,10 @@ class Images:
         return len(self.labels)
 
     def __deepcopy__(self, memo: object) -> "Images":
-        return self  # never changed, so whatever copies its holder may share it
+        return self  # never modified, so copies may share it
 
     def at(self, positions: Sequence[int] | Tensor) -> "Images":
-        """The images at these positions; pixels are not copied."""
+        """Select the images at these positions, int64 [B], without copying pixels."""
         where = torch.as_tensor(positions, dtype=torch.int64)
         chosen = where.tolist()
         groups = [self.groups[i] for i in chosen] if self.groups is not None else None
@@ -237,11 +239,11 @@ class Images:
         )
 
     def labelled(self, labels: Tensor) -> "Images":
-        """The same images with other labels."""
+        """Copy with other labels, int64 [N]."""
         return Images(self.pixels, labels, self.groups, self.names)
 
     def joined(self, other: "Images") -> "Images":
-        """These, and the other ones after them; groups are kept where both have them."""
+        """Append other images; groups are kept if both have them."""
         groups = (
             [*self.groups, *other.groups]
             if self.groups is not None and other.groups is not None
@@ -256,14 +258,14 @@ class Images:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of shape, pixels and labels, as 64 hexadecimal digits."""
+        """Return the SHA-256 of shape, pixels and labels, as 64 hexadecimal digits."""
         digest = self._pixels_digest()
         digest.update(self.labels.contiguous().numpy().tobytes())
         return digest.hexdigest()
 
     @cached_property
     def pixel_fingerprint(self) -> str:
-        """SHA-256 of shape and pixels alone, as 64 hexadecimal digits."""
+        """Return the SHA-256 of shape and pixels, as 64 hexadecimal digits."""
         return self._pixels_digest().hexdigest()
 
     def _pixels_digest(self) -> "hashlib._Hash":
@@ -272,7 +274,7 @@ class Images:
         return digest
 
     def moments(self) -> tuple[list[float], list[float]]:
-        """Mean and standard deviation of each channel, pixels in [0, 1]."""
+        """Return mean and standard deviation per channel, pixels in [0, 1]."""
         facts, (count, _, height, width) = self.pixels.facts, self.pixels.shape
         n = count * height * width
         means = facts.sums.sum(0).double() / n
@@ -282,11 +284,11 @@ class Images:
 
 @dataclass(frozen=True)
 class Source:
-    """What a data set's own files hold, before anything is carved out.
+    """Content of a data set's own files, before anything is carved out.
 
     Attributes:
-        test: the official test set; None where there is none, and a part of train then becomes it.
-        val: an official validation part; None where there is none, and a part of train then becomes it.
+        test: official test set; None to carve it out of train.
+        val: official validation part; None to carve it out of train.
     """
 
     train: Images
@@ -297,7 +299,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Split:
-    """The three parts, their classes, and the images without labels that may join training."""
+    """The three parts, their classes, and the unlabelled images that may join training."""
 
     train: Images
     val: Images

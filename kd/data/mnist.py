@@ -1,4 +1,6 @@
-"""MNIST (LeCun, Cortes & Burges 1998): 70,000 gray images of 28x28 pixels, handwritten digits in 10 classes."""
+"""MNIST (LeCun, Cortes & Burges 1998): 70,000 gray images of 28x28 pixels, handwritten digits in 10
+classes.
+"""
 
 from torchvision import datasets
 

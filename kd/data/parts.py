@@ -1,4 +1,4 @@
-"""Carving parts out of a set of images: seeded, stratified by class, no group torn apart."""
+"""Splitting images into parts: seeded, stratified by class, groups kept whole."""
 
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from kd.errors import UserError
 
 
 def same_pixels(digests: Tensor) -> NDArray[np.int64]:
-    """For each image a number that images with the same pixels share, int64 [N], from 0 without gaps.
+    """Number images so that equal pixels get equal numbers, int64 [N], from 0 without gaps.
 
     Args:
         digests: uint8 [N, 16], as in `kd.data.images.Facts`.
@@ -32,16 +32,18 @@ def same_pixels(digests: Tensor) -> NDArray[np.int64]:
 
 
 def units(images: Images) -> NDArray[np.int64]:
-    """For each image the number of its group, where images have groups, or its own; int64 [N], from 0 without gaps."""
+    """Number the group of each image, or the image itself without groups; int64 [N], from 0 without
+    gaps.
+    """
     if images.groups is None:
         return np.arange(len(images))
     return np.unique(images.groups, return_inverse=True)[1]
 
 
 def with_copies(images: Images, unit: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The units, those joined that have pictures in common, pixel for pixel; int64 [N], from 0 without gaps."""
+    """Merge units that share an image, pixel for pixel; int64 [N], from 0 without gaps."""
     same = same_pixels(images.pixels.facts.digests)
-    if same.max(initial=-1) == len(same) - 1:  # no two are alike
+    if same.max(initial=-1) == len(same) - 1:  # all images differ
         return unit
     ends = (unit, unit.max() + 1 + same)
     nodes = int(ends[1].max()) + 1
@@ -51,13 +53,19 @@ def with_copies(images: Images, unit: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def per_class(labels: Tensor, unit: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
-    """How many units each class has, int64 [classes]."""
+    """Count the units of each class, int64 [classes].
+
+    Args:
+        labels: int64 [N].
+        unit: int64 [N], as from `units`.
+        classes: number of classes.
+    """
     distinct = np.unique(labels.numpy() * (len(unit) + 1) + unit) // (len(unit) + 1)
     return np.bincount(distinct, minlength=classes)
 
 
 def check_counts(images: Images, carved: Sequence[str], classes: tuple[str, ...]) -> None:
-    """Check that each class has enough images (or groups) to be in train and in each part that is carved out of it.
+    """Check that each class has enough images (or groups) for train and each carved part.
 
     Raises:
         UserError: one has not; names it.
@@ -76,27 +84,29 @@ def check_counts(images: Images, carved: Sequence[str], classes: tuple[str, ...]
 def hold_out(
     images: Images, share: float, what: str, classes: tuple[str, ...], seed: int, least: int = 1
 ) -> tuple[Images, Images]:
-    """Carve a share out: what stays and what was taken, each in its old order, each with all classes in it.
+    """Carve out a share, stratified by class; order is kept in both results.
 
-    A group counts as one, under the rarest of its classes. So do images with the same pixels, and groups that share
-    some, unless that leaves a class with too few to be in both parts.
+    A group counts as one, under the rarest of its classes. Images with equal pixels, and groups
+    that share some, also stay together, unless that leaves a class too small for both parts.
 
     Args:
-        share: of the images, or of the groups where the images have groups; in (0, 1).
-        what: the part's name, for messages.
-        least: images (or groups) of each class that stay.
+        share: of the images, or of the groups if there are any; in (0, 1).
+        what: name of the part, for messages.
+        least: minimum of images (or groups) per class that stay.
+
+    Returns:
+        the images that stay, and those taken.
 
     Raises:
-        UserError: there are too few images (or groups).
+        UserError: too few images (or groups).
     """
     labels, alone = images.labels.numpy(), units(images)
     unit = with_copies(images, alone)
     if per_class(images.labels, unit, len(classes)).min() <= least:
         unit = alone
     totals = np.bincount(labels, minlength=len(classes))
-    order = np.lexsort(
-        (labels, totals[labels], unit)
-    )  # a unit's first image is of its rarest class
+    # The first image of a unit is of its rarest class
+    order = np.lexsort((labels, totals[labels], unit))
     first = order[np.unique(unit[order], return_index=True)[1]]
     count = max(round(share * len(first)), len(classes))
     _, taken = stratified(images.labels[torch.from_numpy(first)], count, what, seed, least)
@@ -107,15 +117,19 @@ def hold_out(
 def stratified(
     labels: Tensor, count: int, what: str, seed: int, least: int = 0
 ) -> tuple[list[int], list[int]]:
-    """Positions that stay and `count` that are taken, with the shares of the classes kept, each in order.
+    """Choose `count` positions to take, stratified by class; both results are sorted.
 
     One of each class is taken, even where its share is less than half an image.
 
     Args:
-        least: of each class that stay.
+        labels: int64 [N].
+        least: minimum per class that stay.
+
+    Returns:
+        the positions that stay, and those taken.
 
     Raises:
-        UserError: there are too few.
+        UserError: too few images.
     """
     try:
         stay, taken = train_test_split(
@@ -123,7 +137,8 @@ def stratified(
         )
     except ValueError as error:
         raise UserError(
-            f"data: cannot carve a {what} part of {count} out of {len(labels)} images, stratified by class: {error}"
+            f"data: cannot carve a {what} part of {count} out of {len(labels)} images, "
+            f"stratified by class: {error}"
         ) from error
     _at_least(labels.numpy(), 1, taken, stay)
     _at_least(labels.numpy(), least, stay, taken)
@@ -133,7 +148,9 @@ def stratified(
 def _at_least(
     labels: NDArray[np.int64], least: int, here: NDArray[np.int64], there: NDArray[np.int64]
 ) -> None:
-    """Swap positions so that `here` has so many of each class, where there are; the most frequent class gives way."""
+    """Swap positions so that `here` has `least` of each class if possible; frequent classes give
+    way.
+    """
     counts = np.bincount(labels[here], minlength=int(labels.max()) + 1)
     rare = np.flatnonzero(counts < least)
     if not len(rare):
@@ -149,7 +166,7 @@ def _at_least(
 
 
 def _by_class(labels: NDArray[np.int64]) -> dict[int, deque[int]]:
-    """Where each class stands."""
+    """Return the positions of each class."""
     order = np.argsort(labels, kind="stable")
     found, first = np.unique(labels[order], return_index=True)
     return {
@@ -159,7 +176,8 @@ def _by_class(labels: NDArray[np.int64]) -> dict[int, deque[int]]:
 
 
 def assert_apart(parts: Mapping[str, Images]) -> None:
-    """Check that no group has images in two parts, or a net would be tested on patients that it was trained on.
+    """Check that no group has images in two parts: a net must not be tested on its training
+    patients.
 
     Raises:
         UserError: one has; names it and the parts.
@@ -169,7 +187,8 @@ def assert_apart(parts: Mapping[str, Images]) -> None:
         for group in dict.fromkeys(images.groups or ()):
             if group in seen:
                 raise UserError(
-                    f"data.group_pattern: group {group!r} has images in {seen[group]} and in {part}; a group must be "
-                    "in one part alone. Mend the folders or the pattern"
+                    f"data.group_pattern: group {group!r} has images in {seen[group]} and in "
+                    f"{part}; a group must be in one part alone. Repair the folders or the "
+                    "pattern"
                 )
             seen[group] = part

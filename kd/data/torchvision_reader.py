@@ -1,4 +1,4 @@
-"""Data sets that torchvision reads, and downloads where there is a network."""
+"""Data sets that torchvision reads, and downloads if there is a network."""
 
 import contextlib
 import sys
@@ -11,15 +11,15 @@ import torch
 from kd.data.base import DataModule, Images, Source
 from kd.errors import UserError
 
-# The last source that was read. Job after job of a sweep asks for the same one, which takes seconds.
+# The last source read: consecutive jobs of a sweep use the same one, and reading takes seconds.
 _last: dict[tuple[Any, ...] | None, Source] = {}
 
 
 class TorchvisionReader(DataModule):
-    """A data set with a reader in `torchvision.datasets` that holds all images in memory.
+    """Data set with an in-memory reader in `torchvision.datasets`.
 
-    A subclass names the reader, the folder under `root` that it looks in, the files that it expects there, and where
-    they come from.
+    A subclass names the reader, its folder under `root`, the files expected there, and their
+    origin.
     """
 
     reader: ClassVar[type[Any]]
@@ -29,10 +29,12 @@ class TorchvisionReader(DataModule):
 
     @abstractmethod
     def images(self, data: Any) -> Images:
-        """What the reader read, as images."""
+        """Convert the reader's data to images."""
 
     def read(self) -> Source:
-        """The official training and test images; what was read last is not read again while its files stay."""
+        """Read the official training and test images; the last source is reused while its files
+        stay.
+        """
         state = self._state()
         if state is None or state not in _last:
             train, test = self._open(True), self._open(False)
@@ -43,7 +45,7 @@ class TorchvisionReader(DataModule):
         return _last[self._state()]
 
     def _state(self) -> tuple[Any, ...] | None:
-        """Which files are there, of which size and time; None where they are not."""
+        """Return the size and time of each file; None if one is missing."""
         try:
             found = [(self.root / self.folder / name).stat() for name in self.files]
         except OSError:
@@ -63,30 +65,30 @@ class TorchvisionReader(DataModule):
             AssertionError,
             ValueError,
             EOFError,
-        ) as error:  # all of them are met
+        ) as error:  # all of these occur
             why = str(error).strip().splitlines()
             raise UserError(
-                f"data.root: {self.reader.__name__} in {place.absolute()} is damaged ({why[0] if why else 'cut off'}); "
-                "remove that folder and get it again"
+                f"data.root: {self.reader.__name__} in {place.absolute()} is damaged "
+                f"({why[0] if why else 'cut off'}); remove that folder and get it again"
             ) from error
 
     def _download(self, train: bool, place: Path) -> Any:
         made = [folder for folder in (place, *place.parents) if not folder.exists()]
         try:
-            with contextlib.redirect_stdout(
-                sys.stderr
-            ):  # torchvision announces its downloads there
+            # Torchvision announces its downloads on stdout
+            with contextlib.redirect_stdout(sys.stderr):
                 return self.reader(str(self.root), train=train, download=True)
         except (OSError, RuntimeError) as error:
             why = str(error).strip().splitlines()[0]
-            for folder in made:  # torchvision makes some of them before it asks for the network
-                with contextlib.suppress(OSError):  # not empty, or not there
+            for folder in made:  # torchvision creates some folders before it connects
+                with contextlib.suppress(OSError):  # not empty, or missing
                     folder.rmdir()
             raise UserError(
-                f"data.root: no {self.reader.__name__} in {place.absolute()}, and it could not be downloaded ({why}).\n"
-                f"  Expected there are the files {', '.join(self.files)}.\n"
-                f"  Get them from {self.origin} on a machine with a network and put them there, or point data.root or "
-                f"KD_DATA_DIR at a folder that holds {self.folder}."
+                f"data.root: no {self.reader.__name__} in {place.absolute()}, and it could "
+                f"not be downloaded ({why}).\n  Expected there are the files "
+                f"{', '.join(self.files)}.\n  Get them from {self.origin} on a machine with a "
+                "network and put them there, or point data.root or KD_DATA_DIR at a folder "
+                f"that holds {self.folder}."
             ) from error
 
 
@@ -94,14 +96,14 @@ class CIFAR(TorchvisionReader):
     """Arrays [N, H, W, C], in files whose MD5 sums torchvision checks."""
 
     def images(self, data: Any) -> Images:
-        """uint8 [N, 3, 32, 32]."""
+        """Convert to uint8 [N, 3, 32, 32]."""
         return Images(
             torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(data.targets)
         )
 
 
 class IDX(TorchvisionReader):
-    """Tensors [N, H, W] of gray levels, in the files of LeCun's MNIST."""
+    """Tensors [N, H, W] of gray levels, in files of LeCun's MNIST format."""
 
     files = tuple(
         f"{part}-{kind}-ubyte"
@@ -110,5 +112,5 @@ class IDX(TorchvisionReader):
     )
 
     def images(self, data: Any) -> Images:
-        """uint8 [N, 1, 28, 28]."""
+        """Convert to uint8 [N, 1, 28, 28]."""
         return Images(data.data[:, None].contiguous(), data.targets.long())

@@ -1,4 +1,4 @@
-"""The transfer set: which training images, and which of their labels, the student and the baseline may see."""
+"""The transfer set: which training images and labels the student and the baseline may see."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,24 +10,24 @@ from torch import Tensor
 from kd.data.images import Images
 from kd.errors import UserError, nearest
 
-# What a stage sees of the training part. `all`: every image and label, as the teacher does. `transfer`: the transfer
-# set, where images without a label count too. `labels`: those images of the transfer set that have a label.
+# What a stage sees of the training part. `all`: every image and label, as the teacher. `transfer`:
+# the transfer set with its unlabelled images. `labels`: its labelled images only.
 Sees = Literal["all", "transfer", "labels"]
 
 UNLABELED = -1
-OMITTED = -2  # an image that is not shown at all, so it isn't among CRD's negatives either
+OMITTED = -2  # an image that is never shown, so it is no negative of CRD either
 
 Labels = int | float | str | None
 
 
 def omitted_labels(asked: Sequence[str | int] | None, classes: Sequence[str]) -> list[int]:
-    """The labels of the classes that the student never sees.
+    """Return the labels of the classes that the student never sees.
 
     Args:
-        asked: their names.
+        asked: names of the classes.
 
     Raises:
-        UserError: there is no such class, or fewer than two are left.
+        UserError: unknown class, or fewer than two remain.
     """
     names = list(dict.fromkeys(map(str, asked or ())))
     for name in names:
@@ -38,16 +38,17 @@ def omitted_labels(asked: Sequence[str | int] | None, classes: Sequence[str]) ->
             )
     if len(classes) - len(names) < 2:
         raise UserError(
-            f"data.omit: found {len(names)} of {len(classes)} classes; at least two must be left to tell apart"
+            f"data.omit: found {len(names)} of {len(classes)} classes; at least two must be "
+            "left to tell apart"
         )
     return [classes.index(name) for name in names]
 
 
 def check_labels(asked: Labels, where: str = "data.labels") -> None:
-    """Check what asks for labels as far as that needs no images.
+    """Check a setting of `labels` as far as possible without images.
 
     Args:
-        where: its key, for messages.
+        where: its config key, for messages.
 
     Raises:
         UserError: it is neither a count, nor a share, nor a file.
@@ -58,8 +59,8 @@ def check_labels(asked: Labels, where: str = "data.labels") -> None:
     share = isinstance(asked, float) and 0 < asked < 1
     if not (count or share):
         raise UserError(
-            f"{where}: found {asked!r}; accepted are null for all labels, a whole number of images from 1, a "
-            "share of them between 0 and 1, or a file that lists images"
+            f"{where}: found {asked!r}; accepted are null for all labels, a whole number of "
+            "images from 1, a share of them between 0 and 1, or a file that lists images"
         )
 
 
@@ -70,20 +71,21 @@ def labels_to_keep(
     known: Sequence[str] = (),
     where: str = "data.labels",
 ) -> Tensor:
-    """Which of the images keep their label.
+    """Choose the images that keep their label.
 
     Args:
-        images: those that are shown, all with their labels.
-        asked: how many of them, what share of them, or a file that lists them, a name a line; None for all.
-        seed: of the choice, which is stratified by class; a larger choice has a smaller one in it.
-        known: names that a list may hold too, of images that are elsewhere.
-        where: the key of `asked`, for messages.
+        images: the images shown, all labelled.
+        asked: count, share, or file with one name per line; None for all.
+        seed: of the choice, which is stratified by class; a larger choice contains a smaller one.
+        known: names of images elsewhere that a list may also hold.
+        where: config key of `asked`, for messages.
 
     Returns:
-        their positions, int64, in order.
+        their positions, int64, sorted.
 
     Raises:
-        UserError: there are not so many images, not one for each class, or the file names an unknown one.
+        UserError: the count is out of range, leaves a class empty, or the file names an unknown
+            image.
     """
     if asked is None:
         return torch.arange(len(images))
@@ -94,13 +96,14 @@ def labels_to_keep(
     if not present <= count <= len(images):
         found = f"{asked}" if count == asked else f"{asked}, a share that makes {count} images"
         raise UserError(
-            f"{where}: found {found}; accepted are {present} (one for each class) to {len(images)} (all images)"
+            f"{where}: found {found}; accepted are {present} (one for each class) to "
+            f"{len(images)} (all images)"
         )
     return torch.tensor(_spread(images.labels, seed)[:count]).sort().values
 
 
 def _spread(labels: Tensor, seed: int) -> list[int]:
-    """All positions, such that the first so many are stratified by class, with one of each class before any second."""
+    """Order all positions so that every prefix is stratified by class, one of each class first."""
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed)).tolist()
     totals = torch.bincount(labels).tolist()
     taken = [0] * len(totals)
@@ -113,14 +116,14 @@ def _spread(labels: Tensor, seed: int) -> list[int]:
 
 
 def _listed(images: Images, file: Path, known: set[str], where: str) -> list[int]:
-    """The positions of the images that a file lists."""
+    """Return the positions of the images that a file lists."""
     try:
         lines = [line.strip() for line in file.read_text().splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f"{where}: cannot read {file.absolute()}: {reason}; accepted are null, a whole number, a share below "
-            "1, or a text file with an image's name on each line"
+            f"{where}: cannot read {file.absolute()}: {reason}; accepted are null, a whole "
+            "number, a share below 1, or a text file with an image's name on each line"
         ) from None
     names = dict.fromkeys(line for line in lines if line and not line.startswith("#"))
     places = {name: i for i, name in enumerate(images.names)}
@@ -128,8 +131,9 @@ def _listed(images: Images, file: Path, known: set[str], where: str) -> list[int
     if unknown:
         few = ", ".join(map(repr, unknown[:3])) + (" ..." if len(unknown) > 3 else "")
         raise UserError(
-            f"{where}: {file} names {len(unknown)} images that are not there: {few}; the images are called "
-            f"{images.names[0]!r} to {images.names[-1]!r}{nearest(unknown[0], list(places))}"
+            f"{where}: {file} names {len(unknown)} images that are not there: {few}; the "
+            f"images are called {images.names[0]!r} to "
+            f"{images.names[-1]!r}{nearest(unknown[0], list(places))}"
         )
     kept = sorted(places[name] for name in names if name in places)
     if not kept:

@@ -1,4 +1,4 @@
-"""A part of the validation and test images, for a trial whose figures nobody is to believe."""
+"""A part of the validation and test images, for trial runs whose figures do not count."""
 
 import math
 from collections.abc import Mapping
@@ -14,13 +14,14 @@ D = TypeVar("D", bound=DataModule)
 
 
 def shortened(data: D, options: Mapping[str, Any], least: int = 1) -> D:
-    """The data with as many validation and test images as the Trainer's options leave; the same object.
+    """Limit validation and test images as the Trainer's options say; changes and returns the data.
 
-    So whoever asks a net about them asks about these alone: validation, the watch over the teacher, the test.
+    All uses see the limited parts: validation, the watch over the teacher, the test.
 
     Args:
-        options: `limit_val_batches` and `limit_test_batches` count, as `kd.config.trainer.Options` has them.
-        least: images that stay at least.
+        options: `limit_val_batches` and `limit_test_batches` count, as in
+            `kd.config.trainer.Options`.
+        least: minimum number of images.
 
     Raises:
         UserError: an option leaves none.
@@ -36,7 +37,7 @@ def shortened(data: D, options: Mapping[str, Any], least: int = 1) -> D:
 
 
 def _by_turns(images: Images, count: int) -> Images:
-    """The first image of each class, then the second of each, and so on, in the order they had; so many in all."""
+    """Take the first image of each class, then the second of each, and so on; `count` in all."""
     turn = torch.empty(len(images), dtype=torch.int64)
     sizes = torch.bincount(images.labels).tolist()
     turn[images.labels.argsort(stable=True)] = torch.cat([torch.arange(size) for size in sizes])

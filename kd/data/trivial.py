@@ -1,7 +1,8 @@
-"""TrivialAugment: one operation an image, at one strength, both drawn evenly (Müller & Hutter 2021).
+"""TrivialAugment: one operation per image at one strength, both drawn uniformly (Müller & Hutter
+2021).
 
-The operations and their ranges are the paper's "wide" ones, as torchvision's `TrivialAugmentWide` has them. All work on
-uint8 pixels, and add up whole numbers only.
+Operations and ranges are the paper's "wide" ones, as in torchvision's `TrivialAugmentWide`. All
+work on uint8 pixels and sum integers only.
 """
 
 import math
@@ -13,11 +14,11 @@ from torch import Tensor
 
 from kd.data.colour import gray
 
-BINS = 31  # strengths, evenly spread from nothing to the most
+BINS = 31  # strengths, evenly spaced from none to the maximum
 
 
 def trivial_augment(pixels: Tensor, operation: Tensor, strength: Tensor, sign: Tensor) -> Tensor:
-    """Do to each picture what its three draws say.
+    """Apply the drawn operation to each image.
 
     Args:
         pixels: uint8 [B, C, H, W], C = 1 or 3.
@@ -39,7 +40,7 @@ def trivial_augment(pixels: Tensor, operation: Tensor, strength: Tensor, sign: T
 
 
 class Operation(NamedTuple):
-    """What is done, the strength at the first bin and at the last, and whether that may also be negative."""
+    """Function, strength in the first and the last bin, and whether the sign is random."""
 
     apply: Callable[[Tensor, Tensor], Tensor]
     least: float = 0.0
@@ -52,7 +53,9 @@ def _same(x: Tensor, size: Tensor) -> Tensor:
 
 
 def _moved(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Each picture's pixels from these places, float64, broadcast to [B, H, W]: the nearest; black from outside."""
+    """Sample pixels at float64 positions, broadcast to [B, H, W]: nearest neighbour, black
+    outside.
+    """
     height, width = x.shape[2:]
     rows, columns = rows.round().long(), columns.round().long()
     inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
@@ -62,7 +65,7 @@ def _moved(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def _places(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The row and the column of each pixel, float64 [1, H, 1] and [1, 1, W]."""
+    """Return row and column of each pixel, float64 [1, H, 1] and [1, 1, W]."""
     height, width = x.shape[2:]
     rows, columns = (torch.arange(n, device=x.device).double() for n in (height, width))
     return rows[None, :, None], columns[None, None, :]
@@ -101,7 +104,9 @@ def _rotate(x: Tensor, size: Tensor) -> Tensor:
 
 
 def _blend(x: Tensor, other: Tensor, size: Tensor) -> Tensor:
-    """`1 + size` times the picture, and the rest of another; cut off to whole numbers from 0 to 255."""
+    """Blend `1 + size` times the image with the remainder of another; truncated to integers 0 to
+    255.
+    """
     own, rest = (share[:, None, None, None].float() for share in (1 + size, -size))
     return (own * x + rest * other).clamp(0, 255).to(torch.uint8)
 
@@ -150,7 +155,7 @@ def _solarize(x: Tensor, size: Tensor) -> Tensor:
 def _autocontrast(x: Tensor, size: Tensor) -> Tensor:
     flat = x.flatten(2).float()
     least, most = flat.amin(2), flat.amax(2)
-    plain = most == least  # of one colour, which stays
+    plain = most == least  # single-coloured images stay
     scale = torch.where(plain, 1.0, 255 / (most - least).clamp(min=1))
     least = torch.where(plain, 0.0, least)
     return ((flat - least[..., None]) * scale[..., None]).clamp(0, 255).to(x.dtype).view(x.shape)
@@ -167,7 +172,7 @@ def _equalize(x: Tensor, size: Tensor) -> Tensor:
     return torch.where(step > 0, spread, values).to(torch.uint8).view(x.shape)
 
 
-# In the order of torchvision. Changing it changes what a seed means.
+# In torchvision's order. Changing it changes what a seed means.
 OPERATIONS = {
     "Identity": Operation(_same),
     "ShearX": Operation(_shear_x, 0, 0.99, True),

@@ -1,9 +1,9 @@
-"""Views: image `index` as augmented in epoch `view`, drawn on whole batches, on the device.
+"""Views: image `index` as augmented in epoch `view`, drawn for whole batches on the device.
 
-Every random number is a hash of (seed, view, image index, what it is for), a counter-based generator in the sense of
-Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3". There is no generator state, so a view is the same
-whatever the batch it is in, the worker, the rank or the point a run resumed from. For the same reason nothing here adds
-floating-point numbers up over a batch or an image: the order of such a sum depends on the batch.
+Every random number is a hash of (seed, view, image index, purpose): a counter-based generator,
+Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3". There is no generator state. So a
+view is the same for any batch, worker, rank or resume point. For the same reason no floating-point
+sum runs over a batch or an image: its order would depend on the batch.
 """
 
 import math
@@ -29,32 +29,36 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Augment(BaseModel):
-    """What may happen to an image in a view, in this order. Everything off gives the image itself.
+    """Augmentation of a view, applied in this order. With everything off a view is the image
+    itself.
 
     Attributes:
-        crop_padding: added on each side before a random crop back to the image's size: a number of pixels, or below 1
-            a share of the side.
-        pad_with: what is added there: zeros (black) or the picture mirrored at its edge.
-        horizontal_flip: mirror left to right with probability one half; `alternating` mirrors an image in every other
-            view, from a first one that is drawn for it, so that two views in a row show both sides (Jordan 2024).
-        vertical_flip: mirror top to bottom with probability one half.
-        trivial: one of 14 operations at one of 31 strengths, such as a shear, a rotation, posterising or more contrast
-            (TrivialAugment, Müller & Hutter 2021); see `kd.data.trivial`.
-        rotation: up to so many degrees to either side.
-        resized_crop: the smallest share of the picture's area that a random crop takes, to be stretched back to full
-            size, its sides at a ratio of 3:4 to 4:3 (Szegedy et al. 2015); 0 for none.
-        brightness: added to all pixels: up to plus or minus this, in units of the full range.
-        contrast: distances from the picture's mean are stretched by up to this share, or shrunk.
-        saturation: distances from gray are stretched by up to this share, or shrunk.
-        hue: up to so much of the colour circle to either side; 0.5 is any colour.
-        blur: largest standard deviation of a Gaussian, in pixels; each picture gets one from 0 to it.
-        erase: probability that a rectangle of 2 to 20 % of the area becomes the picture's mean (Zhong et al. 2017).
-        mixup: a of the Beta(a, a) distribution of the mixing ratio of two pictures (Zhang et al. 2017); 0 for none.
-        cutmix: the same for the area of a rectangle taken from another picture (Yun et al. 2019); 0 for none. With
-            both, each picture gets one of the two, at even odds.
+        crop_padding: padding on each side before a random crop to the image's size: pixels, or
+            below 1 a share of the side.
+        pad_with: zeros (black), or the image mirrored at its edge.
+        horizontal_flip: mirror left to right with probability 1/2. `alternating` mirrors every
+            other view, from a random first one, so that two views in a row show both sides (Jordan
+            2024).
+        vertical_flip: mirror top to bottom with probability 1/2.
+        trivial: one of 14 operations at one of 31 strengths, such as shear, rotation, posterize or
+            contrast (TrivialAugment, Müller & Hutter 2021); see `kd.data.trivial`.
+        rotation: up to this many degrees to either side.
+        resized_crop: smallest area share of a random crop, which is stretched back to full size, at
+            aspect ratios 3:4 to 4:3 (Szegedy et al. 2015); 0 for none.
+        brightness: up to plus or minus this is added to all pixels, in units of the full range.
+        contrast: distances from the image's mean are scaled by 1 plus or minus up to this.
+        saturation: distances from gray are scaled by 1 plus or minus up to this.
+        hue: shift by up to this share of the colour circle to either side; 0.5 is any colour.
+        blur: largest standard deviation of a Gaussian, in pixels; each image gets one from 0 to it.
+        erase: probability that a rectangle of 2 to 20 % of the area becomes the image's mean (Zhong
+            et al. 2017).
+        mixup: a of the Beta(a, a) distribution of the mixing ratio of two images (Zhang et al.
+            2017); 0 for none.
+        cutmix: the same for the area of a rectangle taken from another image (Yun et al. 2019); 0
+            for none. With both on, each image gets one of the two at even odds.
     """
 
-    # 0 and 0.0 are one setting, whether said or not, so one key in the store.
+    # Defaults are validated too: 0 and 0.0 then give one key in the store.
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, validate_default=True)
 
     crop_padding: NonNegativeInt | Annotated[float, Field(ge=0, lt=1)] = 0
@@ -75,12 +79,12 @@ class Augment(BaseModel):
 
     @property
     def mixes(self) -> bool:
-        """Whether views are of two pictures, and their labels therefore probabilities."""
+        """Whether views combine two images, so that labels are probabilities."""
         return self.mixup > 0 or self.cutmix > 0
 
 
 class Draw(IntEnum):
-    """What a random number is for. The numbers are part of what a seed means: never change one."""
+    """Purpose of a random number. The values are part of what a seed means: never change one."""
 
     @staticmethod
     def _generate_next_value_(name: str, start: int, count: int, last_values: list[int]) -> int:
@@ -119,23 +123,25 @@ Numbers = TypeVar("Numbers", int, Tensor)
 
 
 def _mix(x: Numbers) -> Numbers:
-    """A 32-bit integer hash ("lowbias32", Wellons 2018) on int64 tensors that hold values in [0, 2^32), or on one."""
+    """Hash 32-bit integers ("lowbias32", Wellons 2018): an int64 tensor with values in [0, 2^32),
+    or one int.
+    """
     x = ((x ^ (x >> 16)) * 0x7FEB352D) & MASK
     x = ((x ^ (x >> 15)) * 0x846CA68B) & MASK
     return x ^ (x >> 16)
 
 
 def uniform(seed: int, view: int, index: Tensor, draw: int) -> Tensor:
-    """One number per image, uniform in [0, 1), float32.
+    """Draw one number per image, uniform in [0, 1), float32 [B].
 
     Args:
         index: image indices, int64 [B].
-        draw: which of a view's random numbers this is; each purpose has its own.
+        draw: purpose of the number within the view.
     """
-    h = seed & MASK  # one number for all images, so plain Python until they come in
+    h = seed & MASK  # plain Python until the images come in: one number for all
     for part in (seed >> 32, view, draw):
         h = _mix(h ^ (part & MASK))
-        h = (h + 0x9E3779B9) & MASK  # so that a hash of zeros does not stay zero
+        h = (h + 0x9E3779B9) & MASK  # so that a hash of zeros is not zero
     mixed: Tensor = _mix(_mix(h ^ (index & MASK)) ^ h)
     return (mixed >> 8).to(torch.float32) / (1 << 24)
 
@@ -149,13 +155,13 @@ def make_views(
     augment: Augment,
     pool: Images | None = None,
 ) -> Tensor:
-    """The views of a batch.
+    """Augment a batch.
 
     Args:
         pixels: uint8 [B, C, H, W].
-        index: the images' indices in their training set, int64 [B], on the same device.
+        index: indices of the images in their training set, int64 [B], on the same device.
         view: number of the view, >= 0; the epoch, unless `data.views` makes epochs share views.
-        pool: the training set, which the second picture of a mixed view comes from; needed where `augment.mixes`.
+        pool: training set, source of the second image of a mixed view; needed if `augment.mixes`.
 
     Returns:
         float32 [B, C, H, W] in [0, 1].
@@ -181,14 +187,15 @@ def mixed_target(
     augment: Augment,
     pool: Images,
 ) -> Tensor:
-    """The labels of mixed views: each of the two pictures' classes by its share of the view.
+    """Compute the labels of mixed views: both classes, weighted by their share of the view.
 
     Args:
-        target: int64 [B], -1 for an image without a label.
+        target: int64 [B], -1 if unlabelled.
+        index: indices of the images, int64 [B].
         size: height and width of the images, in pixels.
 
     Returns:
-        float32 [B, classes]; rows sum to 1, but for a row of zeros where either picture has no label.
+        float32 [B, classes]; rows sum to 1, or are 0 where either image is unlabelled.
     """
     second = pool.labels[partners(index, seed, view, len(pool)).cpu()].to(target.device)
     own = (
@@ -199,28 +206,33 @@ def mixed_target(
 
 
 def partners(index: Tensor, seed: int, view: int, size: int) -> Tensor:
-    """For each image the one that it is mixed with, any of the training set: int64 [B] in [0, size)."""
+    """Draw for images int64 [B] their partners in mixing, from the whole training set: int64 [B] in
+    [0, size).
+    """
     return (uniform(seed, view, index, Draw.PARTNER).double() * size).long()
 
 
 def to_unit(pixels: Tensor) -> Tensor:
-    """uint8 pixels [B, C, H, W] as float32 in [0, 1]."""
+    """Convert uint8 pixels [B, C, H, W] to float32 in [0, 1]."""
     return pixels.to(torch.float32) / 255
 
 
 def normalize(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """(x - mean) / std per channel; x [B, C, H, W] in [0, 1], mean and std one number per channel, in the same unit."""
+    """Compute (x - mean) / std per channel for x [B, C, H, W] in [0, 1]; mean and std in the same
+    unit.
+    """
     shift, scale = x.new_tensor(mean), x.new_tensor(std)
     if x.is_contiguous():
         return (x - shift[:, None, None]) / scale[:, None, None]
-    # In channels-last a channel's numbers lie apart, and whole rows take a quarter of the time on a CPU.
+    # Whole rows: channels-last scatters a channel's numbers, and rows take a quarter of the CPU
+    # time.
     channels, width = x.shape[1], x.shape[3]
     rows = (x.permute(0, 2, 3, 1).flatten(2) - shift.repeat(width)) / scale.repeat(width)
     return rows.view(*rows.shape[:2], width, channels).permute(0, 3, 1, 2)
 
 
 def _single(pixels: Tensor, index: Tensor, seed: int, view: int, augment: Augment) -> Tensor:
-    """All that happens to one picture by itself: uint8 [B, C, H, W] to float32 in [0, 1]."""
+    """Augment each image by itself: uint8 [B, C, H, W] to float32 in [0, 1]."""
 
     def draw(purpose: Draw) -> Tensor:  # float64 [B]
         return uniform(seed, view, index, purpose).double()
@@ -244,11 +256,11 @@ def _single(pixels: Tensor, index: Tensor, seed: int, view: int, augment: Augmen
 
 
 def _toned(x: Tensor, pixels: Tensor, draw: Callable[[Draw], Tensor], augment: Augment) -> Tensor:
-    """What happens to light, colour and sharpness, and what is erased; float32 in [0, 1].
+    """Apply brightness, contrast, colour, blur and erasing; float32 in [0, 1].
 
     Args:
-        pixels: of the pictures as they were, for their means.
-        draw: gives each picture's number for a purpose, float64 [B] in [0, 1).
+        pixels: the unaugmented images, for their means.
+        draw: gives each image's number for a purpose, float64 [B] in [0, 1).
     """
     if augment.contrast or augment.brightness:
         mean = _mean(pixels)
@@ -261,7 +273,7 @@ def _toned(x: Tensor, pixels: Tensor, draw: Callable[[Draw], Tensor], augment: A
         x = turn_hue(x, augment.hue * (2 * draw(Draw.HUE) - 1))
     if augment.blur:
         radius = min(math.ceil(3 * augment.blur), *(side - 1 for side in x.shape[2:]))
-        sigma = (augment.blur * draw(Draw.BLUR)).clamp(min=0.05)  # which changes nothing
+        sigma = (augment.blur * draw(Draw.BLUR)).clamp(min=0.05)  # has no effect
         x = blur(x, sigma, radius)
     if augment.erase:
         area = 0.02 + 0.18 * draw(Draw.ERASE_AREA)
@@ -273,14 +285,14 @@ def _toned(x: Tensor, pixels: Tensor, draw: Callable[[Draw], Tensor], augment: A
 
 
 def _mean(pixels: Tensor) -> Tensor:
-    """Of each picture: uint8 [B, C, H, W] -> float32 [B, 1, 1, 1] in [0, 1]."""
-    # Summed as whole numbers, which come to the same in any order.
+    """Compute the mean of each image: uint8 [B, C, H, W] -> float32 [B, 1, 1, 1] in [0, 1]."""
+    # An integer sum is the same in any order.
     total = pixels.sum((1, 2, 3), dtype=torch.int64).double()
     return _each(total / (255 * pixels[0].numel()))
 
 
 def _mirrored(index: Tensor, seed: int, view: int, flip: bool | str) -> Tensor:
-    """Which of the images are mirrored in this view, bool [B]."""
+    """Choose the images that are mirrored in this view, bool [B]."""
     if not flip:
         return torch.zeros_like(index, dtype=torch.bool)
     if flip == "alternating":
@@ -289,12 +301,12 @@ def _mirrored(index: Tensor, seed: int, view: int, flip: bool | str) -> Tensor:
 
 
 def _each(per_image: Tensor) -> Tensor:
-    """One number per image [B], to go with pixels [B, C, H, W]; float64 becomes float32."""
+    """Reshape one number per image [B] for pixels [B, C, H, W]; float64 becomes float32."""
     return (per_image.float() if per_image.is_floating_point() else per_image)[:, None, None, None]
 
 
 def _crop(pixels: Tensor, u: Tensor, v: Tensor, mirrored: Tensor, augment: Augment) -> Tensor:
-    """Pad by `crop_padding`, cut [H, W] out at a random place, mirror; each image by itself. uint8 in and out."""
+    """Pad by `crop_padding`, crop [H, W] at a random place, mirror; per image, uint8 in and out."""
     channels, height, width = pixels.shape[1:]
     pad = (
         augment.crop_padding
@@ -302,7 +314,7 @@ def _crop(pixels: Tensor, u: Tensor, v: Tensor, mirrored: Tensor, augment: Augme
         else round(augment.crop_padding * width)
     )
     top, left = (u * (2 * pad + 1)).long(), (v * (2 * pad + 1)).long()
-    if augment.pad_with == "reflect":  # which has no integer kernel
+    if augment.pad_with == "reflect":  # it has no integer kernel
         padded = (
             F.pad(pixels.float(), (pad,) * 4, mode="reflect").to(torch.uint8).permute(0, 2, 3, 1)
         )
@@ -320,13 +332,13 @@ def _crop(pixels: Tensor, u: Tensor, v: Tensor, mirrored: Tensor, augment: Augme
     place = ((image * (height + 2 * pad) + rows) * (width + 2 * pad))[:, :, None] + columns[
         :, None, :
     ]
-    # One index for each pixel with all its channels takes half the time of an index for each dimension.
+    # One index per pixel with all channels takes half the time of one index per dimension.
     cut = padded.reshape(-1, channels).index_select(0, place.flatten())
     return cut.view(-1, height, width, channels).permute(0, 3, 1, 2)
 
 
 def _resample(x: Tensor, draws: list[Tensor], augment: Augment) -> Tensor:
-    """Cut a rectangle out, stretch it to full size and turn it, in one interpolation; black beyond the edge."""
+    """Crop, stretch to full size and rotate in one interpolation; black beyond the edge."""
     angle, area, ratio, top, left = draws
     turn = math.radians(augment.rotation) * (2 * angle - 1)
     area = 1 - (1 - augment.resized_crop) * area if augment.resized_crop else torch.ones_like(area)
@@ -338,7 +350,8 @@ def _resample(x: Tensor, draws: list[Tensor], augment: Augment) -> Tensor:
         (1 - wide) * (2 * left - 1),
         (1 - high) * (2 * top - 1),
     )
-    # Coordinates from -1 to 1. Plain products in float64, as the last bit of a matrix product depends on the batch.
+    # Coordinates in [-1, 1]. Plain float64 products: the last bit of a matrix product depends on
+    # the batch.
     height, width = x.shape[2:]
     rows = ((2 * torch.arange(height, device=x.device).double() + 1) / height - 1)[None, :, None]
     columns = ((2 * torch.arange(width, device=x.device).double() + 1) / width - 1)[None, None, :]
@@ -356,8 +369,10 @@ def _resample(x: Tensor, draws: list[Tensor], augment: Augment) -> Tensor:
 def _rectangle(
     area: Tensor, ratio: Tensor, top: Tensor, left: Tensor, height: int, width: int
 ) -> Tensor:
-    """Where a rectangle of this share of the area lies, bool [B, 1, H, W]; ratio, top and left are draws in [0, 1)."""
-    aspect = 3 ** (ratio - 0.5)  # sides at 1:sqrt(3) to sqrt(3):1
+    """Place a rectangle of this area share, bool [B, 1, H, W]; ratio, top and left are draws in [0,
+    1).
+    """
+    aspect = 3 ** (ratio - 0.5)  # aspect ratios 1:sqrt(3) to sqrt(3):1
     high = ((area.sqrt() * aspect).clamp(max=1) * height).round()
     wide = ((area.sqrt() / aspect).clamp(max=1) * width).round()
     first_row, first_column = (
@@ -374,7 +389,9 @@ def _rectangle(
 def _own_share(
     index: Tensor, seed: int, view: int, augment: Augment, height: int, width: int
 ) -> Tensor:
-    """Of each pixel of a mixed view, the share that is the picture's own: float32 [B, 1, H, W] in [0, 1]."""
+    """Return the first image's share of each pixel of a mixed view: float32 [B, 1, H, W] in [0,
+    1].
+    """
     ratio, kind, top, left = (
         uniform(seed, view, index, purpose).double()
         for purpose in (Draw.MIX_RATIO, Draw.MIX_KIND, Draw.MIX_TOP, Draw.MIX_LEFT)
@@ -391,7 +408,7 @@ def _own_share(
 
 
 def _beta(u: Tensor, a: float) -> Tensor:
-    """Uniform numbers as numbers of the Beta(a, a) distribution, through a table of its quantiles; float64 [B]."""
+    """Map uniform numbers to Beta(a, a) through a table of its quantiles; float64 [B]."""
     table = _quantiles(a).to(u.device)
     place = u * (len(table) - 1)
     below = place.long()

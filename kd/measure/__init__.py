@@ -1,4 +1,1 @@
-"""What nets can do and what they cost: metrics, calibration, corruptions.
-
-Parameters, memory, time.
-"""
+"""Metrics, calibration and corruptions, and the cost of a net: parameters, memory, time."""

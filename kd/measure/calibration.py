@@ -1,6 +1,4 @@
-"""Temperature scaling: one number by which a net's logits are divided so that its probabilities can
-be believed.
-"""
+"""Temperature scaling: divide logits by one number to calibrate their probabilities."""
 
 import math
 
@@ -14,17 +12,17 @@ BOUNDS = (0.01, 100.0)
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float | None:
-    """The temperature T that gives logits / T the lowest negative log-likelihood (Guo et al. 2017,
-    section 4.2).
+    """Find the temperature T for which logits / T has the lowest negative log-likelihood.
+
+    Guo et al. 2017, section 4.2.
 
     Args:
-        logits: [N, C], of validation images: neither those it was trained on nor those it is judged
-            by.
-        labels: [N].
+        logits: [N, C], of validation images that were used neither for training nor for testing.
+        labels: int64 [N].
 
     Returns:
-        T > 0; None where there is no lowest one between 0.01 and 100, as where the net is right
-        about all images (the smaller T, the better) or no better than chance.
+        T > 0; None if there is no minimum between 0.01 and 100. This is so where all images are
+        right (smaller T is always better) or accuracy is no better than chance.
     """
 
     def loss(log_t: float) -> float:
@@ -34,12 +32,10 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float | None:
             total += float(F.cross_entropy(scaled, labels[at], reduction="sum"))
         return total / len(labels)
 
-    # In 1/T the loss is convex, so in log T it falls and then rises: one minimum, which a search
-    # between bounds finds.
+    # The loss is convex in 1/T, so it has one minimum in log T and a bounded search finds it.
     bounds = (math.log(BOUNDS[0]), math.log(BOUNDS[1]))
     found = float(minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-8}).x)
     inside = min(found - bounds[0], bounds[1] - found) > 1e-3
-    all_right = bool(
-        (logits.argmax(1) == labels).all()
-    )  # the loss is then 0 in float64 from some T on downwards
+    # From some T downwards the loss is then 0 in float64
+    all_right = bool((logits.argmax(1) == labels).all())
     return math.exp(found) if inside and not all_right else None

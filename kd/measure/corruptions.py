@@ -1,9 +1,9 @@
-"""Common corruptions: what noise, blur, light and compression do to a picture, in five severities.
+"""Common corruptions: noise, blur, brightness and compression in five severities.
 
 After Hendrycks & Dietterich 2019, "Benchmarking neural network robustness to common corruptions and
-perturbations". The constants are those of their CIFAR-10-C at every image size, so on large
-pictures they are milder than ImageNet-C's. One is ours: the blur's width is in pixels of a 32-pixel
-picture, and grows with the side above that.
+perturbations". The constants are those of CIFAR-10-C at every image size, so they are milder than
+ImageNet-C's on large images. The blur width is ours: in pixels of a 32-pixel image, scaled with the
+side above that.
 """
 
 import io
@@ -16,14 +16,16 @@ from scipy.ndimage import gaussian_filter
 
 Pictures = NDArray[np.float64]  # [B, C, H, W] in [0, 1]
 
-NOISE = (0.04, 0.06, 0.08, 0.09, 0.10)  # standard deviation of Gaussian noise, of the full range
+# Standard deviation of Gaussian noise, relative to the full range
+NOISE = (0.04, 0.06, 0.08, 0.09, 0.10)
+# Standard deviation of a Gaussian blur, in pixels of an image of side 32
 BLUR = (
     0.4,
     0.6,
     0.7,
     0.8,
     1.0,
-)  # standard deviation of a Gaussian blur, in pixels of a picture of side 32
+)
 BRIGHTNESS = (0.05, 0.10, 0.15, 0.20, 0.30)  # added to the value in HSV
 JPEG = (80, 65, 58, 50, 40)  # Pillow's quality
 
@@ -31,11 +33,11 @@ JPEG = (80, 65, 58, 50, 40)  # Pillow's quality
 def corrupt(
     pixels: NDArray[np.uint8], index: NDArray[np.int64], name: str, severity: int, seed: int = 0
 ) -> NDArray[np.uint8]:
-    """Pictures as a corruption leaves them. An image's result depends on nothing else in the batch.
+    """Corrupt images. The result for an image does not depend on the rest of the batch.
 
     Args:
         pixels: uint8 [B, C, H, W]; 1 channel (gray) or 3 (RGB).
-        index: [B], the images' numbers in their data set; the noise is drawn from (seed, number).
+        index: int64 [B], positions of the images in their data set; seeds the noise with `seed`.
         name: one of `CORRUPTIONS`.
         severity: 1 to 5.
 
@@ -48,9 +50,8 @@ def corrupt(
 
 
 def _noise(pictures: Pictures, index: NDArray[np.int64], level: int, seed: int) -> Pictures:
-    shape = pictures.shape[
-        1:
-    ]  # the same draws at each severity, so that severities differ by their strength alone
+    # Same draws at each severity, so severities differ in strength only
+    shape = pictures.shape[1:]
     drawn = [np.random.default_rng([seed, int(i)]).standard_normal(shape) for i in index]
     return pictures + NOISE[level] * np.stack(drawn)
 
@@ -62,9 +63,8 @@ def _blur(pictures: Pictures, index: NDArray[np.int64], level: int, seed: int) -
 
 
 def _brightness(pictures: Pictures, index: NDArray[np.int64], level: int, seed: int) -> Pictures:
-    value = pictures.max(
-        1, keepdims=True
-    )  # V of HSV; hue and saturation stay when all channels grow alike
+    # V of HSV; equal growth of all channels keeps hue and saturation
+    value = pictures.max(1, keepdims=True)
     lighter = (value + BRIGHTNESS[level]).clip(max=1)
     found: Pictures = np.where(
         value > 0, pictures * lighter / np.where(value > 0, value, 1), lighter

@@ -16,7 +16,7 @@ from kd.shape import Shape
 
 
 def cost(net: nn.Module, macs: int) -> dict[str, Any]:
-    """`params` (count), `macs` (multiply-accumulates for one image) and `bytes` (size as
+    """Return `params` (count), `macs` (multiply-accumulates per image) and `bytes` (as
     safetensors).
     """
     return {
@@ -27,13 +27,14 @@ def cost(net: nn.Module, macs: int) -> dict[str, Any]:
 
 
 def count_macs(net: nn.Module, shape: Shape) -> int:
-    """Multiply-accumulates of convolutions, matrix products and attention for one image."""
+    """Count the multiply-accumulates of convolutions, matrix products and attention for one
+    image.
+    """
     from torch.utils.flop_counter import (
-        FlopCounterMode,  # brings torch's compiler in, 2 s at a start
+        FlopCounterMode,  # imports torch's compiler, 2 s at start
     )
 
-    # On the meta device nothing is computed, and attention cannot take its fast path, which is not
-    # counted.
+    # The meta device computes nothing, and keeps attention off its fast path, which is not counted.
     net = copy.deepcopy(net).to("meta").eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         net(torch.empty(1, shape.channels, shape.image_size, shape.image_size, device="meta"))
@@ -41,7 +42,7 @@ def count_macs(net: nn.Module, shape: Shape) -> int:
 
 
 class _LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up the memory of the tensors that operations make, and takes off what is freed."""
+    """Dispatch mode that tracks the memory of live tensors."""
 
     def __init__(self, *known: Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -56,7 +57,7 @@ class _LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for storage in (
             each.untyped_storage() for each in tree_leaves(found) if isinstance(each, Tensor)
         ):
-            if storage not in self._counted:  # a view, or an operation in place, makes no new one
+            if storage not in self._counted:  # views and in-place operations allocate nothing
                 self._counted.add(storage)
                 self.now += storage.nbytes()
                 weakref.finalize(storage, self._freed, storage.nbytes()).atexit = False
@@ -68,12 +69,11 @@ class _LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def peak_activations(net: nn.Module, shape: Shape, batch: int = 1) -> int:
-    """The most bytes of tensors that a forward pass without gradients holds at once, beyond weights
-    and images.
+    """Return the peak bytes of live tensors in a forward pass without gradients, except weights and
+    input.
 
-    As PyTorch runs it on the CPU, operation by operation: what an operation takes for itself while
-    it runs, as some convolutions do, is not in it, nor what a compiler would save by joining
-    operations.
+    Measured operation by operation, as PyTorch runs on the CPU. Scratch memory inside an operation
+    is not counted, nor what a compiler would save by fusing operations.
     """
     net = net.cpu().eval()
     x = torch.zeros(batch, shape.channels, shape.image_size, shape.image_size)
@@ -85,13 +85,13 @@ def peak_activations(net: nn.Module, shape: Shape, batch: int = 1) -> int:
 def latency(
     net: nn.Module, shape: Shape, *, batch: int = 1, seconds: float = 0.25
 ) -> dict[str, Any]:
-    """Time of a forward pass on the CPU with torch's current number of threads, warm.
+    """Time a warm forward pass on the CPU with torch's current number of threads.
 
     Args:
-        seconds: about how long to measure; at least 20 passes are timed.
+        seconds: target measuring time; at least 20 passes are timed.
 
     Returns:
-        `batch`, and `median` and `p95` in milliseconds a pass.
+        `batch`, and `median` and `p95` in milliseconds per pass.
     """
     net = net.cpu().eval()
     x = torch.randn(batch, shape.channels, shape.image_size, shape.image_size)

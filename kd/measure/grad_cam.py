@@ -1,4 +1,4 @@
-"""Where a net looks: Grad-CAM (Selvaraju et al. 2017)."""
+"""Grad-CAM: the image regions that a net's decision rests on (Selvaraju et al. 2017)."""
 
 import torch
 import torch.nn.functional as F
@@ -10,10 +10,7 @@ from kd.shape import Shape
 
 
 def last_maps(net: nn.Module, shape: Shape) -> str | None:
-    """The module whose maps a net ends in, of those where it is best looked at.
-
-    None where it has no maps.
-    """
+    """Return the path of the last hooked module that gives maps; None if there is none."""
     outputs = dry_pass(net, shape, training=False).outputs
     maps = [path for path in default_taps(net, shape) if _is_maps(outputs.get(path))]
     return maps[-1] if maps else None
@@ -24,21 +21,18 @@ def _is_maps(output: object) -> bool:
 
 
 def grad_cam(net: nn.Module, x: Tensor, labels: Tensor, path: str) -> Tensor:
-    """How much each place speaks for a class, by the last maps A_k.
+    """Compute Grad-CAM, relu(sum over k of w_k A_k), from the last maps A_k (eq. 1 and 2).
 
-    Relu(sum over k of w_k A_k), eq. 1 and 2.
-
-    w_k is the mean over the places of the logit's gradient by A_k.
+    w_k is the mean over positions of the logit's gradient by A_k.
 
     Args:
         net: is left in evaluation mode.
         x: normalised images [B, C, H, W].
-        labels: the class to speak for, int64 [B].
-        path: of the module that gives the maps [B, K, h, w].
+        labels: the class to explain, int64 [B].
+        path: path of the module whose output are the maps [B, K, h, w].
 
     Returns:
-        float32 [B, H, W], stretched to the image's size; from 0 to 1, or all 0 where no place
-        speaks for the class.
+        float32 [B, H, W] in [0, 1], at image size; all 0 where no position supports the class.
     """
     seen: list[Tensor] = []
     hook = net.get_submodule(path).register_forward_hook(lambda _m, _i, out: seen.append(out))

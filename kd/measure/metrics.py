@@ -1,4 +1,4 @@
-"""How good a net is: metrics of its logits on a part of the data, and what two nets differ by."""
+"""Metrics of a net's logits, and the difference between two nets."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -19,14 +19,14 @@ from kd.nets.pretrained import Normalization
 
 BOOTSTRAP = 10_000
 BINS = 15
-CONFUSION = 100  # classes up to which a report holds the whole confusion matrix
-WORST = 20  # classes and pairs of classes that it holds above that
-BLOCK = 2**21  # numbers in float64 at a time, 16 MB: a metric then takes little beyond the logits
+CONFUSION = 100  # largest number of classes with a full confusion matrix in the report
+WORST = 20  # classes and pairs of classes reported above that
+BLOCK = 2**21  # float64 numbers per block, 16 MB: bounds a metric's memory beyond the logits
 
 
 def predict_logits(net: nn.Module, data: DataModule, images: Images) -> Tensor:
-    """A net's logits for images as they are (no augmentation), under the net's own normalisation or
-    the data's.
+    """Compute a net's logits for images without augmentation, under the net's normalisation or the
+    data's.
 
     Returns:
         float32 [N, C] on the CPU, in the order of `images`. The net is left in evaluation mode.
@@ -38,16 +38,19 @@ def predict_logits(net: nn.Module, data: DataModule, images: Images) -> Tensor:
 def ask(
     net: nn.Module, images: Images, normalization: Normalization, *, mirrored: bool = False
 ) -> Tensor:
-    """A net's logits for images of any data set, under this normalisation.
+    """Compute a net's logits for images of any data set, under the given normalisation.
 
-    Otherwise as `predict_logits`.
+    Otherwise like `predict_logits`.
 
     Args:
-        mirrored: ask about the images' mirror images, left to right, instead.
+        mirrored: use the horizontally flipped images instead.
+
+    Returns:
+        float32 [N, C] on the CPU.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     net = net.to(device).to(memory_format=torch.channels_last).eval()
-    size = images.pixels.batch  # a batch at a time: the images may be more than fit in memory
+    size = images.pixels.batch  # batch by batch: the images may not fit in memory
     found = torch.empty(0)
     for i in waiting(range(0, len(images), size), f"asking a net about {len(images)} images"):
         x = to_unit(images.pixels[i : i + size].to(device)).contiguous(
@@ -55,7 +58,7 @@ def ask(
         )
         x = x.flip(3) if mirrored else x
         logits = net(normalize(x, *normalization)).float().cpu()
-        if i == 0:  # filled in place: gathering the batches at the end would take twice the memory
+        if i == 0:  # filled in place: concatenating at the end would double the memory
             found = torch.empty(len(images), *logits.shape[1:])
         found[i : i + size] = logits
     net.cpu()
@@ -63,26 +66,27 @@ def ask(
 
 
 def summary(logits: Tensor, labels: Tensor, teacher: Tensor | None = None) -> dict[str, Any]:
-    """Metrics of logits against labels. Takes little memory beyond the logits, however many there
-    are.
+    """Compute metrics of logits against labels, in little memory beyond the logits.
 
     Args:
-        logits: [N, C], N at least 1.
+        logits: [N, C], N >= 1.
         labels: int64 [N].
-        teacher: the teacher's logits [N, C] for the same images.
+        teacher: teacher logits [N, C] for the same images.
 
     Returns:
-        `accuracy` (a fraction) with `accuracy_ci95` (Wilson 1927, score interval),
-        `balanced_accuracy` (mean recall over the classes present), `nll` (nats per image), `brier`
-        (squared distance of the probabilities from the label's one-hot vector, summed over the
-        classes, mean over the images, in [0, 2]; Brier 1950), `ece` (expected calibration error,
-        Guo et al. 2017, eq. 3) with its `reliability` bins, `auroc` (area under the ROC curve, of
-        each class against the rest, mean over the classes; None where a class is not present),
-        `confusion` (counts [C][C], true class by chosen class; None for more than 100 classes,
-        which have `worst_classes` and `confused_pairs` instead, see `worst_of`), and `agreement`,
-        the share of images on which the teacher chooses the same class (None without a teacher).
-        For two classes also `sensitivity` and `specificity`, the recall of the second class and of
-        the first.
+        a mapping of names to values:
+        - `accuracy` (a fraction) and `accuracy_ci95` (Wilson 1927, score interval);
+        - `balanced_accuracy` (mean recall over the classes present);
+        - `nll` (nats per image);
+        - `brier` (squared distance of the probabilities from the one-hot label, summed over
+          classes, mean over images, in [0, 2]; Brier 1950);
+        - `ece` (expected calibration error, Guo et al. 2017, eq. 3) with its `reliability` bins;
+        - `auroc` (one-vs-rest area under the ROC curve, mean over classes; None if a class is
+          absent);
+        - `confusion` (counts [C][C], true by predicted class; None for more than 100 classes, which
+          get `worst_classes` and `confused_pairs` of `worst_of` instead);
+        - `agreement`, the share of images with the teacher's prediction (None without a teacher);
+        - for two classes `sensitivity` and `specificity`, the recall of the second and the first.
     """
     chosen, classes = logits.argmax(1), logits.shape[1]
     right = int((chosen == labels).sum())
@@ -106,14 +110,13 @@ def summary(logits: Tensor, labels: Tensor, teacher: Tensor | None = None) -> di
 
 
 def probability_metrics(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> dict[str, Any]:
-    """Those metrics of `summary` that a temperature changes.
-
-    `nll`, `brier`, `ece` and its `reliability` bins.
+    """Compute the metrics of `summary` that a temperature changes: `nll`, `brier`, `ece`,
+    `reliability`.
 
     Args:
         logits: [N, C].
         labels: int64 [N].
-        temperature: above 0; the logits are divided by it.
+        temperature: > 0; divides the logits.
     """
     nll, brier, confidence = torch.empty(3, len(labels), dtype=torch.float64)
     for at, block in row_blocks(logits):
@@ -135,9 +138,7 @@ def probability_metrics(logits: Tensor, labels: Tensor, temperature: float = 1.0
 
 
 def row_blocks(*several: Tensor) -> Iterator[tuple[Any, ...]]:
-    """Some rows at a time: which as a slice, then those rows of each of the tensors [N, C] in
-    float64.
-    """
+    """Iterate over blocks of rows: a slice, then those rows of each tensor [N, C] in float64."""
     count, width = several[0].shape
     rows = max(1, BLOCK // width)
     for i in range(0, count, rows):
@@ -146,25 +147,22 @@ def row_blocks(*several: Tensor) -> Iterator[tuple[Any, ...]]:
 
 
 def confusions(labels: Tensor, chosen: Tensor, classes: int) -> NDArray[np.int64]:
-    """How many images of each true class (a row) were given each class (a column).
-
-    [classes, classes].
-    """
+    """Count images by true class (row) and predicted class (column); [classes, classes]."""
     counts = np.bincount((labels * classes + chosen).numpy(), minlength=classes * classes)
     return counts.reshape(classes, classes)
 
 
 def worst_of(labels: Tensor, chosen: Tensor, classes: int) -> dict[str, list[dict[str, int]]]:
-    """What a confusion matrix of many classes is looked at for.
+    """Summarise a confusion matrix of many classes.
 
     Args:
-        labels, chosen: int64 [N], from 0.
-        classes: number of them.
+        labels, chosen: true and predicted class, int64 [N], from 0.
+        classes: number of classes.
 
     Returns:
-        `worst_classes`, up to 20 with the lowest recall, each with `label`, `images` and how many
-        are `right`; and `confused_pairs`, up to 20 most frequent mistakes, each with the `label`,
-        the class `chosen` and `images`. Of equal ones the lower label comes first.
+        `worst_classes`, up to 20 with the lowest recall, each with `label`, `images` and the number
+        `right`; and `confused_pairs`, up to 20 most frequent errors, each with `label`, the class
+        `chosen` and `images`. Ties are sorted by label.
     """
     images = torch.bincount(labels, minlength=classes)
     right = torch.bincount(labels[chosen == labels], minlength=classes)
@@ -194,17 +192,17 @@ def _balanced_accuracy(chosen: Tensor, labels: Tensor) -> float:
 
 
 def reliability(confidence: Tensor, right: Tensor) -> list[dict[str, Any]]:
-    """How often a net is right by how sure it is.
+    """Compute the reliability diagram: accuracy by confidence.
 
     15 bins of equal width, (0, 1/15] to (14/15, 1] (Guo et al. 2017).
 
     Args:
-        confidence: [N], the probability of the chosen class.
-        right: [N], whether that class is the true one.
+        confidence: probability of the predicted class, [N].
+        right: whether the prediction is correct, bool [N].
 
     Returns:
-        for each bin `count` (images), and their mean `confidence` and `accuracy`, fractions; both
-        None in an empty bin.
+        per bin `count` (images) and the means `confidence` and `accuracy` (fractions; None if
+        empty).
     """
     where = ((confidence * BINS).ceil().long() - 1).clamp(0, BINS - 1)
     count = torch.bincount(where, minlength=BINS)
@@ -217,13 +215,12 @@ def reliability(confidence: Tensor, right: Tensor) -> list[dict[str, Any]]:
 
 
 def auroc(logits: Tensor, labels: Tensor) -> float | None:
-    """Area under the ROC curve of each class against the rest, mean over the classes.
+    """Compute the one-vs-rest area under the ROC curve, mean over the classes; None if one is
+    absent.
 
-    None where one is not present.
-
-    For two classes that is the area under the one curve that there is. The area is the chance that
-    an image of the class ranks above another one, ties counting half (Hanley & McNeil 1982): it
-    follows from the ranks of the class's own images, so a class takes one sort.
+    With two classes there is one curve. The area is the chance that an image of the class ranks
+    above another image, ties counting half (Hanley & McNeil 1982). It follows from the ranks of the
+    class's own images, so a class takes one sort.
 
     Args:
         logits: [N, C].
@@ -242,17 +239,17 @@ def auroc(logits: Tensor, labels: Tensor) -> float | None:
             scores = column[own[start + row].numpy()]
             below = np.searchsorted(ranked[row], scores, "left").astype(np.float64)
             up_to = np.searchsorted(ranked[row], scores, "right")
-            # Their mean ranks among all images, less those among themselves, count the pairs.
+            # Their mean ranks among all images, minus those among themselves, count the pairs.
             pairs = (below + up_to + 1).sum() / 2 - len(scores) * (len(scores) + 1) / 2
             areas.append(pairs / (len(scores) * (n - len(scores))))
     return float(np.mean(areas))
 
 
 def _column_blocks(logits: Tensor, width: int) -> Iterator[tuple[int, NDArray[np.float64]]]:
-    """Log odds of some classes at a time, [classes, N], each block with its first class.
+    """Iterate over blocks of classes: the first class, and the log odds [classes, N].
 
-    Probabilities near 0 and 1 have ties, which log odds have not. For the class with the highest
-    logit they are taken from the other logits, as 1 minus its probability has no digits left.
+    Probabilities near 0 and 1 have ties; log odds do not. For the class with the highest logit they
+    come from the other logits, because 1 - p has no digits left.
     """
     n, classes = logits.shape
     chosen, top, total, others = logits.argmax(1), *torch.empty(3, n, dtype=torch.float64)
@@ -278,23 +275,23 @@ def _of_two_classes(chosen: Tensor, labels: Tensor) -> dict[str, Any]:
 
 
 def paired(student: Tensor, baseline: Tensor, labels: Tensor, seed: int = 0) -> dict[str, Any]:
-    """What the student gains over the baseline, paired over the same test images.
+    """Compare student and baseline on the same test images.
 
     Args:
         student, baseline: logits [N, C].
-        labels: [N].
+        labels: int64 [N].
 
     Returns:
-        `gain` in accuracy (a fraction); `gain_ci95`, a percentile bootstrap over images; `p_value`,
-        McNemar's exact two-sided test (1947) on the images that only one of the two gets right.
-        They tell how far the gain holds for other test images of the same two trained nets; how far
-        it holds for other seeds takes other seeds.
+        `gain` in accuracy (a fraction), `gain_ci95` (percentile bootstrap over images), and
+        `p_value` (McNemar's exact two-sided test, 1947, on the images that only one gets right).
+        They cover the choice of test images for these two nets. Variation over seeds needs more
+        seeds.
     """
     s = (student.argmax(1) == labels).numpy().astype(np.float64)
     b = (baseline.argmax(1) == labels).numpy().astype(np.float64)
     difference = s - b
     counts = [int((difference == value).sum()) for value in (-1, 0, 1)]
-    # Only these three counts matter, so resampling images is drawing the counts from a multinomial.
+    # Only these three counts matter, so the bootstrap draws them from a multinomial.
     draws = np.random.default_rng(seed).multinomial(
         len(labels), np.array(counts) / len(labels), BOOTSTRAP
     )

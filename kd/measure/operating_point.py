@@ -1,5 +1,5 @@
-"""Operating points: from which score on an image counts as positive, chosen on one part and judged
-on another.
+"""Operating points: the score threshold for a positive, chosen on one part and tested on
+another.
 """
 
 from typing import Any
@@ -10,53 +10,58 @@ from torch import Tensor
 
 
 def by_sensitivity(scores: Tensor, positive: Tensor, target: float) -> float:
-    """The highest threshold that still finds this share of the positives.
-
-    The fewest false alarms at that sensitivity.
+    """Find the highest threshold that reaches this sensitivity, so the one with fewest false
+    alarms.
 
     Args:
-        scores: float [N]; an image counts as positive from the threshold on.
-        positive: bool [N], at least one of them true.
-        target: the share to find, in (0, 1].
+        scores: float [N]; an image is positive if its score reaches the threshold.
+        positive: bool [N], at least one true.
+        target: sensitivity to reach, in (0, 1].
     """
     ordered = scores[positive].sort(descending=True).values
-    # Less a hair, so that 0.95 of 20 is 19, whatever the last bit of the product.
+    # The small offset makes 0.95 of 20 be 19, whatever the rounding of the product.
     needed = max(1, int(torch.tensor(target * len(ordered) - 1e-9, dtype=torch.float64).ceil()))
     return float(ordered[needed - 1])
 
 
 def by_cost(scores: Tensor, positive: Tensor, miss_cost: float) -> float:
-    """The threshold at which `miss_cost * misses + false alarms` is lowest.
+    """Find the threshold with the lowest `miss_cost * misses + false alarms`.
 
-    Of several the lowest, which misses least.
+    The lowest of several, which misses least.
 
     Args:
-        scores, positive: as in `by_sensitivity`; the threshold is one of the scores, or infinity to
-            call none positive.
-        miss_cost: what a miss costs, in false alarms; > 0.
+        scores: float [N].
+        positive: bool [N], at least one true.
+        miss_cost: cost of a miss, in false alarms; > 0.
+
+    Returns:
+        one of the scores, or infinity to call nothing positive.
     """
     ordered, order = scores.sort()
     truth = positive[order].double()
-    missed = torch.cat(
-        [truth.new_zeros(1), truth.cumsum(0)]
-    )  # below each score, and below infinity
+    # Below each score, and below infinity
+    missed = torch.cat([truth.new_zeros(1), truth.cumsum(0)])
     alarms = (1 - truth).sum() - torch.cat([truth.new_zeros(1), (1 - truth).cumsum(0)])
     first = torch.cat([ordered[1:] != ordered[:-1], torch.ones(1, dtype=torch.bool)])
-    possible = torch.cat([torch.ones(1, dtype=torch.bool), first])  # equal scores go together
+    possible = torch.cat([torch.ones(1, dtype=torch.bool), first])  # equal scores stay together
     cost = torch.where(possible, miss_cost * missed + alarms, torch.inf)
     best = int(cost.argmin())
     return float(ordered[best]) if best < len(ordered) else float("inf")
 
 
 def at_threshold(scores: Tensor, positive: Tensor, threshold: float) -> dict[str, Any]:
-    """What a threshold gives.
+    """Evaluate a threshold.
+
+    Args:
+        scores: float [N].
+        positive: bool [N].
+        threshold: an image is positive if its score reaches it.
 
     Returns:
-        the counts `found`, `missed`, `false_alarms` and `cleared`; `sensitivity`, the share of the
-        positives that is found, `specificity`, the share of the others that is cleared,
-        `precision`, the share of the alarms that is right, and `negative_precision`, the share of
-        the cleared that is right; each a fraction with its 95 % interval under `..._ci95` (Wilson
-        1927), None where nothing is counted.
+        the counts `found`, `missed`, `false_alarms` and `cleared`, and four fractions:
+        `sensitivity` (positives found), `specificity` (negatives cleared), `precision` (alarms that
+        are right) and `negative_precision` (cleared that are right). Each has a 95 % interval
+        `..._ci95` (Wilson 1927). A fraction of nothing is None.
     """
     alarm = scores >= threshold
     found, missed = int((alarm & positive).sum()), int((~alarm & positive).sum())
@@ -82,12 +87,12 @@ def _share(name: str, count: int, total: int) -> list[tuple[str, Any]]:
 
 
 def positive_scores(logits: Tensor, label: int) -> Tensor:
-    """How sure a net is of a class against all others: the log odds, float64 [N].
-
-    0 is a probability of one half.
+    """Compute the log odds of a class against all others, float64 [N]; 0 is a probability of one
+    half.
 
     Args:
         logits: [N, C], C >= 2.
+        label: index of the class.
     """
     logits = logits.double()
     others = torch.cat([logits[:, :label], logits[:, label + 1 :]], 1)

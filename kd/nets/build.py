@@ -1,4 +1,4 @@
-"""From a config node to a net that is known to take this data set's images."""
+"""Builds a net from a config node and checks that it takes this data set's images."""
 
 import copy
 import sys
@@ -23,25 +23,28 @@ def build_net(
     most: int | None = None,
     trained: bool = False,
 ) -> nn.Module:
-    """Build a net, and try it on two blank images. Where it answers with more than logits, those alone are left.
+    """Build a net and try it on two blank images. Outputs other than the logits are dropped.
 
-    A net that was trained before wants its images under the mean and standard deviation of that training. It says so
-    in an attribute `normalization`, which is set here for the pretrained nets of the libraries, and which a net of
-    anybody's may set itself: (mean, std), a tuple of a number per channel each, for pixels in [0, 1].
+    A pretrained net wants its images under the mean and standard deviation of its training. They
+    are in its attribute `normalization`: (mean, std), a tuple with one number per channel each, for
+    pixels in [0, 1]. It is set here for the pretrained nets of the libraries; any other net may set
+    it itself.
 
     Args:
         node: `_target_` and keywords.
-        where: the node's key in the config, for messages.
-        load: False for a net whose weights come from elsewhere: where it is a pretrained one, only its normalisation
-            is taken over.
-        most: numbers that the net may have, where somebody else's file chooses it; None for any.
-        trained: whether it will be trained, so that it is tried in train mode too.
+        where: config key of the node, for messages.
+        load: False if the weights come from elsewhere; of a pretrained net only the normalisation
+            is then used.
+        most: limit on the number of parameters and buffers, where a file from elsewhere chooses the
+            net; None for none.
+        trained: whether it will be trained, and is therefore tried in train mode too.
 
     Returns:
-        the net in train mode, its batch-norm statistics untouched by the trial.
+        the net in train mode; the trial leaves its batch-norm statistics unchanged.
 
     Raises:
-        UserError: where it cannot be built, cannot take such images, or does not give logits [B, number of classes].
+        UserError: it cannot be built, does not take such images, or gives no logits [B, number of
+            classes].
     """
     channels, size, classes = shape
     pretrained = pretrained_of(node, where)
@@ -56,7 +59,8 @@ def build_net(
         net = construct(named, where, num_classes=classes, in_channels=channels, image_size=size)
     except (
         UserError
-    ) as error:  # of the net's own, such as weights that are not there: it does not know its key
+        # Raised by the net itself, such as missing weights: it does not know its config key
+    ) as error:
         raise error if str(error).startswith(where) else UserError(f"{where}: {error}") from error
     if not isinstance(net, nn.Module):
         raise UserError(
@@ -64,7 +68,8 @@ def build_net(
         )
     if empty := [name for name, tensor in net.state_dict().items() if tensor.numel() == 0]:
         raise UserError(
-            f"{where}: {node['_target_']} would have layers of no width ({empty[0]}); accepted are from 1"
+            f"{where}: {node['_target_']} would have layers of no width ({empty[0]}); "
+            "accepted are from 1"
         )
     set_normalization(net, normalization, channels, where)
     try:
@@ -81,7 +86,8 @@ def build_net(
         if main is None or tuple(main.shape) != (2, classes):
             found = tuple(main.shape) if main is not None else type(answer).__name__
             raise UserError(
-                f"{where}: {node['_target_']} gives {found} for two images, needed are logits (2, {classes})"
+                f"{where}: {node['_target_']} gives {found} for two images, needed are logits "
+                f"(2, {classes})"
             )
     if not all(isinstance(answer, Tensor) for answer in answers):
         net.register_forward_hook(_logits_alone)
@@ -89,9 +95,10 @@ def build_net(
 
 
 def main_logits(answer: Any) -> Tensor | None:
-    """The logits in what a net answers: the answer itself, its `logits`, or the first of several; None without any.
+    """Return the logits in a net's output: the output itself, its `logits`, or its first element;
+    None if there are none.
 
-    In training some nets give more, such as the GoogLeNet of torchvision with its auxiliary layers.
+    Some nets return more in training, such as torchvision's GoogLeNet with its auxiliary heads.
     """
     if isinstance(answer, Mapping):
         answer = answer.get("logits")
@@ -102,12 +109,12 @@ def main_logits(answer: Any) -> Tensor | None:
 
 
 def _logits_alone(net: nn.Module, images: Any, answer: Any) -> Any:
-    """A forward hook that leaves a net's main logits alone."""
+    """Forward hook that reduces a net's output to its main logits."""
     return answer if isinstance(answer, Tensor) else main_logits(answer)
 
 
 def _in_training(net: nn.Module, shape: Shape, where: str) -> Any:
-    """What a net answers to two blank images in train mode; nothing of the net is left with them."""
+    """Return a net's output for two blank images in train mode, leaving the net unchanged."""
     dummy = copy.deepcopy(net).train()
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -119,7 +126,7 @@ def _in_training(net: nn.Module, shape: Shape, where: str) -> Any:
 
 
 def _refuse_larger(node: Mapping[str, Any], shape: Shape, where: str, most: int) -> None:
-    """Refuse a net of more numbers, without taking the memory for them."""
+    """Refuse a net with more parameters and buffers, without allocating them."""
     given = {
         "num_classes": shape.num_classes,
         "in_channels": shape.channels,
@@ -130,23 +137,24 @@ def _refuse_larger(node: Mapping[str, Any], shape: Shape, where: str, most: int)
             count = sum(
                 tensor.numel() for tensor in construct(node, where, **given).state_dict().values()
             )
-    except (
-        Exception
-    ):  # not all nets can be built without numbers; what is wrong shows when it is built with them
+    # Not every net can be built on the meta device; its errors appear in the real build
+    except Exception:
         return
     if count > most:
         raise UserError(
-            f"{where}: {node['_target_']} would have {count:,} numbers, the file has room for {most:,}"
+            f"{where}: {node['_target_']} would have {count:,} numbers, the file has room for "
+            f"{most:,}"
         )
 
 
 def pretrained_of(node: Mapping[str, Any], where: str) -> Pretrained | None:
-    """The weights that come with the net that a node names, where it asks for them.
+    """Return the pretrained weights that a node asks for; None if it asks for none.
 
-    Whether a net has any is for its own file to say, by a function `pretrained_weights` that takes the node's keywords.
+    The net's own file decides, through a function `pretrained_weights` that takes the node's
+    keywords.
 
     Raises:
-        UserError: for a net or for weights that there are not.
+        UserError: unknown net or weights.
     """
     target, keywords = resolve_target(node, where)
     known = getattr(
@@ -162,7 +170,7 @@ def pretrained_of(node: Mapping[str, Any], where: str) -> Pretrained | None:
 
 
 def without_pretrained(node: Mapping[str, Any]) -> dict[str, Any]:
-    """The node of the same net with fresh weights, and of a net that it holds."""
+    """Return the node with fresh weights, also for a net inside it."""
     return {
         name: without_pretrained(value) if isinstance(value, Mapping) else value
         for name, value in node.items()
@@ -173,10 +181,10 @@ def without_pretrained(node: Mapping[str, Any]) -> dict[str, Any]:
 def set_normalization(
     net: nn.Module, normalization: Normalization | None, channels: int, where: str
 ) -> None:
-    """Note the mean and standard deviation per channel that a net wants; None leaves what it says itself.
+    """Set the normalisation that a net wants, per channel; None keeps the net's own.
 
     Raises:
-        UserError: there are not as many as channels, or a deviation is not above 0.
+        UserError: the number of values differs from the channels, or a deviation is not positive.
     """
     if normalization is not None:
         net.normalization = normalization  # type: ignore[assignment]
@@ -190,12 +198,12 @@ def set_normalization(
 
 
 def normalization_of(net: nn.Module, statistics: Normalization) -> Normalization:
-    """The mean and standard deviation per channel that a net is fed with, for pixels in [0, 1].
+    """Return the normalisation to apply before a net, for pixels in [0, 1]: its own or the data's.
 
-    Whatever gives a net pixels asks this: its own, where it was trained before, or else those of the data.
+    All code that feeds pixels to a net uses this.
 
     Args:
-        statistics: the data set's.
+        statistics: mean and standard deviation per channel of the data set.
     """
     own = getattr(net, "normalization", None)
     return own if isinstance(own, tuple) else statistics

@@ -1,4 +1,4 @@
-"""A plain convolutional student."""
+"""Plain convolutional student."""
 
 from collections.abc import Sequence
 
@@ -6,18 +6,21 @@ from torch import Tensor, nn
 
 
 class CNN(nn.Module):
-    """Four 3x3 convolutions, each with batch norm and ReLU; max pooling on the way, global average pooling, one layer.
+    """Four 3x3 convolutions with batch norm and ReLU, max pooling, global average pooling, one
+    linear layer.
 
-    Input [B, in_channels, H, W], output logits [B, num_classes]; H, W >= 2 to the power of the number of poolings.
-    94,122 parameters at width 32, 3 channels and 10 classes, and 10.3 M multiplications for an image of 32x32.
+    Input [B, in_channels, H, W], output logits [B, num_classes]; H, W >= 2 to the power of the
+    number of poolings. 94,122 parameters at width 32, 3 channels and 10 classes, and 10.3 M
+    multiplications for a 32x32 image.
 
     Args:
         width: channels of the first convolution; the other three have twice as many.
-        pools: after which of the convolutions, from 1, the maps are halved. The earlier, the cheaper is what follows.
+        pools: numbers (from 1) of the convolutions that a max pooling follows. Early pooling is
+            cheaper.
         batch_norm: without it the convolutions have biases.
 
     Raises:
-        ValueError: `pools` names what is no convolution of the four, or one twice.
+        ValueError: `pools` has a number outside 1 to 4, or one twice.
     """
 
     taps = ("features.relu2", "features.relu4")
@@ -39,7 +42,7 @@ class CNN(nn.Module):
         self.features = nn.Sequential()
         for n in range(1, 5):
             conv = nn.Conv2d(widths[n - 1], widths[n], 3, padding=1, bias=not batch_norm)
-            # Without batch norm PyTorch's default start loses the signal by the fourth.
+            # Without batch norm, PyTorch's default init loses the signal by the fourth layer.
             nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
             self.features.add_module(f"conv{n}", conv)
             if conv.bias is not None:

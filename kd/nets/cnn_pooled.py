@@ -1,4 +1,4 @@
-"""A small convolutional student in three blocks that pool early."""
+"""Small convolutional student in three blocks that pool early."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,12 +10,13 @@ from kd.nets.initial import kaiming
 def pooled_block(
     inputs: int, outputs: int, norm: Callable[[int], nn.Module] = nn.BatchNorm2d
 ) -> nn.Sequential:
-    """Build two 3x3 convolutions; the maps are halved after the first, so the second costs a quarter.
+    """Build two 3x3 convolutions; max pooling after the first makes the second a quarter of the
+    cost.
 
     [B, inputs, H, W] -> [B, outputs, H // 2, W // 2], after a GELU (Hendrycks & Gimpel 2016).
 
     Args:
-        norm: makes the normalisation after each convolution from the number of channels.
+        norm: builds the normalisation after each convolution, given the number of channels.
     """
     block = nn.Sequential()
     block.add_module("conv1", nn.Conv2d(inputs, outputs, 3, padding=1, bias=False))
@@ -29,10 +30,12 @@ def pooled_block(
 
 
 class PooledCNN(nn.Module):
-    """A 3x3 stem, blocks that each halve the maps, global max pooling, one linear layer without bias.
+    """3x3 stem, blocks that halve the resolution, global max pooling, one linear layer without
+    bias.
 
-    Input [B, in_channels, H, W], output logits [B, num_classes]; H, W >= 2 to the power of the number of blocks.
-    105,904 parameters and 11.6 M multiplications for an RGB image of 32x32 and ten classes.
+    Input [B, in_channels, H, W], output logits [B, num_classes]; H, W >= 2 to the power of the
+    number of blocks. 105,904 parameters and 11.6 M multiplications for a 32x32 RGB image and ten
+    classes.
 
     Args:
         stem: channels of the first convolution.

@@ -4,11 +4,12 @@ from torch import Tensor, nn
 
 
 class ShallowCNN(nn.Module):
-    """One 3x3 convolution with batch norm and ReLU, 2x2 max pooling, one linear layer on all that is left.
+    """One 3x3 convolution with batch norm and ReLU, 2x2 max pooling, one linear layer on all
+    pixels.
 
-    Input [B, in_channels, image_size, image_size], output logits [B, num_classes].
-    100,474 parameters at width 4, 224x224, 3 channels and 2 classes: nearly all of them in the linear layer, so the
-    count grows with the square of `image_size`.
+    Input [B, in_channels, image_size, image_size], output logits [B, num_classes]. 100,474
+    parameters at width 4, 224x224, 3 channels and 2 classes. Nearly all are in the linear layer, so
+    their number grows with the square of `image_size`.
 
     Args:
         width: channels of the convolution.

@@ -1,4 +1,4 @@
-"""Nets that were built in Python and handed to `kd.distill`, instead of named in a config."""
+"""Nets built in Python and passed to `kd.distill`, instead of named in a config."""
 
 import copy
 import hashlib
@@ -15,24 +15,24 @@ _NETS: dict[str, nn.Module] = {}
 
 
 def given_net(name: str, num_classes: int) -> nn.Module:
-    """A copy of the net that `register` knows by this name; `num_classes` is what its head should have.
+    """Return a copy of the net registered under this name; `num_classes` is the size of its head.
 
     Raises:
-        UserError: this process was never given that net.
+        UserError: this process has no such net.
     """
     if name not in _NETS:
         raise UserError(
-            f"net {name}: was an object in Python, which this process does not have; build it there and load "
-            "its weights from student.safetensors"
+            f"net {name}: was an object in Python, which this process does not have; build it "
+            "there and load its weights from student.safetensors"
         )
     return copy.deepcopy(_NETS[name])
 
 
 def register(net: nn.Module, role: str) -> dict[str, Any]:
-    """Keep a copy of a net; returns the config node that builds it.
+    """Keep a copy of a net and return the config node that builds it.
 
-    Its name is a hash of its source, its printed structure and its weights, so that the store knows it again. A net
-    whose source cannot be had, such as one typed into a shell, gets a new name each time.
+    The name is a hash of source, printed structure and weights, so that the store recognises the
+    net. A net without readable source, such as one typed into a shell, gets a new name each time.
     """
     digest = hashlib.sha256(repr(net).encode())
     for name, tensor in sorted(net.state_dict().items()):
@@ -45,7 +45,8 @@ def register(net: nn.Module, role: str) -> dict[str, Any]:
             digest.update(inspect.getsource(kind).encode())
     except (OSError, TypeError):
         say(
-            f"{role}: the source of {kind.__qualname__} cannot be read, so no finished stage with it is reused"
+            f"{role}: the source of {kind.__qualname__} cannot be read, so no finished stage "
+            "with it is reused"
         )
         digest.update(uuid.uuid4().bytes)
     name = f"{type(net).__name__}-{digest.hexdigest()[:16]}"

@@ -1,4 +1,6 @@
-"""A net whose last layer grows: a block of outputs for each task, of which the earlier ones keep what they say."""
+"""Net whose last layer grows: one block of outputs per task, where earlier blocks keep their
+logits.
+"""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -13,13 +15,13 @@ from kd.shape import Shape
 
 
 class Blocks(nn.Module):
-    """Layers side by side on one input; features [B, F, ...] -> [B, sum of the layers' outputs, ...].
+    """Parallel layers on one input; features [B, F, ...] -> [B, sum of the layers' outputs, ...].
 
-    They are computed one by one. A matrix product with more rows may round its old rows otherwise, so that one large
-    layer would not give the old classes' logits bit for bit.
+    They are computed one by one. A matrix product with more rows may round its old rows
+    differently. One large layer would then not reproduce the old classes' logits bit for bit.
 
     Args:
-        layers: of one kind and with the same inputs.
+        layers: of one kind and with equal inputs.
     """
 
     def __init__(self, layers: Sequence[nn.Module]) -> None:
@@ -27,21 +29,22 @@ class Blocks(nn.Module):
         self.layers = nn.ModuleList(layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The layers' outputs, one after another."""
+        """Concatenate the layers' outputs for features [B, F, ...]."""
         dim = -1 if isinstance(self.layers[0], nn.Linear) else 1
         return torch.cat([layer(x) for layer in self.layers], dim)
 
 
 class Grown(nn.Module):
-    """A net with a block of outputs for each task; x [B, C, H, W] -> logits [B, sum of the blocks].
+    """Net with one block of outputs per task; x [B, C, H, W] -> logits [B, sum of the blocks].
 
     Args:
-        net: what builds it, `_target_` and keywords; its last layer must be linear, or a convolution.
+        net: `_target_` and keywords of the inner net; its last layer must be linear or a
+            convolution.
         blocks: number of classes of each task.
-        order: where each output stands among the blocks'; None leaves them as they come.
+        order: position of each output among the blocks' outputs; None keeps the blocks' order.
 
     Raises:
-        ValueError: the blocks are not as many outputs as classes, or the net has no such last layer.
+        ValueError: the blocks do not add up to the classes, or the net has no such last layer.
     """
 
     order: Tensor
@@ -58,7 +61,8 @@ class Grown(nn.Module):
         super().__init__()
         if sum(blocks) != num_classes or min(blocks) < 1:
             raise ValueError(
-                f"blocks: found {list(blocks)}, needed are counts that add up to {num_classes} classes"
+                f"blocks: found {list(blocks)}, needed are counts that add up to "
+                f"{num_classes} classes"
             )
         shape = Shape(in_channels, image_size, blocks[0])
         inner = build_net(net, shape, "net", trained=True)
@@ -67,7 +71,8 @@ class Grown(nn.Module):
             head := next(iter(heads.values())), (nn.Linear, nn.Conv2d)
         ):
             raise ValueError(
-                f"net: {type(inner).__name__} ends in no single linear layer or convolution, so it cannot grow"
+                f"net: {type(inner).__name__} ends in no single linear layer or convolution, "
+                "so it cannot grow"
             )
         layers = [head, *(_wider(head, classes) for classes in blocks[1:])]
         self.path = next(iter(heads))
@@ -82,7 +87,7 @@ class Grown(nn.Module):
 
     @property
     def head(self) -> Blocks:
-        """The last layer."""
+        """Last layer."""
         head = self.net.get_submodule(self.path)
         assert isinstance(head, Blocks)
         return head
@@ -93,7 +98,7 @@ class Grown(nn.Module):
         return logits[:, self.order] if self.ordered else logits
 
     def features(self, x: Tensor) -> Tensor:
-        """What the last layer is given for x [B, C, H, W]: [B, number of features]."""
+        """Compute the input of the last layer for x [B, C, H, W]: [B, number of features]."""
         met: list[Tensor] = []
         hook = self.head.register_forward_pre_hook(lambda _, inputs: met.append(inputs[0]))
         try:
@@ -103,10 +108,10 @@ class Grown(nn.Module):
         return met[0].flatten(1)
 
     def take_over(self, state: Mapping[str, Tensor]) -> None:
-        """Load the weights of the same net with fewer blocks; the blocks that are new keep their fresh ones.
+        """Load the weights of the same net with fewer blocks; new blocks keep their fresh weights.
 
         Raises:
-            ValueError: these are not weights of the same net.
+            ValueError: the weights belong to another net.
         """
         own = self.state_dict()
         fresh = {f"net.{self.path}.layers.{i}." for i in range(len(self.blocks))}
@@ -114,13 +119,14 @@ class Grown(nn.Module):
         new = [name for name in missing if any(name.startswith(prefix) for prefix in fresh)]
         if missing != new or not state.keys() <= own.keys():
             raise ValueError(
-                f"missing: {sorted(set(missing) - set(new))}, unexpected: {sorted(state.keys() - own.keys())}"
+                f"missing: {sorted(set(missing) - set(new))}, unexpected: "
+                f"{sorted(state.keys() - own.keys())}"
             )
         self.load_state_dict({**own, **state})
 
 
 def _wider(head: nn.Linear | nn.Conv2d, classes: int) -> nn.Module:
-    """A fresh layer like the head, for another number of classes."""
+    """Build a fresh layer like the head with another number of classes."""
     if isinstance(head, nn.Linear):
         return nn.Linear(head.in_features, classes, bias=head.bias is not None)
     layer = copy.deepcopy(head)
@@ -134,11 +140,12 @@ def _wider(head: nn.Linear | nn.Conv2d, classes: int) -> nn.Module:
 
 @torch.no_grad()
 def align(head: Blocks) -> float:
-    """Scale the last block's weights so that their mean norm by class is the earlier blocks'; returns the factor.
+    """Rescale the last block to the mean weight norm per class of the earlier blocks; returns the
+    factor.
 
-    Zhao et al. 2020, "Maintaining Discrimination and Fairness in Class Incremental Learning", weight aligning: without
-    exemplars enough, the new classes' weights grow longer and win. Biases stay as they are, and the weights are not
-    kept positive in training, which the paper does besides.
+    Weight aligning, Zhao et al. 2020, "Maintaining Discrimination and Fairness in Class Incremental
+    Learning". With few exemplars the new classes' weights grow longer and win. Biases are
+    unchanged. The paper also keeps weights positive in training, which is not done here.
     """
     *earlier, last = (layer.weight.flatten(1) for layer in head.layers)  # type: ignore[operator]
     factor = torch.cat(list(earlier)).norm(dim=1).mean() / last.norm(dim=1).mean()

@@ -1,4 +1,4 @@
-"""The last layer of a net, and training it alone."""
+"""Last layer of a net, and training it alone."""
 
 import torch
 from torch import Tensor, nn
@@ -7,13 +7,13 @@ from kd.shape import Shape
 
 
 def head_of(net: nn.Module, shape: Shape) -> dict[str, nn.Module]:
-    """The layer that gives the logits, by its path in the net; several where a net averages several.
+    """Find the layers that give the logits, by path; several if a net averages several.
 
-    It is what the net names itself, as timm's do (`get_classifier`), or else the last linear layer or convolution in
-    the forward pass with an output for each class.
+    It is the layer that the net names itself, as in timm (`get_classifier`). Otherwise it is the
+    last linear layer or convolution of the forward pass with one output per class.
 
     Raises:
-        ValueError: there is no such layer, or another one with parameters comes after it.
+        ValueError: there is no such layer, or a layer with parameters follows it.
     """
     if callable(own := getattr(net, "get_classifier", None)):
         named = own()
@@ -32,7 +32,7 @@ def head_of(net: nn.Module, shape: Shape) -> dict[str, nn.Module]:
 
 
 def head_tensors(net: nn.Module, shape: Shape) -> list[str]:
-    """The names of the last layer's tensors in the net's state dict."""
+    """Return the names of the last layer's tensors in the state dict."""
     return [
         f"{path}.{name}" if path else name
         for path, module in head_of(net, shape).items()
@@ -45,7 +45,7 @@ def _gives(module: nn.Module, classes: int) -> bool:
 
 
 def _in_order(net: nn.Module, shape: Shape) -> list[nn.Module]:
-    """The modules that have parameters of their own, as a blank image meets them."""
+    """Return the modules with parameters of their own, in forward order."""
     met: list[nn.Module] = []
 
     def note(module: nn.Module, inputs: tuple[Tensor, ...], output: object) -> None:
@@ -73,14 +73,14 @@ def _in_order(net: nn.Module, shape: Shape) -> list[nn.Module]:
 
 
 def freeze_body(net: nn.Module, shape: Shape) -> None:
-    """Leave a gradient to the last layer's parameters alone."""
+    """Freeze all parameters except those of the last layer."""
     net.requires_grad_(False)
     for module in head_of(net, shape).values():
         module.requires_grad_(True)
 
 
 def still_body(net: nn.Module) -> None:
-    """Put all but what has a gradient into evaluation mode: batch-norm statistics do not move, nothing drops out."""
+    """Put frozen modules into evaluation mode: no batch-norm updates, no dropout."""
     net.eval()
     for module in net.modules():
         if any(parameter.requires_grad for parameter in module.parameters(recurse=False)):

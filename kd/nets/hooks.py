@@ -1,7 +1,7 @@
-"""Taps: what a net computes on the way, seen from outside by forward hooks at any module's path.
+"""Feature hooks: forward hooks on modules by path that record intermediate tensors.
 
-A tap is the tensor that a module returned at that moment: where a later module writes over it, such as an in-place
-ReLU, a copy is kept, and only there.
+A hook records the tensor a module returned at that moment. If a later module overwrites it, such as
+an in-place ReLU, a copy is kept; otherwise none is made.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -15,32 +15,32 @@ from kd.nets.layer_paths import Place, Points
 
 Side: TypeAlias = Literal["s", "t"]  # student or teacher
 
-# What a loss may ask for of either net, each with `_s` or `_t` after it.
+# Signals that a loss may ask for, of either net, with `_s` or `_t` appended.
 FEATS, PREACTS, POOLED, HEAD = "feats", "preacts", "pooled", "head"
 KINDS = (FEATS, PREACTS, POOLED, HEAD)
 TAPPED = (FEATS, PREACTS)
 
 
 class Taps:
-    """Watches a net: hooks that record while the net is called through it, and do nothing otherwise.
+    """Hooks that record while the net is called through this object, and are idle otherwise.
 
-    They are set once, so that a net compiled afterwards has them in its graph, and go with the net where it is copied
-    or sent to another process.
+    They are set once, so that a net compiled later has them in its graph. They go along when the
+    net is copied or sent to another process.
 
     Args:
-        net: what is watched; it may then be called wrapped or compiled.
+        net: the net to hook; it may be wrapped or compiled afterwards.
         points: as from `kd.nets.layer_paths.study`.
-        kinds: which of `KINDS` are wanted.
+        kinds: those of `KINDS` to record.
 
     Raises:
-        UserError: `pooled` or `head` is wanted, and the net does not end in one linear layer.
+        UserError: `pooled` or `head` is asked for, and the net does not end in one linear layer.
     """
 
     def __init__(self, net: nn.Module, points: Points, kinds: Collection[str]) -> None:
         if {POOLED, HEAD} & set(kinds) and points.pooled is None:
             raise UserError(
-                f"loss: asks for the embedding that the last linear layer gets, but {type(net).__name__} "
-                "does not end in one such layer"
+                "loss: asks for the embedding that the last linear layer gets, but "
+                f"{type(net).__name__} does not end in one such layer"
             )
         self.net, self.points, self.kinds = net, points, tuple(kinds)
         self.on = False
@@ -54,7 +54,7 @@ class Taps:
 
     @property
     def places(self) -> list[Place]:
-        """All that is watched, each once."""
+        """All hooked places, each once."""
         wanted = {
             FEATS: self.points.feats,
             PREACTS: self.points.preacts,
@@ -69,14 +69,14 @@ class Taps:
     def __call__(
         self, call: Callable[[Tensor], Tensor], x: Tensor
     ) -> tuple[Tensor, dict[str, Any]]:
-        """The logits for x, and what was wanted, by kind.
+        """Compute the logits for x [B, C, H, W] and the recorded signals, by kind.
 
         Args:
-            call: the net itself, or what wraps it.
+            call: the net itself, or its wrapper.
 
         Returns:
-            logits [B, C]; and `feats` and `preacts`, lists of tensors [B, ...] in the order of the taps, `pooled`
-            [B, D], and `head`, the module that makes logits of it.
+            logits [B, C]; and per kind `feats` and `preacts`, lists of tensors [B, ...] in layer
+            order, `pooled` [B, D], and `head`, the last layer.
         """
         self.on = True
         try:
@@ -90,7 +90,8 @@ class Taps:
                 seen[POOLED] = self.found[self.points.pooled].flatten(1)
         finally:
             self.on = False
-            self.found.clear()  # or they would keep the graph alive, and could not be copied with the net
+            # They would keep the graph alive, and could not be copied with the net
+            self.found.clear()
         if HEAD in self.kinds and self.points.head is not None:
             seen[HEAD] = self.net.get_submodule(self.points.head)
         return logits, seen
@@ -109,12 +110,12 @@ def _leaving(
 
 
 def kinds_of(signals: Collection[str], side: Side) -> list[str]:
-    """Which of `KINDS` a loss asks for, of the student (`s`) or the teacher (`t`)."""
+    """Return those of `KINDS` that a loss asks for, of the student (`s`) or the teacher (`t`)."""
     return [kind for kind in KINDS if f"{kind}_{side}" in signals]
 
 
 def offered(student: Points | None, teacher: Points | None, labels: Tensor) -> dict[str, Any]:
-    """What a loss that learns may ask for by name when it is built, for layers that fit.
+    """Return what the constructor of a learned loss may ask for by name, to size its layers.
 
     Args:
         labels: of all training images, int64 [N], -1 for none.
@@ -129,5 +130,5 @@ def offered(student: Points | None, teacher: Points | None, labels: Tensor) -> d
 
 
 def named(seen: Mapping[str, Any], side: Side) -> dict[str, Any]:
-    """What `Taps` saw, as the signals of the student (`s`) or the teacher (`t`)."""
+    """Name the recorded signals of the student (`s`) or the teacher (`t`)."""
     return {f"{kind}_{side}": value for kind, value in seen.items()}

@@ -1,4 +1,4 @@
-"""Where a net is looked at, and what comes there; found out in one dry pass of a copy of it."""
+"""Layer paths of a net and the tensors there, found in one dry pass of a copy."""
 
 import copy
 from collections.abc import Collection, Sequence
@@ -26,7 +26,7 @@ NORMS = (
 
 
 class Place(NamedTuple):
-    """Where a tensor is seen: a module, and what it gets or what it returns; the last time that the net calls it."""
+    """Input or output of a module, at its last call in a forward pass."""
 
     path: str
     side: Literal["input", "output"]
@@ -34,17 +34,19 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Points:
-    """Where a net is looked at, and what comes there.
+    """Hooked layers of a net, and their tensors.
 
     Attributes:
-        feats: the taps, in order.
-        preacts: for each tap what its last activation gets. Where a stage does not end in an activation but a norm and
-            an activation come next, as in pre-activation nets, what that norm gives; else the tap itself.
-        pooled: what the last linear layer gets; None where the net has no one such layer.
-        head: that layer's path.
-        copied: places whose tensor is written over before the forward pass ends.
-        shapes: of one image at each tap, (channels, H, W), (tokens, channels) or (channels,).
-        width: numbers in the pooled embedding of an image; 0 without one.
+        feats: the layers, in order.
+        preacts: per layer the input of its last activation. If a stage ends without activation and
+            a norm and an activation follow, as in pre-activation nets, the output of that norm;
+            otherwise the layer's output.
+        pooled: input of the last linear layer; None if the net has no single one.
+        head: path of that layer.
+        copied: places whose tensor is overwritten before the forward pass ends.
+        shapes: feature shape of one image per layer: (channels, H, W), (tokens, channels) or
+            (channels,).
+        width: length of the pooled embedding; 0 without one.
     """
 
     feats: tuple[Place, ...]
@@ -59,15 +61,15 @@ class Points:
 def study(
     net: nn.Module, paths: Sequence[str], shape: Shape, *, where: str, training: bool = False
 ) -> Points:
-    """Look where the taps are, in one dry pass of a copy of the net; the net itself, and the random state, stay as is.
+    """Inspect the layers in one dry pass of a copy; the net and the random state stay unchanged.
 
     Args:
-        paths: of the modules to tap; may be none.
-        where: the config's key for them, for messages.
-        training: the mode to look at it in, as other tensors may be written over in it.
+        paths: modules to hook; may be empty.
+        where: their config key, for messages.
+        training: mode of the pass; other tensors may be overwritten in train mode.
 
     Raises:
-        UserError: there is no such module, it returns no tensor, or the net does not come by it.
+        UserError: a module is missing, returns no tensor, or is not reached by the forward pass.
     """
     modules = dict(net.named_modules())
     for path in paths:
@@ -82,7 +84,8 @@ def study(
         if not isinstance(record.outputs[path], Tensor) or record.outputs[path].ndim < 2:
             kind = type(record.outputs[path]).__name__
             raise UserError(
-                f"{where}: {path!r} gives a {kind}, needed is a tensor [B, ...]{_suggested(path, modules)}"
+                f"{where}: {path!r} gives a {kind}, needed is a tensor [B, "
+                f"...]{_suggested(path, modules)}"
             )
     feats = tuple(Place(path, "output") for path in paths)
     preacts = tuple(record.before_activation(path) for path in paths)
@@ -104,7 +107,7 @@ def study(
 
 
 def _suggested(path: str, modules: Collection[str]) -> str:
-    """The nearest path, and those there are around it; no more than fit into a few lines."""
+    """Suggest the nearest path and its siblings, in a few lines."""
     names = [name for name in modules if name]
     parent = path.rpartition(".")[0]
     while parent and parent not in modules:
@@ -116,7 +119,10 @@ def _suggested(path: str, modules: Collection[str]) -> str:
         if name.count(".") + 1 == level and name.startswith(f"{parent}." if parent else "")
     ]
     near = nearest(path, names)
-    return f"{near}; {f'in {parent!r}' if parent else 'at the top'} it has {', '.join(beside[:30]) or 'none'}"
+    return (
+        f"{near}; {f'in {parent!r}' if parent else 'at the top'} it has "
+        f"{', '.join(beside[:30]) or 'none'}"
+    )
 
 
 def _head(net: nn.Module, shape: Shape) -> str | None:
@@ -129,7 +135,7 @@ def _head(net: nn.Module, shape: Shape) -> str | None:
 
 @dataclass
 class Record:
-    """A forward pass: what each module got and returned the last time, and how often each tensor had been written."""
+    """Forward pass: the last input and output of each module, and tensor versions then."""
 
     inputs: dict[str, Any] = field(default_factory=dict)
     outputs: dict[str, Any] = field(default_factory=dict)
@@ -137,30 +143,30 @@ class Record:
     order: list[str] = field(default_factory=list)
     activations: set[str] = field(default_factory=set)
     norms: list[str] = field(default_factory=list)
-    stages: set[str] = field(default_factory=set)  # modules that are made of others
+    stages: set[str] = field(default_factory=set)  # modules with submodules
     activated: list[Tensor] = field(default_factory=list)
 
     def entering(self, path: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        """A hook before a module's forward pass."""
+        """Hook before a module's forward pass."""
         if inputs and isinstance(inputs[0], Tensor):
             self.inputs[path], self.versions[path, "input"] = inputs[0], inputs[0]._version
             if path in self.activations:
                 self.activated.append(inputs[0])
 
     def leaving(self, path: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        """A hook after it."""
+        """Hook after a module's forward pass."""
         self.outputs[path] = output
         self.order = [*(each for each in self.order if each != path), path]
         if isinstance(output, Tensor):
             self.versions[path, "output"] = output._version
 
     def written(self, place: Place) -> bool:
-        """Whether the tensor was written over between that moment and the end."""
+        """Whether the tensor was overwritten between that moment and the end."""
         tensor = (self.inputs if place.side == "input" else self.outputs)[place.path]
         return bool(tensor._version != self.versions[place.path, place.side])
 
     def before_activation(self, path: str) -> Place:
-        """Where a module's result is seen before its activation; see `Points.preacts`."""
+        """Find the tensor before a module's last activation; see `Points.preacts`."""
         tap = self.outputs[path]
         for name in self.activations:
             if self.outputs.get(name) is tap and name in self.inputs:
@@ -175,7 +181,7 @@ class Record:
 
 
 def dry_pass(net: nn.Module, shape: Shape, training: bool) -> Record:
-    """What happens in a forward pass on two random images, which nothing of the net is left with."""
+    """Record a forward pass on two random images; the net is unchanged."""
     record, dummy = Record(), copy.deepcopy(net).train(training)
     for path, module in dummy.named_modules():
         module.register_forward_pre_hook(partial(record.entering, path))

@@ -1,4 +1,4 @@
-"""A multi-layer perceptron on the flattened pixels."""
+"""Multi-layer perceptron on the flattened pixels."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -7,13 +7,14 @@ from torch import Tensor, nn
 
 
 class MLP(nn.Module):
-    """Linear layers with ReLU between them, on all pixels in a row.
+    """Linear layers with ReLU between them, on the flattened pixels.
 
-    Input [B, in_channels, image_size, image_size], output logits [B, num_classes]. On 28x28 gray images with 10
-    classes, `hidden=[128]` is the 784-128-10 net and `hidden=[64]` the 784-64-10 net of many distillation tutorials.
+    Input [B, in_channels, image_size, image_size], output logits [B, num_classes]. On 28x28 gray
+    images with 10 classes, `hidden=[128]` is the 784-128-10 net and `hidden=[64]` the 784-64-10 net
+    of many distillation tutorials.
 
     Args:
-        hidden: width of each hidden layer, from input to output; may be empty (a linear classifier).
+        hidden: width of each hidden layer, in order; may be empty (a linear classifier).
     """
 
     def __init__(

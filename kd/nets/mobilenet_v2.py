@@ -1,10 +1,10 @@
-"""MobileNetV2 for small images, as papers on distillation compare it at half width."""
+"""MobileNetV2 for small images, at half width as in distillation papers."""
 
 from torch import Tensor, nn
 
 from kd.nets.initial import kaiming
 
-# Of each group: channels at full width, blocks, stride of the first.
+# Per group: channels at full width, blocks, stride of the first.
 GROUPS = (
     (16, 1, 1),
     (24, 2, 1),
@@ -23,9 +23,9 @@ def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int =
 
 
 class InvertedResidual(nn.Module):
-    """A 1x1 convolution to more channels, a 3x3 one of each alone, a 1x1 one back (Sandler et al. 2018, Fig. 3b).
+    """1x1 expansion, 3x3 depthwise convolution, 1x1 projection (Sandler et al. 2018, Fig. 3b).
 
-    [B, inputs, H, W] -> [B, outputs, H / stride, W / stride], which no activation has cut.
+    [B, inputs, H, W] -> [B, outputs, H / stride, W / stride], without a final activation.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int, expansion: int) -> None:
@@ -50,14 +50,16 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2(nn.Module):
-    """Seven groups of inverted residual blocks (Sandler et al. 2018, Table 2), with HobbitLong/RepDistiller's names.
+    """Seven groups of inverted residual blocks (Sandler et al. 2018, Table 2), with RepDistiller's
+    names.
 
-    Input [B, in_channels, H, W], output logits [B, num_classes]. As in Tian et al. 2020: the second group keeps its
-    resolution, ReLU in the place of ReLU6, no dropout. At half width and 100 classes it has 812,836 parameters.
+    Input [B, in_channels, H, W], output logits [B, num_classes]. As in Tian et al. 2020: the second
+    group keeps its resolution, ReLU replaces ReLU6, there is no dropout. 812,836 parameters at half
+    width and 100 classes.
 
     Args:
-        width: share of the paper's channels; the last convolution has 1,280 at least.
-        expansion: how many times as many channels a block has inside.
+        width: share of the paper's channels, > 0; the last convolution has at least 1,280.
+        expansion: ratio of a block's inner channels to its input.
     """
 
     taps = ("blocks.1", "blocks.2", "blocks.4", "blocks.6")

@@ -1,4 +1,4 @@
-"""Which modules of two nets a loss compares: those named, or the nets' own, as many of the one as of the other."""
+"""Pairing of the student's and the teacher's hooked layers, those named or the nets' own."""
 
 from torch import Tensor, nn
 
@@ -6,17 +6,17 @@ from kd.errors import UserError
 from kd.nets.layer_paths import dry_pass
 from kd.shape import Shape
 
-MOST = 4  # taps, where the net does not say which
+MOST = 4  # hooked layers where the net names none
 
 
 def default_taps(net: nn.Module, shape: Shape, *, stem: bool = False) -> list[str]:
-    """Where to look at a net that nobody has named taps for; in the order of the forward pass, at most a few.
+    """Choose the layers to hook where none are named, in forward order, at most a few.
 
-    It is what the net says itself in `taps`, as ours do; of timm's, what `feature_info` says; of others the last module
-    with parameters, not deeper than two levels, at each resolution.
+    They are those of the net's own `taps`, or timm's `feature_info`. For other nets they are the
+    last module with parameters at each resolution, at most two levels deep.
 
     Args:
-        stem: take what the net names in `stem` too, before the others: the layers before its first stage.
+        stem: also take the layer named in `stem`, before the first stage.
     """
     own = getattr(net, "taps", None)
     if isinstance(own, (tuple, list)):
@@ -37,7 +37,7 @@ def default_taps(net: nn.Module, shape: Shape, *, stem: bool = False) -> list[st
             continue
         if next(net.get_submodule(path).parameters(), None) is not None:
             size = output.shape[2:] if output.ndim == 4 else output.shape[1:2]
-            last.pop(tuple(size), None)  # so that it comes after those met before
+            last.pop(tuple(size), None)  # moves it behind those met before
             last[tuple(size)] = path
     return list(last.values())[-MOST:]
 
@@ -51,17 +51,17 @@ def pair(
     *,
     stem: bool = False,
 ) -> tuple[list[str], list[str]]:
-    """The taps of student and teacher, as many of the one as of the other.
+    """Pair the hooked layers of student and teacher, equally many of each.
 
-    Where the config names only those of one net, or of none, the last ones of the longer list are taken.
+    If the config names those of one net or none, the end of the longer list is used.
 
     Args:
-        teacher: None where no loss looks into it.
-        taps_s, taps_t: as the config names them; None for the net's own.
-        stem: as of `default_taps`.
+        teacher: None if no loss uses its features.
+        taps_s, taps_t: paths from the config; None for the net's own.
+        stem: as in `default_taps`.
 
     Raises:
-        UserError: the config names unequal numbers; or nobody has named any, and none are found.
+        UserError: the config names unequal numbers; or none are named and none are found.
     """
     one = _some(student, taps_s, shape, stem, "student.taps")
     if teacher is None:
@@ -69,13 +69,14 @@ def pair(
     two = _some(teacher, taps_t, shape, stem, "teacher.taps")
     if taps_s and taps_t and len(one) != len(two):
         raise UserError(
-            f"student.taps: found {len(one)} ({', '.join(one)}), teacher.taps has {len(two)} ({', '.join(two)}); "
-            "they are taken in pairs"
+            f"student.taps: found {len(one)} ({', '.join(one)}), teacher.taps has {len(two)} "
+            f"({', '.join(two)}); they are taken in pairs"
         )
     for named, other, where in ((taps_s, two, "teacher.taps"), (taps_t, one, "student.taps")):
         if named and len(named) > len(other):
             raise UserError(
-                f"{where}: must be given: the net has {len(other)} of its own, the other net {len(named)}"
+                f"{where}: must be given: the net has {len(other)} of its own, the other net "
+                f"{len(named)}"
             )
     count = min(len(one), len(two))
     return one[-count:], two[-count:]
@@ -88,7 +89,7 @@ def _some(
     if not found:
         modules = [name for name, _ in net.named_modules() if name]
         raise UserError(
-            f"{where}: must be given: {type(net).__name__} has no maps to look at by itself; its modules are "
-            f"{', '.join(modules[:40])}{' ...' if len(modules) > 40 else ''}"
+            f"{where}: must be given: {type(net).__name__} has no maps to look at by itself; "
+            f"its modules are {', '.join(modules[:40])}{' ...' if len(modules) > 40 else ''}"
         )
     return found

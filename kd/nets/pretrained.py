@@ -1,4 +1,4 @@
-"""What the libraries of nets share about weights that come with them: names, normalisation, files, gray images."""
+"""Pretrained weights, shared by the net libraries: names, normalisation, files, gray images."""
 
 import contextlib
 import pickle
@@ -17,12 +17,11 @@ RGB = 3
 
 
 class Pretrained(NamedTuple):
-    """Weights that come with a net.
+    """Pretrained weights of a net.
 
     Attributes:
-        weights: what they are called, in full; part of the key of whatever starts from them.
-        mean, std: of each of the red, green and blue channels of the pictures that they were trained with, for pixels
-            in [0, 1].
+        weights: their full name; part of the key of stages that start from them.
+        mean, std: per RGB channel of their training images, for pixels in [0, 1].
     """
 
     weights: str
@@ -30,7 +29,8 @@ class Pretrained(NamedTuple):
     std: tuple[float, ...]
 
     def normalization(self, channels: int) -> Normalization:
-        """Mean and standard deviation for images of so many channels; for gray ones their means over the colours.
+        """Return mean and standard deviation for images of `channels`; for gray ones the mean over
+        RGB.
 
         Raises:
             ValueError: for other than 1 or 3 channels.
@@ -45,32 +45,33 @@ class Pretrained(NamedTuple):
 
 
 def for_gray(weight: Tensor) -> Tensor:
-    """A first convolution's weight [O, 3, h, w] for gray images: [O, 1, h, w], the sum over the colours.
+    """Sum a first convolution's weight [O, 3, h, w] over colours for gray images: [O, 1, h, w].
 
-    On a picture whose three channels are the same it gives what the three gave together, but for the normalisation,
+    On an image with three equal channels the result is the same, except for the normalisation,
     which is the mean of the three (`Pretrained.normalization`).
     """
     return weight.sum(dim=1, keepdim=True)
 
 
 def first_convolution(net: nn.Module) -> str:
-    """The path of the module that the image goes into, the first convolution."""
+    """Return the path of the first convolution."""
     paths = (path for path, module in net.named_modules() if isinstance(module, nn.Conv2d))
     return str(next(paths))
 
 
 def hub_state(url: str, where: str) -> dict[str, Any]:
-    """The state dict behind a URL, from torch.hub's cache or downloaded into it; nothing but tensors is unpickled.
+    """Load a state dict by URL, from torch.hub's cache or downloaded into it; only tensors are
+    unpickled.
 
     Args:
-        where: what asks for it, for messages.
+        where: who asks for it, for messages.
 
     Raises:
-        UserError: it is in no cache and cannot be downloaded, or the file is damaged.
+        UserError: it is not cached and cannot be downloaded, or the file is damaged.
     """
     file = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # it announces its download
+        with contextlib.redirect_stdout(sys.stderr):  # torch.hub prints its download
             state: dict[str, Any] = torch.hub.load_state_dict_from_url(
                 url, map_location="cpu", progress=False, check_hash=True, weights_only=True
             )
@@ -95,10 +96,10 @@ def hub_state(url: str, where: str) -> dict[str, Any]:
 def missing(
     where: str, file: str, source: str, folder: str, remedy: str, error: Exception
 ) -> UserError:
-    """The message that weights are neither here nor to be had: what was looked for, where, and how to put it there."""
+    """Build the error for missing weights: what was looked for, where, and how to put it there."""
     reason = str(error).strip().partition("\n")[0]
     return UserError(
-        f"{where}: its weights {file} are not in {folder}, and cannot be downloaded from {source} ({reason}).\n"
-        f"  Where there is a network, {remedy}\n"
-        "  Or start from scratch: pretrained=false"
+        f"{where}: its weights {file} are not in {folder}, and cannot be downloaded from "
+        f"{source} ({reason}).\n  Where there is a network, {remedy}\n  Or start from "
+        "scratch: pretrained=false"
     )

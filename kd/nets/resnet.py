@@ -9,11 +9,11 @@ from kd.nets.initial import kaiming
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 
 
-WIDER = 4  # times as many channels come out of a bottleneck as are in it
+WIDER = 4  # ratio of a bottleneck's output to its inner channels
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions with batch norm around a shortcut (He et al. 2015, Fig. 5 left).
+    """Two 3x3 convolutions with batch norm and a shortcut (He et al. 2015, Fig. 5 left).
 
     [B, inputs, H, W] -> [B, outputs, H / stride, W / stride].
     """
@@ -41,9 +41,11 @@ class BasicBlock(nn.Module):
 
 
 class BottleneckBlock(nn.Module):
-    """A 3x3 convolution between two 1x1 ones, with batch norm, around a shortcut (He et al. 2015, Fig. 5 right).
+    """3x3 convolution between two 1x1 ones, with batch norm and a shortcut (He et al. 2015, Fig. 5
+    right).
 
-    The 3x3 convolution has the stride, as in torchvision. [B, inputs, H, W] -> [B, outputs, H / stride, W / stride].
+    The 3x3 convolution has the stride, as in torchvision. [B, inputs, H, W] -> [B, outputs, H /
+    stride, W / stride].
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
@@ -72,25 +74,27 @@ class BottleneckBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Residual net of basic blocks, from depth 50 of bottlenecks (He et al. 2015); torchvision's parameter names.
+    """Residual net of basic blocks, or of bottlenecks from depth 50 (He et al. 2015); torchvision's
+    names.
 
-    Input [B, in_channels, H, W], output logits [B, num_classes]. At `width=64` and the `imagenet` stem the parameters
-    are torchvision's `resnet18`, `resnet34` and `resnet50` name by name and shape by shape, so their weights load. With
-    100 classes and the `small` stem ResNet-50 has 23,705,252 parameters, as in Tian et al. 2020.
+    Input [B, in_channels, H, W], output logits [B, num_classes]. At `width=64` and the `imagenet`
+    stem, names and shapes of the parameters equal torchvision's `resnet18`, `resnet34` and
+    `resnet50`, so their weights load. With 100 classes and the `small` stem ResNet-50 has
+    23,705,252 parameters, as in Tian et al. 2020.
 
     Args:
         depth: 18, 34 or 50.
         width: channels of the first group; each later group has twice as many as the one before.
-        stem: `small` is one 3x3 convolution at full resolution; `imagenet` is a 7x7 convolution of stride 2 and a max
-            pooling; `auto` takes `small` below 64 pixels, where the other would leave next to no picture.
+        stem: `small` is one 3x3 convolution at full resolution; `imagenet` is a 7x7 convolution of
+            stride 2 and a max pooling; `auto` uses `small` below 64 pixels.
 
     Raises:
-        ValueError: for a depth or a stem that is not among these.
+        ValueError: unknown depth or stem.
     """
 
     taps = ("layer1", "layer2", "layer3", "layer4")
     stem = "relu"
-    other_names = (  # RepDistiller's, and those of kuangliu/pytorch-cifar
+    other_names = (  # those of RepDistiller and kuangliu/pytorch-cifar
         (r"^(layer\d\.\d+)\.shortcut\.", r"\1.downsample."),
         (r"^linear\.", "fc."),
     )

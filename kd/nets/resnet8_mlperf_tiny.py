@@ -1,4 +1,4 @@
-"""The ResNet-8 that MLPerf Tiny measures small devices with."""
+"""ResNet-8 of the MLPerf Tiny benchmark for small devices."""
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -7,7 +7,7 @@ from kd.nets.initial import kaiming
 
 
 class SameConv(nn.Conv2d):
-    """A convolution of stride 1 or 2 with Keras's `same` padding, whose odd row and column come last.
+    """Convolution of stride 1 or 2 with Keras's `same` padding, which pads the end of odd sizes.
 
     [B, in_channels, H, W] -> [B, out_channels, ceil(H / stride), ceil(W / stride)].
     """
@@ -24,7 +24,7 @@ class SameConv(nn.Conv2d):
 
 
 class BiasedBlock(nn.Module):
-    """Two 3x3 convolutions with biases and batch norm; a shortcut that changes width is a convolution alone.
+    """Two 3x3 convolutions with biases and batch norm; a widening shortcut is a plain convolution.
 
     [B, inputs, H, W] -> [B, outputs, H / stride, W / stride].
     """
@@ -49,11 +49,13 @@ class BiasedBlock(nn.Module):
 
 
 class ResNet8MLPerfTiny(nn.Module):
-    """Three groups of one block (Banbury et al. 2021, "MLPerf Tiny Benchmark"; mlcommons/tiny, `resnet_v1_eembc`).
+    """Three groups of one block (Banbury et al. 2021, "MLPerf Tiny Benchmark"; mlcommons/tiny,
+    `resnet_v1_eembc`).
 
-    Input [B, in_channels, H, W], output logits [B, num_classes]. With 10 classes and colour images of 32x32 it has
-    78,666 numbers, as Keras counts them: 78,186 parameters and 480 of the batch norms' running statistics; and 12.5 M
-    multiplications. Padding and the batch norms' epsilon are Keras's, so that its weights can be carried over.
+    Input [B, in_channels, H, W], output logits [B, num_classes]. With 10 classes and 32x32 colour
+    images it has 78,666 numbers in Keras's count, 78,186 parameters and 480 batch-norm statistics,
+    and 12.5 M multiplications. Padding and batch-norm epsilon are Keras's, so that its weights
+    transfer.
 
     Args:
         width: channels of the first group; each later one has twice as many as the one before.

@@ -1,4 +1,6 @@
-"""The residual nets of small images that papers on distillation compare: ResNet-20, 56, 8x4, 32x4 and their like."""
+"""Residual nets for small images, as in distillation papers: ResNet-20, 56, 8x4, 32x4 and
+others.
+"""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -11,13 +13,13 @@ from kd.nets.resnet import BasicBlock
 
 
 class PaddedShortcut(nn.Module):
-    """A shortcut without parameters: every stride-th pixel, and channels of zeros (He et al. 2015, option A).
+    """Shortcut without parameters: strided pixels, zero channels (He et al. 2015, option A).
 
-    [B, inputs, H, W] -> [B, outputs, H / stride, W / stride]. Half of the new channels come before the old ones and
-    half after them, as in the published nets of akamaster/pytorch_resnet_cifar10.
+    [B, inputs, H, W] -> [B, outputs, H / stride, W / stride]. Half of the new channels come before
+    the old ones and half after, as in akamaster/pytorch_resnet_cifar10.
 
     Raises:
-        ValueError: it would have to take channels away.
+        ValueError: there are fewer output than input channels.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
@@ -34,21 +36,23 @@ class PaddedShortcut(nn.Module):
 
 
 class ResNetCIFAR(nn.Module):
-    """Three groups of basic blocks at full, half and quarter resolution (He et al. 2015, section 4.2).
+    """Three groups of basic blocks at full, half and quarter resolution (He et al. 2015, section
+    4.2).
 
-    Input [B, in_channels, H, W], output logits [B, num_classes]. With 100 classes and shortcut B, ResNet-20 has 278,324
-    parameters, ResNet-56 861,620, ResNet-8x4 1,233,540, ResNet-32x4 7,433,860. With 10 classes and shortcut A,
-    ResNet-20 has 269,722, ResNet-32 464,154, ResNet-56 853,018.
+    Input [B, in_channels, H, W], output logits [B, num_classes]. Parameters with 100 classes and
+    shortcut B: ResNet-20 278,324, ResNet-56 861,620, ResNet-8x4 1,233,540, ResNet-32x4 7,433,860.
+    With 10 classes and shortcut A: ResNet-20 269,722, ResNet-32 464,154, ResNet-56 853,018.
 
     Args:
-        depth: 6n + 2, for n blocks a group.
-        widths: channels of the first convolution and of the three groups; "x4" has [32, 64, 128, 256].
-        shortcut: how a shortcut changes width or resolution. A takes every second pixel and pads with zeros, as He et
-            al. on CIFAR-10; B is a 1x1 convolution with batch norm, as in Tian et al. 2020 and the papers that compare
-            with it.
+        depth: 6n + 2, for n blocks per group.
+        widths: channels of the first convolution and of the three groups; "x4" has [32, 64, 128,
+            256].
+        shortcut: for a change of width or resolution. A takes every second pixel and pads with
+            zeros, as He et al. on CIFAR-10. B is a 1x1 convolution with batch norm, as Tian et al.
+            2020.
 
     Raises:
-        ValueError: for another depth or shortcut, or not four widths.
+        ValueError: unknown depth or shortcut, or not four widths.
     """
 
     taps = ("layer1", "layer2", "layer3")
@@ -68,7 +72,8 @@ class ResNetCIFAR(nn.Module):
             raise ValueError(f"depth: found {depth}, accepted is 6n + 2, such as 8, 20, 32, 56")
         if len(widths) != 4:
             raise ValueError(
-                f"widths: found {list(widths)}, accepted are four: of the first convolution and three groups"
+                f"widths: found {list(widths)}, accepted are four: of the first convolution "
+                "and three groups"
             )
         if shortcut not in ("A", "B"):
             raise ValueError(f"shortcut: found {shortcut!r}, accepted are A, B")

@@ -11,7 +11,7 @@ STEM = 24  # channels of the first convolution
 
 
 class ChannelShuffle(nn.Module):
-    """Deals the channels of each group out to all groups (Zhang et al. 2018, Fig. 1c); [B, C, H, W] -> the same."""
+    """Shuffle channels between groups (Zhang et al. 2018, Fig. 1c); [B, C, H, W] -> the same."""
 
     def __init__(self, groups: int) -> None:
         super().__init__()
@@ -25,10 +25,10 @@ class ChannelShuffle(nn.Module):
 
 
 class ShuffleUnit(nn.Module):
-    """Grouped 1x1 convolutions around a 3x3 one of each channel alone (Zhang et al. 2018, Fig. 2b and c).
+    """Grouped 1x1 convolutions around a 3x3 depthwise one (Zhang et al. 2018, Fig. 2b and c).
 
-    [B, inputs, H, W] -> [B, outputs, H, W], or with stride 2 [B, inputs + outputs, H / 2, W / 2]: the shortcut's
-    channels come after the others.
+    [B, inputs, H, W] -> [B, outputs, H, W]. With stride 2: [B, inputs + outputs, H / 2, W / 2], the
+    shortcut's channels last.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int, groups: int) -> None:
@@ -48,7 +48,8 @@ class ShuffleUnit(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [B, inputs, H, W] -> see the class; after the last ReLU."""
         out = self.shuffle1(self.relu(self.bn1(self.conv1(x))))
-        # The paper has no ReLU after the second convolution; the nets that papers on distillation compare have one.
+        # The paper has no ReLU after the second convolution; the nets of distillation papers have
+        # one.
         out = self.bn3(self.conv3(self.relu(self.bn2(self.conv2(out)))))
         out = out + x if self.shortcut is None else torch.cat([out, self.shortcut(x)], 1)
         activated: Tensor = self.relu(out)
@@ -56,10 +57,11 @@ class ShuffleUnit(nn.Module):
 
 
 class ShuffleNetV1(nn.Module):
-    """Three groups of shuffle units (Zhang et al. 2018, Table 1), with HobbitLong/RepDistiller's parameter names.
+    """Three groups of shuffle units (Zhang et al. 2018, Table 1), with RepDistiller's parameter
+    names.
 
-    Input [B, in_channels, H, W], output logits [B, num_classes]. As in Tian et al. 2020: a 1x1 convolution at full
-    resolution comes first. With 100 classes it has 949,258 parameters.
+    Input [B, in_channels, H, W], output logits [B, num_classes]. As in Tian et al. 2020 a 1x1
+    convolution at full resolution comes first. 949,258 parameters with 100 classes.
 
     Args:
         channels: of the three groups.

@@ -18,7 +18,8 @@ def _depthwise(channels: int, stride: int) -> nn.Conv2d:
 
 
 class SplitUnit(nn.Module):
-    """Half of the channels as they are, half through three convolutions (Ma et al. 2018, Fig. 3c).
+    """Half of the channels pass unchanged, half through three convolutions (Ma et al. 2018, Fig.
+    3c).
 
     [B, C, H, W] -> [B, C, H, W].
     """
@@ -42,7 +43,7 @@ class SplitUnit(nn.Module):
 
 
 class DownUnit(nn.Module):
-    """Two ways to half the resolution side by side (Ma et al. 2018, Fig. 3d).
+    """Two parallel branches that halve the resolution (Ma et al. 2018, Fig. 3d).
 
     [B, inputs, H, W] -> [B, outputs, H / 2, W / 2].
     """
@@ -68,10 +69,11 @@ class DownUnit(nn.Module):
 
 
 class ShuffleNetV2(nn.Module):
-    """Three groups of units that split and shuffle channels (Ma et al. 2018, Table 5), with RepDistiller's names.
+    """Three groups of units that split and shuffle channels (Ma et al. 2018, Table 5),
+    RepDistiller's names.
 
-    Input [B, in_channels, H, W], output logits [B, num_classes]. As in Tian et al. 2020: a 1x1 convolution at full
-    resolution comes first. With 100 classes it has 1,355,528 parameters.
+    Input [B, in_channels, H, W], output logits [B, num_classes]. As in Tian et al. 2020 a 1x1
+    convolution at full resolution comes first. 1,355,528 parameters with 100 classes.
 
     Args:
         channels: of the three groups, even numbers, and of the last convolution.

@@ -1,4 +1,4 @@
-"""A student that goes on as its teacher does, from the last maps on."""
+"""Student that reuses its teacher's layers after the last maps."""
 
 from collections.abc import Mapping
 from typing import Any, Self
@@ -15,25 +15,29 @@ from kd.shape import Shape
 
 
 class SimKD(nn.Module):
-    """The student's body, a projector to the teacher's channels, and what the teacher does after its last maps.
+    """The student's body, a projector to the teacher's channels, and the teacher's layers after its
+    last maps.
 
-    Chen et al. 2022, "Knowledge Distillation with the Reused Teacher Classifier", section 3: the projector is a 1x1, a
-    3x3 and a 1x1 convolution, each with batch norm and ReLU. It comes after the student's last maps (its last tap),
-    averaged down first where they are larger than the teacher's. Then comes all that the teacher does after its last
-    tap: norm, activation, pooling, last layer. None of it learns, and its norms keep the teacher's statistics.
+    Chen et al. 2022, "Knowledge Distillation with the Reused Teacher Classifier", section 3. The
+    projector is a 1x1, a 3x3 and a 1x1 convolution, each with batch norm and ReLU. It follows the
+    student's last maps, average-pooled first where they are larger than the teacher's. The
+    teacher's norm, activation, pooling and last layer come next. They are frozen, and their norms
+    keep the teacher's statistics.
 
-    Where the teacher's maps have negative values, as before WRN's last norm, the projector's last ReLU is left out, or
-    it could not give them; the paper has no such teachers.
+    Where the teacher's maps have negative values, as before WRN's last norm, the projector's last
+    ReLU is left out. The paper has no such teachers.
 
     Input [B, in_channels, image_size, image_size], output logits [B, num_classes].
 
     Args:
-        student, teacher: what builds each net, `_target_` and keywords; of the teacher only the sizes are taken.
-        factor: the projector is by so much narrower in the middle than at its end.
+        student, teacher: `_target_` and keywords of each net; the teacher's weights are not loaded
+            here.
+        factor: ratio of the projector's output to its middle channels.
 
     Raises:
-        ValueError: the student does not end in the average of its last maps and one linear layer; the teacher has no
-            last maps; a net cannot be cut there; or the student is to start from pretrained weights.
+        ValueError: the student does not end in global average pooling and one linear layer; the
+            teacher has no last maps; a net cannot be cut there; or the student should start from
+            pretrained weights.
     """
 
     def __init__(
@@ -81,7 +85,7 @@ class SimKD(nn.Module):
         return logits
 
     def train(self, mode: bool = True) -> Self:
-        """What is the teacher's stays in evaluation mode."""
+        """Set the mode; the teacher's layers stay in evaluation mode."""
         super().train(mode)
         for name in self.taken:
             if isinstance(module := _at(self.net, name), nn.Module):
@@ -89,10 +93,10 @@ class SimKD(nn.Module):
         return self
 
     def inherit(self, state: Mapping[str, Tensor]) -> None:
-        """Take what comes after the last maps over from a teacher's state dict.
+        """Load the teacher's layers after the last maps from its state dict.
 
         Raises:
-            UserError: it is the state of another net.
+            UserError: the state belongs to another net.
         """
         own = self.net.state_dict()
         for ours, theirs in self.taken.items():
@@ -102,31 +106,33 @@ class SimKD(nn.Module):
                 source = theirs + name.removeprefix(ours)
                 if source not in state or state[source].shape != tensor.shape:
                     raise UserError(
-                        f"loss.net.teacher: is another net than the teacher, which has no such {source}"
+                        "loss.net.teacher: is another net than the teacher, which has no "
+                        f"such {source}"
                     )
                 own[name] = state[source]
         self.net.load_state_dict(own)
 
 
 def _last_maps(net: nn.Module, shape: Shape, role: str, averaged: bool) -> Points:
-    """Where a net's last maps are.
+    """Find a net's last maps.
 
     Args:
-        averaged: whether its last layer must get their average.
+        averaged: whether the last layer must get their average.
     """
     taps = default_taps(net, shape)
     points = study(net, taps[-1:], shape, where=f"{role}.net")
     found = points.shapes[0] if points.shapes else ()
     if len(found) != 3 or (averaged and points.width != found[0]):
         raise ValueError(
-            f"{role}.net: {type(net).__name__} does not end in the average of its last maps and one linear layer "
-            f"(maps {list(found)}, the last layer gets {points.width} numbers)"
+            f"{role}.net: {type(net).__name__} does not end in the average of its last maps "
+            f"and one linear layer (maps {list(found)}, the last layer gets {points.width} "
+            "numbers)"
         )
     return points
 
 
 def _answer(net: nn.Module, path: str, shape: Shape) -> tuple[Tensor, Tensor]:
-    """What comes at a layer of a net for two random images, and the logits."""
+    """Return a layer's output for two random images, and the logits."""
     seen: list[Tensor] = []
     hook = net.get_submodule(path).register_forward_hook(
         lambda *given: seen.append(given[2].clone())
@@ -144,10 +150,10 @@ def _answer(net: nn.Module, path: str, shape: Shape) -> tuple[Tensor, Tensor]:
 def _try_out(
     net: fx.GraphModule, path: str, maps: Tensor, logits: Tensor, size: tuple[int, ...]
 ) -> None:
-    """Give the teacher's own maps to what comes after them, and maps of the size that the student's will have.
+    """Feed the teacher's own maps to its reused layers, then maps of the student's size.
 
     Raises:
-        ValueError: the answer is not the teacher's, or there is none.
+        ValueError: the result differs from the teacher's, or there is none.
     """
     net.eval()
     with torch.no_grad():
@@ -159,8 +165,9 @@ def _try_out(
             after(net, path, maps.new_zeros(2, *size))
         except RuntimeError as error:
             raise ValueError(
-                f"student.net: its last maps are of {size[1]}x{size[2]} pixels, which the teacher's last layers "
-                f"cannot take; they are made for {maps.shape[2]}x{maps.shape[3]}"
+                f"student.net: its last maps are of {size[1]}x{size[2]} pixels, which the "
+                "teacher's last layers cannot take; they are made for "
+                f"{maps.shape[2]}x{maps.shape[3]}"
             ) from error
 
 
@@ -188,6 +195,6 @@ def _replace(net: nn.Module, path: str, module: nn.Module) -> None:
 
 
 def _at(net: nn.Module, path: str) -> Any:
-    """A module, or a parameter."""
+    """Return a module or a parameter by path."""
     parent, _, name = path.rpartition(".")
     return getattr(net.get_submodule(parent), name)

@@ -1,4 +1,6 @@
-"""A net that learns CIFAR-10 in few epochs: whitened first layer, early pooling, shifts that learn fast."""
+"""Net that learns CIFAR-10 in few epochs: whitened first layer, early pooling, fast-learning
+shifts.
+"""
 
 from collections.abc import Sequence
 
@@ -7,16 +9,17 @@ from torch import Tensor, nn
 
 from kd.nets.cnn_pooled import pooled_block
 
-PATCH = 2  # side of the patches that the first layer looks at
-CHUNK = 256  # images whose patches are held at once
-SMALLEST = 9  # pixels; below that three blocks leave nothing
+PATCH = 2  # side of the patches in the first layer
+CHUNK = 256  # images whose patches are in memory at once
+SMALLEST = 9  # pixels; smaller images vanish in three blocks
 
 
 class Shift(nn.Module):
-    """Adds a learned number per channel, which plain SGD moves `rate` times as fast as other parameters.
+    """Add a learned number per channel, which plain SGD moves `rate` times as fast as other
+    parameters.
 
-    The parameter is held divided by sqrt(rate): its gradient and its effect both grow by that factor. Weight decay
-    takes the same share of it as of the others.
+    The parameter is stored divided by sqrt(rate), so its gradient and its effect both grow by that
+    factor. Weight decay removes the same share of it as of the others.
 
     Args:
         rate: > 0.
@@ -34,24 +37,26 @@ class Shift(nn.Module):
 
 
 class SpeedNet(nn.Module):
-    """A whitened 2x2 convolution, three blocks that pool early, global max pooling, one scaled linear layer.
+    """Whitened 2x2 convolution, three blocks that pool early, global max pooling, one scaled linear
+    layer.
 
-    Its ideas are those of Keller Jordan 2024, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU"; the code is our own.
-    The first layer's filters are the principal directions of the training images' 2x2 patches, divided by their
-    standard deviation, and the same with the opposite sign; they do not train (`start_from`). Batch norms have no
-    scale, and a shift with a rate of its own. The 3x3 convolutions start as the identity as far as channels allow.
+    The ideas are Keller Jordan's, 2024, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU"; the code
+    is our own. The first layer's filters are the principal directions of the training images' 2x2
+    patches, divided by their standard deviation, and their negatives. They are frozen
+    (`start_from`). Batch norms have no scale, and a shift with its own learning rate. The 3x3
+    convolutions start as the identity as far as channels allow.
 
-    Input [B, in_channels, image_size, image_size], output logits [B, num_classes]. 1,971,640 parameters, 288 of them
-    fixed, and 118 M multiplications for an RGB image of 32x32 and ten classes.
+    Input [B, in_channels, image_size, image_size], output logits [B, num_classes]. 1,971,640
+    parameters, 288 of them frozen, and 118 M multiplications for a 32x32 RGB image and ten classes.
 
     Args:
         widths: channels of the three blocks.
-        shift_rate: learning rate of the norms' shifts, as a multiple of the optimiser's; exact for SGD.
-        scale: what the pooled maps are multiplied by before the last layer; smaller logits learn more steadily.
-        norm_momentum: weight of the newest batch in the norms' running statistics, as in torch.
+        shift_rate: learning rate of the norms' shifts relative to the optimiser's; exact for SGD.
+        scale: factor before the last layer; smaller logits train more stably.
+        norm_momentum: weight of the newest batch in running statistics, as in torch.
 
     Raises:
-        ValueError: not three widths, images below 9 pixels, or a rate that is not above 0.
+        ValueError: not three widths, images below 9 pixels, or a rate that is not positive.
     """
 
     taps = ("block1", "block2", "block3")
@@ -104,21 +109,24 @@ class SpeedNet(nn.Module):
 
     @torch.no_grad()
     def start_from(self, images: Tensor) -> None:
-        """Set the first layer's filters by the 2x2 patches of training images.
+        """Set the first layer's filters from the 2x2 patches of training images.
 
         Args:
-            images: float32 [N, in_channels, H, W], normalised as the net will see them.
+            images: float32 [N, in_channels, H, W], normalised as in training.
         """
-        variances, directions = torch.linalg.eigh(_patch_covariance(images))  # a column each
+        variances, directions = torch.linalg.eigh(_patch_covariance(images))  # one column each
         largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
-        directions = directions * largest.sign()  # else a sign would be LAPACK's choice
+        directions = directions * largest.sign()  # else LAPACK would choose the sign
         filters = (directions / (variances.clamp(min=0) + 5e-4).sqrt()).T
-        filters = filters.reshape(-1, *self.whiten.weight.shape[1:]).flip(0)  # widest first
+        # Largest variance first
+        filters = filters.reshape(-1, *self.whiten.weight.shape[1:]).flip(0)
         self.whiten.weight.copy_(torch.cat([filters, -filters]))
 
 
 def _patch_covariance(images: Tensor) -> Tensor:
-    """Covariance of all 2x2 patches: float64 [C * 4, C * 4], in the order of a convolution's filter."""
+    """Return the covariance of all 2x2 patches, float64 [C * 4, C * 4], ordered as a convolution's
+    filter.
+    """
     width = images.shape[1] * PATCH**2
     count, total = 0, torch.zeros(width, dtype=torch.float64)
     products = torch.zeros(width, width, dtype=torch.float64)

@@ -1,39 +1,40 @@
-"""One net up to a layer, and then what another net does after a layer of its own."""
+"""One net up to a layer, continued by the rest of another net."""
 
 from collections.abc import Callable
 
 from torch import Tensor, fx, nn
 
-HOLDING = ("call_module", "get_attr")  # what stands in a graph for a part of the net
+HOLDING = ("call_module", "get_attr")  # graph operations that refer to a part of the net
 
 
 class CutError(Exception):
-    """Why a net cannot be cut at a layer."""
+    """Reason why a net cannot be cut at a layer."""
 
 
 class _Around(fx.Tracer):
-    """Follows the forward pass of the net and of the modules around a layer; all others are called whole."""
+    """Tracer that enters the net and the modules around a layer; it calls all others whole."""
 
     def __init__(self, path: str) -> None:
         super().__init__()
         self.path = path
 
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
-        """Whether a module is called whole."""
+        """Whether to call a module whole."""
         return not self.path.startswith(f"{qualified_name}.")
 
 
 def graph_around(net: nn.Module, path: str) -> tuple[fx.Graph, fx.Node]:
-    """The net's forward pass as a graph, in which the module at `path` is one node; and that node.
+    """Trace the forward pass with the module at `path` as one node; returns graph and node.
 
     Raises:
-        CutError: the forward pass depends on the values it gets, on the mode, or calls the module more than once.
+        CutError: the forward pass depends on its values or on the mode, or calls the module more
+            than once.
     """
     graphs, before = [], net.training
     try:
         for mode in (True, False):
             graphs.append(_Around(path).trace(net.train(mode)))
-    except Exception as error:  # whatever a forward pass does with what stands for a tensor
+    except Exception as error:  # a forward pass may do anything with a placeholder
         raise CutError(
             f"its forward pass cannot be followed: {str(error).splitlines()[0]}"
         ) from error
@@ -54,17 +55,17 @@ def splice(
     cut_other: str,
     name: Callable[[str], str],
 ) -> tuple[fx.GraphModule, dict[str, str]]:
-    """Put together `one` up to a layer of it, that layer included, and what `other` does after a layer of its own.
+    """Join `one` up to and including a layer with what `other` does after its layer.
 
     Args:
-        cut_one, cut_other: the layers' paths.
-        name: from a path in `other` to that in the new net; in the first part they are those of `one`.
+        cut_one, cut_other: paths of the layers.
+        name: maps a path in `other` to the new net; paths of `one` are kept.
 
     Returns:
-        the new net, which holds the same modules; and the paths of those of `other`, by their new names.
+        the new net, which holds the same modules; and the paths in `other` by their new names.
 
     Raises:
-        CutError: a net cannot be followed, or `other` needs something else than what that layer returns.
+        CutError: a net cannot be traced, or `other` needs more than that layer's output.
     """
     graph, known = fx.Graph(), dict[fx.Node, fx.Node]()
     source, cut = graph_around(one, cut_one)
@@ -103,7 +104,7 @@ def _at(net: nn.Module, path: str) -> nn.Module | Tensor:
 
 
 def after(net: fx.GraphModule, cut: str, maps: Tensor) -> Tensor:
-    """What a net gives when its layer at `cut` returns `maps`."""
+    """Compute a net's output when its layer at `cut` returns `maps` [B, C, H, W]."""
     graph, known = fx.Graph(), {}
     for node in net.graph.nodes:
         if node.op == "call_module" and node.target == cut:

@@ -1,4 +1,4 @@
-"""Any net of timm, by its name there; timm is an extra of this project (`pip install "kd[timm]"`)."""
+"""Nets of timm by name; timm is an extra of this project (`pip install "kd[timm]"`)."""
 
 import difflib
 from pathlib import Path
@@ -16,19 +16,21 @@ from kd.nets.pretrained import Pretrained, hub_state, missing
 def timm_net(
     name: str, num_classes: int, in_channels: int = 3, pretrained: bool = False, **options: Any
 ) -> nn.Module:
-    """Build a net of timm, with fresh weights or those that come with it.
+    """Build a net of timm, with fresh or pretrained weights.
 
-    Input [B, in_channels, H, W], output logits [B, num_classes]. Pretrained weights go into all layers but the last,
-    which starts afresh unless it has as many classes; for gray images timm sums the first convolution's over the
-    colours. They want their own normalisation: see `pretrained_weights`.
+    Input [B, in_channels, H, W], output logits [B, num_classes]. Pretrained weights fill all layers
+    except the last, which starts fresh unless it has the same number of classes. For gray images
+    timm sums the first convolution over colours. Pretrained weights want their own normalisation:
+    see `pretrained_weights`.
 
     Args:
-        name: as in `timm.list_models()`, with the weights' tag or without: `resnet18`, `resnet18.a1_in1k`.
-        options: passed on to timm, e.g. `drop_rate=0.1`, or `img_size=32` for a transformer.
+        name: as in `timm.list_models()`, with or without the weights' tag: `resnet18`,
+            `resnet18.a1_in1k`.
+        options: passed to timm, e.g. `drop_rate=0.1`, or `img_size=32` for a transformer.
 
     Raises:
-        ValueError: for a name that timm does not have, with the nearest that it has.
-        UserError: timm is not installed; the weights are in no cache and cannot be downloaded.
+        ValueError: unknown name; suggests the nearest.
+        UserError: timm is not installed; the weights are not cached and cannot be downloaded.
     """
     timm = _timm(name)
     if not pretrained:
@@ -36,7 +38,7 @@ def timm_net(
             name, num_classes=num_classes, in_chans=in_channels, **options
         )
         return fresh
-    # timm is handed the tensors, so that how files are read and what is said where there are none is decided here.
+    # Tensors are passed to timm, so that reading and its error messages are decided here.
     overlay = {"state_dict": _state(name, timm)}
     try:
         net: nn.Module = timm.create_model(
@@ -51,16 +53,17 @@ def timm_net(
         raise ValueError(f"{name}, pretrained: {str(error).splitlines()[-1].strip()}") from error
     for kept in {"pretrained_cfg", "default_cfg"} & vars(
         net
-    ).keys():  # or every copy of the net would hold them twice
+    ).keys():  # else every copy of the net would hold them twice
         setattr(net, kept, {k: v for k, v in getattr(net, kept).items() if k != "state_dict"})
     return net
 
 
 def pretrained_weights(name: str, pretrained: bool = False, **_: Any) -> Pretrained | None:
-    """Which weights `timm_net` takes for these keywords, and the normalisation that they want; None for none.
+    """Return the weights that `timm_net` uses for these keywords, with normalisation; None for
+    none.
 
     Raises:
-        ValueError: for a name that timm does not have, or a net that it has no weights for.
+        ValueError: unknown name, or a net without weights.
         UserError: timm is not installed.
     """
     if not pretrained:
@@ -73,7 +76,7 @@ def pretrained_weights(name: str, pretrained: bool = False, **_: Any) -> Pretrai
 
 
 def _timm(name: str) -> ModuleType:
-    """timm, where it is installed and has a net of this name."""
+    """Return timm, if it is installed and has a net of this name."""
     try:
         import timm
     except ImportError as error:
@@ -95,17 +98,18 @@ def _timm(name: str) -> ModuleType:
 
 
 def _config(name: str, timm: ModuleType) -> Any:
-    """What timm knows of the net's weights."""
+    """Return timm's record of the net's weights."""
     cfg = timm.get_pretrained_cfg(name)
-    if cfg is None or not (
-        cfg.hf_hub_id or (cfg.url and not cfg.custom_load)
-    ):  # custom: not plain tensors there
+    # custom: not plain tensors there
+    if cfg is None or not (cfg.hf_hub_id or (cfg.url and not cfg.custom_load)):
         raise ValueError(f"pretrained: timm has no weights for {name!r}")
     return cfg
 
 
 def _state(name: str, timm: ModuleType) -> dict[str, Any]:
-    """The tensors, from Hugging Face's cache or downloaded into it; of the few that are not there from torch.hub's."""
+    """Load the tensors from Hugging Face's cache or hub; the few that are not there from
+    torch.hub.
+    """
     cfg = _config(name, timm)
     if not cfg.hf_hub_id:
         return hub_state(cfg.url, name)
@@ -120,18 +124,19 @@ def _state(name: str, timm: ModuleType) -> dict[str, Any]:
 
 
 def _from_hub(repository: str, revision: str | None, name: str) -> Path:
-    """The repository's file of tensors, from Hugging Face's cache, or downloaded into it."""
-    import huggingface_hub as hub  # comes with timm
+    """Return the repository's tensor file from Hugging Face's cache, or download it."""
+    import huggingface_hub as hub  # installed with timm
 
     file = "model.safetensors"
     cached = hub.try_to_load_from_cache(repository, file, revision=revision)
     if isinstance(cached, str):
         return Path(cached)
     try:
-        # One question without retries: where there is no network, the download below would ask for half a minute.
+        # One request without retries: without a network the download below would retry for half a
+        # minute.
         hub.get_hf_file_metadata(hub.hf_hub_url(repository, file, revision=revision))
         return Path(hub.hf_hub_download(repository, file, revision=revision))
-    except Exception as error:  # the client's own, its HTTP library's, or the system's
+    except Exception as error:  # from the client, its HTTP library or the system
         folder = hub.constants.HF_HUB_CACHE
         copied = f"models--{repository.replace('/', '--')}"
         remedy = (

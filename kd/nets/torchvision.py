@@ -1,4 +1,4 @@
-"""Any classification net of torchvision, by its name there."""
+"""Nets of torchvision by name."""
 
 import difflib
 import re
@@ -20,26 +20,28 @@ def torchvision_net(
     pretrained: bool | str = False,
     **options: Any,
 ) -> nn.Module:
-    """Build a torchvision classification net, with fresh weights or those that come with it.
+    """Build a torchvision classification net, with fresh or pretrained weights.
 
-    Input [B, in_channels, H, W], output logits [B, num_classes]. For other than 3 channels the first convolution is
-    replaced by one that takes them. Pretrained weights go into all layers but the last, which starts afresh unless it
-    has as many classes; for gray images the first convolution's are summed over the colours.
+    Input [B, in_channels, H, W], output logits [B, num_classes]. For other than 3 channels the
+    first convolution is replaced. Pretrained weights fill all layers except the last, which starts
+    fresh unless it has the same number of classes. For gray images the first convolution is summed
+    over colours.
 
     Args:
-        name: as in `torchvision.models.list_models(module=torchvision.models)`, e.g. `mobilenet_v3_small`.
-        pretrained: true for the weights that torchvision takes to be the best, or the name of others, e.g.
+        name: as in `torchvision.models.list_models(module=torchvision.models)`, e.g.
+            `mobilenet_v3_small`.
+        pretrained: true for torchvision's default weights, or the name of others, e.g.
             `IMAGENET1K_V1`. They want their own normalisation: see `pretrained_weights`.
-        options: passed on to torchvision's builder, e.g. `dropout=0.1`.
+        options: passed to torchvision's builder, e.g. `dropout=0.1`.
 
     Raises:
-        ValueError: for a name that torchvision does not have, with the nearest that it has.
-        UserError: the weights are in no cache and cannot be downloaded.
+        ValueError: unknown name; suggests the nearest.
+        UserError: the weights are not cached and cannot be downloaded.
     """
     weights = _weights(name, pretrained)
     if name in INCEPTIONS:
-        # Auxiliary heads return a tuple in training. `transform_input`, which is off, would take pictures of three
-        # channels under ImageNet's normalisation to what the net was trained with; here they come so.
+        # Auxiliary heads return a tuple in training. `transform_input` stays off: it would
+        # renormalise ImageNet-normalised images, but ours already have the net's own normalisation.
         options = {"aux_logits": False, "init_weights": not weights, **options}
     net: nn.Module = torchvision.models.get_model(
         name, weights=None, num_classes=num_classes, **options
@@ -52,19 +54,19 @@ def torchvision_net(
 
 
 def pretrained_weights(name: str, pretrained: bool | str = False, **_: Any) -> Pretrained | None:
-    """Which weights `torchvision_net` takes for these keywords, and the normalisation that they want; None for none.
+    """Return the weights that `torchvision_net` uses for these keywords, with normalisation; None
+    for none.
 
     Raises:
-        ValueError: for a name that torchvision does not have.
+        ValueError: unknown name.
     """
     weights = _weights(name, pretrained)
     if weights is None:
         return None
     preset = weights.transforms()
     mean, std = (0.5,) * 3, (0.5,) * 3
-    if (
-        name not in INCEPTIONS
-    ):  # these two say ImageNet's and change it to this themselves, see `transform_input`
+    # These two declare ImageNet's and convert it to this themselves, see `transform_input`
+    if name not in INCEPTIONS:
         mean, std = tuple(preset.mean), tuple(preset.std)
     return Pretrained(f"torchvision {weights!r} {weights.url.rpartition('/')[2]}", mean, std)
 
@@ -83,16 +85,16 @@ def _weights(name: str, pretrained: bool | str) -> WeightsEnum | None:
         return choice.DEFAULT
     if pretrained not in choice.__members__:
         raise ValueError(
-            f"pretrained: found {pretrained!r}, accepted are true, false, {', '.join(choice.__members__)}"
+            f"pretrained: found {pretrained!r}, accepted are true, false, "
+            f"{', '.join(choice.__members__)}"
         )
     return choice[pretrained]
 
 
 def _load(net: nn.Module, weights: WeightsEnum, where: str, in_channels: int) -> None:
     state = hub_state(weights.url, where)
-    for name in [
-        name for name in state if re.search(r"\.(norm|relu|conv)\.\d\.", name)
-    ]:  # DenseNet's of 2017
+    # DenseNet weights of 2017
+    for name in [name for name in state if re.search(r"\.(norm|relu|conv)\.\d\.", name)]:
         state[re.sub(r"\.(norm|relu|conv)\.(\d)\.", r".\1\2.", name)] = state.pop(name)
     own, first = net.state_dict(), f"{first_convolution(net)}.weight"
     if in_channels == 1:
@@ -100,7 +102,7 @@ def _load(net: nn.Module, weights: WeightsEnum, where: str, in_channels: int) ->
     classes = len(weights.meta["categories"])
     head = {name for name in state if name in own and _is_head(state[name], own[name], classes)}
     for name in [name for name in state if name in head or name.startswith(("aux", "AuxLogits"))]:
-        del state[name]  # in place: the dictionary carries versions that old layers ask for
+        del state[name]  # in place: the dictionary holds versions that old layers need
     try:
         left, unexpected = net.load_state_dict(state, strict=False)
     except RuntimeError as error:
@@ -112,12 +114,13 @@ def _load(net: nn.Module, weights: WeightsEnum, where: str, in_channels: int) ->
     ]
     if absent or unexpected:
         raise ValueError(
-            f"{where}: {weights!r} does not fit: missing {absent[:10]}, unexpected {unexpected[:10]}"
+            f"{where}: {weights!r} does not fit: missing {absent[:10]}, unexpected "
+            f"{unexpected[:10]}"
         )
 
 
 def _is_head(theirs: Tensor, ours: Tensor, classes: int) -> bool:
-    """Whether a tensor is the last layer's, for another number of classes."""
+    """Whether a tensor belongs to the last layer, at another number of classes."""
     return theirs.ndim > 0 and theirs.shape != ours.shape and len(theirs) == classes
 
 

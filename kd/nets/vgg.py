@@ -1,10 +1,10 @@
-"""VGG nets of small images: VGG-13, VGG-8 and their like."""
+"""VGG nets for small images: VGG-13, VGG-8 and others."""
 
 from torch import Tensor, nn
 
 from kd.nets.initial import kaiming
 
-# Convolutions in each of the five groups, of 64, 128, 256, 512 and 512 channels.
+# Convolutions in each of the five groups, which have 64, 128, 256, 512 and 512 channels.
 GROUPS = {
     8: (1, 1, 1, 1, 1),
     11: (1, 1, 2, 2, 2),
@@ -16,18 +16,21 @@ CHANNELS = (64, 128, 256, 512, 512)
 
 
 class VGG(nn.Module):
-    """Five groups of 3x3 convolutions with batch norm, and one linear layer (Simonyan & Zisserman 2014, Table 1).
+    """Five groups of 3x3 convolutions with batch norm, and one linear layer (Simonyan & Zisserman
+    2014, Table 1).
 
-    Input [B, in_channels, H, W] with H, W >= 8, output logits [B, num_classes]. As papers on distillation use it since
-    Tian et al. 2020: no hidden linear layers, pooling after the first three groups and an average at the end. With 100
-    classes VGG-13 has 9,462,180 parameters and VGG-8, which has a convolution a group, 3,965,028.
+    Input [B, in_channels, H, W] with H, W >= 8, output logits [B, num_classes]. As in distillation
+    papers since Tian et al. 2020: no hidden linear layers, max pooling after the first three
+    groups, average pooling at the end. With 100 classes VGG-13 has 9,462,180 parameters and VGG-8,
+    with one convolution per group, 3,965,028.
 
     Args:
-        depth: 8, 11, 13, 16 or 19, the two hidden linear layers counted that are not there.
+        depth: 8, 11, 13, 16 or 19; it counts two hidden linear layers that this variant does not
+            have.
         width: channels of the first group, for narrower nets.
 
     Raises:
-        ValueError: for another depth.
+        ValueError: unknown depth.
     """
 
     # As in Tian et al. 2020: the first group, at full resolution, is the stem.

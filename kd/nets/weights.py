@@ -1,4 +1,4 @@
-"""Weights from a file into a net: which of a file's tensors are the net's, under which names."""
+"""Loading weights from a file: which of its tensors are the net's, under which names."""
 
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -12,10 +12,10 @@ from kd.errors import UserError, nearest
 from kd.files.state_dicts import CONTAINERS, StateDict, read_weights
 from kd.log import say
 
-# Keys and prefixes that say nothing of what the tensors are: those of checkpoints and of wrappers.
+# Keys and prefixes of checkpoints and wrappers; they do not describe the tensors.
 PLAIN = {*CONTAINERS, "module", "_orig_mod"}
-AVERAGED = {"ema", "swa", "averaged", "average", "shadow"}  # in a key or a prefix
-COUNTER = "num_batches_tracked"  # of batch norm; files of before PyTorch 0.4.1 have none
+AVERAGED = {"ema", "swa", "averaged", "average", "shadow"}  # words in a key or prefix
+COUNTER = "num_batches_tracked"  # of batch norm; missing in files older than PyTorch 0.4.1
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Fit:
     """Tensors of a file under the names of a net.
 
     Attributes:
-        state: where in the file they stand.
-        prefix: what stands before each of their names there.
+        state: their state dict in the file.
+        prefix: prefix of their names there.
         tensors: by the net's names.
     """
 
@@ -34,27 +34,27 @@ class Fit:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """The keys and prefixes that lead to the tensors."""
+        """Keys and prefixes that lead to the tensors."""
         return (*self.state.holders, *self.prefix.split(".")[:-1])
 
     @property
     def averaged(self) -> bool:
-        """Whether they are the average of a training's weights (EMA, SWA), by what the file calls them."""
+        """Whether the file's names call them averaged weights (EMA, SWA)."""
         swapped = "current_model_state" in self.state.beside  # Lightning's `WeightAveraging`
         lightning = swapped and self.state.holders[-1:] == ("state_dict",)
-        # torch's `AveragedModel` counts beside the module.
+        # torch's `AveragedModel` stores a counter beside the module
         outer = self.prefix.removesuffix("module.")
         torchs = outer != self.prefix and f"{outer}n_averaged" in self.state.tensors
         return any(_tokens(word) & AVERAGED for word in self.words) or lightning or torchs
 
     @property
     def label(self) -> str:
-        """The place in the file, for messages."""
+        """Place in the file, for messages."""
         return ".".join(self.words) or "the top level"
 
     @property
     def rank(self) -> tuple[int, int]:
-        """Sorts fits by how plain the words are; of places that say nothing the shortest comes first."""
+        """Sort key: plain words first, then the shortest."""
         strange = [
             word for word in self.words if word not in PLAIN and not _tokens(word) & AVERAGED
         ]
@@ -67,12 +67,12 @@ def _tokens(word: str) -> set[str]:
 
 @dataclass(frozen=True)
 class OutputChoice:
-    """Which outputs of a file's net are taken, where they stand for other classes or for more.
+    """Outputs to take from a file's net that has other or more classes.
 
     Attributes:
-        taken: for each class the number of the output.
-        of: how many outputs the file's net has.
-        head: names of the tensors that have a row for each.
+        taken: per class the index of the output.
+        of: number of outputs of the file's net.
+        head: names of the tensors with one row per output.
     """
 
     taken: Sequence[int]
@@ -88,18 +88,18 @@ def load_weights(
     which: str | None = None,
     outputs: OutputChoice | None = None,
 ) -> None:
-    """Load a file's tensors into `net`; names and shapes must be the same, but for a common prefix.
+    """Load a file's tensors into `net`; names and shapes must match, except for a common prefix.
 
     Args:
-        where: the config's key for the path, for messages.
-        head: names of the last layer's tensors. Where those of the file are for another number of classes, or are not
-            there, the net keeps its own.
-        which: where a file has several sets of weights that fit: `ema`, `raw`, or a key or prefix in the file. None
-            takes the averaged ones, where there are such.
-        outputs: those to take, where the file's net has them in another order, or has more; None takes all.
+        where: config key of the path, for messages.
+        head: names of the last layer's tensors. If the file's have another number of classes or are
+            missing, the net keeps its own.
+        which: choice between several matching sets of weights in the file: `ema`, `raw`, or a key
+            or prefix. None prefers averaged ones.
+        outputs: outputs to take, if the file's net has more or another order; None takes all.
 
     Raises:
-        UserError: the file cannot be read, or its tensors are not those of the net; says which.
+        UserError: the file cannot be read, or its tensors do not match the net; says which.
     """
     put_weights(net, read_weights(path, where), path, where, head, which, outputs)
 
@@ -113,7 +113,7 @@ def put_weights(
     which: str | None = None,
     outputs: OutputChoice | None = None,
 ) -> None:
-    """As `load_weights`, of what `read_weights` has read."""
+    """Load what `read_weights` returned; otherwise like `load_weights`."""
     expected = net.state_dict()
     fit = _choice(net, states, path, where, which)
     found = {name: expected[name] for name in expected if name.endswith(COUNTER)}
@@ -128,7 +128,10 @@ def put_weights(
         found |= {name: expected[name] for name in head}
     problems = _mismatches(found, expected, _key(where, "classes"))
     if problems:
-        about = f"  the net is {type(net).__name__} with {len(expected)} tensors; the file has {len(found)}"
+        about = (
+            f"  the net is {type(net).__name__} with {len(expected)} tensors; the file has "
+            f"{len(found)}"
+        )
         raise UserError(
             "\n".join([f"{where}: the weights in {path} do not fit the net:", *problems, about])
         )
@@ -142,7 +145,8 @@ def put_weights(
     left += fit.state.strays
     if left:
         say(
-            f"{where}: {len(left)} entries of {path.name} are none of the net's and are left out: {_some(left)}"
+            f"{where}: {len(left)} entries of {path.name} are none of the net's and are left "
+            f"out: {_some(left)}"
         )
     net.load_state_dict(found)
 
@@ -150,7 +154,7 @@ def put_weights(
 def _chosen(
     found: Mapping[str, Tensor], expected: Mapping[str, Tensor], outputs: OutputChoice, where: str
 ) -> dict[str, Tensor]:
-    """The last layer's rows for the outputs that are taken; and those of layers beside it, such as auxiliary ones."""
+    """Select rows of the last layer, and of layers beside it such as auxiliary heads."""
     rows = list(outputs.taken)
     beside = [
         name
@@ -163,7 +167,8 @@ def _chosen(
     for name in named:
         if len(found[name]) != outputs.of:
             raise UserError(
-                f"{where}: it is said to be for {outputs.of} classes, but its {name} is for {len(found[name])}"
+                f"{where}: it is said to be for {outputs.of} classes, but its {name} is for "
+                f"{len(found[name])}"
             )
     return {name: found[name][rows] for name in named}
 
@@ -171,13 +176,13 @@ def _chosen(
 def _choice(
     net: nn.Module, states: Sequence[StateDict], path: Path, where: str, which: str | None
 ) -> Fit:
-    """The tensors of a file to take for a net.
+    """Choose the tensors of a file for a net.
 
-    Of all places and prefixes those are taken that give most of the net's parameters; of several such the averaged
-    ones, and of these the ones under the plainest keys.
+    Preferred are the places and prefixes that cover most of the net's parameters, then averaged
+    weights, then the plainest keys.
 
     Raises:
-        UserError: none are called `which`, or nothing tells which of several are meant.
+        UserError: none are called `which`, or the choice is ambiguous.
     """
     parameters = {name for name, _ in net.named_parameters()}
 
@@ -197,8 +202,8 @@ def _choice(
     labels = sorted({fit.label for fit in whole})
     if any(fit.rank == best.rank and fit.words != best.words for fit in averaged or whole):
         raise UserError(
-            f"{where}: {path} holds several sets of weights that fit the net: {', '.join(labels)}; choose one with "
-            f"{_key(where, 'state')}={best.label}"
+            f"{where}: {path} holds several sets of weights that fit the net: "
+            f"{', '.join(labels)}; choose one with {_key(where, 'state')}={best.label}"
         )
     if averaged or len(labels) > 1:
         kind = "averaged weights (EMA)" if best.averaged else "weights"
@@ -209,7 +214,7 @@ def _choice(
 
 
 def _with_buffers(fit: Fit, others: Sequence[Fit], buffers: Collection[str]) -> Fit:
-    """A fit with the buffers of another one, where it has none: many an average is of the parameters alone."""
+    """Complete a fit with another's buffers: many averages cover parameters only."""
     gone = {name for name in buffers if name not in fit.tensors and not name.endswith(COUNTER)}
     for other in others if gone else ():
         if gone <= other.tensors.keys():
@@ -218,12 +223,12 @@ def _with_buffers(fit: Fit, others: Sequence[Fit], buffers: Collection[str]) -> 
 
 
 def _key(where: str, name: str) -> str:
-    """The config's key beside that of a path; empty where the path is no key's."""
+    """Return a config key beside that of the path; empty if the path is no config key."""
     return f"{where.removesuffix('path')}{name}" if where.endswith(".path") else ""
 
 
 def _called(fits: Sequence[Fit], which: str, path: Path, where: str) -> list[Fit]:
-    """Those fits that `which` names.
+    """Return the fits that `which` names.
 
     Raises:
         UserError: there are none.
@@ -236,14 +241,17 @@ def _called(fits: Sequence[Fit], which: str, path: Path, where: str) -> list[Fit
         kinds = ["ema" if fit.averaged else "raw" for fit in fits]
         accepted = list(dict.fromkeys([*kinds, *(word for fit in fits for word in fit.words)]))
         raise UserError(
-            f"{_key(where, 'state')}: found {which!r}; {path} has {', '.join(accepted)}{nearest(which, accepted)}"
+            f"{_key(where, 'state')}: found {which!r}; {path} has "
+            f"{', '.join(accepted)}{nearest(which, accepted)}"
         )
     return found
 
 
 def _fits(state: StateDict, net: nn.Module) -> list[Fit]:
-    """The ways to read a state dict's names as a net's: without each prefix that some of the net's names have in it,
-    and by the names that others give to the net's parts. The names as they are come first.
+    """Match a state dict's names to a net's.
+
+    Candidates are the names as they are, without each prefix before some of the net's names, and
+    under other projects' names for the net's parts.
     """
     expected = net.state_dict().keys()
     rules: Sequence[tuple[str, str]] = getattr(net, "other_names", ())
@@ -268,7 +276,7 @@ def _fits(state: StateDict, net: nn.Module) -> list[Fit]:
 
 
 def _renamed(name: str, rules: Sequence[tuple[str, str]]) -> str:
-    """What the net calls a tensor; the first rule that fits the name is applied."""
+    """Translate a tensor's name by the first matching rule."""
     for pattern, ours in rules:
         renamed, times = re.subn(pattern, ours, name)
         if times:
@@ -279,8 +287,10 @@ def _renamed(name: str, rules: Sequence[tuple[str, str]]) -> str:
 def _mismatches(
     found: Mapping[str, Tensor], expected: Mapping[str, Tensor], classes: str
 ) -> list[str]:
-    """A line for each way in which the tensors differ from the net's, and one where another number of classes may be
-    the reason: tensors that differ in the number of their rows alone.
+    """Describe each mismatch with the net's tensors in a line.
+
+    One more line is added if tensors differ in their number of rows only, so another number of
+    classes may be the reason.
     """
     wrong = [
         name for name in expected if name in found and found[name].shape != expected[name].shape
@@ -302,7 +312,10 @@ def _mismatches(
     }
     if len(rows) == 1 and all(_other_classes(found[name], expected[name]) for name in wrong):
         ((theirs, ours),) = rows
-        advice = f"; {classes} takes the names of the file's, in order, and then only the data's are kept"
+        advice = (
+            f"; {classes} takes the names of the file's, in order, and then only the data's are "
+            "kept"
+        )
         lines.append(
             f"  the file is for {theirs} classes, the data has {ours}{advice if classes else ''}"
         )
@@ -310,7 +323,7 @@ def _mismatches(
 
 
 def _some(names: Collection[str]) -> str:
-    """The first ten, and how many more."""
+    """List the first ten, and the number of others."""
     more = f" and {len(names) - 10} more" if len(names) > 10 else ""
     return ", ".join(list(names)[:10]) + more
 

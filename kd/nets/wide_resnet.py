@@ -1,4 +1,4 @@
-"""Wide residual nets of small images: WRN-40-2, WRN-16-2 and their like."""
+"""Wide residual nets for small images: WRN-40-2, WRN-16-2 and others."""
 
 from torch import Tensor, nn
 
@@ -6,7 +6,8 @@ from kd.nets.initial import kaiming
 
 
 class PreActivationBlock(nn.Module):
-    """Batch norm and ReLU before each of two 3x3 convolutions (Zagoruyko & Komodakis 2016, Fig. 1c, Table 1).
+    """Batch norm and ReLU before each of two 3x3 convolutions (Zagoruyko & Komodakis 2016, Fig. 1c,
+    Table 1).
 
     [B, inputs, H, W] -> [B, outputs, H / stride, W / stride].
     """
@@ -23,31 +24,33 @@ class PreActivationBlock(nn.Module):
             self.shortcut = nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [B, inputs, H, W] -> [B, outputs, H / stride, W / stride], a sum that no ReLU has cut."""
+        """x [B, inputs, H, W] -> [B, outputs, H / stride, W / stride], a sum without activation."""
         activated = self.relu(self.bn1(x))
-        # A convolution in the shortcut reads what was activated; an identity is of the block's own input.
+        # A convolutional shortcut reads the activated input; an identity shortcut the block's
+        # input.
         shortcut = x if self.shortcut is None else self.shortcut(activated)
         out: Tensor = self.conv2(self.relu(self.bn2(self.conv1(activated)))) + shortcut
         return out
 
 
 class WideResNet(nn.Module):
-    """Three groups of pre-activation blocks, `widen` times as wide as plain ones (Zagoruyko & Komodakis 2016, Table 1).
+    """Three groups of pre-activation blocks, `widen` times wider (Zagoruyko & Komodakis 2016, Table
+    1).
 
-    Input [B, in_channels, H, W], output logits [B, num_classes]. With 100 classes WRN-40-2 has 2,255,156 parameters,
-    WRN-16-2 703,284.
+    Input [B, in_channels, H, W], output logits [B, num_classes]. With 100 classes WRN-40-2 has
+    2,255,156 parameters, WRN-16-2 703,284.
 
     Args:
-        depth: 6n + 4, for n blocks a group.
-        widen: the groups have 16, 32 and 64 times as many channels.
+        depth: 6n + 4, for n blocks per group.
+        widen: factor of the groups' 16, 32 and 64 channels.
 
     Raises:
-        ValueError: for another depth.
+        ValueError: unknown depth.
     """
 
     taps = ("block1", "block2", "block3")
     stem = "conv1"
-    other_names = (  # RepDistiller's, and those of xternalz/WideResNet-pytorch
+    other_names = (  # those of RepDistiller and xternalz/WideResNet-pytorch
         (r"^(block\d)\.layer\.(\d+)\.convShortcut\.", r"\1.\2.shortcut."),
         (r"^(block\d)\.layer\.", r"\1."),
         (r"^bn1\.", "bn."),

@@ -1,1 +1,1 @@
-"""Teachers: nets that answer x [B, C, H, W] in [0, 1] with logits [B, num_classes], each time or once and for all."""
+"""Teachers: nets that map x [B, C, H, W] in [0, 1] to logits [B, num_classes], live or cached."""

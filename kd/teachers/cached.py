@@ -1,4 +1,6 @@
-"""A teacher whose outputs are computed once for each view, by whoever needs it first, and read ever after."""
+"""Teacher with cached outputs: each view is computed once, by the first to need it, and then
+read.
+"""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -17,27 +19,27 @@ from kd.log import console, say
 from kd.teachers.live import Live, chunk_of
 from kd.teachers.view_files import ViewFiles
 
-STEP = 8  # chunks of images made ready at a time
-PATIENCE = 3.0  # seconds of computing after which it is shown
+STEP = 8  # chunks of images prepared at a time
+PATIENCE = 3.0  # seconds of computing before progress is shown
 
 
 class Cached:
-    """Reads a view's logits from its file; where there is none, asks about all training images and writes it first.
+    """Reads a view's logits from its file; computes and writes the file first if there is none.
 
-    Reading or asking, the logits are the same: on a CPU bit for bit, on an accelerator up to the last bits that its
-    kernels change with the batch. Where a file can be neither read nor written (disk full, no permission, `limit`
-    reached) it says so once and asks about each batch.
+    Read or computed, the logits are equal: bit for bit on a CPU, and up to the last bits on an
+    accelerator, whose kernels depend on the batch. If a file can be neither read nor written (disk
+    full, no permission, `limit` reached), a warning is logged once and each batch is computed live.
 
-    While another process computes the view that is needed, one of the next ones is computed here; so jobs that begin
-    together, and the ranks of DDP, share out the views.
+    While another process computes the view that is needed, this one computes one of the next. So
+    concurrent jobs, and the ranks of DDP, share the work.
 
     Args:
-        live: what is asked.
-        images: all training images, those without labels too; a batch's `index` counts in them.
-        augment, seed: of the views, as the training makes them.
-        files: where they are; for these images, views, and teacher alone.
-        views: how many will be needed for sure.
-        pool: the images that the second picture of a mixed view comes from; None for all training images.
+        live: the teacher to ask.
+        images: all training images, unlabelled ones included; a batch's `index` refers to them.
+        augment, seed: of the views, as in training.
+        files: files for these images, views and this teacher.
+        views: number of views certain to be needed.
+        pool: images that provide the second image of a mixed view; None for all training images.
     """
 
     def __init__(
@@ -60,18 +62,19 @@ class Cached:
         )
         self.views = views
         self.pool = images if pool is None else pool
-        self.view: int | None = None  # the one that `rows` is of
-        self.rows: NDArray[np.floating] | None = None  # mapped [images, classes]; None asks
+        self.view: int | None = None  # the view that `rows` belongs to
+        self.rows: NDArray[np.floating] | None = None  # mapped [images, classes]; None: ask live
         self.writes = True
 
     def __deepcopy__(self, memo: object) -> "Cached":
-        return self  # as `Live`
+        return self  # as in `Live`
 
     def __getstate__(self) -> dict[str, object]:
+        # Pickling would send a map to another process as an array
         return self.__dict__ | {
             "view": None,
             "rows": None,
-        }  # a map would be sent to another process as an array
+        }
 
     def to(self, device: torch.device) -> "Cached":
         """Move the net; returns itself."""
@@ -80,7 +83,7 @@ class Cached:
         return self
 
     def prepare(self, view: int) -> None:
-        """Open the view's file, made now if need be, by this process or another."""
+        """Open the view's file, after this or another process has made it."""
         self.view, self.rows = view, None
         try:
             self.rows = self.files.open(view)
@@ -90,12 +93,14 @@ class Cached:
             self.writes = False
             reason = getattr(error, "strerror", None) or error
             say(
-                f"teacher.cache: cannot keep the teacher's outputs in {self.files.folder} ({reason}); "
-                "computing them with each batch"
+                f"teacher.cache: cannot keep the teacher's outputs in {self.files.folder} "
+                f"({reason}); computing them with each batch"
             )
 
     def _made(self, view: int) -> NDArray[np.floating] | None:
-        """A view's rows. While another process computes them, this one computes others, and then waits."""
+        """Return a view's rows; while another process computes them, compute other views, then
+        wait.
+        """
         for each in range(view, max(view + 1, self.views)):
             if each != view and self.files.there(each):
                 continue
@@ -104,26 +109,28 @@ class Cached:
             except (OSError, CannotWrite):
                 if each == view:
                     raise
-                break  # there is no room for it, which is told when it is needed
+                break  # no room; the warning comes when the view is needed
             if (rows := self.files.open(view)) is not None:
                 return rows
-        self._make(view, wait=True)  # in case who was at it has failed
+        self._make(view, wait=True)  # in case the process at work has failed
         return self.files.open(view)
 
     def _make(self, view: int, *, wait: bool) -> None:
-        """Compute a view, unless another process is at it, or has made it meanwhile."""
+        """Compute a view, unless another process does or did."""
         with self.files.claim(view, wait=wait) as mine:
             if mine and self.files.open(view) is None:
                 self.files.write(view, self._compute(view))
 
     def __call__(self, x: Tensor, index: Tensor, view: int) -> Tensor:
-        """The logits for x [B, C, H, W] in [0, 1] and index int64 [B]: float32 [B, classes]."""
+        """Return the logits for x [B, C, H, W] in [0, 1] and index int64 [B]: float32 [B,
+        classes].
+        """
         if self.rows is None or view != self.view:
             return self.live(x, index, view)
         return torch.from_numpy(self.rows[index.cpu().numpy()]).to(x.device).float()
 
     def _compute(self, view: int) -> Iterator[NDArray[np.floating]]:
-        """All rows of a view, some at a time."""
+        """Compute all rows of a view, block by block."""
         count, _, *size = self.images.pixels.shape
         steps = torch.split(torch.arange(count), STEP * chunk_of(*size))
         for index in _shown(steps, f"teacher's outputs for view {view}"):
@@ -138,7 +145,7 @@ class Cached:
 
 
 def _shown(parts: Sequence[Tensor], what: str) -> Iterator[Tensor]:
-    """Each part in turn; from some seconds on it is shown how far that has got."""
+    """Iterate over the parts; show progress after some seconds."""
     started, shown = time.perf_counter(), False
     progress = Progress(console=console, transient=True, disable=not console.is_terminal)
     task = progress.add_task(what, total=len(parts))

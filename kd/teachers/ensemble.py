@@ -1,4 +1,4 @@
-"""Several nets that answer as one."""
+"""Several nets that act as one teacher."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -13,19 +13,20 @@ Average = Literal["logits", "probabilities"]
 
 
 class Ensemble(nn.Module):
-    """The weighted mean of what its members say; x [B, C, H, W] in [0, 1] -> logits [B, num_classes].
+    """Weighted mean of several nets; x [B, C, H, W] in [0, 1] -> logits [B, num_classes].
 
     Each member gets the images under its own normalisation, which is part of the state dict.
 
     Args:
-        members: what builds each net, `_target_` and keywords.
-        average: `logits`, sum_i w_i z_i; or `probabilities`, T * log(sum_i w_i softmax(z_i / T)), whose softmax at T is
-            the mean of the members' probabilities at T (Hinton, Vinyals & Dean 2015, section 3: arithmetic mean).
-        weights: one for each member, above 0; they are divided by their sum. None for equal ones.
-        temperature: the T of `probabilities`, above 0.
+        members: `_target_` and keywords of each net.
+        average: `logits`, sum_i w_i z_i; or `probabilities`, T * log(sum_i w_i softmax(z_i / T)).
+            The softmax of the latter at T is the mean of the members' probabilities (Hinton,
+            Vinyals & Dean 2015, section 3: arithmetic mean).
+        weights: one per member, > 0; divided by their sum. None for equal ones.
+        temperature: T of `probabilities`, > 0.
 
     Raises:
-        ValueError: as many weights as members are needed, and at least one member.
+        ValueError: no members, or not one weight per member.
     """
 
     mean: Tensor
@@ -45,7 +46,8 @@ class Ensemble(nn.Module):
         weights = [1.0] * len(members) if weights is None else weights
         if not members or len(weights) != len(members) or min(weights) <= 0:
             raise ValueError(
-                f"weights: found {list(weights)}, needed is a number above 0 for each of {len(members)}"
+                f"weights: found {list(weights)}, needed is a number above 0 for each of "
+                f"{len(members)}"
             )
         shape = Shape(in_channels, image_size, num_classes)
         self.members = nn.ModuleList(
@@ -53,22 +55,24 @@ class Ensemble(nn.Module):
         )
         self.average, self.temperature = average, temperature
         self.weights = [weight / sum(weights) for weight in weights]
+        # It takes unnormalised pixels
         self.normalization = (
             (0.0,) * in_channels,
             (1.0,) * in_channels,
-        )  # it gets pixels as they are
+        )
         self.register_buffer("mean", torch.zeros(len(members), in_channels, dtype=torch.float64))
         self.register_buffer("std", torch.ones(len(members), in_channels, dtype=torch.float64))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits whose softmax is the members' mean, in the sense of `average`."""
+        """Compute the mean of the members for x [B, C, H, W], as `average` defines it; logits [B,
+        num_classes].
+        """
         logits: list[Tensor] = [
-            member(
-                (x - mean.to(x)[:, None, None]) / std.to(x)[:, None, None]
-            )  # as kd.data.views.normalize
+            # Like kd.data.views.normalize
+            member((x - mean.to(x)[:, None, None]) / std.to(x)[:, None, None])
             for member, mean, std in zip(self.members, self.mean, self.std, strict=True)
         ]
-        if len(logits) == 1:  # bit for bit: softmax and its logarithm would round
+        if len(logits) == 1:  # bit for bit: softmax and log would round
             return logits[0]
         if self.average == "logits":
             return torch.stack(
@@ -84,7 +88,7 @@ class Ensemble(nn.Module):
     def join(
         self, states: Sequence[Mapping[str, Tensor]], normalizations: Sequence[tuple[Any, Any]]
     ) -> None:
-        """Take the members' weights, and what each one is normalised by, in their order."""
+        """Load the members' weights and normalisations, in their order."""
         for member, state in zip(self.members, states, strict=True):
             member.load_state_dict(state)
         self.mean.copy_(torch.tensor([mean for mean, _ in normalizations], dtype=torch.float64))

@@ -1,4 +1,4 @@
-"""A teacher that is looked into: always asked live, as what it computes on the way is kept nowhere."""
+"""Teacher with features: always asked live, because features are not cached."""
 
 from collections.abc import Collection
 from typing import Any
@@ -14,14 +14,14 @@ from kd.teachers.live import Live, Outputs, computing_in
 
 
 class Observed(Live):
-    """Asks the net about every batch, for its logits and for what its taps see, in one pass.
+    """Asks the net about every batch, for logits and hooked features, in one pass.
 
     Args:
         answers: the net; it gets hooks.
-        points: where it is looked at.
-        kinds: which of `kd.nets.hooks.KINDS` are wanted.
-        outputs: what logits are rounded to; what the taps see is not rounded.
-        precision: what the net computes in.
+        points: layers to hook.
+        kinds: those of `kd.nets.hooks.KINDS` to record.
+        outputs: type that logits are rounded to; features are not rounded.
+        precision: precision of the net.
     """
 
     def __init__(
@@ -37,7 +37,9 @@ class Observed(Live):
 
     @torch.no_grad()
     def look(self, x: Tensor) -> dict[str, Any]:
-        """The teacher's signals by name, `logits_t` float32 [B, classes] among them, for x [B, C, H, W] in [0, 1]."""
+        """Compute the teacher's signals for x [B, C, H, W] in [0, 1], by name, with `logits_t`
+        float32 [B, classes].
+        """
         with computing_in(self.precision, x.device):
             logits, seen = self.taps(self.answers, x)
         return {"logits_t": self._rounded(logits).float(), **named(seen, "t")}

@@ -1,4 +1,4 @@
-"""A teacher whose batch norms are folded into the convolutions before them."""
+"""Teacher with batch norms fused into the preceding convolutions."""
 
 from collections.abc import Callable
 from functools import cached_property
@@ -11,13 +11,13 @@ from kd.teachers.frozen import Frozen
 
 
 class Folded:
-    """A frozen net, loaded and folded when it is first asked; not for whoever looks at what its modules return.
+    """Frozen net, loaded and fused at first use; not for features.
 
-    It changes the logits by about a hundred thousandth of their size.
+    Fusing changes the logits by a relative 1e-5 or so.
 
     Args:
-        load: gives the net, to be taken over; it answers as it is where it cannot be folded.
-        compiled: whether torch's compiler makes kernels of it.
+        load: returns the net, to be taken over; it stays unfused if its code cannot be traced.
+        compiled: whether to compile it with torch.compile.
     """
 
     def __init__(self, load: Callable[[], Frozen], compiled: bool = False) -> None:
@@ -26,14 +26,13 @@ class Folded:
 
     @cached_property
     def frozen(self) -> Frozen:
-        """The net. A job of a sweep finds all answers in the cache, and does without."""
-        with torch.random.fork_rng(
-            devices=[]
-        ):  # what the student draws must not depend on when this is
+        """The net. A sweep job that finds all outputs in the cache never loads it."""
+        # The student's random draws must not depend on when this happens
+        with torch.random.fork_rng(devices=[]):
             return self.load().to(self.device)
 
     def __deepcopy__(self, memo: object) -> "Folded":
-        return self  # as `Frozen`
+        return self  # as in `Frozen`
 
     def to(self, device: torch.device) -> "Folded":
         """Move the net; returns itself."""
@@ -43,7 +42,7 @@ class Folded:
         return self
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x [B, C, H, W] in [0, 1] -> logits [B, num_classes], without gradient."""
+        """Compute x [B, C, H, W] in [0, 1] -> logits [B, num_classes], without gradient."""
         if not self.asked:
             self._fold(x)
         return self.frozen(x)
@@ -60,11 +59,12 @@ class Folded:
 
 
 def folded(net: nn.Module) -> nn.Module:
-    """A copy of a net in evaluation mode, batch norms folded in; the net itself where its code cannot be followed."""
+    """Return a copy in evaluation mode with batch norms fused, or the net itself if it cannot be
+    traced.
+    """
     try:
         quick: nn.Module = fuse(net)
-    except (
-        Exception
-    ):  # of whatever kind a net's own code meets when it is shown a placeholder for images
+    # A net's own code may raise anything on a placeholder
+    except Exception:
         return net
     return quick.to(memory_format=torch.channels_last)

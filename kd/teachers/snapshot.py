@@ -1,11 +1,11 @@
-"""What a net said before: the last task's net as a teacher of the next is a frozen stage; of exemplars it is stored."""
+"""Stored logits as a teacher: what a net answered for exemplars when they were stored."""
 
 import torch
 from torch import Tensor
 
 
 class Snapshot:
-    """Replays stored logits; no net is asked.
+    """Replays stored logits without a net.
 
     Args:
         rows: float32 [training images, C], NaN where nothing is stored.
@@ -15,7 +15,7 @@ class Snapshot:
         self.rows = rows
 
     def __deepcopy__(self, memo: object) -> "Snapshot":
-        return self  # averaging a model's weights copies the model; what was stored never changes
+        return self  # weight averaging copies the model; stored logits never change
 
     def to(self, device: torch.device) -> "Snapshot":
         """Move the rows; returns itself."""
@@ -23,8 +23,8 @@ class Snapshot:
         return self
 
     def prepare(self, view: int) -> None:
-        """All is known beforehand, whatever the view."""
+        """Do nothing; the stored logits serve all views."""
 
     def __call__(self, x: Tensor, index: Tensor, view: int) -> Tensor:
-        """The rows [B, C] of the images index [B]."""
+        """Return the rows [B, C] of the images index [B]."""
         return self.rows[index]

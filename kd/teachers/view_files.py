@@ -1,4 +1,6 @@
-"""Files of a teacher's outputs: a folder for each view, published whole, verified when opened, the oldest removed."""
+"""Files of teacher outputs: one folder per view, published atomically, verified on opening, evicted
+by age.
+"""
 
 import errno
 import json
@@ -23,16 +25,16 @@ GB = 10**9
 
 _verified: dict[
     Path, tuple[int, ...]
-] = {}  # files that this process found to be whole, and their state then
+] = {}  # files that this process has verified, with their state then
 
 
 @dataclass(frozen=True)
 class Room:
-    """Where all teachers' outputs are, and how much there may be of them.
+    """Folder of all teacher outputs, with its size limit.
 
     Attributes:
-        folder: holds a folder for each teacher and set of views.
-        limit: of all that is in it, in GB (10^9 bytes).
+        folder: holds one folder per teacher and set of views.
+        limit: for everything in it, in GB (10^9 bytes).
     """
 
     folder: Path
@@ -41,16 +43,16 @@ class Room:
 
 @dataclass(frozen=True)
 class ViewFiles:
-    """The outputs of one teacher for one set of views: in `<room>/<key>-<device>/view-<n>/`.
+    """Outputs of one teacher for one set of views, in `<room>/<key>-<device>/view-<n>/`.
 
     Several processes may use it at once.
 
     Attributes:
-        key: names all that the outputs depend on, but for the number of the view.
-        rows: images.
-        classes: logits for each.
+        key: covers all that the outputs depend on, except the view's number.
+        rows: number of images.
+        classes: logits per image.
         dtype: of a logit: float16 or float32.
-        device: type of what computes them, as each has last bits of its own.
+        device: type of the computing device, since last bits differ between devices.
     """
 
     room: Room
@@ -62,11 +64,11 @@ class ViewFiles:
 
     @property
     def folder(self) -> Path:
-        """Holds a folder for each view."""
+        """Holds one folder per view."""
         return self.room.folder / f"{self.key}-{self.device}"
 
     def open(self, view: int) -> NDArray[np.floating] | None:
-        """Map a view's logits [rows, classes] into memory; None where they are not there, or damaged, which is said.
+        """Map a view's logits [rows, classes] into memory; None if missing, or damaged (logged).
 
         A file is checked against its checksum when this process first opens it.
         """
@@ -81,21 +83,22 @@ class ViewFiles:
                 _verified[path] = state
             rows: NDArray[np.floating] = np.load(path, mmap_mode="r")
         except (OSError, ValueError, KeyError, TypeError) as error:
-            if folder.exists():  # another process may have made room meanwhile
+            if folder.exists():  # another process may have evicted it meanwhile
                 say(f"{folder} is damaged ({error}); computing the teacher's outputs again")
             return None
-        with suppress(OSError):  # a folder that may only be read serves as well
-            os.utime(folder / MANIFEST)  # when it was last used
+        with suppress(OSError):  # a read-only folder works as well
+            os.utime(folder / MANIFEST)  # time of last use
         return rows
 
     def claim(self, view: int, *, wait: bool = True) -> AbstractContextManager[bool]:
-        """Hold the only right to write a view, for as long as the process lives; waits for another process that does.
+        """Hold the exclusive right to write a view while the process lives; waits for another
+        writer.
 
         Args:
-            wait: False goes on at once; whether the right is held is what `with` gives.
+            wait: False does not wait; the `with` value says whether the right is held.
 
         Raises:
-            CannotWrite: the folder cannot be written into.
+            CannotWrite: the folder is not writable.
         """
         return held(
             self.folder / f"lock-{view}",
@@ -105,21 +108,21 @@ class ViewFiles:
         )
 
     def there(self, view: int) -> bool:
-        """Whether a view's folder is there, whole or not."""
+        """Whether a view's folder exists, complete or not."""
         return self._folder(view).exists()
 
     def write(self, view: int, parts: Iterable[NDArray[np.floating]]) -> None:
-        """Publish a view, whole or not at all, in the place of a damaged one if any; call it under `claim`.
+        """Publish a view atomically, replacing a damaged one; call it under `claim`.
 
         Args:
-            parts: logits [some rows, classes] of the type `dtype`, one after another.
+            parts: logits [some rows, classes] of the type `dtype`, in order.
 
         Raises:
-            OSError: there is no room for it, or it cannot be written; nothing is left of it then.
+            OSError: the disk is full or not writable; nothing is left behind.
         """
         final = self._folder(view)
         partial = final.with_name(f"{final.name}.partial")
-        for left in (final, partial):  # damaged, or of a process that was killed
+        for left in (final, partial):  # damaged, or left by a killed process
             shutil.rmtree(left, ignore_errors=True)
         self._make_room()
         partial.mkdir()
@@ -132,7 +135,7 @@ class ViewFiles:
         try:
             with (partial / LOGITS).open(
                 "wb"
-            ) as file:  # a map of a full disk would kill the process instead
+            ) as file:  # writing to a map on a full disk would kill the process
                 npy.write_array_header_1_0(file, header)
                 for part in parts:
                     file.write(np.ascontiguousarray(part, self.dtype).data)
@@ -150,7 +153,7 @@ class ViewFiles:
         return {"rows": self.rows, "classes": self.classes, "dtype": self.dtype}
 
     def _verify(self, folder: Path) -> None:
-        """Raise unless the logits are those that were written, and of this shape and type."""
+        """Raise unless checksum, shape and type of the logits are right."""
         manifest = json.loads((folder / MANIFEST).read_text())
         for name, expected in self._expected().items():
             if manifest[name] != expected:
@@ -159,25 +162,23 @@ class ViewFiles:
             raise ValueError(f"the checksum of {LOGITS} is wrong")
 
     def _make_room(self) -> None:
-        """Remove the views of others that were not used for longest, until one more fits; never one of its own.
+        """Evict the least recently used views of others until one more fits; never its own.
 
-        Its own it needs all: were they removed in turn, none would be there when the next run asks for them.
+        A teacher needs all of its views: evicted in turn, none would be left for the next run.
         """
         needed = self.rows * self.classes * np.dtype(self.dtype).itemsize
         views = sorted(_views(self.room.folder))
         total = sum(size for _, size, _ in views)
-        total += needed * len(
-            [*self.folder.glob("view-*.partial")]
-        )  # which other processes are writing
+        # Those that other processes are writing
+        total += needed * len([*self.folder.glob("view-*.partial")])
         for _, size, folder in views:
             if total + needed > self.room.limit * GB and folder.parent != self.folder:
                 _remove(folder)
                 total -= size
         if total + needed > self.room.limit * GB:
             raise OSError(errno.EDQUOT, f"teacher.cache_limit of {self.room.limit:g} GB reached")
-        if (
-            needed > 0.95 * shutil.disk_usage(self.folder).free
-        ):  # before hours of computing, not after
+        # Before hours of computing, not after
+        if needed > 0.95 * shutil.disk_usage(self.folder).free:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
@@ -187,7 +188,7 @@ def _state(path: Path) -> tuple[int, ...]:
 
 
 def _views(room: Path) -> Iterator[tuple[int, int, Path]]:
-    """Of each view: when it was last used, its size in bytes, its folder."""
+    """Iterate over all views: time of last use, size in bytes, folder."""
     for manifest in room.glob(f"*/view-*/{MANIFEST}"):
         if manifest.parent.suffix != ".partial":
             with suppress(OSError):  # another process may be removing it
@@ -196,7 +197,7 @@ def _views(room: Path) -> Iterator[tuple[int, int, Path]]:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a view so that no half of it is ever seen; who has it mapped keeps it until done."""
+    """Remove a view atomically; processes that have it mapped keep it."""
     gone = folder.with_name(f".{folder.name}.{os.getpid()}")
     with suppress(OSError):  # another process may have done it
         folder.rename(gone)

@@ -1,4 +1,6 @@
-"""What a teacher's soft labels are worth: how right it is on validation, how sure and steady on training views."""
+"""Value of a teacher's soft labels: accuracy on validation, entropy and stability on training
+views.
+"""
 
 import json
 import math
@@ -8,23 +10,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-SURE = 0.02  # of the largest entropy there can be: below, soft labels are next to one-hot
-BY_ORDER = 0.1  # accuracy that another order of the outputs must gain to be worth a word
-LISTED = 20  # classes that a message lists
-BY_HEART = 0.03  # how much better a teacher may be on validation than on test
-UNSTEADY = 0.2  # of the same: above, the label of an image depends on how it was cropped
+SURE = 0.02  # share of the maximal entropy; below it soft labels are nearly one-hot
+BY_ORDER = 0.1  # accuracy gain from reordering the outputs that is worth a warning
+LISTED = 20  # classes listed in a message
+BY_HEART = 0.03  # excess of validation over test accuracy that suggests memorised images
+UNSTEADY = 0.2  # share of the maximal entropy; above it the label of an image depends on its crop
 
 
 @dataclass(frozen=True)
 class Watched:
-    """A teacher's logits, from which all the rest follows at any temperature.
+    """Teacher logits, from which the measures follow at any temperature.
 
     Attributes:
-        logits: [N, C], of the validation images as they are.
+        logits: [N, C], of the unaugmented validation images.
         labels: int64 [N], of those.
-        views: [2, n, C], of two views each of some training images, none of them mixed.
+        views: [2, n, C], two unmixed views each of some training images.
         view_labels: int64 [n], of those; -1 where the student has none.
-        seen: [n, C], of a view of each as the student sees it, mixed where the views are.
+        seen: [n, C], one view of each as the student sees it, mixed if views mix.
     """
 
     logits: Tensor
@@ -34,12 +36,12 @@ class Watched:
     seen: Tensor
 
     def at(self, temperature: float) -> dict[str, float]:
-        """The measures at a temperature.
+        """Compute the measures at a temperature > 0.
 
         Returns:
-            `accuracy` on validation, a share; `entropy` of the soft labels of training views, in nats per image;
-            `label_probability`, what they give to the true class, on average; `instability`, the mean
-            Kullback-Leibler divergence in nats between the soft labels of two views of an image, both ways averaged.
+            `accuracy` on validation, a share; `entropy` of the soft labels of training views, nats
+            per image; `label_probability`, their mean probability of the true class; `instability`,
+            the symmetric mean Kullback-Leibler divergence between two views of an image, in nats.
         """
         log_p = (self.seen.double() / temperature).log_softmax(1)
         a, b = (self.views.double() / temperature).log_softmax(2)
@@ -51,7 +53,9 @@ class Watched:
         }
 
     def _label_probability(self, views: Tensor, temperature: float) -> float:
-        """What it gives to the true class: on the views whose label is known; without any, on validation."""
+        """Compute the mean probability of the true class on labelled views [n, C]; without any, on
+        validation.
+        """
         known = self.view_labels >= 0
         labels = self.view_labels[known]
         given = views[known]
@@ -68,36 +72,40 @@ def knows_validation(
     entropy: float | None,
     classes: int,
 ) -> str | None:
-    """What to say where a loaded teacher seems to have been trained on the validation images; None where it does not.
+    """Warn if a loaded teacher seems to have been trained on the validation images; None otherwise.
 
     Args:
-        val, test: its accuracy, and the ends of the 95 % interval of it; shares.
-        baseline_gap: how much better the net trained here is on validation than on test, which it has seen neither of.
-        entropy: of its soft labels on training views, in nats; None where nothing was distilled.
+        val, test: its accuracy and the ends of the 95 % interval; shares.
+        baseline_gap: validation minus test accuracy of the net trained here, which saw neither.
+        entropy: of its soft labels on training views, in nats; None if nothing was distilled.
     """
     gap = val[0] - test[0] - max(baseline_gap, 0.0)
     if gap < BY_HEART or val[1] <= test[2]:
         return None
     found = (
-        f"The teacher has probably been trained on the validation images: it is right on {100 * val[0]:.2f} % of them "
-        f"and on {100 * test[0]:.2f} % of the test images. What validation says of it (accuracy, agreement) is of "
-        "images it knows by heart, and so are its soft labels on the training images"
+        "The teacher has probably been trained on the validation images: it is right on "
+        f"{100 * val[0]:.2f} % of them and on {100 * test[0]:.2f} % of the test images. What "
+        "validation says of it (accuracy, agreement) is of images it knows by heart, and so "
+        "are its soft labels on the training images"
     )
     if entropy is not None:
         largest = math.log(classes)
         worth = ", next to one-hot" if entropy < SURE * largest else ""
-        found += f": on training views their entropy is {entropy:.3f} of at most {largest:.2f} nats{worth}"
+        found += (
+            f": on training views their entropy is {entropy:.3f} of at most {largest:.2f} "
+            f"nats{worth}"
+        )
     return (
-        f"{found}. Harder views (data/augment=strong, which mixes images), a higher temperature, or images that it has "
-        "not seen (data.unlabeled) make them say more."
+        f"{found}. Harder views (data/augment=strong, which mixes images), a higher "
+        "temperature, or images that it has not seen (data.unlabeled) make them say more."
     )
 
 
 def other_order(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> str | None:
-    """What to say where a net's outputs seem to stand for the classes in another order; None where they do not.
+    """Warn if a net's outputs seem to be in another class order; None otherwise.
 
-    The order is the one that is right most often (linear assignment on the confusion matrix). It counts where it is far
-    better on the half of the images that it was not found on: by `BY_ORDER` and beyond chance.
+    The order is the most accurate one (linear assignment on the confusion matrix), found on half of
+    the images. It counts if it is better on the other half by `BY_ORDER` and beyond chance.
 
     Args:
         logits: [N, C], of validation images.
@@ -117,15 +125,23 @@ def other_order(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> str |
     listed = json.dumps(names[:LISTED], ensure_ascii=False)
     listed = listed if len(names) <= LISTED else f"{listed[:-1]}, ...]"
     return (
-        f"The teacher's outputs seem to be in another order than the data's classes: it is right on "
-        f"{100 * float(right.double().mean()):.1f} % of the validation images as they are, and on "
-        f"{100 * float((order[labels] == chosen).double().mean()):.1f} % with 'teacher.classes={listed}'. Give the "
-        "classes in the teacher's own order (teacher.classes takes a list or a file)."
+        "The teacher's outputs seem to be in another order than the data's classes: it is "
+        f"right on {100 * float(right.double().mean()):.1f} % of the validation images as "
+        f"they are, and on {100 * float((order[labels] == chosen).double().mean()):.1f} % "
+        f"with 'teacher.classes={listed}'. Give the classes in the teacher's own order "
+        "(teacher.classes takes a list or a file)."
     )
 
 
 def _assigned(chosen: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """For each class the output that stands for it, so that most of the choices are right."""
+    """Assign an output to each class for the highest accuracy.
+
+    Args:
+        chosen, labels: predicted and true class, int64 [N].
+
+    Returns:
+        int64 [classes].
+    """
     from scipy.optimize import linear_sum_assignment
 
     counts = torch.bincount(labels * classes + chosen, minlength=classes**2)
@@ -133,17 +149,19 @@ def _assigned(chosen: Tensor, labels: Tensor, classes: int) -> Tensor:
 
 
 def concerns(teacher: Mapping[str, float], classes: int, baseline: float | None) -> list[str]:
-    """What should worry the user about a teacher, each with what may help; empty where nothing does.
+    """List problems of a teacher, each with a remedy; empty if there are none.
 
     Args:
         teacher: as from `Watched.at`.
-        baseline: validation accuracy of the small net trained alone, a share; None where there is none.
+        baseline: validation accuracy of the small net trained alone, a share; None if there is
+            none.
     """
     found, largest = [], math.log(classes)
     if baseline is not None and teacher["accuracy"] < baseline:
         found.append(
-            f"The teacher is right on {100 * teacher['accuracy']:.1f} % of the validation images, the baseline on "
-            f"{100 * baseline:.1f} %: train the teacher longer (teacher.epochs), take a larger one, or lower alpha."
+            f"The teacher is right on {100 * teacher['accuracy']:.1f} % of the validation "
+            f"images, the baseline on {100 * baseline:.1f} %: train the teacher longer "
+            "(teacher.epochs), take a larger one, or lower alpha."
         )
     if teacher["entropy"] < SURE * largest:
         found.append(
@@ -152,7 +170,8 @@ def concerns(teacher: Mapping[str, float], classes: int, baseline: float | None)
         )
     if teacher["instability"] > UNSTEADY * largest:
         found.append(
-            f"The teacher changes its mind between two views of an image (divergence {teacher['instability']:.2f} "
-            "nats): lower alpha, augment less (data/augment=light), or train the teacher longer."
+            "The teacher changes its mind between two views of an image (divergence "
+            f"{teacher['instability']:.2f} nats): lower alpha, augment less "
+            "(data/augment=light), or train the teacher longer."
         )
     return found
