@@ -31,6 +31,7 @@ from kd.data.digits import Digits
 from kd.data.fashion_mnist import FashionMNIST
 from kd.data.images import Pixels, Store
 from kd.data.mnist import MNIST
+from kd.data.torchvision_reader import IDX
 from kd.data.views import Augment, make_views, normalize, to_unit
 from kd.errors import UserError
 from kd.measure.metrics import predict_logits, summary
@@ -446,12 +447,13 @@ def write_idx(folder: Path, part: str, count: int) -> None:
     )
 
 
-@pytest.mark.parametrize("source", [MNIST, FashionMNIST])
-def test_mnist_like_files_are_read(source: type[MNIST], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("source", "seventh"), [(MNIST, "7"), (FashionMNIST, "Sneaker")])
+def test_mnist_like_files_are_read(source: type[IDX], seventh: str, tmp_path: Path) -> None:
     write_idx(tmp_path / source.folder, "train", 200)
     write_idx(tmp_path / source.folder, "t10k", 50)
     data = source(root=str(tmp_path))
     assert data.shape == (1, 28, 10)
+    assert data.classes[7] == seventh  # as data.omit and teacher.classes call it
     assert (len(data.split.train), len(data.split.val), len(data.split.test)) == (180, 20, 50)
     assert data.split.test.pixels[torch.tensor([7])].unique().tolist() == [7]
     assert data.split.test.labels[7] == 7

@@ -2,8 +2,11 @@
 classes.
 """
 
+from dataclasses import replace
+
 from torchvision import datasets
 
+from kd.data.images import Source
 from kd.data.torchvision_reader import IDX
 
 
@@ -13,3 +16,7 @@ class MNIST(IDX):
     reader = datasets.MNIST
     folder = "MNIST/raw"
     origin = f"{reader.mirrors[0]} (unzipped)"
+
+    def read(self) -> Source:
+        """Read them, with classes called 0 to 9 where torchvision has `0 - zero`."""
+        return replace(super().read(), classes=tuple(map(str, range(10))))
