@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import struct
 import sys
 import warnings
@@ -657,6 +658,51 @@ def test_changed_added_and_removed_files_are_noticed(tmp_path: Path) -> None:
     added = fingerprint()
     (root / "dog/3.png").unlink()
     assert len({before, changed, kept_time, added, fingerprint()}) == 5
+
+
+def test_a_folder_that_was_moved_linked_or_staged_is_not_decoded_again(
+    tmp_path: Path, decodes: list[Path]
+) -> None:
+    root = folder(tmp_path / "set", {"cat": 5, "dog": 5})
+    cache = Cache(tmp_path / "cache")
+    first = cache.decoded(files_of(root), SIZE, 3)
+    shutil.copytree(root, tmp_path / "linked", copy_function=os.link)
+    shutil.copytree(root, tmp_path / "node" / "staged")  # with the files' times
+    for copied in ("linked", "node/staged"):
+        found = cache.decoded(files_of(tmp_path / copied), SIZE, 3)
+        assert torch.equal(found.store.array, first.store.array)
+    assert len(decodes) == 10
+    (tmp_path / "linked" / "cat" / "0.png").rename(tmp_path / "linked" / "cat" / "00.png")
+    cache.decoded(files_of(tmp_path / "linked"), SIZE, 3)
+    assert len(decodes) == 20
+
+
+def later(cache: Path) -> None:
+    """Let ten seconds pass: make all entries that much older."""
+    for manifest in cache.glob("images-*/manifest.json"):
+        used = manifest.stat().st_mtime - 10
+        os.utime(manifest, (used, used))
+
+
+def test_the_cache_has_a_limit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Room for two sets of three images: the third takes the place of the one that was not used for longest."""
+    sets = [files_of(folder(tmp_path / name, {"cat": 3})) for name in "abc"]
+    size = 3 * 3 * SIZE * SIZE
+    cache = Cache(tmp_path / "cache", limit=2.5 * size / 1e9)
+    left = tmp_path / "cache" / "images-killed.partial"
+    left.mkdir(parents=True)
+    for i in (0, 1, 0, 2):
+        cache.decoded(sets[i], SIZE, 3)
+        later(tmp_path / "cache")
+    assert len([*(tmp_path / "cache").glob("images-*/")]) == 2
+    capsys.readouterr()
+    cache.decoded(sets[0], SIZE, 3)
+    assert "decoding" not in capsys.readouterr().err
+    later(tmp_path / "cache")
+    cache.decoded(sets[1], SIZE, 3)
+    assert "decoding 3 images" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"data.cache_limit is 1e-06 GB"):
+        Cache(tmp_path / "cache", "disk", limit=1e-6).decoded(sets[2], SIZE, 3)
 
 
 @pytest.mark.parametrize("harm", ["cut", "flip", "facts", "manifest", "no_manifest"])

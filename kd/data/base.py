@@ -85,6 +85,7 @@ class DataModule(ABC):
             on it.
         cache: where decoded files are kept: see `kd.data.cache.Cache`.
         cache_dir: folder of the cache; None decodes every time.
+        cache_limit: size of the whole cache, in GB (10^9 bytes).
         num_workers: loader processes. The images are in memory, so 0 is usually best.
         on_duplicate: `warn` reports images that occur more than once, pixel for pixel; `drop`
             removes them from train, and from validation those in test; `stop` refuses.
@@ -109,6 +110,7 @@ class DataModule(ABC):
         license: str | None = None,
         cache: Mode | None = None,
         cache_dir: str | None = None,
+        cache_limit: Annotated[float, Field(gt=0)] = 100,
         num_workers: NonNegativeInt = 0,
         on_duplicate: OnDuplicate = "warn",
     ) -> None:
@@ -136,6 +138,7 @@ class DataModule(ABC):
         self.cache = Cache(
             Path(cache_dir).expanduser() if cache_dir else None,
             one_of("cache", cache, (None, *get_args(Mode))),
+            cache_limit,
         )
         self.augment = make_augment(augment or {})
         self.root = Path(root).expanduser()

@@ -22,17 +22,22 @@ from kd.data.decode import AS_STORED, DecodeError, Reading, Remarks, decode, rem
 from kd.data.folder import plain
 from kd.data.images import Facts, Store
 from kd.errors import CannotWrite
-from kd.files.locks import held
+from kd.files.locks import free, held
 from kd.files.store import checksum
 from kd.files.writing import writing
 from kd.log import console, say
 
 VERSION = 2  # of the decoded array; raise it when `decode` gives other pixels
+MANIFEST = "manifest.json"
+ENDS = 4096  # bytes at each end of a file that its key depends on
+GB = 1e9
 LARGE = 512 * 2**20  # bytes above which an array stays on disk by default
 
 REMEDY = "make room, set data.cache_dir to another folder, or data.cache=off to decode into memory"
 
 NAMED = 5  # files named in a note
+
+THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 Mode = Literal["ram", "disk", "off"]
 
@@ -60,10 +65,13 @@ class Cache:
         folder: holds one folder per entry, named by what it was made from; None keeps nothing.
         mode: `disk` maps the entry into memory, `ram` reads it, `off` decodes every time. None is
             `ram`, or `disk` for a large set.
+        limit: size of all entries, in GB (10^9 bytes). Those unused for longest make room for a new
+            one.
     """
 
     folder: Path | None = None
     mode: Mode | None = None
+    limit: float = 100
 
     def decoded(
         self,
@@ -91,7 +99,7 @@ class Cache:
                 with held(
                     self.folder / f"{entry.name}.lock", "data.cache", "is decoding the images"
                 ):
-                    manifest = _valid(entry, mode) or _write(entry, files, shape, reading)
+                    manifest = _valid(entry, mode) or self._write(entry, files, shape, reading)
         except CannotWrite as error:
             if mode == "disk":
                 raise CannotWrite(f"data.cache: {error}; {REMEDY}") from error
@@ -101,52 +109,104 @@ class Cache:
         if mode == "ram":
             store = Store(torch.from_numpy(np.load(entry / "pixels.npy")), store.facts)
         bad = {int(i): reason for i, reason in manifest["bad"].items()}
+        with suppress(OSError):  # a folder that may only be read serves as well
+            os.utime(entry / MANIFEST)  # when it was last used
         return Decoded(store, bad, manifest["notes"])
+
+    def _write(
+        self, entry: Path, files: Sequence[Path], shape: tuple[int, ...], reading: Reading
+    ) -> dict[str, Any]:
+        """Decode into a new entry, which appears whole or not at all."""
+        partial = entry.with_name(f"{entry.name}.partial")
+        # Left by a run that was killed, as this one holds the lock.
+        shutil.rmtree(partial, ignore_errors=True)
+        with writing(partial, "decoded images"):
+            _make_room(entry.parent, int(np.prod(shape)), self.limit)
+            partial.mkdir()
+            try:
+                array = _room(partial / "pixels.npy", shape)
+                facts, bad, notes = _decode_all(files, array, reading)
+                array.flush()
+                del array
+                facts.save(partial / "facts.safetensors")
+                manifest = {
+                    "bad": bad,
+                    "notes": notes,
+                    "facts": checksum(partial / "facts.safetensors"),
+                    "pixels": _stamp(partial),
+                }
+                (partial / MANIFEST).write_text(json.dumps(manifest))
+                shutil.rmtree(entry, ignore_errors=True)
+                partial.rename(entry)
+            except Exception:
+                shutil.rmtree(partial, ignore_errors=True)  # others need the room
+                raise
+        return manifest | {"bad": {str(i): reason for i, reason in bad.items()}}
 
 
 def _key(files: Sequence[Path], size: int, channels: int, reading: Reading) -> str:
-    """Return a hash that changes when a file is added, removed, renamed or written, and with the
-    decoding.
+    """Return a hash of the files' relative paths, their states and the way they are decoded.
+
+    The folder's own place does not count: copies and hard links that keep the files' times are the
+    same images.
     """
     digest = hashlib.sha256(f"{VERSION} {PIL.__version__} {size} {channels} {reading}".encode())
-    for file in files:
-        try:
-            found = file.stat()
-            # Include the time of the last metadata change: a copy may keep its content's time.
-            state = f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
-        except OSError:
-            state = "unreadable"
-        digest.update(os.fsencode(file.absolute()) + f"\0{state}\0".encode())
+    above = len(os.path.commonpath([file.absolute().parent for file in files]))
+    with ThreadPoolExecutor(THREADS) as pool:
+        for file, state in zip(files, pool.map(_state, files, chunksize=64), strict=True):
+            digest.update(os.fsencode(file.absolute())[above:] + b"\0" + state)
     return digest.hexdigest()[:16]
 
 
-def _write(
-    entry: Path, files: Sequence[Path], shape: tuple[int, ...], reading: Reading
-) -> dict[str, Any]:
-    """Decode into a new entry, which appears whole or not at all."""
-    partial = entry.with_name(f"{entry.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # left by a killed run; this process holds the lock
-    with writing(partial, "decoded images"):
-        partial.mkdir()
-        try:
-            array = _room(partial / "pixels.npy", shape)
-            facts, bad, notes = _decode_all(files, array, reading)
-            array.flush()
-            del array
-            facts.save(partial / "facts.safetensors")
-            manifest = {
-                "bad": bad,
-                "notes": notes,
-                "facts": checksum(partial / "facts.safetensors"),
-                "pixels": _stamp(partial),
-            }
-            (partial / "manifest.json").write_text(json.dumps(manifest))
-            shutil.rmtree(entry, ignore_errors=True)
-            partial.rename(entry)
-        except Exception:
-            shutil.rmtree(partial, ignore_errors=True)  # free the space for others
-            raise
-    return manifest | {"bad": {str(i): reason for i, reason in bad.items()}}
+def _state(file: Path) -> bytes:
+    """Return size, modification time and a hash of the first and last 4 KB.
+
+    The hash notices a file that was replaced with its times kept.
+    """
+    try:
+        with file.open("rb", buffering=0) as stream:
+            found = os.fstat(stream.fileno())
+            ends = stream.read(ENDS)
+            if found.st_size > ENDS:
+                stream.seek(max(ENDS, found.st_size - ENDS))
+                ends += stream.read(ENDS)
+    except OSError:
+        return b"unreadable"
+    return f"{found.st_size} {found.st_mtime_ns} ".encode() + hashlib.sha256(ends).digest()
+
+
+def _make_room(folder: Path, needed: int, limit: float) -> None:
+    """Remove what killed runs left, then entries unused for longest, until a new one fits.
+
+    Args:
+        needed: bytes.
+
+    Raises:
+        OSError: the new one alone is larger than the limit.
+    """
+    if needed > limit * GB:
+        raise OSError(
+            errno.EDQUOT, f"{needed / GB:.1f} GB are needed, data.cache_limit is {limit:g} GB"
+        )
+    for partial in folder.glob("images-*.partial"):
+        with free(folder / f"{partial.stem}.lock", remove=False) as mine:
+            if mine:  # no other process is at it; this one's own is held
+                shutil.rmtree(partial, ignore_errors=True)
+    kept = []
+    for manifest in folder.glob(f"images-*/{MANIFEST}"):
+        with suppress(OSError):  # another process may be removing it
+            size = (manifest.parent / "pixels.npy").stat().st_size
+            kept.append((manifest.stat().st_mtime_ns, size, manifest.parent))
+    total = needed + sum(size for _, size, _ in kept)
+    for _, size, entry in sorted(kept):
+        if total <= limit * GB:
+            break
+        say(f"data.cache_limit: removing {entry}, unused for longest")
+        gone = entry.with_name(f".{entry.name}.{os.getpid()}")
+        with suppress(OSError):
+            entry.rename(gone)  # whole or not at all; who has it mapped keeps it
+        shutil.rmtree(gone, ignore_errors=True)
+        total -= size
 
 
 def _room(path: Path, shape: tuple[int, ...]) -> "np.memmap[Any, np.dtype[np.uint8]]":
@@ -176,7 +236,7 @@ def _valid(entry: Path, mode: Mode) -> dict[str, Any] | None:
     if not entry.exists():
         return None
     try:
-        manifest: dict[str, Any] = json.loads((entry / "manifest.json").read_text())
+        manifest: dict[str, Any] = json.loads((entry / MANIFEST).read_text())
         whole = manifest["facts"] == checksum(entry / "facts.safetensors") and (
             (mode == "disk" and manifest["pixels"] == _stamp(entry))
             or _same_pixels(entry, manifest["pixels"])
@@ -231,11 +291,8 @@ def _decode_all(
         if said != Remarks():
             remarks[position] = said
 
-    # Threads: Pillow releases the GIL while it decodes and resizes, and all write to one array.
-    threads = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    pool = ThreadPoolExecutor(threads)
+    # Pillow releases the GIL while it decodes and resizes, and all write to one array.
+    pool = ThreadPoolExecutor(THREADS)
     if not console.is_terminal:
         say(
             f"decoding {count} images in "
