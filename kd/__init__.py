@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # torch takes seconds to import
+if TYPE_CHECKING:  # importing torch takes seconds
     from kd.runs.distill import distill
     from kd.shipping.model import Model
 
@@ -12,15 +12,16 @@ __all__ = ["distill", "load"]
 
 
 def load(path: str | Path, *, device: str = "cpu", trust: Sequence[str] = ()) -> "Model":
-    """A trained student, ready to be asked: `load("outputs/runs/RUN")(images)`.
+    """Load a trained student: `load("outputs/runs/RUN")(images)`.
 
     Args:
-        path: a run's folder, its `student.safetensors`, or an ONNX file that `python -m kd.export` wrote.
-        device: where it computes, as PyTorch names it; an ONNX file computes on the CPU.
-        trust: packages that the file may build a net from, besides kd itself.
+        path: run folder, its `student.safetensors`, or an ONNX file of `python -m kd.export`.
+        device: PyTorch device to compute on; an ONNX file always uses the CPU.
+        trust: further packages from which the file may build a net.
 
     Raises:
-        kd.errors.UserError: there is no such file, it is damaged or none of ours, or names a net that is not trusted.
+        kd.errors.UserError: the file is missing, damaged or not ours, or names a net that is not
+            trusted.
     """
     from kd.shipping.model import load_model
 

@@ -1,4 +1,4 @@
-"""`python -m kd.benchmark run=PATH`: what the nets of a finished run cost: size, memory, time.
+"""`python -m kd.benchmark run=PATH`: measure size, memory and time of a finished run's nets.
 
 python -m kd.benchmark run=outputs/runs/RUN
 python -m kd.benchmark run=outputs/runs/RUN backends=[eager] threads=1
@@ -25,11 +25,10 @@ def _checked(cfg: DictConfig, typed: set[str]) -> Benchmark:
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="benchmark")
 @partial(job, checked=_checked)
 def main(config: Benchmark) -> None:
-    """Measure, show, and write."""
+    """Measure, print and write."""
     finished = open_run(config.run, trust=config.trust)
-    from kd.evaluation.costs_of_run import (
-        benchmark,  # torch takes seconds to import; what is no run is refused before
-    )
+    # Importing torch takes seconds; first refuse what is no run
+    from kd.evaluation.costs_of_run import benchmark
 
     benchmark(finished, config, this_command("kd.benchmark"))
 

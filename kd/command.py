@@ -1,4 +1,4 @@
-"""Running a command: Hydra's composition, and every way to end, each with its exit code."""
+"""Runs a command: Hydra's composition, and exit codes for every way to end."""
 
 import functools
 import hashlib
@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 MANY = "add -m to sweep over the values, or write [1,2] for a list"
 
-# Absolute, so that a command works from any folder and under any name. A wheel has it in the package.
+# Absolute, so that a command works from any folder. A wheel has conf inside the package.
 HERE = Path(__file__).resolve().parent
 CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf"
 
@@ -45,14 +45,14 @@ CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf"
 def run_command(
     main: Callable[[], Any], module: str, model: type[BaseModel] | None = None
 ) -> NoReturn:
-    """Run a command's main and leave the process with its exit code.
+    """Run a command's main and exit with its code.
 
-    0 done; 2 the user can mend it, told in a few lines on stderr; 130 interrupted, with the line that resumes;
-    1 some part has failed and is named, or a defect of ours, with its traceback.
+    0: done. 2: the user can fix it; a few lines on stderr. 130: interrupted; shows the command that
+    resumes. 1: some part failed and is named, or a bug of ours, with its traceback.
 
     Args:
-        module: what comes after `python -m`.
-        model: what may stand in the config; None for a command without one, which reads its arguments itself.
+        module: what follows `python -m`.
+        model: schema of the config; None for a command that parses its own arguments.
     """
     if model:
         sys.argv[1:] = tidy(sys.argv[1:])
@@ -62,7 +62,7 @@ def run_command(
             print(usage(doc, folder_of(name), name, model))
             sys.exit(0)
     os.environ["HYDRA_FULL_ERROR"] = (
-        "1"  # Hydra hands its exceptions on instead of leaving with its own exit code
+        "1"  # Hydra re-raises exceptions instead of exiting with its own code
     )
     debug = any(argument.removeprefix("+") == "debug=true" for argument in sys.argv[1:])
     try:
@@ -102,9 +102,10 @@ def run_command(
 
 
 def tidy(words: Sequence[str]) -> list[str]:
-    """What was typed, with Hydra's flags before the overrides, and `~` as the home folder.
+    """Move Hydra's flags before the overrides, and expand `~`.
 
-    Hydra's parser takes no override after a flag that follows one, and a shell expands `~` at the start of a word only.
+    Hydra's parser takes no override after a flag that follows one. A shell expands `~` only at the
+    start of a word.
     """
     takes = {
         flag: action.nargs
@@ -126,7 +127,7 @@ def tidy(words: Sequence[str]) -> list[str]:
 
 @contextmanager
 def asked_to_leave() -> Iterator[None]:
-    """Take what a cluster sends before it ends a job, SIGTERM or SIGUSR1, as a Ctrl-C."""
+    """Treat SIGTERM and SIGUSR1, which clusters send before they end a job, like Ctrl-C."""
 
     def leave(number: int, frame: FrameType | None) -> NoReturn:
         raise KeyboardInterrupt
@@ -141,11 +142,11 @@ def asked_to_leave() -> Iterator[None]:
 
 
 class Leave(BaseException):
-    """Carries an error past Hydra, which would announce it in its own words."""
+    """Carries an error through Hydra, which would print it in its own way."""
 
 
 def of_hydra(error: Exception) -> bool:
-    """Whether an error is what Hydra has against the command line: it comes before any of the job's, see `Leave`."""
+    """Whether an error is Hydra's about the command line, and not one of the job's, see `Leave`."""
     frames = list(traceback.walk_tb(error.__traceback__))
     return str(frames[-1][0].f_globals.get("__name__")).partition(".")[0] in (
         "hydra",
@@ -157,10 +158,10 @@ def of_hydra(error: Exception) -> bool:
 def job(
     function: Callable[[T], object], checked: Callable[[DictConfig, set[str]], T]
 ) -> Callable[[DictConfig], None]:
-    """Make a Hydra job of a function of the checked config.
+    """Turn a function of the checked config into a Hydra job.
 
     Args:
-        checked: checks the composed config, given the top-level keys that were typed.
+        checked: checks the composed config, given the top-level keys on the command line.
     """
 
     @functools.wraps(function)
@@ -176,7 +177,8 @@ def job(
 
 
 def refuse_torchrun(module: str) -> None:
-    """Refuse to be one of several processes that torchrun started: each would run the whole command.
+    """Refuse to be one of several processes that torchrun started: each would run the whole
+    command.
 
     Raises:
         UserError: in the first of them; the others leave without a word.
@@ -187,17 +189,18 @@ def refuse_torchrun(module: str) -> None:
     if os.environ.get("RANK") != "0":
         sys.exit(2)
     raise UserError(
-        f"torchrun started {count} processes, each of which would run the whole command; kd starts them itself:\n"
-        f"  {this_command(module)} trainer=ddp trainer.devices={count}"
+        f"torchrun started {count} processes, each of which would run the whole command; kd "
+        f"starts them itself:\n  {this_command(module)} trainer=ddp trainer.devices={count}"
     )
 
 
 @contextmanager
 def only_one_of_a_step(config: Any) -> Iterator[None]:
-    """Refuse to be a second task of one SLURM step with the same config; tasks with a seed each are welcome.
+    """Refuse to be a second task of one SLURM step with the same config; tasks with their own seeds
+    are fine.
 
     Raises:
-        UserError: another task of the step is at it.
+        UserError: another task of the step runs it.
     """
     step = "-".join(os.environ.get(f"SLURM_{name}", "") for name in ("JOB_ID", "STEP_ID"))
     output = getattr(config, "output_dir", None)
@@ -212,46 +215,53 @@ def only_one_of_a_step(config: Any) -> Iterator[None]:
         if not mine:
             count = os.environ["SLURM_NTASKS"]
             raise UserError(
-                f"srun started {count} tasks of the same config, which would do the same; start one task "
-                f"(--ntasks=1) with trainer=ddp trainer.devices={count}, or give each its own seed=$SLURM_PROCID"
+                f"srun started {count} tasks of the same config, which would do the same; "
+                f"start one task (--ntasks=1) with trainer=ddp trainer.devices={count}, or "
+                "give each its own seed=$SLURM_PROCID"
             )
         yield
 
 
 def typed() -> list[str]:
-    """The overrides of the command line, as they were typed: what they refer to is another thing in Hydra's config."""
+    """Return the overrides as typed: Hydra's config has references resolved."""
     words: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
     return [str(word) for word in words]
 
 
 def typed_keys(overrides: Iterable[str]) -> set[str]:
-    """The top-level keys that these overrides set, those of a sweep's job among them."""
+    """Return the top-level keys that these overrides set, those of a sweep job included."""
     return {override.lstrip("+~").partition("=")[0].partition(".")[0] for override in overrides}
 
 
 def this_command(module: str) -> str:
-    """The line that started this process, to be typed again."""
+    """Return the command line of this process, to be typed again."""
     return shlex.join(["python", "-m", module, *sys.argv[1:]])
 
 
 def explain(error: Exception, config: str = "train", words: Sequence[str] | None = None) -> str:
-    """An error of the user's in words: what was found, what is accepted, and the nearest match.
+    """Describe a user's error: what was found, what is accepted, and the nearest match.
 
     Args:
-        config: the name of the command's config.
-        words: the overrides; None for the command line's.
+        config: name of the command's config.
+        words: the overrides; None for those of the command line.
     """
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, member = str(error.missing_cfg_file).rpartition("/")
         options = [str(option) for option in error.options or []] or _options(group, config)
         where = group or "--config-name"
-        return f"{where}: there is no {member!r}; accepted are {', '.join(options)}{nearest(member, options)}"
+        return (
+            f"{where}: there is no {member!r}; accepted are "
+            f"{', '.join(options)}{nearest(member, options)}"
+        )
     if str(error).startswith("Config group override must be"):
         typed = [word for word in sys.argv[1:] if "=" in word] if words is None else list(words)
         for word in OverridesParser.create().parse_overrides(typed):
             options = _options(word.key_or_group, config)
             if options and not isinstance(word.value(), (str, list)):
-                return f"{word.key_or_group}: found {word.value()!r}, accepted are the files {', '.join(options)}"
+                return (
+                    f"{word.key_or_group}: found {word.value()!r}, accepted are the files "
+                    f"{', '.join(options)}"
+                )
     if isinstance(error, UserError):
         return str(error)
     cause = error.__cause__ or error.__context__
@@ -275,10 +285,10 @@ def explain(error: Exception, config: str = "train", words: Sequence[str] | None
 
 
 def how_to_quote(error: OverrideParseException, module: str) -> str:
-    """What is wrong with a word of the command line, and the line as it should be typed.
+    """Explain what is wrong with a word of the command line, and how to quote it.
 
     Args:
-        module: what comes after `python -m`.
+        module: what follows `python -m`.
     """
     words, word = sys.argv[1:], str(error.override)
     place = words.index(word) if word in words else 0
@@ -311,18 +321,18 @@ def _parses(word: str) -> bool:
 
 
 def folder_at(path: str) -> Path:
-    """A path of the command line, `~` expanded."""
+    """Return a path of the command line with `~` expanded."""
     return Path(path).expanduser()
 
 
 def folder_of(config: str) -> Path:
-    """Where a command's config is: in `conf`, or in a folder of its name there."""
+    """Return the folder of a command's config: `conf`, or a folder of its name there."""
     own = CONF / config
     return own if (own / f"{config}.yaml").is_file() else CONF
 
 
 def _options(group: str, config: str) -> list[str]:
-    """The files of a group of the command's config."""
+    """Return the files of a config group."""
     return (
         sorted(path.stem for path in (folder_of(config) / group).glob("*.yaml"))
         if group
@@ -331,7 +341,7 @@ def _options(group: str, config: str) -> list[str]:
 
 
 def _keys(config: str) -> list[str]:
-    """All dotted keys of the config with the groups that were asked for, and the names of all groups."""
+    """Return all dotted keys of the config with the chosen groups, and the names of all groups."""
     GlobalHydra.instance().clear()
     folder = folder_of(config)
     groups = [path.name for path in folder.iterdir() if path.is_dir()]

@@ -1,8 +1,8 @@
-"""`python -m kd.dashboard [PATH]`: TensorBoard over the runs and sweeps in and under a folder, those in progress too.
+"""`python -m kd.dashboard [PATH]`: TensorBoard over runs and sweeps under a folder, live ones too.
 
-PATH is `outputs` (or KD_OUTPUT_DIR) if none is given, or a sweep's folder, or a run's. What is typed after it is handed
-on to TensorBoard, such as `--port 6007`. Each run has the name that says what it is, without the time at which it
-began; a second one of the same name is `NAME~2`. What the store keeps for itself is not shown.
+PATH is `outputs` (or KD_OUTPUT_DIR) by default, or the folder of a sweep or run. Arguments after it
+go to TensorBoard, such as `--port 6007`. Runs are shown by name, without their start time; a second
+one of the same name is `NAME~2`. The store itself is not shown.
 
 python -m kd.dashboard                                  all runs and sweeps in outputs
 python -m kd.dashboard outputs/sweeps/SWEEP --port 6007
@@ -22,11 +22,11 @@ from kd.command import folder_at, run_command
 from kd.errors import UserError
 from kd.log import say
 
-EVERY = 2.0  # seconds between two looks for new runs
+EVERY = 2.0  # seconds between two scans for new runs
 
 
 def runs_in(folder: Path) -> dict[str, Path]:
-    """Where each run's events are, by the name to show it under, the oldest of one name first."""
+    """Map display names to the runs' event folders, the oldest of equal names first."""
     found: dict[str, Path] = {}
     places = [folder.glob(f"{'*/' * depth}tensorboard") for depth in range(4)]
     for events in sorted(
@@ -45,7 +45,7 @@ def runs_in(folder: Path) -> dict[str, Path]:
 
 
 def refresh(shown: Path, runs: dict[str, Path]) -> None:
-    """Make `shown` hold a link for each run, and none to one that has gone."""
+    """Update `shown` to hold one link per run, and no dead links."""
     for link in shown.iterdir():
         if runs.get(link.name) != Path(os.readlink(link)):
             link.unlink()
@@ -72,15 +72,13 @@ def main() -> None:
     )
     words = sys.argv[1:]
     first = 1 if words and (not words[0].startswith("-") or words[0] in ("-h", "--help")) else 0
-    known, rest = (
-        parser.parse_args(words[:first]),
-        words[first:],
-    )  # `--port 6007` alone names no PATH
+    # `--port 6007` alone names no PATH
+    known, rest = (parser.parse_args(words[:first]), words[first:])
     if not known.path.is_dir():
         raise UserError(f"{known.path.absolute()}: there is no such folder")
     if not runs_in(known.path):
         say(f"No run in {known.path.absolute()} yet; one that begins will be shown.")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the clean-up below is done
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the clean-up below runs
     with tempfile.TemporaryDirectory(prefix="kd-dashboard-") as shown:
         refresh(Path(shown), runs_in(known.path))
         line = [

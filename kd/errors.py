@@ -1,4 +1,4 @@
-"""What a command may end with besides success, and the words for it."""
+"""Exceptions that end a command, and phrases for their messages."""
 
 import difflib
 from collections.abc import Collection
@@ -9,42 +9,46 @@ if TYPE_CHECKING:
 
 
 class UserError(Exception):
-    """Something the user can mend: shown as its message alone, without a traceback, with exit code 2."""
+    """An error that the user can fix: shown as its message without traceback, exit code 2."""
 
 
 class CannotWrite(UserError):  # noqa: N818 - what happened
-    """A file that cannot be written, such as on a full disk; what was there before is as it was."""
+    """A file that cannot be written, such as on a full disk; the earlier file is kept."""
 
 
 class Damaged(UserError):  # noqa: N818 - what happened
-    """A file of ours that is not as it was written."""
+    """A file of ours that has changed since it was written."""
 
 
 class UnusedError(UserError):
-    """A number was set that the chosen loss does not depend on. A sweep over losses goes on without that one."""
+    """A number was set that the chosen loss does not use. A sweep over losses skips this one."""
 
 
 class Diverged(UserError):  # noqa: N818 - the word for it
-    """A training whose loss is no number any more; what it had finished before is kept."""
+    """A training whose loss became NaN or infinite; earlier stages are kept."""
 
 
 class Interrupted(Exception):  # noqa: N818 - no error, a wish
-    """The user, or the cluster, asked the run to stop: exit code 130, with the line that resumes."""
+    """The user or the cluster asked the run to stop: exit code 130, with the command that
+    resumes.
+    """
 
 
 class Failed(Exception):  # noqa: N818 - the word for it
-    """Nothing came of what was asked for, through no mistake that could be told before: exit code 1, with a message."""
+    """The command failed for a reason that could not be checked up front: exit code 1, with a
+    message.
+    """
 
 
 class Dropped(Exception):  # noqa: N818 - no error, a decision
-    """Whoever watches a stage gives it up in the middle: what there is of it is removed."""
+    """A stage was abandoned by its observer; its partial results are removed."""
 
 
 def nearest(word: str, known: Collection[str]) -> str:
-    """The known word most like `word`, as a phrase to end a message with; empty where none is like it.
+    """Suggest the known word nearest to `word`, as the end of a message; empty if none is near.
 
-    A dotted key is also compared by its last part, so that a knob typed without its group finds its group; of several
-    keys that end alike, the shortest is meant.
+    A dotted key is also compared by its last part, so that a knob typed without its group is found.
+    Of several matches the shortest is suggested.
     """
     by_leaf: dict[str, str] = {}
     for option in sorted(known, key=lambda key: (key.count("."), key), reverse=True):
@@ -57,6 +61,6 @@ def nearest(word: str, known: Collection[str]) -> str:
 
 
 def first_of(error: "ValidationError") -> str:
-    """The first of the problems that pydantic found: where it is, and what is wrong."""
+    """Return location and message of pydantic's first problem."""
     first = error.errors(include_url=False)[0]
     return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"

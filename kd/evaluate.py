@@ -1,8 +1,8 @@
-"""`python -m kd.evaluate run=PATH`: how good the nets of a finished run are, and how sure that is.
+"""`python -m kd.evaluate run=PATH`: measure how good a finished run's nets are, with intervals.
 
 python -m kd.evaluate run=outputs/runs/RUN                      on the run's own test part
-python -m kd.evaluate run=outputs/runs/RUN corruptions=true     and under noise, blur, brightness and JPEG
-python -m kd.evaluate run=outputs/runs/RUN operating_point.sensitivity=0.95   where to call an X-ray pneumonia
+python -m kd.evaluate run=outputs/runs/RUN corruptions=true     and under noise, blur, light, JPEG
+python -m kd.evaluate run=outputs/runs/RUN operating_point.sensitivity=0.95   threshold for X-rays
 python -m kd.evaluate run=outputs/runs/RUN data=image_folder data.root=photos
 """
 
@@ -25,11 +25,10 @@ def _checked(cfg: DictConfig, typed: set[str]) -> Evaluate:
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="evaluate")
 @partial(job, checked=_checked)
 def main(config: Evaluate) -> None:
-    """Measure, show, and write."""
+    """Measure, print and write."""
     finished = open_run(config.run, trust=config.trust)
-    from kd.evaluation.evaluation import (
-        evaluate,  # torch takes seconds to import; what is no run is refused before
-    )
+    # Importing torch takes seconds; first refuse what is no run
+    from kd.evaluation.evaluation import evaluate
 
     evaluate(finished, config, this_command("kd.evaluate"))
 

@@ -1,4 +1,6 @@
-"""`python -m kd.export run=PATH`: a finished run's student as files that run without kd, checked when they are written.
+"""`python -m kd.export run=PATH`: write a finished run's student to files that run without kd.
+
+Each file is checked against the student.
 
 python -m kd.export run=outputs/runs/RUN                    ONNX, ONNX in int8, and torch.export
 python -m kd.export run=outputs/runs/RUN formats=[int8] calibration=1000
@@ -25,11 +27,10 @@ def _checked(cfg: DictConfig, typed: set[str]) -> Export:
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="export")
 @partial(job, checked=_checked)
 def main(config: Export) -> None:
-    """Write, check, and say what came of it."""
+    """Write, verify, and print the outcome."""
     finished = open_run(config.run, trust=config.trust)
-    from kd.shipping.export_run import (
-        export,  # torch takes seconds to import; what is no run is refused before
-    )
+    # Importing torch takes seconds; first refuse what is no run
+    from kd.shipping.export_run import export
 
     export(finished, config, this_command("kd.export"))
 

@@ -1,13 +1,13 @@
-"""`python -m kd.incremental`: classes that come in tasks, and a net that is taught by what it was before they came.
+"""`python -m kd.incremental`: learn classes in tasks; the net before each task teaches the next.
 
-python -m kd.incremental                                       the digits in five tasks, Learning without Forgetting
-python -m kd.incremental incremental.method=icarl              or lwf_bce, lwf_mix, wa, der, finetune, joint
+python -m kd.incremental                                       the digits in five tasks, with LwF
+python -m kd.incremental incremental.method=icarl              lwf_bce, lwf_mix, wa, der, joint, ...
 python -m kd.incremental incremental.tasks=2 incremental.weight=2
 python -m kd.incremental 'incremental.tasks=[[0,1],[2,3,4]]'   classes by name, in this order
 python -m kd.incremental data=cifar100 incremental.first=50 incremental.step=10 student=resnet18
 python -m kd.incremental -m incremental.method=lwf,icarl seed=0,1
-python -m kd.incremental experiment=class_incremental_lwf      a recipe of conf/incremental/experiment
-python -m kd.incremental trainer=smoke                         two batches of everything, to see that it runs
+python -m kd.incremental experiment=class_incremental_lwf      from conf/incremental/experiment
+python -m kd.incremental trainer=smoke                         two batches of everything, as a trial
 """
 
 import sys
@@ -20,7 +20,7 @@ from kd.command import CONF, job, run_command, this_command
 from kd.runs.names import sweep_name  # noqa: F401 - named in conf/incremental.yaml
 from kd.tasks.schedule import IncrementalConfig, check
 
-# What is typed, and the group that it chooses a file of.
+# Typed prefixes, and the config group of each.
 GROUPS = {"incremental.method=": "incremental/method=", "experiment=": "incremental/experiment="}
 
 
@@ -28,15 +28,14 @@ GROUPS = {"incremental.method=": "incremental/method=", "experiment=": "incremen
 @partial(job, checked=check)
 def main(config: IncrementalConfig) -> None:
     """Learn task after task, and report."""
-    from kd.tasks.run import (
-        run,  # torch takes seconds to import, so `--help` and a misspelt key do without
-    )
+    # Importing torch takes seconds, so `--help` and a misspelt key do without
+    from kd.tasks.run import run
 
     run(config, this_command("kd.incremental"))
 
 
 def as_group(arguments: list[str]) -> list[str]:
-    """What is typed, with its files found: a method is one, though typed with a dot, and so is a recipe."""
+    """Translate short names of methods and recipes to config groups."""
     for typed, group in GROUPS.items():
         arguments = [
             group + word.removeprefix(typed) if word.startswith(typed) else word

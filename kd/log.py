@@ -1,4 +1,4 @@
-"""What a command says while it works: plain lines on stderr, so that stdout holds results alone."""
+"""Messages of a command: plain lines on stderr, so that stdout has results only."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -15,23 +15,24 @@ console = Console(stderr=True, highlight=False)
 
 
 def say(message: str) -> None:
-    """One line to the person at the terminal, or to the job's log."""
+    """Print one line to the terminal or the job's log."""
     console.print(printable(message), markup=False, soft_wrap=True)
 
 
 def printable(text: str) -> str:
-    """Text for a terminal or a file of text: control characters, which may come from files, are shown and not obeyed.
+    """Make text safe for a terminal: control characters, which may come from files, are shown
+    escaped.
 
-    Ends of lines and tabs stay.
+    Line ends and tabs are kept.
     """
     return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def one_line(text: str) -> str:
-    """The same, without the ends of lines and the tabs, as a name should be."""
+    """Make text safe as `printable` does, without line ends and tabs."""
     return printable(text).replace("\n", "\\x0a").replace("\t", "\\x09")
 
 
 def waiting(steps: Sequence[T], what: str) -> Iterator[T]:
-    """Go through the steps, with a bar that shows how far it is, on a terminal alone, and that leaves no trace."""
+    """Iterate with a progress bar, on a terminal only; the bar is removed at the end."""
     yield from track(steps, what, console=console, transient=True, disable=not console.is_terminal)

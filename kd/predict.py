@@ -1,4 +1,4 @@
-"""`python -m kd.predict model=PATH images=PATH`: the class of each image, and the probability of every class.
+"""`python -m kd.predict model=PATH images=PATH`: predict each image's class and all probabilities.
 
 python -m kd.predict model=outputs/runs/RUN images=photos out=preds.csv
 python -m kd.predict model=outputs/runs/RUN/export/student.int8.onnx images=photos/cat.jpg
@@ -23,7 +23,7 @@ from kd.log import say
 
 
 class Predict(Command):
-    """The config of `kd.predict`; see conf/predict/predict.yaml."""
+    """Config of `kd.predict`; see conf/predict/predict.yaml."""
 
     model: str
     images: str | list[str]
@@ -52,9 +52,9 @@ def _checked(cfg: DictConfig, typed: set[str]) -> Predict:
 
 
 def files_of(images: str | list[str]) -> list[Path]:
-    """The image files that the config's `images` means; those of a folder in order of name.
+    """Return the image files of the config's `images`; those of a folder sorted by name.
 
-    One of a list that is not there is left in: it gets a row that says so.
+    A missing file of a list is kept: its row in the output says so.
 
     Raises:
         UserError: there are none, or no such file or folder.
@@ -90,7 +90,8 @@ def files_of(images: str | list[str]) -> list[Path]:
 
 def _listed(path: Path) -> list[Path]:
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()  # Windows begins it with a mark
+        # Windows writes a byte-order mark
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"images: {path} is no list of paths: {error}") from error
     return [Path(line.strip()).expanduser() for line in lines if line.strip()]
@@ -99,11 +100,10 @@ def _listed(path: Path) -> list[Path]:
 @hydra.main(version_base="1.3", config_path=str(folder_of("predict")), config_name="predict")
 @partial(job, checked=_checked)
 def main(config: Predict) -> None:
-    """Ask the model, and write what it says."""
+    """Predict, and write the table."""
     files = files_of(config.images)
-    from kd.shipping.predictions import (
-        predict,  # torch takes seconds to import; what is not there is told before
-    )
+    # Importing torch takes seconds; first report missing files
+    from kd.shipping.predictions import predict
 
     failed = predict(config.model, files, config.out, device=config.device, trust=config.trust)
     if failed:

@@ -1,4 +1,4 @@
-"""`python -m kd.report PATH...`: the runs in and under these folders side by side, mean and spread over seeds.
+"""`python -m kd.report PATH...`: compare the runs in these folders, mean and spread over seeds.
 
 python -m kd.report outputs/runs                    all runs
 python -m kd.report outputs/sweeps/SWEEP            the jobs of a sweep
@@ -26,9 +26,8 @@ def main() -> None:
         help="a run's folder, or one that holds runs",
     )
     paths = parser.parse_args().paths
-    from kd.summary import (
-        write_summary,  # scipy and matplotlib take a second, so `--help` does without
-    )
+    # Scipy and matplotlib take a second, so `--help` does without
+    from kd.summary import write_summary
 
     print(write_summary(paths), end="")
 

@@ -1,10 +1,10 @@
-"""What a net is built for."""
+"""Shape that a net is built for."""
 
 from typing import NamedTuple
 
 
 class Shape(NamedTuple):
-    """What a net is built for: the images it takes and the classes it tells apart."""
+    """Shape that a net is built for: its images and its number of classes."""
 
     channels: int
     image_size: int

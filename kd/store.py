@@ -1,10 +1,10 @@
-"""`python -m kd.store`: what the output folder holds, how large it is, and which runs need it.
+"""`python -m kd.store`: list what the output folder holds, its size, and which runs need it.
 
-python -m kd.store                          list stages, teachers' answers and decoded images
-python -m kd.store --check                  and compare each stage's weights with their checksum
+python -m kd.store                          list stages, teachers' outputs and decoded images
+python -m kd.store --check                  also verify the checksums of all weights
 python -m kd.store prune --unused           remove stages that no run refers to; asks first
 python -m kd.store prune --days 30 --yes    remove what was not used for 30 days, without asking
-python -m kd.store prune --gigabytes 50     remove what was not used for longest, until 50 GB are left
+python -m kd.store prune --gigabytes 50     remove the least recently used until 50 GB are left
 """
 
 import argparse
@@ -24,7 +24,7 @@ from kd.log import printable
 
 
 def main() -> None:
-    """List what an output folder holds, or remove some of it."""
+    """List the contents of an output folder, or remove some."""
     parser = argparse.ArgumentParser(
         "python -m kd.store",
         description=__doc__,
@@ -87,10 +87,10 @@ def show(entries: list[StoreItem]) -> None:
 
 
 def prune(entries: list[StoreItem], yes: bool) -> None:
-    """Remove entries, after asking.
+    """Remove entries, after confirmation.
 
     Raises:
-        Failed: another process is at some of them.
+        Failed: another process holds some of them.
     """
     if not entries:
         print("Nothing to remove.")
@@ -110,7 +110,7 @@ def prune(entries: list[StoreItem], yes: bool) -> None:
 
 
 def _size(count: int) -> str:
-    """Bytes for people."""
+    """Format bytes for people."""
     for unit, factor in (("GB", 1e9), ("MB", 1e6)):
         if count >= factor:
             return f"{count / factor:.1f} {unit}"

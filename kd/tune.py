@@ -1,11 +1,12 @@
-"""`python -m kd.tune`: searches for the best setting on validation, then compares it with the recipe's own on test.
+"""`python -m kd.tune`: search settings on validation, then test the best against the recipe.
 
-python -m kd.tune                                       temperature and alpha of the default run, 20 trials
+python -m kd.tune                                       temperature and alpha, 20 trials
 python -m kd.tune data=cifar10 loss=dkd n_trials=30     any run of kd.train
 python -m kd.tune 'search.space.temperature={choices: [1, 2, 4]}' '~search.space.alpha'
-python -m kd.tune search=optim                          the knobs and ranges of conf/search/optim.yaml
-python -m kd.tune 'search.space.optim.lr={low: 0.001, high: 0.01, log: true}' 'search.space.loss={choices: [kd, dist]}'
-python -m kd.tune n_trials=40                           goes on from 20: a search is resumed by its own command
+python -m kd.tune search=optim                          knobs and ranges of conf/search/optim.yaml
+python -m kd.tune 'search.space.optim.lr={low: 0.001, high: 0.01, log: true}'
+python -m kd.tune 'search.space.loss={choices: [kd, dist]}'
+python -m kd.tune n_trials=40                           continues from 20: same command, same search
 """
 
 import functools
@@ -23,13 +24,15 @@ from kd.tuning.request import OF_SPACE, Request, Tuned, accept
 @functools.partial(job, checked=accept)
 def main(request: Request) -> None:
     """Search, and compare."""
-    from kd.tuning.search import tune  # torch takes seconds to import
+    from kd.tuning.search import tune  # importing torch takes seconds
 
     tune(request, this_command("kd.tune"))
 
 
 def start() -> NoReturn:
-    """Run the command. Any knob may be put into the space, so Hydra's `++` for keys that are new need not be typed."""
+    """Run the command. Any knob may be in the search space, so Hydra's `++` for new keys is
+    added.
+    """
     sys.argv[1:] = [
         re.sub(rf"^(?={re.escape(OF_SPACE)})", "++", argument) for argument in sys.argv[1:]
     ]

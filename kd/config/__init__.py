@@ -1,1 +1,1 @@
-"""What may stand in the config, and building objects from it."""
+"""Schema of the config, and construction of objects from it."""

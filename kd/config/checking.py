@@ -1,4 +1,4 @@
-"""From a composed config to an object that says what may stand in it, or to a line for each key that is wrong."""
+"""Validates a composed config; reports one line per wrong key."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -14,10 +14,10 @@ M = TypeVar("M", bound=BaseModel)
 
 
 def as_floats(cfg: DictConfig, keys: Iterable[str]) -> None:
-    """Make floats of the whole numbers under these keys.
+    """Convert integers under these keys to floats.
 
     Raises:
-        UserError: one refers to what is not there.
+        UserError: a key refers to something missing.
     """
     with _composition():
         for key in keys:
@@ -27,7 +27,7 @@ def as_floats(cfg: DictConfig, keys: Iterable[str]) -> None:
 
 @contextmanager
 def _composition() -> Iterator[None]:
-    """Errors of a config's references, in a line."""
+    """Turn errors of a config's references into one-line messages."""
     try:
         yield
     except MissingMandatoryValue as error:
@@ -38,10 +38,10 @@ def _composition() -> Iterator[None]:
 
 
 def check_as(model: type[M], cfg: DictConfig) -> M:
-    """The composed config of a command as the object that says what may stand in it.
+    """Validate a command's composed config as `model`.
 
     Raises:
-        UserError: with a line for each key that is wrong.
+        UserError: one line per wrong key.
     """
     with _composition():
         plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
@@ -49,13 +49,13 @@ def check_as(model: type[M], cfg: DictConfig) -> M:
 
 
 def validated(model: type[M], plain: Any, prefix: str = "") -> M:
-    """What stands in a config as the object that says what may stand in it.
+    """Validate a plain mapping as `model`.
 
     Args:
         prefix: of the keys, in messages.
 
     Raises:
-        UserError: with a line for each key that is wrong.
+        UserError: one line per wrong key.
     """
     try:
         return model.model_validate(plain)
@@ -66,10 +66,10 @@ def validated(model: type[M], plain: Any, prefix: str = "") -> M:
 
 
 def describe(error: Any, model: type[BaseModel], prefix: str = "") -> str:
-    """A line for what pydantic found wrong: the key, what was found, what is accepted.
+    """Describe a pydantic error in one line: the key, what was found, what is accepted.
 
     Args:
-        model: what the keys are those of.
+        model: model of the keys.
         prefix: of the key.
     """
     key = ".".join(map(str, error["loc"]))
@@ -85,7 +85,7 @@ def describe(error: Any, model: type[BaseModel], prefix: str = "") -> str:
 
 
 def known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
-    """All dotted keys of a config model."""
+    """Return all dotted keys of a config model."""
     keys = []
     for name, field in model.model_fields.items():
         keys.append(prefix + name)

@@ -1,4 +1,6 @@
-"""Calling what a config node's `_target_` names: the only registry of nets, losses, data sets and optimisers."""
+"""Calls what a config node's `_target_` names: the only registry of nets, losses, data and
+optimisers.
+"""
 
 import contextlib
 import functools
@@ -12,7 +14,7 @@ from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
 from kd.errors import UserError, nearest
 
-# How what is built says that a value is not to its liking: torch refuses negative sizes and too large ones so.
+# Exceptions by which a target refuses a value: torch raises these for negative and too large sizes.
 REFUSALS = (
     ArithmeticError,
     AssertionError,
@@ -23,8 +25,8 @@ REFUSALS = (
     ValueError,
 )
 
-# What pydantic has against types that JSON does not have, such as a tensor, and against choices, which a target names
-# better itself.
+# Pydantic errors to ignore: types that JSON does not have, such as a tensor, and choices, which the
+# target reports better itself.
 NOT_OURS = {
     "is_instance_of",
     "is_subclass_of",
@@ -33,22 +35,23 @@ NOT_OURS = {
     "literal_error",
 }
 
-# It says of a path that cannot be imported what stands in our message. No `disabled`, which Hydra's own setting up of
-# the logs takes back.
+# Hydra logs the import error that our message already has. A filter, since `disabled` is reset when
+# Hydra sets up its logs.
 hydra.utils.log.addFilter(lambda _: False)
 
 
 def construct(node: Mapping[str, Any], where: str, /, **offered: Any) -> Any:
-    """Call the node's `_target_` with the node's keywords, and with those of `offered` that it has parameters for.
+    """Call the node's `_target_` with the node's keywords, plus those of `offered` that it has
+    parameters for.
 
     Args:
-        node: a mapping with `_target_`, a dotted path, and its keywords.
-        where: the node's key in the config, for messages.
-        offered: what the project knows; used where the target asks for it by name and the node does not set it.
+        node: mapping with `_target_`, a dotted path, and keywords.
+        where: config key of the node, for messages.
+        offered: values known to the project; used if the target has such a parameter and the node
+            does not set it.
 
     Raises:
-        UserError: the target cannot be imported, a keyword is not one of its parameters, one that it needs is
-            missing, or the target itself refuses a value.
+        UserError: the import fails, a keyword is unknown or missing, or the target refuses a value.
     """
     target, keywords = resolve_target(node, where)
     accepted = parameters_of(target)
@@ -64,10 +67,10 @@ def construct(node: Mapping[str, Any], where: str, /, **offered: Any) -> Any:
 def resolve_target(
     node: Mapping[str, Any], where: str
 ) -> tuple[Callable[..., Any], dict[str, Any]]:
-    """The object that a node's `_target_` names, and the node's other entries.
+    """Import the object that a node's `_target_` names; returns it with the node's other entries.
 
     Raises:
-        UserError: where there is no such object.
+        UserError: there is no such object.
     """
     if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
         raise UserError(
@@ -91,7 +94,9 @@ def resolve_target(
 
 
 def parameters_of(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    """What `target` can be called with; of a class whose `__init__` hands `**rest` on, its base's parameters too."""
+    """Return the parameters of `target`; of a class whose `__init__` passes on `**rest`, its base's
+    too.
+    """
     found = dict(inspect.signature(target).parameters)
     if not inspect.isclass(target):
         return found
@@ -106,17 +111,18 @@ def parameters_of(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter]
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, without the stack that torch puts after it; its kind where it says nothing."""
+    """Return an error's message without torch's stack trace; its type if it has none."""
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def check_values(target: Callable[..., Any], keywords: Mapping[str, Any], where: str) -> None:
-    """Refuse values of other types than `target` says of its parameters, where it does.
+    """Refuse values of other types than those annotated in `target`.
 
-    They are taken as JSON, which is what a config can hold: a list for a tuple, a whole number for a float.
+    Values are read as JSON, which is what a config holds: a list for a tuple, an integer for a
+    float.
 
     Raises:
-        UserError: naming the keyword, what was found, and what is accepted.
+        UserError: names the keyword, what was found, and what is accepted.
     """
     hints = _hints(target)
     for name, value in keywords.items():
@@ -132,22 +138,19 @@ def check_values(target: Callable[..., Any], keywords: Mapping[str, Any], where:
                 raise UserError(
                     f"{where}.{name}{inside}: found {found[0]['input']!r}; {message}"
                 ) from None
-        except (
-            PydanticUserError,
-            TypeError,
-        ):  # a type that pydantic knows nothing of, or a value that is no JSON
+        # A type unknown to pydantic, or a value that is no JSON
+        except (PydanticUserError, TypeError):
             continue
 
 
 def _hints(target: Callable[..., Any]) -> dict[str, Any]:
-    """The types of what `target` takes; of a class those of its bases' `__init__` too."""
+    """Return the parameter types of a target; of a class also those of its bases' `__init__`."""
     bases = reversed(inspect.getmro(target)) if inspect.isclass(target) else []
     builders = [vars(each).get("__init__") for each in bases]
     found: dict[str, Any] = {}
     for function in filter(inspect.isfunction, builders or [target]):
-        with contextlib.suppress(
-            NameError, TypeError
-        ):  # types that are imported for the type checker alone
+        # Types imported for type checking only
+        with contextlib.suppress(NameError, TypeError):
             found |= get_type_hints(function, include_extras=True)
     return found
 
@@ -158,10 +161,10 @@ def _type(hint: Any) -> TypeAdapter[Any]:
 
 
 def check_keywords(target: Callable[..., Any], keywords: Mapping[str, Any], where: str) -> None:
-    """Refuse keywords that `target` has no parameter for, and the lack of one that it needs.
+    """Refuse unknown keywords of `target` and missing required ones.
 
     Raises:
-        UserError: naming the keyword, and what is accepted.
+        UserError: names the keyword, and what is accepted.
     """
     parameters = parameters_of(target)
     accepted = [

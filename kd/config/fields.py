@@ -1,4 +1,4 @@
-"""What a single value of the config may be, beyond its type."""
+"""Constraints on single config values, beyond their type."""
 
 import os
 import re
@@ -20,26 +20,26 @@ from kd.config.schedules import Accept, make_schedule
 from kd.errors import UserError
 
 Trains = Literal["all", "head", "none"]
+# See kd.training.learning_rate
 LearningRate = Annotated[
     Any,
     BeforeValidator(read_rate),
     Field(description=f"one of {', '.join(RATES)}, or {{schedule: NAME, ...}} with its numbers"),
-]  # see kd.training.learning_rate
-Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch's generators take
-Node = dict[
-    str, Any
-]  # `_target_` and its keywords; those are checked against the target's signature when it is built
+]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]  # range of torch's generators
+# `_target_` and keywords, which are checked against the target's signature when it is built
+Node = dict[str, Any]
 
-LONGEST = 160  # bytes of a run's name; a file's may have 255, with what is put before and after
+LONGEST = 160  # bytes of a run's name; a file name may have 255, with prefix and suffix
 
 
 @dataclass(frozen=True)
 class Accepted:
-    """A value that passes a test.
+    """Constraint: a value must pass a test.
 
     Attributes:
-        words: which values do.
-        test: raises `PydanticCustomError` itself, or says whether the value does.
+        words: description of the accepted values.
+        test: returns whether a value passes, or raises `PydanticCustomError` itself.
     """
 
     words: str
@@ -48,13 +48,13 @@ class Accepted:
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler
     ) -> core_schema.CoreSchema:
-        """Check after the type."""
+        """Add the test after the type check."""
         return core_schema.no_info_after_validator_function(self._checked, handler(source))
 
     def __get_pydantic_json_schema__(
         self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
-        """For `--help`."""
+        """Return the schema for `--help`."""
         return {"description": self.words}
 
     def _checked(self, found: Any) -> Any:
@@ -64,7 +64,7 @@ class Accepted:
 
 
 def number(knob: str, accept: Accept) -> Accepted:
-    """A number or a schedule, which stays as it stands; refused if a value of it is out of range."""
+    """Constrain a number or schedule by range; a schedule is kept as written."""
 
     def test(value: Any) -> bool:
         try:
@@ -77,10 +77,9 @@ def number(knob: str, accept: Accept) -> Accepted:
 
 
 def _folder_name(found: str) -> str:
-    """A name that a folder can have, beside others of ours and with the time before it."""
-    hidden = found.startswith(".") or found.endswith(
-        ".partial"
-    )  # as are those that are being filled
+    """Validate a folder name that fits beside ours, with a time before it."""
+    # As are folders in progress
+    hidden = found.startswith(".") or found.endswith(".partial")
     if (
         not found
         or hidden
@@ -89,17 +88,16 @@ def _folder_name(found: str) -> str:
     ):
         raise PydanticCustomError(
             "name",
-            "accepted is a folder's name: up to {longest} bytes, no slash or control character, neither a dot before "
-            "nor .partial after it",
+            "accepted is a folder's name: up to {longest} bytes, no slash or control "
+            "character, neither a dot before nor .partial after it",
             {"longest": LONGEST},
         )
     return found
 
 
 def _refused(text: str) -> PydanticCustomError:
-    return PydanticCustomError(
-        "number", "{text}", {"text": text}
-    )  # `kd.config.checking` shows such a text as it is
+    # `kd.config.checking` shows such a text unchanged
+    return PydanticCustomError("number", "{text}", {"text": text})
 
 
 FolderName = Annotated[str, AfterValidator(_folder_name)]

@@ -1,4 +1,4 @@
-"""The knobs at top level, `alpha` and `temperature`: which of them a method uses, and how they reach it."""
+"""The top-level knobs `alpha` and `temperature`: which of them a method uses, and how."""
 
 import copy
 import re
@@ -9,30 +9,32 @@ from omegaconf import Container, DictConfig, OmegaConf
 
 from kd.errors import UnusedError
 
-# Each knob, and how a run's name shows it. A method uses those that its file in conf/loss refers to.
+# Each knob with its prefix in a run's name. A method uses those that its file in conf/loss refers
+# to.
 KNOBS = {"temperature": "T", "alpha": "a"}
 
 
 def refuse_unused(cfg: DictConfig, typed: Collection[str]) -> None:
-    """Refuse a knob that was turned and that the chosen loss does not depend on.
+    """Refuse a knob that was set although the chosen loss does not use it.
 
     Args:
-        typed: the keys that stood on the command line. A schedule counts as turned wherever it stands: no method has
-            one for its default, so it comes from a recipe.
+        typed: keys on the command line. A schedule counts as set wherever it stands: no method has
+            one as a default, so it comes from a recipe.
 
     Raises:
-        UnusedError: naming the knob, and the numbers that the loss has.
+        UnusedError: names the knob, and the numbers of the loss.
     """
     for knob in KNOBS:
         if (knob in typed or isinstance(cfg[knob], DictConfig)) and not uses(cfg, knob):
             numbers = ", ".join(_numbers(OmegaConf.to_container(cfg.loss, resolve=True), "loss"))
             raise UnusedError(
-                f"{knob}: the chosen loss does not use it, so it would change nothing; it has {numbers}"
+                f"{knob}: the chosen loss does not use it, so it would change nothing; it has "
+                f"{numbers}"
             )
 
 
 def uses(cfg: Container, knob: str) -> bool:
-    """Whether the loss of a composed config depends on a knob: found by turning it."""
+    """Whether the loss of a composed config depends on a knob: changes the knob and compares."""
     losses = []
     for value in (0.25, 0.75):
         turned = copy.deepcopy(cfg)
@@ -43,27 +45,26 @@ def uses(cfg: Container, knob: str) -> bool:
 
 
 def used_knobs(*, _root_: Container) -> str:
-    """The knobs that the loss depends on, for the run's name: `_T4.0_a0.9`."""
+    """Return the knobs that the loss uses, for the run's name: `_T4.0_a0.9`."""
     used = [knob for knob in KNOBS if uses(_root_, knob)]
     return "".join(f"_{KNOBS[knob]}{in_a_name(OmegaConf.select(_root_, knob))}" for knob in used)
 
 
 def after_underscore(word: str | None) -> str:
-    """A part of the run's name that may be missing: `_word`, or nothing."""
+    """Format an optional part of the run's name: `_word`, or nothing."""
     return f"_{word}" if word and word != "null" else ""
 
 
 def one_minus(value: Any) -> Any:
-    """1 minus a number or a schedule of the config."""
+    """Compute 1 minus a number or a schedule of the config."""
     if isinstance(value, DictConfig):
         return {"schedule": "one_minus", "of": OmegaConf.to_container(value, resolve=True)}
-    return (
-        1 - value if isinstance(value, (int, float)) else value
-    )  # what is no number is refused where it stands
+    # Other values are refused at their own key
+    return 1 - value if isinstance(value, (int, float)) else value
 
 
 def in_a_name(value: Any) -> str:
-    """A number or a schedule as part of a file name: `4.0`, `cosine-8-2`."""
+    """Format a number or a schedule for a file name: `4.0`, `cosine-8-2`."""
     if not isinstance(value, Mapping):
         return str(value)
     words = [
@@ -74,7 +75,7 @@ def in_a_name(value: Any) -> str:
 
 
 def _numbers(node: Any, prefix: str) -> list[str]:
-    """The dotted keys under a config node that hold numbers."""
+    """Return the dotted keys of numbers under a config node."""
     if isinstance(node, dict):
         return [key for name, value in node.items() for key in _numbers(value, f"{prefix}.{name}")]
     return [prefix] if isinstance(node, (int, float)) and not isinstance(node, bool) else []

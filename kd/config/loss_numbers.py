@@ -1,10 +1,12 @@
-"""Whose `alpha` and `temperature` a run takes where an experiment and a loss file both set them.
+"""Which `alpha` and `temperature` win if both an experiment and a loss file set them.
 
-What is typed wins. Then a loss file's own numbers win over an experiment's, unless the experiment names that loss or
-writes a schedule. An experiment may also have a table of published numbers, `conf/authors/EXPERIMENT.yaml`.
+Command-line values win. Then the loss file wins over the experiment, unless the experiment names
+that loss or has a schedule. An experiment may also have a table of published numbers,
+`conf/authors/EXPERIMENT.yaml`.
 
-Hydra merges an experiment after the loss file, so the loss file's numbers must be merged once more, before what is
-typed. Hydra asks the source below for that: the last entry of the defaults in `conf/train.yaml`.
+Hydra merges an experiment after the loss file, so the loss file's numbers must be merged again,
+before the command line. The source below provides them to Hydra: the last entry of the defaults in
+`conf/train.yaml`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -26,45 +28,47 @@ OURS = "the loss file's own, as the table of published numbers has none"
 
 
 class LossNumbers(ConfigSource):
-    """A source of configs that Hydra asks for `numbers/EXPERIMENT/LOSS/PAIR`; they are worked out, not stored."""
+    """Config source for `numbers/EXPERIMENT/LOSS/PAIR`; contents are computed, not stored."""
 
     @staticmethod
     def scheme() -> str:
-        """What stands before `://` in Hydra's search path."""
+        """Return the scheme before `://` in Hydra's search path."""
         return "kd"
 
     def is_config(self, config_path: str) -> bool:
-        """Whether anything is to be put right for this experiment, loss and pair."""
+        """Whether there are numbers to correct for this experiment, loss and pair."""
         return bool(_numbers(config_path))
 
     def load_config(self, config_path: str) -> ConfigResult:
-        """The numbers, as a config to be merged at top level."""
+        """Return the numbers as a config to merge at top level."""
         config = OmegaConf.create(_numbers(config_path))
         return ConfigResult(self.provider, self.full_path(), config, {"package": "_global_"})
 
     def available(self) -> bool:
-        """Always."""
+        """Return True."""
         return True
 
     def is_group(self, config_path: str) -> bool:
-        """Never: nobody is to choose from it."""
+        """Return False: nobody chooses from it."""
         return False
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
-        """Nothing to be shown to anybody."""
+        """Return nothing: there is nothing to list."""
         return []
 
 
 class LossNumbersPath(SearchPathPlugin):
-    """Puts the source into Hydra's search path."""
+    """Plugin that adds the source to Hydra's search path."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Append it."""
+        """Append the source."""
         search_path.append("kd", "kd://")
 
 
 def _numbers(config_path: str) -> dict[str, Any]:
-    """What is merged after the experiment: the loss file's own numbers, then the authors' for the pair."""
+    """Return what to merge after the experiment: the loss file's numbers, then the authors' for the
+    pair.
+    """
     group, *choices = config_path.removesuffix(".yaml").split("/")
     if group != GROUP or len(choices) != 3 or not GlobalHydra.instance().is_initialized():
         return {}
@@ -82,13 +86,15 @@ def _numbers(config_path: str) -> dict[str, Any]:
 
 
 def _stays(experiment: str, knob: str, losses: list[str]) -> bool:
-    """Whether an experiment's number holds for these losses: it names the loss, or has a schedule."""
+    """Whether an experiment's number holds for these losses: it names the loss, or has a
+    schedule.
+    """
     is_schedule = isinstance(_knobs(f"experiment/{experiment}")[knob], Mapping)
     return is_schedule or _named(f"experiment/{experiment}") in losses
 
 
 def _of_the_authors(table: DictConfig, loss: str, pair: str) -> dict[str, Any]:
-    """The published numbers: for the pair, else for any; and where they come from, for the report."""
+    """Return the published numbers for the pair, or for any, with their source for the report."""
     for wanted in (pair, "any"):
         for row in table.rows:
             if (row.method, row.pair) == (loss, wanted):
@@ -96,12 +102,13 @@ def _of_the_authors(table: DictConfig, loss: str, pair: str) -> dict[str, Any]:
                 nested = OmegaConf.create()
                 for key, value in row.value.items():
                     OmegaConf.update(nested, str(key), value)
-                return {**OmegaConf.to_container(nested), "numbers_from": whose}  # type: ignore[dict-item]
+                numbers = OmegaConf.to_container(nested)
+                return {**numbers, "numbers_from": whose}  # type: ignore[dict-item]
     return {"numbers_from": OURS}
 
 
 def _knobs(path: str) -> dict[str, Any]:
-    """`alpha` and `temperature` that a file sets, or those that it builds on."""
+    """Return `alpha` and `temperature` as set by a file or its parents."""
     found: dict[str, Any] = {}
     for part in _parts(path):
         found |= {knob: part[knob] for knob in KNOBS if knob in part}
@@ -109,7 +116,7 @@ def _knobs(path: str) -> dict[str, Any]:
 
 
 def _named(path: str) -> str | None:
-    """The loss that an experiment names, or else the command's default."""
+    """Return the loss that an experiment names, or the command's default."""
     named = [part["override"] for part in _parts(path) if part.get("override")]
     return named[-1] if named else _default_loss()
 
@@ -121,7 +128,9 @@ def _default_loss() -> str | None:
 
 
 def _parts(path: str) -> Iterator[dict[str, Any]]:
-    """The files that a file is made of, itself the last: their numbers, and the loss that they name."""
+    """Iterate over the files that a file is composed of, itself last: their numbers, and their
+    loss.
+    """
     file = _file(path)
     if file is None:
         return
@@ -131,14 +140,14 @@ def _parts(path: str) -> Iterator[dict[str, Any]]:
             yield from _parts(f"{path.rpartition('/')[0]}/{entry}")
         elif isinstance(entry, Mapping):
             named = entry.get("override /loss", entry.get("override loss", named))
-    # Unresolved: what a file refers to is another file's.
+    # Unresolved, since references point to other files.
     whole = OmegaConf.to_container(file, resolve=False)
     assert isinstance(whole, dict)
     yield {**{str(key): value for key, value in whole.items()}, "override": named}
 
 
 def _file(path: str) -> DictConfig | None:
-    """A config file as it stands, where there is one; looked for where Hydra looks."""
+    """Load a config file from Hydra's search path; None if there is none."""
     loader = GlobalHydra.instance().config_loader()
     for source in loader.get_sources():
         if not isinstance(source, LossNumbers) and source.is_config(path):
@@ -151,7 +160,9 @@ def _file(path: str) -> DictConfig | None:
 
 
 def _chosen(group: str, *, _root_: Container) -> str:
-    """What is chosen of a group, for the defaults list: a file's name, or several with commas between."""
+    """Return the choice of a group for the defaults list: a file name, or several joined by
+    commas.
+    """
     choices = [
         each[group] for each in _root_["defaults"] if isinstance(each, Mapping) and group in each
     ]

@@ -1,4 +1,4 @@
-"""In which number format a stage trains: what may be asked for, and what `auto` means on this machine."""
+"""Number format of training: accepted values, and the meaning of `auto` on this machine."""
 
 from typing import Any, Literal, get_args
 
@@ -6,14 +6,14 @@ from pydantic_core import PydanticCustomError
 
 from kd.errors import UserError, nearest
 
-# What a stage trains in. Weights, sums of gradients and losses are float32 in all of them.
+# Precision of a stage. Weights, gradient sums and losses are float32 in all of them.
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 ACCEPTED = ("auto", *get_args(Precision))
-SHORT = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}  # as Lightning takes them too
+SHORT = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}  # Lightning accepts these too
 
 
 def read_precision(found: Any, key: str) -> str:
-    """One of `ACCEPTED`, from what stands under a key of the config.
+    """Normalise a precision from the config to one of `ACCEPTED`.
 
     Raises:
         PydanticCustomError: it is none of them.
@@ -28,10 +28,10 @@ def read_precision(found: Any, key: str) -> str:
 
 
 def resolved(asked: str, accelerator: str, key: str) -> Precision:
-    """What a stage trains in on this machine.
+    """Resolve `auto` for this machine.
 
-    `auto` is bf16-mixed where the device has units for bfloat16, else 32-true. A CPU's flags decide, not a
-    measurement, so that machines of one kind agree on a stage's key.
+    `auto` is bf16-mixed if the device has bfloat16 units, else 32-true. On a CPU its flags decide,
+    not a measurement, so that equal machines compute equal stage keys.
 
     Args:
         asked: one of `ACCEPTED`.
@@ -39,13 +39,13 @@ def resolved(asked: str, accelerator: str, key: str) -> Precision:
         key: of the config, for messages.
 
     Raises:
-        UserError: the device cannot train in it.
+        UserError: the device does not support it.
     """
     device = device_of(accelerator)
     if asked == "16-mixed" and device == "cpu":
         raise UserError(
-            f"{key}: found '16-mixed' on a CPU, which trains in no float16; accepted there are auto, 32-true, "
-            "bf16-mixed"
+            f"{key}: found '16-mixed' on a CPU, which trains in no float16; accepted there "
+            "are auto, 32-true, bf16-mixed"
         )
     if asked == "auto":
         return "bf16-mixed" if has_bf16_units(device) else "32-true"
@@ -53,7 +53,7 @@ def resolved(asked: str, accelerator: str, key: str) -> Precision:
 
 
 def device_of(accelerator: str) -> Literal["cuda", "mps", "cpu"]:
-    """The kind of device that the Trainer takes for this `trainer.accelerator`."""
+    """Return the device type that the Trainer picks for this `trainer.accelerator`."""
     import torch
 
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
@@ -64,7 +64,7 @@ def device_of(accelerator: str) -> Literal["cuda", "mps", "cpu"]:
 
 
 def has_bf16_units(device: Literal["cuda", "mps", "cpu"]) -> bool:
-    """Whether the device multiplies in bfloat16 faster than in float32."""
+    """Whether the device multiplies faster in bfloat16 than in float32."""
     import torch
 
     if device == "cpu":

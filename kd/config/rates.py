@@ -1,4 +1,4 @@
-"""How a learning rate may move over a stage, as it stands in the config."""
+"""Learning-rate schedules in the config."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ from pydantic_core import PydanticCustomError
 
 from kd.errors import UserError, nearest
 
-# What each takes besides its name, with the values that it has by itself; lengths are in epochs.
+# Parameters of each schedule with their defaults; lengths in epochs.
 RATES: dict[str, dict[str, Any]] = {
     "onecycle": {},
     "cosine": {},
@@ -21,7 +21,8 @@ RATES: dict[str, dict[str, Any]] = {
 
 
 def read_rate(found: Any) -> str | dict[str, Any]:
-    """A name of `RATES`, or a mapping of `schedule: NAME` and what that takes, filled up.
+    """Validate a schedule: a name of `RATES`, or a mapping of `schedule: NAME` and its parameters;
+    fills in defaults.
 
     Raises:
         PydanticCustomError: it is neither, or has a number out of range.
@@ -34,7 +35,10 @@ def read_rate(found: Any) -> str | dict[str, Any]:
     for key, value in own.items():
         if key not in RATES[name]:
             accepted = ", ".join(RATES[name]) or "none"
-            text = f"lr_schedule.{key}: {name} has no such number; it has {accepted}{nearest(str(key), RATES[name])}"
+            text = (
+                f"lr_schedule.{key}: {name} has no such number; it has "
+                f"{accepted}{nearest(str(key), RATES[name])}"
+            )
             raise PydanticCustomError("number", "{text}", {"text": text})
         _check(key, value)
     filled = {**RATES[name], **own}
@@ -66,7 +70,7 @@ def _refuse(key: str, found: Any, accepted: str) -> None:
 
 
 def rate_in_words(schedule: str | Mapping[str, Any]) -> str:
-    """A schedule for people: its name, and its numbers if it has some."""
+    """Format a schedule for people: its name, and its numbers if any."""
     if isinstance(schedule, str):
         return schedule
     numbers = [f"{k}={v}" for k, v in schedule.items() if k != "schedule" and v is not None]
@@ -74,22 +78,24 @@ def rate_in_words(schedule: str | Mapping[str, Any]) -> str:
 
 
 def check_length(schedule: str | Mapping[str, Any], epochs: int, key: str) -> None:
-    """Refuse a schedule that is longer than its stage.
+    """Refuse a schedule longer than its stage.
 
     Args:
         key: of the schedule in the config.
 
     Raises:
-        UserError: a warm-up takes all epochs or more, or a milestone comes after the last one.
+        UserError: warm-up fills the whole stage, or a milestone lies after the last epoch.
     """
     if isinstance(schedule, str) or epochs == 0:
         return
     if (schedule.get("warmup") or 0) >= epochs:
         raise UserError(
-            f"{key}.warmup: found {schedule['warmup']} of {epochs} epochs; accepted are fewer than those"
+            f"{key}.warmup: found {schedule['warmup']} of {epochs} epochs; accepted are fewer "
+            "than those"
         )
     late = [each for each in schedule.get("at", ()) if each >= epochs]
     if late:
         raise UserError(
-            f"{key}.at: found {late[0]}, but training ends after {epochs} epochs; accepted are fewer than those"
+            f"{key}.at: found {late[0]}, but training ends after {epochs} epochs; accepted "
+            "are fewer than those"
         )

@@ -1,10 +1,10 @@
-"""Numbers that move while a net trains: plain functions of the progress of training.
+"""Schedules: numbers as plain functions of training progress.
 
-Progress is the share of the stage's optimiser steps that are done, from 0 to 1. In the config any number of the
-objective, and `alpha` and `temperature` at top level, is a plain number or a schedule:
+Progress is the share of the stage's optimiser steps done, from 0 to 1. In the config each number of
+the objective, and `alpha` and `temperature` at top level, is a number or a schedule:
 
-    temperature: {schedule: cosine, start: 8, end: 2}               a function of this file
-    temperature: {_target_: my_module.zigzag, amplitude: 3}         any function with a parameter `progress`
+    temperature: {schedule: cosine, start: 8, end: 2}           a function of this file
+    temperature: {_target_: my_module.zigzag, amplitude: 3}     any function of `progress`
 """
 
 import inspect
@@ -21,39 +21,39 @@ Schedule = Callable[[float], float]
 
 
 def constant(progress: float, value: float) -> float:
-    """The same value all along."""
+    """Keep one value."""
     return value
 
 
 def linear(progress: float, start: float, end: float, over: float = 1.0) -> float:
-    """From `start` to `end` in a straight line.
+    """Move from `start` to `end` in a straight line.
 
     Args:
-        over: share of training that it takes, in (0, 1]; the value stays at `end` after.
+        over: share of training that the change takes, in (0, 1]; `end` holds afterwards.
 
     Raises:
-        ValueError: `over` is out of its range.
+        ValueError: `over` is out of range.
     """
     return start + (end - start) * _share(progress, over)
 
 
 def cosine(progress: float, start: float, end: float, over: float = 1.0) -> float:
-    """From `start` to `end` along half a period of a cosine: slow, fast, slow.
+    """Move from `start` to `end` along half a cosine period: slow, fast, slow.
 
     Args:
-        over: share of training that it takes, in (0, 1]; the value stays at `end` after.
+        over: share of training that the change takes, in (0, 1]; `end` holds afterwards.
 
     Raises:
-        ValueError: `over` is out of its range.
+        ValueError: `over` is out of range.
     """
     return start + (end - start) * (1 - math.cos(math.pi * _share(progress, over))) / 2
 
 
 def step(progress: float, start: float, end: float, at: float) -> float:
-    """`start` before the progress `at`, in [0, 1], and `end` from there on.
+    """Switch from `start` to `end` at the progress `at`, in [0, 1].
 
     Raises:
-        ValueError: `at` is out of its range.
+        ValueError: `at` is out of range.
     """
     if not 0 <= at <= 1:
         raise ValueError(f"at: found {at}, accepted is a number from 0 to 1")
@@ -61,16 +61,16 @@ def step(progress: float, start: float, end: float, at: float) -> float:
 
 
 def warmup(progress: float, end: float, over: float = 0.1) -> float:
-    """From 0 to `end` in a straight line over the first share `over` of training, in (0, 1], and `end` after.
+    """Rise from 0 to `end` in a straight line over the first share `over`, in (0, 1], then stay.
 
     Raises:
-        ValueError: `over` is out of its range.
+        ValueError: `over` is out of range.
     """
     return linear(progress, 0.0, end, over)
 
 
 def one_minus(progress: float, of: Schedule) -> float:
-    """1 minus another schedule."""
+    """Compute 1 minus another schedule."""
     return 1 - of(progress)
 
 
@@ -81,7 +81,7 @@ def _share(progress: float, over: float) -> float:
 
 
 class Accept(NamedTuple):
-    """Which values a number may take, in words and as a test."""
+    """Accepted values of a number, as text and as a test."""
 
     words: str
     test: Callable[[float], bool]
@@ -92,13 +92,15 @@ SHARE = Accept("a number from 0 to 1", lambda value: 0 <= value <= 1)
 POSITIVE = Accept("a number above 0", lambda value: 0 < value < math.inf)
 NOT_NEGATIVE = Accept("a number from 0", lambda value: 0 <= value < math.inf)
 
-# A schedule's range is checked at these points of progress, both ends included.
+# The range of a schedule is checked at these points of progress, both ends included.
 GRID = [i / 100 for i in range(101)]
 NAMES = ("constant", "linear", "cosine", "step", "warmup", "one_minus")
 
 
 def is_schedule(value: Any, where: str = "schedule") -> bool:
-    """Whether a value in the config is a schedule: it has the key `schedule`, or a `_target_` that takes `progress`."""
+    """Whether a config value is a schedule: has the key `schedule`, or a `_target_` that takes
+    `progress`.
+    """
     if not isinstance(value, Mapping):
         return False
     return "schedule" in value or (
@@ -108,14 +110,14 @@ def is_schedule(value: Any, where: str = "schedule") -> bool:
 
 
 def make_schedule(value: Any, where: str, accept: Accept = ANY) -> Schedule:
-    """A function of the progress in [0, 1], from a number or a schedule in the config.
+    """Build a function of progress in [0, 1] from a number or a schedule in the config.
 
     Args:
-        where: the value's key in the config, for messages.
-        accept: the values that it may take.
+        where: config key of the value, for messages.
+        accept: accepted values.
 
     Raises:
-        UserError: for what is neither, for a parameter that the schedule does not have, and for a value out of range.
+        UserError: for other types, an unknown parameter, or a value out of range.
     """
     if not isinstance(value, Mapping):
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not accept.test(value):
@@ -137,18 +139,20 @@ def make_schedule(value: Any, where: str, accept: Accept = ANY) -> Schedule:
             raise UserError(f"{where}: {error}") from error
         if not accept.test(found):
             raise UserError(
-                f"{where}: it is {found:g} at progress {progress:g}; accepted is {accept.words} all along"
+                f"{where}: it is {found:g} at progress {progress:g}; accepted is "
+                f"{accept.words} all along"
             )
     return schedule
 
 
 def _resolve(node: Mapping[str, Any], where: str) -> tuple[Callable[..., float], dict[str, Any]]:
-    """A schedule's function, and its keywords but for `progress`."""
+    """Return a schedule's function, and its keywords except `progress`."""
     if "schedule" in node:
         name = node["schedule"]
         if name not in NAMES:
             raise UserError(
-                f"{where}.schedule: found {name!r}, accepted are {', '.join(NAMES)}{nearest(str(name), NAMES)}"
+                f"{where}.schedule: found {name!r}, accepted are "
+                f"{', '.join(NAMES)}{nearest(str(name), NAMES)}"
             )
         function = getattr(sys.modules[__name__], name)
         keywords = {str(k): v for k, v in node.items() if k != "schedule"}
@@ -156,7 +160,8 @@ def _resolve(node: Mapping[str, Any], where: str) -> tuple[Callable[..., float],
         function, keywords = resolve_target(node, where)
     else:
         raise UserError(
-            f"{where}: found {dict(node)!r}, accepted is a number, or a schedule as {{schedule: NAME, ...}}"
+            f"{where}: found {dict(node)!r}, accepted is a number, or a schedule as "
+            "{schedule: NAME, ...}"
         )
     check_keywords(partial(function, 0.0), keywords, where)
     return function, keywords

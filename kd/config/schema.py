@@ -1,4 +1,4 @@
-"""What may stand in the config, with its ranges; checked once, before anything is built."""
+"""Schema of the config with ranges, checked once before anything is built."""
 
 from collections.abc import Collection
 from functools import partial
@@ -30,27 +30,28 @@ T = TypeVar("T", bound="Training")
 
 
 class Strict(BaseModel):
-    """No unknown keys, no silent conversion of types."""
+    """Base model: no unknown keys, no silent type conversion."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Recipe(Strict):
-    """How a stage trains.
+    """Training recipe of a stage.
 
     Attributes:
-        epochs: passes over the training part; 0 keeps the net as it starts.
+        epochs: passes over the training part; 0 keeps the initial net.
         batch_size: images per optimiser step and device.
-        lr_schedule: how the learning rate moves, by the step; see `kd.training.learning_rate`.
-        label_smoothing: share of a label that goes to all classes alike (Szegedy et al. 2016).
+        lr_schedule: learning-rate schedule, per step; see `kd.training.learning_rate`.
+        label_smoothing: share of a label that is spread evenly over all classes (Szegedy et al.
+            2016).
         gradient_clip: largest norm of the gradient, null for no limit.
-        ema: decay per step of the averaged weights that are validated and kept instead of the last ones; less at the
-            start, when it is (1 + steps) / (10 + steps); null for none.
-        swa: after which share of the steps to average the weights of all steps alike instead (after Izmailov et al.
-            2018, who average those of each epoch); null for none.
-        early_stopping: epochs without a better validation accuracy after which to stop; null to go on to the end.
-        keep: which weights the stage ends with: those of the epoch that was best on validation (of several that are
-            equally good the last), or those of the last epoch.
+        ema: decay per step of averaged weights, which are validated and kept instead of the last
+            ones; null for none. At the start it is lower: (1 + steps) / (10 + steps).
+        swa: share of the steps after which the weights of all steps are averaged with equal weight;
+            null for none. After Izmailov et al. 2018, who average once per epoch.
+        early_stopping: epochs without a better validation accuracy before stopping; null for none.
+        keep: weights to keep: those of the best epoch on validation (the last of equal ones), or of
+            the last epoch.
     """
 
     epochs: NonNegativeInt
@@ -67,21 +68,22 @@ class Recipe(Strict):
 
 
 class Normalization(Strict):
-    """Mean and standard deviation of each channel, for pixels in [0, 1]."""
+    """Mean and standard deviation per channel, for pixels in [0, 1]."""
 
     mean: Annotated[list[float], Field(min_length=1)]
     std: Annotated[list[PositiveFloat], Field(min_length=1)]
 
 
 class Answers(Strict):
-    """How a teacher's answers are kept.
+    """Storage of teacher outputs.
 
     Attributes:
-        outputs: the type that its logits are rounded to, kept or not.
-        precision: the number format that it trains and answers in, `auto` for what the device does fastest; the
-            student's is `trainer.precision`. See `kd.config.precision`.
-        cache: whether they are kept, by image and view, for all later epochs and runs; that changes no result.
-        cache_limit: how much room all kept outputs may take, in GB (10^9 bytes).
+        outputs: type that logits are rounded to, cached or not.
+        precision: number format of the teacher's training and outputs, `auto` for the device's
+            fastest; the student's is `trainer.precision`. See `kd.config.precision`.
+        cache: whether to store outputs by image and view for later epochs and runs. It changes no
+            result.
+        cache_limit: size of all stored outputs, in GB (10^9 bytes).
     """
 
     outputs: Literal["float16", "float32"]
@@ -90,9 +92,10 @@ class Answers(Strict):
         BeforeValidator(partial(read_precision, key="teacher.precision")),
         Field(description=f"one of {', '.join(ACCEPTED)}"),
     ]
+    # YAML 1.1 reads `off` as False.
     cache: Annotated[
         Literal["auto", "off"], BeforeValidator(lambda found: "off" if found is False else found)
-    ]  # YAML
+    ]
     cache_limit: PositiveFloat
 
 
@@ -102,21 +105,22 @@ Name = Annotated[  # of a class; YAML reads some as numbers
 
 
 class Start(Strict):
-    """A net, and the weights of somebody else that it may start from.
+    """Net, and weights from elsewhere that it may start from.
 
     Attributes:
-        path: a file with weights to start from, or a run's folder; null to start afresh.
-        state: which weights of that file, where it has several: `ema`, `raw`, or a key or prefix in it; null takes
-            averaged ones (EMA) before others.
-        classes: the classes that the net in that file knows, in order: a list, or a file with one a line. Its outputs
-            are put in the data's order by name, and those of other classes are left out. null: as the file says.
-        normalization: what the weights in `path` were trained with, where the file does not say it itself; null for
-            the net's own, or else the data's.
-        taps: paths of the modules that a loss looks at, where it asks for features; null for the net's own choice. The
-            teacher's are in the same order: each is paired with one of the student's.
+        path: file with initial weights, or a run folder; null for fresh weights.
+        state: choice between several sets of weights in that file: `ema`, `raw`, or a key or
+            prefix; null prefers averaged ones (EMA).
+        classes: classes of the net in that file, in order: a list, or a file with one per line.
+            Outputs are matched to the data's classes by name, and others are dropped. null: as the
+            file says.
+        normalization: normalisation used in training the weights in `path`, if the file does not
+            say; null for the net's own, or else the data's.
+        taps: paths of the hooked layers for feature losses; null for the net's default. Layers of
+            student and teacher are paired in order.
     """
 
-    at: ClassVar[str] = ""  # the config's group
+    at: ClassVar[str] = ""  # config group
 
     net: Node
     path: str | None = None
@@ -130,7 +134,8 @@ class Start(Strict):
         for name in ("state", "classes"):
             if (found := getattr(self, name)) is not None and self.path is None:
                 raise UserError(
-                    f"{self.at}.{name}: found {found!r}, but there is no {self.at}.path that it is about"
+                    f"{self.at}.{name}: found {found!r}, but there is no {self.at}.path that "
+                    "it is about"
                 )
         return self
 
@@ -142,19 +147,21 @@ class Start(Strict):
         path = given.get("path")
         if not isinstance(path, str):
             raise UserError(
-                f"{cls.at}.path: found {path!r}, needed is the file with the weights, where no net is named"
+                f"{cls.at}.path: found {path!r}, needed is the file with the weights, where "
+                "no net is named"
             )
         return {**given, "net": net_of(path, cls.at)}
 
 
 class Teacher(Recipe, Answers, Start):
-    """The teacher's net and recipe, and how its answers are kept.
+    """Net and recipe of the teacher, and storage of its outputs.
 
     Attributes:
-        finetune: what is trained from there: all of it, the last layer alone (head), or none; null trains all, but
-            none where there is a `path`.
-        members: several teachers that answer as one; each says what it does otherwise than this one. None for one.
-        weights, average, average_temperature: how they do; see `kd.teachers.ensemble.Ensemble`.
+        finetune: what to train from the initial weights: all of the net, the last layer only
+            (head), or nothing (none). null trains all without a `path`, and nothing with one.
+        members: ensemble members; each lists only what differs from this teacher. None: no
+            ensemble.
+        weights, average, average_temperature: of the ensemble; see `kd.teachers.ensemble.Ensemble`.
     """
 
     at = "teacher"
@@ -164,7 +171,7 @@ class Teacher(Recipe, Answers, Start):
     weights: list[PositiveFloat] | None = None
     average: Literal["logits", "probabilities"] = "logits"
     average_temperature: Any = (
-        None  # often `${temperature}`, which may be a schedule; it counts for probabilities
+        None  # often `${temperature}`, which may be a schedule; used for probabilities
     )
 
     @property
@@ -173,10 +180,10 @@ class Teacher(Recipe, Answers, Start):
         return self.finetune or ("none" if self.path else "all")
 
     def member(self, number: int) -> "Teacher":
-        """One of the members; what it does not say itself is as here.
+        """Return one of the members, completed from this teacher.
 
         Raises:
-            UserError: for a key that a teacher does not have, or a value out of range.
+            UserError: unknown key, or value out of range.
         """
         assert self.members is not None
         own = self.members[number]
@@ -194,10 +201,11 @@ class Teacher(Recipe, Answers, Start):
 
 
 class Student(Start):
-    """The student's net, which is the baseline's too: both start from the same. Its recipe is at top level.
+    """Net of the student and the baseline, which start from equal weights. Its recipe is at top
+    level.
 
     Attributes:
-        finetune: what is trained: all of it, or the last layer alone (head); null for all.
+        finetune: what to train: all of the net, or the last layer only (head); null for all.
     """
 
     at = "student"
@@ -206,20 +214,23 @@ class Student(Start):
 
 
 class StageConfig(Strict):
-    """What a stage trains, on what; and what it does otherwise than its net's recipe says.
+    """One stage: what it trains, on what, and how it differs from its net's recipe.
 
     Attributes:
-        net: `teacher` or `student`, that net with its recipe; or a net of its own, with the student's recipe.
-        loss: `labels`, the cross-entropy alone; `method`, what `loss=` names; or an objective of its own.
-        teacher: the earlier stage whose net teaches, where the loss asks for one; null for the one called `teacher`.
-        start: the earlier stage whose weights it starts from; null for fresh ones.
+        net: `teacher` or `student`, with that recipe; or a net of its own, with the student's
+            recipe.
+        loss: `labels`, the cross-entropy only; `method`, what `loss=` names; or an objective of its
+            own.
+        teacher: earlier stage whose net teaches, if the loss needs one; null for the one called
+            `teacher`.
+        start: earlier stage whose weights it starts from; null for fresh ones.
         lr_factor: multiplies the recipe's optim.lr.
         seed_offset: added to the recipe's seed.
-        trains: `all`, or `loss` to leave the net as it is and train what the loss learns itself.
-        taps: what a loss looks at in a net of the stage's own, as `student.taps`.
-        fake_quantize: round weights and activations to 8 bits on the way; see `kd.training.fake_quantize`.
+        trains: `all`, or `loss` to freeze the net and train the loss's own parameters.
+        taps: hooked layers of a net of its own, as `student.taps`.
+        fake_quantize: simulate 8-bit weights and activations; see `kd.training.fake_quantize`.
 
-    The others are those of `Recipe`; null leaves the recipe as it is.
+    The others are those of `Recipe`; null keeps the recipe's value.
     """
 
     net: Literal["teacher", "student"] | Node
@@ -245,11 +256,11 @@ class StageConfig(Strict):
 
 
 class Training(Recipe):
-    """What the commands that train share; the recipe at top level is the student's.
+    """Config shared by the training commands; the recipe at top level is the student's.
 
     Attributes:
-        alpha: weight of the teacher's side; a share or a schedule of shares.
-        temperature: of the softened probabilities; a number above 0 or a schedule of such.
+        alpha: weight of the teacher's side, in [0, 1]; a number or a schedule.
+        temperature: of the softened probabilities, > 0; a number or a schedule.
     """
 
     alpha: Annotated[Any, number("alpha", SHARE)]
@@ -268,14 +279,14 @@ class Training(Recipe):
 
     @property
     def used(self) -> tuple[str, ...]:
-        """Of `alpha` and `temperature` those that the loss depends on."""
+        """Those of `alpha` and `temperature` that the loss uses."""
         return self._used
 
     def settled(self) -> Self:
-        """The config with the precisions that `auto` means on this machine, and without a trial's pictures.
+        """Return the config with `auto` precisions resolved, and without pictures in a trial run.
 
         Raises:
-            UserError: the device cannot train in one of them.
+            UserError: the device does not support a precision.
         """
         accelerator = str(self.trainer.get("accelerator", "auto"))
         student = resolved(self.trainer["precision"], accelerator, "trainer.precision")
@@ -291,10 +302,11 @@ class Training(Recipe):
 
 
 class Config(Training):
-    """The whole config of `kd.train`; the recipe at top level is the student's and the baseline's.
+    """Config of `kd.train`; the recipe at top level is that of student and baseline.
 
     Attributes:
-        numbers_from: where the loss's numbers come from, unless typed; null for the loss file. See conf/authors.
+        numbers_from: source of the loss's numbers, unless set on the command line; null for the
+            loss file. See conf/authors.
     """
 
     numbers_from: str | None
@@ -312,34 +324,35 @@ class Config(Training):
     def _for_this_command(self) -> Self:
         if (command := self.loss.get("command")) is not None:
             raise UserError(
-                f"loss: this method is for classes that come in tasks: python -m {command} incremental.method=NAME; "
-                "accepted here are the methods of docs/methods.md, such as loss=kd"
+                f"loss: this method is for classes that come in tasks: python -m {command} "
+                "incremental.method=NAME; accepted here are the methods of docs/methods.md, "
+                "such as loss=kd"
             )
         return self
 
 
 class Command(Strict):
-    """What the commands about finished runs share; see conf/base/command.yaml."""
+    """Config shared by the commands on finished runs; see conf/base/command.yaml."""
 
     debug: bool
     trust: list[str]
 
 
 def check(cfg: DictConfig, typed: Collection[str] = ()) -> Config:
-    """The composed config of `kd.train` as a checked object; see `check_training`."""
+    """Validate the composed config of `kd.train`; see `check_training`."""
     return check_training(Config, cfg, typed)
 
 
 def check_training(model: type[T], cfg: DictConfig, typed: Collection[str]) -> T:
-    """The composed config of a command that trains as a checked object.
+    """Validate the composed config of a training command.
 
     Args:
-        typed: the keys that stood on the command line.
+        typed: keys on the command line.
 
     Raises:
-        UserError: with a line for each key that is wrong: its name, what was found, what is accepted.
+        UserError: one line per wrong key: its name, what was found, what is accepted.
     """
-    as_floats(cfg, KNOBS)  # 4 and 4.0 are one setting, so one name and one key in the store
+    as_floats(cfg, KNOBS)  # 4 and 4.0 must give one name and one key in the store
     config = check_as(model, cfg)
     refuse_unused(cfg, typed)
     config._used = tuple(knob for knob in KNOBS if uses(cfg, knob))

@@ -1,4 +1,6 @@
-"""Options of Lightning's Trainer: which of them a run takes, in which range, and what to set instead of the others."""
+"""Options of Lightning's Trainer: those that users may set, their ranges, and what replaces the
+others.
+"""
 
 import math
 import re
@@ -44,14 +46,16 @@ Duration = Annotated[
 
 
 class Options(BaseModel):
-    """What `trainer.` may hold; null leaves an option as Lightning has it.
+    """Options in `trainer.`; null keeps Lightning's default.
 
     See https://lightning.ai/docs/pytorch/stable/common/trainer.html#trainer-flags.
 
     Attributes:
-        compile: has torch's compiler make kernels of student and teacher; it takes half a minute a net at the start.
-        limit_test_batches: measures a part of the test images alone, so the report says that its figures mean nothing.
-        profiler: writes what each part of the loop took into the stage's folder.
+        compile: compile student and teacher with torch.compile; takes half a minute per net at the
+            start.
+        limit_test_batches: tests on a part of the test images; the report then says that its
+            figures mean nothing.
+        profiler: writes the time of each part of the loop into the stage's folder.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
@@ -84,7 +88,7 @@ class Options(BaseModel):
     sync_batchnorm: bool | None = None
 
 
-# The others, each with what is to be set, or done, instead.
+# Trainer options reserved for kd, each with what to set or do instead.
 INSTEAD = {
     "logger": "kd writes TensorBoard's events of each stage itself",
     "callbacks": "early_stopping, ema and keep choose them",
@@ -108,11 +112,11 @@ INSTEAD = {
 
 
 def trainer_options(found: dict[str, Any]) -> dict[str, Any]:
-    """The options that are set, checked.
+    """Return the options that are set, checked.
 
     Raises:
-        UserError: for one out of range, for one that is not the user's, which says what to set instead, and for a
-            name that the Trainer does not have.
+        UserError: out of range, reserved for kd (says what to set instead), or unknown to the
+            Trainer.
     """
     given = {name: value for name, value in found.items() if value is not None}
     for name in INSTEAD.keys() & given:
@@ -126,7 +130,7 @@ def trainer_options(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def batches_of(options: Mapping[str, Any], name: str, batches: int) -> int:
-    """How many of the batches an option such as `limit_train_batches` leaves; all where it is not set.
+    """Return how many batches an option such as `limit_train_batches` leaves; all if it is not set.
 
     Raises:
         UserError: it leaves none; says which shares leave one or more.
@@ -136,14 +140,15 @@ def batches_of(options: Mapping[str, Any], name: str, batches: int) -> int:
         return min(found or batches, batches)
     if not (left := int(found * batches)):
         raise UserError(
-            f"trainer.{name}: found {found}, which is less than one of {batches} batches; accepted are numbers of "
-            f"batches from 1, or shares from {math.ceil(1e4 / batches) / 1e4:g} to 1.0"
+            f"trainer.{name}: found {found}, which is less than one of {batches} batches; "
+            "accepted are numbers of batches from 1, or shares from "
+            f"{math.ceil(1e4 / batches) / 1e4:g} to 1.0"
         )
     return left
 
 
 def trial_note(options: Mapping[str, Any]) -> list[str]:
-    """What to say of figures that were measured under these options: nothing, unless they are a trial's."""
+    """Return the warning for a trial's figures; nothing for other options."""
     if "limit_test_batches" not in options:
         return []
     return ["A trial on a few batches of everything: its figures mean nothing."]

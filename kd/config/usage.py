@@ -1,4 +1,4 @@
-"""What `--help` shows of a command: its examples, its knobs with their defaults and ranges, and its groups of files."""
+"""Text of `--help`: examples, knobs with defaults and ranges, and groups of files."""
 
 import re
 import textwrap
@@ -11,19 +11,19 @@ from pydantic import BaseModel
 
 from kd.config.trainer import Options
 
-# Files that hold the knobs of a group, and what is typed before them.
+# Files with the knobs of a group, and the prefix of these knobs.
 SHARED = {"teacher": "base/teacher.yaml", "data": "base/data.yaml", "trainer": "trainer/auto.yaml"}
 WIDTH = 110
 
 
 def usage(doc: str, folder: Path, config: str, model: type[BaseModel]) -> str:
-    """The help of a command.
+    """Build the help text of a command.
 
     Args:
-        doc: says what it does, and holds its examples.
-        folder: of its config; groups are folders in it.
-        config: the name of its file.
-        model: what may stand in it.
+        doc: docstring of the command, with examples.
+        folder: config folder; its subfolders are groups.
+        config: name of the config file.
+        model: schema of the config.
     """
     groups = dict(_groups(folder, config))
     found = dict(_ranges(model.model_json_schema()))
@@ -48,7 +48,7 @@ def _defaults(folder: Path, config: str) -> list[Any]:
 
 
 def _files(folder: Path, config: str) -> list[str]:
-    """The config's file, then those that it takes over as a whole."""
+    """Return the config's file and the files that it includes whole."""
     whole = [
         each for each in _defaults(folder, config) if isinstance(each, str) and each != "_self_"
     ]
@@ -56,7 +56,7 @@ def _files(folder: Path, config: str) -> list[str]:
 
 
 def _groups(folder: Path, config: str) -> Iterator[tuple[str, str | None]]:
-    """The groups that a command's config chooses from, each with its choice, and those inside them."""
+    """Iterate over the groups of a command's config with their choice, nested groups included."""
     for each in _defaults(folder, config):
         if isinstance(each, str) and each != "_self_" and (folder / f"{each}.yaml").is_file():
             yield from _groups(folder, each)
@@ -69,7 +69,7 @@ def _groups(folder: Path, config: str) -> Iterator[tuple[str, str | None]]:
 
 
 def _knobs(file: Path, ranges: Mapping[str, str], prefix: str = "") -> Iterator[str]:
-    """A line or more for each knob of a file: its default, what stands beside it there, and its range."""
+    """Format each knob of a file: its default, the comment beside it, and its range."""
     path: list[str] = []
     for line in file.read_text().splitlines():
         if not (parsed := re.match(r"( *)(\w+): *([^#]*?) *(?:# (.*))?$", line)):
@@ -85,13 +85,13 @@ def _knobs(file: Path, ranges: Mapping[str, str], prefix: str = "") -> Iterator[
 
 
 def _wrapped(first: str, rest: str) -> list[str]:
-    """Two columns."""
+    """Wrap in two columns."""
     start = f"  {first}".ljust(34) if len(first) < 32 else f"  {first}  "
     return textwrap.wrap(start + rest, WIDTH, subsequent_indent=36 * " ", break_long_words=False)
 
 
 def _ranges(schema: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """What each key of a model accepts, in words."""
+    """Describe the accepted values of each key of a model."""
     known = schema.get("$defs", {})
     for name, node in schema.get("properties", {}).items():
         if (words := _words(node, known)) and words != "null":
@@ -118,7 +118,7 @@ def _words(node: Mapping[str, Any], known: Mapping[str, Any]) -> str:
 
 
 def _bounds(node: Mapping[str, Any], whole: bool) -> str:
-    """As JSON schema has them."""
+    """Format bounds of a JSON schema."""
     low, above = node.get("minimum"), node.get("exclusiveMinimum")
     high, below = node.get("maximum"), node.get("exclusiveMaximum")
     if whole and above is not None:

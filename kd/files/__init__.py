@@ -1,1 +1,1 @@
-"""Files on disk: written whole, told when they are damaged, and held by one process at a time."""
+"""Files on disk: atomic writes, detection of damage, locks between processes."""

@@ -1,4 +1,6 @@
-"""What a file may name to be built. A run's folder or a weights file is data, perhaps someone else's."""
+"""Allowlist of targets that a file may name. A run folder or weights file is data, perhaps from
+elsewhere.
+"""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -6,7 +8,8 @@ from typing import Any
 
 from kd.errors import UserError
 
-# Classes by their file, and the two ways into net libraries. Other functions are left out: some of them build anything.
+# Classes by their file, and the two functions that build library nets. Other functions are
+# excluded: some of them build anything.
 LIBRARIES = r"kd\.nets\.(torchvision\.torchvision_net|timm\.timm_net)"
 ACCEPTED = {
     "net": (
@@ -17,7 +20,7 @@ ACCEPTED = {
 }
 
 
-# Keywords with which a library reads weights or settings from anywhere.
+# Keywords with which a library reads weights or settings from any path.
 READING = {
     "cache_dir",
     "checkpoint_path",
@@ -35,13 +38,14 @@ def trusted(
     trust: Sequence[str] = (),
     remedy: str = "trust=[PACKAGE] allows a package",
 ) -> None:
-    """Refuse a node from a file that would import anything but the project's own nets and data, at any depth.
+    """Refuse a node from a file that would import anything but the project's own nets and data, at
+    any depth.
 
     Args:
         kind: `net` or `data`.
-        where: what it comes from, for messages.
-        trust: packages or modules that the user allows besides.
-        remedy: how the user may allow it, for the message.
+        where: source of the node, for messages.
+        trust: further packages or modules that the user allows.
+        remedy: how to allow it, for the message.
 
     Raises:
         UserError: it names something else.
@@ -51,7 +55,8 @@ def trusted(
             target = str(node["_target_"])
             if re.fullmatch(LIBRARIES, target) and (unsafe := READING & node.keys()):
                 raise UserError(
-                    f"{where}: {target} with {', '.join(sorted(unsafe))}, which would read other files"
+                    f"{where}: {target} with {', '.join(sorted(unsafe))}, which would read "
+                    "other files"
                 )
             allowed = any(target.startswith(f"{name}.") for name in trust)
             if not allowed and not re.fullmatch(ACCEPTED[kind][1], target):

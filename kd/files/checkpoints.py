@@ -1,4 +1,4 @@
-"""What training keeps of itself on disk to go on from: written whole, and checked when it is read."""
+"""Training checkpoints: written atomically, verified on reading."""
 
 import io
 import zipfile
@@ -14,19 +14,18 @@ from kd.log import say
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Writes Lightning's checkpoints beside the one that is there, which they replace when all of them is on disk."""
+    """Writes each of Lightning's checkpoints completely to disk before it replaces the last one."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
     ) -> None:
-        """Write one.
+        """Write a checkpoint.
 
         Raises:
-            CannotWrite: there is no room, or no right; the one from before stays.
+            CannotWrite: no space or no permission; the last one is kept.
         """
-        content = (
-            io.BytesIO()
-        )  # torch tells of a file that it cannot write neither the name nor the reason
+        # torch's error has neither the file's name nor the reason
+        content = io.BytesIO()
         torch.save(checkpoint, content)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with whole(Path(path), "the checkpoint") as temporary:
@@ -34,31 +33,30 @@ class WholeCheckpoints(TorchCheckpointIO):
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint of ours.
+    """Read one of our checkpoints.
 
     Raises:
-        Damaged: it is damaged, or gone.
+        Damaged: it is damaged or missing.
     """
     try:
-        with zipfile.ZipFile(
-            path
-        ) as parts:  # torch does not look at the checksums that it has written
+        with zipfile.ZipFile(path) as parts:  # torch does not verify the checksums it wrote
             if bad := parts.testzip():
                 raise Damaged(f"{path} is damaged: the checksum of {bad} is wrong")
         found: dict[str, Any] = torch.load(path, "cpu", weights_only=True)
     except Damaged:
         raise
-    except Exception as error:  # whatever a broken archive gives rise to
+    except Exception as error:  # a broken archive may raise anything
         raise Damaged(f"{path} is damaged: {str(error).partition(chr(10))[0]}") from error
     return found
 
 
 def last_good(last: Path, best: Path) -> dict[str, Any] | None:
-    """What a training goes on from; None where it begins, as it does where a checkpoint is damaged, which is said.
+    """Return the checkpoint to resume from; None to start from scratch, also if one is damaged
+    (logged).
 
     Args:
-        last: of the last finished epoch.
-        best: of the one that is best on validation so far; there where `last` is.
+        last: checkpoint of the last finished epoch.
+        best: checkpoint of the best epoch on validation; exists together with `last`.
     """
     if not last.exists():
         return None

@@ -1,4 +1,4 @@
-"""The classes that a file of weights is for: their names, and which of its outputs stands for which of the data's."""
+"""Classes of a weights file: their names, and the match of its outputs to the data's classes."""
 
 import json
 import re
@@ -10,7 +10,7 @@ from kd.errors import UserError, nearest
 from kd.files.header import header_of
 from kd.files.state_dicts import read_content
 
-# Keys under which checkpoints and the config.json of model hubs name classes.
+# Keys under which checkpoints and hub config.json files name classes.
 KEYS = (
     "class_to_idx",
     "classes",
@@ -19,13 +19,14 @@ KEYS = (
     "id2label",
     "idx_to_class",
 )
-AROUND = ("pretrained_cfg", "hyper_parameters", "args", "config", "meta")  # where they may stand
+AROUND = ("pretrained_cfg", "hyper_parameters", "args", "config", "meta")  # where to look for them
 
 
 def names_in(file: Path, where: str) -> list[str] | None:
-    """What a file says of its classes, in the order of its outputs; None where it says nothing.
+    """Return the class names in a file, in output order; None if it has none.
 
-    A run's student says it in its header, a checkpoint by one of `KEYS`, a hub's model in the config.json beside it.
+    A run's student has them in its header, a checkpoint under one of `KEYS`, a hub model in
+    config.json beside it.
 
     Raises:
         UserError: the file cannot be read.
@@ -48,10 +49,10 @@ def names_in(file: Path, where: str) -> list[str] | None:
 
 
 def names_given(value: str | Sequence[str], where: str) -> list[str]:
-    """Names as a config gives them: a list, or a file with one a line or in JSON.
+    """Return class names from the config: a list, or a file with one per line or in JSON.
 
     Raises:
-        UserError: there is no such file, or it holds no names.
+        UserError: the file is missing, or holds no names.
     """
     if not isinstance(value, str):
         return list(value)
@@ -69,14 +70,14 @@ def names_given(value: str | Sequence[str], where: str) -> list[str]:
         found = [line.strip() for line in text.splitlines() if line.strip()]
     if not found:
         raise UserError(
-            f"{where}: {path} holds no names of classes; accepted are one a line, a JSON list, or a JSON object of "
-            "names and numbers"
+            f"{where}: {path} holds no names of classes; accepted are one a line, a JSON "
+            "list, or a JSON object of names and numbers"
         )
     return found
 
 
 def _as_names(value: Any) -> list[str] | None:
-    """A list of names, or a mapping between names and the numbers from 0, as names in order."""
+    """Convert a list of names, or a mapping between names and indices, to names in order."""
     if isinstance(value, Mapping):
         try:
             pairs = {int(v): str(k) for k, v in value.items()}  # class_to_idx
@@ -92,26 +93,26 @@ def _as_names(value: Any) -> list[str] | None:
 
 
 def shared(theirs: Sequence[str], ours: Sequence[str]) -> int:
-    """How many of our classes are among theirs."""
+    """Count our classes that are among theirs."""
     return sum(output is not None for output in _outputs(theirs, ours))
 
 
 def outputs_for(theirs: Sequence[str], ours: Sequence[str], where: str) -> list[int]:
-    """For each of our classes the output that stands for it, by name.
+    """Match each of our classes to an output by name.
 
-    Letters' case and punctuation do not matter where the names are not the same; of names such as `tench, Tinca tinca`
-    one suffices.
+    If names differ, case and punctuation are ignored; of names such as `tench, Tinca tinca` one
+    suffices.
 
     Raises:
-        UserError: one of ours is missing among theirs, or two of ours would be the same one.
+        UserError: one of ours is missing among theirs, or two of ours match the same one.
     """
     found = _outputs(theirs, ours)
     if missing := [name for name, output in zip(ours, found, strict=True) if output is None]:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise UserError(
-            f"{where}: of the data's {len(ours)} classes {len(missing)} are not among its {len(theirs)}: "
-            f"{', '.join(missing[:5])}{more}{nearest(missing[0], theirs)}; it has {', '.join(theirs[:10])}"
-            f"{' ...' if len(theirs) > 10 else ''}"
+            f"{where}: of the data's {len(ours)} classes {len(missing)} are not among its "
+            f"{len(theirs)}: {', '.join(missing[:5])}{more}{nearest(missing[0], theirs)}; it "
+            f"has {', '.join(theirs[:10])}{' ...' if len(theirs) > 10 else ''}"
         )
     outputs = [output for output in found if output is not None]
     if len(set(outputs)) < len(outputs):

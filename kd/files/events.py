@@ -1,4 +1,4 @@
-"""TensorBoard's event files: what happens where one cannot be written."""
+"""TensorBoard event files: behaviour when writing fails."""
 
 import threading
 

@@ -1,4 +1,4 @@
-"""Which file a teacher's weights are in, and what that file says of itself; torch is not needed to know it."""
+"""Location of a teacher's weights and the file's header; works without torch."""
 
 import json
 from pathlib import Path
@@ -11,23 +11,24 @@ from kd.files.allowlist import trusted
 
 STUDENT = "student.safetensors"
 SCHEMA = 1
-Count = Annotated[int, Field(gt=0, le=2**20)]  # channels, the side of an image, classes
+Count = Annotated[int, Field(gt=0, le=2**20)]  # channels, side of an image, classes
 
 
 def weights_file(path: str | Path, where: str) -> Path:
-    """The file itself, or the student's weights where the path is a run's folder.
+    """Return the weights file: the path itself, or the student's weights in a run folder.
 
     Args:
-        where: the config's key for the path, for messages.
+        where: config key of the path, for messages.
 
     Raises:
-        UserError: there is no such file, or the folder is no run's.
+        UserError: the file is missing, or the folder is no run folder.
     """
     found = Path(path).expanduser()
     if found.is_dir():
         if not (found / STUDENT).is_file():
             raise UserError(
-                f"{where}: the folder {found.absolute()} has no {STUDENT}, so it is no run's; name a file"
+                f"{where}: the folder {found.absolute()} has no {STUDENT}, so it is no run's; "
+                "name a file"
             )
         found /= STUDENT
     if not found.is_file():
@@ -36,7 +37,7 @@ def weights_file(path: str | Path, where: str) -> Path:
 
 
 class Header(BaseModel):
-    """What a run's student says of itself; all but the net may be missing, for who does not need it."""
+    """Header of a run's student; everything except the net is optional."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
@@ -49,12 +50,12 @@ class Header(BaseModel):
 
 
 def header_of(path: Path) -> dict[str, Any] | None:
-    """What a run wrote into the header of its student's file: net, shape, classes, mean and std; None for other files.
+    """Read the header of a run's student: net, shape, classes, mean and std; None for other files.
 
-    A file that is damaged counts as another file here: reading its tensors tells what is wrong with it.
+    A damaged file counts as another file here; reading its tensors reports the damage.
 
     Raises:
-        UserError: what it says of itself makes no sense, or a later kd wrote it.
+        UserError: the header is invalid, or from a later kd.
     """
     if path.suffix != ".safetensors":
         return None
@@ -76,19 +77,19 @@ def header_of(path: Path) -> dict[str, Any] | None:
         Header.model_validate_json(text)
     except ValidationError as error:
         raise UserError(f"{path}: its header is damaged: {first_of(error)}") from None
-    return {
-        name: value for name, value in found.items() if name != "sha256"
-    }  # which is for `kd.files.tensors`
+    # Left to `kd.files.tensors`
+    return {name: value for name, value in found.items() if name != "sha256"}
 
 
 def net_of(path: str | Path, where: str) -> dict[str, Any]:
-    """The node of the net that a file names itself; a file is data, so it may name none but the project's own nets.
+    """Return the net node in a file's header. A file is data, so only the project's own nets are
+    allowed.
 
     Args:
-        where: the config's prefix of `path` and `net`, for messages.
+        where: config prefix of `path` and `net`, for messages.
 
     Raises:
-        UserError: it names none, or one of another package.
+        UserError: it names no net, or one of another package.
     """
     file = weights_file(path, f"{where}.path")
     header = header_of(file)

@@ -1,4 +1,6 @@
-"""What an output folder holds: stages, the teachers' answers, decoded images; how large, and which runs need it."""
+"""Contents of an output folder: stages, teacher outputs, decoded images; their size and the runs
+that need them.
+"""
 
 import json
 import shutil
@@ -20,10 +22,10 @@ class StoreItem:
     """A folder that may be removed as a whole.
 
     Attributes:
-        bytes: of all files in it.
-        used: when it was last written or read, seconds since 1970.
-        needed_by: names of the runs that were made from it; caches have none, as they are made again when needed.
-        about: what it is, for people.
+        bytes: size of all files in it.
+        used: time of the last write or read, in seconds since 1970.
+        needed_by: names of the runs made from it; empty for caches, which are rebuilt on demand.
+        about: description for people.
         damage: what is wrong with it; empty if nothing is.
     """
 
@@ -37,10 +39,10 @@ class StoreItem:
 
 
 def inventory(output: Path, *, check: bool = False) -> list[StoreItem]:
-    """All entries of an output folder, the largest first.
+    """List all entries of an output folder, the largest first.
 
     Args:
-        check: compare each stage's weights with their checksum, which reads them all.
+        check: verify each stage's weights against their checksum, which reads them all.
     """
     needed = _needed(output)
     found = [*_stages(output / "store", needed, check), *_caches(output / "cache")]
@@ -54,12 +56,12 @@ def chosen(
     days: float | None = None,
     gigabytes: float | None = None,
 ) -> list[StoreItem]:
-    """The entries that these rules remove.
+    """Choose the entries that these rules remove.
 
     Args:
-        unused: stages that no run refers to, unfinished ones and damaged ones too.
-        days: entries that were not used for so long.
-        gigabytes: entries that were not used for longest, until the rest is no larger than this.
+        unused: stages that no run refers to, also unfinished and damaged ones.
+        days: entries unused for this many days.
+        gigabytes: least recently used entries, until the rest is no larger than this (10^9 bytes).
     """
     found = [
         entry
@@ -81,7 +83,7 @@ def chosen(
 
 
 def remove(entry: StoreItem) -> bool:
-    """Remove an entry unless another process is at it; whether it is gone."""
+    """Remove an entry unless another process holds it; returns whether it is gone."""
     if not entry.kind.endswith("stage"):
         shutil.rmtree(entry.path, ignore_errors=True)
         return not entry.path.exists()
@@ -92,7 +94,7 @@ def remove(entry: StoreItem) -> bool:
 
 
 def _needed(output: Path) -> dict[str, list[str]]:
-    """Names of runs by the key of each stage that they were made from, those that it was built on too."""
+    """Map each stage key to the names of runs that need it, directly or through later stages."""
     found: dict[str, list[str]] = {}
     for report in sorted(output.glob("*/**/report.json")):
         try:
@@ -111,7 +113,7 @@ def _needed(output: Path) -> dict[str, list[str]]:
 
 
 def _built_on(folder: Path) -> list[str]:
-    """Keys of the stages that a stage's spec names."""
+    """Return the keys of the stages named in a stage's spec."""
     try:
         spec = json.loads((folder / "stage.json").read_text())["spec"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -132,7 +134,7 @@ def _stages(store: Path, needed: dict[str, list[str]], check: bool) -> Iterator[
 
 
 def _look_at(folder: Path, check: bool) -> tuple[str, str]:
-    """What a stage is, and what is wrong with it."""
+    """Describe a stage and its damage, if any."""
     try:
         record = json.loads((folder / "stage.json").read_text())
         net = str(record["spec"]["net"]["_target_"]).rpartition(".")[2]
@@ -158,7 +160,7 @@ def _caches(cache: Path) -> Iterator[StoreItem]:
 
 
 def _size(folder: Path) -> tuple[int, float]:
-    """Bytes of all files in a folder, and when the last of them was written or noted as used."""
+    """Return the bytes of all files in a folder, and the time of the last write or use."""
     states = [path.stat() for path in folder.rglob("*") if path.is_file()]
     return sum(each.st_size for each in states), max(
         (each.st_mtime for each in states), default=0.0

@@ -1,7 +1,7 @@
-"""Locks on files, between processes on one machine or several that share a file system.
+"""File locks between processes, on one machine or several with a shared file system.
 
-They are the operating system's: it lets go of what a dead process held, and a file server of what a dead machine held.
-A file system that has none is refused, as a lock that is only a file would outlive its holder.
+They are operating-system locks: a dead process or machine releases its locks. A file system without
+them is refused, because a plain lock file would outlive its holder.
 """
 
 import contextlib
@@ -22,14 +22,14 @@ ANOTHER = "another process"
 
 
 class Lock(FileLock):
-    """A lock that says so where there can be none, instead of taking a file for one."""
+    """Lock that raises where locks are unsupported, instead of falling back to a plain file."""
 
     def acquire(self, *args: Any, **options: Any) -> AcquireReturnProxy["Lock"]:
-        """As filelock's.
+        """Acquire, as in filelock.
 
         Raises:
             Timeout: another process has it.
-            CannotWrite: there can be no lock there.
+            CannotWrite: locks are not possible there.
         """
         path = Path(self.lock_file).absolute()
         try:
@@ -40,30 +40,31 @@ class Lock(FileLock):
             if cause := cause_of(error):
                 raise CannotWrite(f"cannot write the lock: {path}: {cause}") from error
             raise CannotWrite(
-                f"{path}: its file system has no locks between processes ({error.strerror or error}); "
-                "set output_dir to a folder on one that has"
+                f"{path}: its file system has no locks between processes "
+                f"({error.strerror or error}); set output_dir to a folder on one that has"
             ) from error
 
 
 def lock_at(path: Path) -> Lock:
-    """A lock, not yet held; the same process may hold it several times over."""
+    """Create a lock without acquiring it; one process may acquire it several times."""
     return Lock(path, fallback_to_soft=False)
 
 
 @contextlib.contextmanager
 def held(path: Path, what: str, doing: str, *, wait: bool = True) -> Iterator[bool]:
-    """Hold a lock. Waits as long as another process has it, and says so; a dead one's is taken over, and that is said.
+    """Hold a lock, waiting while another process has it; logs the wait, and a takeover from a dead
+    process.
 
     Args:
-        what: is locked, for people.
-        doing: what a process that has it does, such as `is training it`.
-        wait: False goes on at once, without the lock.
+        what: locked thing, for people.
+        doing: what its holder does, such as `is training it`.
+        wait: False continues at once without the lock.
 
     Yields:
         whether it is held.
 
     Raises:
-        CannotWrite: there can be no lock there.
+        CannotWrite: locks are not possible there.
     """
     with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,10 +88,10 @@ def held(path: Path, what: str, doing: str, *, wait: bool = True) -> Iterator[bo
 
 @contextlib.contextmanager
 def free(path: Path, *, remove: bool = True) -> Iterator[bool]:
-    """Hold a lock if nobody has it; whether it could be had.
+    """Hold a lock if it is free; yields whether it is held.
 
     Args:
-        remove: the lock's file goes with it.
+        remove: also remove the lock file.
     """
     lock = lock_at(path)
     try:
@@ -107,7 +108,7 @@ def free(path: Path, *, remove: bool = True) -> Iterator[bool]:
 
 
 def _holder(path: Path) -> str | None:
-    """Who has signed a lock, and not yet let go."""
+    """Return who signed a lock and has not released it."""
     try:
         found = path.read_text(errors="replace")
     except OSError:
@@ -116,5 +117,5 @@ def _holder(path: Path) -> str | None:
 
 
 def _sign(path: Path, name: str) -> None:
-    with contextlib.suppress(OSError):  # on a full disk it is held all the same
+    with contextlib.suppress(OSError):  # the lock also holds on a full disk
         path.write_text(name)

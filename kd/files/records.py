@@ -1,4 +1,4 @@
-"""Records in JSON with a schema number, read back."""
+"""JSON records with a schema number."""
 
 import json
 from pathlib import Path
@@ -8,14 +8,14 @@ from kd.errors import Damaged, UserError
 
 
 def read_record(path: Path, schema: int, what: str) -> dict[str, Any]:
-    """A record. It is plain JSON without a checksum: whoever edits it is taken at his word.
+    """Read a record. It is plain JSON without checksum, so that people may edit it.
 
     Args:
-        schema: the latest that is understood.
-        what: it should be, such as `report`.
+        schema: latest schema that is understood.
+        what: kind of the record, such as `report`.
 
     Raises:
-        OSError: it is not there, or cannot be read.
+        OSError: it is missing or cannot be read.
         Damaged: it is no JSON, or no record.
         UserError: a later kd wrote it.
     """

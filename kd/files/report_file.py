@@ -1,4 +1,4 @@
-"""A run's `report.json`, read back and checked for what programs count on; the file may be anybody's."""
+"""Reads a run's `report.json` and checks what programs rely on; the file may come from anybody."""
 
 import json
 from pathlib import Path
@@ -11,19 +11,19 @@ from kd.files.records import read_record
 
 SCHEMA = 1
 
-# What is shown in a line, on terminals too.
+# Text shown in one line, on terminals too.
 Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class ReportPart(BaseModel):
-    """Other keys may stand beside these, and those with a default may be missing."""
+    """Base model: further keys are allowed, and those with a default are optional."""
 
     model_config = ConfigDict(strict=True)
 
 
 class TestMetrics(ReportPart):
-    """What a model does on the test part."""
+    """Metrics of a model on the test part."""
 
     accuracy: Fraction
     accuracy_ci95: tuple[float, float] | None = None
@@ -42,14 +42,14 @@ class ValidationAccuracy(ReportPart):
 
 
 class LatencyReport(ReportPart):
-    """In milliseconds."""
+    """Latency in milliseconds."""
 
     median: float | None = None
     p95: float | None = None
 
 
 class ModelReport(ReportPart):
-    """One of the models side by side; `stage` is the name of a folder in the store."""
+    """One of the compared models; `stage` is a folder name in the store."""
 
     role: Line
     stage: Annotated[str, Field(pattern=r"^[\w.-]*\w$")]
@@ -66,7 +66,7 @@ class ModelReport(ReportPart):
 
 
 class Comparison(ReportPart):
-    """What distillation bought."""
+    """Effect of distillation."""
 
     gain: float | None
     gain_ci95: tuple[float, float] | None = None
@@ -78,7 +78,7 @@ class Comparison(ReportPart):
 
 
 class TaskAccuracies(ReportPart):
-    """What is known of tasks that were learned one after another: on those seen so far, after each."""
+    """Accuracies in task-incremental learning: on the tasks seen so far, after each task."""
 
     after: list[Fraction]
     final: float | None = None
@@ -88,7 +88,7 @@ class TaskAccuracies(ReportPart):
 
 
 class IncrementalReport(ReportPart):
-    """A run over tasks."""
+    """Report of a run over tasks."""
 
     method: Line
     tasks: Annotated[list[Any], Field(min_length=1)]
@@ -113,7 +113,7 @@ class DataReport(ReportPart):
 
 
 class Report(ReportPart):
-    """A report that runs are compared by."""
+    """Part of a report that comparisons use."""
 
     name: Line
     seed: int
@@ -127,27 +127,27 @@ class Report(ReportPart):
 
 
 class Origin(ReportPart):
-    """Of a config what a run's stages and images are found by."""
+    """Part of the config that locates a run's stages and images."""
 
     data: dict[str, Any]
     output_dir: str
 
 
 class WholeReport(Report):
-    """A report that a run is opened by."""
+    """Part of a report that opening a run uses."""
 
     config: Origin  # type: ignore[assignment]
     data: DataReport
 
 
 def read_report(file: Path, shape: type[Report] = Report) -> dict[str, Any]:
-    """What a run's report says.
+    """Read a run's report.
 
     Args:
         shape: what it must hold.
 
     Raises:
-        Damaged: it is not as it was written, cannot be read, or is nobody's report.
+        Damaged: it was altered, cannot be read, or is no report.
         UserError: a later kd wrote it.
     """
     try:

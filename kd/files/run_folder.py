@@ -1,4 +1,4 @@
-"""The folder of a run, which appears whole."""
+"""Run folder, which appears complete or not at all."""
 
 import contextlib
 import itertools
@@ -11,11 +11,12 @@ from kd.files.store import put
 
 
 class RunFolder:
-    """`<root>/<time>_<name>`, under the name `<time>_<name>.partial` until all of it is there.
+    """`<root>/<time>_<name>`, called `<time>_<name>.partial` until it is complete.
 
-    While a stage trains, the folder links to where its TensorBoard events are being written, so that a dashboard over
-    `<root>` shows them live and under a readable name; the finished folder holds them itself. Of several runs that
-    share a stage one holds its events: twelve runs with one teacher have its curves once, not twelve times.
+    While a stage trains, the folder links to its TensorBoard events, so that a dashboard over
+    `<root>` shows live curves under a readable name. The finished folder holds the events
+    themselves. A stage shared by several runs appears in one of them: twelve runs with one teacher
+    show its curves once.
     """
 
     def __init__(self, root: Path, name: str) -> None:
@@ -24,24 +25,23 @@ class RunFolder:
 
     @property
     def path(self) -> Path:
-        """The folder while it is being filled."""
+        """Folder during the run."""
         return self.final.with_name(self.final.name + ".partial")
 
     @property
     def events(self) -> Path:
-        """Its TensorBoard folder, which holds the run's own events and a folder for each stage."""
+        """TensorBoard folder, with the run's own events and one subfolder per stage."""
         return self.path / "tensorboard"
 
     def __enter__(self) -> "RunFolder":
         self.final.parent.mkdir(parents=True, exist_ok=True)
-        for left in self.final.parent.glob(
-            "*.partial"
-        ):  # of runs that were killed; their links claim stages' events
+        # Of killed runs; their links claim stages' events
+        for left in self.final.parent.glob("*.partial"):
             with _filling(left) as dead:
                 if dead:
                     shutil.rmtree(left, ignore_errors=True)
         stem = self.final.name
-        for i in itertools.count(2):  # another process may have taken the name in the same second
+        for i in itertools.count(2):  # another process may take the name in the same second
             taken = self._held.enter_context(_filling(self.path))
             if taken and not self.final.exists() and not self.path.exists():
                 break
@@ -57,16 +57,14 @@ class RunFolder:
         link.symlink_to(events.resolve(), target_is_directory=True)
 
     def settle(self, stage: str, events: Path, output: Path) -> None:
-        """Show a finished stage's events, unless another run in the output folder does, finished or in progress.
+        """Show a finished stage's events, unless another run in the output folder shows them.
 
         Args:
             output: holds `runs` and `sweeps`.
         """
         (self.events / stage).unlink(missing_ok=True)
-        own = (
-            self.path.resolve(),
-            self.final.resolve(),
-        )  # an earlier one of this name will have gone
+        # An earlier run of this name may be gone
+        own = (self.path.resolve(), self.final.resolve())
         names = [file.name for file in events.glob("*tfevents*")]
         places = [
             f"{runs}/tensorboard/*/{name}" for name in names for runs in ("runs/*", "sweeps/*/*")
@@ -95,12 +93,12 @@ class RunFolder:
 
 
 def _filling(folder: Path) -> contextlib.AbstractContextManager[bool]:
-    """Be the only one to fill a folder, if nobody is at it; a dead process's lock is free."""
+    """Lock a folder for filling, if nobody else does; a dead process's lock is free."""
     return free(folder.with_name(f".{folder.name}.lock"))
 
 
 class JobFolder(RunFolder):
-    """The folder of one job of a sweep: its name is given, and it takes an older one's place.
+    """Folder of one sweep job: its name is given, and it replaces an older one.
 
     Only one process at a time may fill it.
     """
@@ -109,6 +107,6 @@ class JobFolder(RunFolder):
         self.final, self._held = final, contextlib.ExitStack()
 
     def __enter__(self) -> "JobFolder":
-        shutil.rmtree(self.path, ignore_errors=True)  # of an attempt that was killed
+        shutil.rmtree(self.path, ignore_errors=True)  # left by a killed attempt
         (self.path / "tensorboard").mkdir(parents=True)
         return self

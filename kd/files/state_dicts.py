@@ -1,4 +1,4 @@
-"""State dicts in a file of weights: safetensors, or what `torch.load(weights_only=True)` accepts."""
+"""State dicts in a weights file: safetensors, or what `torch.load(weights_only=True)` accepts."""
 
 import pickle
 import re
@@ -15,20 +15,20 @@ from torch import Tensor
 from kd.errors import Damaged, UserError
 from kd.files.tensors import load_tensors
 
-# Where a checkpoint usually keeps its state dict; the first of several is preferred.
+# Usual keys of the state dict in a checkpoint, by preference.
 CONTAINERS = ("state_dict", "model_state_dict", "model", "net")
-DEEPEST = 3  # mappings within mappings that are looked into
+DEEPEST = 3  # depth of nested mappings to search
 
 
 @dataclass(frozen=True)
 class StateDict:
-    """A mapping of names to tensors in a file.
+    """Mapping of names to tensors in a file.
 
     Attributes:
-        holders: the keys under which it stands, the outermost first; none where it is the file itself.
+        holders: keys that lead to it, outermost first; empty if it is the file itself.
         tensors: by the file's names.
-        strays: names of what stands beside the tensors and is none, such as a step count or None.
-        beside: the keys that stand beside the innermost holder.
+        strays: names of entries that are no tensors, such as a step count or None.
+        beside: keys beside the innermost holder.
     """
 
     holders: tuple[str, ...]
@@ -38,13 +38,15 @@ class StateDict:
 
 
 def read_weights(path: Path, where: str) -> list[StateDict]:
-    """All state dicts in a `.safetensors` file, or in what `torch.save` wrote; the usual places come first.
+    """Read all state dicts in a `.safetensors` file or a file of `torch.save`; the usual places
+    come first.
 
     Args:
-        where: the config's key for the path, for messages.
+        where: config key of the path, for messages.
 
     Raises:
-        UserError: the file is not there, is damaged, holds no tensors by name, or is a pickle that would run code.
+        UserError: the file is missing, damaged, without named tensors, or a pickle that would run
+            code.
     """
     content = read_content(path, where)
     if found := list(_states(content, (), ())):
@@ -55,8 +57,8 @@ def read_weights(path: Path, where: str) -> list[StateDict]:
         else f"a {type(content).__name__}"
     )
     raise UserError(
-        f"{where}: {path} holds no state dict (a mapping of names to tensors) but {holds}; usual are "
-        f"the file itself, or its key {', '.join(CONTAINERS)}"
+        f"{where}: {path} holds no state dict (a mapping of names to tensors) but {holds}; "
+        f"usual are the file itself, or its key {', '.join(CONTAINERS)}"
     )
 
 
@@ -74,10 +76,10 @@ def _states(value: Any, holders: tuple[str, ...], beside: tuple[str, ...]) -> It
 
 
 def read_content(path: Path, where: str) -> Any:
-    """All that is in a file of weights; nothing but tensors and plain values is unpickled.
+    """Read everything in a weights file; only tensors and plain values are unpickled.
 
     Raises:
-        UserError: the file is not there, is damaged, or is a pickle that would run code.
+        UserError: the file is missing, damaged, or a pickle that would run code.
     """
     try:
         return (
@@ -92,7 +94,7 @@ def read_content(path: Path, where: str) -> Any:
         if needed is None:
             raise UserError(f"{where}: {path} is no weights file") from error
         raise UserError(_refused(path, where, needed[1])) from error
-    except Exception as error:  # what the readers raise on a damaged file is written down nowhere
+    except Exception as error:  # readers raise undocumented errors on damaged files
         if isinstance(error, OSError) and not path.is_file():
             raise UserError(f"{where}: cannot read {path}: {error.strerror or error}") from error
         in_words = not isinstance(error, LookupError | TypeError | AttributeError)
@@ -103,18 +105,19 @@ def read_content(path: Path, where: str) -> Any:
 
 def _refused(path: Path, where: str, needed: str) -> str:
     return (
-        f"{where}: {path} is a pickle that needs more than tensors to load ({needed}), so it could run any code; "
-        "refused.\n  Where you trust it, convert it once: import torch; "
-        f"x = torch.load(PATH, weights_only=False); torch.save({_state_in(_outline(path))}, 'weights.pt')"
+        f"{where}: {path} is a pickle that needs more than tensors to load ({needed}), so it "
+        "could run any code; refused.\n  Where you trust it, convert it once: import torch; "
+        f"x = torch.load(PATH, weights_only=False); torch.save({_state_in(_outline(path))}, "
+        "'weights.pt')"
     )
 
 
 def _state_in(outline: Any) -> str:
-    """The Python expression that gives the state dict of a file, called x, with this outline."""
+    """Return the Python expression for the state dict in a loaded file x with this outline."""
     if not isinstance(outline, Mapping):
         return "x.state_dict()"
     places = list(_places(outline, "x"))
-    if places:  # the first of those with the most tensors
+    if places:  # the first of those with most tensors
         return max(places, key=lambda place: place[1])[0]
     nets = [name for name, value in outline.items() if isinstance(value, _Blank)]
     named = [name for name in CONTAINERS if name in nets] or nets
@@ -122,7 +125,7 @@ def _state_in(outline: Any) -> str:
 
 
 def _places(outline: Mapping[Any, Any], x: str, depth: int = 0) -> Iterator[tuple[str, int]]:
-    """Where mappings hold tensors, and how many."""
+    """Iterate over the mappings with tensors: their expression, and the number of tensors."""
     if tensors := sum(isinstance(value, _BlankTensor) for value in outline.values()):
         yield x, tensors
     usual = [name for name in CONTAINERS if name in outline]
@@ -132,7 +135,7 @@ def _places(outline: Mapping[Any, Any], x: str, depth: int = 0) -> Iterator[tupl
 
 
 class _Blank:
-    """Stands for anything that is not read: a net, a storage, somebody's class."""
+    """Placeholder for anything that is not read: a net, a storage, a custom class."""
 
     def __init__(self, *_: Any, **__: Any) -> None: ...
 
@@ -141,39 +144,43 @@ class _Blank:
     def __setitem__(self, _: Any, __: Any) -> None: ...
 
     def append(self, _: Any) -> None:
-        """Take what a pickle appends to a list of its own class."""
+        """Ignore items that a pickle appends to a custom list."""
 
     def extend(self, _: Any) -> None:
-        """Take what a pickle adds to a list of its own class."""
+        """Ignore items that a pickle adds to a custom list."""
 
 
 class _BlankTensor(_Blank):
-    """Stands for a tensor."""
+    """Placeholder for a tensor."""
 
 
 class _Outline(pickle.Unpickler):
-    """Reads a pickle's mappings; whatever is named in it becomes a blank, so nothing is imported or called."""
+    """Unpickler of mappings only; each named class becomes a placeholder, so nothing is imported or
+    called.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
-        """`OrderedDict`, or a blank."""
+        """Return `OrderedDict`, or a placeholder."""
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
         return _BlankTensor if module == "torch._utils" else _Blank
 
     def persistent_load(self, _: Any) -> Any:
-        """A tensor's storage, as a blank."""
+        """Return a placeholder for a tensor's storage."""
         return _Blank()
 
 
 def _outline(path: Path) -> Any:
-    """The mappings in what `torch.save` wrote, with blanks for all else; a blank where that cannot be told."""
+    """Return the mappings in a file of `torch.save` with placeholders for the rest; a placeholder
+    on failure.
+    """
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 name = next(each for each in archive.namelist() if each.endswith("/data.pkl"))
                 with archive.open(name) as file:
                     return _Outline(file).load()
-        with path.open("rb") as file:  # of before PyTorch 1.6: the fourth of several pickles
+        with path.open("rb") as file:  # older than PyTorch 1.6: the fourth of several pickles
             return [_Outline(file).load() for _ in range(4)][-1]
-    except Exception:  # somebody else's pickle; what it raises is written down nowhere
+    except Exception:  # a pickle from elsewhere may raise anything
         return {"state_dict": {"": _BlankTensor()}}

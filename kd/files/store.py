@@ -1,4 +1,4 @@
-"""The store: where finished stages live, each in a folder named by its key, whole or not at all."""
+"""The store: finished stages, each in a folder named by its key, complete or absent."""
 
 import hashlib
 import json
@@ -26,10 +26,10 @@ class Done:
 
     Attributes:
         folder: holds `weights.safetensors`, `stage.json` and `tensorboard/`.
-        record: what `stage.json` says: schema, key, spec, `val` (metrics of the `best` and the `last` epoch),
-            `history` (metrics by epoch), epochs, seconds, `total` (epochs and seconds with those of the stage that it
-            started from), `taught` (what its teacher's soft labels were worth in the end; empty without a teacher),
-            sha256 of the weights.
+        record: contents of `stage.json`: schema, key, spec, `val` (metrics of the `best` and the
+            `last` epoch), `history` (metrics by epoch), epochs, seconds, `total` (epochs and
+            seconds including the stage it started from), `taught` (final value of its teacher's
+            soft labels; empty without a teacher), sha256 of the weights.
     """
 
     key: str
@@ -37,10 +37,10 @@ class Done:
     record: dict[str, Any]
 
     def weights(self) -> dict[str, Tensor]:
-        """The net's state dict, checked against its checksum.
+        """Load the net's state dict, verified against its checksum.
 
         Raises:
-            UserError: where the file was damaged.
+            UserError: the file is damaged.
         """
         path = self.folder / "weights.safetensors"
         if checksum(path) != self.record["sha256"]:
@@ -51,13 +51,13 @@ class Done:
 
 
 class Store:
-    """Finished stages by key, under `root`. Safe with several processes on one file system."""
+    """Finished stages by key, under `root`. Safe for several processes on one file system."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def find(self, key: str) -> Done | None:
-        """The finished stage of this key, or None."""
+        """Return the finished stage of this key, or None."""
         path = self.root / key / "stage.json"
         if not path.exists():
             return None
@@ -71,9 +71,10 @@ class Store:
 
     @contextmanager
     def claim(self, key: str, name: str) -> Iterator[Path]:
-        """Hold the only right to make this stage; gives the folder to make it in, which may hold an earlier attempt.
+        """Hold the exclusive right to make this stage; yields its working folder, perhaps with an
+        earlier attempt.
 
-        Waits for as long as another process holds it. The operating system lets go of a dead process's lock.
+        Waits while another process holds it. The operating system releases a dead process's lock.
         """
         folder = self.root / f"{key}.partial"
         with held(self.root / f"{key}.lock", name, "is training it"):
@@ -82,11 +83,11 @@ class Store:
             try:
                 yield folder
             finally:
-                with suppress(OSError):  # an attempt's files stay, for the next one to go on from
+                with suppress(OSError):  # an attempt's files stay, so that the next one can resume
                     folder.rmdir()
 
     def publish(self, key: str, record: dict[str, Any]) -> Done:
-        """Turn the folder that was claimed for `key` into a finished stage, in the place of an older one if any."""
+        """Turn the working folder of `key` into a finished stage, replacing an older one."""
         partial, final = self.root / f"{key}.partial", self.root / key
         record = {
             "schema": SCHEMA,
@@ -101,7 +102,7 @@ class Store:
 
 
 def put(folder: Path, final: Path) -> None:
-    """Rename a folder that is complete, in the place of an older one if there is any."""
+    """Rename a complete folder, replacing an older one."""
     if not final.exists():
         folder.rename(final)
         return
@@ -113,12 +114,12 @@ def put(folder: Path, final: Path) -> None:
 
 
 def key_of(spec: dict[str, Any]) -> str:
-    """A stage's key: 16 hexadecimal digits of the SHA-256 of its spec in canonical JSON."""
-    plain = json.loads(json.dumps(spec))  # all keys are strings then, as in a file
+    """Compute a stage's key: 16 hexadecimal digits of the SHA-256 of its spec in canonical JSON."""
+    plain = json.loads(json.dumps(spec))  # makes all keys strings, as in a file
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def checksum(path: Path) -> str:
-    """SHA-256 of a file, as 64 hexadecimal digits."""
+    """Return the SHA-256 of a file, as 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""Tensors in files: written whole, with a checksum in the header, and checked against it when they are read."""
+"""Tensor files: written atomically with a checksum in the header, verified on reading."""
 
 import hashlib
 import json
@@ -14,37 +14,40 @@ from torch import Tensor
 from kd.errors import Damaged
 from kd.files.writing import whole
 
-# What a file of ours says of itself, in safetensors' metadata: JSON, with the checksum of all else as `sha256`.
+# Metadata key of our safetensors header: JSON, with the checksum of everything else as `sha256`.
 HEADER = "kd"
 
 
 def save_tensors(
     tensors: Mapping[str, Tensor], path: Path, about: Mapping[str, Any] | None = None
 ) -> None:
-    """Write tensors, in the place of an earlier file if any.
+    """Write tensors, replacing an earlier file.
 
     Args:
-        about: what the file says of itself; plain values.
+        tensors: by name, of any shape.
+        about: contents of the header; plain values.
 
     Raises:
-        CannotWrite: there is no room, or no right.
+        CannotWrite: no space or no permission.
     """
     found = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     header = {**(about or {}), "sha256": _digest(found, about or {})}
     with whole(path) as temporary:
-        # Not save_file, whose files nobody else may read: a store may be shared.
+        # Not save_file, which makes files private: a store may be shared.
         temporary.write_bytes(save(found, {HEADER: json.dumps(header)}))
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors in a safetensors file. One with no checksum, such as another program's, is taken as it is.
+    """Load the tensors of a safetensors file. Files of other programs have no checksum and are not
+    verified.
 
     Raises:
         SafetensorError, OSError: the file cannot be read.
-        Damaged: it is not as it was written.
+        Damaged: the checksum is wrong.
     """
     with safe_open(path, "pt") as file:
-        found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+        # safe_open gives no mapping.
+        found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         said = (file.metadata() or {}).get(HEADER)
     if said is None:
         return found
@@ -59,7 +62,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _digest(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> str:
-    """SHA-256 of tensors, their names, shapes and types, and of what is said of them."""
+    """Compute the SHA-256 of tensors with names, shapes and types, and of the header."""
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"\0{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())

@@ -1,4 +1,4 @@
-"""Writing files whole or not at all, and the message where one cannot be written."""
+"""Atomic writes, and the message where writing fails."""
 
 import errno
 import os
@@ -10,8 +10,8 @@ from pathlib import Path
 
 from kd.errors import CannotWrite, UserError
 
-# Why a file cannot be written though nothing is wrong with the program: a full disk, a quota, a limit on the size of a
-# file, a disk that may only be read, no permission, a broken disk; a file where a folder should be, or the reverse.
+# Reasons outside the program: full disk, quota, file size limit, read-only disk, no permission,
+# broken disk; a file where a folder should be, or the reverse.
 CAUSES = {
     errno.ENOSPC,
     errno.EDQUOT,
@@ -24,20 +24,20 @@ CAUSES = {
 
 
 def writable(folder: Path, where: str = "output_dir", remedy: str = "") -> Path:
-    """The folder, made if need be.
+    """Create the folder if needed and check that it is writable.
 
     Args:
-        where: the config's key for it, for messages.
-        remedy: what to do about it, as the end of the message.
+        where: config key of the folder, for messages.
+        remedy: what to do about it, appended to the message.
 
     Raises:
-        UserError: where nothing can be written into it.
+        UserError: nothing can be written into it.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
-    except (OSError, ValueError) as error:  # of a name that no file can have
+    except (OSError, ValueError) as error:  # for a name that no file can have
         reason = getattr(error, "strerror", None) or error
         raise UserError(
             f"{where}: cannot write into {folder.absolute()}: {reason}{remedy}"
@@ -47,21 +47,20 @@ def writable(folder: Path, where: str = "output_dir", remedy: str = "") -> Path:
 
 @contextmanager
 def writing(path: Path, what: str = "") -> Iterator[None]:
-    """Say in one message where something cannot be written, and what it was.
+    """Turn write errors into one message that names the file.
 
     Args:
-        path: the file, or the folder.
-        what: what it is, for people; nothing where its name says it.
+        path: the file or folder.
+        what: its description for people; empty if its name says it.
 
     Raises:
-        CannotWrite: for one of `CAUSES`; all else passes through.
+        CannotWrite: for one of `CAUSES`; other errors pass through.
     """
     try:
         yield
     except Exception as error:
-        named = getattr(
-            error, "filename", None
-        )  # of another file, which may not be read, this can say nothing
+        # Errors on reading another file are not ours
+        named = getattr(error, "filename", None)
         elsewhere = named and not Path(os.fsdecode(named)).absolute().is_relative_to(
             path.absolute().parent
         )
@@ -74,28 +73,29 @@ def writing(path: Path, what: str = "") -> Iterator[None]:
 
 @contextmanager
 def whole(path: Path, what: str = "") -> Iterator[Path]:
-    """A temporary name to write a file under, renamed to `path` at the end, so that no half of it is ever seen.
+    """Yield a temporary name, renamed to `path` at the end, so that a partial file is never seen.
 
     Raises:
-        CannotWrite: it cannot be; what was there before stays.
+        CannotWrite: writing failed; the earlier file is kept.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with writing(path, what):
-            temporary.unlink(
-                missing_ok=True
-            )  # never written through, if it is a link that somebody has put there
+            # Never write through a link that somebody has put there
+            temporary.unlink(missing_ok=True)
             yield temporary
             temporary.replace(path)
     finally:
-        with suppress(OSError):  # a disk that may only be read
+        with suppress(OSError):  # a read-only disk
             temporary.unlink()
 
 
 def cause_of(error: Exception) -> str | None:
-    """Why something could not be written, if that is one of `CAUSES`; also as libraries without an OSError tell it."""
+    """Return why a write failed, if it is one of `CAUSES`; also from libraries that hide the
+    OSError.
+    """
     if isinstance(error, OSError) and error.errno:
         return error.strerror if error.errno in CAUSES else None
-    found = re.search(r"\[Errno (\d+)\]", str(error))  # shutil
+    found = re.search(r"\[Errno (\d+)\]", str(error))  # message of shutil
     number = int(found[1]) if found else None
     return os.strerror(number) if number in CAUSES else None
