@@ -16,6 +16,7 @@ import pytest
 import torch
 from commands import exit_code
 from PIL import Image, ImageOps
+from torchvision.transforms import v2
 
 from kd.data.cache import Cache
 from kd.data.chest_xray import ChestXRay
@@ -50,6 +51,13 @@ def folder(root: Path, counts: dict[str, int], name: str = "{i}.png") -> Path:
         for i in range(count):
             save(root / label / name.format(i=i), scene(top=(10 + 3 * i, 60 * c, 100)))
     return root
+
+
+def noise(width: int, height: int) -> Image.Image:
+    """A picture of random pixels, the same each time."""
+    return Image.fromarray(
+        np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    )
 
 
 def with_exif(image: Image.Image, orientation: int) -> dict[str, Any]:
@@ -173,6 +181,51 @@ def test_twelve_bits_in_sixteen(tmp_path: Path) -> None:
         DecodeError, match=r"to 4095, accepted are 0 to 2047, the range of data\.bit_depth=11"
     ):
         decode(path, 4, 1, Reading(11))
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos", "box"])
+@pytest.mark.parametrize("sides", [(400, 533), (97, 64), (64, 64), (31, 90)])
+@pytest.mark.parametrize(("size", "ratio"), [(224, 0.875), (33, 1.0), (64, 0.9)])
+def test_a_crop_is_that_of_torchvision(
+    sides: tuple[int, int], size: int, ratio: float, interpolation: Any, tmp_path: Path
+) -> None:
+    path = save(tmp_path / "a.png", noise(*sides))
+    found = decode(path, size, 3, Reading(16, "crop", ratio, interpolation))
+    shorter = int(size / ratio)
+    scaled = v2.functional.resize(
+        Image.open(path), [shorter], v2.InterpolationMode[interpolation.upper()]
+    )
+    wanted = np.asarray(v2.functional.center_crop(scaled, [size, size])).transpose(2, 0, 1)
+    assert (found == wanted).all()
+
+
+def test_padding_keeps_the_aspect_ratio(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.png", Image.new("RGB", (60, 30), "white"))
+    rows = decode(path, 16, 1, Reading(resize="pad"))[0][:, 0].tolist()
+    assert rows == [0] * 4 + [255] * 8 + [0] * 4  # 60x30 becomes 16x8
+    (stretched,) = decode(path, 16, 1)
+    assert stretched.min() == 255
+
+
+def test_geometry_is_part_of_what_is_cached_and_checked(tmp_path: Path) -> None:
+    path = save(tmp_path / "set" / "a.png", noise(40, 20))
+    cache = Cache(tmp_path / "cache")
+    readings = [
+        Reading(),
+        Reading(resize="crop"),
+        Reading(resize="pad"),
+        Reading(interpolation="box"),
+    ]
+    arrays = [cache.decoded([path], 8, 3, reading).store.array for reading in readings]
+    assert len({each.numpy().tobytes() for each in arrays}) == 4
+    for bad, key in (
+        ({"resize": "zoom"}, "data.resize"),
+        ({"resize": "crop", "crop_ratio": 1.2}, "data.crop_ratio: found 1.2"),
+        ({"crop_ratio": 0.875}, "set data.resize=crop"),
+        ({"interpolation": "cubic"}, "data.interpolation.*bicubic"),
+    ):
+        with pytest.raises(UserError, match=key):
+            ImageFolder(str(tmp_path), **bad)
 
 
 def test_warnings_of_pillow_name_their_file(

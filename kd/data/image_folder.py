@@ -4,12 +4,12 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
-from kd.data.base import DataModule, Images, Source
-from kd.data.decode import Reading, endings
+from kd.data.base import DataModule, Images, Source, one_of
+from kd.data.decode import Interpolation, Reading, Resize, endings
 from kd.data.folder import Layout, find_images, given_layout, layout, passed_over, plain, subfolders
 from kd.errors import UserError
 
@@ -25,9 +25,9 @@ class ImageFolder(DataModule):
             class folders themselves. Missing parts are carved out of train.
         parts: folders of train, val and test, as paths from `root`. None finds them by their names,
             such as `Training_Set` or `seg_test`.
-        image_size: height and width that images are stretched to, in pixels.
+        image_size: height and width of the images after `resize`, in pixels.
         channels: 3 for RGB, 1 for gray.
-        bit_depth: significant bits of 16-bit gray levels, 9 to 16; see `kd.data.decode.Reading`.
+        bit_depth, resize, crop_ratio, interpolation: see `kd.data.decode.Reading`.
         group_pattern: regular expression for the group (patient, scene) in a file name: its capture
             group, or the whole match. A group is never split between parts. A file without a match
             is its own group.
@@ -41,6 +41,9 @@ class ImageFolder(DataModule):
         channels: int = 3,
         parts: Mapping[str, str] | None = None,
         bit_depth: int = 16,
+        resize: Resize = "stretch",
+        crop_ratio: float = 1,
+        interpolation: Interpolation = "bilinear",
         group_pattern: str | None = None,
         **options: Any,
     ) -> None:
@@ -65,7 +68,21 @@ class ImageFolder(DataModule):
             ) from error
         if not 9 <= bit_depth <= 16:
             raise UserError(f"data.bit_depth: found {bit_depth}, accepted are 9 to 16")
-        self.reading = Reading(bit_depth)
+        if not 0 < crop_ratio <= 1:
+            raise UserError(
+                f"data.crop_ratio: found {crop_ratio}, accepted is a number above 0 and up to 1"
+            )
+        if crop_ratio < 1 and resize != "crop":
+            raise UserError(
+                f"data.crop_ratio: found {crop_ratio} with data.resize={resize}, which crops "
+                "nothing; set data.resize=crop"
+            )
+        self.reading = Reading(
+            bit_depth,
+            one_of("resize", resize, get_args(Resize)),
+            float(crop_ratio),
+            one_of("interpolation", interpolation, get_args(Interpolation)),
+        )
         self.image_size, self.channels, self.given = image_size, channels, parts
 
     def read(self) -> Source:
