@@ -166,9 +166,10 @@ def _square(image: Image.Image, size: int, reading: Reading) -> Image.Image:
     width, height = image.size
     if reading.resize == "pad":
         scale = size / max(width, height)
-        inner = (max(1, round(width * scale)), max(1, round(height * scale)))
+        wide, high = (max(1, round(side * scale)) for side in (width, height))
         square = Image.new(image.mode, (size, size))
-        square.paste(image.resize(inner, method), tuple((size - side) // 2 for side in inner))
+        corner = ((size - wide) // 2, (size - high) // 2)
+        square.paste(image.resize((wide, high), method), corner)
         return square
     short = math.floor(size / reading.crop_ratio)
     # torchvision rounds the longer side down, and the crop's corner to the nearest even number.
