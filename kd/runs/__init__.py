@@ -1,1 +1,1 @@
-"""One run, its sweep, its folder; a finished run read back."""
+"""One run, its sweep, its folder; reading a finished run."""

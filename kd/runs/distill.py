@@ -1,4 +1,4 @@
-"""Distillation from Python: nets and datasets that are objects, and the same stages as `kd.train`."""
+"""Distillation from Python: nets and datasets as objects, with the stages of `kd.train`."""
 
 import json
 from collections.abc import Mapping
@@ -22,12 +22,12 @@ from kd.runs.run import run
 
 @dataclass(frozen=True)
 class Distilled:
-    """What came of a distillation.
+    """Result of a distillation.
 
     Attributes:
-        student: with the distilled weights, in evaluation mode; the net that was given is unchanged.
-        folder: of the run, with report.html and student.safetensors.
-        report: what `report.json` holds.
+        student: with the distilled weights, in evaluation mode; the net passed in is unchanged.
+        folder: run folder, with report.html and student.safetensors.
+        report: contents of `report.json`.
     """
 
     student: nn.Module
@@ -52,29 +52,30 @@ def distill(
     classes: tuple[str, ...] | None = None,
     overrides: tuple[str, ...] = (),
 ) -> Distilled:
-    """Train the student alone and from the teacher, and compare the three nets.
+    """Train the student alone and with the teacher, and compare the three nets.
 
     Args:
-        teacher: gives logits [B, C] for images [B, C', H, W]; it is copied and frozen. An attribute `normalization`,
-            ((mean, ...), (std, ...)) for pixels in [0, 1], says what it was trained with; without one the training
-            images' own mean and deviation are used.
+        teacher: gives logits [B, C] for images [B, C', H, W]; it is copied and frozen. Its
+            attribute `normalization`, ((mean, ...), (std, ...)) for pixels in [0, 1], says how it
+            was trained; without it the training images' statistics are used.
         student: likewise; baseline and student both start from its weights.
-        train: gives (image, label); see `kd.data.dataset.TorchDataset`. Leave random transforms and Normalize out.
-        val: chooses the weights; None carves a tenth of `train`.
+        train: gives (image, label); see `kd.data.dataset.TorchDataset`. Leave out random transforms
+            and Normalize.
+        val: selects the weights; None carves a tenth of `train`.
         test: is read once per net, at the end; None carves a fifth of `train`.
         loss: a file of conf/loss.
         temperature: T > 0; None for the loss's own.
         alpha: weight of the teacher's side, in [0, 1]; None for the loss's own.
         epochs: passes over the training images, of baseline and student each.
-        output_dir: holds the store of finished stages, and the run's folder.
+        output_dir: holds the store of finished stages, and the run folder.
         classes: names in the order of the labels.
-        overrides: any further ones of `kd.train`, such as "batch_size=64" or "data/augment=standard".
+        overrides: any others of `kd.train`, such as "batch_size=64" or "data/augment=standard".
 
     Returns:
-        the distilled student, the run's folder and its report.
+        the distilled student, the run folder and its report.
 
     Raises:
-        kd.errors.UserError: for images or settings that do not fit.
+        kd.errors.UserError: images or settings do not fit.
     """
     nets = {"teacher": register(teacher, "teacher"), "student": register(student, "student")}
     knobs = {"temperature": temperature, "alpha": alpha, "epochs": epochs, "seed": seed}

@@ -1,4 +1,4 @@
-"""One job of a sweep, as a launcher runs it in whatever process: its run, its log, and how it ended, all in files."""
+"""One sweep job, run by a launcher in any process; its run, log and outcome are files."""
 
 import gc
 import hashlib
@@ -29,19 +29,19 @@ from kd.stages.code_hash import RECIPE, code_of, targets
 
 SCHEMA = 1
 
-# Where a result is put, and how it is come by: it stays good when these change.
+# Location and manner of a result; it stays valid when these change.
 APART = {"output_dir", "force", "debug"}
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended.
+    """Outcome of a job.
 
     Attributes:
-        key: of the job that ended so; see `Job.key`.
+        key: of the job; see `Job.key`.
         schema: of this record.
         finished: ISO time.
-        error: what went wrong; None where all is well.
+        error: message; None on success.
     """
 
     key: str
@@ -56,14 +56,14 @@ class Job:
     """One run of a sweep.
 
     Attributes:
-        overrides: what Hydra composes it from.
-        label: tells it from the sweep's other jobs, for people.
-        config: checked, with the name that the run's folder gets.
-        sweep: the sweep's folder.
-        command: the line that runs it alone.
-        since: results from before that time do not count; None where all do.
-        driver: the process that started the sweep.
-        run: the dotted path of what runs the config.
+        overrides: from which Hydra composes it.
+        label: distinguishes it from the sweep's other jobs, for people.
+        config: checked, with the name of the run folder.
+        sweep: folder of the sweep.
+        command: command line that runs it alone.
+        since: older results do not count; None: all count.
+        driver: process that started the sweep.
+        run: dotted path of the function that runs the config.
     """
 
     overrides: tuple[str, ...]
@@ -77,12 +77,14 @@ class Job:
 
     @property
     def folder(self) -> Path:
-        """The finished run's."""
+        """Folder of the finished run."""
         return self.sweep / self.config.name
 
     @property
     def log(self) -> Path:
-        """What the job said, and the traceback if it failed. How it ended stands beside it."""
+        """Messages of the job, and the traceback if it failed. Its outcome is in a file beside
+        it.
+        """
         return self.sweep / "logs" / f"{self.config.name}.log"
 
     @property
@@ -92,16 +94,17 @@ class Job:
 
     @cached_property
     def key(self) -> str:
-        """A hash of all that the result depends on but the images: of the whole config, and of the code it names.
+        """Hash of everything that the result depends on except the images: the config, and the code
+        it names.
 
-        After an edit of a YAML file or of a loss, an old result is another job's.
+        After a change of a YAML file or a loss, an old result no longer matches.
         """
         config = self.config.model_dump(mode="json", exclude=APART)
         spec = {"recipe": RECIPE, "config": config, "code": code_of(*targets(config))}
         return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:16]
 
     def outcome(self) -> Outcome | None:
-        """How it ended; None where it has not ended yet, or nothing tells any more.
+        """Read the outcome; None if the job has not ended or left none.
 
         Raises:
             UserError: a later kd wrote it.
@@ -115,7 +118,7 @@ class Job:
         return None if old or found.key != self.key else found
 
     def report(self) -> dict[str, Any] | None:
-        """The finished run's report; None where the job is not done, or failed."""
+        """Read the finished run's report; None if the job is not done, or failed."""
         outcome = self.outcome()
         if outcome is None or outcome.error is not None:
             return None
@@ -128,31 +131,33 @@ class Job:
             return None
 
     def end(self, seconds: float, error: str | None = None) -> None:
-        """Write down how it ended."""
+        """Write the outcome."""
         outcome = Outcome(self.key, datetime.now(UTC).isoformat(), round(seconds, 1), error)
         with whole(self.log.with_suffix(".json")) as temporary:
             temporary.write_text(json.dumps(asdict(outcome)))
 
     def forget(self) -> None:
-        """Remove what stands there of how it ended."""
+        """Remove the outcome."""
         self.log.with_suffix(".json").unlink(missing_ok=True)
 
     def make_ready(self) -> None:
-        """The same, unless another process is at the job, of the same sweep started twice, or has done it meanwhile."""
+        """Remove the outcome, unless another process of the same sweep runs the job or has finished
+        it.
+        """
         with free(self.lock, remove=False) as mine:
             if mine and self.report() is None:
                 self.forget()
 
     def runs_elsewhere(self) -> bool:
-        """Whether another process is at it."""
+        """Whether another process runs it."""
         with free(self.lock, remove=False) as mine:
             return not mine
 
     def do(self) -> None:
-        """Run it in this process. Its errors end here: in its log, and in how it ended.
+        """Run it in this process. Errors end here, in its log and outcome.
 
         Raises:
-            Leave: it was interrupted, or nothing can be written any more, and the sweep ends with it.
+            Leave: interrupted, or the disk is full; the sweep ends.
         """
         try:
             with held(self.lock, self.label, "runs it"):
@@ -161,15 +166,14 @@ class Job:
                     started = time.perf_counter()
                     error = _attempt(self)
                     self.end(time.perf_counter() - started, error)
-        except (
-            CannotWrite
-        ) as error:  # there is no room even to say how it went, so none for the jobs after it
+        except CannotWrite as error:  # no space even for the outcome, so none for later jobs
             raise Leave from error
-        gc.collect()  # the next job may run in this process, and nets and images hang together in circles
+        # The next job may run in this process, and nets and images form reference cycles
+        gc.collect()
 
 
 class LauncherTask:
-    """What a launcher calls for each job, in the place of the command's function.
+    """Called by a launcher for each job, in place of the command's function.
 
     Args:
         jobs: by their overrides.
@@ -179,20 +183,19 @@ class LauncherTask:
         self.jobs = jobs
 
     def __call__(self, cfg: DictConfig) -> None:
-        """Do the job that Hydra has composed; see `Job.do`."""
+        """Run the job that Hydra has composed; see `Job.do`."""
         self.jobs[tuple(typed())].do()
 
 
 def _attempt(job: Job) -> str | None:
-    """Run the job; returns what went wrong."""
+    """Run the job; returns the error message, if any."""
     with into(job.log) as console:
         try:
             from kd.files.run_folder import JobFolder
 
             config = job.config
-            if (
-                os.getpid() != job.driver
-            ):  # several progress bars on one terminal would overwrite each other
+            # Several progress bars on one terminal would overwrite each other
+            if os.getpid() != job.driver:
                 config = config.model_copy(
                     update={"trainer": {"enable_progress_bar": False, **config.trainer}}
                 )
@@ -208,6 +211,6 @@ def _attempt(job: Job) -> str | None:
 
 
 def describe(error: BaseException) -> str:
-    """An error in words; that of the user in its own."""
+    """Describe an error; a UserError by its message alone."""
     text = str(error).strip()
     return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}".rstrip(": ")

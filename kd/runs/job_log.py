@@ -1,4 +1,4 @@
-"""The log of a sweep's job: a file in the place of stderr."""
+"""Log of a sweep job: a file that replaces stderr."""
 
 import io
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from kd.log import console
 
 @contextmanager
 def into(path: Path) -> Iterator[Console]:
-    """A file in the place of stderr, for all that is said meanwhile; what a full disk has no room for is lost."""
+    """Replace stderr by a file; what a full disk cannot hold is lost."""
     with writing(path, "the log"):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("w")
@@ -28,7 +28,7 @@ def into(path: Path) -> Iterator[Console]:
 
 
 class _Log(io.TextIOBase):
-    """A text file that never fails."""
+    """Text file that never fails."""
 
     def __init__(self, file: TextIO) -> None:
         self.file = file

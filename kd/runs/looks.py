@@ -1,4 +1,4 @@
-"""Where a run's teacher and student look on the test images on which they differ."""
+"""Grad-CAM of teacher and student on test images where they differ."""
 
 from collections.abc import Mapping
 
@@ -22,13 +22,14 @@ BOTH: tuple[Role, Role] = ("teacher", "student")
 def looks(
     done: Mapping[Role, Done], logits: Mapping[Role, Tensor], data: DataModule
 ) -> Figure | None:
-    """Grad-CAM of teacher and student, each for the class that it chose, on the images on which they differ most.
+    """Draw Grad-CAM of teacher and student, each for its predicted class, on the images where they
+    differ most.
 
     Args:
-        logits: of each role, [N, C] for the test images.
+        logits: per role, [N, C] for the test images.
 
     Returns:
-        None where one of the two is missing, has no maps to look at, or where they choose the same class everywhere.
+        None if a role is missing or has no maps, or if both predict the same everywhere.
     """
     if not set(BOTH) <= done.keys() or logits["teacher"].shape != logits["student"].shape:
         return None
@@ -46,7 +47,7 @@ def looks(
         x = normalize(to_unit(pixels), *map(tuple, done[role].record["normalization"]))
         try:
             maps[str(role)] = grad_cam(net, x, logits[role][shown].argmax(1), path)
-        except RuntimeError as error:  # a picture is no reason for a finished training to fail
+        except RuntimeError as error:  # a failed figure must not fail a finished training
             say(f"no Grad-CAM of the {role}: {str(error).partition(chr(10))[0]}")
             return None
     sure = {str(role): logits[role][shown].double().softmax(1) for role in BOTH}

@@ -1,4 +1,4 @@
-"""What a sweep's folder and each of its runs are called: alike for the same overrides, different for different ones."""
+"""Names of a sweep's folder and runs: equal for equal overrides, different for different ones."""
 
 import hashlib
 import re
@@ -13,7 +13,7 @@ from omegaconf import Container, OmegaConf
 
 from kd.config.schema import Training
 
-# What a run's name shows anyway.
+# Keys that a run's name already shows.
 SHOWN = {
     "data",
     "model",
@@ -26,18 +26,19 @@ SHOWN = {
     "seed",
 }
 
-# Groups whose files pick those of other groups.
+# Groups whose files choose those of other groups.
 PICKED = {"model": {"teacher", "student"}, "incremental/method": {"loss"}}
 
-# What a sweep's name does not depend on: forced, or shown with tracebacks, it is the same sweep.
+# Keys without influence on a sweep's name: forced, or with tracebacks, it is the same sweep.
 APART = {"force", "debug", "pictures", "output_dir", "name", "sweep"}
 
 
 def sweep_name(*, _root_: Container) -> str:
-    """The name of a sweep's folder: that of its runs as far as they share it, what is swept, and a hash of the rest.
+    """Return the name of a sweep's folder: the runs' common name, the swept keys, and a hash of the
+    rest.
 
-    The same for the same overrides, so that the same command finds what is done. A `name=` typed there is taken as it
-    is.
+    Equal overrides give equal names, so that the same command finds what is done. `name=` is used
+    as typed.
     """
     words = overrides_of(_root_)
     given = {each.get_key_element(): each for each in words}
@@ -64,28 +65,30 @@ def sweep_name(*, _root_: Container) -> str:
 
 
 def overrides_of(config: Container) -> list[Override]:
-    """All overrides: those of a file in conf/sweep, then those of the command line, which win."""
+    """Return all overrides: those of a file in conf/sweep, then the command line's, which win."""
     params = OmegaConf.select(config, "hydra.sweeper.params") or {}
     words = [f"{key}={value}" for key, value in params.items()]
     typed: Any = OmegaConf.to_container(
         OmegaConf.select(config, "hydra.overrides.task"), resolve=False
     )
     hydra = GlobalHydra.instance()
-    loader = hydra.config_loader() if hydra.is_initialized() else None  # knows what glob() finds
+    loader = hydra.config_loader() if hydra.is_initialized() else None  # needed for glob()
     return OverridesParser.create(loader).parse_overrides([*words, *map(str, typed)])
 
 
 def swept_keys(config: Container, overrides: Sequence[Override]) -> set[str]:
-    """The keys that the command line or a file in conf/sweep sweeps, those set to one value there among them."""
+    """Return the keys swept by the command line or a file in conf/sweep, also those set to one
+    value there.
+    """
     swept = {each.get_key_element() for each in overrides if each.is_sweep_override()}
     return swept | set(OmegaConf.select(config, "hydra.sweeper.params") or ())
 
 
 def run_names(runs: Sequence[tuple[Training, Sequence[str], Sequence[str]]]) -> list[str]:
-    """A name of its own for each run: with what is swept in it, where the usual name does not tell the runs apart.
+    """Make a unique name for each run: add the swept values where usual names coincide.
 
     Args:
-        runs: of each its config, its overrides, and those of them in which it differs from the others.
+        runs: per run its config, its overrides, and the overrides that differ between runs.
     """
     times = Counter(config.name for config, *_ in runs)
     taken: list[str] = []
@@ -93,7 +96,7 @@ def run_names(runs: Sequence[tuple[Training, Sequence[str], Sequence[str]]]) -> 
         if times[config.name] == 1:
             taken.append(config.name)
             continue
-        own = any(word.startswith("name=") for word in overrides)  # then it shows nothing
+        own = any(word.startswith("name=") for word in overrides)  # then the name does not show it
         words = [word.partition("=") for word in swept]
         more = [
             f"{key.rpartition('.')[2]}-{plain(value, 40)}"
@@ -108,13 +111,13 @@ def run_names(runs: Sequence[tuple[Training, Sequence[str], Sequence[str]]]) -> 
 
 
 def _with(config: Training, more: str) -> str:
-    """A run's name with more in it; the seed stays at its end."""
+    """Extend a run's name; the seed stays at its end."""
     seed = f"_s{config.seed}"
     return f"{config.name.removesuffix(seed)}_{more}{seed}"
 
 
 def plain(text: str, longest: int) -> str:
-    """Text as part of a file's name; cut, with a hash, where it is too long."""
+    """Format text for a file name; a long one is cut, with a hash."""
     found = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-")
     if len(found) <= longest:
         return found

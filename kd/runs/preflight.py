@@ -1,4 +1,4 @@
-"""What is found out about a run before anything is trained."""
+"""Checks of a run before anything is trained."""
 
 from collections.abc import Sequence
 
@@ -24,7 +24,7 @@ from kd.training.trainer import check_trainer
 def left_of(
     chain: Sequence[Link], config: Config, data: DataModule, store: Store
 ) -> Sequence[Link]:
-    """The chain from its first stage on that is not there yet: what is there has nothing to be tried out."""
+    """Return the chain from its first missing stage on; finished stages need no trial."""
     stages: dict[str, Done] = {}
     for i, link in enumerate(chain):
         done = store.find(make_stage(link, config, data, stages).key)
@@ -35,10 +35,10 @@ def left_of(
 
 
 def preflight(chain: Sequence[Link], config: Config, data: DataModule) -> None:
-    """Build once, and throw away, what the stages will be made of: a mistake in the last shows before the first.
+    """Build every stage's parts once as a trial, so that errors of the last show before the first.
 
     Raises:
-        UserError: for what cannot be built.
+        UserError: something cannot be built.
     """
     check_trainer(config.trainer)
     ranks = config.trainer.get("devices", 1) * config.trainer.get("num_nodes", 1)
@@ -49,13 +49,15 @@ def preflight(chain: Sequence[Link], config: Config, data: DataModule) -> None:
             learns = any(True for _ in objective.parameters())
         if link.trains == "loss" and not learns:
             raise UserError(
-                f"stage.{link.name}.trains: found 'loss', but its loss learns nothing; accepted is all"
+                f"stage.{link.name}.trains: found 'loss', but its loss learns nothing; "
+                "accepted is all"
             )
         at, recipe = link.recipe_at, link.recipe
         if recipe.early_stopping and seen.val_labels == 0 and link.sees != "all":
             raise UserError(
-                f"early_stopping: found {recipe.early_stopping}, which validation labels decide; data.val_labels=0 "
-                "lets them decide nothing. Accepted together are early_stopping=null or data.val_labels=null"
+                f"early_stopping: found {recipe.early_stopping}, which validation labels "
+                "decide; data.val_labels=0 lets them decide nothing. Accepted together are "
+                "early_stopping=null or data.val_labels=null"
             )
         file = file_of(link)
         most = file.stat().st_size if file and link.trains == "none" else None
@@ -79,7 +81,7 @@ def preflight(chain: Sequence[Link], config: Config, data: DataModule) -> None:
 
 
 def check_single(net: nn.Module, shape: Shape, where: str) -> None:
-    """Refuse batches of one image for a net with batch norm over a single value of each channel.
+    """Refuse batches of one image for a net with batch norm over a single value per channel.
 
     Raises:
         UserError: the net needs two images or more.
@@ -87,15 +89,15 @@ def check_single(net: nn.Module, shape: Shape, where: str) -> None:
     x = torch.randn(1, shape.channels, shape.image_size, shape.image_size)
     try:
         net.train()(x)
-    except ValueError as error:  # torch's, which a batch norm raises
+    except ValueError as error:  # raised by torch's batch norm
         raise UserError(
-            f"{where}: found 1; this net has batch norm where its maps are 1 by 1, so it needs 2 images or more "
-            f"({error})"
+            f"{where}: found 1; this net has batch norm where its maps are 1 by 1, so it "
+            f"needs 2 images or more ({error})"
         ) from error
 
 
 def check_head(net: nn.Module, data: DataModule, at: str) -> None:
-    """Refuse to train the last layer alone of a net that has no such layer.
+    """Refuse to train only the last layer of a net that has no such layer.
 
     Raises:
         UserError: it has none.

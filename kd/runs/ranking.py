@@ -1,4 +1,4 @@
-"""A sweep's runs, ranked by the student's accuracy on validation."""
+"""Ranking of a sweep's runs by the student's validation accuracy."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -10,20 +10,20 @@ from rich.table import Table
 
 
 def student_of(report: Mapping[str, Any]) -> dict[str, Any]:
-    """The student's part of a report; that of the last model where there is no student."""
+    """Return the student's part of a report, or the last model's if there is no student."""
     models: list[dict[str, Any]] = report["models"]
     return next((model for model in models if model["role"] == "student"), models[-1])
 
 
 def ranked(runs: Sequence[tuple[Sequence[str], Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    """A row for all runs that differ by their seed alone, the best on validation first.
+    """Make one row per setting over its seeds, the best on validation first.
 
     Args:
-        runs: for each what is swept, as `key=value`, and its report.
+        runs: per run the swept values, as `key=value`, and its report.
 
     Returns:
-        rows with `label`, and lists over the seeds: `val` and `test` (accuracies, fractions) and `gain` (over the
-        baseline; empty where there is none).
+        rows with `label`, and lists over the seeds: `val` and `test` (accuracies, fractions) and
+        `gain` (over the baseline; empty if there is none).
     """
     rows: dict[str, dict[str, Any]] = {}
     for swept, report in runs:
@@ -38,7 +38,9 @@ def ranked(runs: Sequence[tuple[Sequence[str], Mapping[str, Any]]]) -> list[dict
 
 
 def show(runs: Sequence[tuple[Sequence[str], Mapping[str, Any]]]) -> None:
-    """Print the ranking on stdout: per cent, points for the gain; mean ± standard deviation over several seeds."""
+    """Print the ranking on stdout: per cent, points for the gain; mean ± standard deviation over
+    seeds.
+    """
     if not runs:
         return
     rows = ranked(runs)
@@ -50,7 +52,12 @@ def show(runs: Sequence[tuple[Sequence[str], Mapping[str, Any]]]) -> None:
         ("test", "right"),
         ("gain", "right"),
     ):
-        table.add_column(column, justify=justify, no_wrap=column != "", overflow="fold")  # type: ignore[arg-type]
+        table.add_column(
+            column,
+            justify=justify,  # type: ignore[arg-type]
+            no_wrap=column != "",
+            overflow="fold",
+        )
     for i, row in enumerate(rows, start=1):
         numbers = [_spread(row["val"]), _spread(row["test"]), _spread(row["gain"], "+")]
         table.add_row(str(i), row["label"] or "all", *numbers)

@@ -1,4 +1,4 @@
-"""A finished run, read back from its folder: what it says, its nets, its data. Nothing of it is run on trust."""
+"""Reads a finished run from its folder: report, nets, data. Nothing in it is trusted."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from kd.files.report_file import WholeReport, read_report
 from kd.files.writing import writable
 from kd.log import say
 
-if TYPE_CHECKING:  # torch takes seconds to import; a folder that is no run is refused before
+if TYPE_CHECKING:  # importing torch takes seconds; first refuse a folder that is no run
     from torch import nn
 
     from kd.data.base import DataModule
@@ -25,8 +25,8 @@ class Finished:
     """A finished run.
 
     Attributes:
-        folder: as `kd.runs.run` wrote it.
-        report: what its `report.json` says.
+        folder: as written by `kd.runs.run`.
+        report: contents of its `report.json`.
         trust: packages whose nets and data may be built besides the project's own.
     """
 
@@ -36,14 +36,14 @@ class Finished:
 
     @property
     def roles(self) -> list[str]:
-        """Of teacher, baseline and student those that the run has."""
+        """Those of teacher, baseline and student that the run has."""
         return [model["role"] for model in self.report["models"]]
 
     def stage(self, role: str) -> "Done":
-        """The finished stage of a role.
+        """Return the finished stage of a role.
 
         Raises:
-            UserError: the run has no such role, or the stage is in no store near the folder.
+            UserError: the run has no such role, or no store near the folder has the stage.
         """
         from kd.files.store import Store
 
@@ -55,31 +55,35 @@ class Finished:
                 return done
         looked = ", ".join(map(str, roots)) or "no folder called store near it"
         raise UserError(
-            f"{self.folder}: the weights of the {role} (stage {key}) are not there; looked in {looked}"
+            f"{self.folder}: the weights of the {role} (stage {key}) are not there; looked in "
+            f"{looked}"
         )
 
     def _key(self, role: str) -> str:
-        """Of a role's stage."""
+        """Return the stage key of a role."""
         keys = {model["role"]: model["stage"] for model in self.report["models"]}
         if role not in keys:
             raise UserError(
-                f"{self.folder}: the run has no {role}; it has {', '.join(keys)}{nearest(role, keys)}"
+                f"{self.folder}: the run has no {role}; it has "
+                f"{', '.join(keys)}{nearest(role, keys)}"
             )
         return str(keys[role])
 
     def _stores(self) -> list[Path]:
-        """Where its stages may be: beside the folder that the run is in, or where it was told to write."""
+        """Return the stores that may have its stages: near the run folder, or in the configured
+        output folder.
+        """
         written = Path(str(self.report["config"]["output_dir"])).expanduser().resolve()
         around = [parent / "store" for parent in (*self.folder.parents, written)]
         return list(dict.fromkeys(root for root in around if root.is_dir()))
 
     def net(self, role: str) -> "nn.Module":
-        """The net of a role with its weights, in evaluation mode, with the `normalization` it wants as an attribute.
+        """Load the net of a role in evaluation mode, with the attribute `normalization`.
 
-        The student's is in the run's folder; the others' are in the store.
+        The student's weights are in the run folder, the others' in the store.
 
         Raises:
-            UserError: it is not there, is damaged, or names a net that is not trusted.
+            UserError: it is missing or damaged, or names a net that is not trusted.
         """
         from kd.stages.result import load_net
 
@@ -89,12 +93,14 @@ class Finished:
         file = self.folder / STUDENT
         if header_of(file) is None:
             raise UserError(
-                f"{self.folder}: the run has no {STUDENT}, or it is damaged; it has {', '.join(self.roles)}"
+                f"{self.folder}: the run has no {STUDENT}, or it is damaged; it has "
+                f"{', '.join(self.roles)}"
             )
         return read_student(file, str(self.folder), self.trust)[0]
 
     def nets(self) -> tuple[dict[str, "nn.Module"], dict[str, str]]:
-        """The nets by role; and for those that are not to be had, as when a run was moved alone, the reason.
+        """Load the nets by role; also returns the reason for each missing one, as when a run folder
+        was moved alone.
 
         Raises:
             UserError: there is none at all.
@@ -114,10 +120,10 @@ class Finished:
 
     @property
     def shape(self) -> "Shape":
-        """What its nets were built for.
+        """Shape that its nets were built for.
 
         Raises:
-            UserError: nothing says it any more.
+            UserError: it is not recorded anywhere.
         """
         from kd.shape import Shape
 
@@ -126,13 +132,13 @@ class Finished:
         return Shape(*self.stage(self.roles[0]).record["spec"]["shape"])
 
     def room(self, out: str | None, inside: str = "") -> Path:
-        """The folder that a command's results go into: its own, or the one named by the config's `out`.
+        """Return the folder for a command's results: the run's, or the config's `out`.
 
         Args:
-            inside: the name of a folder in its own.
+            inside: subfolder of the run's.
 
         Raises:
-            UserError: nothing can be written there, or it is a link to elsewhere; to be told before anything is
+            UserError: it is not writable, or a link to elsewhere; checked before anything is
                 measured.
         """
         folder = Path(out).expanduser() if out is not None else self.folder / inside
@@ -141,13 +147,13 @@ class Finished:
         return writable(folder, "out", "; name another folder").resolve()
 
     def data(self, **changes: Any) -> "DataModule":
-        """The data that the run was trained on.
+        """Build the data that the run was trained on.
 
         Args:
-            changes: keys of the run's `data` node that are to be otherwise, such as `root`.
+            changes: changed keys of the run's `data` node, such as `root`.
 
         Raises:
-            UserError: it is not there, or names a source that is not trusted.
+            UserError: it is missing, or names a source that is not trusted.
         """
         from kd.config.construct import construct
         from kd.data.base import DataModule
@@ -165,15 +171,14 @@ class Finished:
 def read_student(
     file: Path, where: str, trust: Sequence[str] = ()
 ) -> tuple["nn.Module", "Shape", tuple[str, ...]]:
-    """The net in a run's `student.safetensors`, which says itself what it is.
+    """Load the net in a run's `student.safetensors`, whose header describes it.
 
     Args:
-        where: what the file is called, for messages.
+        where: name of the file, for messages.
         trust: packages whose nets may be built besides the project's own.
 
     Returns:
-        the net with its weights, in evaluation mode, with the `normalization` it wants as an attribute; what it was
-        built for; and its classes.
+        the net in evaluation mode, with the attribute `normalization`; its shape; and its classes.
 
     Raises:
         UserError: it is no such file, is damaged, or names a net that is not trusted.
@@ -187,12 +192,12 @@ def read_student(
     header = header_of(file)
     if header is None:
         raise UserError(
-            f"{where}: {file} does not say what net it is for, as a run's {STUDENT} does, or is damaged"
+            f"{where}: {file} does not say what net it is for, as a run's {STUDENT} does, or "
+            "is damaged"
         )
     trusted(header["net"], "net", str(file), trust)
-    weights = read_weights(
-        file, where
-    )  # first, as the checksum is of the header too, which the net is built from
+    # first, because the checksum covers the header, from which the net is built
+    weights = read_weights(file, where)
     try:
         shape, normalization = (
             Shape(*header["shape"]),
@@ -212,14 +217,15 @@ def read_student(
 
 
 def open_run(path: str | Path, where: str = "run", trust: Sequence[str] = ()) -> Finished:
-    """The finished run in a folder.
+    """Open the finished run in a folder.
 
     Args:
-        where: the config's key for the path, for messages.
+        where: config key of the path, for messages.
         trust: packages whose nets and data may be built besides the project's own.
 
     Raises:
-        UserError: there is no such folder, it is no run's, the run is not finished, or a later kd wrote it.
+        UserError: the folder is missing or no run folder, the run is not finished, or a later kd
+            wrote it.
     """
     folder = Path(path).expanduser()
     if not folder.is_dir():
@@ -247,14 +253,14 @@ def open_run(path: str | Path, where: str = "run", trust: Sequence[str] = ()) ->
 def own_data(
     finished: Finished, node: Mapping[str, Any], cache_dir: str, needed: bool
 ) -> "tuple[DataModule | None, str | None]":
-    """The run's own data; or None and why it is not to be had, where something else is to be evaluated on.
+    """Build the run's own data; or return None and the reason, if other data is to be used.
 
     Args:
-        node: the config's `data`; where it names no source, its keys say what is otherwise than in the run.
-        needed: whether there is nothing else.
+        node: the config's `data`; without `_target_`, its keys override the run's data config.
+        needed: whether there is no other data.
 
     Raises:
-        UserError: it is needed and not there, or has other classes by now.
+        UserError: it is needed and missing, or its classes have changed.
     """
     changes = (
         {}
@@ -276,6 +282,6 @@ def own_data(
 
 
 def classes_text(names: Sequence[str]) -> str:
-    """The number of classes and the first ten names."""
+    """Format the number of classes and the first ten names."""
     shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
     return f"{len(names)} classes ({shown})"

@@ -1,4 +1,4 @@
-"""A run: the chain of stages, then the report, in a folder that appears whole."""
+"""A run: the chain of stages, then the report, in a folder that appears complete."""
 
 import json
 import time
@@ -46,25 +46,25 @@ def run(
     since: datetime | None = None,
     out: Console | None = None,
 ) -> Path:
-    """Finish the run's stages, measure their nets, and write the run's folder.
+    """Finish the run's stages, measure their nets, and write the run folder.
 
     Args:
-        command: the line that repeats the run.
-        data: the images; None for what the config names.
+        command: command line that repeats the run.
+        data: the images; None for those of the config.
         folder: to be filled; None for a new one in `runs` in the output folder.
-        since: where the config says `force`, stages that were finished after that time are not trained again.
-        out: what the comparison is shown on; None for stdout.
+        since: with `force`, stages finished after that time are not trained again.
+        out: console for the comparison; None for stdout.
 
     Returns:
-        the run's folder.
+        the run folder.
 
     Raises:
-        UserError: for what the user can mend, before anything is trained where that can be told.
-        Interrupted: by Ctrl-C; what was finished stays finished.
+        UserError: a user's error, found before training where possible.
+        Interrupted: by Ctrl-C; finished stages are kept.
     """
     config = config.settled()
     output = writable(Path(config.output_dir).expanduser())
-    chain = chain_of(config)  # and the losses with it, before the data is read
+    chain = chain_of(config)  # also reads the losses, before the data
     loss = next((link.loss for link in chain if link.loss.node is config.loss), LABELS_ONLY)
     data = data or construct(config.data, "data")
     assert isinstance(data, DataModule)
@@ -122,7 +122,9 @@ def finish_stage(
     force: bool,
     since: datetime | None,
 ) -> tuple[Done, str]:
-    """A stage's result, while the run's folder shows its curves; and how it was come by, in words."""
+    """Train or fetch a stage, with live curves in the run folder; also returns how it was
+    obtained.
+    """
     folder.follow(stage.name, store.root / f"{stage.key}.partial" / "tensorboard")
     started = time.perf_counter()
     done, reused = complete(stage, store, data, force=force, since=since)
@@ -136,14 +138,16 @@ def finish_stage(
 
 
 def by_role(chain: Sequence[Link], stages: Mapping[str, Done]) -> dict[Role, Done]:
-    """The stages that the run compares; of several students the last one, which builds on the others."""
+    """Return the stages to compare; of several students the last one, which builds on the
+    others.
+    """
     return {link.role: stages[link.name] for link in chain if link.role}
 
 
 def figures_of(
     done: Mapping[Role, Done], logits: Mapping[Role, Tensor], data: DataModule
 ) -> Iterator[tuple[str, Figure]]:
-    """The figures of a run's models, each with its name; see `kd.reports.figures`."""
+    """Draw the figures of a run's models, each with its name; see `kd.reports.figures`."""
     test = data.split.test
     histories = {str(role): each.record["history"] for role, each in done.items()}
     by_role = {str(role): each for role, each in logits.items()}
@@ -159,7 +163,7 @@ def write_run(
     done: Mapping[Role, Done],
     data: DataModule,
 ) -> None:
-    """The files of a run: its report, its config, and its student with a header that says what it is."""
+    """Write the files of a run: report, config, and the student with a header that describes it."""
     (folder / "report.json").write_text(json.dumps(report, indent=1))
     (folder / "report.md").write_text(as_markdown(report))
     (folder / "report.html").write_text(as_page(report, figures))

@@ -1,7 +1,8 @@
-"""A sweep: many runs in one folder. What is done is skipped, a failing run stops no other, and a table ends it.
+"""A sweep: many runs in one folder. Finished runs are skipped, failures do not stop others, a table
+ends it.
 
-The jobs are run one after another in this process, or by one of Hydra's launchers in a pool of processes or on a
-cluster. What the jobs and this process tell each other is in files, so it is alike with each of them.
+Jobs run one after another in this process, or through one of Hydra's launchers in a process pool or
+on a cluster. Jobs and this process communicate through files, so all launchers behave alike.
 """
 
 import gc
@@ -43,10 +44,10 @@ class Entry:
 
     Attributes:
         number: from 1.
-        swept: what of it differs from the others, as `key=value`.
-        config: checked; None where it cannot be.
-        error: why not.
-        job: None where there is nothing to run.
+        swept: overrides that differ from the others, as `key=value`.
+        config: checked; None if invalid.
+        error: why it is invalid.
+        job: None if there is nothing to run.
     """
 
     number: int
@@ -58,7 +59,7 @@ class Entry:
 
     @property
     def label(self) -> str:
-        """For people."""
+        """Label for people."""
         return " ".join(self.swept) or "the only job"
 
 
@@ -66,12 +67,14 @@ RunJobs = Callable[[Sequence[Entry]], None]  # returns when these jobs have ende
 
 
 class Sweep(Callback):
-    """Runs all jobs in the place of Hydra's sweeper, which knows nothing of what is done, and stops at a failure.
+    """Runs all jobs in place of Hydra's sweeper, which would repeat finished ones and stop at a
+    failure.
 
     Args:
-        command: what comes after `python -m`.
-        check: the dotted path of what checks a composed config, given the top-level keys that were typed.
-        run: that of what runs a checked config.
+        command: what follows `python -m`.
+        check: dotted path of the function that checks a composed config, given the top-level keys
+            typed.
+        run: dotted path of the function that runs a checked config.
     """
 
     def __init__(
@@ -84,26 +87,27 @@ class Sweep(Callback):
         self.check: Callable[[DictConfig, set[str]], Training] = get_object(check)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: object) -> None:
-        """RunJobs what is not done, show the table of all, and leave the process.
+        """Run what is not done, print the table of all, and exit.
 
         Raises:
-            SystemExit: 0, or 1 where some job has failed; the failures are named, and all else is done.
-            Leave: from `UserError` where no job's config is right, or the launcher cannot start any.
+            SystemExit: 0, or 1 if some job failed; failures are named, and all others are done.
+            Leave: from `UserError` if no job's config is valid, or the launcher cannot start any.
         """
         try:
             self.config = config
             self.context = HydraContext(GlobalHydra.instance().config_loader(), Callbacks())
             sys.exit(self.sweep(Path(str(config.hydra.sweep.dir)).expanduser()))
-        except Exception as error:  # of which Hydra would make a warning
+        except Exception as error:  # Hydra would turn it into a warning
             raise Leave from UserError(explain(error)) if of_hydra(error) else error
 
     def sweep(self, folder: Path) -> int:
-        """The same; returns the exit code."""
+        """Run what is not done, print the table of all; returns the exit code."""
         entries = self._entries(folder)
         jobs = [entry for entry in entries if entry.job]
         todo = [entry for entry in jobs if entry.job and entry.job.report() is None]
         say(
-            f"{len(entries)} jobs in {folder}, {len(jobs) - len(todo)} of them done; what they say is in its logs/"
+            f"{len(entries)} jobs in {folder}, {len(jobs) - len(todo)} of them done; what "
+            "they say is in its logs/"
         )
         for entry in entries:
             if entry not in todo:
@@ -112,7 +116,7 @@ class Sweep(Callback):
         return self._finish(folder, entries)
 
     def _entries(self, folder: Path) -> list[Entry]:
-        """All combinations, composed and checked before any is run."""
+        """Compose and check all combinations before any is run."""
         words = overrides_of(self.config)
         keys, (combinations,) = (
             swept_keys(self.config, words),
@@ -128,7 +132,7 @@ class Sweep(Callback):
                 entry.error = error
         if all(entry.error for entry in entries):
             assert entries[0].error
-            raise entries[0].error  # a mistake that all jobs share, as for a single run
+            raise entries[0].error  # an error common to all jobs, as in a single run
         right = [entry for entry in entries if entry.config]
         names = run_names(
             [(entry.config, entry.overrides, entry.swept) for entry in right if entry.config]
@@ -151,7 +155,8 @@ class Sweep(Callback):
                     entry.overrides, entry.label, entry.config, folder, command, since, run=self.run
                 )
             elif not isinstance(entry.error, UnusedError):
-                _log_of(entry, folder).write_text(f"{explain(entry.error)}\n")  # type: ignore[arg-type]
+                log = _log_of(entry, folder)
+                log.write_text(f"{explain(entry.error)}\n")  # type: ignore[arg-type]
         return entries
 
     def _checked(self, overrides: tuple[str, ...]) -> Training:
@@ -165,16 +170,15 @@ class Sweep(Callback):
         return self.check(cfg, typed_keys(overrides))
 
     def _launch(self, todo: Sequence[Entry], count: int) -> None:
-        """RunJobs the jobs; returns when all have ended."""
+        """Run the jobs; returns when all have ended."""
         if not todo:
             return
         run, size = self._launcher(todo)
         left = list(todo)
         try:
             while left:
-                left.sort(
-                    key=lambda entry: bool(entry.job and entry.job.runs_elsewhere())
-                )  # what is free comes first
+                # Free ones first
+                left.sort(key=lambda entry: bool(entry.job and entry.job.runs_elsewhere()))
                 batch, left = left[:size], left[size:]
                 for entry in batch:
                     assert entry.job
@@ -190,13 +194,14 @@ class Sweep(Callback):
                             ) from error
                         self._run_alone(run, batch)
         finally:
-            gc.unfreeze()  # or what frees itself when the process ends would not
+            gc.unfreeze()  # else objects freed at process exit would not be
 
     def _launcher(self, todo: Sequence[Entry]) -> tuple[RunJobs, int]:
-        """What runs the jobs, and how many of them at a time."""
+        """Return the function that runs the jobs, and the number of parallel jobs."""
         task = LauncherTask({entry.overrides: entry.job for entry in todo if entry.job})
         launcher = Plugins.instance().instantiate_launcher(self.context, task, self.config)
-        kind = type(launcher).__name__  # no isinstance: Hydra loads its plugins' modules once more
+        # No isinstance: Hydra loads its plugin modules a second time
+        kind = type(launcher).__name__
         if kind == "BasicLauncher":
             return self._run_here, 1
         if kind == "JoblibLauncher":
@@ -206,28 +211,30 @@ class Sweep(Callback):
         )
 
     def _run_here(self, batch: Sequence[Entry]) -> None:
-        """As Hydra's basic launcher, but without composing each job once more (0.3 s)."""
+        """Run like Hydra's basic launcher, without composing each job again (0.3 s)."""
         with env_override(self.config.hydra.job.env_set):
             for entry in batch:
                 assert entry.job
                 entry.job.do()
         if not gc.get_freeze_count():
-            gc.freeze()  # modules and data that are there now stay, and need not be looked through after each job
+            # Existing modules and data are kept, and need not be scanned after each job
+            gc.freeze()
 
     def _run_by(self, launcher: Launcher, batch: Sequence[Entry]) -> None:
-        # A job must not derive the folder's name anew: its overrides are others than the sweep's.
+        # A job must not recompute the folder's name: its overrides differ from the sweep's.
         folder = str(Path(str(self.config.hydra.sweep.dir)).expanduser())
         folder = folder.replace("\\", "\\\\").replace("'", "\\'")
         overrides = [[*entry.overrides, f"hydra.sweep.dir='{folder}'"] for entry in batch]
         launcher.launch(overrides, initial_job_idx=batch[0].number)
 
     def _run_alone(self, run: RunJobs, batch: Sequence[Entry]) -> None:
-        """A process has died, and a pool's others with it: go on with each of the rest by itself."""
+        """Run the remaining jobs one by one after a process died and broke its pool."""
         for entry in batch:
             assert entry.job
             if entry.job.outcome() is None:
                 say(
-                    f"{entry.label}: its process, or another of the pool, has died; once more, by itself"
+                    f"{entry.label}: its process, or another of the pool, has died; once "
+                    "more, by itself"
                 )
                 try:
                     run([entry])
@@ -236,7 +243,7 @@ class Sweep(Callback):
 
     @contextmanager
     def _told(self, batch: Sequence[Entry], count: int) -> Iterator[None]:
-        """A line for each job that ends meanwhile, in whatever process."""
+        """Print a line for each job that ends meanwhile, in any process."""
         over, waiting = threading.Event(), list(batch)
 
         def look() -> None:
@@ -260,7 +267,7 @@ class Sweep(Callback):
             look()
 
     def _say(self, entry: Entry, count: int, before: bool = False) -> None:
-        """The line of progress of a job that has ended."""
+        """Print the progress line of an ended job."""
         what = f"[{entry.number}/{count}]"
         if entry.job is None:
             why = explain(entry.error)  # type: ignore[arg-type]
@@ -280,11 +287,12 @@ class Sweep(Callback):
         done = "done before, " if before else ""
         seconds = "" if before or not outcome else f", {outcome.seconds:.0f} s"
         say(
-            f"{what} {entry.label}: {done}{model['role']} {100 * model['val']['best']:.2f} % on validation{seconds}"
+            f"{what} {entry.label}: {done}{model['role']} {100 * model['val']['best']:.2f} % "
+            f"on validation{seconds}"
         )
 
     def _finish(self, folder: Path, entries: Sequence[Entry]) -> int:
-        """Show the table of what is done, the line to look closer, and what has failed; returns the exit code."""
+        """Print the table, the command for the curves, and the failures; returns the exit code."""
         reports = {entry.number: entry.job.report() if entry.job else None for entry in entries}
         show([(entry.swept, report) for entry in entries if (report := reports[entry.number])])
         print(f"All curves: {shlex.join(['python', '-m', 'kd.dashboard', str(folder)])}")
@@ -307,24 +315,25 @@ class Sweep(Callback):
 
 
 def _command(command: str, overrides: Sequence[str]) -> str:
-    """The line that runs a job alone."""
+    """Return the command line that runs a job alone."""
     flags = [word for word in sys.argv[1:] if "=" not in word and word not in ("-m", "--multirun")]
     own = [override for override in overrides if not override.startswith("sweep=")]
     return shlex.join(["python", "-m", command, *flags, *own])
 
 
 def _refuse_devices(entries: Sequence[Entry]) -> None:
-    """A process of joblib's pool cannot start those that several devices need."""
+    """Refuse several devices in joblib's pool, whose processes cannot start others."""
     found = [entry.config.trainer.get("devices", 1) for entry in entries if entry.config]
     if many := [devices for devices in found if devices not in (1, "1", "auto")]:
         raise UserError(
-            f"trainer.devices: found {many[0]} with hydra/launcher=joblib; several devices take one job at a time: "
-            "leave the launcher out, or take submitit_local or submitit_slurm"
+            f"trainer.devices: found {many[0]} with hydra/launcher=joblib; several devices "
+            "take one job at a time: leave the launcher out, or take submitit_local or "
+            "submitit_slurm"
         )
 
 
 def _log_of(entry: Entry, folder: Path) -> Path:
-    """Where it stands what is wrong with a job that has no config."""
+    """Write the log of a job without valid config, and return its path."""
     return folder / "logs" / f"{plain('_'.join(entry.swept), 100)}.log"
 
 

@@ -1,4 +1,4 @@
-"""Batches that are no larger than the data."""
+"""Batch sizes limited by the amount of data."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,16 +11,16 @@ from kd.stages.chain import Link
 
 
 def fitted(link: Link, data: DataModule, trainer: Mapping[str, Any]) -> Link:
-    """The stage with batches that its training images fill; says so where that makes them smaller.
+    """Limit a stage's batch size to what its training images fill; logs a reduction.
 
     Args:
-        trainer: the config's, for how many devices share the images.
+        trainer: Trainer config, for the number of devices that share the images.
     """
     if link.trains == "none":
         return link
     images = data.seen_by(link.sees).images_an_epoch
     most = images // (trainer.get("devices", 1) * trainer.get("num_nodes", 1))
-    if not 0 < most < link.recipe.batch_size:  # none at all is refused where batches are made
+    if not 0 < most < link.recipe.batch_size:  # an empty part is refused where batches are made
         return link
     say(
         f"{link.name}: {images} training images do not fill {link.recipe_at}batch_size="
@@ -30,7 +30,7 @@ def fitted(link: Link, data: DataModule, trainer: Mapping[str, Any]) -> Link:
 
 
 def with_batches(config: Config, chain: Sequence[Link]) -> Config:
-    """The config with the batch sizes that the chain's stages have."""
+    """Return the config with the chain's actual batch sizes."""
     top, teacher, stages = config.batch_size, config.teacher.batch_size, dict(config.stage)
     for link in chain:
         found = link.recipe.batch_size

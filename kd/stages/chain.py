@@ -1,4 +1,6 @@
-"""The chain of stages: what each one trains, on what, and after which others; read from the config, before any data."""
+"""The chain of stage plans: what each trains, on what, after which others; read from the config,
+before any data.
+"""
 
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -16,27 +18,30 @@ LABELS_ONLY = read_loss({"ce_weight": 1.0, "terms": {}})
 
 @dataclass(frozen=True)
 class Link:
-    """One stage as the config asks for it.
+    """Plan of one stage, from the config.
 
     Attributes:
         name: as in `stages=`.
-        role: what its net is to the run's comparison; None for a net on the way, such as an assistant.
-        net: what builds the net.
-        where: the config's key of `net`, for messages; `recipe_at` is the prefix of the recipe's keys.
-        loss: what it trains on.
-        precision: the number format that it trains in, or `auto`.
-        teacher: the earlier stage whose net answers for the views; None where the loss asks for none.
-        start: the earlier stage to take the weights from; None for fresh ones.
-        path: a file to take the weights from.
-        state: which weights of that file, where it has several.
-        classes: the classes of that file's net in order, or a file that names them; None for what it says itself.
-        trains: all of the net, its last layer alone (head), none of it, or only what the loss learns itself (loss).
-        fake_quantize: whether its layers round to 8 bits while it trains.
-        normalization: what the weights in `path` were trained with, where the config says it.
-        members: the earlier stages whose nets it consists of.
-        taps: what a loss looks at in the net, by path; None for the net's own choice.
-        teacher_net, teacher_taps: the same of the stage that teaches.
-        sees: which training images and labels it is shown.
+        role: of its net in the run's comparison; None for an intermediate net, such as an
+            assistant.
+        net: config node of the net.
+        where: config key of `net`, for messages; `recipe_at` is the prefix of the recipe's keys.
+        loss: objective of the training.
+        precision: number format of the training, or `auto`.
+        teacher: earlier stage whose net is the teacher; None if the loss needs none.
+        start: earlier stage with the initial weights; None for fresh ones.
+        path: file with the initial weights.
+        state: choice between several sets of weights in that file.
+        classes: classes of that file's net in order, or a file that names them; None for what the
+            file says.
+        trains: all of the net, its last layer only (head), none of it, or only the loss's own
+            parameters (loss).
+        fake_quantize: whether its layers round to 8 bits in training.
+        normalization: normalisation used in training the weights in `path`, if the config says it.
+        members: earlier stages that form the ensemble.
+        taps: paths of the hooked layers; None for the net's default.
+        teacher_net, teacher_taps: the same of the teacher's stage.
+        sees: which training images and labels it sees.
     """
 
     name: str
@@ -63,23 +68,23 @@ class Link:
 
     @property
     def given_at(self) -> str:
-        """The prefix of the config's keys that say what the net starts from."""
+        """Prefix of the config keys for the net's start."""
         return self.where.removesuffix("net")
 
 
 def chain_of(config: Config) -> list[Link]:
-    """The stages of `stages=`, in order.
+    """Build the plans of `stages=`, in order.
 
     Raises:
-        UserError: for a stage that nothing defines, or one that comes before what it builds on; for whatever is wrong
-            in a loss.
+        UserError: an undefined stage, a stage before one it builds on, or an error in a loss.
     """
     links: dict[str, Link] = {}
     for name in config.stages:
         if name not in config.stage:
             accepted = ", ".join(config.stage)
             raise UserError(
-                f"stages: there is no {name!r}; accepted are {accepted}{nearest(name, config.stage)}"
+                f"stages: there is no {name!r}; accepted are "
+                f"{accepted}{nearest(name, config.stage)}"
             )
         if name == "teacher" and config.teacher.members:
             links |= _members(config)
@@ -87,8 +92,8 @@ def chain_of(config: Config) -> list[Link]:
         for needed in (link.teacher, link.start):
             if needed and (needed == name or needed not in links):
                 raise UserError(
-                    f"stages: found [{', '.join(config.stages)}]; {name} builds on {needed}, which must come before "
-                    "it (a finished stage is not trained again)"
+                    f"stages: found [{', '.join(config.stages)}]; {name} builds on {needed}, "
+                    "which must come before it (a finished stage is not trained again)"
                 )
         if link.teacher:
             taught_by = links[link.teacher]
@@ -97,7 +102,8 @@ def chain_of(config: Config) -> list[Link]:
             )
         if link.start and links[link.start].net != link.net:
             raise UserError(
-                f"stage.{name}.start: {link.start} is another net than {name}, so its weights do not fit"
+                f"stage.{name}.start: {link.start} is another net than {name}, so its weights "
+                "do not fit"
             )
     return list(links.values())
 
@@ -128,14 +134,16 @@ def _link(name: str, stage: StageConfig, config: Config) -> Link:
 
 
 def _loss(stage: StageConfig, config: Config) -> LossSpec:
-    """What a stage trains on. Each stage reads its own, once; all else takes it from there."""
+    """Read the stage's loss. This happens once per stage; everything else uses the result."""
     if stage.loss == "labels":
         return LABELS_ONLY
     return read_loss(config.loss if stage.loss == "method" else stage.loss)
 
 
 def _sees(of_teacher: bool, loss: LossSpec) -> Sees:
-    """The teacher is shown everything; images without a label only who is told something of them."""
+    """Choose what a stage sees: the teacher everything; unlabelled images only where the loss uses
+    them.
+    """
     if of_teacher:
         return "all"
     return "transfer" if loss.uses_unlabeled else "labels"
@@ -144,18 +152,18 @@ def _sees(of_teacher: bool, loss: LossSpec) -> Sees:
 def _net(
     name: str, stage: StageConfig, loss: LossSpec, config: Config
 ) -> tuple[Node, str, list[str] | None]:
-    """What builds a stage's net, the config's key of that, and the taps that the config names for it."""
+    """Return a stage's net node, its config key, and the hooked layers named in the config."""
     if isinstance(stage.net, dict):
         return stage.net, f"stage.{name}.net", stage.taps
     if stage.net == "teacher":
         return config.teacher.net, "teacher.net", stage.taps or config.teacher.taps
-    if own := loss.node.get("net"):  # a method may make another net of the student's
+    if own := loss.node.get("net"):  # a method may replace the student's net
         return own, "loss.net", stage.taps
     return config.student.net, "student.net", stage.taps or config.student.taps
 
 
 def _members(config: Config) -> dict[str, Link]:
-    """The stages of a teacher's members."""
+    """Return the stages of a teacher's ensemble members."""
     found = {}
     for i, name in enumerate(_names(config.teacher)):
         alone = config.model_copy(update={"teacher": config.teacher.member(i)})
@@ -166,12 +174,12 @@ def _members(config: Config) -> dict[str, Link]:
 
 
 def _names(teacher: Teacher) -> list[str]:
-    """What the stages of a teacher's members are called."""
+    """Name the stages of a teacher's ensemble members."""
     return [f"teacher_{i + 1}" for i in range(len(teacher.members or ()))]
 
 
 def _given(config: Config) -> dict[str, Any]:
-    """What the teacher starts from, and how much of it is trained."""
+    """Return the teacher's start, and how much of it is trained."""
     teacher = config.teacher
     if teacher.members:
         return {"net": _ensemble(teacher), "trains": "none", "members": tuple(_names(teacher))}
@@ -182,10 +190,10 @@ def _given(config: Config) -> dict[str, Any]:
 
 
 def _started(link: Link, config: Config) -> dict[str, Any]:
-    """What the student's net starts from in a stage, and how much of it is trained.
+    """Return the student's start in a stage, and how much of it is trained.
 
     Raises:
-        UserError: the loss makes another net of it, whose weights those in the file are not.
+        UserError: the loss replaces the net, so the weights in the file do not fit.
     """
     student, found = config.student, dict[str, Any]()
     if student.finetune == "head" and link.trains == "all":
@@ -193,8 +201,8 @@ def _started(link: Link, config: Config) -> dict[str, Any]:
     if link.start or link.where != "student.net":
         if student.path and not link.start:
             raise UserError(
-                f"student.path: the loss of stage {link.name} makes a net of its own of the student's, which cannot "
-                "start from a file; accepted is null"
+                f"student.path: the loss of stage {link.name} makes a net of its own of the "
+                "student's, which cannot start from a file; accepted is null"
             )
         return found
     names = ("path", "state", "classes", "normalization")
@@ -202,11 +210,12 @@ def _started(link: Link, config: Config) -> dict[str, Any]:
 
 
 def _ensemble(teacher: Teacher) -> Node:
-    """The net that a teacher's members are together."""
+    """Return the net node of a teacher's ensemble."""
     members = [teacher.member(i).net for i in range(len(teacher.members or ()))]
     if teacher.weights is not None and len(teacher.weights) != len(members):
         raise UserError(
-            f"teacher.weights: found {teacher.weights}, needed is one for each of {len(members)} members"
+            f"teacher.weights: found {teacher.weights}, needed is one for each of "
+            f"{len(members)} members"
         )
     node: Node = {
         "_target_": "kd.teachers.ensemble.Ensemble",
@@ -234,21 +243,21 @@ def _role(name: str, stage: StageConfig) -> Role | None:
 
 
 def _recipe(name: str, stage: StageConfig, base: Recipe) -> Recipe:
-    """The net's recipe, with what the stage sets differently."""
+    """Return the net's recipe with the stage's changes."""
     own = {key: value for key in Recipe.model_fields if (value := getattr(stage, key)) is not None}
     recipe = {key: getattr(base, key) for key in Recipe.model_fields} | own
     if stage.lr_factor != 1:
         if "lr" not in recipe["optim"]:
             raise UserError(f"stage.{name}.lr_factor: it multiplies optim.lr, which is not set")
         recipe["optim"] = {**recipe["optim"], "lr": recipe["optim"]["lr"] * stage.lr_factor}
-    if "ema" in own or "swa" in own:  # its own choice between the two
+    if "ema" in own or "swa" in own:  # the stage's choice replaces either
         recipe |= {"ema": stage.ema, "swa": stage.swa}
     at = f"stage.{name}." if own else "teacher." if isinstance(base, Teacher) else ""
     return checked(Recipe(**{**recipe, "seed": recipe["seed"] + stage.seed_offset}), at)
 
 
 def checked(recipe: Recipe, at: str) -> Recipe:
-    """The recipe, whose parts fit each other.
+    """Check that the parts of a recipe fit each other, and return it.
 
     Args:
         at: prefix of its keys in the config.
@@ -259,6 +268,7 @@ def checked(recipe: Recipe, at: str) -> Recipe:
     check_length(recipe.lr_schedule, recipe.epochs, f"{at}lr_schedule")
     if recipe.ema is not None and recipe.swa is not None:
         raise UserError(
-            f"{at}swa: found {recipe.swa} beside ema={recipe.ema}, which averages too; accepted is one of the two"
+            f"{at}swa: found {recipe.swa} beside ema={recipe.ema}, which averages too; "
+            "accepted is one of the two"
         )
     return recipe

@@ -1,6 +1,6 @@
-"""The code behind a config's `_target_`s, as part of a stage's key.
+"""Hashes of the code behind a config's `_target_`s, for a stage's key.
 
-Somebody's own net or loss may be edited between two runs; the result of the old code must not pass for that of the new.
+A user's net or loss may change between two runs; a result of the old code must not be reused.
 """
 
 import ast
@@ -15,20 +15,18 @@ from typing import Any
 # Part of every key. Raise it when a change to the project changes what training gives.
 RECIPE = 7
 
-PACKAGES = {
-    "site-packages",
-    "dist-packages",
-}  # of a user or of the system, which sysconfig does not tell
+# Of users or the system; sysconfig does not list them
+PACKAGES = {"site-packages", "dist-packages"}
 INSTALLED = tuple(sysconfig.get_path(kind) for kind in ("purelib", "platlib", "stdlib"))
 
 
 def code_of(*nodes: Mapping[str, Any]) -> dict[str, str]:
-    """A hash for each module that a `_target_` lives in and those it imports, whatever their comments and docstrings.
+    """Hash each module of a `_target_` and those it imports, without comments and docstrings.
 
-    Nor does a class's `taps` change it, its choice of where to be looked at: those in use are in the key themselves.
+    A class's `taps` do not count: the layers in use are in the key themselves.
 
-    Installed packages are left out: their versions stand in the report. So is what is imported from `kd`, for which
-    `RECIPE` stands.
+    Installed packages are left out; their versions are in the report. So is `kd`, which `RECIPE`
+    covers.
     """
     found: dict[str, str] = {}
     left = [str(node.get("_target_", "")) for node in nodes]
@@ -38,14 +36,16 @@ def code_of(*nodes: Mapping[str, Any]) -> dict[str, str]:
         try:
             tree = ast.parse(file[1].read_bytes())
         except (SyntaxError, ValueError):
-            continue  # not what is used, since Python could not read it either
+            continue  # unused, since Python could not read it either
         left += [each for each in _imported(tree, *file) if each.partition(".")[0] != __package__]
         found[file[0]] = hashlib.sha256(_bare(tree).encode()).hexdigest()[:16]
     return found
 
 
 def _imported(tree: ast.Module, name: str, path: Path) -> list[str]:
-    """What a module imports, as `_source_file` takes it; of `from a import b`, b may be a module or something in a."""
+    """List what a module imports, in the form for `_source_file`; in `from a import b`, b may be a
+    module or a name.
+    """
     inside = name.split(".") if path.stem == "__init__" else name.split(".")[:-1]
     found = []
     for node in ast.walk(tree):
@@ -59,13 +59,15 @@ def _imported(tree: ast.Module, name: str, path: Path) -> list[str]:
 
 
 def _source_file(target: str) -> tuple[str, Path] | None:
-    """The module that a dotted path starts with, and its file; None for an installed or built-in one."""
+    """Find the module at the start of a dotted path, with its file; None for an installed or
+    built-in one.
+    """
     package, *names = target.split(".")[:-1] or [""]
     spec = _spec(package, None)
     for name in names:  # step by step, so that nothing is imported: torch takes seconds
         inner = _spec(f"{spec.name}.{name}", spec.submodule_search_locations) if spec else None
         if inner is None:
-            break  # not a module but a class in one
+            break  # a class inside the module
         spec = inner
     if (
         spec is None
@@ -79,7 +81,7 @@ def _source_file(target: str) -> tuple[str, Path] | None:
 
 
 def _spec(name: str, inside: list[str] | None) -> ModuleSpec | None:
-    """Where a module is; one of a package is looked for in the package's folders."""
+    """Find a module's spec; that of a submodule in its package's folders."""
     if "." in name:
         return PathFinder.find_spec(name, inside) if inside else None
     try:
@@ -89,7 +91,7 @@ def _spec(name: str, inside: list[str] | None) -> ModuleSpec | None:
 
 
 def _bare(tree: ast.Module) -> str:
-    """A module's text without comments, docstrings and `taps`; takes them out of the tree."""
+    """Return a module's source without comments, docstrings and `taps`; modifies the tree."""
     for node in ast.walk(tree):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(
             node, clean=False
@@ -101,7 +103,7 @@ def _bare(tree: ast.Module) -> str:
 
 
 def targets(node: Any) -> list[Mapping[str, Any]]:
-    """All nodes in a config that name code, at any depth."""
+    """List all nodes of a config that name code, at any depth."""
     if isinstance(node, list):
         return [found for each in node for found in targets(each)]
     if not isinstance(node, Mapping):

@@ -1,4 +1,4 @@
-"""What a trained stage gives to those after it: its net, what that says of images, its name for people."""
+"""What later steps need of a finished stage: its net, cached logits, and its name for people."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -26,15 +26,15 @@ from kd.teachers.ensemble import Ensemble
 from kd.teachers.frozen import Frozen
 from kd.teachers.watch import Watched
 
-# Logits up to which a student's are kept too, in bytes: 10,000 images of 400 classes.
+# Bytes of student logits that are still stored: 10,000 images of 400 classes.
 SMALL = 2**24
 
-# Training images of which a teacher is asked about two views; a few hundred tell its steadiness well enough.
+# Training images for the teacher's stability; a few hundred suffice.
 WATCHED_VIEWS = 256
 
 
 def load_net(done: Done) -> nn.Module:
-    """The net of a finished stage with its weights, in evaluation mode."""
+    """Load the net of a finished stage, in evaluation mode."""
     spec = done.record["spec"]
     net = build_net(spec["net"], Shape(*spec["shape"]), f"{done.record['name']}.net", load=False)
     net.load_state_dict(done.weights())
@@ -43,32 +43,35 @@ def load_net(done: Done) -> nn.Module:
 
 
 def frozen(done: Done) -> Frozen:
-    """A finished stage as a teacher."""
+    """Load a finished stage as a frozen teacher."""
     mean, std = done.record["normalization"]
     return Frozen(load_net(done), tuple(mean), tuple(std))
 
 
 def normalized_as(net: nn.Module, done: Done) -> None:
-    """Feed a net as the finished stage's was."""
+    """Set the normalisation that a finished stage's net was trained with."""
     mean, std = done.record["normalization"]
     set_normalization(net, (tuple(mean), tuple(std)), len(mean), done.key)
 
 
 def classes_of(done: Done) -> int:
-    """How many classes a finished stage's net knows."""
+    """Return the number of classes of a finished stage's net."""
     return Shape(*done.record["spec"]["shape"]).num_classes
 
 
 def logits_of(done: Done, data: DataModule, images: Images) -> Tensor:
-    """A finished stage's logits [N, C] for images as they are, computed once and kept beside its weights."""
+    """Return a finished stage's logits [N, C] for unaugmented images, computed once and stored with
+    its weights.
+    """
     return kept(done, logits_name(images), lambda: predict_logits(load_net(done), data, images))
 
 
 def role_logits(done: Mapping[Role, Done], data: DataModule) -> dict[Role, Tensor]:
-    """What each role's net says of the test images, [N, C]: here, and here alone, test is read.
+    """Return each role's logits [N, C] for the test images: the only place that reads the test
+    part.
 
-    Many students share a teacher and a baseline, whose logits are kept beside their weights. A student's are asked for
-    once, so they are kept only where they are small.
+    Many students share a teacher and a baseline, whose logits are stored with their weights. A
+    student's are needed once, so only small ones are stored.
     """
     test, found = data.split.test, dict[Role, Tensor]()
     size = 4 * len(test) * len(data.classes)
@@ -81,21 +84,26 @@ def role_logits(done: Mapping[Role, Done], data: DataModule) -> dict[Role, Tenso
 
 
 def logits_name(images: Images) -> str:
-    """What a stage's logits for these images are kept under."""
+    """Return the file name of a stage's logits for these images."""
     return f"logits-{images.fingerprint[:16]}"
 
 
 def macs_of(done: Done) -> int:
-    """A finished stage's multiply-accumulates for one image, counted once and kept beside its weights."""
+    """Return a finished stage's multiply-accumulates per image, computed once and stored with its
+    weights.
+    """
     shape = Shape(*done.record["spec"]["shape"])
     return int(kept(done, "macs", lambda: torch.tensor(count_macs(load_net(done), shape)), "macs"))
 
 
 def watched(done: Done, data: DataModule) -> Watched:
-    """What a teacher says of the validation images, and of views of some training images; computed once."""
+    """Return a teacher's logits for the validation images and for views of some training images;
+    computed once.
+    """
     val, train, augment = data.split.val, data.split.train, data.augment
-    alone = augment.model_copy(update={"mixup": 0, "cutmix": 0})  # two pictures are no view of one
-    count = min(WATCHED_VIEWS, len(train), len(val))  # of a trial's validation little is left
+    # A mixed view is no view of one image
+    alone = augment.model_copy(update={"mixup": 0, "cutmix": 0})
+    count = min(WATCHED_VIEWS, len(train), len(val))  # a trial's validation part is small
     some = torch.linspace(0, len(train) - 1, count).long()
 
     def views(which: Sequence[int], augment: Augment) -> Tensor:
@@ -120,10 +128,11 @@ def watched(done: Done, data: DataModule) -> Watched:
 
 
 def kept(done: Done, name: str, compute: Callable[[], Tensor], what: str = "logits") -> Tensor:
-    """What a finished stage's net says, computed once and kept under a name beside its weights, where that can be.
+    """Return a tensor computed from a finished stage, stored under a name with its weights if
+    possible.
 
     Args:
-        what: the tensor's name in the file.
+        what: name of the tensor in the file.
     """
     path = done.folder / f"{name}.safetensors"
     if path.exists():
@@ -140,15 +149,20 @@ def kept(done: Done, name: str, compute: Callable[[], Tensor], what: str = "logi
 
 
 def name_of(done: Done) -> str:
-    """A net's name for people: what builds it, with those options that are not the builder's defaults."""
+    """Format a net's name for people: its builder, with the options that differ from the
+    defaults.
+    """
     return name_of_net(done.record["spec"]["net"])
 
 
 def name_of_net(node: Mapping[str, Any]) -> str:
-    """The same of a net's config node."""
+    """Format the name of a net's config node."""
     target, options = resolve_target(node, "net")
     if target is Ensemble:
-        return f"Ensemble of {len(options['members'])}: {', '.join(map(name_of_net, options['members']))}"
+        return (
+            f"Ensemble of {len(options['members'])}: "
+            f"{', '.join(map(name_of_net, options['members']))}"
+        )
     if target is Grown:
         return name_of_net(options["net"])
     name = str(options.pop("name", target.__name__))

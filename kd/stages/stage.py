@@ -1,4 +1,4 @@
-"""Stages: what each one's result depends on, its key, and getting it done once."""
+"""Stages: what each result depends on, its key, and doing each once."""
 
 import shutil
 from collections.abc import Callable, Mapping
@@ -41,7 +41,7 @@ from kd.teachers.watch import other_order
 from kd.training.fake_quantize import fake_quantize
 from kd.training.loss_spec import LossSpec
 
-# Trainer options that change how a stage runs but not what comes out of it.
+# Trainer options that do not change a stage's result.
 RUNTIME_ONLY = {
     "accelerator",
     "strategy",
@@ -54,38 +54,38 @@ RUNTIME_ONLY = {
     "detect_anomaly",
     "profiler",
 }
-# And those that are the data's own, see `kd.data.trial`, or the recipe's.
+# Trainer options that belong to the data, see `kd.data.trial`, or to the recipe.
 ELSEWHERE = {"limit_val_batches", "limit_test_batches", "max_epochs"}
 
-# Beside a stage's weights: what its loss learned itself, for a stage that starts from it.
+# Parameters of a stage's loss, beside its weights, for a stage that starts from it.
 LEARNED = "learned.safetensors"
 
-# Trainer options under which an epoch may not see all images, whose views are then not worth computing all.
+# Trainer options with which an epoch may skip images, so that whole views are not worth computing.
 PARTIAL_EPOCHS = {"limit_train_batches", "max_steps", "max_time"}
 
-Watch = Callable[
-    [Mapping[str, float]], None
-]  # is shown an epoch's metrics, and may raise `Dropped`
+# Receives an epoch's metrics, and may raise `Dropped`
+Watch = Callable[[Mapping[str, float]], None]
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One training that is to be done.
+    """A training to be done.
 
     Attributes:
         name: as in `stages=`.
-        spec: all that the result depends on, and nothing else; the training is built from it alone.
-        runtime: Trainer options that change nothing in the result.
-        loss: what it trains on; the spec holds its node.
-        teacher: the finished stage that answers for the views, where the loss asks for one.
-        reference: the finished stage that `val/agreement` compares with; no part of the result.
-        weights: a file to take the net's weights from.
-        given_at: the prefix of the config's keys that say so, for messages.
-        start: the finished stage to take them from.
-        members: the finished stages whose nets the net consists of.
-        room: where the teacher's outputs are kept; None does not keep them.
-        stored: logits [training images, C] that are replayed in the teacher's stead.
-        sees: which training images and labels it is shown.
+        spec: everything that the result depends on, and nothing else; the training is built from it
+            alone.
+        runtime: Trainer options that do not change the result.
+        loss: objective; the spec holds its node.
+        teacher: finished stage that is the teacher, if the loss needs one.
+        reference: finished stage for `val/agreement`; no part of the result.
+        weights: file with the initial weights.
+        given_at: prefix of the config keys for it, for messages.
+        start: finished stage with the initial weights.
+        members: finished stages that form the ensemble.
+        room: storage of the teacher's outputs; None stores nothing.
+        stored: logits [training images, C] to replay instead of a teacher.
+        sees: which training images and labels it sees.
     """
 
     name: str
@@ -104,15 +104,15 @@ class Stage:
 
     @property
     def key(self) -> str:
-        """Names the result in the store."""
+        """Key of the result in the store."""
         return key_of(self.spec)
 
 
 def make_stage(link: Link, config: Training, data: DataModule, done: Mapping[str, Done]) -> Stage:
-    """The stage that a link of the chain asks for.
+    """Make the stage of a plan.
 
     Args:
-        done: the run's stages before it, by name.
+        done: earlier stages of the run, by name.
     """
     data = data.seen_by(link.sees)
     spec: dict[str, Any] = {"recipe": RECIPE, "shape": list(data.shape), "data": data.key()}
@@ -128,7 +128,7 @@ def make_stage(link: Link, config: Training, data: DataModule, done: Mapping[str
         return replace(stage, members=members)
     spec |= link.recipe.model_dump()
     if data.val_labels == 0 and link.sees != "all":
-        spec["keep"] = "last"  # validation chooses nothing
+        spec["keep"] = "last"  # validation selects nothing
     spec["objective"] = link.loss.node
     spec["epochs"] = min(spec["epochs"], config.trainer.get("max_epochs", spec["epochs"]))
     spec["trainer"] = {k: v for k, v in config.trainer.items() if k not in RUNTIME_ONLY | ELSEWHERE}
@@ -177,14 +177,14 @@ def complete(
     since: datetime | None = None,
     watch: Watch | None = None,
 ) -> tuple[Done, bool]:
-    """The finished stage: found in the store, or trained now; and whether it was there already.
+    """Return the finished stage, from the store or trained now; and whether it was in the store.
 
     Args:
         force: train it again, unless it was finished after `since`.
-        watch: is shown each epoch's metrics while training.
+        watch: receives each epoch's metrics in training.
 
     Raises:
-        Dropped: by `watch`; nothing of the stage is kept then.
+        Dropped: by `watch`; nothing of the stage is kept.
     """
 
     def counts(done: Done | None) -> bool:
@@ -197,7 +197,7 @@ def complete(
         return done, True
     data = data.seen_by(stage.sees)
     with store.claim(stage.key, stage.name) as folder:
-        done = store.find(stage.key)  # another process may have finished it while this one waited
+        done = store.find(stage.key)  # another process may have finished it in the meantime
         if done and counts(done):
             return done, True
         torch.manual_seed(stage.spec.get("seed", 0))
@@ -236,13 +236,15 @@ def complete(
 
 
 def _loaded(stage: Stage) -> bool:
-    """Whether a net is as somebody else trained it, on images that are not known here."""
+    """Whether the net was trained elsewhere, on unknown images."""
     members = any(each.record.get("loaded", False) for each in stage.members)
     return bool(stage.weights and not stage.spec["epochs"]) or members
 
 
 def _start(stage: Stage, data: DataModule) -> nn.Module:
-    """The net that a stage begins with: fresh, pretrained, from a file, or from an earlier stage."""
+    """Build the initial net of a stage: fresh, pretrained, from a file, or from an earlier
+    stage.
+    """
     load = not (stage.weights or stage.start or stage.members)
     trained = stage.spec["epochs"] > 0
     net = build_net(stage.spec["net"], data.shape, f"{stage.name}.net", load=load, trained=trained)
@@ -273,9 +275,8 @@ def _start(stage: Stage, data: DataModule) -> nn.Module:
 def _train(
     stage: Stage, net: nn.Module, data: DataModule, folder: Path, watch: Watch | None
 ) -> dict[str, Any]:
-    from kd.training.fit import (
-        fit,  # brings Lightning in, which a run with nothing left to train does without
-    )
+    # Imports Lightning, which a run with nothing to train skips
+    from kd.training.fit import fit
 
     reference = None
     if stage.reference:
@@ -285,9 +286,8 @@ def _train(
         taught = {"teacher": Snapshot(stage.stored)}
     elif stage.teacher:
         taught = {"teacher": teacher_of(stage, stage.teacher, data)}
-        if (
-            classes_of(stage.teacher) == data.shape.num_classes
-        ):  # one that knows fewer says nothing of the other images
+        # A teacher of fewer classes gives nothing for the other images
+        if classes_of(stage.teacher) == data.shape.num_classes:
             taught["watched"] = watched(stage.teacher, data)
     if stage.start and (learned := stage.start.folder / LEARNED).exists():
         taught["learned"] = load_tensors(learned)
@@ -308,13 +308,14 @@ def _train(
     if stage.spec.get("align"):
         factor = _aligned(net, folder / "weights.safetensors")
         say(
-            f"{stage.name}: the new classes' weights times {factor:.2f}, which gives them the norm of the old ones'"
+            f"{stage.name}: the new classes' weights times {factor:.2f}, which gives them the "
+            "norm of the old ones'"
         )
     return {**result, "reference": stage.reference.key if stage.reference else None}
 
 
 def _aligned(net: nn.Module, file: Path) -> float:
-    """Align the last layer of the weights in a file, which are the net's; returns the factor."""
+    """Align the last layer of a net and its weights file; returns the factor."""
     assert isinstance(net, Grown)
     net.load_state_dict(load_tensors(file))
     factor = align(net.head)
@@ -323,15 +324,14 @@ def _aligned(net: nn.Module, file: Path) -> float:
 
 
 def _keep(net: nn.Module, data: DataModule, folder: Path, stage: Stage) -> dict[str, Any]:
-    """Finish a stage that trains for no epoch: its net as it is, and how good that is on validation."""
+    """Finish a stage of 0 epochs: store the net as it is, with its validation metrics."""
     from torch.utils.tensorboard import SummaryWriter
 
     save_tensors(net.state_dict(), folder / "weights.safetensors")
     val = data.split.val
     logits = predict_logits(net, data, val)
-    save_tensors(
-        {"logits": logits}, folder / f"{logits_name(val)}.safetensors"
-    )  # as `logits_of` would
+    # Same as in `logits_of`
+    save_tensors({"logits": logits}, folder / f"{logits_name(val)}.safetensors")
     found = summary(logits, val.labels)
     if stage.weights and (order := other_order(logits, val.labels, data.classes)):
         say(f"{stage.name}: {order}")
@@ -352,8 +352,9 @@ def _keep(net: nn.Module, data: DataModule, folder: Path, stage: Stage) -> dict[
 
 
 def teacher_of(stage: Stage, done: Done, data: DataModule) -> Teacher:
-    """A finished stage as what answers for another stage's views, computed once where they are kept."""
-    if kinds := kinds_of(stage.loss.signals, "t"):  # which are kept nowhere: it is asked each time
+    """Return a finished stage as a teacher, with stored outputs if possible."""
+    # Features are not stored, so the teacher is live
+    if kinds := kinds_of(stage.loss.signals, "t"):
         taps = stage.spec.get("taps", {}).get("teacher", [])
         answers = frozen(done)
         points = study(answers.net, taps, data.shape, where="teacher.taps")
@@ -370,12 +371,11 @@ def teacher_of(stage: Stage, done: Done, data: DataModule) -> Teacher:
             name: stage.spec[name] for name in ("recipe", "seed", "shape", "outputs", "answered_in")
         },
         "data": data.view_key(),
-        "torch": torch.__version__,  # another one may differ in the last bit
+        "torch": torch.__version__,  # other versions may differ in the last bit
     }
     files = ViewFiles(stage.room, key_of(key), len(images), classes_of(done), stage.spec["outputs"])
-    epochs = (
-        0 if stage.spec["early_stopping"] else stage.spec["epochs"]
-    )  # how far it gets, nobody knows then
+    # The number of epochs is not known then
+    epochs = 0 if stage.spec["early_stopping"] else stage.spec["epochs"]
     views = min(epochs, data.views or epochs)
     return Cached(
         live,

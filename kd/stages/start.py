@@ -1,4 +1,6 @@
-"""Where a net starts from: its file, what that adds to the stage's key, whether the two fit; or training images."""
+"""Start of a net: weights from a file, their part in the stage's key, the check that they fit; or
+training images.
+"""
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -27,14 +29,15 @@ from kd.nets.weights import OutputChoice, load_weights
 from kd.shape import Shape
 from kd.stages.chain import Link
 
-STARTING = 2**22  # pixels of the images that a net may ask for when it starts
+STARTING = 2**22  # pixels of the images that a net may get for its start
 
 
 def file_of(link: Link) -> Path | None:
-    """The file to take a stage's weights from, None where there is none; checked against the net.
+    """Return the file with a stage's initial weights, checked against the net; None if there is
+    none.
 
     Raises:
-        UserError: there is no such file, or it says itself that it holds another net's weights.
+        UserError: the file is missing, or says that it holds another net's weights.
     """
     if link.path is None:
         return None
@@ -47,10 +50,10 @@ def file_of(link: Link) -> Path | None:
 
 
 def start_spec(link: Link, file: Path | None, classes: tuple[str, ...]) -> dict[str, Any]:
-    """What the start of a stage's training adds to its key: nothing where that is a fresh net, trained whole.
+    """Return what a stage's start adds to its key: nothing for a fresh net, trained whole.
 
     Args:
-        classes: the data's, by name.
+        classes: of the data, by name.
 
     Raises:
         UserError: the file's net does not know them all.
@@ -69,25 +72,25 @@ def start_spec(link: Link, file: Path | None, classes: tuple[str, ...]) -> dict[
 
 @lru_cache(maxsize=8)
 def _checksum(file: Path, changed: int) -> str:
-    """Of a file as it was at that time. Each job of a sweep asks several times, and 45 MB take a tenth of a second."""
+    """Compute a file's checksum, once per modification time: each sweep job asks several times, and
+    45 MB take 0.1 s.
+    """
     return checksum(file)
 
 
 def net_spec(
     node: Mapping[str, Any], *others: Mapping[str, Any], load: bool = True
 ) -> dict[str, Any]:
-    """What a net adds to a stage's key: its node, and the weights that come with it.
+    """Return what a net adds to a stage's key: its node, and its pretrained weights.
 
     Args:
-        others: nodes of whatever else the stage builds.
-        load: False where the net's weights come from elsewhere.
+        others: further nodes that the stage builds.
+        load: False if the net's weights come from elsewhere.
     """
-    nets = [
-        node,
-        *(value for value in node.values() if isinstance(value, Mapping)),
-    ]  # a net may hold another one
+    # A net may contain another one
+    nets = [node, *(value for value in node.values() if isinstance(value, Mapping))]
     asked = any(each.get("pretrained") for each in nets)
-    plain = dict(node) if asked else without_pretrained(node)  # false is as good as not said
+    plain = dict(node) if asked else without_pretrained(node)  # false equals not set
     nodes = [*(each for each in nets if load and "_target_" in each), *others]
     names = [found.weights for each in nodes if (found := pretrained_of(each, "net"))]
     return {"net": plain, "pretrained": names} if names else {"net": plain}
@@ -96,14 +99,14 @@ def net_spec(
 def load_start(
     net: nn.Module, file: Path, where: str, spec: Mapping[str, Any], shape: Shape
 ) -> None:
-    """Load a file, and note the normalisation that its net was trained with where the file says it.
+    """Load a file, and the normalisation of its net if the file has it.
 
     Args:
-        where: the config's key for the file, for messages.
-        spec: the stage's. Where training follows, a last layer for another number of classes starts afresh.
+        where: config key of the file, for messages.
+        spec: of the stage. If it trains, a last layer with another number of classes starts fresh.
 
     Raises:
-        UserError: the tensors are not the net's.
+        UserError: the tensors do not fit the net.
     """
     try:
         head = head_tensors(net, shape)
@@ -115,7 +118,8 @@ def load_start(
     if said:
         outputs = OutputChoice(said["taken"], said["of"], head)
         say(
-            f"{where}: of {file.name}'s {outputs.of} outputs, {len(outputs.taken)} are taken, by name"
+            f"{where}: of {file.name}'s {outputs.of} outputs, {len(outputs.taken)} are taken, "
+            "by name"
         )
     fresh = head if spec["epochs"] else []
     load_weights(net, file, where, fresh, spec.get("state"), outputs)
@@ -125,10 +129,11 @@ def load_start(
 
 
 def start_from_images(net: nn.Module, data: DataModule) -> None:
-    """Show a fresh net training images, where it or a net that it holds has a method `start_from` that asks for them.
+    """Pass training images to `start_from` of a fresh net or of a net inside it, if there is such a
+    method.
 
-    The method gets float32 [N, C, H, W] as the net will see them, but without augmentation: up to 4,096 images of
-    32x32, fewer larger ones, evenly spread over the labelled training part. It must draw nothing at random.
+    It gets float32 [N, C, H, W], normalised but not augmented: up to 4,096 images of 32x32, fewer
+    larger ones, spread evenly over the labelled training part. It must not draw random numbers.
     """
     asking = [module for module in net.modules() if callable(getattr(module, "start_from", None))]
     if not asking:
@@ -143,10 +148,9 @@ def start_from_images(net: nn.Module, data: DataModule) -> None:
 
 
 def _agree(theirs: Mapping[str, Any], link: Link, file: Path) -> None:
-    """Refuse a file that says that its weights are of another net."""
-    target, _ = resolve_target(
-        link.net, link.where
-    )  # never theirs: a file must not choose what is imported
+    """Refuse a file that says that its weights belong to another net."""
+    # Never theirs: a file must not choose imports
+    target, _ = resolve_target(link.net, link.where)
     defaults = {name: parameter.default for name, parameter in parameters_of(target).items()}
 
     def whole(node: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,7 +165,7 @@ def _agree(theirs: Mapping[str, Any], link: Link, file: Path) -> None:
         name for name in a.keys() | b.keys() if name != "pretrained" and a.get(name) != b.get(name)
     ]
     if "_target_" in other:
-        other = ["_target_"]  # the rest says nothing then
+        other = ["_target_"]  # other keys do not matter then
     if other:
         role = link.given_at.partition(".")[0]
         differs = ", ".join(
@@ -175,10 +179,10 @@ def _agree(theirs: Mapping[str, Any], link: Link, file: Path) -> None:
 
 
 def _outputs(link: Link, file: Path, ours: tuple[str, ...]) -> dict[str, Any] | None:
-    """Which of a file's outputs stand for the data's classes; None where they are those, or where nothing says it.
+    """Return which of a file's outputs stand for the data's classes; None if equal or unknown.
 
     Raises:
-        UserError: some of the data's classes are none of the file's.
+        UserError: some of the data's classes are missing in the file.
     """
     if link.classes is not None:
         where = f"{link.given_at}classes"
@@ -190,7 +194,8 @@ def _outputs(link: Link, file: Path, ours: tuple[str, ...]) -> dict[str, Any] | 
         common = shared(said, ours) if said else 0
         if not said or (common < len(ours) and link.trains != "none"):
             return None
-        if not common:  # other words for the same, or another number, which shows in the tensors
+        # Other words for the same classes, or another number, which the tensors show
+        if not common:
             say(f"{where}: {file} calls its classes {_few(said)}; the data calls them {_few(ours)}")
             return None
         theirs, taken = said, outputs_for(said, ours, f"{where}: {file}")
@@ -200,7 +205,7 @@ def _outputs(link: Link, file: Path, ours: tuple[str, ...]) -> dict[str, Any] | 
 
 @lru_cache(maxsize=8)
 def _said(file: Path, changed: int, where: str) -> list[str] | None:
-    """The names of a file's classes as it was at that time; read once."""
+    """Read the class names of a file, once per modification time."""
     return names_in(file, where)
 
 

@@ -1,4 +1,6 @@
-"""What a stage's loss looks at in its two nets: which taps, and whether all of it fits, before anything is trained."""
+"""Trial of a stage's loss on its two nets before training: hooked layers, and whether everything
+fits.
+"""
 
 import torch
 from torch import nn
@@ -16,10 +18,11 @@ from kd.training.objective import Objective
 
 
 def taps_of(link: Link, shape: Shape) -> dict[str, list[str]]:
-    """The taps of a stage's net and of its teacher's, `student` and `teacher`; nothing where its loss uses none.
+    """Return the hooked layers of a stage's net and its teacher's, `student` and `teacher`; empty
+    if unused.
 
     Raises:
-        UserError: there are none, or not as many of the one as of the other.
+        UserError: there are none, or unequal numbers.
     """
     asked = link.loss.signals
     if not any(kind in kinds_of(asked, side) for kind in TAPPED for side in ("s", "t")):
@@ -32,10 +35,10 @@ def taps_of(link: Link, shape: Shape) -> dict[str, list[str]]:
 
 
 def try_out(link: Link, data: DataModule) -> Objective:
-    """A stage's objective, built and thrown away; one that looks into nets is also computed once, on two random images.
+    """Build a stage's objective as a trial; a feature loss is also computed on two random images.
 
     Raises:
-        UserError: for a wrong path, or for features that the loss cannot take.
+        UserError: a wrong path, or features that the loss does not accept.
     """
     asked = link.loss.signals
     if not kinds_of(asked, "s") + kinds_of(asked, "t"):
@@ -74,7 +77,7 @@ def try_out(link: Link, data: DataModule) -> Objective:
 
 
 def _nets(link: Link, shape: Shape) -> tuple[nn.Module, nn.Module | None]:
-    """A stage's net and its teacher's, where the loss looks into that, with fresh weights."""
+    """Return a stage's net, and its teacher's if the loss needs features, with fresh weights."""
     student = build_net(link.net, shape, link.where, load=False, trained=True)
     if link.teacher_net is None or not kinds_of(link.loss.signals, "t"):
         return student, None

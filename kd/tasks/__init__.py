@@ -1,4 +1,1 @@
-"""Classes that come in tasks.
-
-Which when, their data, exemplars, the chain of them, what was forgotten.
-"""
+"""Class-incremental learning: task schedule, data, exemplars, the chain of tasks, forgetting."""

@@ -1,6 +1,6 @@
-"""The images of a task: its own classes alone, and the exemplars of those before.
+"""Images of a task: its own classes, and the exemplars of earlier ones.
 
-Labels are places in the order.
+Labels are positions in the order of classes.
 """
 
 import copy
@@ -14,10 +14,10 @@ from kd.tasks.schedule import Task
 
 
 class TaskData:
-    """A data set whose classes come in tasks.
+    """Data set whose classes come in tasks.
 
-    A net's outputs stand in the order that the classes come in, so the labels here are places in
-    that order: the first task's classes are 0, 1, ... whatever the data calls them.
+    A net's outputs follow the order of the classes, so labels here are positions in that order. The
+    first task's classes are 0, 1, ... whatever the data calls them.
 
     Args:
         data: the whole data set.
@@ -32,16 +32,16 @@ class TaskData:
         self.train = self._of(data.split.train, range(len(self.order)), self.order)
 
     def places(self, task: int) -> range:
-        """The places of a task's classes, the first being task 0."""
+        """Return the positions of a task's classes; the first task is 0."""
         start = sum(map(len, self.tasks[:task]))
         return range(start, start + len(self.tasks[task]))
 
     def task(self, task: int, exemplars: Images | None = None) -> DataModule:
-        """What a task trains on: its own images, then the exemplars. Validation and test are of its
+        """Return a task's data: its own images, then the exemplars. Validation and test have its
         own classes.
 
         Args:
-            exemplars: of earlier classes, labelled by their places.
+            exemplars: of earlier classes, labelled by position.
         """
         mine = self.places(task)
         found = self._narrow(mine, self.order[: mine.stop])
@@ -50,16 +50,16 @@ class TaskData:
         return found
 
     def until(self, task: int) -> DataModule:
-        """All images of the classes of this task and those before."""
+        """Return all images of the classes up to this task."""
         seen = range(self.places(task).stop)
         return self._narrow(seen, self.order[: seen.stop])
 
     def as_it_is(self) -> DataModule:
-        """All images of all tasks, under the data's own order of the classes."""
+        """Return all images of all tasks, in the data's own class order."""
         return self._narrow(range(len(self.order)), sorted(self.order))
 
     def _of(self, images: Images, places: range, order: Sequence[int]) -> Images:
-        """Those of the images that are of classes at these places; labels are places in `order`."""
+        """Select the images of these classes; labels are positions in `order`."""
         at = self.place[images.labels]
         chosen = images.at(((at >= places.start) & (at < places.stop)).nonzero()[:, 0])
         new = torch.full_like(self.place, -1)

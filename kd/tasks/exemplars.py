@@ -1,6 +1,4 @@
-"""Exemplars: which images of a class are kept when the next classes come, and what they are used
-for.
-"""
+"""Exemplars: which images of a class are kept for later tasks, and their uses."""
 
 from collections.abc import Sequence
 
@@ -17,9 +15,9 @@ from kd.tasks.schedule import Incremental
 
 
 class Features(nn.Module):
-    """A net up to its last layer, features at unit length.
+    """Net up to its last layer, with features scaled to length 1.
 
-    X [B, C, H, W] -> [B, number of features].
+    x [B, C, H, W] -> [B, number of features].
     """
 
     def __init__(self, net: Grown) -> None:
@@ -27,14 +25,17 @@ class Features(nn.Module):
         self.net, self.normalization = net, getattr(net, "normalization", None)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Divided by their length, as Rebuffi et al. 2017 do throughout."""
+        """Compute features for x [B, C, H, W], scaled to length 1 as in Rebuffi et al. 2017; [B,
+        features].
+        """
         return nn.functional.normalize(self.net.features(x), dim=1)
 
 
 def features_of(done: Done, data: DataModule, images: Images) -> Tensor:
-    """A finished stage's features of images as they are, at unit length.
+    """Compute a finished stage's features of unaugmented images, scaled to length 1.
 
-    Float64 [N, number of features].
+    Returns:
+        float64 [N, number of features].
     """
     net = load_net(done)
     assert isinstance(net, Grown)
@@ -42,18 +43,17 @@ def features_of(done: Done, data: DataModule, images: Images) -> Tensor:
 
 
 def herding(features: Tensor, count: int) -> list[int]:
-    """The images whose features' mean, as they are added one by one, stays nearest to that of all.
+    """Select exemplars by herding: their running mean feature stays nearest to that of all images.
 
-    Rebuffi et al. 2017, "iCaRL", algorithm 4: the k-th is the one that makes | mean - (x + sum of
-    those before) / k | least. So any number of the first ones is a good choice too, and giving some
-    up is dropping the last.
+    Rebuffi et al. 2017, "iCaRL", algorithm 4: the k-th minimises | mean - (x + sum of those before)
+    / k |. So any prefix is a good choice too, and shrinking drops the last.
 
     Args:
         features: of the images of one class, [N, D].
-        count: how many to choose; all, where there are fewer.
+        count: how many to choose; all if there are fewer.
 
     Returns:
-        their positions, the best first; of several that are equally good the first.
+        their positions, best first; the first of equal ones.
     """
     mean, total = features.mean(0), torch.zeros_like(features[0])
     left, chosen = torch.ones(len(features), dtype=torch.bool), list[int]()
@@ -67,17 +67,17 @@ def herding(features: Tensor, count: int) -> list[int]:
 
 
 class Memory:
-    """The images that are kept, of all classes learned so far.
+    """Images that are kept, of all classes learned so far.
 
-    A class's images are chosen once, by the net that has just learned it; as more classes come and
-    the memory is of fixed size, each gives up those chosen last.
+    A class's images are ranked once, by the net that has just learned it. In a memory of fixed size
+    each class gives up its last ones as classes are added.
     """
 
     def __init__(self, source: TaskData, asked: Incremental) -> None:
         self.source, self.asked = source, asked
 
     def each(self, classes: int) -> int:
-        """How many are kept of each class when so many classes are known."""
+        """Return the number of images kept per class when `classes` are known."""
         return (
             self.asked.exemplars
             if self.asked.exemplars_per == "class"
@@ -85,10 +85,10 @@ class Memory:
         )
 
     def kept(self, done: Sequence[Done]) -> list[Images]:
-        """The exemplars of each class after these tasks, labelled by place.
+        """Return the exemplars of each class after these tasks, labelled by position.
 
         Args:
-            done: the finished stage of each task.
+            done: finished stage of each task.
         """
         count = self.each(self.source.places(len(done) - 1).stop)
         train = self.source.train
@@ -99,14 +99,13 @@ class Memory:
         ]
 
     def stored(self, done: Sequence[Done], new: int) -> Tensor:
-        """What was said of each exemplar when it was kept, for the training images of the next
-        task.
+        """Return the stored logits for the training images of the next task.
 
         Args:
-            new: number of its own images, of which nothing is stored.
+            new: number of its own images, which have no stored logits.
 
         Returns:
-            float32 [new + exemplars, classes known], NaN where nothing was said.
+            float32 [new + exemplars, classes known], NaN where nothing is stored.
         """
         width, kept = self.source.places(len(done) - 1).stop, iter(self.kept(done))
         rows = [torch.full((new, width), torch.nan)]
@@ -119,7 +118,7 @@ class Memory:
         return torch.cat(rows)
 
     def means(self, done: Sequence[Done]) -> Tensor:
-        """The exemplars' mean feature under the last net, at unit length.
+        """Return the exemplars' mean features under the last net, at length 1.
 
         [classes known, number of features].
         """
@@ -127,14 +126,11 @@ class Memory:
         return nn.functional.normalize(torch.stack([each.mean(0) for each in features]), dim=1)
 
     def _ranking(self, stage: Done, place: int) -> Tensor:
-        """A class's images in the order in which they are kept, as positions among all training
-        images.
-        """
+        """Rank a class's images, as positions among all training images; int64 [kept]."""
         mine = (self.source.train.labels == place).nonzero()[:, 0]
         images = self.source.train.at(mine)
-        count = self.each(
-            stage.record["spec"]["shape"][2]
-        )  # at the time; later it can only be less
+        # At that time; later it can only shrink
+        count = self.each(stage.record["spec"]["shape"][2])
 
         def chosen() -> Tensor:
             return torch.tensor(herding(features_of(stage, self.source.data, images), count))
@@ -145,13 +141,14 @@ class Memory:
 
 
 def nearest_mean(features: Tensor, means: Tensor) -> Tensor:
-    """Minus the distance to each class's mean: the scores of Rebuffi et al. 2017, algorithm 1.
+    """Return minus the distance to each class's mean: the scores of Rebuffi et al. 2017, algorithm
+    1.
 
     Args:
         features: of images, [N, D].
         means: of classes, [C, D].
 
     Returns:
-        [N, C]; the largest is the class.
+        [N, C]; the largest is the prediction.
     """
     return -torch.cdist(features, means)

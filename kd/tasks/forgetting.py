@@ -1,4 +1,4 @@
-"""What a net that learned in tasks still knows: the accuracy matrix, and what is read off it."""
+"""Forgetting: the accuracy matrix over tasks, and measures from it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,22 +12,23 @@ Matrix = list[list[float]]  # row i: after task i, on each of the tasks up to it
 def evaluation(
     scores: Sequence[Tensor], labels: Tensor, sizes: Sequence[int], told: bool
 ) -> dict[str, Any]:
-    """All measures of one kind of evaluation; accuracies and their differences are fractions.
+    """Compute all measures of one protocol; accuracies and their differences are fractions.
 
     Args:
-        scores: after each task, [N, classes seen so far]; the largest is the answer.
-        labels: of the N images of all tasks, as places in the order that the classes came in.
+        scores: after each task, [N, classes seen so far]; the largest is the prediction.
+        labels: of the N images of all tasks, as positions in the class order, int64 [N].
         sizes: number of classes of each task.
-        told: whether the net is told which task an image is of, and chooses among its classes alone
-            (task-incremental); or has to choose among all classes seen so far (class-incremental).
+        told: True gives the net the task of each image, so it predicts among that task's classes
+            (task-incremental). False lets it predict among all classes seen so far
+            (class-incremental).
 
     Returns:
         `matrix`, after task i on task j <= i; `after`, after each task on all images of the classes
-        seen so far; `average` of those over all tasks, the first included (average incremental
-        accuracy, Rebuffi et al. 2017); `final`, the last of them; `forgetting` (Chaudhry et al.
-        2018): how much worse each task but the last is in the end than it was at best before, on
-        average; `backward_transfer` (Lopez-Paz & Ranzato 2017): how much better it is in the end
-        than when it was just learned, on average. These two are None where there is but one task.
+        seen so far; `average` of those over all tasks (average incremental accuracy, Rebuffi et al.
+        2017); `final`, the last of them; `forgetting` (Chaudhry et al. 2018): the mean drop from
+        each task's earlier best to the end; `backward_transfer` (Lopez-Paz & Ranzato 2017): the
+        mean change from when it was just learned to the end. The last two exclude the last task and
+        are None for a single task.
     """
     matrix, after = _matrix(scores, labels, sizes, told)
     last = matrix[-1][:-1]
@@ -46,7 +47,7 @@ def evaluation(
 def _matrix(
     scores: Sequence[Tensor], labels: Tensor, sizes: Sequence[int], told: bool
 ) -> tuple[Matrix, list[float]]:
-    """The accuracy on each task after each, and on all images seen so far."""
+    """Compute the accuracy on each task after each, and on all images seen so far."""
     task_of = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
     mine = task_of[labels]
     matrix, after = [], []
@@ -60,6 +61,5 @@ def _matrix(
 
 
 def _mean(values: Sequence[float]) -> float | None:
-    return (
-        round(sum(values) / len(values), 12) + 0.0 if values else None
-    )  # not -0.0, nor what rounding left of 0
+    # Not -0.0 or a rounding residue
+    return round(sum(values) / len(values), 12) + 0.0 if values else None

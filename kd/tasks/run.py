@@ -1,4 +1,4 @@
-"""A run over tasks: a stage for each, which goes on from the last one's net, then the report."""
+"""A run over tasks: one stage per task, each from the last one's net, then the report."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -43,14 +43,14 @@ from kd.training.trainer import check_trainer
 
 
 class Course:
-    """The tasks of a run: what each trains on, and what its stage is.
+    """The tasks of a run: training data and stage of each.
 
     Args:
-        config: the run's.
+        config: of the run.
         data: the whole data set.
 
     Raises:
-        UserError: the classes cannot be shared out as the config asks.
+        UserError: the classes cannot be divided as the config asks.
     """
 
     def __init__(self, config: IncrementalConfig, data: DataModule) -> None:
@@ -70,7 +70,7 @@ class Course:
         return len(self.source.tasks)
 
     def link(self, task: int) -> Link:
-        """A task's stage as the config asks for it."""
+        """Return the stage plan of a task."""
         loss = self.start_loss if task == 0 else self.loss
         before = f"task_{task}" if task else None
         net = self.config.student.net
@@ -93,7 +93,7 @@ class Course:
         )
 
     def data(self, done: Sequence[Done]) -> DataModule:
-        """What the task after these trains on."""
+        """Return the training data of the task after these."""
         task = len(done)
         if self.asked.keep_data:
             return self.source.until(task)
@@ -108,14 +108,13 @@ class Course:
         return first
 
     def stage(self, data: DataModule, done: Sequence[Done]) -> Stage:
-        """The stage of the task after these."""
+        """Return the stage of the task after these."""
         link = fitted(self.link(len(done)), data, self.config.trainer)
         stage = make_stage(
             link, self.config, data, {f"task_{i}": each for i, each in enumerate(done, start=1)}
         )
-        stage = replace(
-            stage, reference=None
-        )  # it knows fewer classes, so agreeing with it says nothing
+        # It knows fewer classes, so agreement means nothing
+        stage = replace(stage, reference=None)
         if not done:
             return stage
         if self.asked.align:
@@ -127,7 +126,7 @@ class Course:
         return stage
 
     def scores(self, done: Sequence[Done], images: Images) -> list[torch.Tensor]:
-        """What the classifier says of images after each task: [N, classes seen so far]."""
+        """Compute the classifier's scores after each task: [N, classes seen so far]."""
         data = self.source.data
         if self.asked.classifier == "logits":
             return [logits_of(stage, data, images) for stage in done]
@@ -145,21 +144,20 @@ def run(
     since: datetime | None = None,
     out: Console | None = None,
 ) -> Path:
-    """Learn task after task, measure all nets, and write the run's folder.
+    """Learn task after task, measure all nets, and write the run folder.
 
     Args:
-        command: the line that repeats the run.
+        command: command line that repeats the run.
         folder: to be filled; None for a new one in `runs` in the output folder.
-        since: where the config says `force`, stages that were finished after that time are not
-            trained again.
-        out: what the result is shown on; None for stdout.
+        since: with `force`, stages finished after that time are not trained again.
+        out: console for the result; None for stdout.
 
     Returns:
-        the run's folder.
+        the run folder.
 
     Raises:
-        UserError: for what the user can mend, before anything is trained where that can be told.
-        Interrupted: by Ctrl-C; what was finished stays finished.
+        UserError: a user's error, found before training where possible.
+        Interrupted: by Ctrl-C; finished stages are kept.
     """
     config = config.settled()
     output = writable(Path(config.output_dir).expanduser())
@@ -190,7 +188,7 @@ def _report(
     logits: Mapping[Role, Tensor],
     command: str,
 ) -> dict[str, Any]:
-    """The report of the last net as of any, and as `incremental` what became of the tasks."""
+    """Build the report of the last net, with the task results as `incremental`."""
     config, whole = course.config, course.source.as_it_is()
     report = make_report(
         net,
@@ -226,7 +224,7 @@ def _report(
         **measured(last.split.test),
         "validation": measured(last.split.val),
     }
-    # What a sweep is ranked by: the last stage's own validation is of its own classes alone.
+    # Ranking value of a sweep: the last stage's own validation covers only its own classes.
     final = report["incremental"]["validation"]["class_incremental"]["final"]
     report["models"][0]["val"] = {"best": final, "last": final}
     return report
@@ -248,12 +246,10 @@ def _learn(
 
 
 def preflight(course: Course) -> None:
-    """Build once, and throw away, what the stages will be made of.
-
-    A mistake in the last shows before the first.
+    """Build every stage's parts once as a trial, so that errors of the last show before the first.
 
     Raises:
-        UserError: for what cannot be built, or a loss that needs a teacher of all classes.
+        UserError: something cannot be built, or a loss needs a teacher of all classes.
     """
     config, ranks = course.config, course.config.trainer.get("devices", 1)
     check_trainer(config.trainer)
@@ -272,10 +268,10 @@ def preflight(course: Course) -> None:
 
 
 def _try_loss(loss: LossSpec, shape: Shape, known: int) -> None:
-    """Refuse a loss that does not support a teacher of fewer classes.
+    """Refuse a loss that does not support a teacher with fewer classes.
 
     Args:
-        known: number of those.
+        known: number of the teacher's classes.
     """
     objective, classes = Objective(loss, shape), shape.num_classes
     given = {
@@ -299,9 +295,7 @@ def _try_loss(loss: LossSpec, shape: Shape, known: int) -> None:
 
 
 def in_data_order(course: Course, done: Done) -> Done:
-    """The last net, with its outputs in the data's own order of the classes instead of the one they
-    came in.
-    """
+    """Return the last net with its outputs in the data's class order."""
     order = sorted(range(len(course.source.order)), key=course.source.order.__getitem__)
     spec = done.record["spec"]
     net = {**without_pretrained(spec["net"]), "order": order}
@@ -315,7 +309,7 @@ def _write(
     net: Mapping[Role, Done],
     logits: Mapping[Role, Tensor],
 ) -> None:
-    """What every run's folder holds, and the pictures of this one."""
+    """Write the usual files of a run folder, and this run's figures."""
     data, figures = course.source.as_it_is(), dict[str, Figure]()
     if course.config.pictures:
         figures = {**pictures(report), **dict(figures_of(net, logits, data))}

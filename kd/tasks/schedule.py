@@ -1,4 +1,4 @@
-"""Classes that come in tasks: which, in which order.
+"""Task schedule: which classes come when.
 
 Read from the config and the class names, before any training.
 """
@@ -15,11 +15,11 @@ from kd.config.knobs import uses
 from kd.config.schema import Strict, Training, check_training
 from kd.errors import UnusedError, UserError, nearest
 
-Task = tuple[int, ...]  # labels, as the data has them
+Task = tuple[int, ...]  # labels, as in the data
 
 
 def _division(value: Any) -> int | list[list[str | int]]:
-    """A number of tasks, or lists of classes."""
+    """Validate a number of tasks, or lists of classes."""
     if type(value) is int and value > 0:
         return value
     if isinstance(value, list) and value and all(isinstance(task, list) and task for task in value):
@@ -30,27 +30,26 @@ def _division(value: Any) -> int | list[list[str | int]]:
 
 
 class Incremental(Strict):
-    """How classes come, and what the net does about those that came before.
+    """Task schedule, and how the net treats earlier classes.
 
     Attributes:
-        method: the name of the recipe in conf/incremental/method, for people.
-        tasks: how many, as equal as can be, the first ones larger; or the classes of each, by name.
-        first, step: the classes of the first task, and of each later one, instead of a number of
-            tasks.
-        order_seed: of the order that the classes come in; null for the data's own. Listed tasks
-            come as listed.
-        exemplars: images kept of the classes learned before, to be trained on with the new ones; 0
-            keeps none.
-        exemplars_per: whether that many are kept in all, or of each class.
-        weight: what the loss of conf/loss weighs its teacher's side by; null leaves it as that file
-            has it.
-        classifier: `logits`, the largest; or `nearest_mean`, the class whose exemplars' mean
-            feature is nearest.
-        start_loss: the first task's objective; null for the cross-entropy.
-        replay: what answers for exemplars: `snapshot`, the net before the task, for all images; or
-            `stored`, what was said of an exemplar when it was kept.
-        align: whether the new classes' weights are brought to the old ones' size after each task.
-        keep_data: whether all images seen so far are trained on, the upper bound.
+        method: name of the recipe in conf/incremental/method, for people.
+        tasks: number of tasks, as equal as possible, larger ones first; or the classes of each, by
+            name.
+        first, step: classes of the first and of each later task, instead of a number of tasks.
+        order_seed: seed of the class order; null for the data's order. Listed tasks keep their
+            order.
+        exemplars: images kept of earlier classes, for training with the new ones; 0 keeps none.
+        exemplars_per: whether that number is the total, or per class.
+        weight: weight of the loss's teacher side; null for the loss file's.
+        classifier: `logits`, the largest; or `nearest_mean`, the class with the nearest mean
+            feature of exemplars.
+        start_loss: objective of the first task; null for the cross-entropy.
+        replay: teacher for exemplars: `snapshot`, the net before the task, for all images; or
+            `stored`, the logits from when an exemplar was kept.
+        align: whether to rescale the new classes' weights to the norm of the old ones after each
+            task.
+        keep_data: train on all images seen so far, the upper bound.
     """
 
     method: str
@@ -80,7 +79,7 @@ class Incremental(Strict):
 
 
 class IncrementalConfig(Training):
-    """The whole config of `kd.incremental`."""
+    """Config of `kd.incremental`."""
 
     incremental: Incremental
 
@@ -95,7 +94,7 @@ class IncrementalConfig(Training):
 
 
 def check(cfg: DictConfig, typed: Collection[str] = ()) -> IncrementalConfig:
-    """The composed config as a checked object; see `kd.config.schema.check_training`."""
+    """Validate the composed config; see `kd.config.schema.check_training`."""
     config = check_training(IncrementalConfig, cfg, typed)
     if config.incremental.weight is not None and not uses(cfg, "incremental.weight"):
         raise UnusedError(
@@ -105,14 +104,14 @@ def check(cfg: DictConfig, typed: Collection[str] = ()) -> IncrementalConfig:
 
 
 def make_tasks(asked: Incremental, classes: Sequence[str]) -> list[Task]:
-    """The labels of each task, in the order that the classes come in.
+    """Assign classes to tasks; returns the labels of each task, in the order of the classes.
 
     Args:
-        classes: the data's class names, by label.
+        classes: class names of the data, by label.
 
     Raises:
-        UserError: more tasks or classes than there are, a class in two tasks, a class that the data
-            does not have, or fewer exemplars than classes.
+        UserError: too many tasks or classes, a class in two tasks, an unknown class, or fewer
+            exemplars than classes.
     """
     tasks = (
         _listed(asked.tasks, classes)
@@ -138,7 +137,7 @@ def make_tasks(asked: Incremental, classes: Sequence[str]) -> list[Task]:
 
 
 def _sizes(asked: Incremental, classes: int) -> list[int]:
-    """The number of classes of each task."""
+    """Return the number of classes of each task."""
     if asked.first is not None and asked.step is not None:
         if asked.first > classes:
             raise UserError(
@@ -157,7 +156,7 @@ def _sizes(asked: Incremental, classes: int) -> list[int]:
 
 
 def _listed(lists: Sequence[Sequence[str | int]], classes: Sequence[str]) -> list[Task]:
-    """The labels that lists of class names mean; a number that is no name is a label."""
+    """Convert lists of class names to labels; a number that is no name is a label."""
     found: dict[int, int] = {}
     for i, names in enumerate(lists):
         for name in names:
@@ -186,7 +185,7 @@ def _few(classes: Sequence[str]) -> str:
 
 
 def tasks_name(*, _root_: Container) -> str:
-    """The division, method, weight and exemplars as part of the run's name.
+    """Format division, method, weight and exemplars for the run's name.
 
     `5_tasks_icarl_e200`.
     """

@@ -1,4 +1,4 @@
-"""Averaged weights, which are validated and kept instead of those of the last step."""
+"""Averaged weights, which are validated and kept instead of the last ones."""
 
 from collections.abc import Sequence
 
@@ -9,14 +9,16 @@ from torch import Tensor
 
 
 class Averaged(WeightAveraging):
-    """Averages the weights and batch-norm statistics after each step.
+    """Averages weights and batch-norm statistics after each step.
 
-    Those that do not move stay as they are to the bit, such as the body of a net whose head alone is trained.
+    Values that do not change stay bit-identical, such as the body of a net whose head alone is
+    trained.
 
     Args:
-        ema: decay of a moving average, which begins with (1 + steps) / (10 + steps), so that the start is soon
-            forgotten (as TensorFlow's `ExponentialMovingAverage` with `num_updates`).
-        swa: share of the steps after which all count alike, where `ema` is None; before it nothing is averaged.
+        ema: decay of a moving average. It starts at (1 + steps) / (10 + steps), so that the initial
+            weights fade quickly (as TensorFlow's `ExponentialMovingAverage` with `num_updates`).
+        swa: share of the steps after which all count equally, if `ema` is None; earlier ones are
+            ignored.
     """
 
     def __init__(self, ema: float | None = None, swa: float | None = None) -> None:
@@ -24,12 +26,12 @@ class Averaged(WeightAveraging):
         self.ema, self.swa, self.begin = ema, swa or 0.0, 0
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Count the steps to come."""
+        """Count the steps ahead."""
         super().setup(trainer, pl_module, stage)
         self.begin = int(self.swa * trainer.estimated_stepping_batches)
 
     def rate(self, steps: int) -> float:
-        """How far the average moves toward the weights, after it has taken those of so many steps."""
+        """Return how far the average moves toward the weights after `steps` updates, in [0, 1]."""
         if self.ema is not None:
             return 1 - min(self.ema, (1 + steps) / (10 + steps))
         return 1 / max(1, steps - self.begin + 1)

@@ -1,4 +1,4 @@
-"""What goes along with a training: its history, best epoch and curves, and what its teacher's answers are worth."""
+"""Callbacks of a training: history, best epoch, curves, remaining time, the teacher's measures."""
 
 import math
 import time
@@ -17,7 +17,9 @@ from kd.training.finite import check_row
 
 
 class History(Callback):
-    """Metrics of each finished epoch, kept in the checkpoint; and a line for each where there is no progress bar."""
+    """Metrics of each finished epoch, kept in the checkpoint; also logs a line per epoch without
+    progress bar.
+    """
 
     state_key = "History"
 
@@ -30,27 +32,28 @@ class History(Callback):
         self.started = time.perf_counter()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clock, after an earlier attempt's time."""
+        """Start the clock, after the time of an earlier attempt."""
         self.before = self.rows[-1]["seconds"] if self.rows else 0.0
         self.started = time.perf_counter()
         for row in self.rows if self.watch else ():
             self.watch(row)  # type: ignore[misc]
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Keep the epoch's metrics; validation has already run."""
+        """Store the epoch's metrics; validation has already run."""
         row = self.row(trainer, trainer.current_epoch)
         check_row(row)
         self.rows.append(row)
         if trainer.is_global_zero and not trainer.progress_bar_callback:
             say(
-                f"{self.name}: epoch {len(self.rows)}/{trainer.max_epochs}  train/loss {row['train/loss']:.4f}  "
-                f"val/loss {row['val/loss']:.4f}  val/acc {row['val/acc']:.4f}  {row['seconds']:.0f} s"
+                f"{self.name}: epoch {len(self.rows)}/{trainer.max_epochs}  train/loss "
+                f"{row['train/loss']:.4f}  val/loss {row['val/loss']:.4f}  val/acc "
+                f"{row['val/acc']:.4f}  {row['seconds']:.0f} s"
             )
         if self.watch:
             self.watch(row)
 
     def row(self, trainer: L.Trainer, epoch: int) -> dict[str, float]:
-        """The metrics that the trainer has now, and the seconds of training so far."""
+        """Return the trainer's current metrics, and the seconds of training so far."""
         seconds = self.before + time.perf_counter() - self.started
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         if math.isnan(metrics.get("train/acc", 0.0)):  # no image of a short epoch had a label
@@ -58,31 +61,31 @@ class History(Callback):
         return {"epoch": epoch, **metrics, "seconds": round(seconds, 3)}
 
     def state_dict(self) -> dict[str, Any]:
-        """For the checkpoint."""
+        """Return the state for the checkpoint."""
         return {"rows": self.rows}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """From the checkpoint."""
+        """Load the state from the checkpoint."""
         self.rows = list(state_dict["rows"])
 
 
 class StepLimit(Callback):
-    """Stops at `trainer.max_steps`, after a last validation, which Lightning leaves out in the middle of an epoch."""
+    """Stops at `trainer.max_steps` after a final validation, which Lightning skips in mid-epoch."""
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """Ask for the stop."""
+        """Request the stop."""
         if trainer.global_step >= trainer.max_steps > 0:
             trainer.should_stop = True
 
 
 class Best(ModelCheckpoint):
-    """Keeps the epoch that is best on validation; of several that are equally good the last.
+    """Keeps the best epoch on validation, the last of equal ones.
 
-    A small validation part is soon told right altogether, long before training has come to rest.
+    A small validation part is often all correct long before training has converged.
     """
 
     def check_monitor_top_k(self, trainer: L.Trainer, current: Tensor | None = None) -> bool:
-        """Whether this epoch is to be kept."""
+        """Whether to keep this epoch."""
         return super().check_monitor_top_k(trainer, current) or (
             current is not None
             and self.best_model_score is not None
@@ -91,10 +94,10 @@ class Best(ModelCheckpoint):
 
 
 class TimeLeft(Callback):
-    """Says how long a stage still takes, 20 seconds into it, and again every few minutes.
+    """Logs the remaining time of a stage after 20 seconds, and again every few minutes.
 
     Args:
-        name: the stage's.
+        name: of the stage.
     """
 
     FIRST, EVERY, LONG = 20.0, 180.0, 1800.0  # seconds
@@ -109,7 +112,7 @@ class TimeLeft(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object
     ) -> None:
-        """Say it where it is time."""
+        """Log the remaining time when due."""
         passed = time.perf_counter() - self.started
         done = trainer.global_step - self.before
         if passed < self.due or not trainer.is_global_zero or done == 0:
@@ -122,7 +125,7 @@ class TimeLeft(Callback):
         self.due = passed + self.EVERY
 
     def _advice(self, trainer: L.Trainer, whole: float) -> str:
-        """What to type for a stage of half an hour, where it takes longer and that is said first."""
+        """Suggest a setting that takes half an hour, in the first message of a longer stage."""
         epochs = int((trainer.max_epochs or 0) * self.LONG / whole)
         if whole <= self.LONG or self.before or self.due > self.FIRST or epochs < 1:
             return ""
@@ -131,7 +134,7 @@ class TimeLeft(Callback):
 
 
 def duration(seconds: float) -> str:
-    """A length of time for people: `40 s`, `12 min`, `3 h 20 min`."""
+    """Format a duration for people: `40 s`, `12 min`, `3 h 20 min`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -139,13 +142,13 @@ def duration(seconds: float) -> str:
 
 
 class WatchLog(Callback):
-    """Logs in each epoch what the teacher's soft labels are worth, at the temperature that they then have."""
+    """Logs the measures of the teacher's soft labels per epoch, at the current temperature."""
 
     def __init__(self, watched: Watched) -> None:
         self.watched = watched
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """At the temperature of the epoch's first step."""
+        """Use the temperature of the epoch's first step."""
         assert isinstance(pl_module, Distiller)
         temperature = pl_module.objective.temperature(trainer.global_step / pl_module.steps)
         for name, value in self.watched.at(temperature).items():
@@ -153,10 +156,10 @@ class WatchLog(Callback):
 
 
 class Curves(TensorBoardLogger):
-    """Leaves out `epoch`, which Lightning adds to whatever is logged, so several times to a step."""
+    """Logger that drops `epoch`, which Lightning adds to every call, several times per step."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """As the values come, at the optimiser step they belong to."""
+        """Log values as they come, at their optimiser step."""
         super().log_metrics(
             {name: value for name, value in metrics.items() if name != "epoch"}, step
         )

@@ -1,21 +1,25 @@
-"""Training a net as its int8 file will compute: weights and activations rounded to 8 bits on the way."""
+"""Quantization-aware training: weights and activations rounded to 8 bits, as in the int8 file."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-SMALLEST = torch.finfo(torch.float32).tiny  # of a scale: a channel of zeros has none
+SMALLEST = torch.finfo(torch.float32).tiny  # of a scale: an all-zero channel has none
 
 
 def rounded_weights(weight: Tensor) -> Tensor:
-    """Weights as `kd.shipping.formats.quantize` rounds them: symmetric, 255 levels, by output channel.
+    """Round weights like `kd.shipping.formats.quantize`: symmetric, 255 levels, per output channel.
 
-    The gradient passes as if nothing had been rounded (straight-through; Jacob et al. 2018, "Quantization and Training
-    of Neural Networks for Efficient Integer-Arithmetic-Only Inference", section 3). A batch norm after the layer
-    changes nothing in this, as the exporter folds it into the weights by output channel.
+    The gradient ignores the rounding (straight-through; Jacob et al. 2018, "Quantization and
+    Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference", section 3). A
+    following batch norm changes nothing, because the exporter fuses it into the weights per output
+    channel.
 
     Args:
         weight: [output channels, ...].
+
+    Returns:
+        the same shape.
     """
     largest = weight.detach().abs().flatten(1).amax(1)
     scale = (largest / 127).float().clamp(min=SMALLEST)
@@ -24,9 +28,10 @@ def rounded_weights(weight: Tensor) -> Tensor:
 
 
 def rounded_activations(x: Tensor) -> Tensor:
-    """Activations rounded to 256 levels between the smallest and the largest of the batch, 0 among them.
+    """Round activations x [...] to 256 levels between the batch's minimum and maximum, with 0 among
+    them.
 
-    The file has ranges that are fixed by its calibration; those of a batch are near them, and need not be kept.
+    The file has fixed ranges from calibration; those of a batch are close, and need not be stored.
     """
     low, high = torch.aminmax(x.detach().float())
     low, high = low.clamp(max=0), high.clamp(min=0)
@@ -36,10 +41,10 @@ def rounded_activations(x: Tensor) -> Tensor:
 
 
 class RoundedConv2d(nn.Conv2d):
-    """A convolution that rounds what goes in and what it multiplies with."""
+    """Convolution with rounded input and weights."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """As the convolution."""
+        """Convolve x [B, C, H, W] after rounding."""
         found: Tensor = self._conv_forward(
             rounded_activations(x), rounded_weights(self.weight), self.bias
         )
@@ -47,10 +52,10 @@ class RoundedConv2d(nn.Conv2d):
 
 
 class RoundedLinear(nn.Linear):
-    """A linear layer that rounds what goes in and what it multiplies with."""
+    """Linear layer with rounded input and weights."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """As the linear layer."""
+        """Multiply x [B, ..., F] after rounding."""
         return F.linear(rounded_activations(x), rounded_weights(self.weight), self.bias)
 
 
@@ -61,12 +66,12 @@ ROUNDED: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def fake_quantize(net: nn.Module) -> int:
-    """Make a net's convolutions and linear layers round, in place; its parameters and their names stay as they are.
+    """Make a net's convolutions and linear layers round, in place; parameters and names stay.
 
-    Layers of other kinds, such as convolutions that compute something else, are left out.
+    Subclasses that compute something else are left unchanged.
 
     Returns:
-        how many layers round.
+        the number of rounding layers.
     """
     count = 0
     for module in net.modules():

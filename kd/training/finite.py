@@ -1,4 +1,4 @@
-"""Where numbers go bad: a loss that is none any more ends the training there."""
+"""Detection of divergence: NaN or infinite losses stop the training."""
 
 import math
 from collections.abc import Mapping
@@ -13,15 +13,15 @@ WHAT_HELPS = "a lower learning rate or gradient_clip=1 helps most, then trainer.
 
 
 def finite(parts: Mapping[str, Any], trainer: Any, look: bool = True) -> Tensor:
-    """The loss of a step.
+    """Return the loss of a step, after a check.
 
     Args:
-        parts: what an objective gives: `loss`, and `loss_NAME` of each of its terms.
-        trainer: Lightning's; knows the step, the epoch and the learning rate.
-        look: whether to look on a device where that means to wait for it; on a CPU it costs nothing and is done always.
+        parts: output of the objective: `loss`, and `loss_NAME` of each term; scalars.
+        trainer: Lightning's Trainer; knows step, epoch and learning rate.
+        look: whether to check on a GPU, which must then synchronise; a CPU always checks.
 
     Raises:
-        Diverged: the loss is infinite or not a number; names the terms that are.
+        Diverged: the loss is infinite or NaN; names the terms that are.
     """
     loss: Tensor = parts["loss"]
     if not (look or loss.device.type == "cpu") or bool(torch.isfinite(loss.detach())):
@@ -33,19 +33,21 @@ def finite(parts: Mapping[str, Any], trainer: Any, look: bool = True) -> Tensor:
     }
     bad = [f"{name} is {value}" for name, value in terms.items() if not math.isfinite(value)]
     raise Diverged(
-        f"the loss is {float(loss.detach())} at step {trainer.global_step + 1}, in epoch {trainer.current_epoch + 1}: "
-        f"{', '.join(bad) or 'all its terms together'}; learning rate {trainer.optimizers[0].param_groups[0]['lr']:.3g}"
+        f"the loss is {float(loss.detach())} at step {trainer.global_step + 1}, in epoch "
+        f"{trainer.current_epoch + 1}: {', '.join(bad) or 'all its terms together'}; learning "
+        f"rate {trainer.optimizers[0].param_groups[0]['lr']:.3g}"
     )
 
 
 def check_row(row: Mapping[str, float]) -> None:
-    """Look at an epoch's metrics, before its weights are kept.
+    """Check an epoch's metrics before its weights are kept.
 
     Raises:
-        Diverged: a loss among them is infinite or not a number, by its last step or one that was not looked at.
+        Diverged: a loss is infinite or NaN, in the last step or in an unchecked one.
     """
     for name in ("train/loss", "val/loss"):
         if not math.isfinite(row.get(name, 0.0)):
             raise Diverged(
-                f"{name} is {row[name]} after epoch {int(row['epoch']) + 1}; learning rate {row['lr']:.3g}"
+                f"{name} is {row[name]} after epoch {int(row['epoch']) + 1}; learning rate "
+                f"{row['lr']:.3g}"
             )

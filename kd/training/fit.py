@@ -1,4 +1,4 @@
-"""One `Trainer.fit`: from a stage's spec, and from nothing else, to trained weights in a folder."""
+"""One `Trainer.fit`: from a stage's spec alone to trained weights in a folder."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -45,35 +45,38 @@ def fit(
     watch: Callable[[Mapping[str, float]], None] | None = None,
     learned: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Any]:
-    """Train one stage, from where an earlier attempt in the same folder was stopped if there was one.
+    """Train one stage, or resume an earlier attempt in the same folder.
 
     Args:
-        net: with the weights to start from.
-        spec: as `kd.stages.stage.Stage.spec`; all that the result depends on.
-        loss: what the net trains on.
-        name: what the stage is called, for people.
-        folder: gets `weights.safetensors` and `tensorboard/`, and `learned.safetensors` where the loss learns something
-            itself; checkpoints are kept there while training.
-        runtime: the Trainer options that change nothing in the result.
-        teacher: answers for views; needed where the objective asks for it.
-        watched: what that teacher says of validation images, to be logged as `teacher/...` in each epoch.
-        reference: the teacher's classes on the validation part, for `val/agreement`.
-        watch: is shown each epoch's row, those of an earlier attempt too; what it raises ends the training.
-        learned: what the loss of the stage that this one starts from had learned itself.
+        net: net with its initial weights.
+        spec: as `kd.stages.stage.Stage.spec`; covers everything that the result depends on.
+        loss: objective of the training.
+        name: name of the stage, for people.
+        folder: gets `weights.safetensors` and `tensorboard/`, and `learned.safetensors` if the loss
+            has parameters; also holds checkpoints during training.
+        runtime: Trainer options that do not change the result.
+        teacher: gives outputs for views; needed if the objective uses it.
+        watched: the teacher's logits on validation images, logged as `teacher/...` per epoch.
+        reference: classes that the teacher predicts on the validation part, int64 [N], for
+            `val/agreement`.
+        watch: receives each epoch's row, also those of an earlier attempt; an exception ends the
+            training.
+        learned: loss parameters, by name, of the stage that this one starts from.
 
     Returns:
-        `history`, a row of metrics for each epoch; `val`, the rows of the `best` and the `last` epoch; `epochs`,
-        `steps` and `seconds` of training; `training_params`, the parameters that only training had.
+        `history`, one row of metrics per epoch; `val`, the rows of the `best` and the `last` epoch;
+        `epochs`, `steps` and `seconds` of training; `training_params`, the number of parameters
+        used only in training.
 
     Raises:
-        Interrupted: by Ctrl-C; the next call goes on from the last finished epoch.
-        Diverged: the loss is no number any more.
-        CannotWrite: such as on a full disk; the next call goes on from the last finished epoch.
-        UserError: for settings that the Trainer or the optimiser refuses.
+        Interrupted: by Ctrl-C; the next call resumes after the last finished epoch.
+        Diverged: the loss is NaN or infinite.
+        CannotWrite: such as on a full disk; the next call resumes after the last finished epoch.
+        UserError: the Trainer or the optimiser refuses settings.
     """
     distiller = _distiller(net, spec, loss, data, teacher, reference)
     distiller.objective.go_on_from(learned or {})
-    if runtime.get("compile") and distiller.taps is None:  # hooks would split it into parts
+    if runtime.get("compile") and distiller.taps is None:  # hooks would split the compiled graph
         distiller.net.compile()
     history = History(name, watch)
     own: list[Callback] = [history, TimeLeft(name), *([WatchLog(watched)] if watched else [])]
@@ -89,7 +92,7 @@ def fit(
     start = last_good(last, best)
     resumed = ", from the last finished epoch of an earlier attempt" if start else ""
     say(f"{name}: training for {spec['epochs']} epochs{resumed}")
-    if start:  # Lightning tells the order its epoch too late for workers, which are sent ahead
+    if start:  # Lightning sets the order's epoch too late for prefetching workers
         train.sampler.set_epoch(start["epoch"] + 1)  # type: ignore[attr-defined]
     try:
         with writing(folder / "tensorboard", f"the curves of {name}"), sent_as_bytes():
@@ -98,7 +101,7 @@ def fit(
             )
     except MisconfigurationException as error:
         raise UserError(f"{name}: trainer: {error}") from error
-    except SystemExit:  # how Lightning leaves after Ctrl-C, once it has closed its loops
+    except SystemExit:  # Lightning's exit after Ctrl-C, once its loops are closed
         raise Interrupted(name) from None
     except Diverged as error:
         raise Diverged(f"{name}: {error}; {WHAT_HELPS}") from None
@@ -112,7 +115,7 @@ def fit(
     last.unlink(missing_ok=True)
     best.unlink(missing_ok=True)
     rows = end["callbacks"]["History"]["rows"]
-    top = max(rows, key=lambda row: (row["val/acc"], row["epoch"]))  # as `Best` has it
+    top = max(rows, key=lambda row: (row["val/acc"], row["epoch"]))  # same rule as `Best`
     return {
         "history": rows,
         "val": {"best": top, "last": rows[-1]},
@@ -131,8 +134,8 @@ def _distiller(
     teacher: Teacher | None,
     reference: Tensor | None,
 ) -> Distiller:
-    """What trains the net, as the stage's spec says."""
-    # A loss may hold a net of its own, whose start must depend on the seed alone and differ from the student's.
+    """Build the LightningModule from the stage's spec."""
+    # A loss may hold a net, whose init must depend only on the seed and differ from the student's.
     torch.manual_seed((spec["seed"] * 1_000_003 + 500_009) % 2**63)
     taps, offered = hook(net, spec, loss, teacher, data.shape, data.split.train.labels)
     return Distiller(

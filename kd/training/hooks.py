@@ -1,4 +1,4 @@
-"""Hooks on the net that a stage trains, as its loss asks for."""
+"""Feature hooks on the net in training, as its loss needs them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,11 +19,13 @@ def hook(
     shape: Shape,
     labels: Tensor,
 ) -> tuple[Taps | None, dict[str, Any]]:
-    """Hooks on the net that a stage trains, as its loss asks for; and what that loss may be built with.
+    """Hook the net in training as its loss needs it; also returns constructor arguments for that
+    loss.
 
     Args:
-        spec: the stage's.
-        teacher: what answers; an `Observed` one knows its own points.
+        spec: of the stage.
+        teacher: its teacher; one with features knows its own hooked layers.
+        labels: of all training images, int64 [N], -1 for none.
     """
     kinds = kinds_of(loss.signals, "s")
     points: Points | None = getattr(teacher, "points", None)

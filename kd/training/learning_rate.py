@@ -1,4 +1,4 @@
-"""How the learning rate moves over a stage, step by step."""
+"""Learning-rate schedules, per step."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -8,25 +8,28 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, OneCycleLR
 
-# At which shares of the steps the rate falls to a tenth: He et al. 2015 on CIFAR-10; epochs 150, 180 and 210 of 240 in
-# Tian et al. 2020, section 4.
+# Shares of the steps at which the rate drops to a tenth: He et al. 2015 on CIFAR-10; epochs 150,
+# 180 and 210 of 240 in Tian et al. 2020, section 4.
 FALLS = {"step": (1 / 2, 3 / 4), "step_late": (5 / 8, 3 / 4, 7 / 8)}
 
 
 def make_schedule_of_rate(
     optimizer: Optimizer, schedule: str | Mapping[str, Any], steps: int, epochs: float
 ) -> LRScheduler:
-    """The schedule of an optimiser's learning rates, to be stepped once a batch; each group keeps its share of `lr`.
+    """Build the learning-rate scheduler, to be stepped once per batch; groups keep their ratio to
+    `lr`.
 
     Args:
-        schedule: `onecycle` warms up to `lr` over the first 30 % and anneals to almost nothing (Smith & Topin 2017, as
-            in torch). `cosine` anneals from `lr` to 0 (Loshchilov & Hutter 2016, without restarts). `warmup_cosine`
-            rises in a line to `lr` over `warmup` epochs, null for a twentieth of the steps, then anneals to `end` times
-            `lr`. `milestones` multiplies by `factor` after each of the epochs `at`, after a `warmup`. `step` divides by
-            10 at 1/2 and 3/4 of the steps, `step_late` at 5/8, 3/4 and 7/8. `triangular` rises in a line from a fifth
-            of `lr` to all of it over the first 23 %, and falls in a line to 7 % (Jordan 2024). `constant` does nothing.
+        schedule: `onecycle` warms up to `lr` over the first 30 % and anneals to almost nothing
+            (Smith & Topin 2017, as in torch). `cosine` anneals from `lr` to 0 (Loshchilov & Hutter
+            2016, without restarts). `warmup_cosine` rises linearly to `lr` over `warmup` epochs,
+            null for a twentieth of the steps, then anneals to `end` times `lr`. `milestones`
+            multiplies by `factor` after each of the epochs `at`, after a `warmup`. `step` divides
+            by 10 at 1/2 and 3/4 of the steps, `step_late` at 5/8, 3/4 and 7/8. `triangular` rises
+            linearly from a fifth of `lr` to `lr` over the first 23 %, and falls linearly to 7 %
+            (Jordan 2024). `constant` keeps `lr`.
         steps: batches in the whole stage, > 0.
-        epochs: that those are.
+        epochs: length of the stage in epochs.
     """
     node: dict[str, Any] = {"schedule": schedule} if isinstance(schedule, str) else dict(schedule)
     name, each = node["schedule"], steps / max(1.0, epochs)

@@ -1,4 +1,4 @@
-"""What a loss asks for, read once from its config node and checked before anything is built."""
+"""The loss, read once from its config node and checked before anything is built."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -18,10 +18,11 @@ from kd.config.schedules import (
 )
 from kd.errors import UserError, nearest
 
-# What a loss may ask for by parameter name. Shapes: logits [B, C]; target int64 [B], or soft labels [B, C] whose rows
-# sum to 1; index [B]; x, the student's input, [B, channels, H, W]; epoch, an int from 0; progress in [0, 1]. Of the
-# student's net and of the teacher's: feats, a list of tensors [B, ...], one for each tap; preacts, the same before each
-# tap's last activation; pooled, what the last linear layer gets, [B, D]; head, that layer.
+# Signals that a loss may ask for by parameter name. logits [B, C]; target int64 [B], or soft labels
+# [B, C] whose rows sum to 1; index [B]; x, the student's input, [B, channels, H, W]; epoch, an int
+# from 0; progress in [0, 1]. Of student and teacher: feats, a list of tensors [B, ...], one per
+# hooked layer; preacts, the same before the layer's last activation; pooled, input of the last
+# linear layer, [B, D]; head, that layer.
 FEATURES = (
     "feats_s",
     "feats_t",
@@ -34,8 +35,9 @@ FEATURES = (
 )
 SIGNALS = ("logits_s", "logits_t", "target", "index", "x", "epoch", "progress", *FEATURES)
 
-# What a loss that is a module may ask for when it is built: of the taps the shapes of one image, of the pooled
-# embeddings the width, and the labels of all training images, int64 [N], -1 for none.
+# Constructor arguments that a loss module may ask for: feature shapes of one image per hooked
+# layer, widths of the pooled embeddings, and the labels of all training images, int64 [N], -1 for
+# none.
 OFFERED = (
     "num_classes",
     "in_channels",
@@ -54,14 +56,14 @@ class TermSpec:
 
     Attributes:
         name: its key in `terms`.
-        where: the config's key of its loss, for messages.
-        path: the dotted path of `target`.
-        target: the loss function, or the class of a loss that learns.
-        weight: by progress.
-        signals: the inputs that it asks for; see `SIGNALS`.
+        where: config key of its loss, for messages.
+        path: dotted path of `target`.
+        target: loss function, or class of a loss that learns.
+        weight: as a function of progress.
+        signals: inputs that it asks for; see `SIGNALS`.
         build: keywords for the class.
-        constants: keywords for each step that stay as they are.
-        scheduled: keywords for each step that move, by progress.
+        constants: constant keywords of each step.
+        scheduled: scheduled keywords of each step, as functions of progress.
     """
 
     name: str
@@ -76,7 +78,7 @@ class TermSpec:
 
     @property
     def takes_unlabeled(self) -> bool:
-        """Whether a loss that asks for `target` wants the images without a label too."""
+        """Whether a loss that asks for `target` also wants unlabelled images."""
         return bool(getattr(self.target, "takes_unlabeled", False))
 
 
@@ -85,9 +87,9 @@ class LossSpec:
     """A loss: `ce_weight * CE + sum of weight_i * term_i`.
 
     Attributes:
-        node: the config node that it was read from, as a stage's key holds it.
-        teaches: the stage that answers as the teacher, where a term asks for one.
-        ce_weight: by progress.
+        node: its config node, as in a stage's key.
+        teaches: stage that acts as the teacher, if a term asks for one.
+        ce_weight: as a function of progress.
     """
 
     node: Mapping[str, Any]
@@ -97,24 +99,26 @@ class LossSpec:
 
     @property
     def signals(self) -> frozenset[str]:
-        """All that the terms ask for."""
+        """Return all signals that the terms ask for."""
         return frozenset(name for term in self.terms for name in term.signals)
 
     @property
     def teacher(self) -> str | None:
-        """The stage whose net answers as the teacher; None where no term asks for one."""
+        """Stage whose net is the teacher; None if no term needs one."""
         return self.teaches if any(name.endswith("_t") for name in self.signals) else None
 
     @property
     def uses_unlabeled(self) -> bool:
-        """Whether a term tells something of an image without a label: by a teacher, or by its own account."""
+        """Whether a term uses unlabelled images: through a teacher, or by itself."""
         return self.teacher is not None or any(
             term.takes_unlabeled for term in self.terms if term.signals
         )
 
     @property
     def wants_stem(self) -> bool:
-        """Whether a term looks at the layers before the nets' first stage too: its loss has an attribute `stem`."""
+        """Whether a term also uses the stem before the first stage: its loss has an attribute
+        `stem`.
+        """
         return any(getattr(term.target, "stem", False) for term in self.terms)
 
 
@@ -122,7 +126,7 @@ def read_loss(node: Mapping[str, Any], where: str = "loss") -> LossSpec:
     """Read and check a config node `{ce_weight: W, terms: {NAME: {weight: W, loss: {...}}}}`.
 
     Raises:
-        UserError: for whatever is wrong in it.
+        UserError: anything in it is wrong.
     """
     _check_keys(node, ("ce_weight", "terms", "teacher", "net", "command"), where)
     ce_weight = make_schedule(node.get("ce_weight", 1.0), f"{where}.ce_weight", NOT_NEGATIVE)
@@ -134,7 +138,8 @@ def read_loss(node: Mapping[str, Any], where: str = "loss") -> LossSpec:
         raise UserError(f"{where}.terms: found {terms!r}, accepted is a mapping of names to terms")
     if "ce" in terms:
         raise UserError(
-            f"{where}.terms.ce: that name is the cross-entropy's own, whose weight is {where}.ce_weight"
+            f"{where}.terms.ce: that name is the cross-entropy's own, whose weight is "
+            f"{where}.ce_weight"
         )
     read = (_read_term(name, term, f"{where}.terms.{name}") for name, term in terms.items())
     return LossSpec(node, str(teaches), ce_weight, tuple(read))
@@ -144,7 +149,8 @@ def _read_term(name: str, node: Mapping[str, Any], where: str) -> TermSpec:
     """Read a term `{weight: W, loss: {_target_: ..., keywords of the loss}}`.
 
     Raises:
-        UserError: for a keyword that the loss does not have, an input that nobody provides, or a number out of range.
+        UserError: unknown keyword, an input that training does not provide, or a number out of
+            range.
     """
     _check_keys(node, ("weight", "loss"), where)
     weight = make_schedule(node.get("weight", 1.0), f"{where}.weight", NOT_NEGATIVE)
@@ -158,7 +164,8 @@ def _read_term(name: str, node: Mapping[str, Any], where: str) -> TermSpec:
     if unknown := [key for key in keywords if key not in own]:
         accepted = ", ".join(own) or "none"
         raise UserError(
-            f"{at}.{unknown[0]}: no such parameter; accepted are {accepted}{nearest(unknown[0], own)}"
+            f"{at}.{unknown[0]}: no such parameter; accepted are "
+            f"{accepted}{nearest(unknown[0], own)}"
         )
     moving = [key for key, value in keywords.items() if is_schedule(value, f"{at}.{key}")]
     scheduled = {key: _moves(key, keywords[key], at, key in step) for key in moving}
@@ -171,8 +178,8 @@ def _read_term(name: str, node: Mapping[str, Any], where: str) -> TermSpec:
     for key in own:
         if key not in keywords and (build.get(key) or step[key]).default is inspect.Parameter.empty:
             raise UserError(
-                f"{at}: {node['loss']['_target_']} asks for {key!r}, which is neither set nor among what "
-                f"training provides: {', '.join(SIGNALS)}{nearest(key, SIGNALS)}"
+                f"{at}: {node['loss']['_target_']} asks for {key!r}, which is neither set nor "
+                f"among what training provides: {', '.join(SIGNALS)}{nearest(key, SIGNALS)}"
             )
     return TermSpec(
         name,
@@ -190,7 +197,7 @@ def _read_term(name: str, node: Mapping[str, Any], where: str) -> TermSpec:
 def _parameters(
     target: Callable[..., Any],
 ) -> tuple[dict[str, inspect.Parameter], dict[str, inspect.Parameter]]:
-    """A loss's parameters: those of each step, and those of building it where it learns."""
+    """Return a loss's parameters: those of each step, and those of its constructor if it learns."""
     if not (isinstance(target, type) and issubclass(target, nn.Module)):
         return dict(inspect.signature(target).parameters), {}
     step = dict(inspect.signature(target.forward).parameters)
@@ -199,7 +206,7 @@ def _parameters(
 
 
 def _moves(key: str, value: Any, at: str, of_step: bool) -> Schedule:
-    """The schedule of a keyword."""
+    """Return the schedule of a keyword."""
     if not of_step:
         raise UserError(
             f"{at}.{key}: is set once, when the loss is built, so it cannot be a schedule"
@@ -215,5 +222,6 @@ def _check_keys(node: Any, accepted: tuple[str, ...], where: str) -> None:
     for name in node:
         if name not in accepted:
             raise UserError(
-                f"{where}.{name}: no such key; accepted are {', '.join(accepted)}{nearest(str(name), accepted)}"
+                f"{where}.{name}: no such key; accepted are "
+                f"{', '.join(accepted)}{nearest(str(name), accepted)}"
             )

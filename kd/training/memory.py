@@ -1,26 +1,27 @@
-"""Memory that training takes once, and uses again in each step as it is."""
+"""Reuse of freed memory between steps."""
 
 import ctypes
 import platform
 
 import torch
 
-# Of glibc's mallopt(3).
+# from glibc's mallopt(3)
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
 def keep_memory() -> None:
-    """Have the C library keep what is freed, and PyTorch hand it out unfilled, to the end of the process.
+    """Make the C library keep freed memory, and PyTorch skip filling it, for the rest of the
+    process.
 
-    By default the library gives blocks of over 32 MiB back to the system at once. A step asks for the same ones again,
-    and gets them page by page, filled with zeros: of the CNN's step on 128 images of 32x32 that took 12 to 29 %, with
-    25,000 to 40,000 page faults, and none of it is left. The largest resident set stays about the same (0.91 to 0.93 GB
-    before, 0.92 to 0.97 GB after).
+    By default the library returns blocks over 32 MiB to the system at once. Each step asks for them
+    again and gets zeroed pages one by one. For the CNN on 128 images of 32x32 this took 12 to 29 %
+    of a step, with 25,000 to 40,000 page faults; now none. Peak resident memory stays about the
+    same (0.91 to 0.93 GB before, 0.92 to 0.97 GB after).
 
-    Under `deterministic` PyTorch fills all memory that it takes, against code that reads what it never wrote: 6 % of
-    that step, and no other result.
+    With `deterministic` PyTorch fills all new memory, as a guard against reads of unwritten memory:
+    6 % of that step. Results do not change.
 
-    Where the C library is another, it goes on as it does.
+    With another C library nothing is changed.
     """
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if platform.libc_ver()[0] == "glibc":

@@ -1,4 +1,4 @@
-"""Muon: momentum, made orthogonal, for the weights of convolutions and hidden linear layers."""
+"""Muon: orthogonalised momentum for convolutions and hidden linear layers."""
 
 from collections.abc import Collection, Iterable
 from typing import Any
@@ -7,16 +7,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-# Of the quintic whose repetition brings all singular values near 1; Jordan 2024.
+# Coefficients of the quintic iteration that brings all singular values near 1; Jordan 2024.
 A, B, C = 3.4445, -4.7750, 2.0315
 
 
 class Muon(Optimizer):
-    """Muon for weights of two dimensions and more, AdamW for the others and for the last layer.
+    """Muon for weights of two or more dimensions, AdamW for the others and the last layer.
 
-    Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks": the Nesterov momentum of a weight,
-    reshaped to [output channels, the rest], is replaced by the nearest orthogonal matrix, times
-    sqrt(max(1, rows / columns)). `torch.optim.Muon` takes matrices alone.
+    Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks". The Nesterov
+    momentum of a weight, reshaped to [output channels, rest], is replaced by the nearest orthogonal
+    matrix, times sqrt(max(1, rows / columns)). `torch.optim.Muon` takes matrices only.
 
     Args:
         params: groups, as for any optimiser.
@@ -24,8 +24,8 @@ class Muon(Optimizer):
         momentum: in [0, 1).
         weight_decay: decoupled, of both; >= 0.
         adam_lr: of AdamW.
-        outer: weights that AdamW takes all the same.
-        steps: of the iteration that makes a matrix orthogonal, > 0.
+        outer: further weights for AdamW.
+        steps: iterations of the orthogonalisation, > 0.
 
     Raises:
         ValueError: a number out of range, or no weight for Muon.
@@ -63,20 +63,20 @@ class Muon(Optimizer):
         self._share()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take over a state, the part for AdamW too."""
+        """Load a state, AdamW's part included."""
         super().__setstate__(state)
         if "adam" in self.__dict__:
             self._share()
 
     def _share(self) -> None:
-        """Let AdamW see its groups and the state of all."""
+        """Share AdamW's groups and the state of all with AdamW."""
         if self.adam:
             self.adam.state = self.state
             self.adam.param_groups = [each for each in self.param_groups if "betas" in each]
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """One step; returns what the closure gives."""
+        """Take a step; returns what the closure returns."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -102,10 +102,14 @@ class Muon(Optimizer):
 
 
 def nearest_orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
-    """About U V^T of matrix = U S V^T: all singular values between 0.7 and 1.2 after five steps (Newton-Schulz).
+    """Approximate U V^T of matrix = U S V^T: five Newton-Schulz steps bring all singular values to
+    0.7 to 1.2.
 
     Args:
-        matrix: [rows, columns]; in bfloat16 on a GPU, which is enough for it.
+        matrix: [rows, columns]; bfloat16 on a GPU, which is precise enough.
+
+    Returns:
+        [rows, columns].
     """
     x: Tensor = matrix.bfloat16() if matrix.is_cuda else matrix.float()
     tall = x.shape[0] > x.shape[1]

@@ -1,7 +1,6 @@
 """The objective: `ce_weight * CE + sum of weight_i * term_i`, one formula for every method.
 
-Each number in it, the weights and the numbers that a loss takes by keyword, is constant or a schedule over the
-progress of training.
+Its numbers, weights and losses' keywords, are constants or schedules over training progress.
 """
 
 from collections.abc import Mapping
@@ -17,12 +16,12 @@ from kd.training.loss_spec import LossSpec, TermSpec
 
 
 class Term(nn.Module):
-    """One summand: a loss, its weight, and the numbers and signals that it takes.
+    """One summand: a loss with its weight, numbers and signals.
 
     Args:
-        offered: what of `OFFERED` there is, for losses that hold a net or a layer of their own.
-        unlabeled: whether there are images without a label. A loss that reads labels is not shown them, unless it has
-            an attribute `takes_unlabeled` that is true.
+        offered: available values of `OFFERED`, for losses with a net or layer of their own.
+        unlabeled: whether there are unlabelled images. A loss that reads labels does not see them,
+            unless its attribute `takes_unlabeled` is true.
     """
 
     def __init__(
@@ -49,7 +48,12 @@ class Term(nn.Module):
             self.loss = construct({"_target_": spec.path, **built}, spec.where, **offered)
 
     def forward(self, signals: Mapping[str, Any]) -> dict[str, Any]:
-        """The loss as `loss_NAME`, unweighted; its weight as `weight_NAME`; and what else moves, for the log."""
+        """Compute the unweighted loss `loss_NAME`, its weight `weight_NAME`, and changing numbers
+        for the log.
+
+        Args:
+            signals: by name; see `SIGNALS`. Tensors [B, ...].
+        """
         progress = signals["progress"]
         numbers = {name: schedule(progress) for name, schedule in self.scheduled.items()}
         given = {name: signals[name] for name in self.signals}
@@ -60,14 +64,14 @@ class Term(nn.Module):
             if not self.skips or len(given["target"])
             else self._nothing(signals["logits_s"])
         )
-        # A loss that learns keeps in `logged` what it wants to be seen, by name.
+        # A loss that learns puts numbers to log into `logged`, by name.
         numbers |= getattr(self.loss, "logged", {})
         softened = (
             {"temperature": self.constants["temperature"]}
             if "temperature" in self.constants
             else {}
         )
-        numbers = softened | numbers  # seen even where it does not move, next to those that do
+        numbers = softened | numbers  # log the temperature even if constant
         return {
             f"loss_{self.name}": value,
             f"weight_{self.name}": self.weight(progress),
@@ -75,19 +79,21 @@ class Term(nn.Module):
         }
 
     def _nothing(self, logits: Tensor) -> Tensor:
-        """0, of which all that learns has a gradient, as DDP wants it in each step."""
+        """Return 0 with a gradient to all learned parameters, as DDP requires in each step."""
         return sum(
             (each.sum() * 0.0 for each in (logits, *self.parameters())), logits.new_zeros(())
         )
 
 
 class Objective(nn.Module):
-    """`ce_weight * CE + sum of weight_i * term_i`; for plain distillation ce_weight = 1 - alpha and weight = alpha.
+    """`ce_weight * CE + sum of weight_i * term_i`; for plain distillation ce_weight = 1 - alpha and
+    weight = alpha.
 
-    A module for the sake of losses that learn: what they own is trained and checkpointed, but no part of the net.
+    It is a module because losses may have parameters, which are trained and checkpointed beside the
+    net.
 
     Args:
-        offered: what a loss that learns may ask for besides the shape when it is built, by name.
+        offered: constructor arguments for losses that learn, by name, besides the shape.
         class_weights, label_smoothing: of the cross-entropy; see `label_loss`.
     """
 
@@ -114,11 +120,12 @@ class Objective(nn.Module):
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether any term asks for something of the teacher's."""
-        return any(name.endswith("_t") for term in self.terms for name in term.signals)  # type: ignore[union-attr]
+        """Whether any term asks for a teacher's signal."""
+        signals = (name for term in self.terms for name in term.signals)  # type: ignore[union-attr]
+        return any(name.endswith("_t") for name in signals)
 
     def learned(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What the losses have learned, of a state dict of this objective; under the term's name, not its number."""
+        """Select the losses' parameters from a state dict, named by term instead of number."""
         prefixes = {f"terms.{i}.loss.": f"{term.name}." for i, term in enumerate(self.terms)}
         return {
             ours + name.removeprefix(theirs): tensor
@@ -128,7 +135,7 @@ class Objective(nn.Module):
         }
 
     def go_on_from(self, learned: Mapping[str, Tensor]) -> None:
-        """Take over what an earlier stage learned, where a term of the same name has the same tensor."""
+        """Load parameters of an earlier stage where term name, tensor name and shape match."""
         own = self.learned(self.state_dict())
         with torch.no_grad():
             for name in own.keys() & learned.keys():
@@ -136,7 +143,7 @@ class Objective(nn.Module):
                     own[name].copy_(learned[name])
 
     def temperature(self, progress: float) -> float:
-        """What the teacher's answers are softened by: the temperature of the first term with one; 1 without any."""
+        """Return the temperature of the first term that has one; 1 without any."""
         for term in self.terms:
             constants: Any = term.constants
             scheduled: Any = term.scheduled
@@ -147,14 +154,16 @@ class Objective(nn.Module):
         return 1.0
 
     def forward(self, signals: Mapping[str, Any]) -> dict[str, Any]:
-        """All parts of the loss by name, and their weighted sum as `loss`; scalars.
+        """Compute all parts of the loss by name, and their weighted sum as `loss`; scalars.
 
         Args:
-            signals: what `SIGNALS` names; tensors may come in half precision and are computed on in float32.
+            signals: by name, see `SIGNALS`; tensors [B, ...]. Half precision is converted to
+                float32.
 
         Returns:
-            `loss`; `loss_ce` and `loss_NAME` of each term, unweighted, float32; `weight_ce` and `weight_NAME`; and
-            `NAME_NUMBER` for each number of a term that is scheduled or learned, and for its temperature.
+            `loss`; `loss_ce` and `loss_NAME` of each term, unweighted, float32; `weight_ce` and
+            `weight_NAME`; `NAME_NUMBER` for each scheduled or learned number of a term, and for its
+            temperature.
         """
         logits_s: Tensor = signals["logits_s"]
         with torch.autocast(logits_s.device.type, enabled=False):
@@ -178,38 +187,40 @@ def label_loss(
     class_weights: tuple[float, ...] | None = None,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Cross-entropy in nats, mean over the images that have a label; 0 where none has.
+    """Compute the cross-entropy in nats, mean over labelled images; 0 without any.
 
     Args:
         logits: [B, C], float32.
-        target: classes, int64 [B], below 0 for no label; or probabilities [B, C], a row of zeros for no label.
-        class_weights: what each class's cross-entropy is multiplied by. The mean is over images, not over weights, so
-            an image counts the same in whatever batch it is.
-        label_smoothing: in [0, 1): the share of a label that goes to all classes alike (Szegedy et al. 2016,
-            "Rethinking the Inception Architecture", section 7).
+        target: classes, int64 [B], negative for no label; or probabilities [B, C], a row of zeros
+            for none.
+        class_weights: factor of each class's cross-entropy. The mean is over images, not over
+            weights, so that an image counts the same in any batch.
+        label_smoothing: in [0, 1): share of a label spread evenly over all classes (Szegedy et al.
+            2016, "Rethinking the Inception Architecture", section 7).
     """
     weight = logits.new_tensor(class_weights) if class_weights else None
     options: Any = {"weight": weight, "label_smoothing": label_smoothing, "reduction": "none"}
     if target.ndim == 1:
         target, options["ignore_index"] = target.clamp(min=-1), -1
     labelled = labelled_in(target)
-    # A row of zeros is smoothed too, so it is left out here.
+    # Smoothing would also give a row of zeros a loss, so it is masked here.
     return (F.cross_entropy(logits, target, **options) * labelled).sum() / labelled.sum().clamp(
         min=1
     )
 
 
 def labelled_in(target: Tensor) -> Tensor:
-    """Which images of a batch have a label: bool [B].
+    """Mark the labelled images of a batch: bool [B].
 
     Args:
-        target: classes, int64 [B], below 0 for no label; or probabilities [B, C], a row of zeros for no label.
+        target: classes, int64 [B], negative for no label; or probabilities [B, C], a row of zeros
+            for none.
     """
     return target >= 0 if target.ndim == 1 else target.sum(1) > 0
 
 
 def _rows(value: Any, chosen: Tensor) -> Any:
-    """The chosen images of a signal; one that is not of images stays as it is."""
+    """Select images of a signal; other values are returned unchanged."""
     if isinstance(value, list):
         return [_rows(each, chosen) for each in value]
     return value[chosen] if isinstance(value, Tensor) else value

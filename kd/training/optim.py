@@ -1,4 +1,4 @@
-"""Optimisers from their config nodes, for the parameters that they are to treat alike."""
+"""Optimisers from config nodes, with parameter groups."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -14,7 +14,7 @@ from kd.errors import UserError, nearest
 from kd.training.learning_rate import make_schedule_of_rate
 from kd.training.parameter_groups import parameter_groups
 
-# Of an optimiser's node, what says how parameters are grouped; the rest is its own.
+# Keys of an optimiser node that define parameter groups; the others are keywords.
 GROUPING = ("decay_norms", "layer_decay")
 
 
@@ -29,26 +29,28 @@ def make_optimizer(
     clips: bool = False,
     where: str = "optim",
 ) -> tuple[Optimizer, LRScheduler]:
-    """An optimiser from its config node, and the schedule of its learning rate, to be stepped once a batch.
+    """Build an optimiser from its config node, with its learning-rate schedule, to be stepped once
+    per batch.
 
     Args:
-        net: what of it needs no gradient is left out.
+        net: its frozen parameters are left out.
         steps: batches in the whole stage, > 0.
-        optim: `_target_` and keywords of a `torch.optim` class; `decay_norms` and `layer_decay` as in
-            `kd.training.parameter_groups`, weight decay on all and one rate for all where they are missing.
+        optim: `_target_` and keywords of a `torch.optim` class. `decay_norms` and `layer_decay` as
+            in `kd.training.parameter_groups`; without them weight decay and learning rate are equal
+            for all.
         schedule: see `kd.training.learning_rate`.
-        epochs: that the steps are.
-        extra: what the loss learns itself.
+        epochs: length of the stage in epochs.
+        extra: parameters of the loss.
         clips: whether gradients are clipped, which Lightning refuses for fused optimisers.
 
     Raises:
-        UserError: the node gives no optimiser, or one whose learning rate is no finite number.
+        UserError: the node gives no optimiser, or the learning rate is not finite.
     """
     grouping = {name: optim[name] for name in GROUPING if optim.get(name) is not None}
     _check_grouping(grouping, where)
     node = {name: value for name, value in optim.items() if name not in GROUPING}
     if not _decays(node, where):
-        grouping["decay_norms"] = True  # there is nothing to take from them
+        grouping["decay_norms"] = True  # no decay to take from them
     extra = list(extra)
     outer = [*extra, *[p for p in net.parameters() if p.ndim > 1][-1:]]
     groups = parameter_groups(net, extra, **grouping)
@@ -57,10 +59,11 @@ def make_optimizer(
     optimizer: Optimizer = construct(node, where, params=groups, outer=outer, **offered)
     if not isinstance(optimizer, Optimizer):
         raise UserError(
-            f"{where}._target_: {optim['_target_']} gave a {type(optimizer).__name__}, not an optimiser"
+            f"{where}._target_: {optim['_target_']} gave a {type(optimizer).__name__}, not an "
+            "optimiser"
         )
     for group in optimizer.param_groups:
-        if not math.isfinite(group["lr"]):  # torch takes infinity
+        if not math.isfinite(group["lr"]):  # torch accepts infinity
             raise UserError(f"{where}.lr: found {group['lr']}, accepted is a finite number from 0")
         group["lr"] *= group.get("lr_scale", 1.0)
     return optimizer, make_schedule_of_rate(optimizer, schedule, steps, epochs)
@@ -77,7 +80,7 @@ def _check_grouping(grouping: Mapping[str, Any], where: str) -> None:
 
 
 def _decays(node: Mapping[str, Any], where: str) -> bool:
-    """Whether the optimiser has weight decay at all."""
+    """Whether the optimiser has weight decay."""
     target, keywords = resolve_target(node, where)
     default = parameters_of(target).get("weight_decay")
     return bool(keywords.get("weight_decay", default.default if default else 0))
@@ -86,14 +89,14 @@ def _decays(node: Mapping[str, Any], where: str) -> bool:
 def timm_optimizer(
     params: Iterable[Any], name: str, lr: float, weight_decay: float = 0.0, **options: Any
 ) -> Optimizer:
-    """Any optimiser of timm, by its name there: `lion`, `adabelief`, `lookahead_adamw`.
+    """Build an optimiser of timm by name: `lion`, `adabelief`, `lookahead_adamw`.
 
     Args:
-        options: passed on to it, e.g. `momentum=0.9`.
+        options: passed to it, e.g. `momentum=0.9`.
 
     Raises:
         UserError: timm is not installed.
-        ValueError: it has no optimiser of that name.
+        ValueError: unknown name.
     """
     timm = _timm_optim()
     if name.removeprefix("lookahead_") not in (known := timm.list_optimizers()):

@@ -1,4 +1,4 @@
-"""Which parameters an optimiser treats alike: no weight decay on norms and biases, lower rates in lower layers."""
+"""Parameter groups: no weight decay on norms and biases, lower learning rates in lower layers."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -13,16 +13,17 @@ def parameter_groups(
     decay_norms: bool = True,
     layer_decay: float | None = None,
 ) -> list[dict[str, Any]]:
-    """Groups for a torch optimiser, of what needs a gradient; one group where nothing tells parameters apart.
+    """Group trainable parameters for a torch optimiser; a single group if all are treated alike.
 
     Args:
-        net: its parameters come in the order in which it holds them.
-        extra: what a loss learns itself; the same as the net's last layer.
-        decay_norms: False takes weight decay from norms and biases (all parameters of one dimension) and from what a
-            net of timm names in `no_weight_decay` (Goyal et al. 2017, section 5.3; He et al. 2019, section 3.1).
-        layer_decay: 1 for the last layer, and so much less for each layer below, as `lr_scale` (Clark et al. 2020,
-            ELECTRA; Bao et al. 2021, BEiT). A layer is what comes before the first number in a path and that number:
-            `layer1.0`, `blocks.3`, `fc`. None leaves all alike.
+        net: its parameters come in their order in the net.
+        extra: parameters of the loss; treated like the net's last layer.
+        decay_norms: False removes weight decay from norms and biases (all one-dimensional
+            parameters), and from what a timm net lists in `no_weight_decay` (Goyal et al. 2017,
+            section 5.3; He et al. 2019, section 3.1).
+        layer_decay: factor per layer below the last, as `lr_scale`, in (0, 1] (Clark et al. 2020,
+            ELECTRA; Bao et al. 2021, BEiT). A layer is a path up to its first number: `layer1.0`,
+            `blocks.3`, `fc`. None gives all the same rate.
     """
     of_timm: Any = getattr(net, "no_weight_decay", None)
     exempt = set(of_timm()) if callable(of_timm) else set[str]()
@@ -50,7 +51,7 @@ def parameter_groups(
 
 
 def _depths(names: Iterable[str]) -> dict[str, int]:
-    """The layers' places, from 0; only those with a parameter of several dimensions count."""
+    """Number the layers from 0; only those with a multi-dimensional parameter count."""
     layers = dict.fromkeys(map(_layer, names))
     return {layer: place for place, layer in enumerate(layers)}
 

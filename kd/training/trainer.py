@@ -1,4 +1,4 @@
-"""Lightning's Trainer for one stage: the options that are the user's, and those that are kd's own."""
+"""Lightning's Trainer for one stage: the user's options and kd's own."""
 
 import importlib.util
 import logging
@@ -36,23 +36,23 @@ from kd.training.callbacks import Best, Curves, StepLimit
 
 PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
 
-# Strategies that start a device's process as a copy of this one, and not by running the command once more.
+# Strategies that start device processes as copies of this one, not by repeating the command.
 COPIES_ITSELF = ("ddp_spawn", "ddp_fork", "ddp_notebook")
 
 
 def make_trainer(
     spec: Mapping[str, Any], folder: Path, runtime: Mapping[str, Any], own: list[Callback]
 ) -> L.Trainer:
-    """The Trainer of a stage.
+    """Build the Trainer of a stage.
 
     Args:
         spec: as `kd.stages.stage.Stage.spec`.
-        folder: the stage's.
-        runtime: options that change nothing in the result.
-        own: callbacks of the stage, which come before the usual ones.
+        folder: of the stage.
+        runtime: options that do not change the result.
+        own: the stage's callbacks, placed before the usual ones.
 
     Raises:
-        UserError: for options that go together with nothing here.
+        UserError: incompatible options.
     """
     options = {
         "enable_progress_bar": sys.stderr.isatty(),
@@ -73,9 +73,9 @@ def make_trainer(
 
 @contextmanager
 def sent_as_bytes() -> Iterator[None]:
-    """Send tensors to processes that start meanwhile through their pipe, instead of torch's way by shared memory.
+    """Send tensors to new processes through their pipe, instead of torch's shared memory.
 
-    A container has 64 MB of that if nothing else is asked for, and less than the images and the nets take.
+    A container has 64 MB of shared memory by default, less than images and nets take.
     """
     reducers: dict[type, Any] = ForkingPickler._extra_reducers  # type: ignore[attr-defined]
     shared = {kind: how for kind, how in reducers.items() if kind.__module__.startswith("torch")}
@@ -88,10 +88,10 @@ def sent_as_bytes() -> Iterator[None]:
 
 
 def check_trainer(options: Mapping[str, Any]) -> None:
-    """Refuse options that the Trainer does not take together, or not on this machine.
+    """Refuse options that the Trainer does not accept together, or not on this machine.
 
     Raises:
-        UserError: naming the option.
+        UserError: names the option.
     """
     if options.get("compile"):
         check_compiler(device_of(str(options.get("accelerator", "auto"))))
@@ -100,10 +100,10 @@ def check_trainer(options: Mapping[str, Any]) -> None:
 
 
 def check_compiler(device: str) -> None:
-    """Refuse torch.compile where what it needs is missing.
+    """Refuse torch.compile if its requirements are missing.
 
     Raises:
-        UserError: there is no C++ compiler, or no Triton on a GPU.
+        UserError: no C++ compiler, or no Triton on a GPU.
     """
     if device == "cuda":
         needed, there = "Triton", importlib.util.find_spec("triton") is not None
@@ -112,7 +112,8 @@ def check_compiler(device: str) -> None:
         there = any(map(shutil.which, [os.environ.get("CXX") or "g++", "clang++"]))
     if not there:
         raise UserError(
-            f"trainer.compile: found true, which needs {needed} here, and there is none; install it, or leave it false"
+            f"trainer.compile: found true, which needs {needed} here, and there is none; "
+            "install it, or leave it false"
         )
 
 
@@ -126,10 +127,10 @@ def _checked(asked: Mapping[str, Any]) -> L.Trainer:
             **options,
             enable_model_summary=False,
             num_sanity_val_steps=0,
-            use_distributed_sampler=False,  # the loaders share the images out among ranks themselves
-            # One process of ours starts the others. Lightning's way on SLURM, a task for each device, would run the
-            # whole command in each; and its checkpoint at SIGUSR1, in the middle of an epoch, would not resume to the
-            # same bits.
+            use_distributed_sampler=False,  # the loaders distribute the images to ranks themselves
+            # One of our processes starts the others. Lightning's SLURM mode, one task per device,
+            # would repeat the whole command in each. Its mid-epoch checkpoint at SIGUSR1 would not
+            # resume to the same bits.
             plugins=[LightningEnvironment(), WholeCheckpoints()],
         )
     except (MisconfigurationException, ImportError, *REFUSALS) as error:
@@ -137,36 +138,43 @@ def _checked(asked: Mapping[str, Any]) -> L.Trainer:
     _check_strategy(trainer, options.get("strategy"))
     if options.get("sync_batchnorm") and isinstance(trainer.accelerator, CPUAccelerator):
         raise UserError(
-            "trainer.sync_batchnorm: found true on a CPU; torch synchronises batch norm between GPUs alone"
+            "trainer.sync_batchnorm: found true on a CPU; torch synchronises batch norm "
+            "between GPUs alone"
         )
     if trainer.num_devices == 1:
-        # Lightning guesses it from RANK, LOCAL_RANK and SLURM_PROCID, and all but rank 0 write no curves.
+        # Lightning guesses it from RANK, LOCAL_RANK and SLURM_PROCID, and only rank 0 writes
+        # curves.
         rank_zero_only.rank = 0  # type: ignore[attr-defined]
     return trainer
 
 
 def _check_strategy(trainer: L.Trainer, asked: Any) -> None:
-    """Refuse more nodes than one, and ways to start the processes of several devices that would not end well."""
+    """Refuse several nodes, and ways of starting device processes that would hang or repeat the
+    command.
+    """
     if trainer.num_nodes > 1:
         raise UserError(
-            f"trainer.num_nodes: found {trainer.num_nodes}; a training takes one node, and several devices of it with "
-            "trainer=ddp; hydra/launcher=submitit_slurm spreads the jobs of a sweep over nodes"
+            f"trainer.num_nodes: found {trainer.num_nodes}; a training takes one node, and "
+            "several devices of it with trainer=ddp; hydra/launcher=submitit_slurm spreads "
+            "the jobs of a sweep over nodes"
         )
     if trainer.num_devices > 1 and not str(asked).startswith(COPIES_ITSELF):
         raise UserError(
-            f"trainer.strategy: found {asked!r} for {trainer.num_devices} devices, which would start the whole command "
-            "once more for each; accepted is ddp_spawn (trainer=ddp)"
+            f"trainer.strategy: found {asked!r} for {trainer.num_devices} devices, which "
+            "would start the whole command once more for each; accepted is ddp_spawn "
+            "(trainer=ddp)"
         )
     forks = str(asked).startswith(("ddp_fork", "ddp_notebook"))
     if forks and torch.get_num_threads() > 1:  # a copy would wait for OpenMP threads it lacks
         raise UserError(
-            f"trainer.strategy: found {asked!r} with {torch.get_num_threads()} threads, with which forked processes "
-            "hang; set OMP_NUM_THREADS=1, or take ddp_spawn (trainer=ddp)"
+            f"trainer.strategy: found {asked!r} with {torch.get_num_threads()} threads, with "
+            "which forked processes hang; set OMP_NUM_THREADS=1, or take ddp_spawn "
+            "(trainer=ddp)"
         )
 
 
 def _callbacks(spec: Mapping[str, Any], folder: Path) -> list[Callback]:
-    # Two of them, because `save_last` beside `monitor` rewrites last.ckpt only when the best changes.
+    # Two callbacks: `save_last` beside `monitor` rewrites last.ckpt only when the best changes.
     best = Best(
         folder, "best", monitor="val/acc", mode="max", save_top_k=1, enable_version_counter=False
     )
@@ -187,7 +195,7 @@ def _callbacks(spec: Mapping[str, Any], folder: Path) -> list[Callback]:
 
 
 def _quiet() -> None:
-    """Silence what Lightning says about choices that are made here on purpose, and what is told elsewhere."""
+    """Silence Lightning's warnings about deliberate choices, and messages that kd logs itself."""
     tell_once()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     for message in (
