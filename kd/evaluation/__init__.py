@@ -1,1 +1,1 @@
-"""How good the nets of a finished run are, and what they cost: kd.evaluate and kd.benchmark."""
+"""Quality and cost of a finished run's nets: kd.evaluate and kd.benchmark."""

@@ -1,4 +1,4 @@
-"""Ways to run a net, each as a function that does one forward pass."""
+"""Ways to run a net, each as a function for one forward pass."""
 
 import copy
 import logging
@@ -18,9 +18,7 @@ from kd.shipping.formats import quantize, write_onnx
 Pass = Callable[[], object]
 
 UNSCALED = ((0.0,), (1.0,))
-CALIBRATION = (
-    4  # batches of 16 random images: how fast whole numbers are does not depend on which they are
-)
+CALIBRATION = 4  # batches of 16 random images: int8 speed does not depend on their content
 
 
 class UnavailableError(Exception):
@@ -28,11 +26,11 @@ class UnavailableError(Exception):
 
 
 class NetRunner:
-    """A net to be run by several backends.
+    """A net to run with several backends.
 
     Args:
         net: in evaluation mode.
-        folder: for the files that a backend wants.
+        folder: for files of the backends.
         threads: of the CPU.
     """
 
@@ -41,11 +39,10 @@ class NetRunner:
         self._copies: dict[str, nn.Module] = {}
 
     def runs(self, backend: str, device: str, batch: int) -> Pass:
-        """One forward pass with random images, done when the function returns, and done once
-        already.
+        """Return a synchronous forward pass on random images, already run once.
 
         Raises:
-            UnavailableError: the backend is not to be had here, or cannot run this net.
+            UnavailableError: the backend is missing, or cannot run this net.
         """
         make = {
             "eager": self._eager,
@@ -58,13 +55,13 @@ class NetRunner:
             run()
         except UnavailableError:
             raise
-        except Exception as error:  # compilers and exporters raise what they like; the others go on
+        except Exception as error:  # compilers and exporters may raise anything; the others go on
             lines = str(error).strip().splitlines() or [""]
             raise UnavailableError(f"{type(error).__name__}: {lines[0][:200]}") from error
         return run
 
     def file(self, backend: str) -> Path:
-        """The ONNX file that `onnx` or `onnx_int8` runs, written when it is first asked for."""
+        """Return the ONNX file for `onnx` or `onnx_int8`, written at first use."""
         path = self.folder / f"{backend}.onnx"
         if not path.exists():
             try:
@@ -97,9 +94,8 @@ class NetRunner:
         return _passes(self._on(device), torch.rand(batch, *self._size, device=device))
 
     def _compiled(self, backend: str, device: str, batch: int) -> Pass:
-        logging.getLogger("torch.utils.cpp_extension").setLevel(
-            logging.ERROR
-        )  # it misses CUDA where none is wanted
+        # It logs missing CUDA where none is wanted
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
         compiled: Any = torch.compile(self._on(device), dynamic=False)
         return _passes(compiled, torch.rand(batch, *self._size, device=device))
 
@@ -124,9 +120,8 @@ class NetRunner:
         session = onnxruntime.InferenceSession(
             str(self.file(backend)), options, providers=[provider]
         )
-        if (
-            provider not in session.get_providers()
-        ):  # it falls back to the CPU with no more than a warning
+        # It falls back to the CPU with only a warning
+        if provider not in session.get_providers():
             raise UnavailableError(
                 f"this onnxruntime {onnxruntime.__version__} cannot start {provider}"
             )

@@ -1,4 +1,4 @@
-"""The latencies of a benchmark as a picture: median and 95th percentile, by backend and net."""
+"""Latencies of a benchmark as a picture: median and 95th percentile, by backend and net."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,12 +12,10 @@ from kd.reports.palette import BLACK, ROLES, Axes
 
 
 def figure_of(found: Mapping[str, Any]) -> Figure:
-    """A panel for each device and batch.
-
-    In it a row for each backend and net, on a logarithmic axis in ms.
+    """Draw one panel per device and batch, with a row per backend and net, in ms on a log axis.
 
     Args:
-        found: what `benchmark.json` holds.
+        found: contents of `benchmark.json`.
     """
     where = list(dict.fromkeys((device, batch) for device, _, batch in places(found)))
     counts = [sum((each[0], each[2]) == panel for each in places(found)) for panel in where]

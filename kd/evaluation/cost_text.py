@@ -1,4 +1,4 @@
-"""What nets cost, in words and tables, for the terminal and for `benchmark.md`."""
+"""Costs of nets as text and tables, for the terminal and `benchmark.md`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ LATENCY = ("on", "backend", "batch", "net", "median, ms", "p95, ms", "images/s",
 
 
 def tables(found: Mapping[str, Any]) -> list[Table]:
-    """For the terminal: sizes by role, and latencies; each fits in 80 columns."""
+    """Make the tables for the terminal, within 80 columns: sizes and latencies by role."""
     roles = [model["role"] for model in found["models"]]
     return [
         _table(["", *roles], cost_rows(found), 1),
@@ -36,9 +36,7 @@ def _table(header: Sequence[str], rows: TextRows, left: int, lines: bool = False
 
 
 def cost_rows(found: Mapping[str, Any]) -> TextRows:
-    """A row for each cost: its name, then each role's value, and how many times less than the
-    teacher's that is.
-    """
+    """Make a row per cost: its name, then each role's value with its ratio to the teacher's."""
     models = found["models"]
     rows = [["net", *(model["net"] for model in models)]]
     for name, key, unit in (
@@ -89,10 +87,7 @@ def _less(ratio: float | None) -> str:
 
 
 def latency_rows(found: Mapping[str, Any]) -> TextRows:
-    """A row for each latency, in the order of `LATENCY`.
-
-    The nets of one device, backend and batch together.
-    """
+    """Make a row per latency, in the order of `LATENCY`, grouped by device, backend and batch."""
     rows = []
     for place in places(found):
         for model in found["models"]:
@@ -112,7 +107,7 @@ def latency_rows(found: Mapping[str, Any]) -> TextRows:
 
 
 def places(found: Mapping[str, Any]) -> list[tuple[str, str, int]]:
-    """Device, backend and batch of all latencies, by device, then batch, then backend."""
+    """List device, backend and batch of all latencies, by device, then batch, then backend."""
     every = [
         (each["device"], each["backend"], each["batch"])
         for model in found["models"]
@@ -125,14 +120,14 @@ def places(found: Mapping[str, Any]) -> list[tuple[str, str, int]]:
 
 
 def at(rows: Sequence[Mapping[str, Any]], place: tuple[str, str, int]) -> Mapping[str, Any] | None:
-    """The row of a device, backend and batch, where there is one."""
+    """Return the row of a device, backend and batch, if there is one."""
     return next(
         (row for row in rows if (row["device"], row["backend"], row["batch"]) == place), None
     )
 
 
 def sentences(found: Mapping[str, Any]) -> list[str]:
-    """What should be known to read the tables."""
+    """List notes for reading the tables."""
     env = found["environment"]
     threads = f"{env['threads']} thread{'s' * (env['threads'] != 1)}"
     gpu = "" if env["device"] == env["cpu"] else f"; {env['device']}"
@@ -157,7 +152,7 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
 
 
 def as_markdown(found: Mapping[str, Any]) -> str:
-    """`benchmark.md`: all of it, and what is needed to repeat it."""
+    """Format `benchmark.md`: all results, and how to repeat them."""
     command, run, found = as_code(found["command"]), as_code(found["run"]), escaped(found)
     roles, env = [model["role"] for model in found["models"]], found["environment"]
     stages = ", ".join(f"{model['role']} {model['stage']}" for model in found["models"])

@@ -1,4 +1,4 @@
-"""What the nets of a finished run cost, side by side, on this machine."""
+"""Costs of a finished run's nets, compared on this machine."""
 
 import itertools
 import json
@@ -29,7 +29,7 @@ SCHEMA = 1
 
 
 class Measurement(NamedTuple):
-    """What one latency is of."""
+    """Key of one latency."""
 
     device: str
     backend: str
@@ -39,7 +39,7 @@ class Measurement(NamedTuple):
 
 @dataclass(frozen=True)
 class Prepared:
-    """The passes that can be timed, why others cannot, and the bytes of the ONNX files by role and
+    """The passes to time, the reasons for missing ones, and the bytes of the ONNX files by role and
     backend.
     """
 
@@ -49,17 +49,17 @@ class Prepared:
 
 
 def benchmark(finished: Finished, config: Benchmark, command: str) -> Path:
-    """Measure a run's nets; print what comes out, and write it as `benchmark.json`, `.md`, `.png`
-    and `.svg`.
+    """Measure a run's nets; print the results, and write `benchmark.json`, `.md`, `.png` and
+    `.svg`.
 
     Args:
-        command: the line that repeats it.
+        command: command line that repeats it.
 
     Returns:
         the file `benchmark.json`.
 
     Raises:
-        UserError: the run's files are not there, or nothing can be written.
+        UserError: the run's files are missing, or nothing can be written.
     """
     folder = finished.room(config.out)
     nets, missing = finished.nets()
@@ -85,11 +85,11 @@ def benchmark(finished: Finished, config: Benchmark, command: str) -> Path:
 
 
 def measure(nets: Mapping[str, nn.Module], finished: Finished, config: Benchmark) -> dict[str, Any]:
-    """Costs and latencies of each net, and its ratios to the teacher's.
+    """Measure costs and latencies of each net, and the ratios to the teacher's.
 
     Returns:
-        `models`, a dictionary for each role, and `unavailable`, the backends that could not be run,
-        with the reason.
+        `models`, a dictionary per role, and `unavailable`, the backends that could not run, with
+        the reason.
     """
     shape, said = finished.shape, {model["role"]: model for model in finished.report["models"]}
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -123,7 +123,7 @@ def prepare(
     devices: Sequence[str],
     scratch: Path,
 ) -> Prepared:
-    """Get every net ready to be run in every way; compiling takes tens of seconds."""
+    """Prepare every net for every backend; compiling takes tens of seconds."""
     passes, unavailable = dict[Measurement, Pass](), list[dict[str, Any]]()
     subjects = {}
     for role, net in nets.items():
@@ -146,10 +146,9 @@ def prepare(
 
 
 def peak(net: nn.Module, shape: Shape, batch: int, device: str) -> int:
-    """The most bytes that a forward pass holds beyond weights and images.
+    """Measure the peak bytes of a forward pass beyond weights and images.
 
-    On a GPU as its allocator tells, with what operations take for themselves; on the CPU see
-    `peak_activations`.
+    On a GPU from its allocator, scratch memory included; on the CPU see `peak_activations`.
     """
     if device == "cpu":
         return peak_activations(net, shape, batch)
@@ -168,8 +167,8 @@ def peak(net: nn.Module, shape: Shape, batch: int, device: str) -> int:
 
 
 def row(cell: Measurement, milliseconds: list[float]) -> dict[str, Any]:
-    """The latency of a cell: `median` and `p95` in ms a pass, `images_per_second` at the median,
-    and `passes` timed.
+    """Make a latency row: `median` and `p95` in ms per pass, `images_per_second` at the median, and
+    `passes` timed.
     """
     median, p95 = median_and_p95(milliseconds)
     where = {key: value for key, value in cell._asdict().items() if key != "role"}
@@ -184,11 +183,11 @@ def row(cell: Measurement, milliseconds: list[float]) -> dict[str, Any]:
 
 
 def ratios(model: Mapping[str, Any], teacher: Mapping[str, Any]) -> dict[str, Any]:
-    """How many times less than the teacher a model costs: the teacher's value over its own.
+    """Compute the teacher's costs divided by the model's.
 
     Returns:
         `params`, `macs`, `bytes`, `peak_activation_bytes` (by device and batch), and `latency`, of
-        the medians, for each row of the model's that the teacher has too.
+        the medians, for each row that both have.
     """
     own, other = model["peak_activation_bytes"], teacher["peak_activation_bytes"]
     key = ("device", "backend", "batch")

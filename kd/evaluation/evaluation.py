@@ -1,4 +1,4 @@
-"""Evaluating a finished run: on which images, what of each net, and its nets in pairs."""
+"""Evaluation of a finished run: images, metrics of each net, and nets in pairs."""
 
 import itertools
 import json
@@ -41,17 +41,16 @@ Answers = tuple[Mapping[str, Tensor], Tensor]  # each role's logits [N, C], and 
 
 
 def evaluate(finished: Finished, config: Evaluate, command: str) -> Path:
-    """Evaluate a run's nets; print what comes out, and write it as `evaluation.json` and
-    `evaluation.md`.
+    """Evaluate a run's nets; print the results, and write `evaluation.json` and `evaluation.md`.
 
     Args:
-        command: the line that repeats it.
+        command: command line that repeats it.
 
     Returns:
         the file `evaluation.json`, or `evaluation_<data>.json` for another data set than the run's.
 
     Raises:
-        UserError: the run's files or the data are not there, or do not fit each other.
+        UserError: the run's files or the data are missing, or do not fit each other.
     """
     folder = finished.room(config.out)
     classes = tuple(finished.report["data"]["classes"])
@@ -88,7 +87,7 @@ def evaluate(finished: Finished, config: Evaluate, command: str) -> Path:
                 nets[model["role"]], said[model["role"]], evaluated_on.images
             )
     if config.operating_point.asked:
-        assert calibration is not None  # or it had been refused
+        assert calibration is not None  # refused earlier otherwise
         found["operating_point"] = operating_points(
             config.operating_point, classes, (said, labels), calibration
         )
@@ -104,22 +103,22 @@ def evaluate(finished: Finished, config: Evaluate, command: str) -> Path:
 
 
 def asked(nets: Mapping[str, nn.Module], images: Images) -> dict[str, Tensor]:
-    """Each net's logits [N, C] for the images, by role."""
+    """Compute each net's logits [N, C] for the images, by role."""
     return {role: ask(net, images, normalization_of(net, UNSCALED)) for role, net in nets.items()}
 
 
 def compare(
     logits: Mapping[str, Tensor], finished: Finished, labels: Tensor, calibration: Answers | None
 ) -> dict[str, list[dict[str, Any]]]:
-    """Each net's metrics, and the nets in pairs.
+    """Compute each net's metrics, and compare the nets in pairs.
 
     Args:
-        logits: of each role, [N, C].
-        labels: [N].
-        calibration: what temperatures are fitted on; None fits none.
+        logits: per role, [N, C].
+        labels: int64 [N].
+        calibration: data for fitting temperatures; None fits none.
 
     Returns:
-        `models`, a dictionary for each role, and `paired`, one for each pair of roles.
+        `models`, a dictionary per role, and `paired`, one per pair of roles.
     """
     said = {model["role"]: model for model in finished.report["models"]}
     models = [
@@ -140,7 +139,7 @@ def compare(
 def check_point(
     wanted: OperatingPoint, classes: Sequence[str], val: Images | None, lacking: str | None
 ) -> None:
-    """Refuse an operating point that cannot be chosen, before any net is asked.
+    """Refuse an operating point that cannot be chosen, before any net runs.
 
     Raises:
         UserError: there is no such class, or no validation image of it.
@@ -156,10 +155,10 @@ def check_point(
 def operating_points(
     wanted: OperatingPoint, classes: Sequence[str], test: Answers, validation: Answers
 ) -> dict[str, Any]:
-    """The threshold of each net, chosen on validation, and what it gives there and on these images.
+    """Choose each net's threshold on validation; evaluate it there and on these images.
 
     Returns:
-        `positive`, the class; what was `asked` for; and `models`, by role: `threshold`, a
+        `positive`, the class; `asked`, the request; and `models`, by role: `threshold`, a
         probability; and `validation` and `test`, each as from
         `kd.measure.operating_point.at_threshold`.
     """
@@ -183,7 +182,7 @@ def operating_points(
 
 
 def _label(positive: str | None, classes: Sequence[str]) -> int:
-    """The class that is to be found; the second where there are two and none is named."""
+    """Return the label of the positive class; by default the second of two."""
     if positive is None and len(classes) == 2:
         return 1
     if positive not in classes:
@@ -196,13 +195,15 @@ def _label(positive: str | None, classes: Sequence[str]) -> int:
 
 
 def judge(logits: Tensor, labels: Tensor, teacher: Tensor | None) -> dict[str, Any]:
-    """All metrics of logits [N, C] against labels [N].
+    """Compute all metrics of logits [N, C] against labels int64 [N].
+
+    Args:
+        teacher: teacher logits [N, C], or None.
 
     Returns:
-        those of `kd.measure.metrics.summary`, and `kl`, the divergence KL(teacher || model) in
-        nats, mean over the images (None without a teacher), and `per_class`: for each class
-        `support` (images of it), `precision` (None where it is never chosen) and `recall` (None
-        where there is no image of it).
+        those of `kd.measure.metrics.summary`; `kl`, the mean divergence KL(teacher || model) in
+        nats (None without a teacher); and `per_class`: for each class `support` (its images),
+        `precision` (None if never predicted) and `recall` (None without images).
     """
     truth, chosen = labels.numpy(), logits.argmax(1).numpy()
     precision, recall, _, support = precision_recall_fscore_support(
@@ -230,7 +231,7 @@ def _kl(logits: Tensor, teacher: Tensor | None) -> float | None:
 
 
 def _flipped(net: nn.Module, logits: Tensor, images: Images) -> dict[str, Any]:
-    """The accuracy by the mean of the logits for each image and for its mirror image."""
+    """Compute the accuracy of the mean logits of each image and its mirror image."""
     other = ask(net, images, normalization_of(net, UNSCALED), mirrored=True)
     found = summary((logits + other) / 2, images.labels)
     return {key: found[key] for key in ("accuracy", "accuracy_ci95", "nll")}
@@ -239,9 +240,8 @@ def _flipped(net: nn.Module, logits: Tensor, images: Images) -> dict[str, Any]:
 def _calibrated(
     logits: Tensor, labels: Tensor, on_val: Tensor, val_labels: Tensor
 ) -> dict[str, Any] | None:
-    """What of the metrics temperature scaling changes.
-
-    None where no temperature could be fitted on validation.
+    """Return the metrics that temperature scaling changes; None if no temperature fits on
+    validation.
     """
     temperature = fit_temperature(on_val, val_labels)
     if temperature is None:
@@ -250,12 +250,16 @@ def _calibrated(
 
 
 def versus(first: str, second: str, logits: Mapping[str, Tensor], labels: Tensor) -> dict[str, Any]:
-    """Two nets on the same images.
+    """Compare two nets on the same images.
 
-    `difference` in accuracy (first - second) with interval and p, see `paired`.
+    Args:
+        first, second: their roles.
+        logits: by role, [N, C].
+        labels: int64 [N].
 
-    `only_first` and `only_second` are the images that only that one gets right, on which McNemar's
-    test rests.
+    Returns:
+        `difference` in accuracy (first - second) with interval and p, see `paired`; `only_first`
+        and `only_second`, the images that only one gets right, on which McNemar's test rests.
     """
     found = paired(logits[first], logits[second], labels)
     right, other = (logits[role].argmax(1) == labels for role in (first, second))
@@ -278,7 +282,7 @@ def under_corruptions(
     severities: Sequence[int],
     seed: int,
 ) -> dict[str, Any]:
-    """Accuracy of each net on corrupted images; see `kd.measure.corruptions`.
+    """Measure the accuracy of each net on corrupted images; see `kd.measure.corruptions`.
 
     Returns:
         `severities`, `seed`, `accuracy` by role, corruption and severity (as a string), and `mean`
@@ -345,7 +349,7 @@ def _publish(found: Mapping[str, Any], evaluated_on: EvaluationSet, folder: Path
 
 
 def _free_name(folder: Path, evaluated_on: EvaluationSet, found: Mapping[str, Any]) -> Path:
-    """A name that no evaluation has, but one of the same run on the same images."""
+    """Return a file name that is free, or that of an earlier evaluation on the same images."""
     words = (
         [evaluated_on.name, Path(evaluated_on.root).name]
         if evaluated_on.other and evaluated_on.name == "image_folder"

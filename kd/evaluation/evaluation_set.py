@@ -1,7 +1,4 @@
-"""Which images the nets of a finished run are judged by.
-
-The run's own test part, or another data set's.
-"""
+"""Evaluation set of a finished run: its own test part, or another data set's."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,13 +15,13 @@ from kd.shape import Shape
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """The images that nets are evaluated on, their labels in the order of the run's classes.
+    """Images for evaluating nets, with labels in the order of the run's classes.
 
     Attributes:
         name: of the data set, as in `data=NAME`.
-        part: what of it these are, in words.
+        part: description of the part.
         other: whether it is another data set than the run's.
-        left_out: how many were left out because the nets were trained on them or chosen by them.
+        left_out: number of images left out because the nets were trained or selected on them.
         skipped: files that could not be decoded.
     """
 
@@ -38,7 +35,7 @@ class EvaluationSet:
 
 
 def of_own(own: DataModule | None) -> EvaluationSet:
-    """The test part of the run's own data."""
+    """Return the test part of the run's own data."""
     assert own is not None
     return EvaluationSet(
         own.split.test, own.name, str(own.root.resolve()), "the test part", skipped=own.skipped
@@ -48,23 +45,20 @@ def of_own(own: DataModule | None) -> EvaluationSet:
 def of_other(
     node: Mapping[str, Any], classes: Sequence[str], shape: Shape, own: DataModule | None
 ) -> EvaluationSet:
-    """Another data set's test part, or all of it where it has none of its own, less what the nets
-    have seen.
+    """Return another data set's test part, or all of it without one, minus what the nets have seen.
 
     Args:
         node: the config's `data`.
-        classes: the run's, in the order of its labels.
+        classes: of the run, in the order of its labels.
         shape: of the run's nets.
-        own: the run's own data, where it is to be had.
+        own: the run's own data, if available.
 
     Raises:
-        UserError: it has other classes, or images that the nets do not take.
+        UserError: its classes differ, or the nets do not take its images.
     """
     target, _ = resolve_target(node, "data")
-    sized = {
-        "image_size": shape.image_size,
-        "channels": shape.channels,
-    }  # folders are decoded as the nets want them
+    # Folders are decoded at the nets' size
+    sized = {"image_size": shape.image_size, "channels": shape.channels}
     accepted = parameters_of(target)
     data: DataModule = construct(
         {**node, **{k: v for k, v in sized.items() if k in accepted}}, "data"
@@ -102,7 +96,7 @@ def of_other(
 
 
 def unseen(images: Images, *seen: Images) -> Images:
-    """Those of the images whose pixels are not among the seen ones."""
+    """Return the images whose pixels are not among the seen ones."""
     known = {digest.tobytes() for each in seen for digest in each.pixels.facts.digests.numpy()}
     digests = images.pixels.facts.digests.numpy()
     return images.at([i for i, digest in enumerate(digests) if digest.tobytes() not in known])

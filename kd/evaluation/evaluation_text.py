@@ -1,4 +1,4 @@
-"""An evaluation in words and tables, for the terminal and for `evaluation.md`."""
+"""Evaluation as text and tables, for the terminal and `evaluation.md`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,15 +10,13 @@ from rich.table import Table
 from kd.reports.escape import as_code, in_markdown
 from kd.reports.table import TextRows
 
-SHOWN = (
-    20  # classes up to which the terminal lists each, and the file holds the whole confusion matrix
-)
+# Largest number of classes listed in the terminal, and with a full confusion matrix in the file.
+SHOWN = 20
 
 
 def tables(found: Mapping[str, Any]) -> list[Table]:
-    """For the terminal: metrics by role, classes by role, and what corruptions leave.
-
-    Each fits in 80 columns.
+    """Make the tables for the terminal, within 80 columns: metrics by role, classes by role,
+    corruptions.
     """
     roles = [model["role"] for model in found["models"]]
     per_class = class_rows(found)
@@ -55,7 +53,7 @@ def _number(text: str) -> float:
 
 
 def metric_rows(found: Mapping[str, Any]) -> TextRows:
-    """A row for each metric: its name, then each role's value."""
+    """Make a row per metric: its name, then each role's value."""
     models, tests = found["models"], [model["test"] for model in found["models"]]
     scaled = [model["calibrated"] or {} for model in models]
     rows = [
@@ -89,13 +87,13 @@ def metric_rows(found: Mapping[str, Any]) -> TextRows:
 
 
 def _flip_rows(models: Sequence[Mapping[str, Any]]) -> TextRows:
-    """The accuracy with test-time flips, where they were asked for."""
+    """Make the rows of accuracy with test-time flips, if asked for."""
     flipped = [model["flipped"] for model in models if model["flipped"]]
     return [["  with test-time flips", *map(_accuracy, flipped)]] if flipped else []
 
 
 def point_rows(found: Mapping[str, Any]) -> TextRows:
-    """What each role's operating point is, and what it gives."""
+    """Make the rows of each role's operating point and its results."""
     models = list(found["operating_point"]["models"].values())
     names = {
         "sensitivity": "sensitivity, % [95 %, Wilson]",
@@ -116,7 +114,7 @@ def point_rows(found: Mapping[str, Any]) -> TextRows:
 
 
 def class_rows(found: Mapping[str, Any]) -> TextRows:
-    """A row for each class: its name, its images, then each role's precision and recall in per
+    """Make a row per class: its name, its images, then each role's precision and recall in per
     cent.
     """
     columns = [model["test"]["per_class"] for model in found["models"]]
@@ -131,9 +129,7 @@ def class_rows(found: Mapping[str, Any]) -> TextRows:
 
 
 def corruption_rows(found: Mapping[str, Any]) -> TextRows:
-    """A row for each corruption and severity, between those for the images as they are and for the
-    mean.
-    """
+    """Make a row per corruption and severity, between those of clean images and the mean."""
     under, models = found["corruptions"], found["models"]
     roles = [model["role"] for model in models]
     return [
@@ -152,7 +148,7 @@ def corruption_rows(found: Mapping[str, Any]) -> TextRows:
 
 
 def sentences(found: Mapping[str, Any]) -> list[str]:
-    """What the evaluation says, and what should be known to read it."""
+    """List the results in sentences, and notes for reading them."""
     data = found["data"]
     where = f" in {data['root']}" if data["other"] else ""
     lines = [f"{data['images']} images: {data['part']} of {data['name']}{where}."]
@@ -227,7 +223,7 @@ def _about_corruptions(found: Mapping[str, Any]) -> list[str]:
 
 
 def as_markdown(found: Mapping[str, Any]) -> str:
-    """`evaluation.md`: all of it, and what is needed to repeat it."""
+    """Format `evaluation.md`: all results, and how to repeat them."""
     roles, env = [model["role"] for model in found["models"]], found["environment"]
     parts = [
         [f"# Evaluation of {in_markdown(found['name'])}"],
@@ -264,7 +260,7 @@ def as_markdown(found: Mapping[str, Any]) -> str:
 
 
 def _confusion(model: Mapping[str, Any], classes: Sequence[str]) -> list[list[str]]:
-    """The confusion matrix, or of many classes the ten most frequent confusions."""
+    """Format the confusion matrix, or the ten most frequent confusions of many classes."""
     counts = model["test"]["confusion"]
     if counts is not None and len(classes) <= SHOWN:
         rows = [[name, *map(str, row)] for name, row in zip(classes, counts, strict=True)]

@@ -1,6 +1,5 @@
-"""What `kd.evaluate` and `kd.benchmark` may be asked for.
-
-Checked before torch is imported, which takes seconds.
+"""Requests to `kd.evaluate` and `kd.benchmark`, checked before torch is imported, which takes
+seconds.
 """
 
 from typing import Annotated, Any, Self
@@ -11,8 +10,7 @@ from kd.config.fields import Node, Seed
 from kd.config.schema import Command, Strict
 from kd.errors import UserError, nearest
 
-# How a net may be run: PyTorch as it is, compiled by PyTorch, by ONNX Runtime, and that in whole
-# numbers of 8 bits.
+# Backends: PyTorch as it is, torch.compile, ONNX Runtime, and ONNX Runtime in int8.
 BACKENDS = ("eager", "compile", "onnx", "onnx_int8")
 
 
@@ -27,7 +25,7 @@ def _backends(found: list[str]) -> list[str]:
 
 
 class Benchmark(Command):
-    """The config of `kd.benchmark`; see conf/benchmark.yaml."""
+    """Config of `kd.benchmark`; see conf/benchmark.yaml."""
 
     run: str
     out: str | None
@@ -38,7 +36,7 @@ class Benchmark(Command):
 
 
 def _corruptions(found: Any) -> list[str]:
-    """The corruptions that are asked for, by name."""
+    """Return the names of the requested corruptions."""
     from kd.measure.corruptions import CORRUPTIONS
 
     if isinstance(found, bool):
@@ -55,16 +53,12 @@ def _corruptions(found: Any) -> list[str]:
 
 
 def _name(found: Any) -> Any:
-    return (
-        str(found) if type(found) is int else found
-    )  # of a digit, say, which YAML takes for a number
+    # Such as a digit, which YAML reads as a number
+    return str(found) if type(found) is int else found
 
 
 class OperatingPoint(Strict):
-    """From which probability on an image counts as positive, chosen on validation.
-
-    See conf/evaluate.yaml.
-    """
+    """Threshold for a positive, chosen on validation; see conf/evaluate.yaml."""
 
     positive: Annotated[str | None, BeforeValidator(_name)]
     sensitivity: Annotated[float, Field(gt=0, le=1)] | None
@@ -83,12 +77,12 @@ class OperatingPoint(Strict):
 
     @property
     def asked(self) -> bool:
-        """Whether there is to be one."""
+        """Whether one is requested."""
         return self.sensitivity is not None or self.miss_cost is not None
 
 
 class Evaluate(Command):
-    """The config of `kd.evaluate`; see conf/evaluate.yaml."""
+    """Config of `kd.evaluate`; see conf/evaluate.yaml."""
 
     run: str
     data: Node

@@ -1,7 +1,4 @@
-"""Timing several things fairly.
-
-Warm, and in turns, so that whatever else the machine does hits all of them alike.
-"""
+"""Fair timing of several things: warm, and in turns, so that other load affects all alike."""
 
 import random
 import time
@@ -16,17 +13,17 @@ from kd.log import waiting
 K = TypeVar("K")
 
 ROUNDS = 20
-LEAST = 3  # passes that are timed in a round, however long they take
-# seconds of passes before each turn that do not count: other nets have been in the caches since
+LEAST = 3  # minimum of timed passes per round
+# seconds of untimed passes before each turn: other nets have used the caches since
 WARM = 0.005
 
 
 def times(passes: Mapping[K, Pass], seconds: float) -> dict[K, list[float]]:
-    """Milliseconds of each timed pass.
+    """Time each pass, in milliseconds.
 
     Args:
-        seconds: about how long to time each; spread over 20 rounds, in each of which all have their
-            turn, in an order that is drawn anew.
+        seconds: target time per pass, spread over 20 rounds; each round runs all passes in a new
+            random order.
     """
     found: dict[K, list[float]] = {key: [] for key in passes}
     order, draw = list(passes), random.Random(0)
@@ -49,5 +46,5 @@ def _until(run: Pass, seconds: float, least: int) -> list[float]:
 
 
 def median_and_p95(milliseconds: list[float]) -> tuple[float, float]:
-    """The median and the 95th percentile."""
+    """Return the median and the 95th percentile."""
     return float(np.median(milliseconds)), float(np.quantile(milliseconds, 0.95, method="lower"))

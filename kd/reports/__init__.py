@@ -1,1 +1,1 @@
-"""One run for people: the comparison, its page, its figures, its card, what TensorBoard shows."""
+"""One run for people: comparison, page, figures, model card, TensorBoard."""

@@ -1,6 +1,4 @@
-"""Text that may hold anything (names of classes, files and runs), shown and not obeyed by what
-shows it.
-"""
+"""Escaping of text from files (class, file and run names) for each output format."""
 
 import re
 from collections.abc import Mapping
@@ -10,7 +8,7 @@ from kd.log import printable
 
 
 def in_markdown(text: str) -> str:
-    """As one line that shows the text: no HTML, no table cell's end, no link."""
+    """Format as one line of plain text in Markdown: no HTML, no cell separator, no link."""
     plain = printable(" ".join(text.split()))
     return (
         plain.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").replace("](", "]\\(")
@@ -18,7 +16,7 @@ def in_markdown(text: str) -> str:
 
 
 def escaped(node: Any) -> Any:
-    """A record with each text in it as `in_markdown` has it."""
+    """Apply `in_markdown` to every text of a record."""
     if isinstance(node, Mapping):
         return {key: escaped(value) for key, value in node.items()}
     if isinstance(node, list):
@@ -27,15 +25,15 @@ def escaped(node: Any) -> Any:
 
 
 def as_code(text: str) -> str:
-    """As code in a line, to be copied as it is."""
+    """Format as inline code, to be copied unchanged."""
     plain = printable(" ".join(text.split("\n")))
     fence = "`" * (1 + max(map(len, re.findall("`+", plain)), default=0))
     return f"{fence}{plain}{fence}" if len(fence) == 1 else f"{fence} {plain} {fence}"
 
 
 def in_a_cell(value: Any) -> Any:
-    """A value for a CSV file; a text that a spreadsheet would compute as a formula has an
-    apostrophe before it.
+    """Format a value for a CSV file; an apostrophe precedes text that a spreadsheet would run as a
+    formula.
     """
     return (
         f"'{value}"

@@ -1,10 +1,8 @@
-"""Figures of one run's models.
+"""Figures of one run's models: confusions, calibration, disagreement.
 
-What they confuse, how far their confidence can be trusted, where they disagree.
-
-Each function takes plain arrays and gives a matplotlib `Figure`, drawn without pyplot's global
-state. Colours are those of Okabe and Ito (2008), or run from light to dark in one hue, so that they
-survive colour blindness and a printer; roles differ by line and hatching too.
+Each function takes plain arrays and returns a matplotlib `Figure`, drawn without pyplot's global
+state. Colours are those of Okabe and Ito (2008), or run from light to dark in one hue, for colour
+blindness and printers. Roles also differ in line style and hatching.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,7 +30,7 @@ from kd.measure.metrics import (
 from kd.reports.fonts import give_letters
 from kd.reports.palette import GRAY, ROLES, SKY, Axes
 
-NAMED = 20  # up to so many classes each cell of a confusion matrix has its number
+NAMED = 20  # largest number of classes with numbers in the confusion matrix
 
 
 def figures_of_run(
@@ -42,15 +40,15 @@ def figures_of_run(
     labels: Tensor,
     classes: Sequence[str],
 ) -> Iterator[tuple[str, Figure]]:
-    """All figures of a run, each with its name, one at a time.
+    """Iterate over all figures of a run, with their names.
 
     Args:
-        histories: of each role, its epochs' metrics, as a stage's record has them.
-        logits: of each role, [N, C] for the test images.
-        images: the test images; `images[i]` are the uint8 pixels [K, channels, height, width] of
-            the positions i [K].
-        labels: their classes [N].
-        classes: their names.
+        histories: per role its epochs' metrics, as in a stage's record.
+        logits: per role, [N, C] for the test images.
+        images: the test images; `images[i]` are the uint8 pixels [K, channels, height, width] at
+            positions i [K].
+        labels: their classes, int64 [N].
+        classes: names.
     """
     yield "learning_curves", learning_curves(histories)
     for role, each in logits.items():
@@ -62,22 +60,25 @@ def figures_of_run(
 
 
 def confusion_figure(labels: Tensor, chosen: Tensor, classes: Sequence[str], who: str) -> Figure:
-    """The confusion matrix; of more than 100 classes those that are worst, as nobody can read so
-    large a matrix.
+    """Draw the confusion matrix; for more than 100 classes only the worst classes, as nobody can
+    read more.
 
     Args:
-        labels, chosen: classes int64 [N], from 0.
+        labels, chosen: true and predicted classes, int64 [N], from 0.
         classes: names.
-        who: whose choices these are, for the title.
+        who: whose predictions they are, for the title.
     """
     draw = confusion_matrix if len(classes) <= CONFUSION else worst_classes
     return draw(labels, chosen, classes, who)
 
 
 def worst_classes(labels: Tensor, chosen: Tensor, classes: Sequence[str], who: str) -> Figure:
-    """The classes that are found least often, and the pairs that are confused most.
+    """Draw the classes with lowest recall, and the pairs confused most.
 
-    Arguments as above.
+    Args:
+        labels, chosen: true and predicted classes, int64 [N], from 0.
+        classes: names.
+        who: whose predictions they are, for the title.
     """
     found = worst_of(labels, chosen, len(classes))
     worst, pairs = found["worst_classes"], found["confused_pairs"]
@@ -105,7 +106,7 @@ def worst_classes(labels: Tensor, chosen: Tensor, classes: Sequence[str], who: s
 def _ranked_bars(
     axes: Axes, names: Sequence[str], values: Sequence[float], words: Sequence[str]
 ) -> None:
-    """Horizontal bars from the top down, each with its words at its end."""
+    """Draw horizontal bars from the top down, each with a text at its end."""
     axes.barh(range(len(names)), values, color=SKY, edgecolor="white")
     for y, (value, text) in enumerate(zip(values, words, strict=True)):
         axes.text(value, y, text, va="center", fontsize=8)
@@ -114,22 +115,21 @@ def _ranked_bars(
 
 
 def confusion_matrix(labels: Tensor, chosen: Tensor, classes: Sequence[str], who: str) -> Figure:
-    """How the images of each true class (a row) were classified (columns).
-
-    Shares as colours, and counts.
+    """Draw how the images of each true class (row) were predicted (columns): shares as colours, and
+    counts.
 
     Args:
-        labels, chosen: classes [N], from 0.
-        classes: names; above 20 of them the counts give way to a list of the most frequent
-            confusions.
-        who: whose choices these are, for the title.
+        labels, chosen: true and predicted classes, int64 [N], from 0.
+        classes: names; for more than 20, a list of the most frequent confusions replaces the
+            counts.
+        who: whose predictions they are, for the title.
     """
     n = len(classes)
     counts = confusions(labels, chosen, n)
     shares = counts / counts.sum(1, keepdims=True).clip(min=1)
     side = min(12.0, max(4.2, 1.6 + 0.34 * n))
     figure, axes = new_figure(side + 0.8, side)
-    # Under a square root the few mistakes of a good net are seen.
+    # A square root makes the few errors of a good net visible.
     picture = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1))
     bar = figure.colorbar(
         picture, ax=axes, shrink=0.8, format=PercentFormatter(1, 0), ticks=[0, 0.05, 0.2, 0.5, 1]
@@ -152,7 +152,7 @@ def confusion_matrix(labels: Tensor, chosen: Tensor, classes: Sequence[str], who
 
 
 def _confusions(counts: NDArray[np.int64], names: Sequence[str]) -> str:
-    """The most frequent mistakes in words, three in a line."""
+    """List the most frequent errors, three in a line."""
     wrong = counts * (1 - np.eye(len(counts), dtype=np.int64))
     most = [divmod(int(i), len(counts)) for i in np.argsort(-wrong, axis=None, kind="stable")[:9]]
     words = [
@@ -169,12 +169,10 @@ def _confusions(counts: NDArray[np.int64], names: Sequence[str]) -> str:
 
 
 def reliability_diagram(bins: Sequence[Mapping[str, Any]], who: str) -> Figure:
-    """How often the net is right where it is so sure.
-
-    Accuracy against confidence, and how many images are how sure.
+    """Draw accuracy against confidence, and the histogram of confidence.
 
     Args:
-        bins: as a report has them under `reliability`.
+        bins: as in a report's `reliability`.
         who: whose they are, for the title, which also has the expected calibration error (Guo et
             al. 2017, eq. 3).
     """
@@ -231,16 +229,15 @@ def reliability_diagram(bins: Sequence[Mapping[str, Any]], who: str) -> Figure:
 
 
 def disagreement(logits: Sequence[Tensor]) -> Tensor:
-    """How far several nets are apart on each image.
+    """Measure how far several nets disagree on each image.
 
-    The Jensen-Shannon divergence (Lin 1991, eq. 5.1), equal weights.
+    The Jensen-Shannon divergence (Lin 1991, eq. 5.1), with equal weights.
 
     Args:
         logits: of each net, [N, C].
 
     Returns:
-        float64 [N], in nats; from 0, where all say the same, to the logarithm of the number of
-        nets.
+        float64 [N], in nats; from 0, if all agree, to the logarithm of the number of nets.
     """
 
     def entropy(p: Tensor) -> Tensor:
@@ -262,13 +259,13 @@ def disagreement_gallery(
     classes: Sequence[str],
     count: int = 12,
 ) -> Figure:
-    """The test images on which the models are furthest apart, and what each says of them.
+    """Show the test images on which the models disagree most, with each model's probabilities.
 
     Args:
         images: as in `figures_of_run`.
         labels: int64 [N].
-        logits: of each role, [N, C].
-        count: how many images at most.
+        logits: per role, [N, C].
+        count: maximum number of images.
     """
     apart = disagreement(list(logits.values()))
     shown = apart.argsort(descending=True, stable=True)[:count]
@@ -305,7 +302,7 @@ def disagreement_gallery(
 def _bars(
     axes: Axes, said: Mapping[str, NDArray[np.float64]], label: int, classes: Sequence[str]
 ) -> None:
-    """Of one image, what each model says of the true class, of those that any model chooses, and of
+    """Draw for one image each model's probability of the true class, all predicted classes, and
     likely others.
     """
     likely = np.argsort(-sum(said.values(), np.zeros(len(classes))), kind="stable").tolist()
@@ -336,22 +333,19 @@ def _bars(
 
 
 def displayed(pixels: Tensor) -> NDArray[np.uint8]:
-    """A picture [channels, height, width] as matplotlib takes it.
-
-    Gray [height, width], colour [height, width, 3].
+    """Convert pixels [channels, height, width] for matplotlib: [height, width] or [height, width,
+    3].
     """
     picture: NDArray[np.uint8] = pixels.permute(1, 2, 0).numpy()
     return picture[:, :, 0] if picture.shape[2] == 1 else picture
 
 
 def learning_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
-    """Validation accuracy and loss of each role by epoch.
-
-    A role that was not trained is a level line.
+    """Plot validation accuracy and loss of each role by epoch; a net without training is a level
+    line.
 
     Args:
-        histories: of each role, a row for each epoch with `epoch` (from 0), `val/acc` and
-            `val/loss`.
+        histories: per role one row per epoch with `epoch` (from 0), `val/acc` and `val/loss`.
     """
     figure, both = new_figure(9.6, 4.0, columns=2)
     for axes, key, name in zip(
@@ -377,7 +371,7 @@ def learning_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> F
 
 
 def as_array(figure: Figure) -> NDArray[np.uint8]:
-    """The figure's pixels: [height, width, 3]."""
+    """Return the figure's pixels: uint8 [height, width, 3]."""
     settle(figure)
     canvas: Any = FigureCanvasAgg(figure)
     canvas.draw()
@@ -385,31 +379,27 @@ def as_array(figure: Figure) -> NDArray[np.uint8]:
 
 
 def settle(figure: Figure) -> None:
-    """Find out once where all of a figure goes.
+    """Compute a figure's layout once.
 
-    Matplotlib would do so, drawing it on the quiet, each time it is drawn.
-
-    What is drawn on it afterwards may have no room.
+    Matplotlib would otherwise repeat it at each drawing. Later additions may lack space.
     """
     give_letters(figure)
     if engine := figure.get_layout_engine():
         for text in (
             text for axes in figure.axes for text in axes.texts if not isinstance(text, Annotation)
         ):
-            text.set_in_layout(
-                False
-            )  # it lies within its axes, so what it takes need not be found out
+            # It lies within its axes, so its extent does not matter
+            text.set_in_layout(False)
         engine.execute(figure)
-        figure.set_layout_engine(
-            None
-        )  # "none" would leave a placeholder, for which it draws twice all the same
+        # "none" would leave a placeholder that draws twice
+        figure.set_layout_engine(None)
 
 
 def export(figure: Figure, path: Path) -> None:
-    """Write the figure as what the path ends in: `.png` with 150 dots an inch, or `.svg`.
+    """Write the figure by its ending: `.png` with 150 dots per inch, or `.svg`.
 
     Raises:
-        ValueError: for another ending.
+        ValueError: another ending.
     """
     if path.suffix not in (".png", ".svg"):
         raise ValueError(f"{path}: accepted are .png and .svg")
@@ -420,7 +410,7 @@ def export(figure: Figure, path: Path) -> None:
 def new_figure(
     width: float, height: float, rows: int = 1, columns: int = 1, **options: Any
 ) -> tuple[Figure, Any]:
-    """A figure of this size in inches, and its axes."""
+    """Create a figure of this size in inches, with its axes."""
     figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
     keys = {k: v for k, v in options.items() if k.endswith("_ratios")}
     rest = {k: v for k, v in options.items() if k not in keys}
@@ -428,7 +418,6 @@ def new_figure(
 
 
 def short_name(name: str) -> str:
-    """A class's name in at most 18 letters, as matplotlib takes it."""
-    return (name if len(name) <= 18 else f"{name[:17]}…").replace(
-        "$", "\\$"
-    )  # else it would be a formula
+    """Shorten a class's name to 18 letters, escaped for matplotlib."""
+    # Else it would start a formula
+    return (name if len(name) <= 18 else f"{name[:17]}…").replace("$", "\\$")

@@ -1,4 +1,4 @@
-"""Letters that matplotlib's own font lacks: from another font of this machine that has them."""
+"""Font fallback: letters that matplotlib's font lacks come from another font of this machine."""
 
 import re
 from collections.abc import Iterable
@@ -9,18 +9,18 @@ from matplotlib.font_manager import FontProperties, findfont, fontManager
 from matplotlib.ft2font import FT2Font
 from matplotlib.text import Text
 
-# Fonts of many letters, which are looked at first: each takes milliseconds to open.
+# Fonts with many letters, tried first: each takes milliseconds to open.
 LARGE = re.compile(
     "CJK|Source Han|WenQuanYi|PingFang|Hiragino|YaHei|SimHei|SimSun|Malgun|Meiryo|Gothic|Nanum"
     "|Arial Unicode|Droid Sans Fallback|Unifont|Noto Sans"
 )
-BOX = "\u25a1"  # in the place of a letter that no font has
+BOX = "\u25a1"  # replaces a letter that no font has
 
 
 def give_letters(figure: Figure) -> None:
-    """Give a figure's texts the fonts that have their letters; one that none has becomes a box."""
+    """Give a figure's texts fonts that have their letters; a letter without font becomes a box."""
     axes = [axis for each in figure.axes for axis in (each.xaxis, each.yaxis)]
-    labels = [axis.get_majorticklabels() for axis in axes]  # else they are made at drawing
+    labels = [axis.get_majorticklabels() for axis in axes]  # otherwise created at drawing time
     texts = figure.findobj(Text)
     letters = frozenset("".join(text.get_text() for text in texts)) - _letters_of(_own())
     letters = frozenset(each for each in letters if each.isprintable())
@@ -47,13 +47,13 @@ def _own() -> str:
 def _letters_of(file: str) -> frozenset[str]:
     try:
         return frozenset(map(chr, FT2Font(file).get_charmap()))
-    except (OSError, RuntimeError):  # of a kind that cannot be drawn
+    except (OSError, RuntimeError):  # a font type that cannot be drawn
         return frozenset()
 
 
 @cache
 def _families(letters: frozenset[str]) -> tuple[tuple[str, ...], frozenset[str]]:
-    """Names of fonts that have these letters between them, and the letters that none has."""
+    """Return fonts that together have these letters, and the letters that none has."""
     found: list[str] = []
     for file, name in _fonts():
         if letters & _letters_of(file):

@@ -1,4 +1,4 @@
-"""Grad-CAM side by side: where teacher and student look on the test images on which they differ."""
+"""Grad-CAM of teacher and student side by side, on test images where they differ."""
 
 from collections.abc import Mapping, Sequence
 
@@ -16,16 +16,15 @@ def grad_cam_figure(
     maps: Mapping[str, Tensor],
     classes: Sequence[str],
 ) -> Figure:
-    """A row for each image: itself, then one picture a role with its map over it and the class that
-    it chose.
+    """Draw a row per image: the image, then per role its map on top of it and its predicted class.
 
     Args:
         pixels: uint8 [B, C, H, W].
-        places: of the images in the test part [B].
-        labels: their classes, int64 [B].
-        probabilities: of each role, [B, classes].
-        maps: of each role, [B, H, W] in [0, 1].
-        classes: their names.
+        places: positions of the images in the test part, [B].
+        labels: int64 [B].
+        probabilities: per role, [B, classes].
+        maps: per role, [B, H, W] in [0, 1].
+        classes: names.
     """
     rows, columns = len(pixels), 1 + len(maps)
     figure, grid = new_figure(2.3 * columns, 2.3 * rows + 0.6, rows, columns, squeeze=False)

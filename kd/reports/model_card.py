@@ -1,7 +1,4 @@
-"""The card that goes with a run's student.
-
-What it is, what it was trained on, how good it is, what to beware of.
-"""
+"""Model card of a run's student: purpose, training data, quality, limitations."""
 
 import json
 import shlex
@@ -14,18 +11,18 @@ from kd.reports.escape import as_code, escaped
 from kd.reports.run_report import cautions
 from kd.reports.units import chosen_on, training_images
 
-FEW = 1000  # test images below which the card warns of the interval
-UNEVEN = 3.0  # times that the most frequent class of the test part is as frequent as the rarest
-UNSURE = 0.05  # expected calibration error from which the card warns of the probabilities
-LISTED = 20  # classes that are listed with their recall
+FEW = 1000  # fewer test images cause a warning about the interval
+UNEVEN = 3.0  # ratio of most to least frequent test class that causes a warning
+UNSURE = 0.05  # expected calibration error that causes a warning about probabilities
+LISTED = 20  # classes listed with their recall
 
 
 def model_card(report: Mapping[str, Any], folder: str) -> str:
-    """`MODEL_CARD.md`, after Mitchell et al. 2019, "Model Cards for Model Reporting".
+    """Format `MODEL_CARD.md`, after Mitchell et al. 2019, "Model Cards for Model Reporting".
 
     Args:
-        report: what `report.json` says of a run with a student.
-        folder: the run's, for the lines that use the model.
+        report: contents of `report.json` of a run with a student.
+        folder: of the run, for the lines that use the model.
     """
     command, report = as_code(report["command"]), escaped(report)
     by_role = {model["role"]: model for model in report["models"]}
@@ -109,12 +106,12 @@ def _interval(test: Mapping[str, Any]) -> str:
 
 
 def _counts(student: Mapping[str, Any]) -> list[int]:
-    """Test images of each class; empty where there are too many classes for the report to say."""
+    """Return the test images per class; empty if the report has too many classes."""
     return [sum(row) for row in student["test"].get("confusion") or ()]
 
 
 def _classes(student: Mapping[str, Any], classes: Sequence[str]) -> list[str]:
-    """What share of each class is found, the worst first."""
+    """Format the recall of each class, the worst first."""
     if counts := _counts(student):
         confusion = student["test"]["confusion"]
         recalls = sorted(

@@ -1,4 +1,4 @@
-"""What a run compares, in plain words, before anything is trained."""
+"""Plain-language outline of a run's comparison, before anything is trained."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,9 @@ from kd.stages.result import name_of_net
 
 
 def opening(chain: Sequence[Link], data: DataModule) -> list[str]:
-    """A line for each net of the run: what it learns from; then what all are measured on."""
+    """Describe what each net of the run learns from, then what all are measured on; one line
+    each.
+    """
     compared = [link for link in chain if link.role]
     width = max((len(link.name) for link in compared), default=0) + 1
     lines = [f"  {link.name + ':':<{width}} {_learns_from(link, chain, data)}" for link in compared]

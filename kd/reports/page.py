@@ -1,5 +1,4 @@
-"""Pages that are one file: text and pictures in it, nothing fetched, readable on paper and on a
-telephone.
+"""Pages in one file: text and pictures, nothing fetched, for paper and phones.
 
 The layout is `templates/page.html.jinja`; a page is a template that extends it.
 """
@@ -21,10 +20,10 @@ class Picture:
     """A figure of a page.
 
     Attributes:
-        src: the picture itself, as a data URI.
-        caption: what is shown, of how many.
-        alt: what those who cannot see it need to know.
-        width: in CSS pixels, at which its letters have their size.
+        src: the picture as a data URI.
+        caption: its content and counts.
+        alt: description for those who cannot see it.
+        width: in CSS pixels, for text at its normal size.
     """
 
     src: str
@@ -34,7 +33,7 @@ class Picture:
 
 
 def as_svg(figure: Figure) -> str:
-    """The text of an SVG file; the same for the same figure."""
+    """Return an SVG file's text; equal figures give equal text."""
     out = io.BytesIO()
     settle(figure)
     with rc_context({"svg.fonttype": "path", "svg.hashsalt": "kd"}):
@@ -43,7 +42,7 @@ def as_svg(figure: Figure) -> str:
 
 
 def picture(figure: Figure, caption: str, alt: str) -> Picture:
-    """Draw a figure as SVG; as an image, no script in it runs and no name in it clashes."""
+    """Draw a figure as SVG; inside an image no script runs and no name clashes."""
     data = base64.b64encode(as_svg(figure).encode()).decode()
     return Picture(
         f"data:image/svg+xml;base64,{data}", caption, alt, round(96 * figure.get_figwidth())
@@ -51,7 +50,7 @@ def picture(figure: Figure, caption: str, alt: str) -> Picture:
 
 
 def image(figure: Figure, caption: str, alt: str) -> Picture:
-    """Draw a figure as PNG: for one that is made of images, of which SVG has nothing."""
+    """Draw a figure as PNG, for figures made of images."""
     out = io.BytesIO()
     settle(figure)
     figure.savefig(out, format="png", dpi=110, metadata={"Software": None})
@@ -60,10 +59,7 @@ def image(figure: Figure, caption: str, alt: str) -> Picture:
 
 
 def render(template: str, **values: Any) -> str:
-    """A page from a template in `kd/reports/templates`.
-
-    Whatever the values hold is shown as text, `<script>` too.
-    """
+    """Render a template of `kd/reports/templates`; values are escaped."""
     environment = Environment(
         loader=PackageLoader("kd.reports"),
         autoescape=True,

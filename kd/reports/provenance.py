@@ -1,4 +1,4 @@
-"""Where a result comes from: when, by which command and code, on what."""
+"""Provenance of a result: time, command, code, environment."""
 
 import platform
 import subprocess
@@ -11,10 +11,10 @@ import torch
 
 
 def made(command: str) -> dict[str, Any]:
-    """What every result says of its making: `finished`, `git`, `command` and `environment`.
+    """Return the provenance of a result: `finished`, `git`, `command` and `environment`.
 
     Args:
-        command: the line that repeats it.
+        command: command line that repeats it.
     """
     return {
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -25,7 +25,7 @@ def made(command: str) -> dict[str, Any]:
 
 
 def _environment() -> dict[str, Any]:
-    """What the numbers were measured with."""
+    """Return the machine and versions of the measurements."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -36,7 +36,7 @@ def _environment() -> dict[str, Any]:
 
 
 def cpu_name() -> str:
-    """The processor, as it calls itself."""
+    """Return the processor's name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -46,9 +46,8 @@ def cpu_name() -> str:
 
 
 def _git() -> str | None:
-    """The commit of the project's checkout, with `+` where it has changes.
-
-    None outside a checkout.
+    """Return the commit of the project's checkout, with `+` if it has changes; None outside a
+    checkout.
     """
     git = ["git", "-C", str(Path(__file__).parent)]
     try:

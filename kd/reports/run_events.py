@@ -1,9 +1,6 @@
-"""What a run shows of itself in TensorBoard, beside its stages' curves.
+"""A run's own TensorBoard events: its row in the table of runs, figures, texts.
 
-Its row in the table of runs, figures, texts.
-
-The curves are in the stages' own events, and there alone; the charts of the Custom Scalars tab are
-made of them.
+The curves are in the stages' events only; the charts of the Custom Scalars tab use those.
 """
 
 import inspect
@@ -29,7 +26,7 @@ from kd.reports.run_report import as_markdown
 from kd.reports.view_grid import view_grid
 from kd.training.loss_spec import LossSpec
 
-# Charts by category. A chart has a line for each chosen run that has a tag of this pattern.
+# Charts by category. A chart has a line for each chosen run with a tag of this pattern.
 LAYOUT = {
     "Student, baseline, teacher": {
         "validation accuracy": ["Multiline", ["^val/acc$"]],
@@ -51,8 +48,8 @@ LAYOUT = {
     },
 }
 
-# The table of runs: its columns with what they are called and the type of their values. Those whose
-# names are in SHOWN are seen at once, the others at a click.
+# Columns of the table of runs, with names and value types. Those in SHOWN are visible at first, the
+# others on a click.
 SHOWN = ("alpha", "method", "seed", "student", "temperature")
 KNOBS: Mapping[str, tuple[str, type]] = {
     "data": ("data", str),
@@ -88,9 +85,7 @@ RESULTS = {
 
 
 def begin(folder: Path, config: Config, data: DataModule) -> SummaryWriter:
-    """Open a run's events, with what can be shown before it has trained.
-
-    Charts, config, and views of some images.
+    """Open a run's events with what is known before training: charts, config, views of some images.
 
     Args:
         folder: gets the event file.
@@ -112,9 +107,7 @@ def finish(
     report: Mapping[str, Any],
     figures: Mapping[str, Figure],
 ) -> None:
-    """Add what the finished run shows.
-
-    The report, figures by name, and its row in the table of runs.
+    """Add the finished run: report, figures by name, and its row in the table of runs.
 
     Args:
         loss: the one that `loss=` names.
@@ -131,11 +124,10 @@ def finish(
 
 
 def add_row(events: SummaryWriter, values: Mapping[str, str | float | None]) -> None:
-    """Make the run a row of the HParams tab.
+    """Add the run as a row of the HParams tab.
 
-    `SummaryWriter.add_hparams` would make another run of it, named by the time, and could call no
-    column by a name for people. All runs have the same columns: TensorBoard takes them from any
-    one.
+    `SummaryWriter.add_hparams` would create another run, named by time, without display names for
+    columns. All runs have the same columns, since TensorBoard takes them from any one.
 
     Args:
         values: of `KNOBS`; None leaves the field empty.
@@ -172,9 +164,9 @@ def add_row(events: SummaryWriter, values: Mapping[str, str | float | None]) -> 
 def knobs(
     config: Config, loss: LossSpec, report: Mapping[str, Any]
 ) -> dict[str, str | float | None]:
-    """A run's settings, with the keys and types of `KNOBS`; None for one that it does not have.
+    """Return a run's settings, with the keys and types of `KNOBS`; None if missing.
 
-    A knob that moves while training counts as what it starts with; `schedules` says how it moves.
+    A scheduled knob shows its initial value; `schedules` has the schedule.
     """
     nets = {model["role"]: model["net"] for model in report["models"]}
     used = {knob: getattr(config, knob) for knob in config.used}
@@ -203,8 +195,7 @@ def knobs(
 
 
 def method(loss: LossSpec) -> str:
-    """A loss's terms, each with the numbers that are not its function's defaults.
-
+    """Format a loss's terms with the numbers that differ from defaults:
     `dkd(non_target_weight=6)`.
     """
     parts = []
@@ -222,7 +213,7 @@ def method(loss: LossSpec) -> str:
 
 
 def results(report: Mapping[str, Any]) -> dict[str, float | None]:
-    """What came of a run, with the keys of `RESULTS`; None for what it did not measure.
+    """Return a run's results, with the keys of `RESULTS`; None if not measured.
 
     Accuracies are fractions.
     """

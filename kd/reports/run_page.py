@@ -1,7 +1,4 @@
-"""`report.html`: one run for people, in one file.
-
-What distillation bought, the models side by side, and pictures.
-"""
+"""`report.html`: one run for people, in one file: gain, comparison, pictures."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,12 +14,12 @@ from kd.reports.units import chosen_on, short, training_images
 
 
 def as_page(report: Mapping[str, Any], figures: Mapping[str, Figure]) -> str:
-    """The page of a run.
+    """Render the page of a run.
 
     Args:
-        report: what `report.json` holds.
-        figures: by name, as `kd.reports.figures.figures_of_run` and `kd.reports.tasks.pictures`
-            give them; may be none.
+        report: contents of `report.json`.
+        figures: by name, as from `kd.reports.figures.figures_of_run` and
+            `kd.reports.tasks.pictures`; may be empty.
     """
     groups = [
         _tasks(figures),
@@ -46,7 +43,7 @@ def as_page(report: Mapping[str, Any], figures: Mapping[str, Figure]) -> str:
 
 
 def quality_table(report: Mapping[str, Any]) -> Table:
-    """What the models can do: a row each, measured on the test part but for one column."""
+    """Make the models' quality, one row each, measured on the test part except for one column."""
     words = ("", "net")
     numbers = (
         "accuracy, % [95 %]",
@@ -71,7 +68,7 @@ def quality_table(report: Mapping[str, Any]) -> Table:
 
 
 def cost_table(report: Mapping[str, Any]) -> Table:
-    """What the models cost: a row each, and how many times less that is than the teacher's."""
+    """Make the models' costs, one row each, with ratios to the teacher's."""
     columns = (
         "",
         "net",
@@ -116,7 +113,7 @@ def _percent(share: float | None) -> Cell:
 
 
 def _less(ratio: float | None) -> str:
-    """How many times less than the teacher's, as an addition to a cell."""
+    """Format the ratio to the teacher's value, appended to a cell."""
     return "" if ratio is None else f" (1/{ratio:.3g})" if ratio >= 1 else f" (×{1 / ratio:.3g})"
 
 

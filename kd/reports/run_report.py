@@ -1,4 +1,4 @@
-"""The report of a run: the models side by side, and what distillation bought."""
+"""The report of a run: the models compared, and the effect of distillation."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -33,14 +33,13 @@ def make_report(
     command: str,
     config: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Measure the stages' nets on the test part, and compare them.
-
-    The dictionary that `report.json` holds.
+    """Measure the stages' nets on the test part and compare them; returns the contents of
+    `report.json`.
 
     Args:
-        done: the finished stage of each role.
-        logits: of each role, for the test images, [N, C].
-        command: the line that made the run.
+        done: finished stage of each role.
+        logits: per role, [N, C] for the test images.
+        command: command line of the run.
         config: the run's checked config, plain values only.
     """
     split = data.split
@@ -88,9 +87,8 @@ def _model(
         "test": summary(logits, data.split.test.labels, teacher),
         "val": {which: row["val/acc"] for which, row in stage.record["val"].items()},
         "stage": stage.key,
-        "training_params": stage.record.get(
-            "training_params", 0
-        ),  # stages of before they were counted have none
+        # Missing in older stages
+        "training_params": stage.record.get("training_params", 0),
         "step_ms": _step_ms(stage),
         "precision": stage.record["spec"].get("trainer", {}).get("precision"),
         "epochs": stage.record["total"]["epochs"],
@@ -100,19 +98,15 @@ def _model(
 
 
 def columns(history: Sequence[Mapping[str, float]]) -> dict[str, list[float | None]]:
-    """The metrics of each epoch of a stage, by name: `epoch` (from 0), `val/acc`, ....
-
-    Null where an epoch has none.
+    """Return the metrics of a stage's epochs as columns: `epoch` (from 0), `val/acc`, ...; null if
+    missing.
     """
     names = dict.fromkeys(name for row in history for name in row)
     return {name: [row.get(name) for row in history] for name in names}
 
 
 def _step_ms(stage: Done) -> float | None:
-    """What an optimiser step took, with its share of validation, in milliseconds.
-
-    None where none was taken.
-    """
+    """Return the time per optimiser step including validation, in ms; None without steps."""
     steps = stage.record.get("steps", 0)
     return 1000 * stage.record["seconds"] / steps if steps else None
 
@@ -120,15 +114,14 @@ def _step_ms(stage: Done) -> float | None:
 def compare(
     models: Sequence[Mapping[str, Any]], logits: Mapping[Role, Tensor], labels: Tensor
 ) -> dict[str, Any]:
-    """What distillation bought, and what the student costs next to the teacher.
+    """Compute the effect of distillation, and the student's costs relative to the teacher's; null
+    if a model is missing.
 
-    Null where a model is missing.
-
-    `gain` is in accuracy, student over baseline, paired over the test images; `lead` is the
-    teacher's over the baseline. `gap_closed` is the share that gain is of the lead, null where the
-    teacher is not ahead. `retention` is the student's accuracy over the teacher's, null where the
-    teacher's may be no better than chance. `speedup` is the teacher's latency and `compression` the
-    teacher's parameters, each over the student's.
+    `gain` is the accuracy of student minus baseline, paired over the test images; `lead` that of
+    teacher minus baseline. `gap_closed` is gain / lead, null unless the teacher is ahead.
+    `retention` is the student's accuracy over the teacher's, null if the teacher may be no better
+    than chance. `speedup` is the teacher's latency and `compression` the teacher's parameters, each
+    over the student's.
     """
     by_role = {model["role"]: model for model in models}
     student, baseline, teacher = (by_role.get(role) for role in ("student", "baseline", "teacher"))
@@ -163,14 +156,12 @@ def compare(
 def teaching(
     models: Sequence[Mapping[str, Any]], done: Mapping[Role, Done], data: DataModule
 ) -> dict[str, Any] | None:
-    """What the soft labels that the student learned from were worth, and what about them should
-    worry the user.
-    """
+    """Return the measures of the student's soft labels, and warnings about them."""
     taught = done["student"].record["taught"] if "student" in done else {}
     if not taught:
         return None
     baseline = next((model["val"]["best"] for model in models if model["role"] == "baseline"), None)
-    if _out_of_order(done, data):  # its accuracy says nothing then
+    if _out_of_order(done, data):  # its accuracy means nothing then
         baseline = None
     return {**taught, "concerns": concerns(taught, len(data.classes), baseline)}
 
@@ -185,9 +176,7 @@ def _out_of_order(done: Mapping[Role, Done], data: DataModule) -> str | None:
 def warnings(
     models: Sequence[Mapping[str, Any]], done: Mapping[Role, Done], data: DataModule
 ) -> list[str]:
-    """What is odd about a teacher that somebody else trained, now that validation and test are
-    known.
-    """
+    """List oddities of a teacher trained elsewhere, now that validation and test are known."""
     teacher = done.get("teacher")
     if teacher is None or not teacher.record.get("loaded") or not len(data.split.val):
         return []
@@ -212,7 +201,7 @@ COLUMNS = ("", "net", "params", "MACs", "size", "latency", "test accuracy", "agr
 
 
 def rows(report: Mapping[str, Any]) -> list[list[str]]:
-    """The comparison as text, a row a model, in the order of `COLUMNS`."""
+    """Format the comparison, one row per model, in the order of `COLUMNS`."""
     table = []
     for model in report["models"]:
         low, high = model["test"]["accuracy_ci95"]
@@ -233,7 +222,7 @@ def rows(report: Mapping[str, Any]) -> list[list[str]]:
 
 
 def verdict(report: Mapping[str, Any]) -> list[str]:
-    """What the comparison says, in sentences; nothing about what was not run."""
+    """State the comparison in sentences, for the models that were run."""
     found, lines = report["comparison"], trial_note(report["config"].get("trainer", {}))
     if found["gain"] is not None:
         low, high = (100 * bound for bound in found["gain_ci95"])
@@ -258,12 +247,12 @@ def verdict(report: Mapping[str, Any]) -> list[str]:
 
 
 def cautions(report: Mapping[str, Any]) -> list[str]:
-    """What should worry the user about the teacher and its soft labels."""
+    """List warnings about the teacher and its soft labels."""
     return [*report.get("warnings", ()), *(report.get("teaching") or {"concerns": ()})["concerns"]]
 
 
 def _seen(data: Mapping[str, Any]) -> list[str]:
-    """Warn that test images were trained on or chosen by."""
+    """Warn of test images that were used for training or selection."""
     found = data.get("duplicates") or {"across": {}, "dropped": {}}
     return [
         f"Of the {data['test']} test images, {count} are in {part} too, pixel for pixel: the "
@@ -275,9 +264,7 @@ def _seen(data: Mapping[str, Any]) -> list[str]:
 
 
 def _gap(found: Mapping[str, Any]) -> str | None:
-    """What share of the teacher's lead over the baseline is closed, where there is a lead to speak
-    of.
-    """
+    """State the share of the teacher's lead that is closed, if the lead is significant."""
     closed, interval = found["gap_closed"], found.get("lead_ci95")
     if closed is None:
         compared = found["gain"] is not None and found["speedup"] is not None
@@ -295,10 +282,7 @@ def _gap(found: Mapping[str, Any]) -> str | None:
 
 
 def _kept(report: Mapping[str, Any]) -> str:
-    """How the student's accuracy compares with the teacher's, as the end of a sentence.
-
-    Empty without meaning.
-    """
+    """Compare the student's accuracy with the teacher's, as the end of a sentence; may be empty."""
     kept = report["comparison"]["retention"]
     if kept is None:
         return ""
@@ -309,13 +293,13 @@ def _kept(report: Mapping[str, Any]) -> str:
 
 
 def _times(ratio: float, above: str, below: str, same: str) -> str:
-    """A ratio in words; to one digit, as it is shown."""
+    """Format a ratio in words, to one digit."""
     larger, word = (ratio, above) if ratio >= 1 else (1 / ratio, below)
     return same if round(larger, 1) == 1 else f"{larger:.1f} times {word}"
 
 
 def as_table(report: Mapping[str, Any]) -> Table:
-    """The comparison for the terminal; fits in 80 columns."""
+    """Make the comparison table for the terminal, within 80 columns."""
     threads = report["environment"]["threads"]
     about = f"[95 % interval] of accuracy; latency of one image on the CPU, {threads} threads"
     table = Table(
@@ -331,7 +315,7 @@ def as_table(report: Mapping[str, Any]) -> Table:
 
 
 def as_markdown(report: Mapping[str, Any]) -> str:
-    """`report.md`: the comparison, and all that is needed to read and repeat it."""
+    """Format `report.md`: the comparison, and everything needed to read and repeat it."""
     command, report = as_code(report["command"]), escaped(report)
     data, env = report["data"], report["environment"]
     lines = [
@@ -376,7 +360,7 @@ def as_markdown(report: Mapping[str, Any]) -> str:
 
 
 def _in(model: Mapping[str, Any]) -> str:
-    precision = model.get("precision")  # reports of before it was told have none
+    precision = model.get("precision")  # missing in older reports
     return f" in {precision}" if precision else ""
 
 

@@ -1,4 +1,4 @@
-"""A table of text, and its cells."""
+"""Text tables and their cells."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ TextRows = list[list[str]]
 
 @dataclass(frozen=True)
 class Cell:
-    """What a table shows, and the number to sort by."""
+    """Text of a cell, and the number to sort by."""
 
     text: str
     number: float | None = None
@@ -16,12 +16,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of text.
+    """A text table.
 
     Attributes:
         columns: headings, with units.
         cells: by row.
-        words: which columns are words, the others being numbers.
+        words: which columns are words; the others are numbers.
     """
 
     columns: Sequence[str]

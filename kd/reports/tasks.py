@@ -1,4 +1,4 @@
-"""What became of the tasks, for people: tables and pictures of a run, and of many side by side."""
+"""Task results for people: tables and pictures of one run, and of many compared."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from kd.reports.escape import escaped
 from kd.reports.palette import STUDENTS
 from kd.reports.run_report import as_markdown as run_as_markdown
 
-# What the report calls each evaluation, and whether the net is told which task an image is of.
+# Protocols by their report key, and whether the net is given the task of an image.
 EVALUATIONS = {"class_incremental": False, "task_incremental": True}
 MEASURES = {
     "average": "average incremental accuracy",
@@ -25,7 +25,7 @@ INK = "0.25"
 
 
 def as_table(report: Mapping[str, Any]) -> Table:
-    """The accuracy on each task after each, for the terminal; in per cent."""
+    """Make the table of accuracies on each task after each, in per cent, for the terminal."""
     found = report["incremental"]
     table = Table(
         box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, caption="test accuracy, %"
@@ -42,7 +42,7 @@ def as_table(report: Mapping[str, Any]) -> Table:
 
 
 def as_markdown(report: Mapping[str, Any]) -> str:
-    """`report.md`: the matrices and what is read off them, then the last net as any run's."""
+    """Format `report.md`: the matrices and their measures, then the last net like any run's."""
     found = escaped(report["incremental"])
     whole = run_as_markdown(report)
     chosen = "Weights were chosen on validation; test was read once for each model."
@@ -87,7 +87,7 @@ def _columns(found: Mapping[str, Any]) -> list[str]:
 
 
 def _rows(found: Mapping[str, Any], kind: str) -> list[list[str]]:
-    """A row for each task learned: the accuracies on those up to it, and on all together."""
+    """Make a row per task learned: accuracies on the tasks up to it, and on all together."""
     count = len(found["tasks"])
     return [
         [f"after task {i + 1}", *map(_percent, row), *[""] * (count - len(row)), _percent(after)]
@@ -107,11 +107,11 @@ def _measures(measured: Mapping[str, Any]) -> str:
 
 
 def _percent(value: float) -> str:
-    return f"{round(100 * value, 1) + 0.0:.1f}"  # never -0.0
+    return f"{round(100 * value, 1) + 0.0:.1f}"  # avoids -0.0
 
 
 def pictures(report: Mapping[str, Any]) -> dict[str, Figure]:
-    """A run's own pictures, with the names of `PICTURES`."""
+    """Draw a run's own pictures, with the names of `PICTURES`."""
     found = report["incremental"]
     return dict(
         zip(
@@ -121,7 +121,7 @@ def pictures(report: Mapping[str, Any]) -> dict[str, Figure]:
 
 
 def draw_matrix(found: Mapping[str, Any]) -> Figure:
-    """The accuracy on each task (columns) after each (rows), in both evaluations."""
+    """Draw the accuracy on each task (columns) after each (rows), in both protocols."""
     count = len(found["tasks"])
     side = max(2.6, 0.55 * count)
     figure = Figure(figsize=(2 * side + 2.2, side + 1.1), layout="constrained")
@@ -155,11 +155,10 @@ def draw_matrix(found: Mapping[str, Any]) -> Figure:
 
 
 def draw_by_method(groups: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
-    """The accuracy on all classes seen after each task, mean and spread over the runs of each
-    group.
+    """Plot the accuracy on all classes seen after each task, mean and spread per group of runs.
 
     Args:
-        groups: reports by the name of their line; those of a group have the same number of tasks.
+        groups: reports by line name; those of a group have equal numbers of tasks.
     """
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     plots = figure.subplots(1, 2, sharey=True)

@@ -1,11 +1,11 @@
-"""Numbers for people."""
+"""Formatting of numbers for people."""
 
 from collections.abc import Mapping
 from typing import Any
 
 
 def short(count: float) -> str:
-    """Three significant digits and a decimal prefix: 93.9 k, 11.2 M."""
+    """Format three significant digits with a decimal prefix: 93.9 k, 11.2 M."""
     power = 0
     while count >= 999.5 and power < 3:
         count, power = count / 1000, power + 1
@@ -13,9 +13,8 @@ def short(count: float) -> str:
 
 
 def training_images(data: Mapping[str, Any]) -> str:
-    """How many images a run trained on, and how many had a label for the student.
-
-    From its report's `data`.
+    """Describe a run's number of training images, and of the student's labels, from its report's
+    `data`.
     """
     labels, more = data.get("labels", data["train"]), data.get("unlabeled")
     text = f"{data['train']} training images"
@@ -27,7 +26,7 @@ def training_images(data: Mapping[str, Any]) -> str:
 
 
 def chosen_on(data: Mapping[str, Any]) -> str:
-    """What the weights of a run's nets were chosen on, from its report's `data`."""
+    """Describe what selected the weights of a run's nets, from its report's `data`."""
     labels = data.get("val_labels", data["val"])
     if labels == 0:
         return (

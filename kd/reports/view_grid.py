@@ -1,4 +1,4 @@
-"""A look at what the nets are shown: some training images, and their views in the first epochs."""
+"""Grid of training images and their views in the first epochs."""
 
 import torch
 import torch.nn.functional as F
@@ -9,15 +9,15 @@ from kd.data.views import make_views, to_unit
 
 IMAGES = 8
 VIEWS = 7
-SIDE = 64  # pixels that a small image is enlarged to, about, to be seen at all
-GAP = 2  # pixels between them
+SIDE = 64  # approximate size in pixels that small images are enlarged to
+GAP = 2  # pixels between images
 
 
 def view_grid(data: DataModule, seed: int) -> Tensor:
-    """Eight training images, each in a row: as it is, then its views in the first seven epochs.
+    """Draw eight training images, each with its views in the first seven epochs.
 
     Args:
-        seed: of the run, whose views of these images are the same ones.
+        seed: of the run, whose training uses the same views.
 
     Returns:
         float32 [3, height, width] in [0, 1].
@@ -35,5 +35,5 @@ def view_grid(data: DataModule, seed: int) -> Tensor:
     cells = F.interpolate(cells.flatten(0, 1), scale_factor=max(1, SIDE // width))
     cells = F.pad(cells, (GAP, 0, GAP, 0))
     cells = cells.view(count, across, *cells.shape[1:]).permute(2, 0, 3, 1, 4)
-    # torchvision's make_grid would do, but torchvision takes three seconds to import.
+    # Instead of torchvision's make_grid, since torchvision takes three seconds to import.
     return F.pad(cells.flatten(3).flatten(1, 2), (0, GAP, 0, GAP)).expand(3, -1, -1)

@@ -1,1 +1,1 @@
-"""A student out of the project: exported files, a model from any of them, predictions."""
+"""The student outside the project: exported files, models loaded from them, predictions."""

@@ -1,6 +1,4 @@
-"""Writing a finished run's net in other formats, and checking each file on real images before it
-counts.
-"""
+"""Writes a finished run's net in other formats, and checks each file on real images."""
 
 import json
 import tempfile
@@ -33,20 +31,20 @@ from kd.shipping.model import OnnxNet
 from kd.shipping.requests import FORMATS, Export
 
 Ask = Callable[[Tensor], Tensor]
-COMPARED = 512  # images of each part that a float32 file is compared on
-RANDOM = 64  # images of random pixels, where there are no real ones
+COMPARED = 512  # images of each part on which a float32 file is compared
+RANDOM = 64  # random images, if there are no real ones
 
 
 @dataclass(frozen=True)
 class ExportSubject:
-    """A net to be written, and what its files are checked on.
+    """A net to export, with the images for its checks.
 
     Attributes:
         net: in evaluation mode, on the CPU.
-        own: the normalisation that the net wants.
-        inside: whether that goes into the files.
-        parts: images by the name of their part: `val` and `test`, or `random`.
-        train: for the calibration; None where the data is not to be had.
+        own: normalisation of the net.
+        inside: whether the files include it.
+        parts: images by part: `val` and `test`, or `random`.
+        train: for the calibration; None if the data is missing.
     """
 
     net: nn.Module
@@ -59,29 +57,29 @@ class ExportSubject:
 
     @property
     def written(self) -> Normalization | None:
-        """The normalisation in the files."""
+        """Normalisation inside the files."""
         return self.own if self.inside else None
 
     def feed(self, pixels: Tensor) -> Tensor:
-        """uint8 pixels [B, C, H, W] as the files want them."""
+        """Convert uint8 pixels [B, C, H, W] to the files' input, float32 [B, C, H, W]."""
         unit = to_unit(pixels)
         return unit if self.inside else normalize(unit, *self.own)
 
 
 def export(finished: Finished, config: Export, command: str) -> Path:
-    """Write a run's net in each format, check it, say what came of it, and note it in `export.json`
+    """Write a run's net in each format, check it, print the outcome, and record it in `export.json`
     and `export.md`.
 
     Args:
-        command: the line that repeats it.
+        command: command line that repeats it.
 
     Returns:
         the file `export.json`.
 
     Raises:
-        UserError: the run's files, its data where that is needed, or a package are not there.
+        UserError: the run's files, its data if needed, or a package is missing.
         CannotWrite: such as on a full disk.
-        Failed: a file did not pass its check; those that did are there.
+        Failed: a file did not pass its check; the others exist.
     """
     _installed(config.formats)
     subject, lacking = _subject(finished, config)
@@ -115,7 +113,7 @@ def export(finished: Finished, config: Export, command: str) -> Path:
 
 
 def _installed(formats: list[str]) -> None:
-    """Refuse to begin what a missing package would end.
+    """Check that the packages for the formats are installed.
 
     Raises:
         UserError: one is not installed.
@@ -141,7 +139,7 @@ def _versions() -> dict[str, str]:
 
 
 def _subject(finished: Finished, config: Export) -> tuple[ExportSubject, str | None]:
-    """What is to be written, and why the data is not to be had if it is not."""
+    """Return what to export, and the reason if the data is missing."""
     role = config.role
     net = finished.net(role)
     shape = (
@@ -169,7 +167,7 @@ def _subject(finished: Finished, config: Export) -> tuple[ExportSubject, str | N
         "mean": list(own[0]),
         "std": list(own[1]),
         "normalizes": config.normalize,
-        "reading": finished.report["data"].get("reading", {}),  # which older runs lack
+        "reading": finished.report["data"].get("reading", {}),  # missing in older runs
     }
     metadata = {key: json.dumps(value) for key, value in about.items()}
     parts, train = _images(data, shape)
@@ -186,13 +184,13 @@ def _images(data: DataModule | None, shape: Shape) -> tuple[dict[str, Images], I
 
 
 def _made(kind: str, path: Path, subject: ExportSubject, config: Export) -> dict[str, Any]:
-    """Write one file and check it; a file that fails is removed. What `export.json` says of it."""
+    """Write one file and check it, removing a failed one; returns its entry in `export.json`."""
     try:
         _write(kind, path, subject, config.calibration)
         row = {"bytes": path.stat().st_size, **_checked(kind, path, subject, config)}
     except CannotWrite:  # such as on a full disk; an earlier file stays
         raise
-    except Exception as error:  # exporters raise what they like; the other formats go on
+    except Exception as error:  # exporters may raise anything; the other formats go on
         reason = (str(error).strip().splitlines() or [""])[0][:300]
         row = {"refused": f"{type(error).__name__}: {reason}"}
     if row["refused"]:
@@ -213,19 +211,21 @@ def _write(kind: str, path: Path, subject: ExportSubject, calibration: int) -> N
 
 
 def _calibration(subject: ExportSubject, count: int) -> Iterator[NDArray[np.float32]]:
-    """So many training images as they are, evenly spread over the training part, in batches."""
+    """Iterate over `count` unaugmented training images in batches, evenly spread over the training
+    part.
+    """
     assert subject.train is not None
     for index in torch.split(_spread(len(subject.train), count), 32):
         yield subject.feed(subject.train.pixels[index]).numpy()
 
 
 def _spread(size: int, count: int) -> Tensor:
-    """At most `count` positions among `size`, evenly spaced; int64."""
+    """Choose at most `count` evenly spaced positions among `size`; int64."""
     return torch.linspace(0, size - 1, min(size, count)).long()
 
 
 def _checked(kind: str, path: Path, subject: ExportSubject, config: Export) -> dict[str, Any]:
-    """What a file gives beside PyTorch, and why it is refused if it is."""
+    """Compare a file with PyTorch; the result says why it is refused, if it is."""
     runs = _opened(kind, path)
     plain = whole_net(subject.net, subject.written)
     difference, row = 0.0, dict[str, Any]()
@@ -279,8 +279,8 @@ def _logits(ask: Ask, images: Images, subject: ExportSubject) -> Tensor:
 
 
 def _beside(ours: Tensor, theirs: Tensor, labels: Tensor) -> dict[str, Any]:
-    """Accuracy in int8 with its interval, that in float32, and the share of images on which both
-    choose one class.
+    """Compare logits [N, C] in int8 and float32: both accuracies, the interval, and the share of
+    equal predictions.
     """
     found = summary(theirs, labels, ours)
     return {
@@ -292,7 +292,7 @@ def _beside(ours: Tensor, theirs: Tensor, labels: Tensor) -> dict[str, Any]:
 
 
 def _publish(found: dict[str, Any], folder: Path) -> Path:
-    """Write what was found, with what earlier commands left in the folder; show it.
+    """Merge the results with those of earlier commands in the folder; write and print them.
 
     Raises:
         Failed: a file was refused.

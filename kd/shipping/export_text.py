@@ -1,4 +1,4 @@
-"""What an export came to, in words and tables, for the terminal and for `export.md`."""
+"""Result of an export as text and tables, for the terminal and `export.md`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,11 +16,11 @@ COLUMNS = (
     "in float32",
     "same class",
 )
-WORTH_SAYING = 0.5  # points of accuracy that int8 may lose without a word
+WORTH_SAYING = 0.5  # points of accuracy that int8 may lose without a remark
 
 
 def rows(found: Mapping[str, Any]) -> list[list[str]]:
-    """A row for each file, in the order of `COLUMNS`."""
+    """Make a row per file, in the order of `COLUMNS`."""
     return [_row(each) for each in found["files"]]
 
 
@@ -45,7 +45,7 @@ def _row(each: Mapping[str, Any]) -> list[str]:
 
 
 def sentences(found: Mapping[str, Any]) -> list[str]:
-    """What to know of the files."""
+    """List remarks on the files."""
     fed = "pixels in [0, 1]" if found["normalizes"] else "pixels that are normalised already"
     lines = [
         f"They take {fed}, float32 [batch, channels, height, width], and give logits [batch, "
@@ -77,7 +77,7 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
 
 
 def as_table(found: Mapping[str, Any]) -> Table:
-    """For the terminal; fits in 80 columns."""
+    """Make the table for the terminal, within 80 columns."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for i, column in enumerate(COLUMNS):
         table.add_column(
@@ -89,7 +89,7 @@ def as_table(found: Mapping[str, Any]) -> Table:
 
 
 def as_markdown(found: Mapping[str, Any]) -> str:
-    """`export.md`."""
+    """Format `export.md`."""
     command, found = as_code(found["command"]), escaped(found)
     env = found["environment"]
     checked = ", ".join(f"{count} {name}" for name, count in found["checked_on"].items())

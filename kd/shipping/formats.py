@@ -1,4 +1,4 @@
-"""Files that a net can be run from without kd.
+"""Export formats that run without kd.
 
 ONNX in float32 and in int8, and archives of `torch.export`.
 """
@@ -25,14 +25,12 @@ from kd.shape import Shape
 
 INPUT, OUTPUT = "images", "logits"
 SCHEMA = 1
-BLANK = "0" * 64  # in the place of a checksum that is not yet known
+BLANK = "0" * 64  # placeholder for a checksum not yet known
 DYNAMIC = ({0: torch.export.Dim("batch")},)
 
 
 class Normalized(nn.Module):
-    """A net that takes pixels in [0, 1], float32 [B, C, H, W], and normalises them itself.
-
-    Returns logits [B, classes].
+    """Net with built-in normalisation: float32 [B, C, H, W] in [0, 1] to logits [B, classes].
 
     Args:
         normalization: mean and standard deviation per channel.
@@ -48,25 +46,23 @@ class Normalized(nn.Module):
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(-1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits [B, classes] of images [B, C, H, W] in [0, 1]."""
+        """Compute logits [B, classes] for images [B, C, H, W] in [0, 1]."""
         logits: Tensor = self.net((images - self.mean) / self.std)
         return logits
 
 
 def whole_net(net: nn.Module, normalization: Normalization | None) -> nn.Module:
-    """A copy of a net as it is exported.
-
-    On the CPU, in evaluation mode, with its normalisation before it.
+    """Copy a net for export: on the CPU, in evaluation mode, with its normalisation.
 
     Args:
-        normalization: None for a net that is given images that are normalised already.
+        normalization: None for a net that is fed normalised images.
     """
     copied = copy.deepcopy(net).cpu().eval()
     return copied if normalization is None else Normalized(copied, normalization).eval()
 
 
 def example(shape: Shape) -> Tensor:
-    """Images to trace a net with: two, as an exporter takes a batch of one for a constant."""
+    """Make two images [2, C, H, W] for tracing: exporters treat a batch of one as constant."""
     return torch.zeros(2, shape.channels, shape.image_size, shape.image_size)
 
 
@@ -80,8 +76,8 @@ def write_pt2(
 ) -> Path:
     """Write a net as an archive of `torch.export`; arguments as for `write_onnx`.
 
-    The metadata is the file `kd.json` in it: `torch.export.load(path, extra_files={"kd.json": ""})`
-    fills it in.
+    The metadata is its file `kd.json`; `torch.export.load(path, extra_files={"kd.json": ""})` fills
+    it in.
     """
     with _quiet():
         program = torch.export.export(
@@ -100,15 +96,15 @@ def write_onnx(
     *,
     metadata: Mapping[str, str],
 ) -> Path:
-    """Write a net as one ONNX file that takes any number of images with pixels in [0, 1].
+    """Write a net as one ONNX file for any batch size and pixels in [0, 1].
 
     Its input is `images`, float32 [batch, channels, size, size]; its output `logits`, float32
     [batch, classes].
 
     Args:
-        normalization: mean and standard deviation per channel that the net is fed under; goes into
-            the graph. None leaves it to whoever feeds the file.
-        metadata: goes into the file's metadata, as strings.
+        normalization: mean and standard deviation per channel, built into the graph. None: the
+            caller normalises.
+        metadata: stored in the file's metadata, as strings.
     """
     with _quiet():
         program = torch.onnx.export(
@@ -125,15 +121,14 @@ def write_onnx(
 
 
 def quantize(source: Path, path: Path, calibration: Iterator[np.ndarray[Any, Any]]) -> Path:
-    """Write an ONNX file of ours in int8.
+    """Quantize one of our ONNX files to int8.
 
-    Weights per channel, activations by the range that images give them.
-
-    Static, as pairs of quantise and dequantise (QDQ), which ONNX Runtime fuses into int8 kernels.
+    Static quantization with weights per channel and activation ranges from calibration. It is
+    written as pairs of quantize and dequantize (QDQ), which ONNX Runtime fuses into int8 kernels.
 
     Args:
         source: the float32 file; its metadata is kept.
-        calibration: float32 [B, C, H, W] in [0, 1]; training images, a few hundred.
+        calibration: float32 [B, C, H, W] in [0, 1]; a few hundred training images.
     """
     import onnx
     from onnxruntime.quantization import (
@@ -169,7 +164,7 @@ def quantize(source: Path, path: Path, calibration: Iterator[np.ndarray[Any, Any
 
 
 def _save(model: Any, path: Path, metadata: Mapping[str, str]) -> Path:
-    """Write an ONNX model as one file, with its checksum as `sha256` among the metadata."""
+    """Write an ONNX model as one file, with its checksum as `sha256` in the metadata."""
     import onnx
 
     onnx.helper.set_model_props(model, {**metadata, "sha256": json.dumps(BLANK)})
@@ -181,10 +176,10 @@ def _save(model: Any, path: Path, metadata: Mapping[str, str]) -> Path:
 
 
 def as_written(path: Path, digest: str) -> bool:
-    """Whether an ONNX file of ours is as it was written.
+    """Verify the checksum of one of our ONNX files.
 
     Args:
-        digest: its `sha256`; it was computed with `BLANK` in that place.
+        digest: its `sha256`, computed with `BLANK` in its place.
     """
     content = BLANK.encode().join(path.read_bytes().rsplit(digest.encode(), 1))
     return hashlib.sha256(content).hexdigest() == digest
@@ -192,9 +187,9 @@ def as_written(path: Path, digest: str) -> bool:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what the exporter and the quantiser say of their own steps.
+    """Silence the progress messages of exporter and quantizer.
 
-    Errors are exceptions and get through.
+    Errors still raise.
     """
     loud = logging.root.manager.disable
     logging.disable(logging.WARNING)

@@ -1,4 +1,4 @@
-"""A trained model in use: pixels in, logits out, whatever kind of file it comes from."""
+"""A trained model in use: pixels in, logits out, from any kind of file."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -21,20 +21,20 @@ from kd.shape import Shape
 from kd.shipping.formats import INPUT, OUTPUT, SCHEMA, as_written, whole_net
 
 ACCEPTED = f"a run's folder, its {STUDENT}, or an .onnx file that kd.export wrote"
-SLACK = 1e-3  # how far interpolation may lead out of [0, 1]
+SLACK = 1e-3  # allowed overshoot of interpolation beyond [0, 1]
 
 
 class Model(nn.Module):
-    """A net with all that is needed to ask it about images.
+    """Net with everything needed to apply it to images.
 
     Args:
-        net: takes float32 [B, C, H, W] in [0, 1], gives logits [B, classes].
+        net: float32 [B, C, H, W] in [0, 1] to logits [B, classes].
 
     Attributes:
-        classes: their names, in the order of the logits.
+        classes: names, in the order of the logits.
         channels: 1 for gray images, 3 for RGB.
         image_size: height and width of the images, in pixels.
-        reading: how files become such images, as for its training.
+        reading: how image files are decoded, as in training.
     """
 
     def __init__(
@@ -52,17 +52,16 @@ class Model(nn.Module):
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits of images.
+        """Compute logits of images.
 
         Args:
-            images: [B, C, H, W], float in [0, 1] or uint8; of the model's own size, as `read` gives
-                them.
+            images: [B, C, H, W], float in [0, 1] or uint8, at the model's size, as from `read`.
 
         Returns:
             float32 [B, classes], on the model's device.
 
         Raises:
-            ValueError: they are of another shape or range.
+            ValueError: wrong shape or range.
         """
         wanted = (self.channels, self.image_size, self.image_size)
         if images.ndim != 4 or tuple(images.shape[1:]) != wanted:
@@ -79,7 +78,7 @@ class Model(nn.Module):
         return logits
 
     def probabilities(self, images: Tensor) -> Tensor:
-        """The probability of each class, float32 [B, classes].
+        """Compute class probabilities, float32 [B, classes], for images [B, C, H, W].
 
         Arguments as for the model itself.
         """
@@ -87,7 +86,7 @@ class Model(nn.Module):
         return logits.softmax(1)
 
     def read(self, *paths: str | Path) -> Tensor:
-        """Image files as the model wants them, decoded as for its training: uint8 [B, C, H, W].
+        """Decode image files as in training: uint8 [B, C, H, W].
 
         Raises:
             UserError: one cannot be decoded.
@@ -103,13 +102,12 @@ class Model(nn.Module):
 
 
 class OnnxNet(nn.Module):
-    """An ONNX file as a net: float32 [B, C, H, W] to logits [B, classes], by ONNX Runtime on the
-    CPU.
+    """ONNX file as a net: float32 [B, C, H, W] to logits [B, classes], by ONNX Runtime on the CPU.
 
-    It takes as many threads as PyTorch does.
+    It uses as many threads as PyTorch.
 
     Args:
-        normalization: what it wants its pixels under; None where that is in its graph.
+        normalization: applied before the file; None if it is in the graph.
     """
 
     def __init__(
@@ -127,7 +125,7 @@ class OnnxNet(nn.Module):
         self.normalization = normalization
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits of images."""
+        """Compute logits [B, classes] for x [B, C, H, W] in [0, 1]."""
         if self.normalization:
             x = normalize(x, *self.normalization)
         (logits,) = self.session.run([OUTPUT], {INPUT: x.cpu().numpy()})
@@ -137,10 +135,10 @@ class OnnxNet(nn.Module):
 def load_model(
     path: str | Path, where: str, *, device: str = "cpu", trust: Sequence[str] = ()
 ) -> Model:
-    """See `kd.load`.
+    """Load a model; see `kd.load`.
 
     Args:
-        where: what the path is called, for messages.
+        where: name of the path, for messages.
     """
     found = Path(path).expanduser()
     if found.suffix == ".onnx" and found.is_file():
@@ -169,12 +167,10 @@ def load_model(
 
 
 def reading_of(said: Mapping[str, Any], file: Path) -> Reading:
-    """How a model's images are to be read, as its file says.
-
-    Files of before that was said mean the default.
+    """Return how a model's images are decoded, as its file says; older files use the default.
 
     Raises:
-        UserError: it makes no sense.
+        UserError: it is invalid.
     """
     try:
         return TypeAdapter(Reading).validate_python(said.get("reading", {}))
@@ -191,9 +187,7 @@ def _on(model: Model, device: str) -> Model:
 
 
 def _refuse_other_files(path: Path, where: str) -> None:
-    """Refuse an ONNX file whose tensors are in other files.
-
-    Ours are one file, and these may be anywhere.
+    """Refuse an ONNX file with tensors in other files, which may be anywhere; ours are one file.
 
     Raises:
         UserError: it names another file.
@@ -224,16 +218,15 @@ def _of_onnx(path: Path, where: str) -> Model:
     try:
         _refuse_other_files(path, where)
         net = OnnxNet(path)
-        said = (
-            net.session.get_modelmeta().custom_metadata_map
-        )  # a UnicodeDecodeError where a byte of it is wrong
+        # A UnicodeDecodeError for an invalid byte
+        said = net.session.get_modelmeta().custom_metadata_map
     except UserError:
         raise
     except ImportError as error:
         raise UserError(
             f"{where}: {error.name} is not installed: pip install 'kd[export]'"
         ) from error
-    except Exception as error:  # its own kinds, all of them about the file
+    except Exception as error:  # its own exceptions, all about the file
         reason = str(error).strip().partition("\n")[0]
         raise UserError(
             f"{where}: {path} is no ONNX file, or a damaged one: {reason[:200]}"
@@ -257,7 +250,7 @@ def _of_onnx(path: Path, where: str) -> Model:
         logits = net(torch.zeros(2, shape.channels, size, size))
     except UserError:
         raise
-    except Exception as error:  # metadata that does not fit the graph, or is none of ours
+    except Exception as error:  # metadata that does not fit the graph, or is not ours
         reason = str(error).strip().partition("\n")[0]
         raise UserError(f"{where}: {path} is damaged: {reason[:200]}") from error
     if logits.shape != (2, len(classes)):

@@ -1,4 +1,4 @@
-"""What a model says of image files, a row each, as CSV or JSON."""
+"""Predictions for image files, one row each, as CSV or JSON."""
 
 import contextlib
 import csv
@@ -21,12 +21,12 @@ from kd.log import one_line, say, waiting
 from kd.reports.escape import in_a_cell
 from kd.shipping.model import Model, load_model
 
-FIXED = ("path", "class", "error")  # the columns besides those of the classes
+FIXED = ("path", "class", "error")  # columns besides the classes
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What is said of one file: the probability of each class, or why it could not be read."""
+    """Prediction for one file: class probabilities, or why it could not be read."""
 
     path: str
     probabilities: list[float] | None
@@ -36,15 +36,15 @@ class Prediction:
 def predict(
     model: str, files: Sequence[Path], out: str | None, *, device: str, trust: Sequence[str] = ()
 ) -> int:
-    """Ask a model about files, and write its answers.
+    """Predict the classes of files, and write them.
 
     Args:
         model: see `kd.load`.
-        out: a `.csv` or `.json` file, which appears whole; None for CSV on stdout.
-        device: `auto` for the GPU where there is one and the model can use it.
+        out: a `.csv` or `.json` file, written atomically; None for CSV on stdout.
+        device: `auto` uses a GPU if there is one that the model can use.
 
     Returns:
-        how many of the files could not be read.
+        the number of unreadable files.
 
     Raises:
         UserError: there is no such model.
@@ -64,10 +64,10 @@ def predict(
 
 @torch.no_grad()
 def rows(model: Model, files: Sequence[Path]) -> Iterator[Prediction]:
-    """A row for each file, in order; a batch of them in memory at a time."""
+    """Iterate over the rows, in order, with one batch of images in memory."""
     size = max(1, min(64, 2**20 // model.image_size**2))
     steps = range(0, len(files), size)
-    # Threads: Pillow lets other threads run while it decodes.
+    # Threads: Pillow releases the GIL while it decodes.
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool, remarking():
         for i in waiting(steps, f"predicting {len(files)} images"):
             batch = files[i : i + size]
@@ -82,7 +82,7 @@ def rows(model: Model, files: Sequence[Path]) -> Iterator[Prediction]:
 
 
 def _decoded(file: Path, model: Model) -> NDArray[np.uint8] | str:
-    """The pixels [C, H, W], or why there are none."""
+    """Return the pixels [C, H, W], or the reason why there are none."""
     remarks = Remarks()
     try:
         pixels = decode(file, model.image_size, model.channels, model.reading, remarks)
@@ -94,13 +94,13 @@ def _decoded(file: Path, model: Model) -> NDArray[np.uint8] | str:
 
 
 def _shown(path: Path) -> str:
-    """The path as text; what is none in it is escaped."""
+    """Format a path, with non-text escaped."""
     return one_line(os.fsencode(path).decode("utf-8", "backslashreplace"))
 
 
 @contextlib.contextmanager
 def _writer(out: str | None, classes: Sequence[str]) -> Iterator[Callable[[Prediction], None]]:
-    """What writes a row, to a file that appears whole at the end or to stdout."""
+    """Yield a function that writes a row, to an atomically written file or to stdout."""
     if out is None:
         with _csv(sys.stdout, classes) as write:
             yield write
@@ -110,12 +110,12 @@ def _writer(out: str | None, classes: Sequence[str]) -> Iterator[Callable[[Predi
     with whole(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         with kind(file, classes) as write:
             yield write
-        file.flush()  # before it is renamed
+        file.flush()  # before the rename
 
 
 @contextlib.contextmanager
 def _csv(file: TextIO, classes: Sequence[str]) -> Iterator[Callable[[Prediction], None]]:
-    """Columns `path`, `class`, one for each class by its name, `error`."""
+    """Write the columns `path`, `class`, one per class name, and `error`."""
     table = csv.writer(file, lineterminator="\n")
     columns = (in_a_cell(f"p({name})" if name in FIXED else name) for name in classes)
     table.writerow(["path", "class", *columns, "error"])
@@ -132,9 +132,9 @@ def _csv(file: TextIO, classes: Sequence[str]) -> Iterator[Callable[[Prediction]
 
 @contextlib.contextmanager
 def _json(file: TextIO, classes: Sequence[str]) -> Iterator[Callable[[Prediction], None]]:
-    """A list of objects with `path`, `class`, `probabilities` by class, and `error`.
+    """Write a list of objects with `path`, `class`, `probabilities` by class, and `error`.
 
-    Null where there is none.
+    Missing values are null.
     """
     before = "[\n"
 
@@ -164,5 +164,5 @@ def _chosen(row: Prediction, classes: Sequence[str]) -> str:
 
 
 def _number(probability: float) -> float:
-    """Without the digits that float32 does not have."""
+    """Round to the digits of float32."""
     return float(f"{probability:.6g}")

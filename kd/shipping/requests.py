@@ -1,4 +1,4 @@
-"""What `kd.export` may be asked for; checked before torch is imported, which takes seconds."""
+"""Request to `kd.export`, checked before torch is imported, which takes seconds."""
 
 from typing import Annotated
 
@@ -8,7 +8,7 @@ from kd.config.fields import Node
 from kd.config.schema import Command
 from kd.errors import UserError, nearest
 
-# What a model may be written as, and what the file's name ends in.
+# Export formats, with their file endings.
 FORMATS = {"onnx": ".onnx", "int8": ".int8.onnx", "pt2": ".pt2"}
 
 
@@ -23,7 +23,7 @@ def _formats(found: list[str]) -> list[str]:
 
 
 class Export(Command):
-    """The config of `kd.export`; see conf/export.yaml."""
+    """Config of `kd.export`; see conf/export.yaml."""
 
     run: str
     formats: Annotated[list[str], Field(min_length=1), AfterValidator(_formats)]

@@ -1,5 +1,5 @@
-"""Many runs side by side: those that differ by their seed alone become one row, with mean, spread
-and tests.
+"""Comparison of many runs: runs that differ only in seed form a row, with mean, spread and
+tests.
 """
 
 from collections.abc import Sequence
@@ -40,15 +40,14 @@ NOTES = (
 def write_summary(paths: Sequence[Path]) -> str:
     """Compare all runs in and under these folders.
 
-    `summary.csv`, `summary.md` and `summary.html` are written into the first; and
-    `labels.svg`, accuracy against the
-    number of labels, where the runs differ by that.
+    Writes `summary.csv`, `summary.md` and `summary.html` into the first; and `labels.svg`, accuracy
+    against the number of labels, if the runs differ in that.
 
     Returns:
         the Markdown.
 
     Raises:
-        UserError: there is nothing to read, or no right to write, or no room.
+        UserError: there is nothing to read, no permission to write, or no space.
     """
     rows, aside = group(find_runs(paths))
     gains = corrected([_gain(row) for row in rows])
@@ -75,18 +74,18 @@ def write_summary(paths: Sequence[Path]) -> str:
 
 
 def _drawings(rows: Sequence[Row]) -> dict[str, str]:
-    """Pictures that are files of their own."""
+    """Draw the pictures that are separate files."""
     curves = label_curves(rows)
     if not curves:
         return {}
-    from kd.reports.page import as_svg  # matplotlib takes a second
+    from kd.reports.page import as_svg  # importing matplotlib takes a second
     from kd.summary.figures import label_plot
 
     return {"labels.svg": as_svg(label_plot(curves[0]))}
 
 
 def _gain(row: Row) -> Gain:
-    """Paired by seed, in the order of the seeds."""
+    """Compute a row's gain, paired by seed."""
     both = [
         run.report["comparison"] for run in row.runs if finite([run.report["comparison"]["gain"]])
     ]
@@ -95,7 +94,7 @@ def _gain(row: Row) -> Gain:
 
 
 def _markdown(title: str, about: str, rows: Sequence[Row], gains: Sequence[Gain]) -> str:
-    from kd.summary.tasks import task_table  # matplotlib takes a second
+    from kd.summary.tasks import task_table  # importing matplotlib takes a second
 
     common = " ".join(f"`{knob}={value}`" for knob, value in in_common(rows).items())
     parts = [
@@ -115,7 +114,7 @@ def _markdown(title: str, about: str, rows: Sequence[Row], gains: Sequence[Gain]
 
 
 def _page(title: str, about: str, rows: Sequence[Row], gains: Sequence[Gain]) -> str:
-    from kd.reports.page import render  # matplotlib takes a second
+    from kd.reports.page import render  # importing matplotlib takes a second
     from kd.summary.figures import pictures
     from kd.summary.tasks import task_picture, task_table
 

@@ -1,4 +1,4 @@
-"""Accuracy against costs: many runs' nets as points, and the front that none beats."""
+"""Accuracy against cost: the nets of many runs as points, with the Pareto front."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,13 +14,13 @@ from kd.summary.groups import Row, dig, drawn_name
 from kd.summary.significance import deviation, finite, mean, pareto
 from kd.summary.tables import nets
 
-NAMED = 12  # points of the Pareto front that have their name
-HEIGHT = 280  # of the axes, about, in points of print
+NAMED = 12  # labelled points of the Pareto front
+HEIGHT = 280  # approximate height of the axes, in points
 
 
 @dataclass(frozen=True)
 class Axis:
-    """A cost: where a model's entry has it, and what the picture calls it."""
+    """A cost: its place in a model's entry, and its name in the picture."""
 
     path: tuple[str, ...]
     label: str
@@ -39,9 +39,8 @@ PARAMETERS = Axis(("params",), "parameters (log)", "number of parameters")
 
 @dataclass
 class Point:
-    """One or several trainings of a net, as a point.
-
-    Its accuracies by stage, and all measurements of its cost.
+    """One or several trainings of a net, as a point: accuracies by stage, and all measurements of
+    its cost.
     """
 
     role: str
@@ -52,15 +51,16 @@ class Point:
 
     @property
     def at(self) -> tuple[float, float]:
-        """Mean cost and mean accuracy."""
+        """Return mean cost and mean accuracy."""
         return mean(self.costs) or 0.0, mean([*self.accuracies.values()]) or 0.0
 
 
 def points_of(rows: Sequence[Row], axis: Axis) -> list[Point]:
-    """The students by row; teachers and baselines once each, however many rows share their stages.
+    """Return the students by row; teachers and baselines once each, however many rows share their
+    stages.
 
-    A net costs the same however it was trained, so that what was measured for it is averaged over
-    all runs.
+    The cost of a net does not depend on its training, so its measurements are averaged over all
+    runs.
     """
     points: list[Point] = []
     costs: dict[str, list[float]] = {}
@@ -97,8 +97,8 @@ def _net(model: Mapping[str, Any]) -> str:
 
 
 def cost_plot(points: Sequence[Point], axis: Axis) -> Figure:
-    """Accuracy against a cost: a point a row, teachers and baselines besides, and the front that
-    none beats.
+    """Plot accuracy against a cost: a point per row, teachers and baselines, and the Pareto
+    front.
     """
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes: Axes = figure.subplots()
@@ -149,8 +149,8 @@ def cost_plot(points: Sequence[Point], axis: Axis) -> Figure:
 
 
 def _log_axis(axes: Axes, costs: Sequence[float]) -> None:
-    """Room at both sides, a factor of 2 in all at least, and numbers that read well over decades
-    and within one.
+    """Set up a log axis with margins, a range of at least 2, and ticks that are readable for any
+    range.
     """
     low, high = min(costs), max(costs)
     room = max((high / low) ** 0.25, 2**0.5)
@@ -162,7 +162,7 @@ def _log_axis(axes: Axes, costs: Sequence[float]) -> None:
 
 
 def _write_names(axes: Axes, points: Sequence[Point]) -> None:
-    """Names beside their points, moved up where they would cover each other."""
+    """Label the points, moving overlapping labels up."""
     low, high = axes.get_ylim()
     left, right = np.log(axes.get_xlim())
     free = -np.inf

@@ -1,8 +1,8 @@
 """Pictures of many runs: accuracy over temperature and alpha, gains, accuracy against costs,
 learning curves.
 
-Each function gives a matplotlib `Figure`, drawn without pyplot's global state, or None where there
-is nothing to show. Rows go by their rank, as in the tables.
+Each function returns a matplotlib `Figure`, drawn without pyplot's global state, or None if there
+is nothing to show. Rows are ordered as in the tables.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,13 +22,13 @@ from kd.summary.groups import Row, dig, drawn_name
 from kd.summary.labels import LabelCurve, label_curves
 from kd.summary.significance import Gain, deviation
 
-MAPS = 3  # heat maps at most
-BARS = 30  # rows whose gain is drawn
+MAPS = 3  # maximum number of heat maps
+BARS = 30  # rows in the gain plot
 CURVES = len(STUDENTS)
 
 
 def pictures(rows: Sequence[Row], gains: Sequence[Gain]) -> Iterator[Picture]:
-    """All that there is something to show in, each with its caption."""
+    """Iterate over all pictures with content, each with its caption."""
     seeds = _seeds(rows)
     for family, members in list(families(rows).items())[:MAPS]:
         of = f" of {family}" if family else ""
@@ -98,10 +98,10 @@ def _limited(count: int, limit: int) -> str:
 
 
 def families(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Rows that differ in temperature and alpha alone, where both vary, by what else their names
-    say; the best first.
+    """Group rows that differ only in temperature and alpha, if both vary, by the rest of their
+    names; best first.
 
-    Schedules have no place on an axis and are left out.
+    Schedules do not fit on an axis and are left out.
     """
     found: dict[str, list[Row]] = {}
     for row in rows:
@@ -127,7 +127,7 @@ def _steps(rows: Sequence[Row], knob: str) -> list[float]:
 
 
 def heat_map(rows: Sequence[Row]) -> Figure:
-    """Validation and test accuracy over temperature (down) and alpha (across)."""
+    """Draw validation and test accuracy over temperature (down) and alpha (across)."""
     down, across = _steps(rows, "temperature"), _steps(rows, "alpha")
     width = max(3.4, 0.85 * len(across) + 1.4)
     figure = Figure(figsize=(2 * width, max(2.8, 0.55 * len(down) + 1.5)), layout="constrained")
@@ -143,9 +143,8 @@ def heat_map(rows: Sequence[Row]) -> Figure:
                 down.index(float(row.settings["temperature"])),
                 across.index(float(row.settings["alpha"])),
             )
-            cells.setdefault(
-                at, row.values("student", *path)
-            )  # rows that are alike otherwise: the better one
+            # Of otherwise equal rows the better one
+            cells.setdefault(at, row.values("student", *path))
         image = _cells(axes, cells, (len(down), len(across)))
         best = rows[0].settings
         corner = (
@@ -163,9 +162,9 @@ def heat_map(rows: Sequence[Row]) -> Figure:
 def _cells(
     axes: Axes, cells: Mapping[tuple[int, int], Sequence[float]], shape: tuple[int, int]
 ) -> Any:
-    """Colours, and mean ± standard deviation in per cent, of accuracies by place.
+    """Draw accuracies by cell: colours, and mean ± standard deviation in per cent.
 
-    A place without any is crossed.
+    Empty cells are crossed out.
     """
     values = np.full(shape, np.nan)
     for at, found in cells.items():
@@ -194,7 +193,7 @@ def _cells(
 
 
 def label_plot(curve: LabelCurve) -> Figure:
-    """Accuracy of baseline and student against the number of labels, with bands over seeds."""
+    """Plot accuracy of baseline and student against the number of labels, with bands over seeds."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     if curve.teacher:
@@ -221,7 +220,7 @@ def label_plot(curve: LabelCurve) -> Figure:
 
 
 def gain_plot(rows: Sequence[Row], gains: Sequence[Gain]) -> Figure | None:
-    """The gain of each row with its interval, the best on validation on top."""
+    """Plot the gain of each row with its interval, the best on validation on top."""
     shown = [
         (rank, row, gain) for rank, (row, gain) in enumerate(zip(rows, gains, strict=True), 1)
     ][:BARS]
@@ -262,7 +261,7 @@ def gain_plot(rows: Sequence[Row], gains: Sequence[Gain]) -> Figure | None:
 
 
 def learning_curves(rows: Sequence[Row]) -> Figure | None:
-    """Validation accuracy by epoch: teacher, baselines, and the best rows' students."""
+    """Plot validation accuracy by epoch: teacher, baselines, and the best rows' students."""
     figure = Figure(figsize=(8, 4.8), layout="constrained")
     axes = figure.subplots()
     drawn = [
@@ -284,7 +283,7 @@ def learning_curves(rows: Sequence[Row]) -> Figure | None:
 
 
 def _curves_of(rows: Sequence[Row], role: str) -> dict[str, NDArray[np.float64]]:
-    """Those of a role's stages in the best row that has one; each stage once."""
+    """Return the curves of a role's stages in the best row that has one; each stage once."""
     for row in rows:
         models = [model for run in row.runs if (model := run.model(role))]
         if models:
@@ -293,7 +292,7 @@ def _curves_of(rows: Sequence[Row], role: str) -> dict[str, NDArray[np.float64]]
 
 
 def _history(model: Mapping[str, Any] | None) -> NDArray[np.float64]:
-    """Validation accuracy by epoch [epochs]; empty where the report does not have it."""
+    """Return validation accuracy by epoch [epochs]; empty if the report has none."""
     values = dig(model, "history", "val/acc") or []
     return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
 
@@ -301,9 +300,8 @@ def _history(model: Mapping[str, Any] | None) -> NDArray[np.float64]:
 def _curve(
     axes: Axes, curves: Mapping[str, NDArray[np.float64]], name: str, style: Mapping[str, Any]
 ) -> bool:
-    """Mean and band over curves that may be of different length.
-
-    A net that was not trained is a level line.
+    """Plot mean and band over curves of different lengths; a net without training is a level
+    line.
     """
     found = [curve for curve in curves.values() if len(curve)]
     if not found:
@@ -332,6 +330,6 @@ def _curve(
 def _down(
     values: NDArray[np.float64], of: Callable[[NDArray[np.float64]], Any]
 ) -> NDArray[np.float64]:
-    """A statistic of each column's numbers, nan where it has none."""
+    """Compute a statistic of each column's numbers; nan for an empty column."""
     columns = (column[np.isfinite(column)] for column in values.T)
     return np.array([of(column) if len(column) else np.nan for column in columns])

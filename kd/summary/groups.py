@@ -1,6 +1,4 @@
-"""Rows of a summary: runs whose settings are the same but for the seed, named by what sets them
-apart.
-"""
+"""Rows of a summary: runs with equal settings except the seed, named by their differences."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +10,7 @@ from kd.config.knobs import KNOBS
 from kd.summary.reports import Run
 from kd.summary.significance import finite, mean
 
-# What changes no result, or the seed alone.
+# Keys that change no result, or only the seed.
 APART = {
     "seed",
     "name",
@@ -24,17 +22,17 @@ APART = {
     "teacher.cache_limit",
 }
 
-LETTERS = 40  # of a row's name in a picture
+LETTERS = 40  # length of a row's name in a picture
 
 
 @dataclass(frozen=True)
 class Row:
-    """Runs that differ by their seed alone.
+    """Runs that differ only in seed.
 
     Attributes:
         settings: all knobs of their config, dotted, and `loss`, the names of its terms.
-        parts: what sets this row apart from the others, as people write it: {"temperature": "4"}.
-        runs: one for each seed, in its order.
+        parts: differences from the other rows, for people: {"temperature": "4"}.
+        runs: one per seed, ordered by seed.
     """
 
     settings: Mapping[str, Any]
@@ -43,35 +41,32 @@ class Row:
 
     @property
     def label(self) -> str:
-        """Names the row; `all runs` where there is only this one."""
+        """Name of the row; `all runs` if it is the only one."""
         return " ".join(f"{knob}={value}" for knob, value in self.parts.items()) or "all runs"
 
     def values(self, role: str, *path: str) -> list[float]:
-        """A number of a role's models, of each run that has it."""
+        """Return a number of a role's models, of each run that has it."""
         return finite(dig(run.model(role), *path) for run in self.runs)
 
     def compared(self, name: str) -> list[float]:
-        """A number of the runs' comparisons, of each run that has it."""
+        """Return a number of the runs' comparisons, of each run that has it."""
         return finite(run.report["comparison"].get(name) for run in self.runs)
 
     @cached_property
     def validation(self) -> float | None:
-        """The student's validation accuracy, mean over the seeds; rows are ranked by it."""
+        """Mean validation accuracy of the student over the seeds; ranks the rows."""
         return mean(self.values("student", "val", "best"))
 
 
 def dig(node: Any, *path: str) -> Any:
-    """What is at this path in a tree of mappings; None where the tree ends before."""
+    """Return the value at a path in nested mappings; None if it does not exist."""
     for name in path:
         node = node.get(name) if isinstance(node, Mapping) else None
     return node
 
 
 def drawn_name(rank: int, row: Row) -> str:
-    """What a row is called in a picture.
-
-    Cut where it is long, without a `$` that would begin a formula.
-    """
+    """Format a row's name for a picture: shortened, without a `$` that would start a formula."""
     label = row.label
     return f"#{rank} {label if len(label) <= LETTERS else label[: LETTERS - 1] + '…'}".replace(
         "$", "\\$"
@@ -79,9 +74,9 @@ def drawn_name(rank: int, row: Row) -> str:
 
 
 def group(runs: Iterable[Run]) -> tuple[list[Row], int]:
-    """The rows, the best on validation first, and how many runs were set aside.
+    """Group runs into rows, the best on validation first; also counts the runs set aside.
 
-    Of several runs with the same settings and seed the last one counts.
+    Of several runs with equal settings and seed the last one counts.
     """
     latest = sorted(runs, key=lambda run: str(run.report["finished"]))
     following = _following(latest)
@@ -105,9 +100,8 @@ def group(runs: Iterable[Run]) -> tuple[list[Row], int]:
 
 
 def settings_of(run: Run) -> dict[str, Any]:
-    """A run's knobs by dotted name, those apart that change no result.
-
-    And `loss`, the names of the loss's terms.
+    """Return a run's knobs by dotted name, without those that change no result, and `loss`, the
+    terms' names.
     """
     config = run.report["config"]
     terms = dig(config, "loss", "terms")
@@ -116,7 +110,7 @@ def settings_of(run: Run) -> dict[str, Any]:
 
 
 def _leaves(node: Any, prefix: str) -> Iterable[tuple[str, Any]]:
-    """All that a config holds, by dotted name; a schedule is one value."""
+    """Iterate over a config's values by dotted name; a schedule is one value."""
     if isinstance(node, Mapping) and node and "schedule" not in node:
         for name, value in node.items():
             yield from _leaves(value, f"{prefix}.{name}" if prefix else str(name))
@@ -129,8 +123,8 @@ def _text(value: Any) -> str:
 
 
 def _following(runs: Sequence[Run]) -> set[str]:
-    """Seeds of other parts (`teacher.seed`, `incremental.order_seed`) that are the run's own in
-    each run.
+    """Return seeds of other parts (`teacher.seed`, `incremental.order_seed`) that equal the run's
+    in each run.
     """
     flat = [dict(_leaves(run.report["config"], "")) for run in runs]
     names = {name for each in flat for name in each if name.endswith("seed")}
@@ -140,11 +134,10 @@ def _following(runs: Sequence[Run]) -> set[str]:
 
 
 def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The knobs that have more than one value.
+    """Return the knobs with more than one value: loss, temperature and alpha first, then others by
+    depth.
 
-    The loss, temperature and alpha first, then the others by depth.
-
-    A knob that only some have (an option of one loss) counts if it differs among those.
+    A knob that only some rows have (an option of one loss) counts if it differs among those.
     """
     names = list(dict.fromkeys(name for each in settings for name in each))
     first = {name: i for i, name in enumerate(("loss", *KNOBS))}
@@ -155,11 +148,10 @@ def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _parts(settings: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """What sets each of the settings apart from the others.
+    """Describe how each of the settings differs from the others.
 
-    A number inside the loss is told only where it is not the temperature, alpha or 1 - alpha in
-    another place, and only for the losses among whose rows it differs; alpha and temperature only
-    where the loss has them.
+    Show a loss parameter only if it is not derived from temperature or alpha, and only for losses
+    whose rows differ in it. Show alpha and temperature only where the loss has them.
     """
     parts: list[dict[str, str]] = [{} for _ in settings]
     for knob in differing(settings):
@@ -183,9 +175,7 @@ def _parts(settings: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
 def _told_apart(
     parts: list[dict[str, str]], settings: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, str]]:
-    """Parts that are alike get what else differs, if only that one row has a knob and another has
-    not.
-    """
+    """Add further differences to equal descriptions, such as a knob that only one row has."""
     for alike in _alike(parts):
         names = dict.fromkeys(name for i in alike for name in settings[i])
         for name in names:
@@ -217,7 +207,7 @@ def _follows(value: Any, knob: Any) -> bool:
 
 
 def display(value: Any) -> str:
-    """A knob's value as one types it."""
+    """Format a knob's value as one types it."""
     if isinstance(value, Mapping) and "schedule" in value:
         own = (f"{name}={display(each)}" for name, each in value.items() if name != "schedule")
         return f"{value['schedule']}({', '.join(own)})"
@@ -227,7 +217,7 @@ def display(value: Any) -> str:
 
 
 def part(knob: str, value: Any) -> tuple[str, str]:
-    """A knob and its value as people call them: `student` and `CNN`, `dkd.weight` and `8`."""
+    """Format a knob and its value for people: `student` and `CNN`, `dkd.weight` and `8`."""
     if knob.endswith("._target_"):
         return knob.removesuffix("._target_").removesuffix(".net"), display(value).rpartition(".")[
             2
@@ -238,7 +228,7 @@ def part(knob: str, value: Any) -> tuple[str, str]:
 
 
 def _natural(row: Row) -> list[tuple[int, float, str]]:
-    """Sorts rows that are equally good: by their knobs, numbers as numbers."""
+    """Sort key of equally good rows: their knobs, numbers as numbers."""
     values = [row.settings.get(knob) for knob in ("loss", *KNOBS)]
     return [
         (0, v, "") if isinstance(v, (int, float)) else (1, 0.0, str(v))

@@ -1,4 +1,4 @@
-"""Runs that differ by how many labels the student had: what the teacher is worth in labels."""
+"""Runs that differ in the student's number of labels: the teacher's value in labels."""
 
 import math
 from collections.abc import Sequence
@@ -11,13 +11,13 @@ from kd.summary.significance import deviation, finite, mean
 
 @dataclass(frozen=True)
 class LabelCurve:
-    """Accuracy on test against the number of labels, of runs that are alike otherwise.
+    """Test accuracy against the number of labels, of otherwise equal runs.
 
     Attributes:
-        counts: labels that student and baseline had, rising.
-        student, baseline: accuracies of each seed, for each count.
+        counts: labels of student and baseline, rising.
+        student, baseline: accuracies per seed, for each count.
         teacher: its accuracies.
-        name: what else the rows' names say; empty where that is nothing.
+        name: rest of the rows' names; may be empty.
     """
 
     counts: list[int]
@@ -27,13 +27,13 @@ class LabelCurve:
     name: str
 
     def band(self, role: str) -> tuple[list[float], list[float]]:
-        """Means, and sample standard deviations over the seeds (0 of one seed)."""
+        """Return means, and sample standard deviations over the seeds (0 for one seed)."""
         values = getattr(self, role)
         return [mean(each) or 0.0 for each in values], [deviation(each) or 0.0 for each in values]
 
 
 def label_curves(rows: Sequence[Row]) -> list[LabelCurve]:
-    """The curves that there are, each of two numbers of labels or more."""
+    """Return the curves with two or more numbers of labels."""
     found: dict[str, dict[int, Row]] = {}
     for row in rows:
         count = mean(finite(dig(run.report, "data", "labels") for run in row.runs))
@@ -54,12 +54,13 @@ def _curve(name: str, rows: dict[int, Row]) -> LabelCurve:
 
 
 def worth(curve: LabelCurve, place: int) -> float | None:
-    """How many labels the baseline needs to be as good as the student with `counts[place]` of them.
+    """Estimate how many labels the baseline needs to match the student with `counts[place]` of
+    them.
 
-    Between two counts the baseline's accuracy is taken to rise with the logarithm of the count.
+    Between two counts the baseline's accuracy is interpolated in the logarithm of the count.
 
     Returns:
-        that number; None where the baseline is not so good with any count.
+        that number; None if the baseline does not reach it with any count.
     """
     wanted, (means, _) = curve.band("student")[0][place], curve.band("baseline")
     if means[0] >= wanted:
@@ -72,7 +73,7 @@ def worth(curve: LabelCurve, place: int) -> float | None:
 
 
 def worth_of_teacher(rows: Sequence[Row]) -> list[str]:
-    """How many labels the teacher is worth, a sentence for each curve."""
+    """State the teacher's value in labels, a sentence per curve."""
     return [_sentence(curve) for curve in label_curves(rows)]
 
 

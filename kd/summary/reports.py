@@ -1,4 +1,4 @@
-"""Reading the reports of many runs."""
+"""Reading of many runs' reports."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,28 +15,27 @@ class Run:
 
     Attributes:
         folder: of the run.
-        report: what its `report.json` says.
+        report: contents of its `report.json`.
     """
 
     folder: Path
     report: dict[str, Any]
 
     def model(self, role: str) -> dict[str, Any] | None:
-        """The report's entry of a role; None where the run has no such model."""
+        """Return the report's entry of a role; None if the run has no such model."""
         return next((model for model in self.report["models"] if model["role"] == role), None)
 
     @property
     def seed(self) -> int:
-        """The run's."""
+        """Seed of the run."""
         return int(self.report["seed"])
 
 
 def find_runs(paths: Sequence[Path]) -> list[Run]:
-    """All finished runs in and under these folders, each once.
+    """Find all finished runs in and under these folders, each once.
 
     Raises:
-        UserError: a path that does not exist, no report at all, a damaged one, or one written by a
-            later kd.
+        UserError: a missing path, no report at all, a damaged one, or one of a later kd.
     """
     files: dict[Path, None] = {}
     for path in paths:

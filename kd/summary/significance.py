@@ -1,6 +1,4 @@
-"""Means, spreads and intervals over seeds, paired tests, and their correction where many are made
-at once.
-"""
+"""Means, spreads and intervals over seeds, paired tests, and corrections for multiple tests."""
 
 import math
 import statistics
@@ -12,30 +10,29 @@ from scipy.stats import t as student_t
 from scipy.stats import ttest_1samp
 
 LEVEL = 0.05
-SAME = 1e-9  # accuracies nearer than this are the same
+SAME = 1e-9  # smaller differences of accuracies count as none
 
 
 def finite(values: Iterable[Any]) -> list[float]:
-    """Those that are numbers; a run that lacks one, or whose loss went to nan, has none."""
+    """Return the finite numbers; a run may lack one, or its loss may have diverged."""
     return [
         float(value) for value in values if isinstance(value, (int, float)) and math.isfinite(value)
     ]
 
 
 def mean(values: Sequence[float]) -> float | None:
-    """None of nothing."""
+    """Compute the mean; None for no values."""
     return statistics.fmean(values) if values else None
 
 
 def deviation(values: Sequence[float]) -> float | None:
-    """Sample standard deviation; None of fewer than two values."""
+    """Compute the sample standard deviation; None for fewer than two values."""
     return statistics.stdev(values) if len(values) > 1 else None
 
 
 def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """Student's t interval (95 %) of the mean.
-
-    None of fewer than two values, or where all are the same.
+    """Compute Student's t interval (95 %) of the mean; None for fewer than two values or equal
+    ones.
     """
     if len(values) < 2 or max(values) - min(values) < SAME:
         return None
@@ -49,13 +46,12 @@ def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
 
 @dataclass(frozen=True)
 class Gain:
-    """What a row's student gains over the baseline, in accuracy, and whether that is more than
-    chance.
+    """Gain in accuracy of a row's student over the baseline, with its significance.
 
     Attributes:
         values: of each run that has both.
         mean: over the runs; None without any.
-        interval: 95 %; over the seeds where there are several, else over the test images.
+        interval: 95 %; over the seeds if there are several, else over the test images.
         p: two-sided, of `test`.
         corrected: p after Holm's correction over all rows.
         test: `t`, paired t-test over the seeds; `McNemar`, over the test images of the only seed.
@@ -70,7 +66,7 @@ class Gain:
 
     @property
     def reading(self) -> str:
-        """In plain words."""
+        """Return the result in plain words."""
         if self.mean is None or self.test is None:
             return ""
         if self.p is None or self.corrected is None:
@@ -88,11 +84,11 @@ class Gain:
 def gain_of(
     values: Sequence[float], images: Sequence[tuple[tuple[float, float] | None, float | None]]
 ) -> Gain:
-    """A row's gain, not yet corrected for the other rows.
+    """Compute a row's gain, before the correction for other rows.
 
-    Over two and more seeds the t-test of the paired differences (Student 1908). Wilcoxon's signed
-    ranks would ask less of them, but with n seeds its p is never below 2^(1-n), so with five seeds
-    or fewer it could show nothing.
+    With two or more seeds it uses the t-test of paired differences (Student 1908). Wilcoxon's
+    signed ranks assume less, but with n seeds p is at least 2^(1-n): five or fewer could show
+    nothing.
 
     Args:
         values: student - baseline of each run.
@@ -111,18 +107,17 @@ def gain_of(
 
 
 def corrected(gains: Sequence[Gain]) -> list[Gain]:
-    """The gains with Holm's correction over all of them."""
+    """Apply Holm's correction over all gains."""
     tested = [gain.p for gain in gains if gain.p is not None]
     found = iter(holm(tested))
     return [gain if gain.p is None else replace(gain, corrected=next(found)) for gain in gains]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values adjusted by Holm (1979).
+    """Adjust p-values by Holm (1979).
 
-    The chance of any false finding among all of them stays at the level.
-
-    It holds for tests that depend on each other, as these do: many rows share a baseline.
+    The chance of any false finding among all of them stays at the level. This also holds for
+    dependent tests, as here: many rows share a baseline.
     """
     adjusted, largest = [0.0] * len(p_values), 0.0
     for rank, i in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
@@ -132,13 +127,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Which points (cost, accuracy) nothing beats.
-
-    None is as cheap and as accurate, and better in one of the two.
-
-    Returns:
-        their places in `points`, the cheapest first.
-    """
+    """Return the Pareto front of points (cost, accuracy): their positions, the cheapest first."""
 
     def beaten(cost: float, accuracy: float) -> bool:
         return any(c <= cost and a >= accuracy and (c, a) != (cost, accuracy) for c, a in points)

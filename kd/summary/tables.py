@@ -1,4 +1,4 @@
-"""The rows of a summary as tables of text, for Markdown and HTML alike; and its runs as CSV."""
+"""Rows of a summary as text tables, for Markdown and HTML; and its runs as CSV."""
 
 import csv
 import math
@@ -18,7 +18,7 @@ ROLES = ("teacher", "baseline", "student")
 
 
 def accuracy_table(rows: Sequence[Row], gains: Sequence[Gain]) -> Table:
-    """Rows by validation accuracy: accuracies in per cent, the gain in points, its test."""
+    """Make rows by validation accuracy: accuracies in per cent, the gain in points, its test."""
     columns = (
         "#",
         "runs",
@@ -55,10 +55,7 @@ def _gain(gain: Gain) -> Cell:
 
 
 def class_table(rows: Sequence[Row]) -> Table | None:
-    """What accuracy hides where classes are uneven, of each role that has it.
-
-    None where no report does.
-    """
+    """Make the metrics for uneven classes, of each role that has them; None if no report does."""
     columns = {
         f"{role}: {name}": [spread(row.values(role, "test", key), factor, digits) for row in rows]
         for name, key, factor, digits in (
@@ -74,10 +71,7 @@ def class_table(rows: Sequence[Row]) -> Table | None:
 
 
 def cost_table(rows: Sequence[Row]) -> Table:
-    """What else is known of each row's student.
-
-    Its cost, how far to trust its probabilities, what training it took.
-    """
+    """Make the remaining facts about each row's student: cost, calibration, training."""
     columns: dict[str, Callable[[Row], Cell]] = {
         "parameters": lambda row: _count(row.values("student", "params")),
         "MACs": lambda row: _count(row.values("student", "macs")),
@@ -104,30 +98,26 @@ def cost_table(rows: Sequence[Row]) -> Table:
 
 
 def _gaps_closed(row: Row) -> list[float]:
-    """The shares of the teacher's lead that were closed, where the lead is beyond chance."""
+    """Return the shares of the teacher's lead that were closed, where the lead is significant."""
     found = []
     for run in row.runs:
         comparison = run.report["comparison"]
-        interval = comparison.get("lead_ci95")  # reports of before it was told have none
+        interval = comparison.get("lead_ci95")  # missing in older reports
         if interval is None or interval[0] > 0:
             found.append(comparison.get("gap_closed"))
     return finite(found)
 
 
 def nets(row: Row, role: str) -> list[str]:
-    """The names of a role's nets in a row.
-
-    More than one only where something else than the config changed.
+    """Return the names of a role's nets in a row; several only if something besides the config
+    changed.
     """
     models = [model for run in row.runs if (model := run.model(role))]
     return list(dict.fromkeys(str(model.get("net", "?")) for model in models))
 
 
 def spread(values: Sequence[float], factor: float, digits: int, sign: str = "") -> Cell:
-    """Mean ± sample standard deviation.
-
-    The mean alone where there is one value or all are the same.
-    """
+    """Format mean ± sample standard deviation; the mean alone for one value or equal ones."""
     middle, sd = mean(values), deviation(values)
     if middle is None:
         return Cell("")
@@ -138,18 +128,20 @@ def spread(values: Sequence[float], factor: float, digits: int, sign: str = "") 
 
 
 def _count(values: Sequence[float]) -> Cell:
-    """The mean with three digits and a decimal prefix; the runs of a row have the same net."""
+    """Format the mean with three digits and a decimal prefix; the runs of a row have the same
+    net.
+    """
     middle = mean(values)
     return Cell("") if middle is None else Cell(short(middle), middle)
 
 
 def p_text(p: float) -> str:
-    """Two significant digits."""
+    """Format p with two significant digits."""
     return f"{p:.2g}" if p >= 0.001 else "< 0.001"
 
 
 def as_markdown(table: Table) -> str:
-    """The table as Markdown."""
+    """Format the table as Markdown."""
     lines = ["| " + " | ".join(table.columns) + " |"]
     lines.append(
         "|" + "".join("---|" if i in table.words else "---:|" for i in range(len(table.columns)))
@@ -159,8 +151,7 @@ def as_markdown(table: Table) -> str:
     return "\n".join(lines) + "\n"
 
 
-# Of the many knobs of a config, those worth a line above the table where all runs have them in
-# common.
+# Knobs worth a line above the table if all runs have them in common.
 TELLING = (
     "data._target_",
     "data.limit",
@@ -180,7 +171,7 @@ TELLING = (
 
 
 def in_common(rows: Sequence[Row], *, all_knobs: bool = False) -> dict[str, str]:
-    """The knobs that are the same in all rows: those that tell most, or all of them."""
+    """Return the knobs that are equal in all rows: the most important ones, or all."""
     first, changed = rows[0].settings, set(differing([row.settings for row in rows]))
     same = {
         knob for knob in first if knob not in changed and all(knob in row.settings for row in rows)
@@ -191,7 +182,7 @@ def in_common(rows: Sequence[Row], *, all_knobs: bool = False) -> dict[str, str]
 
 
 def said(rows: Sequence[Row], gains: Sequence[Gain]) -> list[str]:
-    """What the tables say, in sentences."""
+    """State the tables' results in sentences."""
     lines = [_best(rows[0], gains[0])] if rows[0].validation is not None else []
     lines += worth_of_teacher(rows)
     tested = [gain for gain in gains if gain.corrected is not None]
@@ -238,10 +229,10 @@ def _best(row: Row, gain: Gain) -> str:
 
 
 def as_csv(rows: Sequence[Row], gains: Sequence[Gain]) -> str:
-    """One line a run: its row and that row's statistics, the knobs that differ, and all numbers of
-    its models.
+    """Format one line per run: its row's statistics, the differing knobs, and all numbers of its
+    models.
 
-    Accuracies are fractions; what a run does not have is empty.
+    Accuracies are fractions; missing values are empty.
     """
     knobs = differing([row.settings for row in rows])
     lines = []
@@ -292,9 +283,8 @@ def _flat(prefix: str, node: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(node, Mapping):
         for name, value in node.items():
             yield from _flat(f"{prefix}.{name}", value)
-    elif isinstance(
-        node, list
-    ):  # an interval; what else is a list, such as a confusion matrix, is no number
+    # An interval; other lists, such as a confusion matrix, are left out
+    elif isinstance(node, list):
         if len(node) == 2 and not any(isinstance(each, (list, Mapping)) for each in node):
             yield from zip((f"{prefix}.low", f"{prefix}.high"), node, strict=True)
     else:
@@ -302,9 +292,9 @@ def _flat(prefix: str, node: Any) -> Iterator[tuple[str, Any]]:
 
 
 def measured_on(rows: Sequence[Row]) -> list[str]:
-    """What the runs were measured with.
+    """Return the machines of the measurements.
 
-    Several lines where latencies are not to be compared across rows.
+    With several lines, latencies are not comparable across rows.
     """
     places = dict.fromkeys(
         f"{env.get('device', '?')}, {env.get('threads', '?')} threads, torch "

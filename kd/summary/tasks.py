@@ -1,7 +1,4 @@
-"""The rows of a summary whose runs learned in tasks.
-
-What each still knows in the end, and how it came to that.
-"""
+"""Rows of a summary of task-incremental runs: final accuracies, and their course."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,13 +10,12 @@ from kd.summary.groups import Row
 from kd.summary.significance import finite
 from kd.summary.tables import spread
 
-LINES = 15  # rows drawn at most
+LINES = 15  # maximum number of rows in the picture
 
 
 def task_table(rows: Sequence[Row]) -> Table | None:
-    """Accuracies in per cent and their differences in points, in both evaluations.
-
-    None where no run has tasks.
+    """Make accuracies in per cent and differences in points, in both protocols; None without
+    tasks.
     """
     found = _learners(rows)
     if not found:
@@ -42,7 +38,7 @@ def task_table(rows: Sequence[Row]) -> Table | None:
 
 
 def task_picture(rows: Sequence[Row]) -> Picture | None:
-    """The accuracy on all classes seen, after each task; None where no run has tasks."""
+    """Draw the accuracy on all classes seen, after each task; None without tasks."""
     found = _learners(rows)
     if not found:
         return None
@@ -64,7 +60,7 @@ def task_picture(rows: Sequence[Row]) -> Picture | None:
 
 
 def _learners(rows: Sequence[Row]) -> dict[tuple[int, str], Row]:
-    """Those rows by rank and name: the method, where it tells them apart, or else what does."""
+    """Return those rows by rank and name: the method, if it differs, or else what does."""
     found = {
         rank: row
         for rank, row in enumerate(rows, 1)

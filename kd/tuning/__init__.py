@@ -1,1 +1,1 @@
-"""The search for the best setting: its space, the search, and the comparison that ends it."""
+"""Search for the best setting: search space, trials, final comparison."""

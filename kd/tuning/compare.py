@@ -1,6 +1,6 @@
-"""After a search: the best setting beside the recipe's own, both run on seeds of their own.
+"""Comparison after a search: the best setting and the recipe's own, on fresh seeds.
 
-Here test is read first.
+The test part is first read here.
 """
 
 import io
@@ -35,15 +35,15 @@ def compare_settings(
     """Run both settings on all seeds, and write `result.json` and `result.md`.
 
     Args:
-        tuned: what stands after `KNOB=`, by knob.
-        folder: the search's; the runs go into `runs` in it.
-        trials: how many chose.
-        command: the line that repeats it.
+        tuned: the value after `KNOB=`, by knob.
+        folder: of the search; runs go into its `runs`.
+        trials: number of trials in the search.
+        command: command line that repeats it.
 
     Returns:
-        what `result.json` holds: `settings`, by name, with `overrides` and lists over the seeds of
-        `validation` and `test` (the student's accuracies, fractions); `bought`, tuned less default
-        on test by seed.
+        contents of `result.json`: `settings`, by name, with `overrides` and lists over the seeds of
+        `validation` and `test` (the student's accuracies, fractions); `bought`, tuned minus default
+        on test, by seed.
     """
     settings = {DEFAULT: []} if tuned == request.own else {DEFAULT: [], TUNED: overrides_of(tuned)}
     found: dict[str, dict[str, Any]] = {}
@@ -85,7 +85,7 @@ def compare_settings(
 
 
 def _report(config: Config, command: str, root: Path) -> dict[str, Any]:
-    """The report of a run, which is there already if an earlier attempt got so far."""
+    """Return the report of a run, from an earlier attempt if there is one."""
     plain = json.loads(json.dumps(config.settled().model_dump()))
     for path in sorted(root.glob(f"*_{config.name}/report.json")):
         try:
@@ -96,7 +96,7 @@ def _report(config: Config, command: str, root: Path) -> dict[str, Any]:
         if report["config"] == plain:
             say(f"{config.name}: already there")
             return report
-    quiet = Console(file=io.StringIO())  # its own table is in the run's folder
+    quiet = Console(file=io.StringIO())  # its table is in the run folder
     folder = run(config, command, folder=RunFolder(root, config.name), out=quiet)
     return read_report(folder / "report.json")
 
@@ -114,7 +114,7 @@ def _write(result: Mapping[str, Any], request: Request, folder: Path) -> None:
 
 
 def as_markdown(result: Mapping[str, Any], request: Request) -> str:
-    """Both settings side by side, and what the search bought."""
+    """Format both settings side by side, and the gain of the search."""
     seeds = ", ".join(map(str, result["seeds"]))
     lines = [
         f"| student, {len(result['seeds'])} seed{'s' * (len(result['seeds']) > 1)} | validation "
@@ -150,7 +150,7 @@ def as_markdown(result: Mapping[str, Any], request: Request) -> str:
 
 
 def bought(result: Mapping[str, Any]) -> str:
-    """What the search bought on test, paired by seed, in a sentence."""
+    """State the search's gain on test, paired by seed, in a sentence."""
     gains = [100 * gain for gain in result["bought"]]
     if not gains:
         return (
@@ -172,6 +172,6 @@ def bought(result: Mapping[str, Any]) -> str:
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean ± sample standard deviation, in per cent."""
+    """Format mean ± sample standard deviation, in per cent."""
     mean = f"{100 * statistics.fmean(values):.2f}"
     return mean if len(values) == 1 else f"{mean} ± {100 * statistics.stdev(values):.2f}"

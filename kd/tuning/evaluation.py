@@ -1,6 +1,6 @@
-"""What a setting is worth: its student's accuracy on validation.
+"""Value of a setting: its student's validation accuracy.
 
-The test part is not even there.
+The test part is not accessible here.
 """
 
 import json
@@ -21,11 +21,11 @@ from kd.stages.stage import Stage, complete, make_stage
 
 
 class Pruned(Dropped):
-    """The curve is below the median of the earlier trials."""
+    """The curve is below the median of earlier trials."""
 
 
 def student_links(chain: Sequence[Link]) -> list[Link]:
-    """The stages that the last student needs, itself at the end.
+    """Return the plans of the stages that the last student needs, itself at the end.
 
     Raises:
         UserError: the chain has no student.
@@ -50,27 +50,27 @@ def student_links(chain: Sequence[Link]) -> list[Link]:
 
 
 def hidden(data: DataModule) -> DataModule:
-    """The data without its test part, so that no trial can see it."""
+    """Copy the data without its test part, so that no trial can see it."""
     data.split = replace(data.split, test=None)  # type: ignore[arg-type]
     return data
 
 
 class Evaluation:
-    """What one setting is worth: trains the student's chain, without the test part."""
+    """Evaluates one setting: trains the student's chain, without the test part."""
 
     def __init__(self, config: Config, data: DataModule, store: Store) -> None:
         self.store = store
         self.data = {json.dumps(config.data, sort_keys=True): data}
 
     def _data(self, config: Config) -> DataModule:
-        """The data as the setting has it; read once for all settings that have it alike."""
+        """Return the setting's data; read once for all settings with equal data config."""
         key = json.dumps(config.data, sort_keys=True)
         if key not in self.data:
             self.data = {key: hidden(shortened(construct(config.data, "data"), config.trainer))}
         return self.data[key]
 
     def teachers(self, config: Config, links: Sequence[Link]) -> None:
-        """Finish what all trials build on, before the first."""
+        """Finish the stages common to all trials, before the first."""
         data, done = self._data(config), dict[str, Done]()
         for link in links:
             if link.role != "student":
@@ -79,11 +79,11 @@ class Evaluation:
                 )
 
     def value(self, config: Config, trial: Trial, pruning: bool) -> float:
-        """The student's validation accuracy, of the epoch whose weights are kept.
+        """Return the student's validation accuracy, at the epoch whose weights are kept.
 
         Raises:
             Dropped: in the middle of the last stage.
-            UserError: for a setting that cannot be trained.
+            UserError: the setting cannot be trained.
         """
         data, links, done = self._data(config), student_links(chain_of(config)), dict[str, Done]()
         preflight(links, config, data)
@@ -107,11 +107,10 @@ class Evaluation:
             if prune and trial.should_prune():
                 raise Pruned(f"pruned at epoch {epoch}")
 
-        # Other processes of a distributed training have no trial to tell.
+        # Other processes of a distributed training have no trial to report to.
         alone = config.trainer.get("devices", 1) * config.trainer.get("num_nodes", 1) == 1
         done, _ = complete(stage, self.store, data, watch=watch if alone else None)
         for row in () if told else done.record["history"]:
-            watch(
-                row, prune=False
-            )  # already there from an earlier run: whole, so it counts as whole
+            # A finished result from an earlier run counts as complete
+            watch(row, prune=False)
         return done

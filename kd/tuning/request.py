@@ -1,6 +1,6 @@
-"""What `kd.tune` may be asked for.
+"""Request to `kd.tune`.
 
-Checked, with all that is to be searched, before torch is imported.
+Checked together with the search space, before torch is imported.
 """
 
 import copy
@@ -31,13 +31,13 @@ def _once(seeds: list[int]) -> list[int]:
 
 
 class SearchNode(Strict):
-    """What a file in conf/search holds."""
+    """Contents of a file in conf/search."""
 
     space: Node
 
 
 class Tuning(Strict):
-    """How to search; see conf/tune.yaml."""
+    """Settings of the search; see conf/tune.yaml."""
 
     n_trials: PositiveInt
     timeout: PositiveFloat | None
@@ -51,19 +51,19 @@ class Tuning(Strict):
 
 
 class Tuned(Config, Tuning):
-    """The whole config of `kd.tune`."""
+    """Config of `kd.tune`."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """A search as it was asked for, checked.
+    """A checked search request.
 
     Attributes:
         config: of the recipe's own setting.
-        overrides: those of the command line that are `kd.train`'s, so that a setting put after them
+        overrides: those of the command line that belong to `kd.train`; a setting appended to them
             is a run.
-        default: the recipe's own setting as a trial would draw it; None where some of it is outside
-            its range.
+        default: the recipe's own setting as a trial would draw it; None if part of it is out of
+            range.
         about: data, nets and loss in a word each, for the study's name.
     """
 
@@ -76,30 +76,30 @@ class Request:
 
     @property
     def own(self) -> dict[str, str] | None:
-        """The recipe's own setting as it stands on the command line; None as for `default`."""
+        """Return the recipe's own setting in command-line form; None as for `default`."""
         if self.default is None:
             return None
         knobs = {knob.name: knob for knob in self.space.knobs}
         return {name: knobs[name].written(value) for name, value in self.default.items()}
 
     def compose(self, overrides: Sequence[str]) -> DictConfig:
-        """The command's config under further overrides."""
+        """Compose the command's config with further overrides."""
         return _composed(self.overrides, overrides)
 
     def configured(self, overrides: Sequence[str]) -> Config:
-        """The checked config of a run under further overrides.
+        """Validate the config of a run with further overrides.
 
         Raises:
-            UserError: for a value that the run does not accept.
+            UserError: the run does not accept a value.
         """
         return check(_of_train(self.compose(overrides)), typed_keys([*self.overrides, *overrides]))
 
 
 def accept(cfg: DictConfig, keys: Collection[str]) -> Request:
-    """Check a composed config with all that is to be searched, before anything heavy is imported.
+    """Check a composed config and its search space, before heavy imports.
 
     Raises:
-        UserError: for what is wrong in it.
+        UserError: anything in it is wrong.
     """
     own = set(Tuning.model_fields)
     tuning = check_as(Tuning, OmegaConf.create({key: _plain(cfg[key]) for key in own}))
@@ -125,7 +125,7 @@ def _composed(overrides: Sequence[str], more: Sequence[str]) -> DictConfig:
     return _composed_once((*overrides, *more))
 
 
-@functools.cache  # a trial's knobs are looked up in the same config again and again
+@functools.cache  # a trial looks up its knobs in the same config many times
 def _composed_once(overrides: tuple[str, ...]) -> DictConfig:
     return compose("tune", list(overrides), return_hydra_config=True)
 
@@ -135,7 +135,7 @@ def _plain(node: Any) -> Any:
 
 
 def _of_train(cfg: DictConfig) -> DictConfig:
-    """The part of a composed config that `kd.train` has too."""
+    """Return the part of a composed config that belongs to `kd.train`."""
     part = copy.copy(cfg)
     with open_dict(part):
         for key in (*Tuning.model_fields, "hydra"):
@@ -144,11 +144,10 @@ def _of_train(cfg: DictConfig) -> DictConfig:
 
 
 def as_typed(space: Node, overrides: Sequence[str]) -> tuple[Node, set[str] | None]:
-    """The space with each range as it was typed, and the knobs that were.
+    """Return the space with each range as typed, and the typed knobs; None for all if a file was
+    chosen.
 
-    None for all, where a file was chosen.
-
-    Hydra would mix the keys of a range that is typed with those of the range in the file.
+    Hydra would merge the keys of a typed range with those of the file's range.
     """
     found, asked = OmegaConf.create(space), set()
     for override in OverridesParser.create().parse_overrides(list(overrides)):

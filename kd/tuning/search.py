@@ -1,4 +1,4 @@
-"""The search itself: Optuna's trials, who is at them, and how many are still to do."""
+"""The search: Optuna's trials, the processes that run them, and the number still to do."""
 
 import json
 import uuid
@@ -29,8 +29,8 @@ from kd.tuning.space import flat, overrides_of
 from kd.tuning.study import check_same, open_study, write_trials
 
 COUNTED = (TrialState.COMPLETE, TrialState.PRUNED)
-NO_MATTER = {"name", "output_dir", "force", "debug"}  # in a config, to what a trial gives
-IMPORTANCE_FROM = 10  # finished trials; of fewer it would be noise
+NO_MATTER = {"name", "output_dir", "force", "debug"}  # keys without influence on a trial's value
+IMPORTANCE_FROM = 10  # finished trials; with fewer, importance is noise
 
 
 def tune(request: Request, command: str) -> Path:
@@ -38,15 +38,15 @@ def tune(request: Request, command: str) -> Path:
     seeds.
 
     Args:
-        command: the line that goes on with the search.
+        command: command line that resumes the search.
 
     Returns:
-        the search's folder.
+        folder of the search.
 
     Raises:
-        UserError: for what the user can mend.
-        Failed: no trial came to an end.
-        Interrupted: by Ctrl-C; the same command goes on with the trial that was stopped.
+        UserError: a user's error.
+        Failed: no trial finished.
+        Interrupted: by Ctrl-C; the same command resumes the stopped trial.
     """
     output = writable(Path(request.config.output_dir).expanduser())
     links = student_links(chain_of(request.config))
@@ -88,7 +88,7 @@ def tune(request: Request, command: str) -> Path:
 
 @dataclass
 class Trials:
-    """The study: which trials there are, who is at them, and how many are still to do."""
+    """The study: its trials, the processes that run them, and the number still to do."""
 
     request: Request
     output: Path
@@ -105,9 +105,8 @@ class Trials:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         with self.lock:
             url = tuning.storage or f"sqlite:///{(self.folder / 'study.db').resolve()}"
-            median = optuna.pruners.MedianPruner(
-                tuning.startup_trials, tuning.warmup_epochs + 1
-            )  # its first step
+            # Optuna numbers a trial's epochs from 1.
+            median = optuna.pruners.MedianPruner(tuning.startup_trials, tuning.warmup_epochs + 1)
             self.study = open_study(
                 url, self.name, median if tuning.pruning else optuna.pruners.NopPruner()
             )
@@ -116,7 +115,9 @@ class Trials:
                 self.study.enqueue_trial(dict(self.request.default))
 
     def _settings(self) -> dict[str, str]:
-        """All that a trial's value depends on besides the knobs, flat."""
+        """Return everything that a trial's value depends on besides the knobs, as a flat
+        mapping.
+        """
         config = {k: v for k, v in self.request.config.model_dump().items() if k not in NO_MATTER}
         config["trainer"] = {k: v for k, v in config["trainer"].items() if k not in RUNTIME_ONLY}
         tuning = self.request.tuning
@@ -128,9 +129,9 @@ class Trials:
         return {key: json.dumps(value) for key, value in flat({**config, **how, **space}).items()}
 
     def at_work(self) -> Lock:
-        """A lock that tells other processes that this one lives.
+        """Create a lock that shows other processes that this one lives.
 
-        Theirs, after they died, is free.
+        The lock of a dead process is free.
         """
         return lock_at(self.folder / "locks" / f"{self.process}.lock")
 
@@ -146,7 +147,7 @@ class Trials:
             return True
 
     def running(self) -> list[FrozenTrial]:
-        """The trials that processes are at; those that a killed one left are put in line again."""
+        """Return the trials in progress; those of killed processes are queued again."""
         with self.lock:
             for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
                 if not self._alive(trial.user_attrs.get("process", "none")):
@@ -154,28 +155,26 @@ class Trials:
         return self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
 
     def _again(self, trial: FrozenTrial) -> None:
-        """Put an interrupted trial in line again, with its setting.
+        """Queue an interrupted trial again with its setting.
 
-        Its student goes on where it was stopped.
+        Its student resumes.
         """
         self.study.tell(trial.number, state=TrialState.FAIL)
         self.study.enqueue_trial(trial.params, user_attrs={"again": trial.number})
 
     def counted(self) -> int:
-        """How many trials have come to an end that counts."""
+        """Count the ended trials that matter."""
         return len(self.study.get_trials(deepcopy=False, states=COUNTED))
 
     def open(self) -> bool:
-        """Whether there is a trial left to begin: for this process, and now."""
+        """Whether this process should start another trial now."""
         tuning = self.request.tuning
         left = tuning.n_trials - self.counted() - len(self.running())
         late = tuning.timeout is not None and perf_counter() - self.begun > tuning.timeout
         return left > 0 and not late
 
     def run(self, evaluation: Evaluation) -> None:
-        """Trials until there are enough, or the time is up, or as many failed in this process as
-        were left.
-        """
+        """Run trials until there are enough, time is up, or as many failed here as were left."""
         most = self.request.tuning.n_trials - self.counted()
         for _ in range(most):
             with self.lock:
@@ -192,7 +191,7 @@ class Trials:
                 write_trials(self.study, knobs, self.folder / "trials.csv")
 
     def _next(self) -> tuple[Trial, dict[str, str]]:
-        """Ask for a setting; the same one at the same point of the search, however often that was
+        """Ask for a setting; equal at the same point of the search, however often it was
         interrupted.
         """
         trials = self.study.get_trials(deepcopy=False)
@@ -236,13 +235,13 @@ class Trials:
         say(f"{of}: {words(setting)}{own} -> {outcome}{best}")
 
     def complete(self) -> list[FrozenTrial]:
-        """The trials that came to their end, and were not stopped before."""
+        """Return the trials that finished without pruning."""
         return self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
 
     def best(self) -> FrozenTrial:
-        """The finished trial that is best on validation.
+        """Return the best finished trial on validation.
 
-        Of several the first, which may be the recipe's own.
+        The first of equal ones, which may be the recipe's own.
 
         Raises:
             Failed: none has finished.
@@ -263,7 +262,7 @@ class Trials:
         return max(finished, key=lambda trial: (trial.value, -trial.number))
 
     def tell_importance(self) -> None:
-        """Which knob made most of the differences between trials, where there are enough to say."""
+        """Print the knob importances, if there are enough trials."""
         finished = self.complete()
         few = len(finished) < IMPORTANCE_FROM or len(self.request.space.knobs) < 2
         if few or len({trial.value for trial in finished}) == 1:
@@ -278,5 +277,5 @@ class Trials:
 
 
 def words(setting: Mapping[str, str]) -> str:
-    """A setting for people."""
+    """Format a setting for people."""
     return " ".join(overrides_of(setting))

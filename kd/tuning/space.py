@@ -1,6 +1,4 @@
-"""What a search may choose: knobs and their ranges, read from YAML and checked before anything is
-trained.
-"""
+"""Search space: knobs and ranges, read from YAML and checked before training."""
 
 import json
 import math
@@ -21,25 +19,24 @@ from kd.log import say
 if TYPE_CHECKING:
     from optuna.trial import Trial
 
-Compose = Callable[
-    [Sequence[str]], DictConfig
-]  # the command's config under further overrides, with `hydra` in it
+# Composes the command's config with further overrides, `hydra` included
+Compose = Callable[[Sequence[str]], DictConfig]
 
 FORMS = "{low: 1, high: 16}, with log: true or step: 1 if need be, or {choices: [a, b]}"
 
-# What makes no setting better or worse, or decides which images or which luck it is judged by.
+# Keys that cannot make a setting better, or that choose the images or seed of its evaluation.
 FIXED = {"seed", "stages", "stage", "force", "debug", "pictures", "output_dir", "name", "hydra"}
 OF_DATA = ("data.augment", "data.views", "data.class_weights")
 
 
 class Range(Strict):
-    """What one knob may be.
+    """Range of one knob.
 
     Attributes:
         low, high: both included.
-        log: as likely between 1 and 10 as between 10 and 100.
+        log: sample on a logarithmic scale.
         step: only low, low + step, and so on.
-        choices: these and nothing between.
+        choices: these values only.
     """
 
     low: Any = None
@@ -72,12 +69,12 @@ class Range(Strict):
 
 @dataclass(frozen=True)
 class Knob:
-    """One thing that a search turns.
+    """A knob of the search.
 
     Attributes:
-        name: its dotted key in the config, or the name of a group of files.
-        of_group: whether it is the latter.
-        integer: whether only whole numbers between low and high are meant.
+        name: dotted key in the config, or name of a group of files.
+        of_group: whether it is a group.
+        integer: whether only integers between low and high are allowed.
     """
 
     name: str
@@ -86,7 +83,7 @@ class Knob:
     integer: bool
 
     def draw(self, trial: "Trial") -> str:
-        """What the trial is to try, as `written`."""
+        """Draw the trial's value, formatted as by `written`."""
         low, high, step, log = self.range.low, self.range.high, self.range.step, self.range.log
         if self.range.choices is not None:
             return str(
@@ -97,13 +94,13 @@ class Knob:
         return self.written(trial.suggest_float(self.name, low, high, step=step, log=log))
 
     def written(self, value: Any) -> str:
-        """A value of it, as it stands after `KNOB=` on the command line; numbers to four digits."""
+        """Format a value as it stands after `KNOB=` on the command line; numbers to four digits."""
         if self.range.choices is not None or self.integer:
             return str(value)
         return repr(min(max(float(f"{value:.4g}"), float(self.range.low)), float(self.range.high)))
 
     def default(self, cfg: DictConfig) -> Any:
-        """What the recipe has, as the trial would draw it; None where that is outside the range."""
+        """Return the recipe's value as the trial would draw it; None if out of range."""
         found = (
             cfg.hydra.runtime.choices.get(self.name)
             if self.of_group
@@ -121,7 +118,7 @@ class Knob:
         return found if reached and self.range.low <= found <= self.range.high else None
 
     def applies(self, cfg: DictConfig) -> bool:
-        """Whether turning it changes anything in this config."""
+        """Whether the knob has an effect in this config."""
         if self.of_group:
             return True
         return (
@@ -135,13 +132,13 @@ class Knob:
 class Space:
     """All knobs of a search, groups of files first.
 
-    Which of the others there are may depend on them.
+    The choice of files may decide which other knobs apply.
     """
 
     knobs: tuple[Knob, ...]
 
     def draw(self, trial: "Trial", compose: Compose) -> dict[str, str]:
-        """The setting that a trial is to try: what stands after `KNOB=`, by knob."""
+        """Draw the setting of a trial: the value after `KNOB=`, by knob."""
         found = {knob.name: knob.draw(trial) for knob in self.knobs if knob.of_group}
         cfg = compose(overrides_of(found))
         return found | {
@@ -151,9 +148,9 @@ class Space:
         }
 
     def defaults(self, cfg: DictConfig) -> dict[str, Any] | None:
-        """The recipe's own setting as a trial would draw it.
+        """Return the recipe's own setting as a trial would draw it.
 
-        None where some of it is outside its range.
+        None if part of it is out of range.
         """
         found = {knob.name: knob.default(cfg) for knob in self.knobs if knob.applies(cfg)}
         return None if None in found.values() else found
@@ -162,16 +159,15 @@ class Space:
 def read_space(
     node: Mapping[str, Any], compose: Compose, asked: Collection[str] | None, own: Collection[str]
 ) -> Space:
-    """The knobs under `search.space`, checked against the config.
+    """Read the knobs under `search.space` and check them against the config.
 
     Args:
-        asked: the knobs that the user asked for; None for all. A loss need not have the others: one
-            that it has no use for is left out, but refused where it was asked for.
-        own: the keys that belong to the search itself.
+        asked: knobs that the user asked for; None for all. A knob that the loss does not use is
+            left out, but refused if it was asked for.
+        own: keys of the search itself.
 
     Raises:
-        UserError: for a knob that is not there, changes nothing, or must not be searched; for what
-            is no range.
+        UserError: an unknown knob, one without effect or not to be searched, or an invalid range.
     """
     cfg = compose([])
     groups = set(cfg.hydra.runtime.choices)
@@ -229,7 +225,7 @@ def _knob(name: str, found: Range, cfg: DictConfig, groups: Collection[str]) -> 
 
 
 def _ranges(node: Any, prefix: str = "") -> dict[str, Range]:
-    """The ranges in a tree of knobs, by dotted key."""
+    """Return the ranges in a tree of knobs, by dotted key."""
     found: dict[str, Range] = {}
     for name, value in node.items():
         key = f"{prefix}{name}"
@@ -238,7 +234,7 @@ def _ranges(node: Any, prefix: str = "") -> dict[str, Range]:
         if not any(
             each in Range.model_fields and not isinstance(value[each], Mapping) for each in value
         ):
-            found |= _ranges(value, f"{key}.")  # one step nearer to the knobs
+            found |= _ranges(value, f"{key}.")  # descend toward the knobs
             continue
         try:
             found[key] = Range.model_validate(dict(value))
@@ -253,7 +249,7 @@ def _line(error: Any, key: str) -> str:
 
 
 def leaves(cfg: DictConfig) -> list[str]:
-    """All dotted keys of `kd.train`'s config that are no mappings."""
+    """Return all dotted keys of `kd.train`'s config that are no mappings."""
     plain = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(plain, dict)
     return list(
@@ -262,7 +258,7 @@ def leaves(cfg: DictConfig) -> list[str]:
 
 
 def flat(node: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
-    """A tree's values by dotted key."""
+    """Return a tree's values by dotted key."""
     found: dict[str, Any] = {}
     for name, value in node.items():
         inner = isinstance(value, Mapping)
@@ -271,27 +267,27 @@ def flat(node: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _numbers(cfg: DictConfig) -> str:
-    """The numbers in the loss, for messages."""
+    """Return the numbers in the loss, for messages."""
     loss = (key for key in leaves(cfg) if key.startswith("loss."))
     return ", ".join(key for key in loss if isinstance(OmegaConf.select(cfg, key), (int, float)))
 
 
 _MISSING = object()
-WORDS = ("null", "true", "false", "inf", "nan")  # what Hydra takes for something else than a string
+WORDS = ("null", "true", "false", "inf", "nan")  # strings that Hydra would parse as other types
 
 
 def _is_leaf(found: Any) -> bool:
-    """Whether this is a knob's value: anything but a mapping, or a schedule."""
+    """Whether this is a knob's value: anything except a mapping, or a schedule."""
     return found is not _MISSING and (not isinstance(found, DictConfig) or "schedule" in found)
 
 
 def overrides_of(setting: Mapping[str, str]) -> list[str]:
-    """A setting as overrides of the command line."""
+    """Format a setting as command-line overrides."""
     return [f"{name}={value}" for name, value in setting.items()]
 
 
 def text_of(value: Any) -> str:
-    """A value in Hydra's grammar of overrides."""
+    """Format a value in Hydra's override grammar."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     if isinstance(value, Mapping):

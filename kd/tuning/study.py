@@ -1,4 +1,4 @@
-"""A search on disk: its database, whether that is whole and of the same search, and the table of
+"""A search on disk: its database, the check that it is intact and of this search, and the table of
 trials.
 """
 
@@ -14,11 +14,11 @@ from kd.files.writing import whole
 
 
 def open_study(url: str, name: str, pruner: optuna.pruners.BasePruner) -> optuna.Study:
-    """The study of that name in a database, begun where there is none.
+    """Open the study of that name in a database, or create it.
 
     Raises:
-        UserError: nothing can be kept there.
-        Damaged: it is not as it was written.
+        UserError: the database cannot be written.
+        Damaged: the database was altered.
     """
     wait = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
     try:
@@ -30,13 +30,11 @@ def open_study(url: str, name: str, pruner: optuna.pruners.BasePruner) -> optuna
             pruner=pruner,
             load_if_exists=True,
         )
-    except Exception as error:  # SQLAlchemy's, the driver's, or Optuna's own
+    except Exception as error:  # from SQLAlchemy, the driver, or Optuna
         raise UserError(f"storage: cannot keep trials in {url!r}: {_first_line(error)}") from error
     try:
         _check_intact(study, url)
-    except (
-        Exception
-    ) as error:  # SQLAlchemy's, the driver's, Optuna's, or of what they find in there
+    except Exception as error:  # from SQLAlchemy, the driver, Optuna, or their contents
         raise Damaged(
             f"storage: {url!r} is damaged: {_first_line(error)}; begin anew with another study=NAME"
         ) from error
@@ -48,23 +46,23 @@ def _first_line(error: Exception) -> str:
 
 
 def _check_intact(study: optuna.Study, url: str) -> None:
-    """Raise whatever comes where the database cannot be read to its end."""
+    """Raise if the database cannot be read completely."""
     if url.startswith("sqlite"):
         with study._storage._backend.engine.connect() as database:  # type: ignore[attr-defined]
             wrong = database.exec_driver_sql("PRAGMA integrity_check").scalar()
         if wrong != "ok":
             raise ValueError(wrong)
-    _ = study.user_attrs, study.get_trials(deepcopy=False)  # all of it can be read
+    _ = study.user_attrs, study.get_trials(deepcopy=False)  # reads all of it
 
 
 def check_same(study: optuna.Study, settings: Mapping[str, str]) -> None:
     """Refuse to mix trials of different settings in one study.
 
     Args:
-        settings: all that a trial's value depends on besides the knobs that are searched, flat.
+        settings: everything that a trial's value depends on besides the knobs, flat.
 
     Raises:
-        UserError: it was begun with others.
+        UserError: the study was started with other settings.
     """
     before = study.user_attrs.get("settings")
     if before is None:
@@ -80,7 +78,7 @@ def check_same(study: optuna.Study, settings: Mapping[str, str]) -> None:
 
 
 def write_trials(study: optuna.Study, knobs: Sequence[str], file: Path) -> None:
-    """A CSV with a row for each trial so far, and a column for each knob."""
+    """Write a CSV with one row per trial and one column per knob."""
     with whole(file) as path, path.open("w", newline="") as out:
         table = csv.writer(out)
         table.writerow(["trial", "state", "validation", "epochs", "seconds", *knobs, "error"])
