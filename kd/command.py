@@ -9,7 +9,7 @@ import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -22,10 +22,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 from pydantic import BaseModel
 
 import kd.config.loss_numbers  # noqa: F401 - Hydra asks it, see conf/train.yaml
+from kd.config.checking import dotted, unresolved
 from kd.config.trainer import INSTEAD
 from kd.config.usage import usage
 from kd.errors import Failed, Interrupted, UserError, nearest
@@ -264,6 +265,8 @@ def explain(error: Exception, config: str = "train", words: Sequence[str] | None
                 )
     if isinstance(error, UserError):
         return str(error)
+    if isinstance(error, InterpolationKeyError):
+        return unresolved(error, _composed(config))
     cause = error.__cause__ or error.__context__
     if isinstance(cause, OmegaConfBaseException) and cause.full_key:
         key, keys = str(cause.full_key), _keys(config)
@@ -342,26 +345,25 @@ def _options(group: str, config: str) -> list[str]:
 
 def _keys(config: str) -> list[str]:
     """Return all dotted keys of the config with the chosen groups, and the names of all groups."""
+    return [*_groups(config), *dotted(_composed(config))]
+
+
+def _groups(config: str) -> list[str]:
+    return [path.name for path in folder_of(config).iterdir() if path.is_dir()]
+
+
+def _composed(config: str) -> dict[str, Any]:
+    """Compose the config with the chosen groups, references as they stand."""
     GlobalHydra.instance().clear()
-    folder = folder_of(config)
-    groups = [path.name for path in folder.iterdir() if path.is_dir()]
+    groups = _groups(config)
     chosen = [
         argument
         for argument in sys.argv[1:]
         if argument.partition("=")[0] in groups and "," not in argument
     ]
-    with initialize_config_dir(str(folder), version_base="1.3"):
+    with initialize_config_dir(str(folder_of(config)), version_base="1.3"):
         try:
             cfg = compose(config, chosen)
         except HydraException:
             cfg = compose(config)
-    return [*groups, *_walk(OmegaConf.to_container(cfg, resolve=False))]  # type: ignore[arg-type]
-
-
-def _walk(cfg: Mapping[Any, Any], prefix: str = "") -> list[str]:
-    keys = []
-    for name, value in cfg.items():
-        keys.append(f"{prefix}{name}")
-        if isinstance(value, Mapping):
-            keys += _walk(value, f"{prefix}{name}.")
-    return keys
+    return OmegaConf.to_container(cfg, resolve=False)  # type: ignore[return-value]

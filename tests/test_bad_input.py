@@ -50,7 +50,12 @@ TRAIN: list[tuple[str, tuple[str, ...]]] = [
     ("-m  temperature=0,-1", ("temperature: found 0.0, accepted is a number above 0",)),
     ("-m  loss=null,3", ("loss", "accepted are the files")),
     ("-m  hydra.sweep.dir=file  seed=1,2", ("hydra.sweep.dir: cannot write into", "file")),
-    ("alpha=${nothing}", ("Interpolation key 'nothing' not found",)),
+    ("alpha=${nothing}", ("alpha: refers to nothing, and there is no such key",)),
+    ("alpha=${temprature}", ("alpha: refers to temprature", "did you mean 'temperature'?")),
+    (
+        "experiment=ft  loss=at",
+        ("stage.paraphrase.loss.terms.ft.loss.rate: refers to", "has the terms at;", "loss=ft"),
+    ),
     ("alpha=${oc.env:NOT_THERE}", ("NOT_THERE",)),
     ("data.root=${data.root}", ("data.root: Recursive interpolation",)),
     # numbers, their types and ranges

@@ -11,6 +11,7 @@ from kd.command import typed_keys
 from kd.config.knobs import uses
 from kd.config.schema import check
 from kd.errors import UnusedError, UserError
+from kd.stages.chain import chain_of
 
 USED = {
     "alpha": {
@@ -46,8 +47,19 @@ USED = {
 
 @pytest.mark.parametrize("method", OF_TASKS)
 def test_a_method_for_tasks_is_refused_elsewhere(method: str) -> None:
-    with pytest.raises(UserError, match=r"loss: this method is for classes .* -m kd\.incremental"):
-        check(composed(f"loss={method}"))
+    """By the function that a term names, wherever it is named."""
+    config = check(composed("data=digits"))
+    own = {"loss": {"ce_weight": 1.0, "terms": loss_node(method)["terms"]}}
+    distill = config.stage["distill"].model_copy(update=own)
+    inline = config.model_copy(update={"stage": {**config.stage, "distill": distill}})
+    for config, where in (
+        (check(composed(f"loss={method}")), "loss"),
+        (inline, "stage.distill.loss"),
+    ):
+        with pytest.raises(
+            UserError, match=rf"^{where}\.terms\.\w+\.loss: .* for classes .* -m kd\.incremental"
+        ):
+            chain_of(config)
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name not in OF_TASKS])

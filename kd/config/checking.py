@@ -1,11 +1,16 @@
 """Validates a composed config; reports one line per wrong key."""
 
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import (
+    InterpolationKeyError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
 from pydantic import BaseModel, ValidationError
 
 from kd.errors import UserError, nearest
@@ -19,22 +24,56 @@ def as_floats(cfg: DictConfig, keys: Iterable[str]) -> None:
     Raises:
         UserError: a key refers to something missing.
     """
-    with _composition():
+    with _composition(cfg):
         for key in keys:
             if type(cfg.get(key)) is int:
                 cfg[key] = float(cfg[key])
 
 
 @contextmanager
-def _composition() -> Iterator[None]:
+def _composition(cfg: DictConfig) -> Iterator[None]:
     """Turn errors of a config's references into one-line messages."""
     try:
         yield
     except MissingMandatoryValue as error:
         raise UserError(f"{error.full_key}: must be given") from None
+    except InterpolationKeyError as error:
+        raise UserError(unresolved(error, OmegaConf.to_container(cfg, resolve=False))) from None
     except OmegaConfBaseException as error:
         reason = str(error.msg or error).partition("\n")[0]
         raise UserError(f"{error.full_key or 'config'}: {reason}") from None
+
+
+def unresolved(error: InterpolationKeyError, plain: Any) -> str:
+    """What to say of a reference to a key that is not there.
+
+    Args:
+        plain: the config, references as they stand.
+    """
+    found = re.search("'(.*)'", str(error.msg or error))
+    missing = found[1] if found else ""
+    keys = dotted(plain)
+    asks = (key for key, value in keys.items() if value == f"${{{missing}}}")
+    at = f"{error.full_key or next(asks, 'config')}: refers to {missing}, and"
+    term = re.match(r"loss\.terms\.(\w+)\.", missing)
+    terms = plain.get("loss", {}).get("terms") or {}
+    whole = [name for name, each in terms.items() if "_target_" in (each or {}).get("loss", {})]
+    if term and term[1] not in whole:
+        return (
+            f"{at} the loss has the terms {', '.join(whole)}; the recipe that refers to it is for a "
+            f"loss that has it, such as loss={term[1]}"
+        )
+    return f"{at} there is no such key{nearest(missing, keys)}"
+
+
+def dotted(plain: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """All dotted keys of a config, with what stands there."""
+    keys = {}
+    for name, value in plain.items():
+        keys[f"{prefix}{name}"] = value
+        if isinstance(value, Mapping):
+            keys |= dotted(value, f"{prefix}{name}.")
+    return keys
 
 
 def check_as(model: type[M], cfg: DictConfig) -> M:
@@ -43,7 +82,7 @@ def check_as(model: type[M], cfg: DictConfig) -> M:
     Raises:
         UserError: one line per wrong key.
     """
-    with _composition():
+    with _composition(cfg):
         plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     return validated(model, plain)
 

@@ -320,16 +320,6 @@ class Config(Training):
             raise ValueError(f"stages: found {self.stages}, each may be named once")
         return self
 
-    @model_validator(mode="after")
-    def _for_this_command(self) -> Self:
-        if (command := self.loss.get("command")) is not None:
-            raise UserError(
-                f"loss: this method is for classes that come in tasks: python -m {command} "
-                "incremental.method=NAME; accepted here are the methods of docs/methods.md, "
-                "such as loss=kd"
-            )
-        return self
-
 
 class Command(Strict):
     """Config shared by the commands on finished runs; see conf/base/command.yaml."""

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+COMMAND = "kd.incremental"  # the only one with classes that the teacher does not know
+
 
 def icarl_loss(logits_s: Tensor, logits_t: Tensor, target: Tensor) -> Tensor:
     """Sum over the classes of the binary cross-entropy of sigmoid(s), mean over the batch, in nats.

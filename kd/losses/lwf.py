@@ -8,6 +8,8 @@ knows all classes (plain distillation), none is new and the labels count for all
 import torch.nn.functional as F
 from torch import Tensor
 
+COMMAND = "kd.incremental"  # the only one with classes that the teacher does not know
+
 
 def lwf_loss(logits_s: Tensor, logits_t: Tensor, temperature: float = 2.0) -> Tensor:
     """-sum over the old classes of softmax(t / T) * log softmax(s_old / T), mean over the batch, in

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+COMMAND = "kd.incremental"  # the only one with classes that the teacher does not know
+
 
 def lwf_bce_loss(logits_s: Tensor, logits_t: Tensor, temperature: float = 2.0) -> Tensor:
     """BCE(softmax(s_old / T), softmax(t / T)), mean over images and old classes, in nats.

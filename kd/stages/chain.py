@@ -110,7 +110,7 @@ def chain_of(config: Config) -> list[Link]:
 
 def _link(name: str, stage: StageConfig, config: Config) -> Link:
     of_teacher = stage.net == "teacher"
-    loss = _loss(stage, config)
+    loss = _loss(name, stage, config)
     net, where, taps = _net(name, stage, loss, config)
     link = Link(
         name,
@@ -133,11 +133,26 @@ def _link(name: str, stage: StageConfig, config: Config) -> Link:
     return replace(link, **_started(link, config)) if stage.net == "student" else link
 
 
-def _loss(stage: StageConfig, config: Config) -> LossSpec:
-    """Read the stage's loss. This happens once per stage; everything else uses the result."""
+def _loss(name: str, stage: StageConfig, config: Config) -> LossSpec:
+    """Read the stage's loss. This happens once per stage; everything else uses the result.
+
+    Raises:
+        UserError: for whatever is wrong in it, or a term that only another command can use.
+    """
     if stage.loss == "labels":
         return LABELS_ONLY
-    return read_loss(config.loss if stage.loss == "method" else stage.loss)
+    node, where = config.loss, "loss"
+    if isinstance(stage.loss, dict):
+        node, where = stage.loss, f"stage.{name}.loss"
+    spec = read_loss(node, where)
+    for term in spec.terms:
+        if term.command:
+            raise UserError(
+                f"{term.where}: {term.path} is for classes that come in tasks: python -m "
+                f"{term.command} incremental.method=NAME; accepted here are the methods of "
+                "docs/methods.md, such as loss=kd"
+            )
+    return spec
 
 
 def _sees(of_teacher: bool, loss: LossSpec) -> Sees:

@@ -1,6 +1,7 @@
 """The loss, read once from its config node and checked before anything is built."""
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -81,6 +82,11 @@ class TermSpec:
         """Whether a loss that asks for `target` also wants unlabelled images."""
         return bool(getattr(self.target, "takes_unlabeled", False))
 
+    @property
+    def command(self) -> str | None:
+        """The command that alone can use it, as its module says in `COMMAND`; None for any."""
+        return getattr(sys.modules.get(self.target.__module__), "COMMAND", None)
+
 
 @dataclass(frozen=True)
 class LossSpec:
@@ -128,7 +134,7 @@ def read_loss(node: Mapping[str, Any], where: str = "loss") -> LossSpec:
     Raises:
         UserError: anything in it is wrong.
     """
-    _check_keys(node, ("ce_weight", "terms", "teacher", "net", "command"), where)
+    _check_keys(node, ("ce_weight", "terms", "teacher", "net"), where)
     ce_weight = make_schedule(node.get("ce_weight", 1.0), f"{where}.ce_weight", NOT_NEGATIVE)
     teaches = node.get("teacher", "teacher")
     if teaches not in ("teacher", "baseline"):
