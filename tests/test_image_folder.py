@@ -3,11 +3,13 @@
 import errno
 import json
 import os
+import pickle
 import shutil
 import struct
 import sys
 import warnings
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from kd.data.decode import DecodeError, Reading, decode
 from kd.data.folder import find_images
 from kd.data.image_folder import ImageFolder
 from kd.data.images import Pixels
+from kd.data.stream import FileRows
 from kd.errors import Damaged, UserError
 
 SIZE = 16
@@ -197,6 +200,16 @@ def test_a_crop_is_that_of_torchvision(
     )
     wanted = np.asarray(v2.functional.center_crop(scaled, [size, size])).transpose(2, 0, 1)
     assert (found == wanted).all()
+
+
+def test_a_draft_is_nearly_the_same(tmp_path: Path) -> None:
+    smooth = noise(12, 9).resize((1200, 900), Image.Resampling.BICUBIC)
+    path = save(tmp_path / "a.jpg", smooth, quality=95)
+    for reading in (Reading(), Reading(16, "crop", 0.875)):
+        whole = decode(path, 64, 3, reading).astype(int)
+        drafted = decode(path, 64, 3, replace(reading, draft=True)).astype(int)
+        # Decoded at an eighth, 150x113, would be below twice the result: a quarter it is.
+        assert 0 < abs(whole - drafted).max() < 8
 
 
 def test_padding_keeps_the_aspect_ratio(tmp_path: Path) -> None:
@@ -458,7 +471,7 @@ def test_all_bad_files_are_listed_with_their_reasons(tmp_path: Path) -> None:
     assert "data.on_bad_image=skip" in message
 
 
-@pytest.mark.parametrize("cache", ["ram", "disk", "off"])
+@pytest.mark.parametrize("cache", ["ram", "disk", "stream", "off"])
 def test_bad_files_are_skipped_and_noted(cache: Any, tmp_path: Path) -> None:
     root = bad_folder(tmp_path / "set")
     for _ in range(2):  # the second time from the cache
@@ -678,12 +691,47 @@ def test_off_keeps_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_large_set_stays_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_set_stays_on_disk_or_is_streamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     files = files_of(folder(tmp_path / "set", {"cat": 2}))
     assert Cache(tmp_path / "cache").decoded(files, SIZE, 3).store.file is None
     monkeypatch.setattr("kd.data.cache.LARGE", 2 * 3 * SIZE * SIZE - 1)
     assert Cache(tmp_path / "cache").decoded(files, SIZE, 3).store.file is not None
     assert Cache(None).decoded(files, SIZE, 3).store.file is None
+    too_small = Cache(tmp_path / "other", limit=1e-9)
+    assert isinstance(too_small.decoded(files, SIZE, 3).store, FileRows)
+    assert "data.cache=auto: stream" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_streamed_images_are_the_same_and_no_pixels_stay(kept: bool, tmp_path: Path) -> None:
+    root = folder(tmp_path / "set", {"cat": 6, "dog": 6})
+    options = {"image_size": SIZE, "cache_dir": str(tmp_path / "cache") if kept else None}
+    whole = ImageFolder(str(root), **options, cache="off").split.train
+    for _ in range(2):
+        streamed = ImageFolder(str(root), **options, cache="stream").split.train
+        assert streamed.fingerprint == whole.fingerprint
+        assert torch.equal(streamed.pixels[:], whole.pixels[:])
+        assert streamed.moments() == whole.moments()
+    assert not [*tmp_path.rglob("pixels.npy")]
+    again = pickle.loads(pickle.dumps(streamed.pixels))  # as loader processes get them
+    assert torch.equal(again[torch.tensor([3, 1])], whole.pixels[torch.tensor([3, 1])])
+    assert (
+        ImageFolder(str(root), **options, cache="ram").split.train.fingerprint == whole.fingerprint
+    )
+
+
+def test_a_file_that_changes_while_it_is_streamed_is_noticed(tmp_path: Path) -> None:
+    files = files_of(folder(tmp_path / "set", {"cat": 3}))
+    rows = Cache(mode="stream").decoded(files, SIZE, 3).store
+    save(files[1], noise(20, 20))
+    files[2].unlink()
+    assert len(rows.read(torch.tensor([0]))) == 1
+    with pytest.raises(Damaged, match=r"1\.png changed since"):
+        rows.read(torch.tensor([0, 1]))
+    with pytest.raises(Damaged, match=r"2\.png: No such file"):
+        rows.read(torch.tensor([2]))
 
 
 def test_changed_added_and_removed_files_are_noticed(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ class DataModule(ABC):
         unlabeled: str | None = None,
         on_bad_image: OnBad = "stop",
         license: str | None = None,
-        cache: Mode | None = None,
+        cache: Mode = "auto",
         cache_dir: str | None = None,
         cache_limit: Annotated[float, Field(gt=0)] = 100,
         num_workers: NonNegativeInt = 0,
@@ -137,7 +137,7 @@ class DataModule(ABC):
             )
         self.cache = Cache(
             Path(cache_dir).expanduser() if cache_dir else None,
-            one_of("cache", cache, (None, *get_args(Mode))),
+            one_of("cache", cache, get_args(Mode)),
             cache_limit,
         )
         self.augment = make_augment(augment or {})

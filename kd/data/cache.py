@@ -18,9 +18,10 @@ import torch
 from numpy.typing import NDArray
 from rich.progress import Progress
 
-from kd.data.decode import AS_STORED, DecodeError, Reading, Remarks, decode, remarking
+from kd.data.decode import AS_STORED, DecodeError, Reading, Remarks, decode, remarking, threads
 from kd.data.folder import plain
-from kd.data.images import Facts, Store
+from kd.data.images import Facts, ImageRows, Store
+from kd.data.stream import FileRows
 from kd.errors import CannotWrite
 from kd.files.locks import free, held
 from kd.files.store import checksum
@@ -28,7 +29,7 @@ from kd.files.writing import writing
 from kd.log import console, say
 
 VERSION = 2  # of the decoded array; raise it when `decode` gives other pixels
-MANIFEST = "manifest.json"
+MANIFEST, FACTS = "manifest.json", "facts.safetensors"
 ENDS = 4096  # bytes at each end of a file that its key depends on
 GB = 1e9
 LARGE = 512 * 2**20  # bytes above which an array stays on disk by default
@@ -37,9 +38,7 @@ REMEDY = "make room, set data.cache_dir to another folder, or data.cache=off to 
 
 NAMED = 5  # files named in a note
 
-THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-Mode = Literal["ram", "disk", "off"]
+Mode = Literal["auto", "ram", "disk", "stream", "off"]
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Decoded:
         notes: remarks, as text.
     """
 
-    store: Store
+    store: ImageRows
     bad: dict[int, str]
     notes: Sequence[str] = ()
 
@@ -63,14 +62,16 @@ class Cache:
 
     Attributes:
         folder: holds one folder per entry, named by what it was made from; None keeps nothing.
-        mode: `disk` maps the entry into memory, `ram` reads it, `off` decodes every time. None is
-            `ram`, or `disk` for a large set.
+        mode: `ram` reads the entry into memory, `disk` maps it. `stream` keeps facts on the images
+            alone, and decodes each file whenever it is read: no pixels on disk or in memory. `off`
+            keeps nothing and decodes into memory at each start. `auto` is `ram` up to 512 MB, else
+            `disk` where there is room within the limit, else `stream`.
         limit: size of all entries, in GB (10^9 bytes). Those unused for longest make room for a new
             one.
     """
 
     folder: Path | None = None
-    mode: Mode | None = None
+    mode: Mode = "auto"
     limit: float = 100
 
     def decoded(
@@ -87,53 +88,74 @@ class Cache:
             CannotWrite: the disk has no room for an array that is to be mapped.
         """
         shape = (len(files), channels, size, size)
-        mode = self.mode or ("disk" if self.folder and np.prod(shape) > LARGE else "ram")
-        if mode == "off" or self.folder is None:
-            array = np.zeros(shape, np.uint8)
-            facts, bad, notes = _decode_all(files, array, reading)
+        if self.folder is None or self.mode == "off":
+            array = None if self.mode == "stream" else np.zeros(shape, np.uint8)
+            facts, bad, notes = _decode_all(files, shape, array, reading)
+            if array is None:
+                return Decoded(FileRows(files, shape, reading, facts), bad, notes)
             return Decoded(Store(torch.from_numpy(array), facts), bad, notes)
         entry = self.folder / f"images-{_key(files, size, channels, reading)}"
+        mode = self._choose(entry, int(np.prod(shape)))
         try:
             manifest = _valid(entry, mode)
             if manifest is None:
                 with held(
                     self.folder / f"{entry.name}.lock", "data.cache", "is decoding the images"
                 ):
-                    manifest = _valid(entry, mode) or self._write(entry, files, shape, reading)
+                    manifest = _valid(entry, mode) or self._write(
+                        entry, files, shape, reading, pixels=mode != "stream"
+                    )
         except CannotWrite as error:
-            if mode == "disk":
+            if mode != "ram":
                 raise CannotWrite(f"data.cache: {error}; {REMEDY}") from error
             say(f"data.cache: {error}; decoding into memory")
             return Cache().decoded(files, size, channels, reading)
-        store = Store.mapped(entry / "pixels.npy")
-        if mode == "ram":
-            store = Store(torch.from_numpy(np.load(entry / "pixels.npy")), store.facts)
         bad = {int(i): reason for i, reason in manifest["bad"].items()}
         with suppress(OSError):  # a folder that may only be read serves as well
             os.utime(entry / MANIFEST)  # when it was last used
-        return Decoded(store, bad, manifest["notes"])
+        return Decoded(_opened(entry, mode, files, shape, reading), bad, manifest["notes"])
+
+    def _choose(self, entry: Path, size: int) -> Mode:
+        """Choose the mode where it is `auto`.
+
+        Args:
+            size: of the pixels, in bytes.
+        """
+        if self.mode != "auto" or size <= LARGE:
+            return "ram" if self.mode == "auto" else self.mode
+        room = min(self.limit * GB, 0.95 * shutil.disk_usage(_existing(entry)).free)
+        chosen: Mode = "disk" if (entry / "pixels.npy").exists() or size <= room else "stream"
+        say(f"data.cache=auto: {chosen}, as the images take {size / GB:.1f} GB")
+        return chosen
 
     def _write(
-        self, entry: Path, files: Sequence[Path], shape: tuple[int, ...], reading: Reading
+        self,
+        entry: Path,
+        files: Sequence[Path],
+        shape: tuple[int, int, int, int],
+        reading: Reading,
+        *,
+        pixels: bool,
     ) -> dict[str, Any]:
-        """Decode into a new entry, which appears whole or not at all."""
+        """Decode into a new entry, with or without the pixels; it appears whole or not at all."""
         partial = entry.with_name(f"{entry.name}.partial")
         # Left by a run that was killed, as this one holds the lock.
         shutil.rmtree(partial, ignore_errors=True)
         with writing(partial, "decoded images"):
-            _make_room(entry.parent, int(np.prod(shape)), self.limit)
+            _make_room(entry.parent, int(np.prod(shape)) if pixels else 0, self.limit)
             partial.mkdir()
             try:
-                array = _room(partial / "pixels.npy", shape)
-                facts, bad, notes = _decode_all(files, array, reading)
-                array.flush()
-                del array
-                facts.save(partial / "facts.safetensors")
+                array = _room(partial / "pixels.npy", shape) if pixels else None
+                facts, bad, notes = _decode_all(files, shape, array, reading)
+                if array is not None:
+                    array.flush()
+                    del array
+                facts.save(partial / FACTS)
                 manifest = {
                     "bad": bad,
                     "notes": notes,
-                    "facts": checksum(partial / "facts.safetensors"),
-                    "pixels": _stamp(partial),
+                    "facts": checksum(partial / FACTS),
+                    "pixels": _stamp(partial) if pixels else None,
                 }
                 (partial / MANIFEST).write_text(json.dumps(manifest))
                 shutil.rmtree(entry, ignore_errors=True)
@@ -144,6 +166,26 @@ class Cache:
         return manifest | {"bad": {str(i): reason for i, reason in bad.items()}}
 
 
+def _opened(
+    entry: Path,
+    mode: Mode,
+    files: Sequence[Path],
+    shape: tuple[int, int, int, int],
+    reading: Reading,
+) -> ImageRows:
+    """Open the images of an entry."""
+    if mode == "stream":
+        return FileRows(files, shape, reading, Facts.load(entry / FACTS))
+    if mode == "disk":
+        return Store.mapped(entry / "pixels.npy")
+    return Store(torch.from_numpy(np.load(entry / "pixels.npy")), Facts.load(entry / FACTS))
+
+
+def _existing(path: Path) -> Path:
+    """Return the innermost folder of a path that exists."""
+    return next(each for each in path.absolute().parents if each.exists())
+
+
 def _key(files: Sequence[Path], size: int, channels: int, reading: Reading) -> str:
     """Return a hash of the files' relative paths, their states and the way they are decoded.
 
@@ -152,7 +194,7 @@ def _key(files: Sequence[Path], size: int, channels: int, reading: Reading) -> s
     """
     digest = hashlib.sha256(f"{VERSION} {PIL.__version__} {size} {channels} {reading}".encode())
     above = len(os.path.commonpath([file.absolute().parent for file in files]))
-    with ThreadPoolExecutor(THREADS) as pool:
+    with ThreadPoolExecutor(threads()) as pool:
         for file, state in zip(files, pool.map(_state, files, chunksize=64), strict=True):
             digest.update(os.fsencode(file.absolute())[above:] + b"\0" + state)
     return digest.hexdigest()[:16]
@@ -195,7 +237,7 @@ def _make_room(folder: Path, needed: int, limit: float) -> None:
     kept = []
     for manifest in folder.glob(f"images-*/{MANIFEST}"):
         with suppress(OSError):  # another process may be removing it
-            size = (manifest.parent / "pixels.npy").stat().st_size
+            size = sum(file.stat().st_size for file in manifest.parent.iterdir())
             kept.append((manifest.stat().st_mtime_ns, size, manifest.parent))
     total = needed + sum(size for _, size, _ in kept)
     for _, size, entry in sorted(kept):
@@ -237,9 +279,13 @@ def _valid(entry: Path, mode: Mode) -> dict[str, Any] | None:
         return None
     try:
         manifest: dict[str, Any] = json.loads((entry / MANIFEST).read_text())
-        whole = manifest["facts"] == checksum(entry / "facts.safetensors") and (
-            (mode == "disk" and manifest["pixels"] == _stamp(entry))
-            or _same_pixels(entry, manifest["pixels"])
+        stamp = manifest["pixels"]
+        if stamp is None and mode != "stream":
+            return None
+        whole = manifest["facts"] == checksum(entry / FACTS) and (
+            mode == "stream"
+            or (mode == "disk" and stamp == _stamp(entry))
+            or _same_pixels(entry, stamp)
         )
     except (OSError, ValueError, KeyError):
         whole = False
@@ -270,29 +316,37 @@ def _same_pixels(entry: Path, stamp: list[int]) -> bool:
 
 
 def _decode_all(
-    files: Sequence[Path], array: NDArray[np.uint8], reading: Reading
+    files: Sequence[Path],
+    shape: tuple[int, int, int, int],
+    array: NDArray[np.uint8] | None,
+    reading: Reading,
 ) -> tuple[Facts, dict[int, str], list[str]]:
-    """Fill `array` [N, C, S, S], on all cores.
+    """Decode all files, on all cores.
+
+    Args:
+        array: to fill with the pixels, [N, C, S, S]; None for the facts alone.
 
     Returns:
         the facts, the reasons of files that stay blank, and remarks on the others.
     """
-    count, channels, size, _ = array.shape
+    count, channels, size, _ = shape
     facts, bad = Facts.blank(count, channels), dict[int, str]()
     remarks = dict[int, Remarks]()
 
     def one(position: int) -> None:
         said = Remarks()
         try:
-            array[position] = decode(files[position], size, channels, reading, said)
+            image = decode(files[position], size, channels, reading, said)
         except DecodeError as error:
             bad[position] = str(error)
-        facts.note(position, array[position])
+            image = np.zeros(shape[1:], np.uint8)
+        if array is not None:
+            array[position] = image
+        facts.note(position, image)
         if said != Remarks():
             remarks[position] = said
 
-    # Pillow releases the GIL while it decodes and resizes, and all write to one array.
-    pool = ThreadPoolExecutor(THREADS)
+    pool = ThreadPoolExecutor(threads())
     if not console.is_terminal:
         say(
             f"decoding {count} images in "

@@ -1,6 +1,7 @@
 """Decoding of one image file of any common kind to pixels of a given size."""
 
 import math
+import os
 import threading
 import warnings
 from collections.abc import Iterator
@@ -49,12 +50,15 @@ class Reading:
         crop_ratio: side of the crop relative to the shorter side, in (0, 1]; 0.875 is usual for
             ImageNet. Below 1 only with `crop`.
         interpolation: of the resizing, with antialiasing.
+        draft: decode large JPEGs at 1/2, 1/4 or 1/8 of their size, as long as that is at least
+            twice the result's. Several times faster; pixels differ by a few levels.
     """
 
     bit_depth: Annotated[int, Field(ge=9, le=16)] = 16
     resize: Resize = "stretch"
     crop_ratio: Annotated[float, Field(gt=0, le=1)] = 1
     interpolation: Interpolation = "bilinear"
+    draft: bool = False
 
 
 AS_STORED = Reading()
@@ -71,6 +75,13 @@ class Remarks:
 
     warnings: list[str] = field(default_factory=list)
     brightest: int | None = None
+
+
+def threads() -> int:
+    """Return how many threads decode at once: Pillow releases the GIL, so one for each core."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @cache
@@ -137,6 +148,9 @@ def decode(
                     f"{width}x{height} pixels are too many, accepted are up to "
                     f"{Image.MAX_IMAGE_PIXELS}"
                 )
+            if reading.draft:
+                least = math.ceil(2 * size / reading.crop_ratio)
+                image.draft(image.mode, (least, least))
             _scale_transparent(image)
             upright = ImageOps.exif_transpose(image)
             flat = _flatten(upright, reading, remarks).convert("RGB" if channels == 3 else "L")

@@ -27,7 +27,7 @@ class ImageFolder(DataModule):
             such as `Training_Set` or `seg_test`.
         image_size: height and width of the images after `resize`, in pixels.
         channels: 3 for RGB, 1 for gray.
-        bit_depth, resize, crop_ratio, interpolation: see `kd.data.decode.Reading`.
+        bit_depth, resize, crop_ratio, interpolation, draft: see `kd.data.decode.Reading`.
         group_pattern: regular expression for the group (patient, scene) in a file name: its capture
             group, or the whole match. A group is never split between parts. A file without a match
             is its own group.
@@ -44,6 +44,7 @@ class ImageFolder(DataModule):
         resize: Resize = "stretch",
         crop_ratio: float = 1,
         interpolation: Interpolation = "bilinear",
+        draft: bool = False,
         group_pattern: str | None = None,
         **options: Any,
     ) -> None:
@@ -82,6 +83,7 @@ class ImageFolder(DataModule):
             one_of("resize", resize, get_args(Resize)),
             float(crop_ratio),
             one_of("interpolation", interpolation, get_args(Interpolation)),
+            one_of("draft", draft, (False, True)),
         )
         self.image_size, self.channels, self.given = image_size, channels, parts
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -48,7 +48,7 @@ class Facts:
     def note(self, position: int, image: NDArray[np.uint8]) -> None:
         """Fill in the facts of one image [C, H, W]."""
         channels = image.reshape(len(image), -1)
-        self.digests.numpy()[position] = np.frombuffer(_digest(image), np.uint8)
+        self.digests.numpy()[position] = np.frombuffer(digest_of(image), np.uint8)
         self.sums.numpy()[position] = channels.sum(1, dtype=np.int64)
         # In buffered steps: a widened copy of each image would fragment the memory.
         self.squares.numpy()[position] = np.einsum(
@@ -75,7 +75,8 @@ class Facts:
         return cls(**load_file(path))
 
 
-def _digest(image: NDArray[np.uint8]) -> bytes:
+def digest_of(image: NDArray[np.uint8]) -> bytes:
+    """Return the first half of the SHA-256 of an image's pixels, 16 bytes."""
     return hashlib.sha256(np.ascontiguousarray(image).data).digest()[:16]
 
 
@@ -99,6 +100,12 @@ class Store:
     def facts(self) -> Facts:
         """Facts of the images, computed at first use."""
         return Facts.of(self.array.numpy())
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Number of images, channels, height, width."""
+        count, channels, height, width = self.array.shape
+        return count, channels, height, width
 
     @classmethod
     def mapped(cls, file: Path) -> "Store":
@@ -126,7 +133,7 @@ class Store:
 
     def as_noted(self, row: int) -> bool:
         """Check an image against its digest."""
-        return _digest(self.array[row].numpy()) == self.facts.digests[row].numpy().tobytes()
+        return digest_of(self.array[row].numpy()) == self.facts.digests[row].numpy().tobytes()
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.file is not None:
@@ -134,35 +141,49 @@ class Store:
         return (Store, (self.array, self.facts))
 
 
+class ImageRows(Protocol):
+    """Images by row: a `Store`, or files that are decoded each time (`kd.data.stream`)."""
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Number of images, channels, height, width."""
+
+    @property
+    def facts(self) -> Facts:
+        """Facts of the images."""
+
+    def read(self, rows: Tensor) -> Tensor:
+        """Copy the images of these rows, int64 [B], to uint8 [B, C, H, W]."""
+
+
 class Pixels:
     """Selected rows of one or more stores, as one array [N, C, H, W]. Indexing copies images."""
 
-    def __init__(self, stores: Sequence[Store], rows: Tensor) -> None:
+    def __init__(self, stores: Sequence[ImageRows], rows: Tensor) -> None:
         self.stores, self.rows = tuple(stores), rows
 
     @classmethod
-    def whole(cls, store: Store) -> "Pixels":
+    def whole(cls, store: ImageRows) -> "Pixels":
         """Return all rows of a store."""
-        return cls([store], torch.arange(len(store.array)))
+        return cls([store], torch.arange(store.shape[0]))
 
     @classmethod
     def joined(cls, several: Sequence["Pixels"]) -> "Pixels":
         """Concatenate; all must have one image shape."""
         if all(pixels.stores == several[0].stores for pixels in several):
             return cls(several[0].stores, torch.cat([pixels.rows for pixels in several]))
-        stores: list[Store] = []
+        stores: list[ImageRows] = []
         rows, start = [], 0
         for pixels in several:
             rows.append(pixels.rows + start)
             stores += pixels.stores
-            start += sum(len(store.array) for store in pixels.stores)
+            start += sum(store.shape[0] for store in pixels.stores)
         return cls(stores, torch.cat(rows))
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """Number of images, channels, height, width."""
-        _, channels, height, width = self.stores[0].array.shape
-        return len(self), channels, height, width
+        return len(self), *self.stores[0].shape[1:]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -177,9 +198,9 @@ class Pixels:
             return self.stores[0].read(rows)
         found, start = torch.empty(len(rows), *self.shape[1:], dtype=torch.uint8), 0
         for store in self.stores:
-            mine = (rows >= start) & (rows < start + len(store.array))
+            mine = (rows >= start) & (rows < start + store.shape[0])
             found[mine] = store.read(rows[mine] - start)
-            start += len(store.array)
+            start += store.shape[0]
         return found
 
     @property

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROUNDS
-from in_turn import Row, compared, in_turn
+from in_turn import THREADS, Row, compared, in_turn
 from loop import VIEWS
 from part_of_cifar10 import PartOfCIFAR10
 from torch.utils.data import DataLoader, Subset
@@ -80,3 +80,34 @@ def test_x_rays_at_full_size(tell: Callable[[Row], None], tmp_path: Path) -> Non
             "X-ray views at 224 / ImageFolder", ours, other, target=0.1, unit="ms/image", scale=1000
         )
     )
+
+
+def test_streaming(tell: Callable[[Row], None]) -> None:
+    """An epoch of pictures at 64 px, each decoded anew, on all cores for each side."""
+    if not ORIGINALS:
+        pytest.skip(
+            "KD_BENCH_ORIGINALS names no folder of full-size images with a folder for each class"
+        )
+    least = transforms.Compose([transforms.Resize((64, 64)), transforms.PILToTensor()])
+    images = datasets.ImageFolder(ORIGINALS, least)
+    loader = DataLoader(images, 8, num_workers=THREADS - 1)
+
+    def streamed(draft: bool) -> Callable[[], None]:
+        options = {"val_fraction": 0.2, "test_fraction": 0.2, "cache": "stream", "draft": draft}
+        data = ImageFolder(ORIGINALS, image_size=64, **options)
+        split = data.split
+        parts = (split.train, split.val, split.test)
+        return lambda: [part.pixels[:] for part in parts] and None
+
+    found = in_turn(
+        {
+            "stream": streamed(False),
+            "draft": streamed(True),
+            "torchvision": lambda: [None for _ in loader],
+        },
+        3 * ROUNDS,
+    )
+    per = {"unit": "ms/image", "scale": 1000 / len(images)}
+    for ours, target in (("stream", None), ("draft", 1 / 1.3)):
+        what = f"{ours} at 64 / ImageFolder"
+        tell(compared(what, found[ours], found["torchvision"], target=target, **per))

@@ -1,0 +1,53 @@
+"""Images that are decoded from their files each time they are read."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kd.data.decode import DecodeError, Reading, decode, threads
+from kd.data.folder import plain
+from kd.data.images import Facts, digest_of
+from kd.errors import Damaged
+
+
+class FileRows:
+    """Image files by row; of each image only its facts stay in memory.
+
+    Args:
+        files: one per row.
+        shape: number of images, channels, height, width.
+        facts: of the decoded files; each image read is checked against them.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[Path],
+        shape: tuple[int, int, int, int],
+        reading: Reading,
+        facts: Facts,
+    ) -> None:
+        self.files, self.shape, self.reading, self.facts = files, shape, reading, facts
+
+    def read(self, rows: Tensor) -> Tensor:
+        """Decode the images of these rows, int64 [B], to uint8 [B, C, H, W], on all cores.
+
+        Raises:
+            Damaged: a file has changed since the run began, or is gone.
+        """
+        with ThreadPoolExecutor(threads()) as pool:
+            images = list(pool.map(self._image, rows.tolist()))
+        return torch.stack(images) if images else torch.zeros(0, *self.shape[1:], dtype=torch.uint8)
+
+    def _image(self, row: int) -> Tensor:
+        _, channels, size, _ = self.shape
+        file = plain(str(self.files[row]))
+        try:
+            image = decode(self.files[row], size, channels, self.reading)
+        except DecodeError as error:
+            raise Damaged(f"{file}: {error}; it could be decoded before") from error
+        if digest_of(image) != self.facts.digests[row].numpy().tobytes():
+            raise Damaged(f"{file} changed since it was read first; start the run again")
+        return torch.from_numpy(image)
