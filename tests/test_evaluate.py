@@ -16,10 +16,11 @@ from PIL import Image
 
 from kd.data.digits import Digits
 from kd.data.images import Images
+from kd.data.other_source import unseen
 from kd.errors import UserError
 from kd.evaluate import _checked
 from kd.evaluation.evaluation import evaluate, judge, under_corruptions, versus
-from kd.evaluation.evaluation_set import of_other, unseen
+from kd.evaluation.evaluation_set import of_other
 from kd.evaluation.requests import Evaluate
 from kd.measure.corruptions import CORRUPTIONS, corrupt
 from kd.measure.metrics import ask, summary

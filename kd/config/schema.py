@@ -22,6 +22,7 @@ from kd.config.fields import FolderName, LearningRate, Node, Seed, Trains, numbe
 from kd.config.knobs import KNOBS, refuse_unused, uses
 from kd.config.precision import ACCEPTED, read_precision, resolved
 from kd.config.schedules import POSITIVE, SHARE
+from kd.config.teacher_data import teacher_source
 from kd.config.trainer import TrainerOptions
 from kd.errors import UserError
 from kd.files.header import net_of
@@ -157,6 +158,8 @@ class Teacher(Recipe, Answers, Start):
     """Net and recipe of the teacher, and storage of its outputs.
 
     Attributes:
+        data: what it trains on, where that is not the run's data: a folder, keys of the run's data
+            that are to be otherwise, or another source with the same classes.
         finetune: what to train from the initial weights: all of the net, the last layer only
             (head), or nothing (none). null trains all without a `path`, and nothing with one.
         members: ensemble members; each lists only what differs from this teacher. None: no
@@ -166,6 +169,7 @@ class Teacher(Recipe, Answers, Start):
 
     at = "teacher"
 
+    data: str | Node | None = None
     finetune: Trains | None
     members: Annotated[list[Node], Field(min_length=1)] | None = None
     weights: list[PositiveFloat] | None = None
@@ -173,6 +177,16 @@ class Teacher(Recipe, Answers, Start):
     average_temperature: Any = (
         None  # often `${temperature}`, which may be a schedule; used for probabilities
     )
+
+    @model_validator(mode="after")
+    def _trains_on_data(self) -> Self:
+        if self.data is not None and self.members is None and self.trains == "none":
+            raise UserError(
+                f"teacher.data: found {self.data!r}, but the weights in teacher.path are taken as "
+                "they are, so nothing is trained on it; accepted are teacher.data=null or "
+                "teacher.finetune=all"
+            )
+        return self
 
     @property
     def trains(self) -> Trains:
@@ -187,6 +201,11 @@ class Teacher(Recipe, Answers, Start):
         """
         assert self.members is not None
         own = self.members[number]
+        if "data" in own:
+            raise UserError(
+                f"teacher.members[{number}].data: found {own['data']!r}; all members train on "
+                "teacher.data"
+            )
         net = own.get("net", {})
         if not isinstance(net, dict):
             raise UserError(
@@ -313,6 +332,16 @@ class Config(Training):
     stages: Annotated[list[str], Field(min_length=1)]
     stage: dict[Annotated[str, Field(pattern=r"^\w+$")], StageConfig]
     teacher: Teacher
+
+    @model_validator(mode="before")
+    @classmethod
+    def _teacher_data(cls, given: Any) -> Any:
+        """Hand `teacher.data` on to the data, which gives each stage the images that it sees."""
+        data, teacher = (given.get(name) for name in ("data", "teacher"))
+        asked = teacher.get("data") if isinstance(teacher, dict) else None
+        if not isinstance(asked, str | dict) or not isinstance(data, dict):
+            return given
+        return {**given, "data": {**data, "teacher_data": teacher_source(data, asked)}}
 
     @model_validator(mode="after")
     def _chain(self) -> Self:

@@ -23,6 +23,7 @@ from kd.data.decode import Reading
 from kd.data.duplicates import Duplicates, find_duplicates
 from kd.data.folder import find_images, passed_over, plain
 from kd.data.images import Images, Pixels, Source, Split
+from kd.data.other_source import label_order, sized_source, unseen
 from kd.data.parts import assert_apart, check_counts, hold_out, stratified
 from kd.data.transfer import (
     OMITTED,
@@ -30,6 +31,7 @@ from kd.data.transfer import (
     Labels,
     Sees,
     check_labels,
+    check_sees_all,
     labels_to_keep,
     omitted_labels,
 )
@@ -79,6 +81,8 @@ class DataModule(ABC):
         val_labels: like `labels`, for the validation images that select the weights of student and
             baseline. 0 selects nothing and keeps the last epoch.
         unlabeled: folder of unlabelled images that join training with the teacher's signal only.
+        teacher_data: builds another source with the same classes, on which the teacher trains; the
+            config's `teacher.data`. None: it trains on this one.
         on_bad_image: `stop` refuses a folder with undecodable files and names them; `skip`
             continues without them and lists them in the report.
         license: licence of the images as the user states it, for the model card. No result depends
@@ -106,6 +110,7 @@ class DataModule(ABC):
         omit: list[str | int] | None = None,
         val_labels: Labels = None,
         unlabeled: str | None = None,
+        teacher_data: dict[str, Any] | None = None,
         on_bad_image: OnBad = "stop",
         license: str | None = None,
         cache: Mode = "auto",
@@ -143,6 +148,7 @@ class DataModule(ABC):
         self.augment = make_augment(augment or {})
         self.root = Path(root).expanduser()
         self.unlabeled = Path(unlabeled).expanduser() if unlabeled else None
+        self.teacher_data = teacher_data
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
         self.split_seed, self.limit = split_seed, limit
         self.views, self.num_workers, self.license = views, num_workers, license
@@ -339,9 +345,43 @@ class DataModule(ABC):
         outputs.
         """
         if sees == "all":
-            return self
+            return self if self.teacher_data is None else self._of_teacher
         transfer = self._transfer
         return transfer if sees == "transfer" else transfer._labelled
+
+    @cached_property
+    def _of_teacher(self) -> "DataModule":
+        """The other source that the teacher trains on."""
+        assert self.teacher_data is not None
+        where = "teacher.data"
+        other = sized_source(self.teacher_data, where, self.shape)
+        check_sees_all(other, where)
+        split = other.split
+        order = label_order(split, where, self.classes, self.shape)
+        train, val = (each.labelled(order[each.labels]) for each in (split.train, split.val))
+        other.split = replace(split, train=self._not_in_test(train), val=val, classes=self.classes)
+        for text in other.notes:
+            self.note(f"{where}: {text}")
+        return other
+
+    def _not_in_test(self, train: Images) -> Images:
+        """The teacher's training images, after what `on_duplicate` says of those in test."""
+        test = self.split.test
+        if not test:  # kd.tune hides it
+            return train
+        kept = unseen(train, test)
+        if not (count := len(train) - len(kept)):
+            return train
+        text = f"of the {len(train):,} training images of teacher.data, {count:,} are in test too"
+        if self.on_duplicate == "stop":
+            raise UserError(
+                f"data.on_duplicate: found {text}. Set it to warn, or to drop, which leaves them out"
+            )
+        if self.on_duplicate == "drop":
+            self.note(f"{text}; dropped")
+            return kept
+        self.note(f"{text}; data.on_duplicate=drop leaves them out")
+        return train
 
     @cached_property
     def _transfer(self) -> "DataModule":

@@ -64,6 +64,29 @@ def check_labels(asked: Labels, where: str = "data.labels") -> None:
         )
 
 
+# Keywords of `kd.data.base.DataModule` that make the transfer set, with what each is where it is not
+# set.
+OF_TRANSFER = {"labels": None, "omit": None, "val_labels": None, "unlabeled": None}
+
+
+def check_sees_all(data: object, where: str) -> None:
+    """Refuse a teacher's data that leaves out labels, or has images without any.
+
+    Args:
+        data: a `kd.data.base.DataModule`.
+        where: its key in the config, for messages.
+
+    Raises:
+        UserError: it does.
+    """
+    for name, default in OF_TRANSFER.items():
+        if (found := getattr(data, name)) != default:
+            raise UserError(
+                f"{where}.{name}: found {found}, but a teacher sees all images and labels; accepted "
+                f"is null. data.{name} is what the student sees"
+            )
+
+
 def labels_to_keep(
     images: Images,
     asked: Labels,

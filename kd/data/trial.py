@@ -33,6 +33,8 @@ def shortened(data: D, options: Mapping[str, Any], least: int = 1) -> D:
             batches = batches_of(options, name, math.ceil(len(images) / size))
             kept = _by_turns(images, max(least, batches * size))
             data.split = replace(data.split, **{part: kept})  # type: ignore[arg-type]
+    if (of_teacher := data.seen_by("all")) is not data:
+        shortened(of_teacher, options, least)
     return data
 
 

@@ -4,12 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
-from kd.config.construct import construct, parameters_of, resolve_target
 from kd.data.base import DataModule, Images
+from kd.data.other_source import label_order, sized_source, unseen
 from kd.errors import UserError
-from kd.runs.reader import classes_text
+from kd.log import say
 from kd.shape import Shape
 
 
@@ -56,35 +54,14 @@ def of_other(
     Raises:
         UserError: its classes differ, or the nets do not take its images.
     """
-    target, _ = resolve_target(node, "data")
-    # Folders are decoded at the nets' size
-    sized = {"image_size": shape.image_size, "channels": shape.channels}
-    accepted = parameters_of(target)
-    data: DataModule = construct(
-        {**node, **{k: v for k, v in sized.items() if k in accepted}}, "data"
-    )
+    data = sized_source(node, "data", shape)
     source = data.read()
-    if set(source.classes) != set(classes):
-        raise UserError(
-            f"data: {classes_text(source.classes)}, but the run's nets tell apart "
-            f"{classes_text(classes)}; accepted is "
-            "a data set with the same classes, by name, in any order"
-        )
+    order = label_order(source, "data", classes, shape)
     images, part = (source.test, "its test part") if source.test else (source.train, "all of it")
     if not source.test and source.val:
         images = images.joined(source.val)
-    _, *found = images.pixels.shape
-    if found != (wanted := [shape.channels, shape.image_size, shape.image_size]):
-        sizes = ["x".join(map(str, each)) for each in (found, wanted)]
-        raise UserError(
-            f"data: its images are {sizes[0]}, the run's nets take {sizes[1]}; of another size "
-            f"are accepted folders of "
-            "images (data=image_folder), which are decoded as the nets want them"
-        )
-    order = torch.tensor([classes.index(name) for name in source.classes])
     images = Images(images.pixels, order[images.labels])
-    seen = (own.split.train, own.split.val, own.split.unlabeled) if own else ()
-    kept = unseen(images, *(each for each in seen if each))
+    kept = unseen(images, *(_seen_by_nets(own) if own else ()))
     if not len(kept):
         raise UserError(
             "data: the run's nets were trained on all of these images, or chosen by them"
@@ -95,8 +72,13 @@ def of_other(
     )
 
 
-def unseen(images: Images, *seen: Images) -> Images:
-    """Return the images whose pixels are not among the seen ones."""
-    known = {digest.tobytes() for each in seen for digest in each.pixels.facts.digests.numpy()}
-    digests = images.pixels.facts.digests.numpy()
-    return images.at([i for i, digest in enumerate(digests) if digest.tobytes() not in known])
+def _seen_by_nets(own: DataModule) -> list[Images]:
+    """Images that a run's nets were trained on or chosen by."""
+    seen = [own.split.train, own.split.val, own.split.unlabeled]
+    try:
+        of_teacher = own.seen_by("all").split
+    except UserError as error:
+        say(f"{error}\n  so the images that the teacher alone has seen are not left out")
+    else:
+        seen += [of_teacher.train, of_teacher.val]
+    return [each for each in seen if each]

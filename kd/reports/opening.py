@@ -28,7 +28,10 @@ def _learns_from(link: Link, chain: Sequence[Link], data: DataModule) -> str:
     if link.start:
         net = f"goes on from {link.start}"
     if link.teacher is None and link.sees != "transfer":
-        return f"{net}, learns from {labels:,} images with their labels"
+        of_other = (
+            f" of {seen.name} in {seen.root}" if link.sees == "all" and seen is not data else ""
+        )
+        return f"{net}, learns from {labels:,} images{of_other} with their labels"
     known = "the labels of all" if labels == images else f"the labels of {labels:,}"
     told = f", and what the {link.teacher} says of each" if link.teacher else ""
     return f"{net}, learns from {images:,} images, {known}{told}"

@@ -61,6 +61,7 @@ def make_report(
             "omitted": list(map(str, data.omit or ())),
             "val_labels": 0 if data.val_labels == 0 else len(data.seen_by("transfer").split.val),
             "unlabeled": len(split.unlabeled) if split.unlabeled else 0,
+            "teacher": _teacher_data(data),
             "skipped": data.skipped,
             "reading": asdict(data.reading),
             "notes": data.notes,
@@ -73,6 +74,15 @@ def make_report(
         "teaching": teaching(models, done, data),
         "warnings": warnings(models, done, data),
     }
+
+
+def _teacher_data(data: DataModule) -> dict[str, Any] | None:
+    """Images of the other source that the teacher learned from; None where there is none."""
+    other = data.seen_by("all")
+    if other is data:
+        return None
+    train, val = len(other.split.train), len(other.split.val)
+    return {"name": f"{other.name} in {other.root}", "train": train, "val": val}
 
 
 def _model(

@@ -22,7 +22,13 @@ def training_images(data: Mapping[str, Any]) -> str:
         text += f" ({labels} of them with a label for the student and the baseline)"
     if data.get("omitted"):
         text += f", of which those of {', '.join(data['omitted'])} were never shown to the two"
-    return text + (f" and {more} without labels" if more else "")
+    text += f" and {more} without labels" if more else ""
+    if other := data.get("teacher"):
+        text += (
+            f"; the teacher learned from {other['train']} training images of {other['name']} and "
+            f"was chosen on {other['val']} validation images of it"
+        )
+    return text
 
 
 def chosen_on(data: Mapping[str, Any]) -> str:

@@ -268,6 +268,8 @@ def own_data(
         else {key: value for key, value in node.items() if value is not None}
     )
     try:
+        from kd.data.other_source import classes_text
+
         own = finished.data(**changes, cache_dir=cache_dir)
         found, said = own.classes, tuple(finished.report["data"]["classes"])
         if found != said:
@@ -279,9 +281,3 @@ def own_data(
             raise
         return None, str(error)
     return own, None
-
-
-def classes_text(names: Sequence[str]) -> str:
-    """Format the number of classes and the first ten names."""
-    shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
-    return f"{len(names)} classes ({shown})"

@@ -1,0 +1,78 @@
+"""Another source with the run's classes: what a teacher was trained on, or what nets are evaluated on."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from kd.config.construct import construct, parameters_of, resolve_target
+from kd.data.images import Images, Source, Split
+from kd.errors import UserError
+from kd.shape import Shape
+
+if TYPE_CHECKING:
+    from kd.data.base import DataModule
+
+
+def sized_source(node: Mapping[str, Any], where: str, shape: Shape) -> "DataModule":
+    """Build a source whose image files are decoded at the size that the nets take.
+
+    Args:
+        node: builds the source.
+        where: its key in the config, for messages.
+        shape: of the nets.
+
+    Raises:
+        UserError: the node builds no data set.
+    """
+    from kd.data.base import DataModule
+
+    target, _ = resolve_target(node, where)
+    accepted = parameters_of(target)
+    size = {"image_size": shape.image_size, "channels": shape.channels}
+    found = construct({**node, **{k: v for k, v in size.items() if k in accepted}}, where)
+    if not isinstance(found, DataModule):
+        raise UserError(f"{where}: {node['_target_']!r} is no data set")
+    return found
+
+
+def label_order(source: Source | Split, where: str, classes: Sequence[str], shape: Shape) -> Tensor:
+    """Find the run's label of each of a source's classes, by name; int64 [classes].
+
+    Args:
+        where: the source's key in the config, for messages.
+        classes: the run's, in the order of its labels.
+        shape: of the run's nets.
+
+    Raises:
+        UserError: the source has other classes, or images that the nets do not take.
+    """
+    if set(source.classes) != set(classes):
+        raise UserError(
+            f"{where}: {classes_text(source.classes)}, but the run's nets tell apart "
+            f"{classes_text(classes)}; accepted is a data set with the same classes, by name, in "
+            "any order"
+        )
+    _, *found = source.train.pixels.shape
+    if found != (wanted := [shape.channels, shape.image_size, shape.image_size]):
+        sizes = ["x".join(map(str, each)) for each in (found, wanted)]
+        raise UserError(
+            f"{where}: its images are {sizes[0]}, the run's nets take {sizes[1]}; of another size "
+            "are accepted folders of images (data=image_folder), which are decoded as the nets "
+            "want them"
+        )
+    return torch.tensor([list(classes).index(name) for name in source.classes])
+
+
+def unseen(images: Images, *seen: Images) -> Images:
+    """Select the images whose pixels are not among the seen ones."""
+    known = {digest.tobytes() for each in seen for digest in each.pixels.facts.digests.numpy()}
+    digests = images.pixels.facts.digests.numpy()
+    return images.at([i for i, digest in enumerate(digests) if digest.tobytes() not in known])
+
+
+def classes_text(names: Sequence[str]) -> str:
+    """Give the number of classes and the first ten names."""
+    shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+    return f"{len(names)} classes ({shown})"
