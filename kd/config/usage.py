@@ -36,7 +36,9 @@ def usage(doc: str, folder: Path, config: str, model: type[BaseModel]) -> str:
     if groups:
         parts += ["", "Groups of files, as GROUP=FILE:"]
     for group in groups:
-        names = ", ".join(sorted(path.stem for path in (folder / group).glob("*.yaml")))
+        names = ", ".join(
+            sorted(path.stem for path in (folder / group.partition("@")[0]).glob("*.yaml"))
+        )
         parts += _wrapped(group, names)
     parts += ["", "--cfg job --resolve shows the whole config; a=1,2 with -m runs both."]
     return "\n".join(parts)
@@ -64,6 +66,8 @@ def _groups(folder: Path, config: str) -> Iterator[tuple[str, str | None]]:
             for name, choice in each.items():
                 if not name.startswith(("override ", "optional ")):
                     yield name, choice
+                    if "@" in name:  # a group in another place
+                        continue
                     inner = [path for path in (folder / name).iterdir() if path.is_dir()]
                     yield from ((f"{name}/{path.name}", None) for path in sorted(inner))
 
