@@ -230,8 +230,9 @@ def typed() -> list[str]:
 
 
 def typed_keys(overrides: Iterable[str]) -> set[str]:
-    """Return the top-level keys that these overrides set, those of a sweep job included."""
-    return {override.lstrip("+~").partition("=")[0].partition(".")[0] for override in overrides}
+    """Return the keys that these overrides set, and the top-level keys that these are in."""
+    keys = {override.lstrip("+~").partition("=")[0] for override in overrides}
+    return keys | {key.partition(".")[0] for key in keys}
 
 
 def this_command(module: str) -> str:

@@ -135,7 +135,8 @@ def test_typed_keys() -> None:
         "temperature.end=4",
         "loss=kd",
     ]
-    assert typed_keys(overrides) == {"temperature", "alpha", "teacher", "finetune", "loss"}
+    keys = {"temperature", "alpha", "teacher", "finetune", "loss"}
+    assert typed_keys(overrides) == keys | {"teacher.epochs", "temperature.end"}
 
 
 def command(*arguments: str) -> Process:

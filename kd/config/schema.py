@@ -4,7 +4,7 @@ from collections.abc import Collection
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -23,7 +23,7 @@ from kd.config.knobs import KNOBS, refuse_unused, uses
 from kd.config.precision import ACCEPTED, read_precision, resolved
 from kd.config.schedules import POSITIVE, SHARE
 from kd.config.teacher_data import teacher_source
-from kd.config.trainer import TrainerOptions
+from kd.config.trainer import TRIAL, TRIAL_BATCH, TrainerOptions
 from kd.errors import UserError
 from kd.files.header import net_of
 
@@ -362,6 +362,20 @@ def check(cfg: DictConfig, typed: Collection[str] = ()) -> Config:
     return check_training(Config, cfg, typed)
 
 
+def small_batches(cfg: DictConfig, typed: Collection[str]) -> None:
+    """Make the batches of a trial small, in `cfg` itself: its length must not depend on them.
+
+    Args:
+        typed: keys on the command line, which stay as they are.
+    """
+    options = cfg.get("trainer")
+    if not isinstance(options, DictConfig) or None in map(options.get, TRIAL):
+        return
+    for key in {"batch_size", "teacher.batch_size"} - set(typed):
+        if isinstance(found := OmegaConf.select(cfg, key), int):
+            OmegaConf.update(cfg, key, min(found, TRIAL_BATCH))
+
+
 def check_training(model: type[T], cfg: DictConfig, typed: Collection[str]) -> T:
     """Validate the composed config of a training command.
 
@@ -371,6 +385,7 @@ def check_training(model: type[T], cfg: DictConfig, typed: Collection[str]) -> T
     Raises:
         UserError: one line per wrong key: its name, what was found, what is accepted.
     """
+    small_batches(cfg, typed)
     as_floats(cfg, KNOBS)  # 4 and 4.0 must give one name and one key in the store
     config = check_as(model, cfg)
     refuse_unused(cfg, typed)

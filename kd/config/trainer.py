@@ -147,6 +147,10 @@ def batches_of(options: Mapping[str, Any], name: str, batches: int) -> int:
     return left
 
 
+# Options with which training and test are both short, as in trainer=smoke; images in a batch then.
+TRIAL, TRIAL_BATCH = ("limit_train_batches", "limit_test_batches"), 32
+
+
 def trial_note(options: Mapping[str, Any]) -> list[str]:
     """Return the warning for a trial's figures; nothing for other options."""
     if "limit_test_batches" not in options:

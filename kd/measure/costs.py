@@ -83,12 +83,13 @@ def peak_activations(net: nn.Module, shape: Shape, batch: int = 1) -> int:
 
 
 def latency(
-    net: nn.Module, shape: Shape, *, batch: int = 1, seconds: float = 0.25
+    net: nn.Module, shape: Shape, *, batch: int = 1, seconds: float = 0.25, least: int = 20
 ) -> dict[str, Any]:
     """Time a warm forward pass on the CPU with torch's current number of threads.
 
     Args:
-        seconds: target measuring time; at least 20 passes are timed.
+        seconds: target measuring time.
+        least: passes that are timed at least.
 
     Returns:
         `batch`, and `median` and `p95` in milliseconds per pass.
@@ -97,8 +98,9 @@ def latency(
     x = torch.randn(batch, shape.channels, shape.image_size, shape.image_size)
     with torch.inference_mode():
         timer = timeit.Timer(lambda: net(x))
-        timer.timeit(3)
-        passes = min(1000, max(20, int(seconds / max(timer.timeit(3) / 3, 1e-6))))
+        warm = min(3, least)
+        timer.timeit(warm)
+        passes = min(1000, max(least, int(seconds / max(timer.timeit(warm) / warm, 1e-6))))
         times = sorted(1000 * t for t in timer.repeat(passes, number=1))
     return {
         "batch": batch,

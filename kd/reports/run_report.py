@@ -44,7 +44,8 @@ def make_report(
     """
     split = data.split
     teacher = logits.get("teacher")
-    models = [_model(role, done[role], logits[role], teacher, data) for role in done]
+    passes = {"seconds": 0.0, "least": 2} if trial_note(config["trainer"]) else {}
+    models = [_model(role, done[role], logits[role], teacher, data, passes) for role in done]
     return {
         "schema": SCHEMA,
         "name": name,
@@ -86,14 +87,19 @@ def _teacher_data(data: DataModule) -> dict[str, Any] | None:
 
 
 def _model(
-    role: Role, stage: Done, logits: Tensor, teacher: Tensor | None, data: DataModule
+    role: Role,
+    stage: Done,
+    logits: Tensor,
+    teacher: Tensor | None,
+    data: DataModule,
+    passes: Mapping[str, Any],
 ) -> dict[str, Any]:
     net, shape = load_net(stage), data.shape
     return {
         "role": role,
         "net": name_of(stage),
-        **cost(net, macs_of(stage)),
-        "latency_ms": latency(net, shape),
+        **cost(net, macs_of(stage, net)),
+        "latency_ms": latency(net, shape, **passes),
         "test": summary(logits, data.split.test.labels, teacher),
         "val": {which: row["val/acc"] for which, row in stage.record["val"].items()},
         "stage": stage.key,

@@ -88,12 +88,15 @@ def logits_name(images: Images) -> str:
     return f"logits-{images.fingerprint[:16]}"
 
 
-def macs_of(done: Done) -> int:
+def macs_of(done: Done, net: nn.Module) -> int:
     """Return a finished stage's multiply-accumulates per image, computed once and stored with its
     weights.
+
+    Args:
+        net: the stage's.
     """
     shape = Shape(*done.record["spec"]["shape"])
-    return int(kept(done, "macs", lambda: torch.tensor(count_macs(load_net(done), shape)), "macs"))
+    return int(kept(done, "macs", lambda: torch.tensor(count_macs(net, shape)), "macs"))
 
 
 def watched(done: Done, data: DataModule) -> Watched:
