@@ -17,13 +17,13 @@ from kd.evaluation.requests import Benchmark
 from kd.runs.reader import open_run
 
 
-def _checked(cfg: DictConfig, typed: set[str]) -> Benchmark:
+def _read_request(cfg: DictConfig, typed: set[str]) -> Benchmark:
     as_floats(cfg, ["seconds"])
     return check_as(Benchmark, cfg)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="benchmark")
-@partial(job, checked=_checked)
+@partial(job, checked=_read_request)
 def main(config: Benchmark) -> None:
     """Measure, print and write."""
     finished = open_run(config.run, trust=config.trust)

@@ -26,10 +26,10 @@ from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 from pydantic import BaseModel
 
 import kd.config.loss_numbers  # noqa: F401 - Hydra asks it, see conf/train.yaml
-from kd.config.checking import dotted, unresolved
+from kd.config.checking import dotted_keys, reference_error
 from kd.config.trainer import INSTEAD
 from kd.config.usage import usage
-from kd.errors import Failed, Interrupted, UserError, nearest
+from kd.errors import CommandError, StopRequest, UserError, nearest
 from kd.files.locks import free
 from kd.files.writing import cause_of, writing
 from kd.log import printable
@@ -69,7 +69,7 @@ def run_command(
     try:
         error: BaseException | None = None
         try:
-            with asked_to_leave():
+            with stop_on_signal():
                 refuse_torchrun(module)
                 main()
         except Leave as leave:
@@ -90,10 +90,10 @@ def run_command(
             raise
         print(f"kd: {error.filename or 'a file, or the terminal'}: {cause}", file=sys.stderr)
         sys.exit(2)
-    except Failed as error:
+    except CommandError as error:
         print(printable(f"kd: {error}"), file=sys.stderr)
         sys.exit(1)
-    except (Interrupted, KeyboardInterrupt):
+    except (StopRequest, KeyboardInterrupt):
         print(
             f"kd: interrupted; the same command goes on from here:\n  {this_command(module)}",
             file=sys.stderr,
@@ -127,7 +127,7 @@ def tidy(words: Sequence[str]) -> list[str]:
 
 
 @contextmanager
-def asked_to_leave() -> Iterator[None]:
+def stop_on_signal() -> Iterator[None]:
     """Treat SIGTERM and SIGUSR1, which clusters send before they end a job, like Ctrl-C."""
 
     def leave(number: int, frame: FrameType | None) -> NoReturn:
@@ -168,7 +168,7 @@ def job(
     @functools.wraps(function)
     def run(cfg: DictConfig) -> None:
         try:
-            config = checked(cfg, typed_keys(typed()))
+            config = checked(cfg, typed_keys(typed_overrides()))
             with only_one_of_a_step(config):
                 function(config)
         except (Exception, KeyboardInterrupt) as error:
@@ -223,7 +223,7 @@ def only_one_of_a_step(config: Any) -> Iterator[None]:
         yield
 
 
-def typed() -> list[str]:
+def typed_overrides() -> list[str]:
     """Return the overrides as typed: Hydra's config has references resolved."""
     words: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
     return [str(word) for word in words]
@@ -256,8 +256,10 @@ def explain(error: Exception, config: str = "train", words: Sequence[str] | None
             f"{', '.join(options)}{nearest(member, options)}"
         )
     if str(error).startswith("Config group override must be"):
-        typed = [word for word in sys.argv[1:] if "=" in word] if words is None else list(words)
-        for word in OverridesParser.create().parse_overrides(typed):
+        typed_overrides = (
+            [word for word in sys.argv[1:] if "=" in word] if words is None else list(words)
+        )
+        for word in OverridesParser.create().parse_overrides(typed_overrides):
             options = _options(word.key_or_group, config)
             if options and not isinstance(word.value(), (str, list)):
                 return (
@@ -267,7 +269,7 @@ def explain(error: Exception, config: str = "train", words: Sequence[str] | None
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, InterpolationKeyError):
-        return unresolved(error, _composed(config))
+        return reference_error(error, _compose(config))
     cause = error.__cause__ or error.__context__
     if isinstance(cause, OmegaConfBaseException) and cause.full_key:
         key, keys = str(cause.full_key), _keys(config)
@@ -346,14 +348,14 @@ def _options(group: str, config: str) -> list[str]:
 
 def _keys(config: str) -> list[str]:
     """Return all dotted keys of the config with the chosen groups, and the names of all groups."""
-    return [*_groups(config), *dotted(_composed(config))]
+    return [*_groups(config), *dotted_keys(_compose(config))]
 
 
 def _groups(config: str) -> list[str]:
     return [path.name for path in folder_of(config).iterdir() if path.is_dir()]
 
 
-def _composed(config: str) -> dict[str, Any]:
+def _compose(config: str) -> dict[str, Any]:
     """Compose the config with the chosen groups, references as they stand."""
     GlobalHydra.instance().clear()
     groups = _groups(config)

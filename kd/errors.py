@@ -12,11 +12,11 @@ class UserError(Exception):
     """An error that the user can fix: shown as its message without traceback, exit code 2."""
 
 
-class CannotWrite(UserError):  # noqa: N818 - what happened
+class WriteError(UserError):
     """A file that cannot be written, such as on a full disk; the earlier file is kept."""
 
 
-class Damaged(UserError):  # noqa: N818 - what happened
+class DamagedError(UserError):
     """A file of ours that has changed since it was written."""
 
 
@@ -24,23 +24,23 @@ class UnusedError(UserError):
     """A number was set that the chosen loss does not use. A sweep over losses skips this one."""
 
 
-class Diverged(UserError):  # noqa: N818 - the word for it
+class DivergedError(UserError):
     """A training whose loss became NaN or infinite; earlier stages are kept."""
 
 
-class Interrupted(Exception):  # noqa: N818 - no error, a wish
+class StopRequest(Exception):  # noqa: N818 - no error, a wish
     """The user or the cluster asked the run to stop: exit code 130, with the command that
     resumes.
     """
 
 
-class Failed(Exception):  # noqa: N818 - the word for it
+class CommandError(Exception):
     """The command failed for a reason that could not be checked up front: exit code 1, with a
     message.
     """
 
 
-class Dropped(Exception):  # noqa: N818 - no error, a decision
+class DropRequest(Exception):  # noqa: N818 - no error, a decision
     """A stage was abandoned by its observer; its partial results are removed."""
 
 

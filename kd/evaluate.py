@@ -18,12 +18,12 @@ from kd.evaluation.requests import Evaluate
 from kd.runs.reader import open_run
 
 
-def _checked(cfg: DictConfig, typed: set[str]) -> Evaluate:
+def _read_request(cfg: DictConfig, typed: set[str]) -> Evaluate:
     return check_as(Evaluate, cfg)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="evaluate")
-@partial(job, checked=_checked)
+@partial(job, checked=_read_request)
 def main(config: Evaluate) -> None:
     """Measure, print and write."""
     finished = open_run(config.run, trust=config.trust)

@@ -19,13 +19,13 @@ from kd.runs.reader import open_run
 from kd.shipping.requests import Export
 
 
-def _checked(cfg: DictConfig, typed: set[str]) -> Export:
+def _read_request(cfg: DictConfig, typed: set[str]) -> Export:
     as_floats(cfg, ["tolerance", "max_loss"])
     return check_as(Export, cfg)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="export")
-@partial(job, checked=_checked)
+@partial(job, checked=_read_request)
 def main(config: Export) -> None:
     """Write, verify, and print the outcome."""
     finished = open_run(config.run, trust=config.trust)

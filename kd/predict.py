@@ -17,8 +17,8 @@ from pydantic import ValidationInfo, field_validator
 from kd.command import folder_of, job, run_command
 from kd.config.checking import check_as
 from kd.config.schema import Command
-from kd.data.folder import find_images, passed_over
-from kd.errors import Failed, UserError, nearest
+from kd.data.folder import find_images, omission_note
+from kd.errors import CommandError, UserError, nearest
 from kd.log import say
 
 
@@ -47,7 +47,7 @@ class Predict(Command):
         return found
 
 
-def _checked(cfg: DictConfig, typed: set[str]) -> Predict:
+def _read_request(cfg: DictConfig, typed: set[str]) -> Predict:
     return check_as(Predict, cfg)
 
 
@@ -68,7 +68,7 @@ def files_of(images: str | list[str]) -> list[Path]:
             raise UserError(
                 f"images: there is no file or folder {path.absolute()}{nearest(path.name, beside)}"
             )
-        entries = _listed(path) if path.suffix.lower() == ".txt" and path.is_file() else [path]
+        entries = _read_list(path) if path.suffix.lower() == ".txt" and path.is_file() else [path]
     try:
         passed = Counter[str]()
         found = [
@@ -84,11 +84,11 @@ def files_of(images: str | list[str]) -> list[Path]:
             f"images: no image in {where}; looked for files with an image's ending, at any depth"
         )
     if passed:
-        say(f"images: {passed_over(passed)}")
+        say(f"images: {omission_note(passed)}")
     return found
 
 
-def _listed(path: Path) -> list[Path]:
+def _read_list(path: Path) -> list[Path]:
     try:
         # Windows writes a byte-order mark
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -98,7 +98,7 @@ def _listed(path: Path) -> list[Path]:
 
 
 @hydra.main(version_base="1.3", config_path=str(folder_of("predict")), config_name="predict")
-@partial(job, checked=_checked)
+@partial(job, checked=_read_request)
 def main(config: Predict) -> None:
     """Predict, and write the table."""
     files = files_of(config.images)
@@ -107,7 +107,7 @@ def main(config: Predict) -> None:
 
     failed = predict(config.model, files, config.out, device=config.device, trust=config.trust)
     if failed:
-        raise Failed(f"{failed} of {len(files)} images could not be read; their rows say why")
+        raise CommandError(f"{failed} of {len(files)} images could not be read; their rows say why")
 
 
 def start() -> NoReturn:

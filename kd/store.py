@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 from kd.command import run_command
-from kd.errors import Failed, UserError
-from kd.files.inventory import DAY, StoreItem, chosen, inventory, remove
+from kd.errors import CommandError, UserError
+from kd.files.inventory import DAY, StoreItem, inventory, remove, select
 from kd.log import printable
 
 
@@ -55,7 +55,7 @@ def main() -> None:
     if not (asked.unused or asked.days is not None or asked.gigabytes is not None):
         raise UserError("prune: say what to remove, by --unused, --days or --gigabytes")
     prune(
-        chosen(entries, unused=asked.unused, days=asked.days, gigabytes=asked.gigabytes), asked.yes
+        select(entries, unused=asked.unused, days=asked.days, gigabytes=asked.gigabytes), asked.yes
     )
 
 
@@ -90,7 +90,7 @@ def prune(entries: list[StoreItem], yes: bool) -> None:
     """Remove entries, after confirmation.
 
     Raises:
-        Failed: another process holds some of them.
+        CommandError: another process holds some of them.
     """
     if not entries:
         print("Nothing to remove.")
@@ -106,7 +106,7 @@ def prune(entries: list[StoreItem], yes: bool) -> None:
     kept = [entry.path.name for entry in entries if not remove(entry)]
     print(f"Removed {len(entries) - len(kept)} folders.")
     if kept:
-        raise Failed(f"in use by another process, so not removed: {', '.join(kept)}")
+        raise CommandError(f"in use by another process, so not removed: {', '.join(kept)}")
 
 
 def _size(count: int) -> str:

@@ -17,7 +17,7 @@ from typing import NoReturn
 import hydra
 
 from kd.command import CONF, job, run_command, this_command
-from kd.tuning.request import OF_SPACE, Request, Tuned, accept
+from kd.tuning.request import OF_SPACE, Request, TuneConfig, accept
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="tune")
@@ -36,7 +36,7 @@ def start() -> NoReturn:
     sys.argv[1:] = [
         re.sub(rf"^(?={re.escape(OF_SPACE)})", "++", argument) for argument in sys.argv[1:]
     ]
-    run_command(main, "kd.tune", Tuned)
+    run_command(main, "kd.tune", TuneConfig)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from kd.command import CONF
 from kd.config.schema import Config
-from kd.stages.chain import Link, chain_of
+from kd.stages.chain import StagePlan, chain_of
 
 METHODS = sorted(path.stem for path in (CONF / "loss").glob("*.yaml"))
 
@@ -99,6 +99,6 @@ def tiny(folder: Path, *overrides: str) -> DictConfig:
     return composed("trainer=cpu", f"output_dir={folder}", *budget, *overrides)
 
 
-def link(config: Config, name: str) -> Link:
+def plan(config: Config, name: str) -> StagePlan:
     """The stage of this name in the config's chain."""
-    return next(link for link in chain_of(config) if link.name == name)
+    return next(plan for plan in chain_of(config) if plan.name == name)

@@ -11,7 +11,7 @@ import torch
 from composed import composed_command
 from torch import nn
 
-from kd.benchmark import _checked
+from kd.benchmark import _read_request
 from kd.evaluation.backends import NetRunner, UnavailableError
 from kd.evaluation.cost_figure import figure_of
 from kd.evaluation.cost_text import latency_rows, sentences
@@ -27,7 +27,9 @@ SHAPE = Shape(1, 8, 10)
 
 
 def config(run: Path, *overrides: str) -> Benchmark:
-    return _checked(composed_command("benchmark", f"run={run}", "seconds=0.01", *overrides), set())
+    return _read_request(
+        composed_command("benchmark", f"run={run}", "seconds=0.01", *overrides), set()
+    )
 
 
 class Residual(nn.Module):

@@ -28,13 +28,13 @@ from kd.config.schema import Config, check
 from kd.data.base import DataModule, Images
 from kd.data.digits import Digits
 from kd.data.views import Augment, make_views
-from kd.errors import Interrupted, UserError
+from kd.errors import StopRequest, UserError
 from kd.nets.mlp import MLP
 from kd.nets.resnet import ResNet
 from kd.runs.run import run
-from kd.teachers.cached import Cached
-from kd.teachers.frozen import Frozen
-from kd.teachers.live import CHUNK, Answers, Live, chunk_of
+from kd.teachers.cached_teacher import CachedTeacher
+from kd.teachers.frozen_teacher import FrozenTeacher
+from kd.teachers.live_teacher import CHUNK, LiveTeacher, TeacherNet, chunk_of
 from kd.teachers.view_files import LOGITS, MANIFEST, Room, ViewFiles
 
 Make = Callable[..., Config]
@@ -72,11 +72,11 @@ def cached(
     limit: float = 1.0,
     seed: int = 0,
     views: int = 0,
-) -> Cached:
+) -> CachedTeacher:
     part = images()
     files = ViewFiles(Room(folder, limit), key, len(part), 2, "float32")
-    return Cached(
-        Live(answers or Sums(), "float32"),
+    return CachedTeacher(
+        LiveTeacher(answers or Sums(), "float32"),
         part,
         augment=AUGMENT,
         seed=seed,
@@ -95,7 +95,7 @@ def batch(view: int, *index: int) -> tuple[Tensor, Tensor, int]:
     )
 
 
-def folder_of(teacher: Cached, view: int) -> Path:
+def folder_of(teacher: CachedTeacher, view: int) -> Path:
     return teacher.files.folder / f"view-{view}"
 
 
@@ -114,7 +114,7 @@ class TestLive:
         net = ResNet(10, 18, channels, size, width=8)
         x = torch.rand(150, channels, size, size)
         net(x)  # moves the batch norms
-        live = Live(Frozen(net, (0.5,) * channels, (0.2,) * channels), "float32")
+        live = LiveTeacher(FrozenTeacher(net, (0.5,) * channels, (0.2,) * channels), "float32")
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             whole = live.ask(x)
             for size_of_batch in (1, 2, 7, 50, 64, 128):
@@ -131,10 +131,10 @@ class TestLive:
 
         x = torch.zeros(3, 1, 2, 2)
         expected = [float(np.float16(0.1)), float(np.float16(1 / 3)), 65504.0, -65504.0]
-        half = Live(Fixed(), "float16")(x, torch.arange(3), 0)
+        half = LiveTeacher(Fixed(), "float16")(x, torch.arange(3), 0)
         assert half.dtype == torch.float32
         assert half.tolist() == [expected] * 3
-        single = Live(Fixed(), "float32")(x, torch.arange(3), 0)
+        single = LiveTeacher(Fixed(), "float32")(x, torch.arange(3), 0)
         assert torch.equal(single, Fixed()(x))
 
     def test_a_net_is_given_batches_of_one_size_and_layout(self) -> None:
@@ -147,12 +147,12 @@ class TestLive:
 
         for count in (1, 64, 65, 200):
             x = torch.rand(count, 3, 4, 4)
-            Live(Spy()).ask(x)
-            Live(Spy()).ask(x.contiguous(memory_format=torch.channels_last))
+            LiveTeacher(Spy()).ask(x)
+            LiveTeacher(Spy()).ask(x.contiguous(memory_format=torch.channels_last))
         assert len(set(seen)) == 1
         assert seen[0][0] == (CHUNK, 3, 4, 4)
         seen.clear()
-        Live(Spy()).ask(torch.rand(30, 1, 224, 224))
+        LiveTeacher(Spy()).ask(torch.rand(30, 1, 224, 224))
         assert [shape[0] for shape, _ in seen] == [20, 20]
 
 
@@ -360,7 +360,7 @@ class TestSeveralProcesses:
         teacher = cached(tmp_path / "cache", views=3)
         teacher.prepare(0)
         assert teacher.view == 0
-        assert torch.equal(teacher(*batch(0, 3)), Live(Sums(), "float32")(*batch(0, 3)))
+        assert torch.equal(teacher(*batch(0, 3)), LiveTeacher(Sums(), "float32")(*batch(0, 3)))
         job.join(60)
         assert teacher.live.answers.asked == 200, "the other two"
         assert len(list(marks.iterdir())) == -(-100 // CHUNK)
@@ -370,7 +370,7 @@ class TestSeveralProcesses:
             "view-2",
         }
         teacher.prepare(2)
-        assert torch.equal(teacher(*batch(2, 3)), Live(Sums(), "float32")(*batch(2, 3)))
+        assert torch.equal(teacher(*batch(2, 3)), LiveTeacher(Sums(), "float32")(*batch(2, 3)))
         assert teacher.live.answers.asked == 200
 
     def test_no_room_for_what_comes_next_is_no_reason_not_to_wait(
@@ -397,13 +397,17 @@ class TestSeveralProcesses:
 
 class TestNoRoom:
     def check_live(
-        self, teacher: Cached, capsys: pytest.CaptureFixture[str], reason: str, asked: int = 0
+        self,
+        teacher: CachedTeacher,
+        capsys: pytest.CaptureFixture[str],
+        reason: str,
+        asked: int = 0,
     ) -> None:
         for view in (0, 1, 2):
             teacher.prepare(view)
             assert teacher.rows is None
             assert torch.equal(
-                teacher(*batch(view, 3, 9)), Live(Sums(), "float32")(*batch(view, 3, 9))
+                teacher(*batch(view, 3, 9)), LiveTeacher(Sums(), "float32")(*batch(view, 3, 9))
             )
         said = capsys.readouterr().err
         assert said.count("teacher.cache: cannot keep") == 1
@@ -475,7 +479,9 @@ class TestLimit:
         teacher = cached(tmp_path, limit=2.5 * self.SIZE / 1e9)
         for view in range(5):
             teacher.prepare(view)
-            assert torch.equal(teacher(*batch(view, 3)), Live(Sums(), "float32")(*batch(view, 3)))
+            assert torch.equal(
+                teacher(*batch(view, 3)), LiveTeacher(Sums(), "float32")(*batch(view, 3))
+            )
         assert {path.name for path in teacher.files.folder.glob("view*")} == {"view-0", "view-1"}
         said = capsys.readouterr().err
         assert said.count("teacher.cache: cannot keep") == 1
@@ -503,7 +509,7 @@ SINGLE = ("data.limit=20", "batch_size=1", "teacher.batch_size=20", *RESNET)
 class Counting:
     """Answers as another does, and counts how often it was asked about each picture, by its pixels."""
 
-    def __init__(self, answers: Answers, counts: Counter[bytes]) -> None:
+    def __init__(self, answers: TeacherNet, counts: Counter[bytes]) -> None:
         self.answers, self.counts = answers, counts
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -520,12 +526,12 @@ class Counting:
 def asked(monkeypatch: pytest.MonkeyPatch) -> Counter[bytes]:
     """How often teachers' nets were asked about each view of an image in training."""
     counts: Counter[bytes] = Counter()
-    original = Live.__init__
+    original = LiveTeacher.__init__
 
-    def count(self: Live, answers: Answers, *args: Any) -> None:
+    def count(self: LiveTeacher, answers: TeacherNet, *args: Any) -> None:
         original(self, Counting(answers, counts), *args)
 
-    monkeypatch.setattr(Live, "__init__", count)
+    monkeypatch.setattr(LiveTeacher, "__init__", count)
     return counts
 
 
@@ -687,12 +693,12 @@ def test_how_many_views_will_be_needed(
 ) -> None:
     found = []
 
-    class Spy(Cached):
+    class Spy(CachedTeacher):
         def __init__(self, *args: Any, views: int = 0, **options: Any) -> None:
             found.append(views)
             super().__init__(*args, views=views, **options)
 
-    monkeypatch.setattr("kd.stages.stage.Cached", Spy)
+    monkeypatch.setattr("kd.stages.stage.CachedTeacher", Spy)
     student(tmp_path, *TINY, "teacher.epochs=0", "epochs=4", override)
     assert found == [views]
 
@@ -706,7 +712,7 @@ def test_a_resumed_training_reads_the_same(
     asked.clear()
     with monkeypatch.context() as patch:
         stop_before(2, patch)
-        with pytest.raises(Interrupted):
+        with pytest.raises(StopRequest):
             student(tmp_path / "on", *budget)
     resumed = student(tmp_path / "on", *budget)
     assert same(whole, resumed)
@@ -736,9 +742,9 @@ def test_digits_views_are_what_the_teacher_is_asked_about(tmp_path: Path) -> Non
     data = Digits(limit=200, augment={"crop_padding": 1, "mixup": 1.0})
     part = data.split.train
     net = ResNet(10, 18, 1, 8, width=4)
-    live = Live(Frozen(net, *data.statistics), "float32")
+    live = LiveTeacher(FrozenTeacher(net, *data.statistics), "float32")
     files = ViewFiles(Room(tmp_path, 1.0), "key", len(part), 10, "float32")
-    teacher = Cached(live, part, augment=data.augment, seed=5, files=files)
+    teacher = CachedTeacher(live, part, augment=data.augment, seed=5, files=files)
     teacher.prepare(3)
     index = torch.tensor([7, 199, 0])
     x = make_views(part.pixels[index], index, seed=5, view=3, augment=data.augment, pool=part)

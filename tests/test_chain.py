@@ -15,8 +15,8 @@ from torch import Tensor
 from kd.config.construct import construct
 from kd.config.schema import Config, check
 from kd.data.base import DataModule
-from kd.errors import Interrupted, UserError
-from kd.files.store import Done
+from kd.errors import StopRequest, UserError
+from kd.files.store import StageResult
 from kd.runs.run import run
 from kd.stages.chain import chain_of
 from kd.stages.stage import Stage, make_stage
@@ -24,8 +24,8 @@ from kd.training import loss_spec
 from kd.training.distiller import Distiller
 
 
-def done(name: str) -> Done:
-    return Done(f"key-of-{name}", Path("nowhere"), {})
+def done(name: str) -> StageResult:
+    return StageResult(f"key-of-{name}", Path("nowhere"), {})
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +37,8 @@ def data() -> DataModule:
 def stage(name: str, data: DataModule, *overrides: str) -> Stage:
     finished = {each: done(each) for each in ("teacher", "baseline", "distill")}
     config = check(composed("stages=[teacher,baseline,distill,finetune]", *overrides))
-    (link,) = (link for link in chain_of(config) if link.name == name)
-    return make_stage(link, config, data, finished)
+    (plan,) = (plan for plan in chain_of(config) if plan.name == name)
+    return make_stage(plan, config, data, finished)
 
 
 class TestChain:
@@ -90,34 +90,34 @@ class TestChain:
                 f"+stage.mine={stage}", "stages=[mine]", "seed=2", "optim.lr=0.2", "batch_size=32"
             )
         )
-        (link,) = chain_of(config)
-        assert (link.recipe.epochs, link.recipe.seed, link.recipe.ema, link.recipe.keep) == (
+        (plan,) = chain_of(config)
+        assert (plan.recipe.epochs, plan.recipe.seed, plan.recipe.ema, plan.recipe.keep) == (
             7,
             7,
             0.9,
             "last",
         )
-        assert link.recipe.optim["lr"] == pytest.approx(0.1)
-        assert link.recipe.batch_size == 32  # what it does not say is the student's
+        assert plan.recipe.optim["lr"] == pytest.approx(0.1)
+        assert plan.recipe.batch_size == 32  # what it does not say is the student's
 
     def test_the_teachers_net_comes_with_the_teachers_recipe(self) -> None:
         again = "+stage.again={net: teacher, loss: method, teacher: teacher}"
         config = check(composed(again, "stages=[teacher,again]", "teacher.epochs=9", "epochs=3"))
-        assert [link.recipe.epochs for link in chain_of(config)] == [9, 9]
+        assert [plan.recipe.epochs for plan in chain_of(config)] == [9, 9]
 
     def test_an_assistant_stands_between(self) -> None:
         chain = {
-            link.name: link
-            for link in chain_of(check(composed("experiment=assistant", "loss=dkd")))
+            plan.name: plan
+            for plan in chain_of(check(composed("experiment=assistant", "loss=dkd")))
         }
         assert list(chain) == ["teacher", "assistant", "baseline", "distill"]
         assert chain["assistant"].teacher == "teacher"
         assert chain["distill"].teacher == "assistant"
-        assert [link.role for link in chain.values()] == ["teacher", None, "baseline", "student"]
+        assert [plan.role for plan in chain.values()] == ["teacher", None, "baseline", "student"]
         assert chain["assistant"].loss.node == chain["distill"].loss.node
 
     def test_each_generation_teaches_the_next(self) -> None:
-        chain = {link.name: link for link in chain_of(check(composed("experiment=born_again")))}
+        chain = {plan.name: plan for plan in chain_of(check(composed("experiment=born_again")))}
         assert [chain[name].teacher for name in ("distill", "born_again", "born_again_2")] == [
             "teacher",
             "distill",
@@ -317,7 +317,7 @@ def test_what_a_loss_learns_is_trained_and_resumed(
     _, whole, _ = finished(check(tiny(tmp_path / "whole", *budget)))
     with monkeypatch.context() as patch:
         stop_before(2, patch)
-        with pytest.raises(Interrupted):
+        with pytest.raises(StopRequest):
             finished(check(tiny(tmp_path / "cut", *budget)))
     assert list((tmp_path / "cut" / "store").glob("*.partial/last.ckpt"))
     _, resumed, _ = finished(check(tiny(tmp_path / "cut", *budget)))

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from composed import TINY, composed, link
+from composed import TINY, composed, plan
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from kd.config.schema import Config, check
 from kd.errors import UserError
 from kd.files.header import header_of, weights_file
 from kd.files.state_dicts import read_weights
-from kd.files.store import Done, Store
+from kd.files.store import StageResult, Store
 from kd.nets.mlp import MLP
 from kd.nets.resnet import ResNet
 from kd.nets.vgg import VGG
@@ -501,7 +501,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class TestRunFolder:
     """A run's student as another run's teacher."""
 
-    def teacher(self, make_config: Make, *overrides: str) -> tuple[Done, Config]:
+    def teacher(self, make_config: Make, *overrides: str) -> tuple[StageResult, Config]:
         config = check(
             composed(
                 *[o for o in TINY if ".net." not in o],
@@ -511,7 +511,7 @@ class TestRunFolder:
             )
         )
         data = construct(config.data, "data")
-        stage = make_stage(link(config, "teacher"), config, data, {})
+        stage = make_stage(plan(config, "teacher"), config, data, {})
         return complete(stage, Store(Path(config.output_dir) / "store"), data)[0], config
 
     @pytest.mark.parametrize("name", ["", "student.safetensors"])

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from composed import link, tiny
+from composed import plan, tiny
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -14,13 +14,13 @@ from kd.config.construct import construct
 from kd.config.schema import check
 from kd.data.base import DataModule
 from kd.errors import UserError
-from kd.files.class_names import names_given, names_in, outputs_for
-from kd.files.store import Done, Store
+from kd.files.class_names import names_from_config, names_in, outputs_for
+from kd.files.store import StageResult, Store
 from kd.nets.mlp import MLP
 from kd.runs.run import run
 from kd.stages.result import load_net
 from kd.stages.stage import complete, make_stage
-from kd.teachers.watch import knows_validation, other_order
+from kd.teachers.diagnosis import knows_validation, other_order
 
 TEN = [str(digit) for digit in range(10)]
 PLUS = ["plus", *TEN[::-1], "minus"]  # a superset in another order
@@ -63,11 +63,11 @@ def test_classes_that_are_missing(theirs: list[str], ours: list[str], words: lis
 )
 def test_a_file_of_names(name: str, content: str, expected: list[str], tmp_path: Path) -> None:
     (tmp_path / name).write_text(content, encoding="utf-8")
-    assert names_given(str(tmp_path / name), "teacher.classes") == expected
+    assert names_from_config(str(tmp_path / name), "teacher.classes") == expected
     (tmp_path / "a.json").write_text("{}")
     for wrong in ("a.json", "nothing.txt"):
         with pytest.raises(UserError, match=r"teacher\.classes: "):
-            names_given(str(tmp_path / wrong), "teacher.classes")
+            names_from_config(str(tmp_path / wrong), "teacher.classes")
 
 
 @pytest.mark.parametrize(
@@ -100,11 +100,11 @@ def saved(path: Path, count: int, **beside: Any) -> dict[str, Tensor]:
     return state
 
 
-def teacher(tmp_path: Path, *overrides: str) -> Done:
+def teacher(tmp_path: Path, *overrides: str) -> StageResult:
     config = check(tiny(tmp_path, f"teacher.path={tmp_path / 'a.pt'}", *overrides))
     data = construct(config.data, "data")
     assert isinstance(data, DataModule)
-    stage = make_stage(link(config, "teacher"), config, data, {})
+    stage = make_stage(plan(config, "teacher"), config, data, {})
     return complete(stage, Store(tmp_path / "store"), data)[0]
 
 
@@ -192,7 +192,7 @@ def test_both_are_told_in_output_report_and_card(
     """A teacher that knows its training and validation images by heart, and has its outputs in another order."""
     overrides = ("data.limit=60", "data.val_fraction=0.1", HIDDEN, "batch_size=30")
     made: Any = construct(check(tiny(tmp_path, *overrides)).data, "data")
-    seen = made.split.train.joined(made.split.val)
+    seen = made.split.train.join(made.split.val)
     torch.manual_seed(0)
     net, mean_std = MLP(10, 1, 8, [16]), made.statistics
     x = (seen.pixels[torch.arange(len(seen))] / 255 - mean_std[0][0]) / mean_std[1][0]

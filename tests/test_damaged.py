@@ -24,7 +24,7 @@ from test_tune import searched
 
 from kd import load
 from kd.config.schema import Config, check
-from kd.errors import Interrupted, UserError
+from kd.errors import StopRequest, UserError
 from kd.files.checkpoints import read_checkpoint
 from kd.files.state_dicts import read_weights
 from kd.files.store import Store
@@ -192,7 +192,7 @@ def test_a_checkpoint_to_go_on_from(
     config = make_config(*words)
     with monkeypatch.context() as patch:
         stop_before(2, patch)
-        with pytest.raises(Interrupted):
+        with pytest.raises(StopRequest):
             run(config, "")
     (path,) = (Path(config.output_dir) / "store").glob(f"*.partial/{name}")
     whole = path.read_bytes()

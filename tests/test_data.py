@@ -29,14 +29,14 @@ from kd.data.cifar10 import CIFAR10
 from kd.data.cifar100 import CIFAR100
 from kd.data.digits import Digits
 from kd.data.fashion_mnist import FashionMNIST
-from kd.data.images import Pixels, Store
+from kd.data.images import Pixels, PixelStore
 from kd.data.mnist import MNIST
 from kd.data.torchvision_reader import IDX
 from kd.data.views import Augment, make_views, normalize, to_unit
 from kd.errors import UserError
 from kd.measure.metrics import predict_logits, summary
-from kd.teachers.frozen import Frozen
-from kd.teachers.live import Live
+from kd.teachers.frozen_teacher import FrozenTeacher
+from kd.teachers.live_teacher import LiveTeacher
 from kd.training.distiller import Distiller, accuracy
 from kd.training.loss_spec import read_loss
 from kd.training.objective import Objective, label_loss
@@ -114,7 +114,7 @@ def test_the_fingerprint_sees_every_pixel_and_label() -> None:
 def test_pixels_of_several_stores_are_one_array() -> None:
     first, second = (torch.randint(0, 256, (n, 3, 4, 4), dtype=torch.uint8) for n in (5, 7))
     whole = torch.cat([first, second])
-    pixels = Pixels.joined([Pixels.whole(Store(first)), Pixels.whole(Store(second))])
+    pixels = Pixels.join([Pixels.whole(PixelStore(first)), Pixels.whole(PixelStore(second))])
     where = torch.tensor([11, 0, 4, 5, 5, 2])
     assert pixels.shape == (12, 3, 4, 4)
     assert torch.equal(pixels[where], whole[where])
@@ -303,14 +303,14 @@ def pool(tmp_path: Path) -> Path:
 
 def test_images_without_labels_join_where_a_teacher_is(pool: Path) -> None:
     data, alone = Made(unlabeled=str(pool)), Made()
-    images = data.seen_by("transfer").split.train
+    images = data.for_stage("transfer").split.train
     assert len(images) == len(alone.split.train) + 12
     assert images.labels[-12:].tolist() == [-1] * 12
     assert images.pixels[-12:].shape == (12, 3, 8, 8)
     assert len(data.split.train) == len(alone.split.train)
-    assert data.seen_by("all").key() == alone.key()  # so that the teacher is not trained again
-    assert data.seen_by("transfer").key() != alone.seen_by("transfer").key()
-    assert data.seen_by("transfer").statistics == alone.statistics
+    assert data.for_stage("all").key() == alone.key()  # so that the teacher is not trained again
+    assert data.for_stage("transfer").key() != alone.for_stage("transfer").key()
+    assert data.for_stage("transfer").statistics == alone.statistics
 
 
 def test_a_bad_file_of_the_pool_is_found_before_training(pool: Path) -> None:
@@ -337,7 +337,7 @@ def test_each_net_sees_the_same_mixed_view_under_its_own_normalisation(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     data = Made(augment={"mixup": 1.0, "crop_padding": 1})
-    teacher = Frozen(Recorder(), (0.1, 0.2, 0.3), (0.9, 0.8, 0.7))
+    teacher = FrozenTeacher(Recorder(), (0.1, 0.2, 0.3), (0.9, 0.8, 0.7))
     kd = {"weight": 1.0, "loss": {"_target_": "kd.losses.kd.kd_loss"}}
     distiller = Distiller(
         Recorder(),
@@ -346,7 +346,7 @@ def test_each_net_sees_the_same_mixed_view_under_its_own_normalisation(
         augment=data.augment,
         normalization=data.statistics,
         seed=1,
-        teacher=Live(teacher),
+        teacher=LiveTeacher(teacher),
         pool=data.split.train,
     )
     monkeypatch.setattr(distiller, "log", lambda *args, **options: None)

@@ -17,8 +17,8 @@ from kd.data.views import normalize, to_unit
 from kd.nets.cnn import CNN
 from kd.nets.resnet import ResNet
 from kd.shape import Shape
-from kd.teachers.frozen import Frozen
-from kd.teachers.live import Live
+from kd.teachers.frozen_teacher import FrozenTeacher
+from kd.teachers.live_teacher import LiveTeacher
 from kd.training.distiller import Distiller
 from kd.training.loss_spec import read_loss
 from kd.training.objective import Objective
@@ -56,7 +56,7 @@ class Watch(Callback):
 
 
 def distiller(
-    teacher: Frozen | None, data: Digits, net: nn.Module | None = None, terms: bool = True
+    teacher: FrozenTeacher | None, data: Digits, net: nn.Module | None = None, terms: bool = True
 ) -> Distiller:
     node = {"ce_weight": 0.5, "terms": {"kd": KD_LOSS} if terms else {}}
     optim = {"_target_": "torch.optim.SGD", "lr": 0.05}
@@ -67,7 +67,7 @@ def distiller(
         augment=data.augment,
         normalization=data.statistics,
         seed=0,
-        teacher=Live(teacher) if teacher else None,
+        teacher=LiveTeacher(teacher) if teacher else None,
     )
 
 
@@ -92,7 +92,7 @@ def test_teacher_is_untouched_and_student_trains(digits: Digits, tmp_path: Path)
     original = ResNet(10, 18, 1, 8, width=4)
     before = copy.deepcopy(original.state_dict())
     assert original.training  # handed over in train mode, as from a careless user
-    teacher, watch = Frozen(original, *digits.statistics), Watch()
+    teacher, watch = FrozenTeacher(original, *digits.statistics), Watch()
     module = distiller(teacher, digits)
     start = copy.deepcopy(module.net.state_dict())
     trainer = train(module, digits, tmp_path, 3, watch)
@@ -117,7 +117,7 @@ def test_teacher_is_untouched_and_student_trains(digits: Digits, tmp_path: Path)
 
 
 def test_teacher_gives_no_gradient_and_is_always_in_eval(digits: Digits) -> None:
-    teacher = Frozen(DropNet(), *digits.statistics)
+    teacher = FrozenTeacher(DropNet(), *digits.statistics)
     module = distiller(teacher, digits)
     module.train()
     x = torch.rand(8, 1, 8, 8)
@@ -128,7 +128,7 @@ def test_teacher_gives_no_gradient_and_is_always_in_eval(digits: Digits) -> None
 
 def test_teacher_is_a_copy(digits: Digits) -> None:
     net = DropNet()
-    Frozen(net, *digits.statistics)
+    FrozenTeacher(net, *digits.statistics)
     assert net.training
     assert all(p.requires_grad for p in net.parameters())
 
@@ -142,14 +142,14 @@ def test_each_net_gets_its_own_normalisation(digits: Digits) -> None:
             return torch.zeros(len(x), 10)
 
     x = torch.rand(4, 1, 8, 8)
-    Frozen(Spy(), (0.25,), (0.5,))(x)
+    FrozenTeacher(Spy(), (0.25,), (0.5,))(x)
     assert torch.allclose(seen[0], (x - 0.25) / 0.5)
 
 
 def test_what_a_loss_learns_is_optimised_and_checkpointed_beside_the_net(
     digits: Digits, tmp_path: Path
 ) -> None:
-    module = distiller(Frozen(DropNet(), *digits.statistics), digits)
+    module = distiller(FrozenTeacher(DropNet(), *digits.statistics), digits)
     module.objective = Objective(
         read_loss({"terms": {"ctkd": {"loss": {"_target_": "kd.losses.ctkd.CTKD"}}}}), digits.shape
     )
@@ -167,7 +167,7 @@ def test_objective_without_teacher_needs_none(digits: Digits, tmp_path: Path) ->
 
 
 def test_what_is_logged(digits: Digits, tmp_path: Path) -> None:
-    module = distiller(Frozen(DropNet(), *digits.statistics), digits)
+    module = distiller(FrozenTeacher(DropNet(), *digits.statistics), digits)
     module.reference = torch.zeros(len(digits.split.val), dtype=torch.int64)
     trainer = train(module, digits, tmp_path, 1)
     wanted = {
@@ -199,7 +199,7 @@ def test_every_term_and_weight_is_logged_by_the_step(
     every: int, digits: Digits, tmp_path: Path
 ) -> None:
     node = {"weight": {"schedule": "linear", "start": 1, "end": 0}, "loss": KD_LOSS["loss"]}
-    module = distiller(Frozen(DropNet(), *digits.statistics), digits)
+    module = distiller(FrozenTeacher(DropNet(), *digits.statistics), digits)
     module.objective = Objective(read_loss({"ce_weight": 0.5, "terms": {"kd": node}}), digits.shape)
     logger = Written(tmp_path)
     trainer = L.Trainer(
@@ -240,7 +240,7 @@ def test_memory_is_not_filled_under_deterministic_algorithms(
         enable_progress_bar=False,
         enable_model_summary=False,
     ).fit(
-        distiller(Frozen(DropNet(), *digits.statistics), digits),
+        distiller(FrozenTeacher(DropNet(), *digits.statistics), digits),
         digits.train_loader(50, 0),
         digits.val_loader(),
     )
@@ -249,7 +249,7 @@ def test_memory_is_not_filled_under_deterministic_algorithms(
 
 
 def test_validation_metrics_are_means_over_images(digits: Digits, tmp_path: Path) -> None:
-    module = distiller(Frozen(DropNet(), *digits.statistics), digits)
+    module = distiller(FrozenTeacher(DropNet(), *digits.statistics), digits)
     module.reference = torch.randint(0, 10, (len(digits.split.val),))
     trainer = L.Trainer(
         accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False
@@ -291,7 +291,7 @@ def test_half_precision_leaves_the_loss_in_float32() -> None:
 
 def test_one_net_may_be_a_cnn(digits: Digits, tmp_path: Path) -> None:
     train(
-        distiller(Frozen(DropNet(), *digits.statistics), digits, CNN(10, 1, width=2)),
+        distiller(FrozenTeacher(DropNet(), *digits.statistics), digits, CNN(10, 1, width=2)),
         digits,
         tmp_path,
         1,

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kd.data.base import DataModule, Images, Source
-from kd.data.images import Facts, Pixels, Store
+from kd.data.images import Facts, Pixels, PixelStore
 from kd.data.parts import check_counts, hold_out
 from kd.errors import UserError
 from kd.reports.run_report import verdict
@@ -120,7 +120,7 @@ def test_carving_takes_linear_time() -> None:
     draw = torch.Generator().manual_seed(0)
     digests = torch.randint(0, 256, (count, 16), dtype=torch.uint8, generator=draw)
     blank = torch.zeros(count, 1, dtype=torch.int64)
-    store = Store(torch.zeros(count, 1, 1, 1, dtype=torch.uint8), Facts(digests, blank, blank))
+    store = PixelStore(torch.zeros(count, 1, 1, 1, dtype=torch.uint8), Facts(digests, blank, blank))
     labels = torch.arange(count) % (classes - 1)
     labels[:3] = classes - 1
     every, names = Images(Pixels.whole(store), labels), tuple(map(str, range(classes)))

@@ -16,7 +16,7 @@ from kd.errors import UserError
 from kd.runs.run import run
 from kd.stages.chain import chain_of
 from kd.teachers.ensemble import Ensemble
-from kd.teachers.frozen import Frozen
+from kd.teachers.frozen_teacher import FrozenTeacher
 
 MLP: dict[str, Any] = {"_target_": "kd.nets.mlp.MLP", "hidden": [5]}
 MEMBERS = "teacher.members=[{seed: 0}, {seed: 1, net: {hidden: [12]}}, {net: {_target_: kd.nets.cnn.CNN}}]"
@@ -68,8 +68,8 @@ def test_mean_of_probabilities_at_a_temperature(t: float) -> None:
 @pytest.mark.parametrize("average", ["logits", "probabilities"])
 def test_one_member_is_itself_bit_for_bit(average: Any) -> None:
     net = ensemble(1, average=average, temperature=4.0)
-    alone = Frozen(net.members[0], (0.0, 0.2), (1.0, 2.0))
-    assert torch.equal(Frozen(net, *net.normalization)(X), alone(X))
+    alone = FrozenTeacher(net.members[0], (0.0, 0.2), (1.0, 2.0))
+    assert torch.equal(FrozenTeacher(net, *net.normalization)(X), alone(X))
 
 
 @pytest.mark.parametrize("weights", [[1.0], [1.0, 0.0], [1.0, -1.0], [1.0, 1.0, 1.0]])
@@ -94,7 +94,7 @@ class TestChain:
                 )
             )
         )
-        assert [link.name for link in chain] == [
+        assert [plan.name for plan in chain] == [
             "teacher_1",
             "teacher_2",
             "teacher_3",
@@ -102,10 +102,10 @@ class TestChain:
             "baseline",
             "distill",
         ]
-        assert [link.role for link in chain[:4]] == [None, None, None, "teacher"]
-        assert [link.recipe.seed for link in chain[:3]] == [0, 1, 0]
-        assert {link.recipe.epochs for link in chain[:3]} == {7}
-        assert [link.net["_target_"].rpartition(".")[2] for link in chain[:3]] == [
+        assert [plan.role for plan in chain[:4]] == [None, None, None, "teacher"]
+        assert [plan.recipe.seed for plan in chain[:3]] == [0, 1, 0]
+        assert {plan.recipe.epochs for plan in chain[:3]} == {7}
+        assert [plan.net["_target_"].rpartition(".")[2] for plan in chain[:3]] == [
             "MLP",
             "MLP",
             "CNN",
@@ -133,7 +133,7 @@ class TestChain:
     def test_the_temperature_counts_for_probabilities_alone(self) -> None:
         def node(*overrides: str) -> dict[str, Any]:
             chain = chain_of(check(composed("teacher=ensemble", *overrides)))
-            return next(link.net for link in chain if link.name == "teacher")
+            return next(plan.net for plan in chain if plan.name == "teacher")
 
         assert node("temperature=3") == node("temperature=5")
         assert node("temperature=3", "teacher.average=probabilities")["temperature"] == 3.0

@@ -18,7 +18,7 @@ from kd.data.digits import Digits
 from kd.data.images import Images
 from kd.data.other_source import unseen
 from kd.errors import UserError
-from kd.evaluate import _checked
+from kd.evaluate import _read_request
 from kd.evaluation.evaluation import evaluate, judge, under_corruptions, versus
 from kd.evaluation.evaluation_set import of_other
 from kd.evaluation.requests import Evaluate
@@ -33,7 +33,7 @@ CLASSES = tuple(map(str, range(10)))
 
 
 def config(run: Path, *overrides: str) -> Evaluate:
-    return _checked(
+    return _read_request(
         composed_command("evaluate", f"run={run}", f"output_dir={run.parent}", *overrides), set()
     )
 

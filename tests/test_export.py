@@ -16,7 +16,7 @@ from safetensors import safe_open
 from shipped import CLASSES, SIZE, Shipped
 from torch import nn
 
-from kd.errors import CannotWrite, Failed, UserError
+from kd.errors import CommandError, UserError, WriteError
 from kd.nets.cnn import CNN
 from kd.runs.reader import open_run
 from kd.shape import Shape
@@ -158,7 +158,7 @@ def test_a_file_that_fails_its_check_is_removed_and_the_others_stay(
 
     monkeypatch.setattr(export_run, "write_onnx", blank)
     with pytest.raises(
-        Failed, match=r"student.onnx is refused and removed: differs by .* from PyTorch"
+        CommandError, match=r"student.onnx is refused and removed: differs by .* from PyTorch"
     ):
         export(open_run(copied.run), copied.config("formats=[onnx,pt2]"), "again")
     assert sorted(each.name for each in copied.files.glob("student*")) == [
@@ -190,7 +190,7 @@ def test_int8_that_loses_too_much_is_refused(
 
     monkeypatch.setattr(export_run, "quantize", ruined)
     with pytest.raises(
-        Failed, match=r"student.int8.onnx is refused .* points of validation accuracy"
+        CommandError, match=r"student.int8.onnx is refused .* points of validation accuracy"
     ):
         export(open_run(copied.run), copied.config("formats=[int8]"), "again")
     assert not (copied.files / "student.int8.onnx").exists()
@@ -204,7 +204,7 @@ def test_an_exporter_that_breaks_down_is_named(
 
     monkeypatch.setattr(export_run, "write_onnx", broken)
     with pytest.raises(
-        Failed, match=r"student.onnx is refused and removed: RuntimeError: no such operator$"
+        CommandError, match=r"student.onnx is refused and removed: RuntimeError: no such operator$"
     ):
         export(open_run(copied.run), copied.config("formats=[onnx]"), "again")
 
@@ -219,7 +219,7 @@ def test_an_earlier_file_stays_where_there_is_no_room(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(CannotWrite, match=rf"cannot write {path}: {os.strerror(errno.ENOSPC)}"):
+    with pytest.raises(WriteError, match=rf"cannot write {path}: {os.strerror(errno.ENOSPC)}"):
         export(open_run(copied.run), copied.config("formats=[onnx]"), "")
     assert path.read_bytes() == before
 

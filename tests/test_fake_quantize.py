@@ -9,7 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from composed import composed, link
+from composed import composed, plan
 from shipped import Shipped
 from torch import nn
 
@@ -113,9 +113,9 @@ def test_the_key_of_other_stages_does_not_know_of_it(
     config = make_config(
         "stages=[baseline,quantize]", "stage.quantize.loss=labels", "stage.quantize.start=baseline"
     )
-    baseline = make_stage(link(config, "baseline"), config, digits, {})
+    baseline = make_stage(plan(config, "baseline"), config, digits, {})
     assert "fake_quantize" not in baseline.spec
-    assert link(config, "quantize").fake_quantize
+    assert plan(config, "quantize").fake_quantize
 
 
 def test_a_stage_rounds_while_it_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -628,14 +628,16 @@ def test_takes_any_shapes(
         "progress": 1.0,
         "x": torch.zeros(batch, 1, 2, 2),
     }
-    offered = {
+    build_arguments = {
         "shapes_s": shapes["s"],
         "shapes_t": shapes["t"],
         "width_s": widths[0],
         "width_t": widths[1],
     }
     objective = Objective(
-        read_loss(NODES[method]), Shape(1, 2, 3), offered=offered | {"labels": torch.arange(6) % 3}
+        read_loss(NODES[method]),
+        Shape(1, 2, 3),
+        build_arguments=build_arguments | {"labels": torch.arange(6) % 3},
     )
     loss = objective(signals)["loss"]
     assert loss.shape == ()
@@ -689,9 +691,9 @@ def test_configured_as_the_authors_do(method: str) -> None:
 def test_one_tap_is_refused_where_two_are_related(method: str) -> None:
     from kd.errors import UserError
 
-    offered = {"shapes_s": ((3, 2, 2),), "shapes_t": ((3, 2, 2),)}
+    build_arguments = {"shapes_s": ((3, 2, 2),), "shapes_t": ((3, 2, 2),)}
     with pytest.raises(UserError, match="two taps or more"):
-        Objective(read_loss(NODES[method]), Shape(1, 2, 3), offered=offered)
+        Objective(read_loss(NODES[method]), Shape(1, 2, 3), build_arguments=build_arguments)
 
 
 def test_flows_are_of_neighbours() -> None:

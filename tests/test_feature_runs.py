@@ -214,7 +214,7 @@ class TestSimKD:
             build_net(node, SHAPE, "loss.net")
 
     def test_pairs_its_projector_with_the_teachers_last_maps(self, digits: Digits) -> None:
-        chain = {link.name: link for link in chain_of(check(composed(*SMALL, "loss=simkd")))}
+        chain = {plan.name: plan for plan in chain_of(check(composed(*SMALL, "loss=simkd")))}
         assert taps_of(chain["distill"], digits.shape) == {
             "student": ["net.features.relu4"],
             "teacher": ["layer4"],
@@ -306,20 +306,20 @@ def test_a_first_stage_learns_the_teachers_inside_alone(
     experiment: str, first: str, digits: Digits
 ) -> None:
     chain = {
-        link.name: link for link in chain_of(check(composed(*SMALL, f"experiment={experiment}")))
+        plan.name: plan for plan in chain_of(check(composed(*SMALL, f"experiment={experiment}")))
     }
     assert list(chain) == ["teacher", "baseline", first, "distill"]
     assert chain[first].loss.node["ce_weight"] == 0
     assert list(chain[first].loss.node["terms"]) == [experiment]
     assert (chain[first].recipe.keep, chain["distill"].start) == ("last", first)
-    assert [link.role for link in chain.values()][-1] == "student"
+    assert [plan.role for plan in chain.values()][-1] == "student"
     try_out(chain[first], digits)
 
 
 def test_the_chosen_method_follows_the_hints() -> None:
     chain = {
-        link.name: link
-        for link in chain_of(check(composed(*SMALL, "experiment=fitnet", "loss=dkd")))
+        plan.name: plan
+        for plan in chain_of(check(composed(*SMALL, "experiment=fitnet", "loss=dkd")))
     }
     assert list(chain["distill"].loss.node["terms"]) == ["dkd"]
 

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from kd.config.schema import check
 from kd.data.digits import Digits
 from kd.errors import UserError
-from kd.files.store import Done
+from kd.files.store import StageResult
 from kd.nets.cnn import CNN
 from kd.nets.cnn_shallow import ShallowCNN
-from kd.nets.hooks import Taps
-from kd.nets.layer_paths import Place, study
+from kd.nets.hooks import FeatureHooks
+from kd.nets.layer_paths import LayerPath, study
 from kd.nets.mlp import MLP
 from kd.nets.pairing import default_taps, pair
 from kd.nets.resnet import ResNet
@@ -29,8 +29,8 @@ from kd.shape import Shape
 from kd.stages.chain import chain_of
 from kd.stages.stage import make_stage
 from kd.stages.try_out import try_out
-from kd.teachers.feature_teacher import Observed
-from kd.teachers.frozen import Frozen
+from kd.teachers.feature_teacher import FeatureTeacher
+from kd.teachers.frozen_teacher import FrozenTeacher
 
 SHAPE = Shape(3, 16, 5)
 ALL = ("feats", "preacts", "pooled", "head")
@@ -58,8 +58,8 @@ class InPlace(nn.Module):
 def seen(
     net: nn.Module, paths: list[str], x: Tensor, kinds: tuple[str, ...] = ALL
 ) -> dict[str, Any]:
-    points = study(net, paths, SHAPE, where="student.taps", training=net.training)
-    return Taps(net, points, kinds)(net, x)[1]
+    paths = study(net, paths, SHAPE, where="student.taps", training=net.training)
+    return FeatureHooks(net, paths, kinds)(net, x)[1]
 
 
 def resnet() -> ResNet:
@@ -103,11 +103,9 @@ class TestWhatIsSeen:
     @pytest.mark.parametrize("training", [False, True])
     def test_a_later_in_place_module_does_not_change_it(self, training: bool, x: Tensor) -> None:
         net = InPlace().train(training)
-        points = study(
-            net, ["conv", "bn", "conv2", "plain"], SHAPE, where="taps", training=training
-        )
+        paths = study(net, ["conv", "bn", "conv2", "plain"], SHAPE, where="taps", training=training)
         torch.manual_seed(1)
-        feats = Taps(net, points, ALL)(net, x)[1]["feats"]
+        feats = FeatureHooks(net, paths, ALL)(net, x)[1]["feats"]
         torch.testing.assert_close(feats[0], net.conv(x))
         fresh = copy.deepcopy(net)
         torch.testing.assert_close(feats[1], fresh.bn(fresh.conv(x)))
@@ -116,7 +114,7 @@ class TestWhatIsSeen:
         )
         assert (feats[1] < 0).any()
         assert (feats[2] == 0).float().mean() < 0.1  # dropout has not touched it
-        copied = {place.path for place in points.copied if place.side == "output"}
+        copied = {place.path for place in paths.copied if place.side == "output"}
         assert copied == ({"bn", "conv2"} if training else {"bn"})  # and nothing else is copied
 
     def test_gradient_flows_through(self, x: Tensor) -> None:
@@ -125,10 +123,10 @@ class TestWhatIsSeen:
         assert net.conv.weight.grad.abs().sum() > 0
 
     def test_shapes(self) -> None:
-        points = study(resnet(), ["layer1", "layer4"], SHAPE, where="taps")
-        assert points.shapes == ((4, 16, 16), (32, 2, 2))
-        assert (points.width, points.head) == (32, "fc")
-        assert points.preacts[0] == Place("layer1.1.relu", "input")
+        paths = study(resnet(), ["layer1", "layer4"], SHAPE, where="taps")
+        assert paths.shapes == ((4, 16, 16), (32, 2, 2))
+        assert (paths.width, paths.head) == (32, "fc")
+        assert paths.preacts[0] == LayerPath("layer1.1.relu", "input")
 
     def test_of_a_perceptron(self, x: Tensor) -> None:
         net = MLP(5, 3, 16, hidden=[7, 6])
@@ -151,7 +149,7 @@ class TestLookingChangesNothing:
 
     def test_hooks_keep_nothing(self, x: Tensor) -> None:
         net = resnet()
-        taps = Taps(net, study(net, ["layer1"], SHAPE, where="taps"), ALL)
+        taps = FeatureHooks(net, study(net, ["layer1"], SHAPE, where="taps"), ALL)
         net(x)  # not through the taps
         assert not taps.found
         taps(net, x)
@@ -164,7 +162,7 @@ class TestLookingChangesNothing:
     @pytest.mark.parametrize("copied", [copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))])
     def test_a_copy_watches_its_own_net(self, copied: Callable[[Any], Any], x: Tensor) -> None:
         net = resnet().eval()
-        taps = Taps(net, study(net, ["layer2"], SHAPE, where="taps"), ALL)
+        taps = FeatureHooks(net, study(net, ["layer2"], SHAPE, where="taps"), ALL)
         taps(net, x)
         other, its = copied((net, taps))
         with torch.no_grad():
@@ -179,7 +177,7 @@ class TestLookingChangesNothing:
         """In place and as a wrapper; with gradients, and after calls without the taps."""
         torch._dynamo.reset()
         net = make().eval()
-        taps = Taps(
+        taps = FeatureHooks(
             net, study(net, ["conv1" if make is resnet else "bn"], SHAPE, where="taps"), ALL
         )
         logits, plain = taps(net, x)
@@ -203,8 +201,8 @@ def test_preacts_of_a_preactivation_net_are_after_the_norm(training: bool) -> No
     torch.manual_seed(0)
     net = WideResNet(5, depth=10, widen=1).train(training)
     x = torch.randn(4, 3, 8, 8)
-    points = study(net, net.taps, SHAPE, where="taps", training=training)
-    found = Taps(net, points, ALL)(net, x)[1]
+    paths = study(net, net.taps, SHAPE, where="taps", training=training)
+    found = FeatureHooks(net, paths, ALL)(net, x)[1]
     one = net.block1(net.conv1(x))
     two = net.block2(one.clone())
     three = net.block3(two.clone())
@@ -344,10 +342,10 @@ class TestRefused:
 
     def test_no_embedding(self) -> None:
         net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        points = study(net, ["0"], Shape(3, 16, 5), where="student.taps")
-        Taps(net, points, ["feats"])
+        paths = study(net, ["0"], Shape(3, 16, 5), where="student.taps")
+        FeatureHooks(net, paths, ["feats"])
         with pytest.raises(UserError, match="Sequential does not end in one such layer"):
-            Taps(net, points, ["pooled"])
+            FeatureHooks(net, paths, ["pooled"])
 
 
 def both(feats_s: list[Tensor], feats_t: list[Tensor]) -> Tensor:
@@ -373,8 +371,8 @@ class TestStages:
             "student.net.hidden=[4]",
             *overrides,
         )
-        link = chain_of(check(cfg))[-1]
-        return make_stage(link, check(cfg), digits, {"teacher": Done("key", None, {})})  # type: ignore[arg-type]
+        plan = chain_of(check(cfg))[-1]
+        return make_stage(plan, check(cfg), digits, {"teacher": StageResult("key", None, {})})  # type: ignore[arg-type]
 
     def test_taps_are_in_the_key_where_the_loss_uses_them(self, digits: Digits) -> None:
         term = looks("both")
@@ -413,9 +411,9 @@ class TestStages:
 def test_the_teacher_answers_and_shows_in_one_pass(digits: Digits) -> None:
     net = ResNet(10, 18, 1, 8, width=4)
     before = copy.deepcopy(net.state_dict())
-    frozen = Frozen(net, *digits.statistics)
-    points = study(frozen.net, ["layer1"], digits.shape, where="teacher.taps")
-    teacher = Observed(frozen, points, ["feats", "pooled", "head"])
+    frozen = FrozenTeacher(net, *digits.statistics)
+    paths = study(frozen.net, ["layer1"], digits.shape, where="teacher.taps")
+    teacher = FeatureTeacher(frozen, paths, ["feats", "pooled", "head"])
     x = torch.rand(6, 1, 8, 8)
     calls = []
     frozen.net.register_forward_hook(lambda *_: calls.append(1))

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from composed import TINY, composed, link
+from composed import TINY, composed, plan
 from stopping import stop_before
 from torch import Tensor, nn
 
 from kd.config.construct import construct
 from kd.config.schema import Config, check
 from kd.data.base import DataModule
-from kd.errors import Interrupted, UserError
-from kd.files.store import Done, Store
+from kd.errors import StopRequest, UserError
+from kd.files.store import StageResult, Store
 from kd.nets.cnn import CNN
 from kd.nets.head import freeze_body, head_of, head_tensors, still_body
 from kd.nets.mlp import MLP
@@ -56,10 +56,10 @@ def make(tmp_path: Path) -> Make:
 
 def staged(config: Config) -> tuple[Stage, DataModule]:
     data: DataModule = construct(config.data, "data")
-    return make_stage(link(config, "teacher"), config, data, {}), data
+    return make_stage(plan(config, "teacher"), config, data, {}), data
 
 
-def done(config: Config) -> Done:
+def done(config: Config) -> StageResult:
     stage, data = staged(config)
     return complete(stage, Store(Path(config.output_dir) / "store"), data)[0]
 
@@ -126,7 +126,7 @@ def test_the_head_alone_is_resumed(
     whole = done(make(*how, f"output_dir={tmp_path / 'whole'}")).weights()
     with monkeypatch.context() as patch:
         stop_before(1, patch)
-        with pytest.raises(Interrupted):
+        with pytest.raises(StopRequest):
             done(make(*how))
     assert list((tmp_path / "out" / "store").glob("*.partial/last.ckpt"))
     resumed = done(make(*how)).weights()

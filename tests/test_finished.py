@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from kd.errors import UserError
-from kd.files.allowlist import trusted
+from kd.files.allowlist import check_allowlist
 from kd.runs.reader import open_run
 
 
@@ -103,14 +103,16 @@ def test_a_report_cannot_have_anything_built(finished: Path, tmp_path: Path, tar
 )
 def test_only_nets_are_built_from_files(target: str) -> None:
     with pytest.raises(UserError, match="file names"):
-        trusted({"_target_": target}, "net", "file")
+        check_allowlist({"_target_": target}, "net", "file")
     with pytest.raises(UserError, match="file names"):  # however deep
-        trusted({"_target_": "kd.nets.mlp.MLP", "x": [{"y": {"_target_": target}}]}, "net", "file")
+        check_allowlist(
+            {"_target_": "kd.nets.mlp.MLP", "x": [{"y": {"_target_": target}}]}, "net", "file"
+        )
 
 
 def test_what_is_trusted_is_built() -> None:
-    trusted({"_target_": "kd.nets.mlp.MLP"}, "net", "file")
-    trusted({"_target_": "kd.nets.timm.timm_net", "name": "resnet18"}, "net", "file")
-    trusted({"_target_": "mine.net.Net"}, "net", "file", trust=["mine"])
+    check_allowlist({"_target_": "kd.nets.mlp.MLP"}, "net", "file")
+    check_allowlist({"_target_": "kd.nets.timm.timm_net", "name": "resnet18"}, "net", "file")
+    check_allowlist({"_target_": "mine.net.Net"}, "net", "file", trust=["mine"])
     with pytest.raises(UserError, match="minefield"):
-        trusted({"_target_": "minefield.Net"}, "net", "file", trust=["mine"])
+        check_allowlist({"_target_": "minefield.Net"}, "net", "file", trust=["mine"])

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from kd.config.schema import Config, check
-from kd.errors import Diverged, UserError
+from kd.errors import DivergedError, UserError
 from kd.nets.mlp import MLP
 from kd.runs.run import run
 from kd.train import start
@@ -61,7 +61,7 @@ def test_it_ends_at_that_step_and_goes_on_from_the_last_good_epoch(
     monkeypatch.setattr(f"{__name__}.seen", 0)
     monkeypatch.setattr(f"{__name__}.bad_from", tried + STEPS + 2)
     said = rf"^distill: the loss is nan at step {STEPS + 3}, in epoch 2: bad is nan; learning rate 0\.\d+; a lower"
-    with pytest.raises(Diverged, match=said):
+    with pytest.raises(DivergedError, match=said):
         run(config("cut"), "")
     (kept,) = (tmp_path / "cut" / "store").glob("*.partial/last.ckpt")
     assert torch.load(kept, weights_only=True)["global_step"] == STEPS
@@ -79,9 +79,9 @@ def test_the_terms_to_blame_are_named() -> None:
         "loss_kd": torch.tensor(math.inf),
     }
     where = r"the loss is inf at step 7, in epoch 2: "
-    with pytest.raises(Diverged, match=where + r"kd is inf; learning rate 0\.25$"):
+    with pytest.raises(DivergedError, match=where + r"kd is inf; learning rate 0\.25$"):
         finite(parts, Somewhere())
-    with pytest.raises(Diverged, match=where + "all its terms together"):
+    with pytest.raises(DivergedError, match=where + "all its terms together"):
         finite({**parts, "loss_kd": torch.tensor(3e38)}, Somewhere())
     assert finite({"loss": torch.tensor(2.0)}, Somewhere()) == 2.0
 
@@ -90,7 +90,7 @@ def test_a_device_is_not_waited_for_at_each_step() -> None:
     elsewhere = {"loss": torch.zeros((), device="meta")}  # which cannot be looked at
     assert finite(elsewhere, Somewhere(), look=False) is elsewhere["loss"]
     bad = {"loss": torch.tensor(math.nan)}
-    with pytest.raises(Diverged):
+    with pytest.raises(DivergedError):
         finite(bad, Somewhere(), look=False)  # a CPU has no need to wait
 
 
@@ -98,7 +98,7 @@ def test_a_device_is_not_waited_for_at_each_step() -> None:
 def test_weights_of_an_epoch_that_ended_badly_are_not_kept(name: str) -> None:
     row = {"epoch": 2, "train/loss": 1.0, "val/loss": 1.0, "lr": 0.5}
     check_row(row)
-    with pytest.raises(Diverged, match=f"^{name} is nan after epoch 3; learning rate 0.5$"):
+    with pytest.raises(DivergedError, match=f"^{name} is nan after epoch 3; learning rate 0.5$"):
         check_row({**row, name: math.nan})
 
 
@@ -113,7 +113,9 @@ def test_the_last_step_of_an_epoch_breaks_the_net(
 
     monkeypatch.setattr(MLP, "forward", broken)
     config = make_config("stages=[baseline]")
-    with pytest.raises(Diverged, match=r"^baseline: val/loss is nan after epoch 1; learning rate "):
+    with pytest.raises(
+        DivergedError, match=r"^baseline: val/loss is nan after epoch 1; learning rate "
+    ):
         run(config, "")
     assert not list((Path(config.output_dir) / "store").glob("*/last.ckpt"))
 

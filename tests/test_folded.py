@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from kd.nets.resnet import ResNet
-from kd.teachers.frozen import Frozen
-from kd.teachers.fused import Folded
+from kd.teachers.frozen_teacher import FrozenTeacher
+from kd.teachers.fused_teacher import FusedTeacher
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 X = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -49,20 +49,23 @@ class Wilful(Twice):
         return super().forward(x) if x.sum() > 0 else super().forward(-x)
 
 
-def has_norms(folded: Folded) -> bool:
-    return any(isinstance(module, nn.BatchNorm2d) for module in folded.frozen.net.modules())
+def has_norms(folded: FusedTeacher) -> bool:
+    return any(isinstance(module, nn.BatchNorm2d) for module in folded.teacher.net.modules())
 
 
 def test_answers_stay() -> None:
     net = moved(ResNet(5, 18, width=4, image_size=8))
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    plain, folded = Frozen(net, MEAN, STD), Folded(partial(Frozen, net, MEAN, STD))
+    plain, folded = (
+        FrozenTeacher(net, MEAN, STD),
+        FusedTeacher(partial(FrozenTeacher, net, MEAN, STD)),
+    )
     torch.testing.assert_close(folded(X), plain(X), rtol=1e-4, atol=1e-5)
-    assert has_norms(Folded(partial(Frozen, net, MEAN, STD)))
+    assert has_norms(FusedTeacher(partial(FrozenTeacher, net, MEAN, STD)))
     # An fx graph keeps modules that it no longer calls out of the way.
     assert not any(
         node.op == "call_module" and ".bn" in str(node.target)
-        for node in folded.frozen.net.graph.nodes
+        for node in folded.teacher.net.graph.nodes
     )
     assert not folded(X).requires_grad
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
@@ -71,11 +74,11 @@ def test_answers_stay() -> None:
 def test_it_is_loaded_when_it_is_first_asked_and_draws_nothing() -> None:
     made = []
 
-    def load() -> Frozen:
-        made.append(Frozen(ResNet(5, 18, width=4, image_size=8), MEAN, STD))
+    def load() -> FrozenTeacher:
+        made.append(FrozenTeacher(ResNet(5, 18, width=4, image_size=8), MEAN, STD))
         return made[-1]
 
-    folded = Folded(load).to(torch.device("cpu"))
+    folded = FusedTeacher(load).to(torch.device("cpu"))
     assert not made
     before = torch.get_rng_state()
     assert torch.equal(folded(X), folded(X))
@@ -86,6 +89,6 @@ def test_it_is_loaded_when_it_is_first_asked_and_draws_nothing() -> None:
 @pytest.mark.parametrize("net", [Twice, Wilful])
 def test_a_net_that_cannot_be_folded_answers_as_it_is(net: type[nn.Module]) -> None:
     made = moved(net())
-    folded = Folded(partial(Frozen, made, MEAN, STD))
-    assert torch.equal(folded(X), Frozen(made, MEAN, STD)(X))
+    folded = FusedTeacher(partial(FrozenTeacher, made, MEAN, STD))
+    assert torch.equal(folded(X), FrozenTeacher(made, MEAN, STD)(X))
     assert has_norms(folded)

@@ -193,12 +193,12 @@ def test_any_value_in_a_config(drawn: st.DataObject) -> None:
         return  # Hydra would not have composed it
     with told():
         config = check(cfg)
-        for link in chain_of(config):
-            if any(isinstance(value, int) and value > 5000 for value in numbers(link.net)):
+        for plan in chain_of(config):
+            if any(isinstance(value, int) and value > 5000 for value in numbers(plan.net)):
                 continue  # a net that would take all memory
-            try_out(link, few_digits())
-            net = build_net(link.net, few_digits().shape, link.where)
-            make_optimizer(net, 2, optim=link.recipe.optim, schedule=link.recipe.lr_schedule)
+            try_out(plan, few_digits())
+            net = build_net(plan.net, few_digits().shape, plan.where)
+            make_optimizer(net, 2, optim=plan.recipe.optim, schedule=plan.recipe.lr_schedule)
         construct(config.data, "data")
 
 

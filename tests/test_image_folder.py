@@ -27,7 +27,7 @@ from kd.data.folder import find_images
 from kd.data.image_folder import ImageFolder
 from kd.data.images import Pixels
 from kd.data.stream import FileRows
-from kd.errors import Damaged, UserError
+from kd.errors import DamagedError, UserError
 
 SIZE = 16
 
@@ -171,11 +171,11 @@ def test_a_png_with_a_transparent_colour_of_any_depth(
 def test_twelve_bits_in_sixteen(tmp_path: Path) -> None:
     levels = np.linspace(0, 4095, 16, dtype=np.uint16).reshape(4, 4)
     path = save(tmp_path / "a.png", Image.fromarray(levels))
-    decoded = Cache().decoded([path], 4, 1)
+    decoded = Cache().decode_files([path], 4, 1)
     (note,) = decoded.notes
     assert decoded.store.array.max() == round(4095 / 65535 * 255)
     assert "level 4095 of 65535, so 16 of 255; data.bit_depth=12" in note
-    full = Cache().decoded([path], 4, 1, Reading(12))
+    full = Cache().decode_files([path], 4, 1, Reading(12))
     assert not full.notes
     assert full.store.array.flatten().tolist() == [
         round(v / 4095 * 255) for v in levels.flatten().tolist()
@@ -229,7 +229,7 @@ def test_geometry_is_part_of_what_is_cached_and_checked(tmp_path: Path) -> None:
         Reading(resize="pad"),
         Reading(interpolation="box"),
     ]
-    arrays = [cache.decoded([path], 8, 3, reading).store.array for reading in readings]
+    arrays = [cache.decode_files([path], 8, 3, reading).store.array for reading in readings]
     assert len({each.numpy().tobytes() for each in arrays}) == 4
     for bad, key in (
         ({"resize": "zoom"}, "data.resize"),
@@ -254,10 +254,10 @@ def test_warnings_of_pillow_name_their_file(
 
     monkeypatch.setattr("kd.data.decode.ImageOps.exif_transpose", odd)
     cache = Cache(tmp_path / "cache")
-    (note,) = cache.decoded(files, SIZE, 3).notes
+    (note,) = cache.decode_files(files, SIZE, 3).notes
     assert note.startswith(f"Pillow warns of 7 images: {files[1]}: odd; {files[2]}: odd; ")
     assert note.endswith(f"{files[5]}: odd; and 2 more")
-    assert cache.decoded(files, SIZE, 3).notes == [note]  # which are not decoded again
+    assert cache.decode_files(files, SIZE, 3).notes == [note]  # which are not decoded again
     assert not recwarn.list
     with pytest.warns(UserWarning, match="odd"):
         decode(files[1], SIZE, 3)
@@ -673,7 +673,7 @@ def decodes(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 def test_files_are_decoded_once(mode: Any, tmp_path: Path, decodes: list[Path]) -> None:
     files = files_of(folder(tmp_path / "set", {"cat": 5, "dog": 5}))
     cache = Cache(tmp_path / "cache", mode)
-    first, second = (cache.decoded(files, SIZE, 3) for _ in range(2))
+    first, second = (cache.decode_files(files, SIZE, 3) for _ in range(2))
     assert sorted(decodes) == files
     assert torch.equal(first.store.array, second.store.array)
     assert torch.equal(
@@ -681,13 +681,13 @@ def test_files_are_decoded_once(mode: Any, tmp_path: Path, decodes: list[Path]) 
     )
     assert torch.equal(first.store.facts.digests, second.store.facts.digests)
     assert (second.store.file is not None) == (mode == "disk")
-    assert cache.decoded(files, SIZE, 1).store.array.shape == (10, 1, SIZE, SIZE)
+    assert cache.decode_files(files, SIZE, 1).store.array.shape == (10, 1, SIZE, SIZE)
     assert len(decodes) == 20
 
 
 def test_off_keeps_nothing(tmp_path: Path) -> None:
     files = files_of(folder(tmp_path / "set", {"cat": 2}))
-    Cache(tmp_path / "cache", "off").decoded(files, SIZE, 3)
+    Cache(tmp_path / "cache", "off").decode_files(files, SIZE, 3)
     assert not (tmp_path / "cache").exists()
 
 
@@ -695,12 +695,12 @@ def test_a_large_set_stays_on_disk_or_is_streamed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = files_of(folder(tmp_path / "set", {"cat": 2}))
-    assert Cache(tmp_path / "cache").decoded(files, SIZE, 3).store.file is None
+    assert Cache(tmp_path / "cache").decode_files(files, SIZE, 3).store.file is None
     monkeypatch.setattr("kd.data.cache.LARGE", 2 * 3 * SIZE * SIZE - 1)
-    assert Cache(tmp_path / "cache").decoded(files, SIZE, 3).store.file is not None
-    assert Cache(None).decoded(files, SIZE, 3).store.file is None
+    assert Cache(tmp_path / "cache").decode_files(files, SIZE, 3).store.file is not None
+    assert Cache(None).decode_files(files, SIZE, 3).store.file is None
     too_small = Cache(tmp_path / "other", limit=1e-9)
-    assert isinstance(too_small.decoded(files, SIZE, 3).store, FileRows)
+    assert isinstance(too_small.decode_files(files, SIZE, 3).store, FileRows)
     assert "data.cache=auto: stream" in capsys.readouterr().err
 
 
@@ -724,13 +724,13 @@ def test_streamed_images_are_the_same_and_no_pixels_stay(kept: bool, tmp_path: P
 
 def test_a_file_that_changes_while_it_is_streamed_is_noticed(tmp_path: Path) -> None:
     files = files_of(folder(tmp_path / "set", {"cat": 3}))
-    rows = Cache(mode="stream").decoded(files, SIZE, 3).store
+    rows = Cache(mode="stream").decode_files(files, SIZE, 3).store
     save(files[1], noise(20, 20))
     files[2].unlink()
     assert len(rows.read(torch.tensor([0]))) == 1
-    with pytest.raises(Damaged, match=r"1\.png changed since"):
+    with pytest.raises(DamagedError, match=r"1\.png changed since"):
         rows.read(torch.tensor([0, 1]))
-    with pytest.raises(Damaged, match=r"2\.png: No such file"):
+    with pytest.raises(DamagedError, match=r"2\.png: No such file"):
         rows.read(torch.tensor([2]))
 
 
@@ -766,15 +766,15 @@ def test_a_folder_that_was_moved_linked_or_staged_is_not_decoded_again(
 ) -> None:
     root = folder(tmp_path / "set", {"cat": 5, "dog": 5})
     cache = Cache(tmp_path / "cache")
-    first = cache.decoded(files_of(root), SIZE, 3)
+    first = cache.decode_files(files_of(root), SIZE, 3)
     shutil.copytree(root, tmp_path / "linked", copy_function=os.link)
     shutil.copytree(root, tmp_path / "node" / "staged")  # with the files' times
     for copied in ("linked", "node/staged"):
-        found = cache.decoded(files_of(tmp_path / copied), SIZE, 3)
+        found = cache.decode_files(files_of(tmp_path / copied), SIZE, 3)
         assert torch.equal(found.store.array, first.store.array)
     assert len(decodes) == 10
     (tmp_path / "linked" / "cat" / "0.png").rename(tmp_path / "linked" / "cat" / "00.png")
-    cache.decoded(files_of(tmp_path / "linked"), SIZE, 3)
+    cache.decode_files(files_of(tmp_path / "linked"), SIZE, 3)
     assert len(decodes) == 20
 
 
@@ -793,24 +793,24 @@ def test_the_cache_has_a_limit(tmp_path: Path, capsys: pytest.CaptureFixture[str
     left = tmp_path / "cache" / "images-killed.partial"
     left.mkdir(parents=True)
     for i in (0, 1, 0, 2):
-        cache.decoded(sets[i], SIZE, 3)
+        cache.decode_files(sets[i], SIZE, 3)
         later(tmp_path / "cache")
     assert len([*(tmp_path / "cache").glob("images-*/")]) == 2
     capsys.readouterr()
-    cache.decoded(sets[0], SIZE, 3)
+    cache.decode_files(sets[0], SIZE, 3)
     assert "decoding" not in capsys.readouterr().err
     later(tmp_path / "cache")
-    cache.decoded(sets[1], SIZE, 3)
+    cache.decode_files(sets[1], SIZE, 3)
     assert "decoding 3 images" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"data.cache_limit is 1e-06 GB"):
-        Cache(tmp_path / "cache", "disk", limit=1e-6).decoded(sets[2], SIZE, 3)
+        Cache(tmp_path / "cache", "disk", limit=1e-6).decode_files(sets[2], SIZE, 3)
 
 
 @pytest.mark.parametrize("harm", ["cut", "flip", "facts", "manifest", "no_manifest"])
 def test_a_damaged_cache_is_never_used(harm: str, tmp_path: Path, decodes: list[Path]) -> None:
     files = files_of(folder(tmp_path / "set", {"cat": 5, "dog": 5}))
     cache = Cache(tmp_path / "cache", "disk")
-    wanted = cache.decoded(files, SIZE, 3).store.array.clone()
+    wanted = cache.decode_files(files, SIZE, 3).store.array.clone()
     entry = next(path for path in (tmp_path / "cache").iterdir() if path.is_dir())
     pixels = entry / "pixels.npy"
     match harm:
@@ -828,7 +828,7 @@ def test_a_damaged_cache_is_never_used(harm: str, tmp_path: Path, decodes: list[
             (entry / "manifest.json").write_text(json.dumps({"bad": {}})[:5])
         case "no_manifest":
             (entry / "manifest.json").unlink()
-    assert torch.equal(cache.decoded(files, SIZE, 3).store.array, wanted)
+    assert torch.equal(cache.decode_files(files, SIZE, 3).store.array, wanted)
     assert len(decodes) == 20
 
 
@@ -839,13 +839,13 @@ def test_a_bit_that_the_disk_lost_is_noticed(
     """Nobody wrote to the file, so its time is as it was."""
     files = files_of(folder(tmp_path / "set", {"cat": 5, "dog": 5}))
     cache = Cache(tmp_path / "cache", mode)
-    wanted = cache.decoded(files, SIZE, 3).store.array.clone()
+    wanted = cache.decode_files(files, SIZE, 3).store.array.clone()
     (pixels,) = (tmp_path / "cache").glob("*/pixels.npy")
     times, content = pixels.stat(), bytearray(pixels.read_bytes())
     content[-1] ^= 1  # of the last image
     pixels.write_bytes(content)
     os.utime(pixels, ns=(times.st_atime_ns, times.st_mtime_ns))
-    again = cache.decoded(files, SIZE, 3).store
+    again = cache.decode_files(files, SIZE, 3).store
     if mode == "ram":  # all of it is read anyway
         assert torch.equal(again.array, wanted)
         assert len(decodes) == 20
@@ -853,7 +853,7 @@ def test_a_bit_that_the_disk_lost_is_noticed(
     rows = Pixels.whole(again)
     assert torch.equal(rows[:9], wanted[:9])  # not all of a large set is read before it is needed
     with pytest.raises(
-        Damaged,
+        DamagedError,
         match=rf"{pixels} is damaged \(image 9\); remove {pixels.parent} to have it decoded",
     ):
         rows[torch.tensor([3, 9])]
@@ -862,9 +862,9 @@ def test_a_bit_that_the_disk_lost_is_noticed(
 def test_a_cache_that_was_only_touched_is_used(tmp_path: Path, decodes: list[Path]) -> None:
     files = files_of(folder(tmp_path / "set", {"cat": 5}))
     cache = Cache(tmp_path / "cache", "disk")
-    cache.decoded(files, SIZE, 3)
+    cache.decode_files(files, SIZE, 3)
     os.utime(next((tmp_path / "cache").rglob("pixels.npy")))
-    cache.decoded(files, SIZE, 3)
+    cache.decode_files(files, SIZE, 3)
     assert len(decodes) == 5
 
 
@@ -879,13 +879,13 @@ def test_an_interrupted_decoding_leaves_no_entry(
     with monkeypatch.context() as patch:
         patch.setattr("kd.data.cache.decode", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            Cache(tmp_path / "cache", "disk").decoded(files, SIZE, 3)
+            Cache(tmp_path / "cache", "disk").decode_files(files, SIZE, 3)
     assert not [
         path
         for path in (tmp_path / "cache").iterdir()
         if path.is_dir() and path.suffix != ".partial"
     ]
-    assert len(Cache(tmp_path / "cache", "disk").decoded(files, SIZE, 3).store.array) == 5
+    assert len(Cache(tmp_path / "cache", "disk").decode_files(files, SIZE, 3).store.array) == 5
 
 
 def test_a_full_disk_is_said_before_it_is_full(
@@ -897,21 +897,23 @@ def test_a_full_disk_is_said_before_it_is_full(
     with pytest.raises(
         UserError, match=r"data\.cache: .*GB are needed, 0\.0 GB are free; make room"
     ):
-        Cache(tmp_path / "cache", "disk").decoded(files, SIZE, 3)
+        Cache(tmp_path / "cache", "disk").decode_files(files, SIZE, 3)
 
 
 def test_what_is_to_be_in_memory_needs_no_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = files_of(folder(tmp_path / "set", {"cat": 2}))
-    wanted = Cache().decoded(files, SIZE, 3).store.array
+    wanted = Cache().decode_files(files, SIZE, 3).store.array
 
     def over_quota(*_: object) -> None:
         raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
 
     with monkeypatch.context() as patch:
         patch.setattr("kd.data.cache.os.posix_fallocate", over_quota)
-        assert torch.equal(Cache(tmp_path / "cache").decoded(files, SIZE, 3).store.array, wanted)
+        assert torch.equal(
+            Cache(tmp_path / "cache").decode_files(files, SIZE, 3).store.array, wanted
+        )
         said = capsys.readouterr().err
         assert f"data.cache: cannot write decoded images: {tmp_path / 'cache'}" in said
         assert f"{os.strerror(errno.EDQUOT)}; decoding into memory" in said
@@ -920,7 +922,7 @@ def test_what_is_to_be_in_memory_needs_no_disk(
         )
     (tmp_path / "file").touch()
     assert torch.equal(
-        Cache(tmp_path / "file" / "cache").decoded(files, SIZE, 3).store.array, wanted
+        Cache(tmp_path / "file" / "cache").decode_files(files, SIZE, 3).store.array, wanted
     )
 
 

@@ -21,7 +21,7 @@ from kd.stages.result import load_net
 from kd.stages.stage import complete
 from kd.summary import write_summary
 from kd.tasks.exemplars import features_of
-from kd.tasks.run import Course, run
+from kd.tasks.run import TaskSchedule, run
 from kd.tasks.schedule import IncrementalConfig, check
 from kd.training.callbacks import History
 
@@ -112,13 +112,13 @@ def test_the_matrix_is_what_the_stages_nets_say(
     folders: dict[str, Path], out: Path, method: str
 ) -> None:
     report = report_of(folders[method])
-    course = Course(made(out, method), construct(made(out, method).data, "data"))
+    schedule = TaskSchedule(made(out, method), construct(made(out, method).data, "data"))
     order = [int(name) for task in report["incremental"]["tasks"] for name in task]
-    assert order == course.source.order
-    test, starts = course.source.data.split.test, [0, 4, 7, 10]
+    assert order == schedule.source.order
+    test, starts = schedule.source.data.split.test, [0, 4, 7, 10]
     for i, key in enumerate(report["incremental"]["stages"]):
         net = load_net(Store(out / "store").find(key))  # type: ignore[arg-type]
-        chosen = predict_logits(net, course.source.data, test)
+        chosen = predict_logits(net, schedule.source.data, test)
         for j in range(i + 1):
             mine_are = order[starts[j] : starts[j + 1]]
             mine = torch.isin(test.labels, torch.tensor(mine_are))
@@ -138,10 +138,10 @@ def test_the_matrix_is_what_the_stages_nets_say(
 
 def test_the_nearest_mean_is_that_of_the_exemplars(folders: dict[str, Path], out: Path) -> None:
     found = report_of(folders["icarl"])["incremental"]
-    course = Course(made(out, "icarl"), construct(made(out, "icarl").data, "data"))
+    schedule = TaskSchedule(made(out, "icarl"), construct(made(out, "icarl").data, "data"))
     done = [Store(out / "store").find(key) for key in found["stages"]]
-    last = course.source.until(2)
-    kept = course.memory.kept(done)  # type: ignore[arg-type]
+    last = schedule.source.until(2)
+    kept = schedule.memory.images(done)  # type: ignore[arg-type]
     assert [len(each) for each in kept] == [4] * 10
     for place, stage in (
         (0, done[0]),
@@ -194,14 +194,14 @@ def test_the_first_task_is_shared_and_another_weight_goes_on_from_it(
 def test_growth_keeps_old_logits_through_the_stages(folders: dict[str, Path], out: Path) -> None:
     """A task trained for no epoch says of the old classes what the net before it said, bit for bit."""
     stages = report_of(folders["lwf"])["incremental"]["stages"]
-    course = Course(made(out, "lwf"), construct(made(out, "lwf").data, "data"))
+    schedule = TaskSchedule(made(out, "lwf"), construct(made(out, "lwf").data, "data"))
     done = [Store(out / "store").find(key) for key in stages[:2]]
-    still = Course(made(out, "lwf", "epochs=0"), course.source.data)
+    still = TaskSchedule(made(out, "lwf", "epochs=0"), schedule.source.data)
     data = still.data(done)  # type: ignore[arg-type]
     after, _ = complete(still.stage(data, done), Store(out / "store"), data)  # type: ignore[arg-type]
-    test = course.source.data.split.test
-    old = predict_logits(load_net(done[1]), course.source.data, test)  # type: ignore[arg-type]
-    assert torch.equal(predict_logits(load_net(after), course.source.data, test)[:, :7], old)
+    test = schedule.source.data.split.test
+    old = predict_logits(load_net(done[1]), schedule.source.data, test)  # type: ignore[arg-type]
+    assert torch.equal(predict_logits(load_net(after), schedule.source.data, test)[:, :7], old)
 
 
 def test_alignment_is_in_the_weights(folders: dict[str, Path], out: Path) -> None:
@@ -229,11 +229,11 @@ def test_stored_logits_are_of_the_net_that_had_just_learned_the_class(
     folders: dict[str, Path], out: Path
 ) -> None:
     stages = report_of(folders["der"])["incremental"]["stages"]
-    course = Course(made(out, "der"), construct(made(out, "der").data, "data"))
+    schedule = TaskSchedule(made(out, "der"), construct(made(out, "der").data, "data"))
     done = [Store(out / "store").find(key) for key in stages[:2]]
-    data = course.data(done)  # type: ignore[arg-type]
-    stage = course.stage(data, done)  # type: ignore[arg-type]
-    train, new = data.split.train, len(course.source.task(2).split.train)
+    data = schedule.data(done)  # type: ignore[arg-type]
+    stage = schedule.stage(data, done)  # type: ignore[arg-type]
+    train, new = data.split.train, len(schedule.source.task(2).split.train)
     assert stage.stored is not None
     assert stage.stored.shape == (len(train), 7)
     assert new + 7 * 5 == len(train)
@@ -300,10 +300,10 @@ def test_listed_tasks_may_leave_classes_out(out: Path) -> None:
 
 def test_exemplars_are_part_of_any_method(out: Path) -> None:
     config = made(out, "finetune", "incremental.exemplars=3", "incremental.exemplars_per=class")
-    course = Course(config, construct(config.data, "data"))
+    schedule = TaskSchedule(config, construct(config.data, "data"))
     keys = report_of(run(config, ""))["incremental"]["stages"]
     done = [Store(out / "store").find(key) for key in keys]
-    train = course.data(done[:2]).split.train  # type: ignore[arg-type]
+    train = schedule.data(done[:2]).split.train  # type: ignore[arg-type]
     counts = torch.bincount(train.labels, minlength=10).tolist()
     assert counts[:7] == [3] * 7
     assert min(counts[7:]) > 3

@@ -28,14 +28,16 @@ TEACHER = ("logits_t", "feats_t", "preacts_t", "pooled_t")
 def objective(method: str, classes: int = 10) -> Objective:
     torch.manual_seed(1)
     labels = torch.arange(20) % min(classes, 4)
-    offered = {
+    build_arguments = {
         "shapes_s": SHAPES,
         "shapes_t": SHAPES,
         "width_s": WIDTH,
         "width_t": WIDTH,
         "labels": labels,
     }
-    return Objective(read_loss(NODES[method]), Shape(1, SIZE, classes), offered=offered)
+    return Objective(
+        read_loss(NODES[method]), Shape(1, SIZE, classes), build_arguments=build_arguments
+    )
 
 
 def features(batch: int, scale: float, g: torch.Generator) -> dict[str, Any]:

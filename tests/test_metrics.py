@@ -9,7 +9,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from kd.measure.calibration import fit_temperature
-from kd.measure.metrics import paired, probability_metrics, summary
+from kd.measure.metrics import paired_comparison, probability_metrics, summary
 
 
 def logits_for(chosen: list[int], classes: int = 3, margin: float = 2.0) -> torch.Tensor:
@@ -171,7 +171,7 @@ def test_paired_counts_only_the_images_that_differ() -> None:
     labels = torch.zeros(100, dtype=torch.int64)
     student = logits_for([0] * 80 + [1] * 20)
     baseline = logits_for([0] * 70 + [1] * 10 + [0] * 2 + [1] * 18)  # the student wins 10, loses 2
-    found = paired(student, baseline, labels)
+    found = paired_comparison(student, baseline, labels)
     assert found["gain"] == pytest.approx(0.08)
     # McNemar exact: 2 * P(Binomial(12, 1/2) <= 2)
     assert found["p_value"] == pytest.approx(2 * sum(math.comb(12, i) for i in range(3)) / 2**12)
@@ -185,7 +185,11 @@ def test_paired_counts_only_the_images_that_differ() -> None:
 def test_paired_with_itself_is_nothing() -> None:
     labels = torch.tensor([0, 1, 2, 0])
     same = logits_for([0, 1, 1, 1])
-    assert paired(same, same, labels) == {"gain": 0.0, "gain_ci95": [0.0, 0.0], "p_value": 1.0}
+    assert paired_comparison(same, same, labels) == {
+        "gain": 0.0,
+        "gain_ci95": [0.0, 0.0],
+        "p_value": 1.0,
+    }
 
 
 @pytest.mark.parametrize(
@@ -210,7 +214,7 @@ def test_paired_with_itself_is_nothing() -> None:
 def test_what_cannot_be_said_is_none_and_all_else_a_number(
     logits: torch.Tensor, labels: torch.Tensor, auroc: float | None
 ) -> None:
-    found = {**summary(logits, labels, logits), **paired(logits, logits, labels)}
+    found = {**summary(logits, labels, logits), **paired_comparison(logits, logits, labels)}
     assert found["auroc"] == auroc
     json.loads(json.dumps(found), parse_constant=pytest.fail)  # NaN and infinity are no JSON
     assert found["agreement"] == 1.0

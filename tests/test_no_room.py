@@ -22,7 +22,7 @@ from composed import TINY
 from safetensors.torch import load_file
 from test_tune import searched
 
-from kd.errors import CannotWrite
+from kd.errors import WriteError
 from kd.files.checkpoints import WholeCheckpoints, read_checkpoint
 from kd.files.writing import whole, writing
 from kd.log import say
@@ -120,7 +120,7 @@ def test_a_disk_that_may_only_be_read(tmp_path: Path, capsys: pytest.CaptureFixt
             f"kd: output_dir: cannot write into {out}: {os.strerror(errno.EROFS)}\n",
         )
         with pytest.raises(
-            CannotWrite, match=rf"the summary: {out}/summary\.csv: {os.strerror(errno.EROFS)}"
+            WriteError, match=rf"the summary: {out}/summary\.csv: {os.strerror(errno.EROFS)}"
         ):
             write_summary([out])
         assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
@@ -154,7 +154,7 @@ def test_an_earlier_checkpoint_stays_where_there_is_no_room_for_the_next(
         raise FULL
 
     monkeypatch.setattr(Path, "write_bytes", half)
-    with pytest.raises(CannotWrite, match=rf"cannot write the checkpoint: {path}: {FULL.strerror}"):
+    with pytest.raises(WriteError, match=rf"cannot write the checkpoint: {path}: {FULL.strerror}"):
         WholeCheckpoints().save_checkpoint({"epoch": 2}, path)
     assert read_checkpoint(path) == {"epoch": 1}
     assert list(tmp_path.iterdir()) == [path]
@@ -192,7 +192,7 @@ def test_every_cause_is_named(number: int, tmp_path: Path) -> None:
             temporary.write_text("hal")
             raise OSError(number, os.strerror(number))
 
-    with pytest.raises(CannotWrite, match=rf"^cannot write {path}: {os.strerror(number)}$"):
+    with pytest.raises(WriteError, match=rf"^cannot write {path}: {os.strerror(number)}$"):
         half()
     assert path.read_text() == "before"
     assert list(tmp_path.iterdir()) == [path]
@@ -211,7 +211,7 @@ def test_a_library_that_has_its_own_words_for_it(tmp_path: Path) -> None:
     (tmp_path / "events" / "baseline").mkdir(parents=True)
     (tmp_path / "copied").mkdir()
     (tmp_path / "copied" / "baseline").touch()  # a file where a folder should be
-    with pytest.raises(CannotWrite, match=os.strerror(errno.EEXIST)), writing(tmp_path / "copied"):
+    with pytest.raises(WriteError, match=os.strerror(errno.EEXIST)), writing(tmp_path / "copied"):
         shutil.copytree(tmp_path / "events", tmp_path / "copied", dirs_exist_ok=True)
 
 

@@ -162,7 +162,7 @@ class TestRefusals:
         [
             (
                 {"ce_wieght": 1},
-                "loss.ce_wieght: no such key; accepted are ce_weight, terms, teacher, net, command; did you mean",
+                "loss.ce_wieght: no such key; accepted are ce_weight, terms, teacher, net; did you mean",
             ),
             ({"ce_weight": -1}, "loss.ce_weight: found -1, accepted is a number from 0"),
             ({"ce_weight": "1"}, "loss.ce_weight: found '1'"),

@@ -9,7 +9,7 @@ from composed import TINY, composed
 from kd.config.schema import check
 from kd.data.digits import Digits
 from kd.files.report_file import read_report
-from kd.measure.omitted import bias_for, omitted_errors
+from kd.measure.omission import bias_for, omitted_errors
 from kd.runs.run import run
 
 

@@ -10,7 +10,7 @@ from composed import composed_command
 from scipy.stats import norm
 
 from kd.errors import UserError
-from kd.evaluate import _checked
+from kd.evaluate import _read_request
 from kd.evaluation.evaluation import evaluate
 from kd.evaluation.requests import Evaluate
 from kd.measure.metrics import ask
@@ -28,7 +28,7 @@ POINT = "operating_point"
 
 def config(run: Path, *overrides: str) -> Evaluate:
     words = (f"run={run}", f"output_dir={run.parent}", *overrides)
-    return _checked(composed_command("evaluate", *words), set())
+    return _read_request(composed_command("evaluate", *words), set())
 
 
 def brute(scores: list[float], positive: list[bool]) -> list[tuple[float, int, int]]:

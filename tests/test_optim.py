@@ -15,7 +15,7 @@ from kd.config.schema import check
 from kd.errors import UserError
 from kd.nets.cnn import CNN
 from kd.stages.chain import chain_of
-from kd.training.averaging import Averaged
+from kd.training.averaging import WeightAverage
 from kd.training.muon import Muon, nearest_orthogonal
 from kd.training.objective import label_loss
 from kd.training.optim import make_optimizer
@@ -356,7 +356,7 @@ class TestAveraged:
 
     values = tuple(torch.tensor([2.0**k, 7.0]) for k in range(12))
 
-    def found(self, averaged: Averaged) -> list[float]:
+    def found(self, averaged: WeightAverage) -> list[float]:
         average = self.values[0].clone()
         seen = [float(average[0])]
         for k, value in enumerate(self.values[1:], start=1):
@@ -370,10 +370,10 @@ class TestAveraged:
         for k in range(1, 12):
             decay = min(0.6, (1 + k) / (10 + k))
             expected.append(decay * expected[-1] + (1 - decay) * 2.0**k)
-        assert self.found(Averaged(ema=0.6)) == pytest.approx(expected)
+        assert self.found(WeightAverage(ema=0.6)) == pytest.approx(expected)
 
     def test_all_alike_from_a_share_on(self) -> None:
-        averaged = Averaged(swa=0.5)
+        averaged = WeightAverage(swa=0.5)
         averaged.begin = 6  # of 12 steps
         expected = [2.0**k for k in range(6)]
         expected += [sum(2.0**i for i in range(6, k + 1)) / (k - 5) for k in range(6, 12)]
@@ -381,5 +381,5 @@ class TestAveraged:
 
     def test_counts_are_copied(self) -> None:
         count = torch.tensor(3)
-        Averaged(ema=0.9)._toward([count], [torch.tensor(8)], 5)
+        WeightAverage(ema=0.9)._toward([count], [torch.tensor(8)], 5)
         assert int(count) == 8

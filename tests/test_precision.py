@@ -13,18 +13,18 @@ from composed import composed
 from torch import Tensor, nn
 
 from kd.config.construct import construct
-from kd.config.precision import resolved
+from kd.config.precision import resolve_precision
 from kd.config.schema import Config, check
 from kd.errors import UserError
-from kd.files.store import Done, Store
+from kd.files.store import StageResult, Store
 from kd.nets.resnet import ResNet
 from kd.nets.resnet_cifar import ResNetCIFAR
 from kd.runs.run import run
 from kd.stages.chain import chain_of
 from kd.stages.stage import complete, make_stage
-from kd.teachers.frozen import Frozen
-from kd.teachers.live import Live
-from kd.training.callbacks import TimeLeft, duration
+from kd.teachers.frozen_teacher import FrozenTeacher
+from kd.teachers.live_teacher import LiveTeacher
+from kd.training.callbacks import RemainingTime, duration
 from kd.training.distiller import Distiller
 from kd.training.layout import layout_of
 from kd.training.optim import make_optimizer
@@ -65,8 +65,8 @@ def test_auto_is_what_the_device_has_units_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     machine(monkeypatch, *flags, cuda=gpu is not None, bf16=gpu == "A100")
-    assert resolved("auto", accelerator, "trainer.precision") == expected
-    assert resolved("32-true", accelerator, "trainer.precision") == "32-true"
+    assert resolve_precision("auto", accelerator, "trainer.precision") == expected
+    assert resolve_precision("32-true", accelerator, "trainer.precision") == "32-true"
 
 
 def test_auto_is_the_default() -> None:
@@ -119,10 +119,10 @@ def test_short_names_are_the_same_setting(name: Any) -> None:
 def keys(config: Config) -> dict[str, str]:
     """The keys of a chain whose stages are finished on the way."""
     data: Any = construct(config.data, "data")
-    done: dict[str, Done] = {}
-    for link in chain_of(config):
-        done[link.name], _ = complete(
-            make_stage(link, config, data, done), Store(Path(config.output_dir) / "store"), data
+    done: dict[str, StageResult] = {}
+    for plan in chain_of(config):
+        done[plan.name], _ = complete(
+            make_stage(plan, config, data, done), Store(Path(config.output_dir) / "store"), data
         )
     return {name: each.key for name, each in done.items()}
 
@@ -178,10 +178,10 @@ class Dtypes(nn.Module):
     ("precision", "dtype"), [("32-true", torch.float32), ("bf16-mixed", torch.bfloat16)]
 )
 def test_a_teacher_answers_in_its_own(precision: Any, dtype: torch.dtype, around: bool) -> None:
-    frozen = Frozen(Dtypes(), (0.5,), (0.5,))
+    frozen = FrozenTeacher(Dtypes(), (0.5,), (0.5,))
     x = torch.rand(3, 1, 8, 8)
     with torch.autocast("cpu", torch.bfloat16, enabled=around):
-        answers = Live(frozen, "float16", precision)(x, torch.arange(3), 0)
+        answers = LiveTeacher(frozen, "float16", precision)(x, torch.arange(3), 0)
     assert (answers.dtype, frozen.net.seen) == (torch.float32, {dtype})
 
 
@@ -229,7 +229,7 @@ def test_a_given_teacher_is_the_same_in_all(make_config: Make, tmp_path: Path) -
 
 def test_members_may_differ(make_config: Make) -> None:
     members = "+teacher.members=[{precision: bf16-mixed},{seed: 1}]"
-    chain = {link.name: link for link in chain_of(make_config(members, "stages=[teacher]"))}
+    chain = {plan.name: plan for plan in chain_of(make_config(members, "stages=[teacher]"))}
     assert (chain["teacher_1"].precision, chain["teacher_2"].precision) == ("bf16-mixed", "32-true")
 
 
@@ -326,9 +326,9 @@ def test_optimisers_are_fused_on_a_gpu(
 ) -> None:
     seen: dict[str, Any] = {}
 
-    def built(node: Any, where: str, **offered: Any) -> Any:
-        seen.update(offered)
-        return torch.optim.SGD(offered["params"], 0.1)
+    def built(node: Any, where: str, **build_arguments: Any) -> Any:
+        seen.update(build_arguments)
+        return torch.optim.SGD(build_arguments["params"], 0.1)
 
     class There(nn.Linear):
         def parameters(self, recurse: bool = True) -> Any:
@@ -381,7 +381,7 @@ def test_how_long_a_stage_still_takes(
     """A step a second, of 6,000 or from step 1,000 on; said after 20 and 200 seconds."""
     now = [50.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
-    callback: Any = TimeLeft("teacher")
+    callback: Any = RemainingTime("teacher")
     callback.on_train_start(FakeTrainer(first), None)
     for step in range(1, 300):
         now[0] += 1

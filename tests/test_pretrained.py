@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision.models
-from composed import TINY, composed, link
+from composed import TINY, composed, plan
 from safetensors.torch import safe_open, save_file
 from torch import Tensor, nn
 
@@ -24,14 +24,14 @@ from kd.data.digits import Digits
 from kd.errors import UserError
 from kd.files.store import Store
 from kd.measure.metrics import predict_logits
-from kd.nets.build import build_net, normalization_of, pretrained_of
+from kd.nets.build import build_net, normalization_of, pretrained_weights_of
 from kd.nets.cnn import CNN
 from kd.nets.head import head_of
-from kd.nets.pretrained import for_gray
+from kd.nets.pretrained_weights import for_gray
 from kd.nets.torchvision import pretrained_weights, torchvision_net
 from kd.runs.run import run
 from kd.shape import Shape
-from kd.stages.result import frozen, load_net
+from kd.stages.result import load_net, load_teacher
 from kd.stages.stage import complete, make_stage
 from kd.training.distiller import Distiller
 
@@ -277,7 +277,7 @@ class TestTimm:
             net.conv_stem.weight, state["conv_stem.weight"].sum(1, keepdim=True), atol=1e-6
         )
         assert net.normalization == GRAY
-        half = pretrained_of(timm_node("vit_tiny_patch16_224.augreg_in21k_ft_in1k"), "x")
+        half = pretrained_weights_of(timm_node("vit_tiny_patch16_224.augreg_in21k_ft_in1k"), "x")
         assert half.normalization(3) == ((0.5,) * 3, (0.5,) * 3)
 
     def test_both_heads_of_a_distilled_transformer(self) -> None:
@@ -287,10 +287,10 @@ class TestTimm:
         assert list(head_of(net, Shape(3, 32, 7))) == ["head", "head_dist"]
 
     def test_the_default_tag_is_the_named_one(self) -> None:
-        tagged = pretrained_of(timm_node("resnet18.a1_in1k"), "x")
-        assert pretrained_of(timm_node("resnet18"), "x") == tagged
+        tagged = pretrained_weights_of(timm_node("resnet18.a1_in1k"), "x")
+        assert pretrained_weights_of(timm_node("resnet18"), "x") == tagged
         assert tagged.weights == "timm resnet18.a1_in1k timm/resnet18.a1_in1k"
-        assert pretrained_of(timm_node("resnet18.a2_in1k"), "x") != tagged
+        assert pretrained_weights_of(timm_node("resnet18.a2_in1k"), "x") != tagged
 
     def test_without_a_network_one_message(self, hugging: Path) -> None:
         with pytest.raises(UserError) as error:
@@ -353,7 +353,7 @@ class TestNormalisationAndKeys:
     """A pretrained net is fed with what it was trained with, wherever it meets pixels."""
 
     def spec(self, config: Config, name: str = "teacher") -> dict[str, Any]:
-        return make_stage(link(config, name), config, construct(config.data, "data"), {}).spec
+        return make_stage(plan(config, name), config, construct(config.data, "data"), {}).spec
 
     def test_the_key_names_the_weights(self, make: Callable[..., Config]) -> None:
         spec = self.spec(make(*PRETRAINED))
@@ -396,7 +396,7 @@ class TestNormalisationAndKeys:
         folder = run(config, "")
         (teacher, _), (baseline, _), (student, answering) = seen
         assert teacher == baseline == student == GRAY
-        net = answering.live.answers.frozen
+        net = answering.live.answers.teacher
         assert (net.mean, net.std) == GRAY
         with safe_open(folder / "student.safetensors", "pt") as file:
             about = json.loads(file.metadata()["kd"])
@@ -409,7 +409,7 @@ class TestNormalisationAndKeys:
         assert done
         net = load_net(done)
         assert net.normalization == GRAY
-        assert (frozen(done).mean, frozen(done).std) == GRAY
+        assert (load_teacher(done).mean, load_teacher(done).std) == GRAY
 
     def test_logits_are_of_normalised_pixels(self, digits: Digits) -> None:
         images = digits.split.val
@@ -446,7 +446,7 @@ class TestNormalisationAndKeys:
         with pytest.raises(
             UserError, match=r"teacher\.normalization: its normalisation .*1 channel"
         ):
-            complete(make_stage(link(config, "teacher"), config, data, {}), Store(tmp_path), data)
+            complete(make_stage(plan(config, "teacher"), config, data, {}), Store(tmp_path), data)
 
 
 def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

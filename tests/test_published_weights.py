@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from composed import composed, link
+from composed import composed, plan
 
 from kd.config.construct import construct
 from kd.config.schema import check
@@ -46,7 +46,7 @@ def test_akamasters_resnets_measure_what_their_author_says(
     assert isinstance(data, DataModule)
     assert isinstance(data, CIFAR10)
     done, _ = complete(
-        make_stage(link(config, "teacher"), config, data, {}), Store(tmp_path / "store"), data
+        make_stage(plan(config, "teacher"), config, data, {}), Store(tmp_path / "store"), data
     )
     found = summary(predict_logits(load_net(done), data, data.split.test), data.split.test.labels)
     assert found["accuracy"] == pytest.approx(accuracy, abs=5e-5)

@@ -15,7 +15,7 @@ from kd.runs.run import run
 MEASURE = """
 import json, resource, time
 import numpy as np, torch
-from kd.measure.metrics import paired, summary
+from kd.measure.metrics import paired_comparison, summary
 from kd.reports.figures import as_array, figures_of_run
 from kd.reports.page import image, picture
 

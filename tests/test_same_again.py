@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from kd.config.schema import Config
 from kd.runs.run import run
-from kd.training.trainer import sent_as_bytes
+from kd.training.trainer import send_as_bytes
 
 Make = Callable[..., Config]
 
@@ -88,7 +88,7 @@ def test_two_processes_give_nearly_the_weights_of_one(tmp_path: Path) -> None:
 def test_tensors_go_to_new_processes_without_shared_memory() -> None:
     """Else `trainer=ddp` ends in a bus error in a container, whose /dev/shm has 64 MB."""
     images = torch.zeros(100_000, dtype=torch.uint8)
-    with sent_as_bytes():
+    with send_as_bytes():
         sent = bytes(ForkingPickler.dumps({"images": images, "net": torch.nn.Linear(200, 200)}))
     assert len(sent) > 100_000 + 4 * 200 * 200
     assert torch.equal(pickle.loads(sent)["images"], images)

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from composed import link
+from composed import plan
 from safetensors.torch import load_file
 
 from kd.config.construct import construct
 from kd.config.schema import Config
 from kd.data.base import DataModule
 from kd.errors import UserError
-from kd.files.store import Done, Store, checksum, key_of
+from kd.files.store import StageResult, Store, checksum, key_of
 from kd.files.writing import whole
 from kd.measure.metrics import predict_logits
 from kd.stages.chain import chain_of
@@ -29,16 +29,16 @@ Make = Callable[..., Config]
 def keys(config: Config) -> dict[str, str]:
     """Each stage's key, without training: the teacher's own key stands in for its result."""
     data = construct(config.data, "data")
-    links = {
-        link.name: link
-        for link in chain_of(
+    plans = {
+        plan.name: plan
+        for plan in chain_of(
             config.model_copy(update={"stages": ["teacher", "baseline", "distill"]})
         )
     }
-    done = {"teacher": Done(make_stage(links["teacher"], config, data, {}).key, Path(), {})}
+    done = {"teacher": StageResult(make_stage(plans["teacher"], config, data, {}).key, Path(), {})}
     return {
-        name: make_stage(link, config, data, done if name != "teacher" else {}).key
-        for name, link in links.items()
+        name: make_stage(plan, config, data, done if name != "teacher" else {}).key
+        for name, plan in plans.items()
     }
 
 
@@ -152,10 +152,10 @@ def test_key_follows_what_a_users_own_code_imports(
     )
 
 
-def done(config: Config, name: str = "teacher", **options: bool) -> tuple[Done, bool]:
+def done(config: Config, name: str = "teacher", **options: bool) -> tuple[StageResult, bool]:
     data: DataModule = construct(config.data, "data")
     return complete(
-        make_stage(link(config, name), config, data, {}),
+        make_stage(plan(config, name), config, data, {}),
         Store(Path(config.output_dir) / "store"),
         data,
         **options,
@@ -190,9 +190,9 @@ def test_baseline_and_student_start_from_the_same_weights(make_config: Make) -> 
     config = make_config("epochs=0")
     data = construct(config.data, "data")
     store = Store(Path(config.output_dir) / "store")
-    teacher, _ = complete(make_stage(link(config, "teacher"), config, data, {}), store, data)
+    teacher, _ = complete(make_stage(plan(config, "teacher"), config, data, {}), store, data)
     made = [
-        complete(make_stage(link(config, name), config, data, {"teacher": teacher}), store, data)[0]
+        complete(make_stage(plan(config, name), config, data, {"teacher": teacher}), store, data)[0]
         for name in ("baseline", "distill")
     ]
     assert made[0].key != made[1].key

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from kd.files.inventory import chosen, inventory
-from kd.files.locks import held
+from kd.files.inventory import inventory, select
+from kd.files.locks import hold
 from kd.files.store import checksum
 from kd.store import main
 
@@ -44,7 +44,7 @@ def output(tmp_path: Path) -> Path:
 
 
 def names(output: Path, **rules: object) -> set[str]:
-    return {entry.path.name[0] for entry in chosen(inventory(output), **rules)}  # type: ignore[arg-type]
+    return {entry.path.name[0] for entry in select(inventory(output), **rules)}  # type: ignore[arg-type]
 
 
 def test_runs_need_what_their_stages_were_built_on(output: Path) -> None:
@@ -96,7 +96,7 @@ def test_what_is_in_use_stays(output: Path) -> None:
     (entry,) = (each for each in inventory(output) if each.path.name.startswith("c"))
     pid = os.fork()
     if pid == 0:
-        with held(output / "store" / f"{'c' * 16}.lock", "c", "is training it"):
+        with hold(output / "store" / f"{'c' * 16}.lock", "c", "is training it"):
             time.sleep(20)
         os._exit(0)
     for _ in range(100):

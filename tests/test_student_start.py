@@ -96,7 +96,7 @@ def test_what_cannot_start_is_refused(
 def test_a_later_stage_goes_on_from_the_earlier_one(tmp_path: Path) -> None:
     path = f"student.path={tmp_path / 'a.pt'}"
     chain = chain_of(config(tmp_path, path, "student.finetune=head", "experiment=finetune"))
-    by_name = {link.name: link for link in chain}
+    by_name = {plan.name: plan for plan in chain}
     assert by_name["teacher"].path is None
     assert [by_name[name].path for name in ("baseline", "distill")] == [str(tmp_path / "a.pt")] * 2
     assert by_name["finetune"].path is None

@@ -20,8 +20,8 @@ from kd.summary.figures import families, gain_plot, heat_map, label_plot, learni
 from kd.summary.groups import Row, group
 from kd.summary.labels import label_curves, worth
 from kd.summary.reports import Run, find_runs
-from kd.summary.significance import Gain, corrected, gain_of, holm, pareto, t_interval
-from kd.summary.tables import accuracy_table, class_table, cost_table, in_common, said
+from kd.summary.significance import Gain, correct_gains, gain_of, holm, pareto, t_interval
+from kd.summary.tables import accuracy_table, class_table, conclusions, cost_table, in_common
 
 NASTY = "<script>alert(1)</script>|x"
 
@@ -84,7 +84,7 @@ def rows_of(*reports: dict[str, Any]) -> list[Row]:
 
 
 def gains_of(rows: list[Row]) -> list[Gain]:
-    return corrected([kd.summary._gain(row) for row in rows])
+    return correct_gains([kd.summary._gain(row) for row in rows])
 
 
 def grid(seeds: int = 2) -> list[Row]:
@@ -167,18 +167,18 @@ def test_gain_over_seeds_by_the_formula() -> None:
     assert gain.p == pytest.approx(2 * student_t.sf(0.08 / error, 2))
     assert gain.test == "t"
     assert t_interval([0.1]) is None
-    assert corrected([gain])[0].reading == "better than the baseline"
-    assert corrected([gain, *[gain_of([0.1, -0.1], [(None, None)] * 2)] * 5])[0].reading.endswith(
-        "once corrected"
-    )
+    assert correct_gains([gain])[0].reading == "better than the baseline"
+    assert correct_gains([gain, *[gain_of([0.1, -0.1], [(None, None)] * 2)] * 5])[
+        0
+    ].reading.endswith("once corrected")
 
 
 def test_gain_without_spread_and_of_one_seed() -> None:
-    same = corrected([gain_of([0.1, 0.1 + 1e-17], [(None, None)] * 2)])[0]
+    same = correct_gains([gain_of([0.1, 0.1 + 1e-17], [(None, None)] * 2)])[0]
     assert (same.p, same.interval) == (None, None)
     assert "no spread" in same.reading
     assert gain_of([0.0, 0.0], [(None, None)] * 2).p == 1.0
-    one = corrected([gain_of([-0.1], [((-0.2, -0.05), 0.001)])])[0]
+    one = correct_gains([gain_of([-0.1], [((-0.2, -0.05), 0.001)])])[0]
     assert (one.test, one.interval, one.p) == ("McNemar", (-0.2, -0.05), 0.001)
     assert one.reading == "worse than the baseline on these images; one seed, its spread is unknown"
     assert gain_of([], []).reading == ""
@@ -269,7 +269,7 @@ def test_how_many_labels_the_teacher_is_worth(
     assert curve.counts == [10, 100, 1000]
     found = worth(curve, 0)
     assert found == (None if wanted is None else pytest.approx(wanted, rel=1e-9))
-    (line,) = (line for line in said(rows, gains_of(rows)) if line.startswith("With"))
+    (line,) = (line for line in conclusions(rows, gains_of(rows)) if line.startswith("With"))
     assert said_of_it in line
     assert f"With 10 labels the student has {100 * students[0] + 1:.2f} % on test" in line
     assert written(label_plot(curve)) == ["labels of student and baseline (log)", "test accuracy"]
@@ -307,11 +307,11 @@ def test_what_is_missing_is_left_out() -> None:
     assert cells == ["1", "all runs", "2", "69.00 ± 14.14", "70.00 ± 14.14", *[""] * 6]
     pictures = list(kd.summary.figures.pictures(rows, gains_of(rows)))
     assert [each.alt for each in pictures] == ["Validation accuracy by epoch"]
-    assert "one seed" in " ".join(said(rows_of(report()), gains_of(rows_of(report()))))
+    assert "one seed" in " ".join(conclusions(rows_of(report()), gains_of(rows_of(report()))))
     assert "no gap to close" in " ".join(
-        said(rows_of(report()), [Gain()])
+        conclusions(rows_of(report()), [Gain()])
     )  # the reports do not say that it closed any
-    assert not any("gap" in line for line in said(rows, gains_of(rows)))
+    assert not any("gap" in line for line in conclusions(rows, gains_of(rows)))
 
 
 def folders(root: Path, reports: list[dict[str, Any]]) -> Iterator[Path]:
@@ -385,9 +385,9 @@ def test_files(tmp_path: Path) -> None:
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     list(folders(tmp_path, [report(seed) for seed in range(2)]))
     assert exit_code("report", str(tmp_path / "run0"), str(tmp_path / "run1")) == 0
-    said = capsys.readouterr()
-    assert "| all runs | 2 |" in said.out
-    assert "run0: summary.csv, summary.md, summary.html" in said.err
+    conclusions = capsys.readouterr()
+    assert "| all runs | 2 |" in conclusions.out
+    assert "run0: summary.csv, summary.md, summary.html" in conclusions.err
     assert {path.name for path in (tmp_path / "run0").glob("summary.*")} == {
         "summary.csv",
         "summary.md",

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from kd.config.schema import check
 from kd.errors import UnusedError, UserError
 from kd.runs.names import overrides_of, sweep_name
-from kd.runs.ranking import ranked
+from kd.runs.ranking import rank_runs
 from kd.stages.code_hash import code_of
 from kd.train import start
 from kd.training.loss_spec import read_loss
@@ -386,7 +386,7 @@ def test_rank_is_by_the_mean_over_seeds_on_validation() -> None:
         ]
         return {"models": models, "comparison": {"gain": gain}}
 
-    rows = ranked(
+    rows = rank_runs(
         [
             (("alpha=0", "seed=0"), report(0.7, 0.9, None)),
             (("alpha=1", "seed=0"), report(0.9, 0.5, 0.1)),

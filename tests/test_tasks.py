@@ -10,7 +10,7 @@ import torch
 
 from kd.data.digits import Digits
 from kd.errors import UserError
-from kd.files.store import Done
+from kd.files.store import StageResult
 from kd.tasks.data import TaskData
 from kd.tasks.exemplars import Memory, herding, nearest_mean
 from kd.tasks.forgetting import evaluation
@@ -221,7 +221,7 @@ def test_exemplars_stay_within_the_budget(
         stages = stages_of(tmp_path_factory.mktemp("stages"), [2, 5, 6])
         before: list[list[bytes]] = []
         for done, count in zip((stages[:1], stages[:2], stages), counts, strict=True):
-            kept = memory.kept(done)
+            kept = memory.images(done)
             assert [len(each) for each in kept] == [count] * len(kept)
             assert [set(each.labels.tolist()) for each in kept] == [
                 {place} for place in range(len(kept))
@@ -235,13 +235,13 @@ def test_exemplars_stay_within_the_budget(
             before = images
 
 
-def stages_of(root: Path, classes: list[int]) -> list[Done]:
+def stages_of(root: Path, classes: list[int]) -> list[StageResult]:
     """Finished stages with nothing in them but how many classes they know."""
     folders = [root / str(i) for i in range(len(classes))]
     for folder in folders:
         folder.mkdir()
     return [
-        Done(folder.name, folder, {"spec": {"shape": [1, 8, count]}})
+        StageResult(folder.name, folder, {"spec": {"shape": [1, 8, count]}})
         for folder, count in zip(folders, classes, strict=True)
     ]
 

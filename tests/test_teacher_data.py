@@ -32,7 +32,7 @@ class Backwards(Digits):
     def read(self) -> Source:
         source = super().read()
         assert source.test is None
-        train = source.train.labelled(9 - source.train.labels)
+        train = source.train.with_labels(9 - source.train.labels)
         return Source(train, None, source.classes[::-1])
 
 
@@ -79,7 +79,7 @@ def test_a_source_of_conf_is_composed_with_its_own_keys() -> None:
 
 def test_classes_are_matched_by_name() -> None:
     data = Digits(limit=300, labels=20, teacher_data={"_target_": BACKWARDS})
-    seen, plain = data.seen_by("all"), Digits()
+    seen, plain = data.for_stage("all"), Digits()
     assert seen.classes == data.classes
     by_pixels = {
         digest.tobytes(): int(label)
@@ -90,7 +90,7 @@ def test_classes_are_matched_by_name() -> None:
         digests = part.pixels.facts.digests.numpy()
         assert [by_pixels[each.tobytes()] for each in digests] == part.labels.tolist()
     assert len(seen.split.train) > 300  # the limit is the run's
-    assert data.seen_by("transfer").split.train.labels.ge(0).sum() == 20
+    assert data.for_stage("transfer").split.train.labels.ge(0).sum() == 20
 
 
 @pytest.mark.parametrize(
@@ -114,13 +114,13 @@ def test_what_does_not_fit_is_one_message(
         source = node
     data = ImageFolder(root, image_size=8, channels=1, teacher_data=source)
     with pytest.raises(UserError, match=wanted):
-        data.seen_by("all")
+        data.for_stage("all")
 
 
 def test_images_of_another_size_are_refused() -> None:
     data = Digits(teacher_data={"_target_": f"{__name__}.Larger"})
     with pytest.raises(UserError, match=r"teacher.data: its images are 1x16x16, .* take 1x8x8"):
-        data.seen_by("all")
+        data.for_stage("all")
 
 
 class Larger(Digits):
@@ -163,9 +163,9 @@ def test_test_images_among_the_teachers(way: Any) -> None:
     said = rf"of the {len(train):,} training images of teacher.data, {both} are in test too"
     if way == "stop":
         with pytest.raises(UserError, match=said):
-            data.seen_by("all")
+            data.for_stage("all")
         return
-    left = len(data.seen_by("all").split.train)
+    left = len(data.for_stage("all").split.train)
     assert left == (len(train) if way == "warn" else len(train) - both)
     assert any(said in note for note in data.notes)
 
@@ -173,10 +173,10 @@ def test_test_images_among_the_teachers(way: Any) -> None:
 def test_only_those_that_learn_from_it_have_another_key() -> None:
     keys = []
     for words in ((), ("teacher.data={split_seed: 1}",)):
-        config = check(composed(*TINY, *words)).settled()
+        config = check(composed(*TINY, *words)).resolve()
         data = Digits(test_fraction=0.25, limit=200, teacher_data=config.data.get("teacher_data"))
-        links = chain_of(config)
-        keys.append([make_stage(link, config, data, {}).key for link in links[:2]])
+        plans = chain_of(config)
+        keys.append([make_stage(plan, config, data, {}).key for plan in plans[:2]])
     (teacher, baseline), (other_teacher, other_baseline) = keys
     assert teacher != other_teacher
     assert baseline == other_baseline
@@ -203,7 +203,7 @@ def test_a_run_with_a_folder_for_the_teacher(tmp_path: Path) -> None:
 
     own_data = open_run(place).data()
     kept = of_other(node, ("a", "b"), Shape(1, 8, 2), own_data)
-    seen = own_data.seen_by("all").split
+    seen = own_data.for_stage("all").split
     digests = [
         {each.tobytes() for each in part.pixels.facts.digests.numpy()}
         for part in (kept.images, seen.train, seen.val)

@@ -16,8 +16,8 @@ from composed import TINY
 from processes import Process
 
 from kd.config.schema import Config
-from kd.errors import CannotWrite
-from kd.files.locks import free, held, lock_at
+from kd.errors import WriteError
+from kd.files.locks import free, hold, lock_at
 from kd.runs.job import Job
 
 MANY = int(os.environ.get("KD_TOGETHER", "4"))
@@ -59,7 +59,7 @@ def test_each_stage_is_trained_once_and_all_end_alike(
 def test_a_job_that_another_process_is_at_comes_last(tmp_path: Path) -> None:
     """So that the same sweep, started on two machines, is done in half the time."""
     told: list[str] = []
-    with held(
+    with hold(
         tmp_path / "sweeps" / "shared" / "logs" / "shared_seed-0_s0.lock", "seed=0", "runs it"
     ):
         sweep = Process(
@@ -88,7 +88,7 @@ def test_what_another_process_says_of_a_job_stays(
 
     assert not kept_after("out of memory", None), "it is tried again"
     assert kept_after(None, {"done": "meanwhile"})
-    with held(job.lock, "seed=0", "runs it"):
+    with hold(job.lock, "seed=0", "runs it"):
         assert kept_after("just now", None)
 
 
@@ -98,18 +98,18 @@ def test_a_lock_of_a_dead_process_is_taken_over_with_a_message(
     """Also one of another machine: the file server has let go of it, and its name is still there."""
     path = tmp_path / "k.lock"
     path.write_text("process 4711 on node17")
-    with held(path, "teacher", "is training it"):
+    with hold(path, "teacher", "is training it"):
         assert path.read_text().startswith(f"process {os.getpid()} on ")
     said = capsys.readouterr().err
     assert (
         said
         == f"teacher: the lock of process 4711 on node17, which has ended, is taken over ({path})\n"
     )
-    with held(path, "teacher", "is training it"):
+    with hold(path, "teacher", "is training it"):
         pass
     assert capsys.readouterr().err == "", "it was let go of"
     path.write_bytes(b"\x1b[31m\xff 12\nsomething else\n")  # of another program, perhaps
-    with held(path, "teacher", "is training it"):
+    with hold(path, "teacher", "is training it"):
         assert (
             "the lock of another process, which has ended, is taken over" in capsys.readouterr().err
         )
@@ -150,9 +150,9 @@ def test_a_file_system_without_locks_is_refused(
 
     monkeypatch.setattr(filelock._unix.fcntl, "flock", missing)
     refused = pytest.raises(
-        CannotWrite, match=r"x\.lock: its file system has no locks .*set output_dir"
+        WriteError, match=r"x\.lock: its file system has no locks .*set output_dir"
     )
-    with refused, held(tmp_path / "x.lock", "teacher", "is training it"):
+    with refused, hold(tmp_path / "x.lock", "teacher", "is training it"):
         pass
     with refused, lock_at(tmp_path / "x.lock"):  # as a search's
         pass

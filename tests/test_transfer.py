@@ -51,7 +51,7 @@ class Three(DataModule):
 
 def kept(**options: Any) -> list[int]:
     """The positions of the images whose label the student has."""
-    labels = Three(**options).seen_by("transfer").split.train.labels
+    labels = Three(**options).for_stage("transfer").split.train.labels
     return [i for i, label in enumerate(labels.tolist()) if label >= 0]
 
 
@@ -64,7 +64,7 @@ class TestLabels:
         self, asked: float, wanted: tuple[int, ...]
     ) -> None:
         data = Three(labels=asked)
-        labels = data.seen_by("transfer").split.train.labels
+        labels = data.for_stage("transfer").split.train.labels
         assert torch.bincount(labels[labels >= 0]).tolist() == list(wanted)
         assert len(labels) == 300
         assert torch.equal(data.split.train.labels, Three().split.train.labels)
@@ -103,34 +103,36 @@ class TestLabels:
             (tmp_path / "list.txt").write_text(lists[asked])
             asked = str(tmp_path / "list.txt")
         with pytest.raises(UserError) as refused:
-            Three(labels=asked).seen_by("transfer")
+            Three(labels=asked).for_stage("transfer")
         assert said in str(refused.value)
 
 
 class TestWhatAStageSees:
     def test_everything_where_all_labels_are_kept(self) -> None:
         data = Three()
-        assert data.seen_by("all") is data.seen_by("transfer") is data.seen_by("labels") is data
+        assert (
+            data.for_stage("all") is data.for_stage("transfer") is data.for_stage("labels") is data
+        )
 
     def test_the_teacher_is_the_same_whatever_is_kept(self) -> None:
         few = Three(labels=30)
-        assert few.seen_by("all").key() == Three().key()
-        keys = [Three(labels=n).seen_by(who).key() for n in (30, 60) for who in SEES]  # type: ignore[arg-type]
+        assert few.for_stage("all").key() == Three().key()
+        keys = [Three(labels=n).for_stage(who).key() for n in (30, 60) for who in SEES]  # type: ignore[arg-type]
         assert len({str(key) for key in keys}) == 4
-        assert few.seen_by("transfer").statistics == few.statistics
+        assert few.for_stage("transfer").statistics == few.statistics
 
     def test_a_teachers_answers_are_shared(self) -> None:
         mixed = {"mixup": 1.0}
-        assert Three(labels=30).seen_by("transfer").view_key() == Three().view_key()
+        assert Three(labels=30).for_stage("transfer").view_key() == Three().view_key()
         assert (
-            Three(labels=30, augment=mixed).seen_by("transfer").view_key()
+            Three(labels=30, augment=mixed).for_stage("transfer").view_key()
             == Three(augment=mixed).view_key()
             != Three().view_key()
         )
 
     def test_who_learns_from_labels_takes_as_many_steps_on_those_images_alone(self) -> None:
         data = Three(labels=30)
-        whole, mine = (data.seen_by(who).train_loader(64, seed=3) for who in SEES)  # type: ignore[arg-type]
+        whole, mine = (data.for_stage(who).train_loader(64, seed=3) for who in SEES)  # type: ignore[arg-type]
         shown = [index for _, _, index in mine]
         assert len(shown) == len(whole) == 300 // 64
         images = torch.cat(shown) % 300
@@ -140,14 +142,14 @@ class TestWhatAStageSees:
         assert len(set(torch.cat(shown).tolist())) == 4 * 64  # each time another view
 
     def test_with_a_number_of_views_there_are_no_others(self) -> None:
-        loader = Three(labels=30, views=2).seen_by("labels").train_loader(64, seed=3)
+        loader = Three(labels=30, views=2).for_stage("labels").train_loader(64, seed=3)
         assert {i for _, _, index in loader for i in index.tolist()} == set(kept(labels=30))
 
     def test_weights_and_partners_are_of_the_labelled_images(self) -> None:
         data = Three(labels=30, class_weights="balanced", augment={"mixup": 1.0})
         for who in SEES:
-            assert data.seen_by(who).loss_weights == pytest.approx((30 / 54, 30 / 27, 30 / 9))  # type: ignore[arg-type]
-        mixed = data.seen_by("labels").mixed_with
+            assert data.for_stage(who).loss_weights == pytest.approx((30 / 54, 30 / 27, 30 / 9))  # type: ignore[arg-type]
+        mixed = data.for_stage("labels").mixing_pool
         assert mixed is not None
         assert len(mixed) == 30
         assert (mixed.labels >= 0).all()
@@ -178,31 +180,31 @@ class TestOmit:
         data = Three(omit=["some"], labels=100)
         whole = Three().split.train.labels
         for who in SEES:
-            seen = data.seen_by(who)  # type: ignore[arg-type]
+            seen = data.for_stage(who)  # type: ignore[arg-type]
             shown = torch.cat([index for _, _, index in seen.train_loader(10, seed=0)]) % 300
             assert set(whole[shown].tolist()) == {0, 2}
             assert len(shown) == 210
-        labels = data.seen_by("transfer").split.train.labels
+        labels = data.for_stage("transfer").split.train.labels
         assert torch.bincount(labels[labels >= 0]).tolist() == [86, 0, 14]  # 100 of 180 and 30
-        assert data.seen_by("all").key() == Three().key()
+        assert data.for_stage("all").key() == Three().key()
 
     def test_answers_are_shared_unless_views_are_mixed(self) -> None:
         def key(**options: Any) -> dict[str, Any]:
-            return Three(**options).seen_by("transfer").view_key()
+            return Three(**options).for_stage("transfer").view_key()
 
         mixed = {"mixup": 1.0}
         assert key(omit=["few"]) == key(omit=["some"]) == key()
         assert key(omit=["few"], augment=mixed) != key(augment=mixed)
-        images = Three(omit=["few"], augment=mixed).seen_by("transfer").mixed_with
+        images = Three(omit=["few"], augment=mixed).for_stage("transfer").mixing_pool
         assert images is not None
         assert set(images.labels.tolist()) == {0, 1}
 
     def test_statistics_are_of_what_is_shown(self) -> None:
         data = Three(omit=["many"])
         pixels = data.split.train.pixels[:][data.split.train.labels > 0].double() / 255
-        mean, _ = data.seen_by("transfer").statistics
+        mean, _ = data.for_stage("transfer").statistics
         assert mean[0] == pytest.approx(float(pixels.mean()), abs=1e-6)
-        assert data.seen_by("labels").statistics == data.seen_by("transfer").statistics
+        assert data.for_stage("labels").statistics == data.for_stage("transfer").statistics
 
     def test_crd_draws_none_of_them(self) -> None:
         labels = torch.tensor([0, -2, 1, -1, 0, -2, 1, -1])
@@ -218,17 +220,17 @@ class TestOmit:
 class TestValidationLabels:
     def test_a_few_choose(self) -> None:
         data = Three(val_labels=20)
-        val = data.seen_by("labels").split.val
+        val = data.for_stage("labels").split.val
         assert torch.bincount(val.labels).tolist() == [12, 6, 2]
-        assert len(data.seen_by("all").split.val) == 100
+        assert len(data.for_stage("all").split.val) == 100
 
     def test_with_none_the_last_weights_are_kept(self, make_config: Make) -> None:
         config = make_config("data.val_labels=0")
         data = construct(config.data, "data")
         chain, done = chain_of(config), {}
         kept = {}
-        for link in chain[:2]:
-            kept[link.name] = make_stage(link, config, data, done).spec["keep"]
+        for plan in chain[:2]:
+            kept[plan.name] = make_stage(plan, config, data, done).spec["keep"]
         assert kept == {"teacher": "best", "baseline": "last"}
 
 
@@ -277,7 +279,7 @@ def test_what_is_compared_is_said_first(
 def test_who_sees_what(make_config: Make, overrides: Any, sees: dict[str, str]) -> None:
     if "teacher=ensemble" in overrides:
         overrides = ("+teacher.members=[{seed: 1},{seed: 2}]",)
-    found = {link.name: link.sees for link in chain_of(make_config(*overrides))}
+    found = {plan.name: plan.sees for plan in chain_of(make_config(*overrides))}
     assert {name: found[name] for name in sees} == sees
 
 
@@ -289,7 +291,7 @@ SOFT = torch.tensor([[0.25, 0.75, 0], [0, 0, 0], [0, 0, 1], [0, 0, 0]])
 
 def objective(target: str, labels: Tensor = TARGET) -> Objective:
     node = {"ce_weight": 0.0, "terms": {"it": {"loss": {"_target_": target}}}}
-    return Objective(read_loss(node), Shape(1, 4, 3), offered={"labels": labels})
+    return Objective(read_loss(node), Shape(1, 4, 3), build_arguments={"labels": labels})
 
 
 def signals(target: Tensor, **more: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kd.data.base import DataModule
 from kd.data.digits import Digits
-from kd.data.trial import shortened
+from kd.data.trial import shorten
 from kd.errors import UserError
 from kd.nets.mlp import MLP
 
@@ -21,7 +21,7 @@ SMALL = ("model=mlp_to_mlp", *TINY)
 
 
 def parts(**options: Any) -> DataModule:
-    return shortened(Digits(), options)
+    return shorten(Digits(), options)
 
 
 def test_how_many_images_are_left_and_each_class_is_among_them() -> None:

@@ -20,7 +20,7 @@ import optuna
 import pytest
 import torch
 from commands import exit_code
-from composed import CONF, TINY, composed, link
+from composed import CONF, TINY, composed, plan
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
@@ -35,11 +35,11 @@ from kd.config.checking import check_as
 from kd.config.construct import construct
 from kd.config.schema import check
 from kd.data.base import DataModule
-from kd.errors import Dropped, Interrupted, UserError
+from kd.errors import DropRequest, StopRequest, UserError
 from kd.files.store import Store
 from kd.stages.stage import complete, make_stage
-from kd.tuning.compare import bought, spread
-from kd.tuning.request import Tuning, as_typed
+from kd.tuning.compare import gain_on_test, spread
+from kd.tuning.request import Tuning, typed_space
 from kd.tuning.space import read_space, text_of
 
 MORE = [
@@ -214,7 +214,7 @@ def test_an_interrupted_search_is_the_same_search(
     with monkeypatch.context() as patch:
 
         def stopped(self: Any, config: Any, trial: optuna.Trial, pruning: bool) -> float:
-            raise Interrupted("distill")
+            raise StopRequest("distill")
 
         patch.setattr("kd.tuning.evaluation.Evaluation.value", stopped)
         assert searched(tmp_path, "n_trials=4", *MORE) == 130
@@ -267,14 +267,14 @@ def fake_curves(monkeypatch: pytest.MonkeyPatch, curves: Sequence[Sequence[float
 
     def fake(stage: Any, store: Any, data: Any, *, watch: Callable[..., None] | None = None) -> Any:
         if stage.name != "distill":
-            return kd.stages.stage.Done("key", Path(), {}), False
+            return kd.stages.stage.StageResult("key", Path(), {}), False
         history = [
             {"epoch": i, "train/loss": 1.0, "val/acc": value} for i, value in enumerate(next(left))
         ]
         for row in history:
             if watch:
                 watch(row)
-        return kd.stages.stage.Done(
+        return kd.stages.stage.StageResult(
             "key",
             Path(),
             {"val": {"best": max(history, key=lambda row: row["val/acc"])}, "history": history},
@@ -336,16 +336,16 @@ def test_a_dropped_stage_leaves_nothing_and_can_be_trained_later(tmp_path: Path)
     config = check(composed(*TINY, "stages=[baseline]", f"output_dir={tmp_path}"))
     data: DataModule = construct(config.data, "data")
     stage, store, seen = (
-        make_stage(link(config, "baseline"), config, data, {}),
+        make_stage(plan(config, "baseline"), config, data, {}),
         Store(tmp_path / "store"),
         [],
     )
 
     def watch(row: Mapping[str, float]) -> None:
         seen.append(row["epoch"])
-        raise Dropped("enough")
+        raise DropRequest("enough")
 
-    with pytest.raises(Dropped):
+    with pytest.raises(DropRequest):
         complete(stage, store, data, watch=watch)
     assert seen == [0]
     assert [path for path in store.root.iterdir() if path.is_dir()] == []
@@ -357,7 +357,7 @@ def test_who_watches_is_shown_the_epochs_of_an_earlier_attempt_too(tmp_path: Pat
     config = check(composed(*TINY, "stages=[baseline]", f"output_dir={tmp_path}"))
     data: DataModule = construct(config.data, "data")
     stage, store, seen = (
-        make_stage(link(config, "baseline"), config, data, {}),
+        make_stage(plan(config, "baseline"), config, data, {}),
         Store(tmp_path / "store"),
         [],
     )
@@ -567,13 +567,13 @@ def test_what_was_bought_in_a_sentence() -> None:
     half = (
         4.302652729911275 * statistics.stdev(100 * gain for gain in gains) / math.sqrt(3)
     )  # t, 97.5 %, 2 degrees
-    assert bought({"bought": gains}) == (
+    assert gain_on_test({"bought": gains}) == (
         f"Tuning bought +2.00 points on test [95 % over 3 seeds: {2 - half:+.2f} to {2 + half:+.2f}]"
         "; that may be chance."
     )
-    assert not bought({"bought": [0.01, 0.011, 0.012]}).endswith("chance.")
-    assert "no telling" in bought({"bought": [0.01]})
-    assert "bought nothing" in bought({"bought": []})
+    assert not gain_on_test({"bought": [0.01, 0.011, 0.012]}).endswith("chance.")
+    assert "no telling" in gain_on_test({"bought": [0.01]})
+    assert "bought nothing" in gain_on_test({"bought": []})
 
 
 def test_commands_in_the_docs_can_be_searched() -> None:
@@ -588,7 +588,7 @@ def test_commands_in_the_docs_can_be_searched() -> None:
             Tuning,
             OmegaConf.create({key: OmegaConf.select(cfg, key) for key in Tuning.model_fields}),
         )
-        node, asked = as_typed(cfg.search.space, overrides)
+        node, asked = typed_space(cfg.search.space, overrides)
         read_space(
             node, composing(*[word for word in overrides if "search" not in word]), asked, set()
         )

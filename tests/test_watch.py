@@ -14,7 +14,7 @@ from kd.config.schema import check
 from kd.reports.run_report import verdict
 from kd.runs.run import run
 from kd.shape import Shape
-from kd.teachers.watch import Watched, concerns
+from kd.teachers.diagnosis import TeacherDiagnosis, concerns
 from kd.training.loss_spec import read_loss
 from kd.training.objective import Objective
 
@@ -32,7 +32,7 @@ def softmax(z: list[float], t: float) -> list[float]:
 @pytest.mark.parametrize("t", [1.0, 3.0])
 def test_measures(t: float) -> None:
     seen = [[0.3, 0.1, 0.0]]
-    found = Watched(
+    found = TeacherDiagnosis(
         *(torch.tensor(each) for each in (LOGITS, LABELS, VIEWS, [1], seen)),
     ).at(t)
     p = softmax(seen[0], t)
@@ -150,8 +150,8 @@ def test_a_teacher_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_label_probability_is_of_the_labels_that_are_known() -> None:
     views = torch.tensor([[[0.0, 3.0], [2.0, 0.0]]] * 2)
     logits = torch.tensor([[1.0, 0.0]])
-    some = Watched(logits, torch.tensor([0]), views, torch.tensor([-1, 0]), views[0])
+    some = TeacherDiagnosis(logits, torch.tensor([0]), views, torch.tensor([-1, 0]), views[0])
     # softmax of (2, 0): 1 / (1 + exp(-2)) for class 0
     assert some.at(1.0)["label_probability"] == pytest.approx(1 / (1 + math.exp(-2)))
-    none = Watched(logits, torch.tensor([0]), views, torch.tensor([-1, -1]), views[0])
+    none = TeacherDiagnosis(logits, torch.tensor([0]), views, torch.tensor([-1, -1]), views[0])
     assert none.at(1.0)["label_probability"] == pytest.approx(1 / (1 + math.exp(-1)))

@@ -38,13 +38,15 @@ def _composition(cfg: DictConfig) -> Iterator[None]:
     except MissingMandatoryValue as error:
         raise UserError(f"{error.full_key}: must be given") from None
     except InterpolationKeyError as error:
-        raise UserError(unresolved(error, OmegaConf.to_container(cfg, resolve=False))) from None
+        raise UserError(
+            reference_error(error, OmegaConf.to_container(cfg, resolve=False))
+        ) from None
     except OmegaConfBaseException as error:
         reason = str(error.msg or error).partition("\n")[0]
         raise UserError(f"{error.full_key or 'config'}: {reason}") from None
 
 
-def unresolved(error: InterpolationKeyError, plain: Any) -> str:
+def reference_error(error: InterpolationKeyError, plain: Any) -> str:
     """What to say of a reference to a key that is not there.
 
     Args:
@@ -52,7 +54,7 @@ def unresolved(error: InterpolationKeyError, plain: Any) -> str:
     """
     found = re.search("'(.*)'", str(error.msg or error))
     missing = found[1] if found else ""
-    keys = dotted(plain)
+    keys = dotted_keys(plain)
     asks = (key for key, value in keys.items() if value == f"${{{missing}}}")
     at = f"{error.full_key or next(asks, 'config')}: refers to {missing}, and"
     term = re.match(r"loss\.terms\.(\w+)\.", missing)
@@ -66,13 +68,13 @@ def unresolved(error: InterpolationKeyError, plain: Any) -> str:
     return f"{at} there is no such key{nearest(missing, keys)}"
 
 
-def dotted(plain: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+def dotted_keys(plain: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
     """All dotted keys of a config, with what stands there."""
     keys = {}
     for name, value in plain.items():
         keys[f"{prefix}{name}"] = value
         if isinstance(value, Mapping):
-            keys |= dotted(value, f"{prefix}{name}.")
+            keys |= dotted_keys(value, f"{prefix}{name}.")
     return keys
 
 
@@ -84,10 +86,10 @@ def check_as(model: type[M], cfg: DictConfig) -> M:
     """
     with _composition(cfg):
         plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    return validated(model, plain)
+    return validate(model, plain)
 
 
-def validated(model: type[M], plain: Any, prefix: str = "") -> M:
+def validate(model: type[M], plain: Any, prefix: str = "") -> M:
     """Validate a plain mapping as `model`.
 
     Args:

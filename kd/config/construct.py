@@ -40,14 +40,14 @@ NOT_OURS = {
 hydra.utils.log.addFilter(lambda _: False)
 
 
-def construct(node: Mapping[str, Any], where: str, /, **offered: Any) -> Any:
-    """Call the node's `_target_` with the node's keywords, plus those of `offered` that it has
+def construct(node: Mapping[str, Any], where: str, /, **extra: Any) -> Any:
+    """Call the node's `_target_` with the node's keywords, plus those of `extra` that it has
     parameters for.
 
     Args:
         node: mapping with `_target_`, a dotted path, and keywords.
         where: config key of the node, for messages.
-        offered: values known to the project; used if the target has such a parameter and the node
+        extra: values known to the project; used if the target has such a parameter and the node
             does not set it.
 
     Raises:
@@ -56,7 +56,7 @@ def construct(node: Mapping[str, Any], where: str, /, **offered: Any) -> Any:
     target, keywords = resolve_target(node, where)
     accepted = parameters_of(target)
     check_values(target, keywords, where)
-    keywords = {name: value for name, value in offered.items() if name in accepted} | keywords
+    keywords = {name: value for name, value in extra.items() if name in accepted} | keywords
     check_keywords(target, keywords, where)
     try:
         return target(**keywords)

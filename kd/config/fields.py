@@ -34,7 +34,7 @@ LONGEST = 160  # bytes of a run's name; a file name may have 255, with prefix an
 
 
 @dataclass(frozen=True)
-class Accepted:
+class AcceptedValue:
     """Constraint: a value must pass a test.
 
     Attributes:
@@ -49,7 +49,7 @@ class Accepted:
         self, source: Any, handler: GetCoreSchemaHandler
     ) -> core_schema.CoreSchema:
         """Add the test after the type check."""
-        return core_schema.no_info_after_validator_function(self._checked, handler(source))
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
 
     def __get_pydantic_json_schema__(
         self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
@@ -57,23 +57,23 @@ class Accepted:
         """Return the schema for `--help`."""
         return {"description": self.words}
 
-    def _checked(self, found: Any) -> Any:
+    def _check(self, found: Any) -> Any:
         if not self.test(found):
             raise PydanticCustomError("accepted", "accepted is {words}", {"words": self.words})
         return found
 
 
-def number(knob: str, accept: Accept) -> Accepted:
+def number(knob: str, accept: Accept) -> AcceptedValue:
     """Constrain a number or schedule by range; a schedule is kept as written."""
 
     def test(value: Any) -> bool:
         try:
             make_schedule(value, knob, accept)
         except UserError as error:
-            raise _refused(str(error)) from None
+            raise _refusal(str(error)) from None
         return True
 
-    return Accepted(f"{accept.words}, or a schedule of such", test)
+    return AcceptedValue(f"{accept.words}, or a schedule of such", test)
 
 
 def _folder_name(found: str) -> str:
@@ -95,7 +95,7 @@ def _folder_name(found: str) -> str:
     return found
 
 
-def _refused(text: str) -> PydanticCustomError:
+def _refusal(text: str) -> PydanticCustomError:
     # `kd.config.checking` shows such a text unchanged
     return PydanticCustomError("number", "{text}", {"text": text})
 

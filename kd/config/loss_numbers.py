@@ -90,7 +90,7 @@ def _stays(experiment: str, knob: str, losses: list[str]) -> bool:
     schedule.
     """
     is_schedule = isinstance(_knobs(f"experiment/{experiment}")[knob], Mapping)
-    return is_schedule or _named(f"experiment/{experiment}") in losses
+    return is_schedule or _experiment_loss(f"experiment/{experiment}") in losses
 
 
 def _of_the_authors(table: DictConfig, loss: str, pair: str) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def _knobs(path: str) -> dict[str, Any]:
     return found
 
 
-def _named(path: str) -> str | None:
+def _experiment_loss(path: str) -> str | None:
     """Return the loss that an experiment names, or the command's default."""
     named = [part["override"] for part in _parts(path) if part.get("override")]
     return named[-1] if named else _default_loss()
@@ -159,7 +159,7 @@ def _file(path: str) -> DictConfig | None:
     return None
 
 
-def _chosen(group: str, *, _root_: Container) -> str:
+def _choice(group: str, *, _root_: Container) -> str:
     """Return the choice of a group for the defaults list: a file name, or several joined by
     commas.
     """
@@ -170,6 +170,6 @@ def _chosen(group: str, *, _root_: Container) -> str:
     return ",".join(found) if isinstance(found, (list, ListConfig)) else str(found)
 
 
-OmegaConf.register_new_resolver("chosen", _chosen, replace=True)
+OmegaConf.register_new_resolver("chosen", _choice, replace=True)
 Plugins.instance().register(LossNumbers)
 Plugins.instance().register(LossNumbersPath)

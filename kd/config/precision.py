@@ -27,7 +27,7 @@ def read_precision(found: Any, key: str) -> str:
     return name
 
 
-def resolved(asked: str, accelerator: str, key: str) -> Precision:
+def resolve_precision(asked: str, accelerator: str, key: str) -> Precision:
     """Resolve `auto` for this machine.
 
     `auto` is bf16-mixed if the device has bfloat16 units, else 32-true. On a CPU its flags decide,

@@ -17,10 +17,10 @@ from pydantic import (
     model_validator,
 )
 
-from kd.config.checking import as_floats, check_as, validated
+from kd.config.checking import as_floats, check_as, validate
 from kd.config.fields import FolderName, LearningRate, Node, Seed, Trains, number
 from kd.config.knobs import KNOBS, refuse_unused, uses
-from kd.config.precision import ACCEPTED, read_precision, resolved
+from kd.config.precision import ACCEPTED, read_precision, resolve_precision
 from kd.config.schedules import POSITIVE, SHARE
 from kd.config.teacher_data import teacher_source
 from kd.config.trainer import TRIAL, TRIAL_BATCH, TrainerOptions
@@ -68,14 +68,14 @@ class Recipe(Strict):
     keep: Literal["best", "last"]
 
 
-class Normalization(Strict):
+class NormalizationConfig(Strict):
     """Mean and standard deviation per channel, for pixels in [0, 1]."""
 
     mean: Annotated[list[float], Field(min_length=1)]
     std: Annotated[list[PositiveFloat], Field(min_length=1)]
 
 
-class Answers(Strict):
+class AnswerConfig(Strict):
     """Storage of teacher outputs.
 
     Attributes:
@@ -127,7 +127,7 @@ class Start(Strict):
     path: str | None = None
     state: str | None = None
     classes: Annotated[list[Name], Field(min_length=1)] | str | None = None
-    normalization: Normalization | None = None
+    normalization: NormalizationConfig | None = None
     taps: Annotated[list[str], Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
@@ -154,7 +154,7 @@ class Start(Strict):
         return {**given, "net": net_of(path, cls.at)}
 
 
-class Teacher(Recipe, Answers, Start):
+class TeacherConfig(Recipe, AnswerConfig, Start):
     """Net and recipe of the teacher, and storage of its outputs.
 
     Attributes:
@@ -193,7 +193,7 @@ class Teacher(Recipe, Answers, Start):
         """What the teacher's stage trains."""
         return self.finetune or ("none" if self.path else "all")
 
-    def member(self, number: int) -> "Teacher":
+    def member(self, number: int) -> "TeacherConfig":
         """Return one of the members, completed from this teacher.
 
         Raises:
@@ -216,10 +216,10 @@ class Teacher(Recipe, Answers, Start):
             **own,
             "net": net if "_target_" in net else {**self.net, **net},
         }
-        return validated(Teacher, {**whole, "members": None}, f"teacher.members[{number}].")
+        return validate(TeacherConfig, {**whole, "members": None}, f"teacher.members[{number}].")
 
 
-class Student(Start):
+class StudentConfig(Start):
     """Net of the student and the baseline, which start from equal weights. Its recipe is at top
     level.
 
@@ -290,26 +290,26 @@ class Training(Recipe):
     output_dir: Annotated[str, Field(min_length=1)]
     name: FolderName
     data: Node
-    teacher: Answers
-    student: Student
+    teacher: AnswerConfig
+    student: StudentConfig
     loss: Node
     trainer: TrainerOptions
     _used: tuple[str, ...] = PrivateAttr(())
 
     @property
-    def used(self) -> tuple[str, ...]:
+    def loss_knobs(self) -> tuple[str, ...]:
         """Those of `alpha` and `temperature` that the loss uses."""
         return self._used
 
-    def settled(self) -> Self:
+    def resolve(self) -> Self:
         """Return the config with `auto` precisions resolved, and without pictures in a trial run.
 
         Raises:
             UserError: the device does not support a precision.
         """
         accelerator = str(self.trainer.get("accelerator", "auto"))
-        student = resolved(self.trainer["precision"], accelerator, "trainer.precision")
-        teacher = resolved(self.teacher.precision, accelerator, "teacher.precision")
+        student = resolve_precision(self.trainer["precision"], accelerator, "trainer.precision")
+        teacher = resolve_precision(self.teacher.precision, accelerator, "teacher.precision")
         return self.model_copy(
             update={
                 # Drawing takes longer than a trial's training, and shows nothing.
@@ -331,7 +331,7 @@ class Config(Training):
     numbers_from: str | None
     stages: Annotated[list[str], Field(min_length=1)]
     stage: dict[Annotated[str, Field(pattern=r"^\w+$")], StageConfig]
-    teacher: Teacher
+    teacher: TeacherConfig
 
     @model_validator(mode="before")
     @classmethod

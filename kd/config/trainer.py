@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
-from kd.config.checking import validated
-from kd.config.fields import Accepted
+from kd.config.checking import validate
+from kd.config.fields import AcceptedValue
 from kd.config.precision import ACCEPTED, read_precision
 from kd.errors import UserError
 
@@ -32,16 +32,17 @@ def _duration(found: Any) -> bool:
     return isinstance(found, str) and bool(re.fullmatch(shape, found))
 
 
-Whole = Annotated[Any, Accepted("a whole number from 1", _whole)]
+Whole = Annotated[Any, AcceptedValue("a whole number from 1", _whole)]
 Batches = Annotated[
-    Any, Accepted("a number of batches from 1, or a share of them above 0 and up to 1.0", _batches)
+    Any,
+    AcceptedValue("a number of batches from 1, or a share of them above 0 and up to 1.0", _batches),
 ]
 Steps = Annotated[
     Any,
-    Accepted("a whole number from 1, or -1 for no limit", lambda it: _whole(it) or it == -1),
+    AcceptedValue("a whole number from 1, or -1 for no limit", lambda it: _whole(it) or it == -1),
 ]
 Duration = Annotated[
-    Any, Accepted("'days:hours:minutes:seconds', as '00:01:30:00', or {hours: 1}", _duration)
+    Any, AcceptedValue("'days:hours:minutes:seconds', as '00:01:30:00', or {hours: 1}", _duration)
 ]
 
 
@@ -78,7 +79,7 @@ class Options(BaseModel):
     accumulate_grad_batches: PositiveInt | None = None
     gradient_clip_algorithm: Literal["norm", "value"] | None = None
     deterministic: Annotated[
-        Any, Accepted("true, false or warn", lambda it: it in (True, False, "warn"))
+        Any, AcceptedValue("true, false or warn", lambda it: it in (True, False, "warn"))
     ] = None
     benchmark: bool | None = None
     compile: bool | None = None
@@ -121,7 +122,7 @@ def trainer_options(found: dict[str, Any]) -> dict[str, Any]:
     given = {name: value for name, value in found.items() if value is not None}
     for name in INSTEAD.keys() & given:
         raise UserError(f"trainer.{name}: kd sets it; {INSTEAD[name]}")
-    options = validated(Options, given, "trainer.")
+    options = validate(Options, given, "trainer.")
     for name in ("min_epochs", "min_steps"):
         if getattr(options, name) and (options.max_steps or -1) > 0:
             raise UserError(f"trainer.{name}: cannot be set together with trainer.max_steps")

@@ -39,7 +39,7 @@ def usage(doc: str, folder: Path, config: str, model: type[BaseModel]) -> str:
         names = ", ".join(
             sorted(path.stem for path in (folder / group.partition("@")[0]).glob("*.yaml"))
         )
-        parts += _wrapped(group, names)
+        parts += _two_columns(group, names)
     parts += ["", "--cfg job --resolve shows the whole config; a=1,2 with -m runs both."]
     return "\n".join(parts)
 
@@ -85,10 +85,10 @@ def _knobs(file: Path, ranges: Mapping[str, str], prefix: str = "") -> Iterator[
         key = prefix + ".".join(path)
         accepted = f"({ranges[key]})" if ranges.get(key) else ""
         words = " ".join(each for each in (about, accepted) if each)
-        yield from _wrapped(f"{key}={value}" if value != "???" else key, words)
+        yield from _two_columns(f"{key}={value}" if value != "???" else key, words)
 
 
-def _wrapped(first: str, rest: str) -> list[str]:
+def _two_columns(first: str, rest: str) -> list[str]:
     """Wrap in two columns."""
     start = f"  {first}".ljust(34) if len(first) < 32 else f"  {first}  "
     return textwrap.wrap(start + rest, WIDTH, subsequent_indent=36 * " ", break_long_words=False)

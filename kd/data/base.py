@@ -21,10 +21,10 @@ from kd.data.batches import Batch, EpochOrder, Gather, InOrder, Loader
 from kd.data.cache import Cache, Mode
 from kd.data.decode import Reading
 from kd.data.duplicates import Duplicates, find_duplicates
-from kd.data.folder import find_images, passed_over, plain
+from kd.data.folder import find_images, omission_note, plain
 from kd.data.images import Images, Pixels, Source, Split
 from kd.data.other_source import label_order, sized_source, unseen
-from kd.data.parts import assert_apart, check_counts, hold_out, stratified
+from kd.data.parts import assert_apart, check_counts, hold_out, stratify
 from kd.data.transfer import (
     OMITTED,
     UNLABELED,
@@ -189,7 +189,7 @@ class DataModule(ABC):
         Raises:
             UserError: some cannot be decoded and `on_bad_image` is `stop`; lists them all.
         """
-        decoded = self.cache.decoded(files, size, channels, self.reading)
+        decoded = self.cache.decode_files(files, size, channels, self.reading)
         for text in decoded.notes:
             self.note(text)
         bad = [
@@ -245,9 +245,9 @@ class DataModule(ABC):
         assert_apart(parts)
         if self.duplicates.within.get("train"):
             own = [name for name, part in parts.items() if part not in (source.val, source.test)]
-            self._note_torn({name: parts[name] for name in own})
+            self._note_split_copies({name: parts[name] for name in own})
         if self.limit is not None and self.limit < len(rest):
-            _, kept = stratified(rest.labels, self.limit, "limited training", self.split_seed)
+            _, kept = stratify(rest.labels, self.limit, "limited training", self.split_seed)
             rest = rest.at(kept)
         return Split(rest, val, test, source.classes, pool)
 
@@ -288,7 +288,7 @@ class DataModule(ABC):
         whole = replace(source, train=left["train"], val=left.get("validation"))
         return whole, left.get("unlabeled")
 
-    def _note_torn(self, parts: Mapping[str, Images]) -> None:
+    def _note_split_copies(self, parts: Mapping[str, Images]) -> None:
         """Note where the split separates copies of an image.
 
         Args:
@@ -307,7 +307,7 @@ class DataModule(ABC):
         if not files:
             raise UserError(f"data.unlabeled: no image in {self.unlabeled.absolute()}")
         if passed:
-            self.note(f"in {plain(self.unlabeled.name)} {passed_over(passed)}")
+            self.note(f"in {plain(self.unlabeled.name)} {omission_note(passed)}")
         _, channels, size, _ = train.pixels.shape
         pixels, good = self.decode(files, size, channels, "data.unlabeled")
         return Images(pixels, torch.full((len(good),), -1))
@@ -338,7 +338,7 @@ class DataModule(ABC):
         counts = torch.bincount(labels, minlength=len(self.classes)).clamp(min=1)
         return tuple((len(labels) / (len(counts) * counts.double())).tolist())
 
-    def seen_by(self, sees: Sees) -> "DataModule":
+    def for_stage(self, sees: Sees) -> "DataModule":
         """Return this data as a stage sees it: with its labels, and with unlabelled images.
 
         Positions are equal for all stages that see the same images, so they share views and teacher
@@ -347,7 +347,7 @@ class DataModule(ABC):
         if sees == "all":
             return self if self.teacher_data is None else self._of_teacher
         transfer = self._transfer
-        return transfer if sees == "transfer" else transfer._labelled
+        return transfer if sees == "transfer" else transfer._labelled_part
 
     @cached_property
     def _of_teacher(self) -> "DataModule":
@@ -358,7 +358,7 @@ class DataModule(ABC):
         check_sees_all(other, where)
         split = other.split
         order = label_order(split, where, self.classes, self.shape)
-        train, val = (each.labelled(order[each.labels]) for each in (split.train, split.val))
+        train, val = (each.with_labels(order[each.labels]) for each in (split.train, split.val))
         other.split = replace(split, train=self._not_in_test(train), val=val, classes=self.classes)
         for text in other.notes:
             self.note(f"{where}: {text}")
@@ -397,9 +397,9 @@ class DataModule(ABC):
             labels = torch.full_like(train.labels, UNLABELED)
             labels[omitted] = OMITTED
             labels[kept] = train.labels[kept]
-            train = train.labelled(labels)
+            train = train.with_labels(labels)
         if split.unlabeled:
-            train = train.joined(split.unlabeled)
+            train = train.join(split.unlabeled)
         val = split.val
         if self.val_labels:
             where = "data.val_labels"
@@ -413,7 +413,7 @@ class DataModule(ABC):
         return found
 
     @cached_property
-    def _labelled(self) -> "DataModule":
+    def _labelled_part(self) -> "DataModule":
         """Return the labelled training images, repeated up to the number of all images.
 
         A net that learns from labels only then takes as many steps per epoch as one that uses all
@@ -424,27 +424,27 @@ class DataModule(ABC):
         if len(chosen) == len(train):
             return self
         found = self._with(train, self.split.val)
-        found.shown, found.length = chosen, len(self.trained_on)
+        found.shown, found.length = chosen, len(self.training_images)
         return found
 
     def _with(self, train: Images, val: Images) -> "DataModule":
         """Copy this data with other training and validation parts."""
         found = copy.copy(self)
-        for name in ("_transfer", "_labelled"):
+        for name in ("_transfer", "_labelled_part"):
             found.__dict__.pop(name, None)
         found.statistics = self.statistics  # the unlabelled pool does not change them
         found.split = replace(self.split, train=train, val=val)
         return found
 
     @property
-    def trained_on(self) -> Images:
+    def training_images(self) -> Images:
         """Training images in use: the training part without images that are not shown."""
         return self.split.train if self.shown is None else self.split.train.at(self.shown)
 
     @property
-    def mixed_with(self) -> Images | None:
+    def mixing_pool(self) -> Images | None:
         """Source of the second image of a mixed view; None if views do not mix."""
-        return self.trained_on if self.augment.mixes else None
+        return self.training_images if self.augment.mixes else None
 
     def key(self) -> dict[str, Any]:
         """Return everything in the data that a training result depends on: not the folder, not the
@@ -465,7 +465,7 @@ class DataModule(ABC):
 
     def view_key(self) -> dict[str, Any]:
         """Return everything that views depend on except the seed; labels are not included."""
-        mixed = self.mixed_with
+        mixed = self.mixing_pool
         return {
             "images": self.split.train.pixel_fingerprint,
             "augment": self.augment.model_dump(mode="json"),

@@ -20,10 +20,10 @@ from rich.progress import Progress
 
 from kd.data.decode import AS_STORED, DecodeError, Reading, Remarks, decode, remarking, threads
 from kd.data.folder import plain
-from kd.data.images import Facts, ImageRows, Store
+from kd.data.images import Facts, ImageRows, PixelStore
 from kd.data.stream import FileRows
-from kd.errors import CannotWrite
-from kd.files.locks import free, held
+from kd.errors import WriteError
+from kd.files.locks import free, hold
 from kd.files.store import checksum
 from kd.files.writing import writing
 from kd.log import console, say
@@ -42,7 +42,7 @@ Mode = Literal["auto", "ram", "disk", "stream", "off"]
 
 
 @dataclass(frozen=True)
-class Decoded:
+class DecodedFiles:
     """Decoded files.
 
     Attributes:
@@ -74,46 +74,46 @@ class Cache:
     mode: Mode = "auto"
     limit: float = 100
 
-    def decoded(
+    def decode_files(
         self,
         files: Sequence[Path],
         size: int,
         channels: int,
         reading: Reading = AS_STORED,
-    ) -> Decoded:
+    ) -> DecodedFiles:
         """Return the images of the files, uint8 [N, channels, size, size], from the cache if
         nothing changed.
 
         Raises:
-            CannotWrite: the disk has no room for an array that is to be mapped.
+            WriteError: the disk has no room for an array that is to be mapped.
         """
         shape = (len(files), channels, size, size)
         if self.folder is None or self.mode == "off":
             array = None if self.mode == "stream" else np.zeros(shape, np.uint8)
             facts, bad, notes = _decode_all(files, shape, array, reading)
             if array is None:
-                return Decoded(FileRows(files, shape, reading, facts), bad, notes)
-            return Decoded(Store(torch.from_numpy(array), facts), bad, notes)
+                return DecodedFiles(FileRows(files, shape, reading, facts), bad, notes)
+            return DecodedFiles(PixelStore(torch.from_numpy(array), facts), bad, notes)
         entry = self.folder / f"images-{_key(files, size, channels, reading)}"
         mode = self._choose(entry, int(np.prod(shape)))
         try:
             manifest = _valid(entry, mode)
             if manifest is None:
-                with held(
+                with hold(
                     self.folder / f"{entry.name}.lock", "data.cache", "is decoding the images"
                 ):
                     manifest = _valid(entry, mode) or self._write(
                         entry, files, shape, reading, pixels=mode != "stream"
                     )
-        except CannotWrite as error:
+        except WriteError as error:
             if mode != "ram":
-                raise CannotWrite(f"data.cache: {error}; {REMEDY}") from error
+                raise WriteError(f"data.cache: {error}; {REMEDY}") from error
             say(f"data.cache: {error}; decoding into memory")
-            return Cache().decoded(files, size, channels, reading)
+            return Cache().decode_files(files, size, channels, reading)
         bad = {int(i): reason for i, reason in manifest["bad"].items()}
         with suppress(OSError):  # a folder that may only be read serves as well
             os.utime(entry / MANIFEST)  # when it was last used
-        return Decoded(_opened(entry, mode, files, shape, reading), bad, manifest["notes"])
+        return DecodedFiles(_open_rows(entry, mode, files, shape, reading), bad, manifest["notes"])
 
     def _choose(self, entry: Path, size: int) -> Mode:
         """Choose the mode where it is `auto`.
@@ -166,7 +166,7 @@ class Cache:
         return manifest | {"bad": {str(i): reason for i, reason in bad.items()}}
 
 
-def _opened(
+def _open_rows(
     entry: Path,
     mode: Mode,
     files: Sequence[Path],
@@ -177,8 +177,8 @@ def _opened(
     if mode == "stream":
         return FileRows(files, shape, reading, Facts.load(entry / FACTS))
     if mode == "disk":
-        return Store.mapped(entry / "pixels.npy")
-    return Store(torch.from_numpy(np.load(entry / "pixels.npy")), Facts.load(entry / FACTS))
+        return PixelStore.from_file(entry / "pixels.npy")
+    return PixelStore(torch.from_numpy(np.load(entry / "pixels.npy")), Facts.load(entry / FACTS))
 
 
 def _existing(path: Path) -> Path:
@@ -273,7 +273,7 @@ def _valid(entry: Path, mode: Mode) -> dict[str, Any] | None:
     """Return the entry's manifest if its files are intact, else None.
 
     A mapped array is checked whole only if its file was touched, because it may be large. Otherwise
-    each image is checked at its first read, see `kd.data.images.Store`.
+    each image is checked at its first read, see `kd.data.images.PixelStore`.
     """
     if not entry.exists():
         return None
@@ -306,8 +306,8 @@ def _same_pixels(entry: Path, stamp: list[int]) -> bool:
     """Check that a touched or copied array still holds its images."""
     if _stamp(entry)[0] != stamp[0]:
         return False
-    store = Store.mapped(entry / "pixels.npy")
-    same = all(store.as_noted(row) for row in range(len(store.array)))
+    store = PixelStore.from_file(entry / "pixels.npy")
+    same = all(store.matches_facts(row) for row in range(len(store.array)))
     if same:
         with suppress(OSError):  # a read-only folder works as well
             # So the next run skips this check

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kd.data.base import Source
-from kd.data.folder import find_images, part_named, subfolders
+from kd.data.folder import find_images, part_of_name, subfolders
 from kd.data.image_folder import ImageFolder
 from kd.errors import UserError
 
@@ -41,7 +41,9 @@ class ChestXRay(ImageFolder):
         for folder in (self.root / "chest_xray", self.root):
             if not folder.is_dir():
                 continue
-            if self.given or {"train", "test"} <= {part_named(name) for name in subfolders(folder)}:
+            if self.given or {"train", "test"} <= {
+                part_of_name(name) for name in subfolders(folder)
+            }:
                 return self.layout(folder).parts
         raise UserError(
             f"data.root: no chest X-rays in {(self.root / 'chest_xray').absolute()}: expected "
@@ -65,7 +67,7 @@ class ChestXRay(ImageFolder):
         """Read all images; the official validation part joins train."""
         check_test_patients(self.parts())
         source = super().read()
-        train = source.train.joined(source.val) if source.val else source.train
+        train = source.train.join(source.val) if source.val else source.train
         return replace(source, train=train, val=None)
 
 

@@ -82,7 +82,7 @@ def find_duplicates(parts: Mapping[str, Images]) -> tuple[Duplicates, dict[str, 
         len(torn),
         [_example(pair, pictures, parts) for pair, count in across.items() if count],
     )
-    return found, {name: _kept(name, pictures, torn) for name in names}
+    return found, {name: _rows_to_keep(name, pictures, torn) for name in names}
 
 
 def _example(pair: str, pictures: Mapping[str, np.ndarray], parts: Mapping[str, Images]) -> str:
@@ -95,7 +95,7 @@ def _example(pair: str, pictures: Mapping[str, np.ndarray], parts: Mapping[str, 
     return " = ".join(name if "/" in name else f"{part} {name}" for part, name in names.items())
 
 
-def _kept(name: str, pictures: Mapping[str, np.ndarray], torn: np.ndarray) -> Tensor:
+def _rows_to_keep(name: str, pictures: Mapping[str, np.ndarray], torn: np.ndarray) -> Tensor:
     mine = pictures[name]
     before = [pictures[other] for other in PARTS[: PARTS.index(name)] if other in pictures]
     out = np.isin(mine, np.concatenate(before)) if before else np.zeros(len(mine), bool)

@@ -49,7 +49,7 @@ def plain(name: str) -> str:
     return one_line(text)
 
 
-def part_named(folder: str) -> str | None:
+def part_of_name(folder: str) -> str | None:
     """Return the part that a folder name usually means; None for other names."""
     letters = re.sub(r"[\W\d_]+", "", plain(folder).lower())
     return next((part for part, pattern in PATTERNS.items() if pattern.fullmatch(letters)), None)
@@ -62,11 +62,11 @@ def layout(root: Path) -> Layout:
         UserError: two folders could be the same part, or folders look like parts under other names;
             says how to name them.
     """
-    tops = subfolders(root := _unwrapped(root))
+    tops = subfolders(root := _unwrap(root))
     inner = {name: set(subfolders(path)) for name, path in tops.items()}
     named: dict[str, list[str]] = {}
     for name in tops:
-        if part := part_named(name):
+        if part := part_of_name(name):
             named.setdefault(part, []).append(name)
     with_classes = {part: [n for n in names if inner[n]] for part, names in named.items()}
     if not any(with_classes.values()):
@@ -84,7 +84,7 @@ def layout(root: Path) -> Layout:
             raise UserError(
                 f"data.root: {root.absolute()} holds {_some(names)}, each of which may be "
                 f"{part}; say which is, with "
-                f"{_asked({part: names[0] for part, names in with_classes.items() if names})}"
+                f"{_hint({part: names[0] for part, names in with_classes.items() if names})}"
                 ". What is not named is left out"
             )
     parts = {part: names[0] for part, names in with_classes.items() if names}
@@ -94,7 +94,7 @@ def layout(root: Path) -> Layout:
     if alike:
         raise UserError(
             f"data.root: {root.absolute()} holds {_some(alike)} with class folders beside "
-            f"{_some(parts.values())}; say which folders are the parts, with {_asked(parts)} "
+            f"{_some(parts.values())}; say which folders are the parts, with {_hint(parts)} "
             "or as it should be; what is not named is left out. Where all of them are "
             "classes: 'data.parts={train: .}'"
         )
@@ -141,11 +141,11 @@ def given_layout(root: Path, given: Mapping[str, str]) -> Layout:
     return Layout({part: inmost(path) for part, path in parts.items()}, left_out)
 
 
-def _unwrapped(root: Path) -> Path:
+def _unwrap(root: Path) -> Path:
     """Descend to the folder of parts or classes, as in archive/dataset/train."""
     while len(found := subfolders(root)) == 1:
         ((name, only),) = found.items()
-        if part_named(name) or not subfolders(only):
+        if part_of_name(name) or not subfolders(only):
             break
         root = only
     return root
@@ -160,7 +160,7 @@ def inmost(folder: Path) -> Path:
 
 def _unclear(root: Path, tops: Mapping[str, Path], common: set[str]) -> str:
     where = f"data.root: {root.absolute()} holds the folders {_some(tops)}, and each of them holds"
-    inside = {part: name for name in sorted(common) if (part := part_named(name))}
+    inside = {part: name for name in sorted(common) if (part := part_of_name(name))}
     if len(inside) > 1:
         return (
             f"{where} {_some(inside.values())}; needed are the parts at the top and the "
@@ -169,12 +169,12 @@ def _unclear(root: Path, tops: Mapping[str, Path], common: set[str]) -> str:
     first, second, *_ = tops
     return (
         f"{where} {_some(sorted(common))}. Where the upper ones are the parts, say which, as "
-        f"with {_asked({'train': first, 'test': second})}; where they are the classes, "
+        f"with {_hint({'train': first, 'test': second})}; where they are the classes, "
         "'data.parts={train: .}'"
     )
 
 
-def _asked(parts: Mapping[str, str]) -> str:
+def _hint(parts: Mapping[str, str]) -> str:
     return f"'data.parts={{{', '.join(f'{part}: {name}' for part, name in parts.items())}}}'"
 
 
@@ -191,7 +191,7 @@ def subfolders(folder: Path) -> dict[str, Path]:
     """
     found: dict[str, Path] = {}
     for path in folder.iterdir():
-        if path.is_dir() and not _hidden(path.name):
+        if path.is_dir() and not _is_hidden(path.name):
             if (name := plain(path.name)) in found:
                 raise UserError(
                     f"data.root: {folder.absolute()} holds two folders that read {name}, of "
@@ -218,7 +218,7 @@ def find_images(folder: Path, passed: Counter[str] | None = None) -> list[Path]:
     return sorted(found, key=lambda path: plain(path.relative_to(folder).as_posix()))
 
 
-def passed_over(passed: Counter[str]) -> str:
+def omission_note(passed: Counter[str]) -> str:
     """Describe the files that `find_images` left out."""
     kinds = ", ".join(f"{count} {suffix}" for suffix, count in passed.most_common(10))
     files = "1 file was" if passed.total() == 1 else f"{passed.total()} files were"
@@ -230,7 +230,7 @@ def _walk(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
     if real in above:
         return  # a link to one of its parent folders
     for path in folder.iterdir():
-        if _hidden(path.name):
+        if _is_hidden(path.name):
             continue
         if path.is_dir():
             yield from _walk(path, above | {real})
@@ -238,5 +238,5 @@ def _walk(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
             yield path
 
 
-def _hidden(name: str) -> bool:
+def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"

@@ -10,7 +10,15 @@ import torch
 
 from kd.data.base import DataModule, Images, Source, one_of
 from kd.data.decode import Interpolation, Reading, Resize, endings
-from kd.data.folder import Layout, find_images, given_layout, layout, passed_over, plain, subfolders
+from kd.data.folder import (
+    Layout,
+    find_images,
+    given_layout,
+    layout,
+    omission_note,
+    plain,
+    subfolders,
+)
 from kd.errors import UserError
 
 LARGEST = 8192  # image side in pixels; some 200 MB per image
@@ -169,7 +177,7 @@ class ImageFolder(DataModule):
                 f"data.root: {folder.absolute()} must hold a folder of images for each of two "
                 f"classes or more; found folders: {found}"
             )
-        self._note_passed(folder, passed)
+        self._note_skipped_files(folder, passed)
         for name, files in listing.items():
             if not files:
                 raise UserError(
@@ -177,10 +185,10 @@ class ImageFolder(DataModule):
                 )
         return listing
 
-    def _note_passed(self, folder: Path, passed: Counter[str]) -> None:
+    def _note_skipped_files(self, folder: Path, passed: Counter[str]) -> None:
         """Note the files of a part that are not read."""
         if passed:
-            self.note(f"in {plain(folder.name)} {passed_over(passed)}")
+            self.note(f"in {plain(folder.name)} {omission_note(passed)}")
         loose = sum(path.suffix.lower() in endings() for path in folder.iterdir() if path.is_file())
         if loose:
             self.note(

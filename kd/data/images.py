@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from kd.errors import Damaged
+from kd.errors import DamagedError
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Facts:
         )
 
     @classmethod
-    def joined(cls, several: Sequence["Facts"]) -> "Facts":
+    def join(cls, several: Sequence["Facts"]) -> "Facts":
         """Concatenate."""
         digests, sums, squares = zip(
             *((f.digests, f.sums, f.squares) for f in several), strict=True
@@ -80,7 +80,7 @@ def digest_of(image: NDArray[np.uint8]) -> bytes:
     return hashlib.sha256(np.ascontiguousarray(image).data).digest()[:16]
 
 
-class Store:
+class PixelStore:
     """One uint8 array of images with their facts.
 
     Args:
@@ -108,7 +108,7 @@ class Store:
         return count, channels, height, width
 
     @classmethod
-    def mapped(cls, file: Path) -> "Store":
+    def from_file(cls, file: Path) -> "PixelStore":
         """Map a `.npy` file; pages are loaded on access and released when memory is short."""
         # Copy-on-write, because torch warns of read-only arrays; nothing here writes.
         array = torch.from_numpy(np.load(file, mmap_mode="c"))
@@ -118,12 +118,12 @@ class Store:
         """Copy the images of these rows, int64 [B], to uint8 [B, C, H, W].
 
         Raises:
-            Damaged: an image of a mapped file has changed.
+            DamagedError: an image of a mapped file has changed.
         """
         for row in rows[~self._whole[rows]].tolist() if self.file else ():
-            if not self.as_noted(row):
+            if not self.matches_facts(row):
                 folder = self.file.parent  # type: ignore[union-attr]
-                raise Damaged(
+                raise DamagedError(
                     f"{self.file} is damaged (image {row}); remove {folder} to have it "
                     "decoded again"
                 )
@@ -131,18 +131,18 @@ class Store:
         # Row by row, since an index would go element by element
         return self.array.index_select(0, rows)
 
-    def as_noted(self, row: int) -> bool:
+    def matches_facts(self, row: int) -> bool:
         """Check an image against its digest."""
         return digest_of(self.array[row].numpy()) == self.facts.digests[row].numpy().tobytes()
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.file is not None:
-            return (Store.mapped, (self.file,))
-        return (Store, (self.array, self.facts))
+            return (PixelStore.from_file, (self.file,))
+        return (PixelStore, (self.array, self.facts))
 
 
 class ImageRows(Protocol):
-    """Images by row: a `Store`, or files that are decoded each time (`kd.data.stream`)."""
+    """Images by row: a `PixelStore`, or files that are decoded each time (`kd.data.stream`)."""
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -168,7 +168,7 @@ class Pixels:
         return cls([store], torch.arange(store.shape[0]))
 
     @classmethod
-    def joined(cls, several: Sequence["Pixels"]) -> "Pixels":
+    def join(cls, several: Sequence["Pixels"]) -> "Pixels":
         """Concatenate; all must have one image shape."""
         if all(pixels.stores == several[0].stores for pixels in several):
             return cls(several[0].stores, torch.cat([pixels.rows for pixels in several]))
@@ -217,7 +217,7 @@ class Pixels:
     @property
     def facts(self) -> Facts:
         """Facts of the selected rows."""
-        every = Facts.joined([store.facts for store in self.stores])
+        every = Facts.join([store.facts for store in self.stores])
         return Facts(every.digests[self.rows], every.sums[self.rows], every.squares[self.rows])
 
 
@@ -240,7 +240,7 @@ class Images:
         groups: Sequence[str] | None = None,
         names: Sequence[str] | None = None,
     ) -> None:
-        self.pixels = pixels if isinstance(pixels, Pixels) else Pixels.whole(Store(pixels))
+        self.pixels = pixels if isinstance(pixels, Pixels) else Pixels.whole(PixelStore(pixels))
         self.labels, self.groups = labels, groups
         self.names = [str(i) for i in range(len(labels))] if names is None else names
 
@@ -259,11 +259,11 @@ class Images:
             self.pixels.at(where), self.labels[where], groups, [self.names[i] for i in chosen]
         )
 
-    def labelled(self, labels: Tensor) -> "Images":
+    def with_labels(self, labels: Tensor) -> "Images":
         """Copy with other labels, int64 [N]."""
         return Images(self.pixels, labels, self.groups, self.names)
 
-    def joined(self, other: "Images") -> "Images":
+    def join(self, other: "Images") -> "Images":
         """Append other images; groups are kept if both have them."""
         groups = (
             [*self.groups, *other.groups]
@@ -271,7 +271,7 @@ class Images:
             else None
         )
         return Images(
-            Pixels.joined([self.pixels, other.pixels]),
+            Pixels.join([self.pixels, other.pixels]),
             torch.cat([self.labels, other.labels]),
             groups,
             [*self.names, *other.names],

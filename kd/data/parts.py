@@ -109,12 +109,12 @@ def hold_out(
     order = np.lexsort((labels, totals[labels], unit))
     first = order[np.unique(unit[order], return_index=True)[1]]
     count = max(round(share * len(first)), len(classes))
-    _, taken = stratified(images.labels[torch.from_numpy(first)], count, what, seed, least)
+    _, taken = stratify(images.labels[torch.from_numpy(first)], count, what, seed, least)
     out = torch.from_numpy(np.isin(unit, taken))
     return images.at((~out).nonzero()[:, 0]), images.at(out.nonzero()[:, 0])
 
 
-def stratified(
+def stratify(
     labels: Tensor, count: int, what: str, seed: int, least: int = 0
 ) -> tuple[list[int], list[int]]:
     """Choose `count` positions to take, stratified by class; both results are sorted.

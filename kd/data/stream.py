@@ -10,7 +10,7 @@ from torch import Tensor
 from kd.data.decode import DecodeError, Reading, decode, threads
 from kd.data.folder import plain
 from kd.data.images import Facts, digest_of
-from kd.errors import Damaged
+from kd.errors import DamagedError
 
 
 class FileRows:
@@ -35,7 +35,7 @@ class FileRows:
         """Decode the images of these rows, int64 [B], to uint8 [B, C, H, W], on all cores.
 
         Raises:
-            Damaged: a file has changed since the run began, or is gone.
+            DamagedError: a file has changed since the run began, or is gone.
         """
         with ThreadPoolExecutor(threads()) as pool:
             images = list(pool.map(self._image, rows.tolist()))
@@ -47,7 +47,7 @@ class FileRows:
         try:
             image = decode(self.files[row], size, channels, self.reading)
         except DecodeError as error:
-            raise Damaged(f"{file}: {error}; it could be decoded before") from error
+            raise DamagedError(f"{file}: {error}; it could be decoded before") from error
         if digest_of(image) != self.facts.digests[row].numpy().tobytes():
-            raise Damaged(f"{file} changed since it was read first; start the run again")
+            raise DamagedError(f"{file} changed since it was read first; start the run again")
         return torch.from_numpy(image)

@@ -113,7 +113,7 @@ def labels_to_keep(
     if asked is None:
         return torch.arange(len(images))
     if isinstance(asked, str):
-        return torch.tensor(_listed(images, Path(asked).expanduser(), set(known), where))
+        return torch.tensor(_read_list(images, Path(asked).expanduser(), set(known), where))
     count = asked if isinstance(asked, int) else round(asked * len(images))
     present = int((torch.bincount(images.labels) > 0).sum())
     if not present <= count <= len(images):
@@ -138,7 +138,7 @@ def _spread(labels: Tensor, seed: int) -> list[int]:
     return sorted(order, key=place.__getitem__)
 
 
-def _listed(images: Images, file: Path, known: set[str], where: str) -> list[int]:
+def _read_list(images: Images, file: Path, known: set[str], where: str) -> list[int]:
     """Return the positions of the images that a file lists."""
     try:
         lines = [line.strip() for line in file.read_text().splitlines()]

@@ -13,7 +13,7 @@ from kd.data.base import DataModule, Images
 D = TypeVar("D", bound=DataModule)
 
 
-def shortened(data: D, options: Mapping[str, Any], least: int = 1) -> D:
+def shorten(data: D, options: Mapping[str, Any], least: int = 1) -> D:
     """Limit validation and test images as the Trainer's options say; changes and returns the data.
 
     All uses see the limited parts: validation, the watch over the teacher, the test.
@@ -33,8 +33,8 @@ def shortened(data: D, options: Mapping[str, Any], least: int = 1) -> D:
             batches = batches_of(options, name, math.ceil(len(images) / size))
             kept = _by_turns(images, max(least, batches * size))
             data.split = replace(data.split, **{part: kept})  # type: ignore[arg-type]
-    if (of_teacher := data.seen_by("all")) is not data:
-        shortened(of_teacher, options, least)
+    if (of_teacher := data.for_stage("all")) is not data:
+        shorten(of_teacher, options, least)
     return data
 
 

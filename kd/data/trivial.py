@@ -52,7 +52,7 @@ def _same(x: Tensor, size: Tensor) -> Tensor:
     return x
 
 
-def _moved(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+def _move(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Sample pixels at float64 positions, broadcast to [B, H, W]: nearest neighbour, black
     outside.
     """
@@ -73,22 +73,22 @@ def _places(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _shear_x(x: Tensor, size: Tensor) -> Tensor:
     rows, columns = _places(x)
-    return _moved(x, rows, columns + size[:, None, None] * (rows + 0.5))
+    return _move(x, rows, columns + size[:, None, None] * (rows + 0.5))
 
 
 def _shear_y(x: Tensor, size: Tensor) -> Tensor:
     rows, columns = _places(x)
-    return _moved(x, rows + size[:, None, None] * (columns + 0.5), columns)
+    return _move(x, rows + size[:, None, None] * (columns + 0.5), columns)
 
 
 def _translate_x(x: Tensor, size: Tensor) -> Tensor:
     rows, columns = _places(x)
-    return _moved(x, rows, columns - size.trunc()[:, None, None])
+    return _move(x, rows, columns - size.trunc()[:, None, None])
 
 
 def _translate_y(x: Tensor, size: Tensor) -> Tensor:
     rows, columns = _places(x)
-    return _moved(x, rows - size.trunc()[:, None, None], columns)
+    return _move(x, rows - size.trunc()[:, None, None], columns)
 
 
 def _rotate(x: Tensor, size: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ def _rotate(x: Tensor, size: Tensor) -> Tensor:
     middle_y, middle_x = ((n - 1) / 2 for n in x.shape[2:])
     angle = (size * math.pi / 180)[:, None, None]
     down, right = rows - middle_y, columns - middle_x
-    return _moved(
+    return _move(
         x,
         angle.sin() * right + angle.cos() * down + middle_y,
         angle.cos() * right - angle.sin() * down + middle_x,

@@ -238,7 +238,7 @@ def _single(pixels: Tensor, index: Tensor, seed: int, view: int, augment: Augmen
         return uniform(seed, view, index, purpose).double()
 
     x = pixels
-    mirrored = _mirrored(index, seed, view, augment.horizontal_flip)
+    mirrored = _mirror_mask(index, seed, view, augment.horizontal_flip)
     if augment.crop_padding:
         x = _crop(x, draw(Draw.CROP_TOP), draw(Draw.CROP_LEFT), mirrored, augment)
     elif augment.horizontal_flip:
@@ -252,10 +252,10 @@ def _single(pixels: Tensor, index: Tensor, seed: int, view: int, augment: Augmen
         x = _resample(
             x, [draw(p) for p in (Draw.ANGLE, Draw.AREA, Draw.RATIO, Draw.TOP, Draw.LEFT)], augment
         )
-    return _toned(x, pixels, draw, augment)
+    return _tone(x, pixels, draw, augment)
 
 
-def _toned(x: Tensor, pixels: Tensor, draw: Callable[[Draw], Tensor], augment: Augment) -> Tensor:
+def _tone(x: Tensor, pixels: Tensor, draw: Callable[[Draw], Tensor], augment: Augment) -> Tensor:
     """Apply brightness, contrast, colour, blur and erasing; float32 in [0, 1].
 
     Args:
@@ -291,7 +291,7 @@ def _mean(pixels: Tensor) -> Tensor:
     return _each(total / (255 * pixels[0].numel()))
 
 
-def _mirrored(index: Tensor, seed: int, view: int, flip: bool | str) -> Tensor:
+def _mirror_mask(index: Tensor, seed: int, view: int, flip: bool | str) -> Tensor:
     """Choose the images that are mirrored in this view, bool [B]."""
     if not flip:
         return torch.zeros_like(index, dtype=torch.bool)

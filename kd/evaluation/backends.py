@@ -46,7 +46,7 @@ class NetRunner:
         """
         make = {
             "eager": self._eager,
-            "compile": self._compiled,
+            "compile": self._compile,
             "onnx": self._onnx,
             "onnx_int8": self._onnx,
         }[backend]
@@ -93,7 +93,7 @@ class NetRunner:
     def _eager(self, backend: str, device: str, batch: int) -> Pass:
         return _passes(self._on(device), torch.rand(batch, *self._size, device=device))
 
-    def _compiled(self, backend: str, device: str, batch: int) -> Pass:
+    def _compile(self, backend: str, device: str, batch: int) -> Pass:
         # It logs missing CUDA where none is wanted
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
         compiled: Any = torch.compile(self._on(device), dynamic=False)

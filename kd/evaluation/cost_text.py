@@ -7,7 +7,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from kd.reports.escape import as_code, escaped
+from kd.reports.escape import as_code, escape_record
 from kd.reports.table import TextRows
 from kd.reports.units import short
 
@@ -153,7 +153,7 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
 
 def as_markdown(found: Mapping[str, Any]) -> str:
     """Format `benchmark.md`: all results, and how to repeat them."""
-    command, run, found = as_code(found["command"]), as_code(found["run"]), escaped(found)
+    command, run, found = as_code(found["command"]), as_code(found["run"]), escape_record(found)
     roles, env = [model["role"] for model in found["models"]], found["environment"]
     stages = ", ".join(f"{model['role']} {model['stage']}" for model in found["models"])
     channels, size, _ = found["shape"]

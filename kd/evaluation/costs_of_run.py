@@ -21,8 +21,8 @@ from kd.files.writing import whole
 from kd.log import waiting
 from kd.measure.costs import cost, count_macs, peak_activations
 from kd.reports.figures import settle
-from kd.reports.provenance import cpu_name, made
-from kd.runs.reader import Finished
+from kd.reports.provenance import cpu_name, provenance_of
+from kd.runs.reader import FinishedRun
 from kd.shape import Shape
 
 SCHEMA = 1
@@ -38,7 +38,7 @@ class Measurement(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Prepared:
+class TimingPlan:
     """The passes to time, the reasons for missing ones, and the bytes of the ONNX files by role and
     backend.
     """
@@ -48,7 +48,7 @@ class Prepared:
     files: dict[str, dict[str, int]]
 
 
-def benchmark(finished: Finished, config: Benchmark, command: str) -> Path:
+def benchmark(finished: FinishedRun, config: Benchmark, command: str) -> Path:
     """Measure a run's nets; print the results, and write `benchmark.json`, `.md`, `.png` and
     `.svg`.
 
@@ -66,7 +66,7 @@ def benchmark(finished: Finished, config: Benchmark, command: str) -> Path:
     before = torch.get_num_threads()
     torch.set_num_threads(config.threads or before)
     try:
-        origin = made(command)
+        origin = provenance_of(command)
         found = {
             "schema": SCHEMA,
             "run": str(finished.folder),
@@ -84,7 +84,9 @@ def benchmark(finished: Finished, config: Benchmark, command: str) -> Path:
     return _publish(found, folder)
 
 
-def measure(nets: Mapping[str, nn.Module], finished: Finished, config: Benchmark) -> dict[str, Any]:
+def measure(
+    nets: Mapping[str, nn.Module], finished: FinishedRun, config: Benchmark
+) -> dict[str, Any]:
     """Measure costs and latencies of each net, and the ratios to the teacher's.
 
     Returns:
@@ -122,7 +124,7 @@ def prepare(
     config: Benchmark,
     devices: Sequence[str],
     scratch: Path,
-) -> Prepared:
+) -> TimingPlan:
     """Prepare every net for every backend; compiling takes tens of seconds."""
     passes, unavailable = dict[Measurement, Pass](), list[dict[str, Any]]()
     subjects = {}
@@ -142,7 +144,7 @@ def prepare(
         role: {file.stem: file.stat().st_size for file in sorted((scratch / role).glob("*.onnx"))}
         for role in nets
     }
-    return Prepared(passes, unavailable, files)
+    return TimingPlan(passes, unavailable, files)
 
 
 def peak(net: nn.Module, shape: Shape, batch: int, device: str) -> int:

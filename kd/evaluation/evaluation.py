@@ -23,7 +23,7 @@ from kd.files.writing import whole
 from kd.log import waiting
 from kd.measure.calibration import fit_temperature
 from kd.measure.corruptions import corrupt
-from kd.measure.metrics import ask, paired, probability_metrics, row_blocks, summary
+from kd.measure.metrics import ask, paired_comparison, probability_metrics, row_blocks, summary
 from kd.measure.operating_point import (
     at_threshold,
     by_cost,
@@ -31,16 +31,16 @@ from kd.measure.operating_point import (
     positive_scores,
 )
 from kd.nets.build import normalization_of
-from kd.reports.provenance import made
-from kd.runs.reader import Finished, own_data
+from kd.reports.provenance import provenance_of
+from kd.runs.reader import FinishedRun, own_data
 
 SCHEMA = 1
 PAIRS = (("student", "baseline"), ("student", "teacher"), ("baseline", "teacher"))
 UNSCALED = ((0.0,), (1.0,))
-Answers = tuple[Mapping[str, Tensor], Tensor]  # each role's logits [N, C], and the labels [N]
+RoleLogits = tuple[Mapping[str, Tensor], Tensor]  # each role's logits [N, C], and the labels [N]
 
 
-def evaluate(finished: Finished, config: Evaluate, command: str) -> Path:
+def evaluate(finished: FinishedRun, config: Evaluate, command: str) -> Path:
     """Evaluate a run's nets; print the results, and write `evaluation.json` and `evaluation.md`.
 
     Args:
@@ -59,15 +59,15 @@ def evaluate(finished: Finished, config: Evaluate, command: str) -> Path:
     own, lacking = own_data(finished, config.data, f"{config.output_dir}/cache", needed=not other)
     evaluated_on = of_other(config.data, classes, finished.shape, own) if other else of_own(own)
     val, labels = own.split.val if own else None, evaluated_on.images.labels
-    if config.operating_point.asked:
+    if config.operating_point.is_requested:
         check_point(config.operating_point, classes, val, lacking)
-    said = asked(nets, evaluated_on.images)
-    calibration = (asked(nets, val), val.labels) if val else None
+    said = ask_nets(nets, evaluated_on.images)
+    calibration = (ask_nets(nets, val), val.labels) if val else None
     found: dict[str, Any] = {
         "schema": SCHEMA,
         "run": str(finished.folder),
         "name": finished.report["name"],
-        **made(command),
+        **provenance_of(command),
         "data": {
             **{
                 key: getattr(evaluated_on, key)
@@ -83,10 +83,10 @@ def evaluate(finished: Finished, config: Evaluate, command: str) -> Path:
     }
     if config.flips:
         for model in found["models"]:
-            model["flipped"] = _flipped(
+            model["flipped"] = _flip_metrics(
                 nets[model["role"]], said[model["role"]], evaluated_on.images
             )
-    if config.operating_point.asked:
+    if config.operating_point.is_requested:
         assert calibration is not None  # refused earlier otherwise
         found["operating_point"] = operating_points(
             config.operating_point, classes, (said, labels), calibration
@@ -102,13 +102,16 @@ def evaluate(finished: Finished, config: Evaluate, command: str) -> Path:
     return _publish(found, evaluated_on, folder)
 
 
-def asked(nets: Mapping[str, nn.Module], images: Images) -> dict[str, Tensor]:
+def ask_nets(nets: Mapping[str, nn.Module], images: Images) -> dict[str, Tensor]:
     """Compute each net's logits [N, C] for the images, by role."""
     return {role: ask(net, images, normalization_of(net, UNSCALED)) for role, net in nets.items()}
 
 
 def compare(
-    logits: Mapping[str, Tensor], finished: Finished, labels: Tensor, calibration: Answers | None
+    logits: Mapping[str, Tensor],
+    finished: FinishedRun,
+    labels: Tensor,
+    calibration: RoleLogits | None,
 ) -> dict[str, list[dict[str, Any]]]:
     """Compute each net's metrics, and compare the nets in pairs.
 
@@ -118,14 +121,14 @@ def compare(
         calibration: data for fitting temperatures; None fits none.
 
     Returns:
-        `models`, a dictionary per role, and `paired`, one per pair of roles.
+        `models`, a dictionary per role, and `paired_comparison`, one per pair of roles.
     """
     said = {model["role"]: model for model in finished.report["models"]}
     models = [
         {
             **{key: said[role][key] for key in ("role", "net", "params", "stage")},
             "test": judge(each, labels, logits.get("teacher")),
-            "calibrated": _calibrated(each, labels, calibration[0][role], calibration[1])
+            "calibrated": _calibration_metrics(each, labels, calibration[0][role], calibration[1])
             if calibration
             else None,
             "flipped": None,
@@ -153,7 +156,7 @@ def check_point(
 
 
 def operating_points(
-    wanted: OperatingPoint, classes: Sequence[str], test: Answers, validation: Answers
+    wanted: OperatingPoint, classes: Sequence[str], test: RoleLogits, validation: RoleLogits
 ) -> dict[str, Any]:
     """Choose each net's threshold on validation; evaluate it there and on these images.
 
@@ -230,14 +233,14 @@ def _kl(logits: Tensor, teacher: Tensor | None) -> float | None:
     return max(0.0, total / len(logits))
 
 
-def _flipped(net: nn.Module, logits: Tensor, images: Images) -> dict[str, Any]:
+def _flip_metrics(net: nn.Module, logits: Tensor, images: Images) -> dict[str, Any]:
     """Compute the accuracy of the mean logits of each image and its mirror image."""
     other = ask(net, images, normalization_of(net, UNSCALED), mirrored=True)
     found = summary((logits + other) / 2, images.labels)
     return {key: found[key] for key in ("accuracy", "accuracy_ci95", "nll")}
 
 
-def _calibrated(
+def _calibration_metrics(
     logits: Tensor, labels: Tensor, on_val: Tensor, val_labels: Tensor
 ) -> dict[str, Any] | None:
     """Return the metrics that temperature scaling changes; None if no temperature fits on
@@ -258,10 +261,11 @@ def versus(first: str, second: str, logits: Mapping[str, Tensor], labels: Tensor
         labels: int64 [N].
 
     Returns:
-        `difference` in accuracy (first - second) with interval and p, see `paired`; `only_first`
+        `difference` in accuracy (first - second) with interval and p, see
+        `paired_comparison`; `only_first`
         and `only_second`, the images that only one gets right, on which McNemar's test rests.
     """
-    found = paired(logits[first], logits[second], labels)
+    found = paired_comparison(logits[first], logits[second], labels)
     right, other = (logits[role].argmax(1) == labels for role in (first, second))
     return {
         "first": first,

@@ -59,9 +59,9 @@ def of_other(
     order = label_order(source, "data", classes, shape)
     images, part = (source.test, "its test part") if source.test else (source.train, "all of it")
     if not source.test and source.val:
-        images = images.joined(source.val)
+        images = images.join(source.val)
     images = Images(images.pixels, order[images.labels])
-    kept = unseen(images, *(_seen_by_nets(own) if own else ()))
+    kept = unseen(images, *(_images_of_nets(own) if own else ()))
     if not len(kept):
         raise UserError(
             "data: the run's nets were trained on all of these images, or chosen by them"
@@ -72,11 +72,11 @@ def of_other(
     )
 
 
-def _seen_by_nets(own: DataModule) -> list[Images]:
+def _images_of_nets(own: DataModule) -> list[Images]:
     """Images that a run's nets were trained on or chosen by."""
     seen = [own.split.train, own.split.val, own.split.unlabeled]
     try:
-        of_teacher = own.seen_by("all").split
+        of_teacher = own.for_stage("all").split
     except UserError as error:
         say(f"{error}\n  so the images that the teacher alone has seen are not left out")
     else:

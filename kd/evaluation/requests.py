@@ -76,7 +76,7 @@ class OperatingPoint(Strict):
         return self
 
     @property
-    def asked(self) -> bool:
+    def is_requested(self) -> bool:
         """Whether one is requested."""
         return self.sensitivity is not None or self.miss_cost is not None
 

@@ -31,7 +31,7 @@ READING = {
 }
 
 
-def trusted(
+def check_allowlist(
     node: Any,
     kind: str,
     where: str,
@@ -65,7 +65,7 @@ def trusted(
                     f"Where you trust it, {remedy}"
                 )
         for value in node.values():
-            trusted(value, kind, where, trust, remedy)
+            check_allowlist(value, kind, where, trust, remedy)
     elif isinstance(node, list):
         for value in node:
-            trusted(value, kind, where, trust, remedy)
+            check_allowlist(value, kind, where, trust, remedy)

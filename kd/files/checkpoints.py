@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
-from kd.errors import Damaged
+from kd.errors import DamagedError
 from kd.files.writing import whole
 from kd.log import say
 
@@ -22,7 +22,7 @@ class WholeCheckpoints(TorchCheckpointIO):
         """Write a checkpoint.
 
         Raises:
-            CannotWrite: no space or no permission; the last one is kept.
+            WriteError: no space or no permission; the last one is kept.
         """
         # torch's error has neither the file's name nor the reason
         content = io.BytesIO()
@@ -36,17 +36,17 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read one of our checkpoints.
 
     Raises:
-        Damaged: it is damaged or missing.
+        DamagedError: it is damaged or missing.
     """
     try:
         with zipfile.ZipFile(path) as parts:  # torch does not verify the checksums it wrote
             if bad := parts.testzip():
-                raise Damaged(f"{path} is damaged: the checksum of {bad} is wrong")
+                raise DamagedError(f"{path} is damaged: the checksum of {bad} is wrong")
         found: dict[str, Any] = torch.load(path, "cpu", weights_only=True)
-    except Damaged:
+    except DamagedError:
         raise
     except Exception as error:  # a broken archive may raise anything
-        raise Damaged(f"{path} is damaged: {str(error).partition(chr(10))[0]}") from error
+        raise DamagedError(f"{path} is damaged: {str(error).partition(chr(10))[0]}") from error
     return found
 
 
@@ -63,7 +63,7 @@ def last_good(last: Path, best: Path) -> dict[str, Any] | None:
     try:
         read_checkpoint(best)
         return read_checkpoint(last)
-    except Damaged as error:
+    except DamagedError as error:
         say(f"{error}; training begins anew")
     last.unlink()
     best.unlink(missing_ok=True)

@@ -48,7 +48,7 @@ def names_in(file: Path, where: str) -> list[str] | None:
     return None
 
 
-def names_given(value: str | Sequence[str], where: str) -> list[str]:
+def names_from_config(value: str | Sequence[str], where: str) -> list[str]:
     """Return class names from the config: a list, or a file with one per line or in JSON.
 
     Raises:
@@ -92,7 +92,7 @@ def _as_names(value: Any) -> list[str] | None:
     return list(map(str, value)) if all(isinstance(each, str | int) for each in value) else None
 
 
-def shared(theirs: Sequence[str], ours: Sequence[str]) -> int:
+def count_common(theirs: Sequence[str], ours: Sequence[str]) -> int:
     """Count our classes that are among theirs."""
     return sum(output is not None for output in _outputs(theirs, ours))
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kd.errors import UserError, first_of
-from kd.files.allowlist import trusted
+from kd.files.allowlist import check_allowlist
 
 STUDENT = "student.safetensors"
 SCHEMA = 1
@@ -99,5 +99,5 @@ def net_of(path: str | Path, where: str) -> dict[str, Any]:
             f"{where}=resnet18 {where}.path={file}"
         )
     node: dict[str, Any] = header["net"]
-    trusted(node, "net", f"{where}.net: {file}", remedy=f"give {where}.net yourself")
+    check_allowlist(node, "net", f"{where}.net: {file}", remedy=f"give {where}.net yourself")
     return node

@@ -44,12 +44,12 @@ def inventory(output: Path, *, check: bool = False) -> list[StoreItem]:
     Args:
         check: verify each stage's weights against their checksum, which reads them all.
     """
-    needed = _needed(output)
+    needed = _runs_by_stage(output)
     found = [*_stages(output / "store", needed, check), *_caches(output / "cache")]
     return sorted(found, key=lambda entry: -entry.bytes)
 
 
-def chosen(
+def select(
     entries: Sequence[StoreItem],
     *,
     unused: bool = False,
@@ -93,7 +93,7 @@ def remove(entry: StoreItem) -> bool:
         return mine and not entry.path.exists()
 
 
-def _needed(output: Path) -> dict[str, list[str]]:
+def _runs_by_stage(output: Path) -> dict[str, list[str]]:
     """Map each stage key to the names of runs that need it, directly or through later stages."""
     found: dict[str, list[str]] = {}
     for report in sorted(output.glob("*/**/report.json")):
@@ -108,11 +108,11 @@ def _needed(output: Path) -> dict[str, list[str]]:
             if key not in seen:
                 seen.add(key)
                 found.setdefault(key, []).append(report.parent.name)
-                left += _built_on(output / "store" / key)
+                left += _parent_keys(output / "store" / key)
     return found
 
 
-def _built_on(folder: Path) -> list[str]:
+def _parent_keys(folder: Path) -> list[str]:
     """Return the keys of the stages named in a stage's spec."""
     try:
         spec = json.loads((folder / "stage.json").read_text())["spec"]

@@ -14,7 +14,7 @@ from typing import Any
 
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
-from kd.errors import CannotWrite
+from kd.errors import WriteError
 from kd.files.writing import cause_of, writing
 from kd.log import say
 
@@ -29,7 +29,7 @@ class Lock(FileLock):
 
         Raises:
             Timeout: another process has it.
-            CannotWrite: locks are not possible there.
+            WriteError: locks are not possible there.
         """
         path = Path(self.lock_file).absolute()
         try:
@@ -38,8 +38,8 @@ class Lock(FileLock):
             raise
         except OSError as error:
             if cause := cause_of(error):
-                raise CannotWrite(f"cannot write the lock: {path}: {cause}") from error
-            raise CannotWrite(
+                raise WriteError(f"cannot write the lock: {path}: {cause}") from error
+            raise WriteError(
                 f"{path}: its file system has no locks between processes "
                 f"({error.strerror or error}); set output_dir to a folder on one that has"
             ) from error
@@ -51,7 +51,7 @@ def lock_at(path: Path) -> Lock:
 
 
 @contextlib.contextmanager
-def held(path: Path, what: str, doing: str, *, wait: bool = True) -> Iterator[bool]:
+def hold(path: Path, what: str, doing: str, *, wait: bool = True) -> Iterator[bool]:
     """Hold a lock, waiting while another process has it; logs the wait, and a takeover from a dead
     process.
 
@@ -64,7 +64,7 @@ def held(path: Path, what: str, doing: str, *, wait: bool = True) -> Iterator[bo
         whether it is held.
 
     Raises:
-        CannotWrite: locks are not possible there.
+        WriteError: locks are not possible there.
     """
     with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)

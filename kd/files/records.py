@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from kd.errors import Damaged, UserError
+from kd.errors import DamagedError, UserError
 
 
 def read_record(path: Path, schema: int, what: str) -> dict[str, Any]:
@@ -16,14 +16,14 @@ def read_record(path: Path, schema: int, what: str) -> dict[str, Any]:
 
     Raises:
         OSError: it is missing or cannot be read.
-        Damaged: it is no JSON, or no record.
+        DamagedError: it is no JSON, or no record.
         UserError: a later kd wrote it.
     """
     try:
         record = dict(json.loads(path.read_bytes()))
         number = int(record["schema"])
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise Damaged(f"{path} is damaged, or no {what} of kd ({error!r})") from error
+        raise DamagedError(f"{path} is damaged, or no {what} of kd ({error!r})") from error
     if number > schema:
         raise UserError(
             f"{path} was written by a later kd (schema {number}; this one reads {schema})"

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from kd.errors import Damaged, first_of
+from kd.errors import DamagedError, first_of
 from kd.files.records import read_record
 
 SCHEMA = 1
@@ -147,14 +147,14 @@ def read_report(file: Path, shape: type[Report] = Report) -> dict[str, Any]:
         shape: what it must hold.
 
     Raises:
-        Damaged: it was altered, cannot be read, or is no report.
+        DamagedError: it was altered, cannot be read, or is no report.
         UserError: a later kd wrote it.
     """
     try:
         report = read_record(file, SCHEMA, "report")
         shape.model_validate_json(json.dumps(report))
     except OSError as error:
-        raise Damaged(f"{file}: cannot be read: {error.strerror}") from error
+        raise DamagedError(f"{file}: cannot be read: {error.strerror}") from error
     except ValidationError as error:
-        raise Damaged(f"{file} is damaged, or no report of kd: {first_of(error)}") from None
+        raise DamagedError(f"{file} is damaged, or no report of kd: {first_of(error)}") from None
     return report

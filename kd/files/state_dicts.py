@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kd.errors import Damaged, UserError
+from kd.errors import DamagedError, UserError
 from kd.files.tensors import load_tensors
 
 # Usual keys of the state dict in a checkpoint, by preference.
@@ -87,13 +87,13 @@ def read_content(path: Path, where: str) -> Any:
             if path.suffix == ".safetensors"
             else torch.load(path, "cpu", weights_only=True)
         )
-    except Damaged as error:
-        raise Damaged(f"{where}: {error}") from error
+    except DamagedError as error:
+        raise DamagedError(f"{where}: {error}") from error
     except pickle.UnpicklingError as error:
         needed = re.search(r"GLOBAL (\S+)", str(error))
         if needed is None:
             raise UserError(f"{where}: {path} is no weights file") from error
-        raise UserError(_refused(path, where, needed[1])) from error
+        raise UserError(_refusal(path, where, needed[1])) from error
     except Exception as error:  # readers raise undocumented errors on damaged files
         if isinstance(error, OSError) and not path.is_file():
             raise UserError(f"{where}: cannot read {path}: {error.strerror or error}") from error
@@ -103,7 +103,7 @@ def read_content(path: Path, where: str) -> Any:
         raise UserError(f"{where}: {path} is no weights file, or a damaged one: {why}") from error
 
 
-def _refused(path: Path, where: str, needed: str) -> str:
+def _refusal(path: Path, where: str, needed: str) -> str:
     return (
         f"{where}: {path} is a pickle that needs more than tensors to load ({needed}), so it "
         "could run any code; refused.\n  Where you trust it, convert it once: import torch; "

@@ -12,8 +12,8 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from kd.errors import Damaged, UserError
-from kd.files.locks import held
+from kd.errors import DamagedError, UserError
+from kd.files.locks import hold
 from kd.files.records import read_record
 from kd.files.writing import writing
 
@@ -21,7 +21,7 @@ SCHEMA = 1
 
 
 @dataclass(frozen=True)
-class Done:
+class StageResult:
     """A finished stage.
 
     Attributes:
@@ -44,7 +44,7 @@ class Done:
         """
         path = self.folder / "weights.safetensors"
         if checksum(path) != self.record["sha256"]:
-            raise Damaged(
+            raise DamagedError(
                 f"{path} is damaged (its checksum is wrong); force=true trains the stage again"
             )
         return load_file(path)
@@ -56,7 +56,7 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def find(self, key: str) -> Done | None:
+    def find(self, key: str) -> StageResult | None:
         """Return the finished stage of this key, or None."""
         path = self.root / key / "stage.json"
         if not path.exists():
@@ -64,9 +64,9 @@ class Store:
         try:
             record = read_record(path, SCHEMA, "stage")
             if key_of(record.get("spec", {})) != key:
-                raise Damaged(f"{path} is damaged: its spec is another stage's")
-            return Done(key, path.parent, record)
-        except Damaged as error:
+                raise DamagedError(f"{path} is damaged: its spec is another stage's")
+            return StageResult(key, path.parent, record)
+        except DamagedError as error:
             raise UserError(f"{error}; remove {path.parent} to train the stage again") from error
 
     @contextmanager
@@ -77,7 +77,7 @@ class Store:
         Waits while another process holds it. The operating system releases a dead process's lock.
         """
         folder = self.root / f"{key}.partial"
-        with held(self.root / f"{key}.lock", name, "is training it"):
+        with hold(self.root / f"{key}.lock", name, "is training it"):
             with writing(folder):
                 folder.mkdir(exist_ok=True)
             try:
@@ -86,7 +86,7 @@ class Store:
                 with suppress(OSError):  # an attempt's files stay, so that the next one can resume
                     folder.rmdir()
 
-    def publish(self, key: str, record: dict[str, Any]) -> Done:
+    def publish(self, key: str, record: dict[str, Any]) -> StageResult:
         """Turn the working folder of `key` into a finished stage, replacing an older one."""
         partial, final = self.root / f"{key}.partial", self.root / key
         record = {
@@ -98,7 +98,7 @@ class Store:
         with writing(final, "a finished stage"):
             (partial / "stage.json").write_text(json.dumps(record, indent=1))
             put(partial, final)
-        return Done(key, final, record)
+        return StageResult(key, final, record)
 
 
 def put(folder: Path, final: Path) -> None:

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from kd.errors import Damaged
+from kd.errors import DamagedError
 from kd.files.writing import whole
 
 # Metadata key of our safetensors header: JSON, with the checksum of everything else as `sha256`.
@@ -28,7 +28,7 @@ def save_tensors(
         about: contents of the header; plain values.
 
     Raises:
-        CannotWrite: no space or no permission.
+        WriteError: no space or no permission.
     """
     found = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     header = {**(about or {}), "sha256": _digest(found, about or {})}
@@ -43,7 +43,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
     Raises:
         SafetensorError, OSError: the file cannot be read.
-        Damaged: the checksum is wrong.
+        DamagedError: the checksum is wrong.
     """
     with safe_open(path, "pt") as file:
         # safe_open gives no mapping.
@@ -54,10 +54,10 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     try:
         about = dict(json.loads(said))
     except (ValueError, TypeError) as error:
-        raise Damaged(f"{path} is damaged: its header is no JSON") from error
+        raise DamagedError(f"{path} is damaged: its header is no JSON") from error
     wanted = about.pop("sha256", None)
     if wanted is not None and wanted != _digest(found, about):
-        raise Damaged(f"{path} is damaged: its checksum is wrong")
+        raise DamagedError(f"{path} is damaged: its checksum is wrong")
     return found
 
 

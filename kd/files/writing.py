@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from kd.errors import CannotWrite, UserError
+from kd.errors import UserError, WriteError
 
 # Reasons outside the program: full disk, quota, file size limit, read-only disk, no permission,
 # broken disk; a file where a folder should be, or the reverse.
@@ -54,7 +54,7 @@ def writing(path: Path, what: str = "") -> Iterator[None]:
         what: its description for people; empty if its name says it.
 
     Raises:
-        CannotWrite: for one of `CAUSES`; other errors pass through.
+        WriteError: for one of `CAUSES`; other errors pass through.
     """
     try:
         yield
@@ -66,7 +66,7 @@ def writing(path: Path, what: str = "") -> Iterator[None]:
         )
         if (cause := cause_of(error)) is None or elsewhere:
             raise
-        raise CannotWrite(
+        raise WriteError(
             f"cannot write {what and f'{what}: '}{path.absolute()}: {cause}"
         ) from error
 
@@ -76,7 +76,7 @@ def whole(path: Path, what: str = "") -> Iterator[Path]:
     """Yield a temporary name, renamed to `path` at the end, so that a partial file is never seen.
 
     Raises:
-        CannotWrite: writing failed; the earlier file is kept.
+        WriteError: writing failed; the earlier file is kept.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:

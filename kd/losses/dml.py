@@ -28,10 +28,10 @@ def dml_loss(logits_s: Tensor, logits_p: Tensor, target: Tensor) -> Tensor:
     to_peer = F.kl_div(log_p_p, log_p_s.detach(), reduction="batchmean", log_target=True)
     ignored: Any = {"ignore_index": -1} if target.ndim == 1 else {}
     labels = F.cross_entropy(logits_p, target, reduction="sum", **ignored)
-    return to_student + labels / _labelled(target).sum().clamp(min=1) + to_peer
+    return to_student + labels / _label_mask(target).sum().clamp(min=1) + to_peer
 
 
-def _labelled(target: Tensor) -> Tensor:
+def _label_mask(target: Tensor) -> Tensor:
     return target >= 0 if target.ndim == 1 else target.sum(dim=1) > 0
 
 
@@ -58,7 +58,7 @@ class DML(nn.Module):
         """
         logits_p: Tensor = self.peer(x)
         label = target if target.ndim == 1 else target.argmax(dim=1)
-        known = _labelled(target)
+        known = _label_mask(target)
         right = (logits_p.detach().argmax(dim=1) == label) & known
         self.logged = {"peer_acc": right.sum() / known.sum().clamp(min=1)}
         return dml_loss(logits_s, logits_p, target)

@@ -23,7 +23,7 @@ def icarl_loss(logits_s: Tensor, logits_t: Tensor, target: Tensor) -> Tensor:
     Returns:
         scalar >= 0. Its minimum is the binary entropy of the teacher's sigmoids, not 0.
     """
-    new = _wanted(logits_s, target)[:, logits_t.shape[1] :]
+    new = _targets(logits_s, target)[:, logits_t.shape[1] :]
     wanted = torch.cat([logits_t.detach().sigmoid(), new], dim=1)
     return F.binary_cross_entropy_with_logits(logits_s, wanted, reduction="sum") / len(logits_s)
 
@@ -38,10 +38,10 @@ def icarl_labels_loss(logits_s: Tensor, target: Tensor) -> Tensor:
     Returns:
         scalar >= 0.
     """
-    wanted = _wanted(logits_s, target)
+    wanted = _targets(logits_s, target)
     return F.binary_cross_entropy_with_logits(logits_s, wanted, reduction="sum") / len(logits_s)
 
 
-def _wanted(logits_s: Tensor, target: Tensor) -> Tensor:
+def _targets(logits_s: Tensor, target: Tensor) -> Tensor:
     hot = F.one_hot(target, logits_s.shape[1]) if target.ndim == 1 else target
     return hot.to(logits_s.dtype)

@@ -32,13 +32,13 @@ def kd_loss(
         a positive factor).
     """
     if standardize:
-        logits_s, logits_t = _standardized(logits_s), _standardized(logits_t)
+        logits_s, logits_t = _standardize(logits_s), _standardize(logits_t)
     log_p_s = F.log_softmax(logits_s / temperature, dim=1)
     p_t = F.softmax(logits_t.detach() / temperature, dim=1)
     return F.kl_div(log_p_s, p_t, reduction="batchmean") * temperature**2
 
 
-def _standardized(logits: Tensor) -> Tensor:
+def _standardize(logits: Tensor) -> Tensor:
     # The floor keeps the gradient of the root finite where all logits of an image are equal.
     deviation = logits.var(dim=1, keepdim=True).clamp_min(1e-30).sqrt()
     return (logits - logits.mean(dim=1, keepdim=True)) / (1e-7 + deviation)

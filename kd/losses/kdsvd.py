@@ -43,24 +43,24 @@ def kdsvd_loss(feats_s: list[Tensor], feats_t: list[Tensor], rank: int = 1) -> T
                 f"kdsvd: {a.shape[2]} channels of the student's and {b.shape[2]} of the teacher's"
             )
         with torch.no_grad():
-            sizes, theirs = _decomposed(b, rank)
-        ours = _aligned(_directions(a, rank + SPARE), theirs)
+            sizes, theirs = _decompose(b, rank)
+        ours = _align(_directions(a, rank + SPARE), theirs)
         sizes = unit(sizes)[:, None]
         now = ours * sizes, theirs * sizes
         if before is not None:
-            difference = _related(now[0], before[0]) - _related(now[1], before[1])
+            difference = _relate(now[0], before[0]) - _relate(now[1], before[1])
             total = total + difference.pow(2).flatten(1).sum(1).mean()
         before = now
     return total
 
 
-def _related(v: Tensor, u: Tensor) -> Tensor:
+def _relate(v: Tensor, u: Tensor) -> Tensor:
     """Relate [B, C, k] and [B, D, k] -> [B, C, D, k]; surplus vectors of either are dropped."""
     k = min(v.shape[2], u.shape[2])
     return torch.exp(-(v[:, :, None, :k] - u[:, None, :, :k]).pow(2) / WIDTH)
 
 
-def _decomposed(x: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+def _decompose(x: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Return the largest singular values [B, k] and right singular vectors [B, C, k] of x [B, N,
     C].
     """
@@ -91,7 +91,7 @@ def _directions(x: Tensor, rank: int) -> Tensor:
     return turned
 
 
-def _aligned(ours: Tensor, theirs: Tensor) -> Tensor:
+def _align(ours: Tensor, theirs: Tensor) -> Tensor:
     """Match each teacher vector with the most similar student vector, with equal sign; [B, C,
     k].
     """

@@ -73,10 +73,10 @@ def _brightness(pictures: Pictures, index: NDArray[np.int64], level: int, seed: 
 
 
 def _jpeg(pictures: Pictures, index: NDArray[np.int64], level: int, seed: int) -> Pictures:
-    return np.stack([_compressed(picture, JPEG[level]) for picture in pictures])
+    return np.stack([_compress(picture, JPEG[level]) for picture in pictures])
 
 
-def _compressed(picture: Pictures, quality: int) -> Pictures:
+def _compress(picture: Pictures, quality: int) -> Pictures:
     levels = (picture * 255).round().astype(np.uint8)
     image = Image.fromarray(levels[0] if len(levels) == 1 else levels.transpose(1, 2, 0))
     file = io.BytesIO()

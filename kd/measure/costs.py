@@ -60,11 +60,11 @@ class _LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if storage not in self._counted:  # views and in-place operations allocate nothing
                 self._counted.add(storage)
                 self.now += storage.nbytes()
-                weakref.finalize(storage, self._freed, storage.nbytes()).atexit = False
+                weakref.finalize(storage, self._free, storage.nbytes()).atexit = False
         self.peak = max(self.peak, self.now)
         return found
 
-    def _freed(self, size: int) -> None:
+    def _free(self, size: int) -> None:
         self.now -= size
 
 

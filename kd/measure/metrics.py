@@ -15,7 +15,7 @@ from kd.data.base import DataModule, Images
 from kd.data.views import normalize, to_unit
 from kd.log import waiting
 from kd.nets.build import normalization_of
-from kd.nets.pretrained import Normalization
+from kd.nets.pretrained_weights import Normalization
 
 BOOTSTRAP = 10_000
 BINS = 15
@@ -274,7 +274,9 @@ def _of_two_classes(chosen: Tensor, labels: Tensor) -> dict[str, Any]:
     }
 
 
-def paired(student: Tensor, baseline: Tensor, labels: Tensor, seed: int = 0) -> dict[str, Any]:
+def paired_comparison(
+    student: Tensor, baseline: Tensor, labels: Tensor, seed: int = 0
+) -> dict[str, Any]:
     """Compare student and baseline on the same test images.
 
     Args:

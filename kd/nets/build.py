@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kd.config.construct import REFUSALS, construct, first_line, resolve_target
 from kd.errors import UserError
-from kd.nets.pretrained import Normalization, Pretrained
+from kd.nets.pretrained_weights import Normalization, PretrainedWeights
 from kd.shape import Shape
 
 
@@ -47,12 +47,12 @@ def build_net(
             classes].
     """
     channels, size, classes = shape
-    pretrained = pretrained_of(node, where)
+    pretrained = pretrained_weights_of(node, where)
     try:
         normalization = pretrained.normalization(channels) if pretrained else None
     except ValueError as error:
         raise UserError(f"{where}.{error}") from error
-    named = node if load else without_pretrained(node)
+    named = node if load else fresh_node(node)
     if most is not None:
         _refuse_larger(named, shape, where, most)
     try:
@@ -147,7 +147,7 @@ def _refuse_larger(node: Mapping[str, Any], shape: Shape, where: str, most: int)
         )
 
 
-def pretrained_of(node: Mapping[str, Any], where: str) -> Pretrained | None:
+def pretrained_weights_of(node: Mapping[str, Any], where: str) -> PretrainedWeights | None:
     """Return the pretrained weights that a node asks for; None if it asks for none.
 
     The net's own file decides, through a function `pretrained_weights` that takes the node's
@@ -163,16 +163,16 @@ def pretrained_of(node: Mapping[str, Any], where: str) -> Pretrained | None:
     if not keywords.get("pretrained") or known is None:
         return None
     try:
-        found: Pretrained | None = known(**keywords)
+        found: PretrainedWeights | None = known(**keywords)
     except (TypeError, ValueError) as error:
         raise UserError(f"{where}: {error}") from error
     return found
 
 
-def without_pretrained(node: Mapping[str, Any]) -> dict[str, Any]:
+def fresh_node(node: Mapping[str, Any]) -> dict[str, Any]:
     """Return the node with fresh weights, also for a net inside it."""
     return {
-        name: without_pretrained(value) if isinstance(value, Mapping) else value
+        name: fresh_node(value) if isinstance(value, Mapping) else value
         for name, value in node.items()
         if name != "pretrained"
     }

@@ -11,17 +11,17 @@ from typing import Any, Literal, TypeAlias
 from torch import Tensor, nn
 
 from kd.errors import UserError
-from kd.nets.layer_paths import Place, Points
+from kd.nets.layer_paths import FeaturePaths, LayerPath
 
 Side: TypeAlias = Literal["s", "t"]  # student or teacher
 
 # Signals that a loss may ask for, of either net, with `_s` or `_t` appended.
 FEATS, PREACTS, POOLED, HEAD = "feats", "preacts", "pooled", "head"
 KINDS = (FEATS, PREACTS, POOLED, HEAD)
-TAPPED = (FEATS, PREACTS)
+LISTS = (FEATS, PREACTS)
 
 
-class Taps:
+class FeatureHooks:
     """Hooks that record while the net is called through this object, and are idle otherwise.
 
     They are set once, so that a net compiled later has them in its graph. They go along when the
@@ -29,42 +29,42 @@ class Taps:
 
     Args:
         net: the net to hook; it may be wrapped or compiled afterwards.
-        points: as from `kd.nets.layer_paths.study`.
+        paths: as from `kd.nets.layer_paths.study`.
         kinds: those of `KINDS` to record.
 
     Raises:
         UserError: `pooled` or `head` is asked for, and the net does not end in one linear layer.
     """
 
-    def __init__(self, net: nn.Module, points: Points, kinds: Collection[str]) -> None:
-        if {POOLED, HEAD} & set(kinds) and points.pooled is None:
+    def __init__(self, net: nn.Module, paths: FeaturePaths, kinds: Collection[str]) -> None:
+        if {POOLED, HEAD} & set(kinds) and paths.pooled is None:
             raise UserError(
                 "loss: asks for the embedding that the last linear layer gets, but "
                 f"{type(net).__name__} does not end in one such layer"
             )
-        self.net, self.points, self.kinds = net, points, tuple(kinds)
+        self.net, self.paths, self.kinds = net, paths, tuple(kinds)
         self.on = False
-        self.found: dict[Place, Tensor] = {}
-        for place in self.places:
-            module, note = net.get_submodule(place.path), partial(self._note, place)
-            if place.side == "input":
+        self.found: dict[LayerPath, Tensor] = {}
+        for layer in self.layers:
+            module, note = net.get_submodule(layer.path), partial(self._note, layer)
+            if layer.side == "input":
                 module.register_forward_pre_hook(partial(_entering, note))
             else:
                 module.register_forward_hook(partial(_leaving, note))
 
     @property
-    def places(self) -> list[Place]:
+    def layers(self) -> list[LayerPath]:
         """All hooked places, each once."""
         wanted = {
-            FEATS: self.points.feats,
-            PREACTS: self.points.preacts,
-            POOLED: (self.points.pooled,),
+            FEATS: self.paths.feats,
+            PREACTS: self.paths.preacts,
+            POOLED: (self.paths.pooled,),
         }
         return list(dict.fromkeys(p for kind in self.kinds for p in wanted.get(kind, ()) if p))
 
-    def _note(self, place: Place, value: Tensor) -> None:
+    def _note(self, layer: LayerPath, value: Tensor) -> None:
         if self.on:
-            self.found[place] = value.clone() if place in self.points.copied else value
+            self.found[layer] = value.clone() if layer in self.paths.copied else value
 
     def __call__(
         self, call: Callable[[Tensor], Tensor], x: Tensor
@@ -82,18 +82,18 @@ class Taps:
         try:
             logits = call(x)
             seen: dict[str, Any] = {
-                kind: [self.found[place] for place in places]
-                for kind, places in ((FEATS, self.points.feats), (PREACTS, self.points.preacts))
+                kind: [self.found[layer] for layer in layers]
+                for kind, layers in ((FEATS, self.paths.feats), (PREACTS, self.paths.preacts))
                 if kind in self.kinds
             }
-            if POOLED in self.kinds and self.points.pooled:
-                seen[POOLED] = self.found[self.points.pooled].flatten(1)
+            if POOLED in self.kinds and self.paths.pooled:
+                seen[POOLED] = self.found[self.paths.pooled].flatten(1)
         finally:
             self.on = False
             # They would keep the graph alive, and could not be copied with the net
             self.found.clear()
-        if HEAD in self.kinds and self.points.head is not None:
-            seen[HEAD] = self.net.get_submodule(self.points.head)
+        if HEAD in self.kinds and self.paths.head is not None:
+            seen[HEAD] = self.net.get_submodule(self.paths.head)
         return logits, seen
 
 
@@ -114,7 +114,9 @@ def kinds_of(signals: Collection[str], side: Side) -> list[str]:
     return [kind for kind in KINDS if f"{kind}_{side}" in signals]
 
 
-def offered(student: Points | None, teacher: Points | None, labels: Tensor) -> dict[str, Any]:
+def build_arguments(
+    student: FeaturePaths | None, teacher: FeaturePaths | None, labels: Tensor
+) -> dict[str, Any]:
     """Return what the constructor of a learned loss may ask for by name, to size its layers.
 
     Args:
@@ -129,6 +131,6 @@ def offered(student: Points | None, teacher: Points | None, labels: Tensor) -> d
     }
 
 
-def named(seen: Mapping[str, Any], side: Side) -> dict[str, Any]:
+def as_signals(seen: Mapping[str, Any], side: Side) -> dict[str, Any]:
     """Name the recorded signals of the student (`s`) or the teacher (`t`)."""
     return {f"{kind}_{side}": value for kind, value in seen.items()}

@@ -25,7 +25,7 @@ NORMS = (
 )
 
 
-class Place(NamedTuple):
+class LayerPath(NamedTuple):
     """Input or output of a module, at its last call in a forward pass."""
 
     path: str
@@ -33,7 +33,7 @@ class Place(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Points:
+class FeaturePaths:
     """Hooked layers of a net, and their tensors.
 
     Attributes:
@@ -49,18 +49,18 @@ class Points:
         width: length of the pooled embedding; 0 without one.
     """
 
-    feats: tuple[Place, ...]
-    preacts: tuple[Place, ...]
-    pooled: Place | None
+    feats: tuple[LayerPath, ...]
+    preacts: tuple[LayerPath, ...]
+    pooled: LayerPath | None
     head: str | None
-    copied: frozenset[Place]
+    copied: frozenset[LayerPath]
     shapes: tuple[tuple[int, ...], ...]
     width: int
 
 
 def study(
     net: nn.Module, paths: Sequence[str], shape: Shape, *, where: str, training: bool = False
-) -> Points:
+) -> FeaturePaths:
     """Inspect the layers in one dry pass of a copy; the net and the random state stay unchanged.
 
     Args:
@@ -74,7 +74,7 @@ def study(
     modules = dict(net.named_modules())
     for path in paths:
         if path not in modules or not path:
-            raise UserError(f"{where}: the net has no module {path!r}{_suggested(path, modules)}")
+            raise UserError(f"{where}: the net has no module {path!r}{_suggestion(path, modules)}")
     record = dry_pass(net, shape, training)
     for path in paths:
         if path not in record.outputs:
@@ -85,28 +85,28 @@ def study(
             kind = type(record.outputs[path]).__name__
             raise UserError(
                 f"{where}: {path!r} gives a {kind}, needed is a tensor [B, "
-                f"...]{_suggested(path, modules)}"
+                f"...]{_suggestion(path, modules)}"
             )
-    feats = tuple(Place(path, "output") for path in paths)
+    feats = tuple(LayerPath(path, "output") for path in paths)
     preacts = tuple(record.before_activation(path) for path in paths)
     head = _head(net, shape)
-    pooled = Place(head, "input") if head is not None and head in record.inputs else None
-    return Points(
+    pooled = LayerPath(head, "input") if head is not None and head in record.inputs else None
+    return FeaturePaths(
         feats,
         preacts,
         pooled,
         head,
         frozenset(
-            place
-            for place in (*feats, *preacts, *([pooled] if pooled else []))
-            if record.written(place)
+            layer
+            for layer in (*feats, *preacts, *([pooled] if pooled else []))
+            if record.is_overwritten(layer)
         ),
         tuple(tuple(record.outputs[path].shape[1:]) for path in paths),
         record.inputs[head].flatten(1).shape[1] if pooled and head is not None else 0,
     )
 
 
-def _suggested(path: str, modules: Collection[str]) -> str:
+def _suggestion(path: str, modules: Collection[str]) -> str:
     """Suggest the nearest path and its siblings, in a few lines."""
     names = [name for name in modules if name]
     parent = path.rpartition(".")[0]
@@ -134,7 +134,7 @@ def _head(net: nn.Module, shape: Shape) -> str | None:
 
 
 @dataclass
-class Record:
+class ForwardRecord:
     """Forward pass: the last input and output of each module, and tensor versions then."""
 
     inputs: dict[str, Any] = field(default_factory=dict)
@@ -160,29 +160,29 @@ class Record:
         if isinstance(output, Tensor):
             self.versions[path, "output"] = output._version
 
-    def written(self, place: Place) -> bool:
+    def is_overwritten(self, layer: LayerPath) -> bool:
         """Whether the tensor was overwritten between that moment and the end."""
-        tensor = (self.inputs if place.side == "input" else self.outputs)[place.path]
-        return bool(tensor._version != self.versions[place.path, place.side])
+        tensor = (self.inputs if layer.side == "input" else self.outputs)[layer.path]
+        return bool(tensor._version != self.versions[layer.path, layer.side])
 
-    def before_activation(self, path: str) -> Place:
-        """Find the tensor before a module's last activation; see `Points.preacts`."""
+    def before_activation(self, path: str) -> LayerPath:
+        """Find the tensor before a module's last activation; see `FeaturePaths.preacts`."""
         tap = self.outputs[path]
         for name in self.activations:
             if self.outputs.get(name) is tap and name in self.inputs:
-                return Place(name, "input")
+                return LayerPath(name, "input")
         for name in self.norms if path in self.stages else ():
             if self.inputs.get(name) is tap and self._is_activated(self.outputs.get(name)):
-                return Place(name, "output")
-        return Place(path, "output")
+                return LayerPath(name, "output")
+        return LayerPath(path, "output")
 
     def _is_activated(self, tensor: Any) -> bool:
         return any(tensor is each for each in self.activated)
 
 
-def dry_pass(net: nn.Module, shape: Shape, training: bool) -> Record:
+def dry_pass(net: nn.Module, shape: Shape, training: bool) -> ForwardRecord:
     """Record a forward pass on two random images; the net is unchanged."""
-    record, dummy = Record(), copy.deepcopy(net).train(training)
+    record, dummy = ForwardRecord(), copy.deepcopy(net).train(training)
     for path, module in dummy.named_modules():
         module.register_forward_pre_hook(partial(record.entering, path))
         module.register_forward_hook(partial(record.leaving, path))

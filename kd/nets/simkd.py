@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 
 from kd.errors import UserError
 from kd.nets.build import build_net
-from kd.nets.layer_paths import Points, study
+from kd.nets.layer_paths import FeaturePaths, study
 from kd.nets.pairing import default_taps
 from kd.nets.splice import CutError, after, splice
 from kd.shape import Shape
@@ -113,7 +113,7 @@ class SimKD(nn.Module):
         self.net.load_state_dict(own)
 
 
-def _last_maps(net: nn.Module, shape: Shape, role: str, averaged: bool) -> Points:
+def _last_maps(net: nn.Module, shape: Shape, role: str, averaged: bool) -> FeaturePaths:
     """Find a net's last maps.
 
     Args:

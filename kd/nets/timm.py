@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from kd.errors import UserError
-from kd.nets.pretrained import Pretrained, hub_state, missing
+from kd.nets.pretrained_weights import PretrainedWeights, hub_state, missing
 
 
 def timm_net(
@@ -58,7 +58,7 @@ def timm_net(
     return net
 
 
-def pretrained_weights(name: str, pretrained: bool = False, **_: Any) -> Pretrained | None:
+def pretrained_weights(name: str, pretrained: bool = False, **_: Any) -> PretrainedWeights | None:
     """Return the weights that `timm_net` uses for these keywords, with normalisation; None for
     none.
 
@@ -70,7 +70,7 @@ def pretrained_weights(name: str, pretrained: bool = False, **_: Any) -> Pretrai
         return None
     cfg = _config(name, _timm(name))
     source = cfg.hf_hub_id or str(cfg.url).rpartition("/")[2]
-    return Pretrained(
+    return PretrainedWeights(
         f"timm {cfg.architecture or name}.{cfg.tag} {source}", tuple(cfg.mean), tuple(cfg.std)
     )
 

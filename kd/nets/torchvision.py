@@ -8,7 +8,7 @@ import torchvision.models
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum
 
-from kd.nets.pretrained import Pretrained, first_convolution, for_gray, hub_state
+from kd.nets.pretrained_weights import PretrainedWeights, first_convolution, for_gray, hub_state
 
 INCEPTIONS = ("googlenet", "inception_v3")
 
@@ -53,7 +53,9 @@ def torchvision_net(
     return net
 
 
-def pretrained_weights(name: str, pretrained: bool | str = False, **_: Any) -> Pretrained | None:
+def pretrained_weights(
+    name: str, pretrained: bool | str = False, **_: Any
+) -> PretrainedWeights | None:
     """Return the weights that `torchvision_net` uses for these keywords, with normalisation; None
     for none.
 
@@ -68,7 +70,7 @@ def pretrained_weights(name: str, pretrained: bool | str = False, **_: Any) -> P
     # These two declare ImageNet's and convert it to this themselves, see `transform_input`
     if name not in INCEPTIONS:
         mean, std = tuple(preset.mean), tuple(preset.std)
-    return Pretrained(f"torchvision {weights!r} {weights.url.rpartition('/')[2]}", mean, std)
+    return PretrainedWeights(f"torchvision {weights!r} {weights.url.rpartition('/')[2]}", mean, std)
 
 
 def _weights(name: str, pretrained: bool | str) -> WeightsEnum | None:

@@ -38,7 +38,7 @@ class Fit:
         return (*self.state.holders, *self.prefix.split(".")[:-1])
 
     @property
-    def averaged(self) -> bool:
+    def is_average(self) -> bool:
         """Whether the file's names call them averaged weights (EMA, SWA)."""
         swapped = "current_model_state" in self.state.beside  # Lightning's `WeightAveraging`
         lightning = swapped and self.state.holders[-1:] == ("state_dict",)
@@ -119,7 +119,7 @@ def put_weights(
     found = {name: expected[name] for name in expected if name.endswith(COUNTER)}
     found |= fit.tensors
     if outputs:
-        found |= _chosen(found, expected, outputs, f"{where}: {path}")
+        found |= _select_rows(found, expected, outputs, f"{where}: {path}")
     other = [name for name in head if name in found and _other_classes(found[name], expected[name])]
     gone = bool(head) and not any(name in found for name in head)
     if other or gone:
@@ -151,7 +151,7 @@ def put_weights(
     net.load_state_dict(found)
 
 
-def _chosen(
+def _select_rows(
     found: Mapping[str, Tensor], expected: Mapping[str, Tensor], outputs: OutputChoice, where: str
 ) -> dict[str, Tensor]:
     """Select rows of the last layer, and of layers beside it such as auxiliary heads."""
@@ -192,10 +192,10 @@ def _choice(
     fits = [fit for state in states for fit in _fits(state, net)]
     if which is not None:
         most = max(map(cover, fits))
-        fits = _called([fit for fit in fits if 2 * cover(fit) >= most], which, path, where)
+        fits = _fits_of_name([fit for fit in fits if 2 * cover(fit) >= most], which, path, where)
     most = max(map(cover, fits))
     whole = [fit for fit in fits if cover(fit) == most]
-    averaged = [fit for fit in whole if fit.averaged]
+    averaged = [fit for fit in whole if fit.is_average]
     best = min(averaged or whole, key=lambda fit: fit.rank)
     if not most:
         return best
@@ -206,7 +206,7 @@ def _choice(
             f"{', '.join(labels)}; choose one with {_key(where, 'state')}={best.label}"
         )
     if averaged or len(labels) > 1:
-        kind = "averaged weights (EMA)" if best.averaged else "weights"
+        kind = "averaged weights (EMA)" if best.is_average else "weights"
         others = ", ".join(label for label in labels if label != best.label)
         beside = f"; {others} would fit too ({_key(where, 'state')} chooses)" if others else ""
         say(f"{where}: took the {kind} in {best.label} of {path.name}{beside}")
@@ -227,18 +227,18 @@ def _key(where: str, name: str) -> str:
     return f"{where.removesuffix('path')}{name}" if where.endswith(".path") else ""
 
 
-def _called(fits: Sequence[Fit], which: str, path: Path, where: str) -> list[Fit]:
+def _fits_of_name(fits: Sequence[Fit], which: str, path: Path, where: str) -> list[Fit]:
     """Return the fits that `which` names.
 
     Raises:
         UserError: there are none.
     """
     if which in ("ema", "raw"):
-        found = [fit for fit in fits if fit.averaged == (which == "ema")]
+        found = [fit for fit in fits if fit.is_average == (which == "ema")]
     else:
         found = [fit for fit in fits if which in (*fit.words, fit.label)]
     if not found:
-        kinds = ["ema" if fit.averaged else "raw" for fit in fits]
+        kinds = ["ema" if fit.is_average else "raw" for fit in fits]
         accepted = list(dict.fromkeys([*kinds, *(word for fit in fits for word in fit.words)]))
         raise UserError(
             f"{_key(where, 'state')}: found {which!r}; {path} has "
@@ -260,7 +260,7 @@ def _fits(state: StateDict, net: nn.Module) -> list[Fit]:
         parts = name.split(".")
         for i in range(1, len(parts)):
             tail = ".".join(parts[i:])
-            if tail in expected or _renamed(tail, rules) in expected:
+            if tail in expected or _rename(tail, rules) in expected:
                 prefixes.add(".".join(parts[:i]) + ".")
     found = []
     for prefix in sorted(prefixes, key=len):
@@ -269,13 +269,13 @@ def _fits(state: StateDict, net: nn.Module) -> list[Fit]:
             for name, tensor in state.tensors.items()
             if name.startswith(prefix)
         }
-        ours = {_renamed(tail, rules): tensor for tail, tensor in tails.items()}
+        ours = {_rename(tail, rules): tensor for tail, tensor in tails.items()}
         better = len(expected & ours.keys()) > len(expected & tails.keys())
         found.append(Fit(state, prefix, ours if better else tails))
     return found
 
 
-def _renamed(name: str, rules: Sequence[tuple[str, str]]) -> str:
+def _rename(name: str, rules: Sequence[tuple[str, str]]) -> str:
     """Translate a tensor's name by the first matching rule."""
     for pattern, ours in rules:
         renamed, times = re.subn(pattern, ours, name)

@@ -15,12 +15,12 @@ def in_markdown(text: str) -> str:
     )
 
 
-def escaped(node: Any) -> Any:
+def escape_record(node: Any) -> Any:
     """Apply `in_markdown` to every text of a record."""
     if isinstance(node, Mapping):
-        return {key: escaped(value) for key, value in node.items()}
+        return {key: escape_record(value) for key, value in node.items()}
     if isinstance(node, list):
-        return [escaped(value) for value in node]
+        return [escape_record(value) for value in node]
     return in_markdown(node) if isinstance(node, str) else node
 
 

@@ -280,7 +280,7 @@ def disagreement_gallery(
     for place, (i, pixels, picture, bars) in enumerate(
         zip(shown.tolist(), images[shown], grid.flat[0::2], grid.flat[1::2], strict=False)
     ):
-        picture.imshow(displayed(pixels), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        picture.imshow(to_picture(pixels), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         picture.set(xticks=[], yticks=[])
         picture.set_title(f"test image {i}", fontsize=9)
         picture.set_xlabel(f"{apart[i]:.2f} nats apart", fontsize=9)
@@ -332,7 +332,7 @@ def _bars(
     axes.xaxis.set_major_formatter(PercentFormatter(1, 0))
 
 
-def displayed(pixels: Tensor) -> NDArray[np.uint8]:
+def to_picture(pixels: Tensor) -> NDArray[np.uint8]:
     """Convert pixels [channels, height, width] for matplotlib: [height, width] or [height, width,
     3].
     """

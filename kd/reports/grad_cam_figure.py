@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from kd.reports.figures import displayed, new_figure, short_name
+from kd.reports.figures import new_figure, short_name, to_picture
 
 
 def grad_cam_figure(
@@ -29,7 +29,7 @@ def grad_cam_figure(
     rows, columns = len(pixels), 1 + len(maps)
     figure, grid = new_figure(2.3 * columns, 2.3 * rows + 0.6, rows, columns, squeeze=False)
     for row, line in enumerate(grid):
-        picture = displayed(pixels[row])
+        picture = to_picture(pixels[row])
         for axes in line:
             axes.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
             axes.set(xticks=[], yticks=[])

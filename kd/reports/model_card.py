@@ -7,9 +7,9 @@ from typing import Any
 
 from kd.config.trainer import trial_note
 from kd.files.header import STUDENT
-from kd.reports.escape import as_code, escaped
+from kd.reports.escape import as_code, escape_record
 from kd.reports.run_report import cautions
-from kd.reports.units import chosen_on, training_images
+from kd.reports.units import selection_data, training_images
 
 FEW = 1000  # fewer test images cause a warning about the interval
 UNEVEN = 3.0  # ratio of most to least frequent test class that causes a warning
@@ -24,7 +24,7 @@ def model_card(report: Mapping[str, Any], folder: str) -> str:
         report: contents of `report.json` of a run with a student.
         folder: of the run, for the lines that use the model.
     """
-    command, report = as_code(report["command"]), escaped(report)
+    command, report = as_code(report["command"]), escape_record(report)
     by_role = {model["role"]: model for model in report["models"]}
     student, data = by_role["student"], report["data"]
     parts = {
@@ -34,7 +34,7 @@ def model_card(report: Mapping[str, Any], folder: str) -> str:
         "How good it is": [*_metrics(by_role, data), "", *_classes(student, data["classes"])],
         "What to beware of": _limits(student, data, report),
         "How to use it": _use(folder),
-        "How it was made": _made(report, command),
+        "How it was made": _provenance(report, command),
     }
     lines = [f"# Model card: {report['name']}"]
     for title, text in parts.items():
@@ -74,7 +74,7 @@ def _data(data: Mapping[str, Any]) -> list[str]:
     )
     return [
         f"- {data['name']}: {training_images(data)}; {data['val']} for validation; "
-        f"{data['test']} for the test, read once at the end. {chosen_on(data)}{skipped}",
+        f"{data['test']} for the test, read once at the end. {selection_data(data)}{skipped}",
         *(f"- {note[0].upper()}{note[1:]}." for note in data.get("notes", ())),
         f"- Licence of the data, as stated by whoever trained the model: "
         f"{data.get('license') or 'not stated'}.",
@@ -181,7 +181,7 @@ def _use(folder: str) -> list[str]:
     ]
 
 
-def _made(report: Mapping[str, Any], command: str) -> list[str]:
+def _provenance(report: Mapping[str, Any], command: str) -> list[str]:
     env = report["environment"]
     return [
         f"- {command}",

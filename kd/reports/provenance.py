@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 
-def made(command: str) -> dict[str, Any]:
+def provenance_of(command: str) -> dict[str, Any]:
     """Return the provenance of a result: `finished`, `git`, `command` and `environment`.
 
     Args:

@@ -20,7 +20,7 @@ from kd.config.rates import rate_in_words
 from kd.config.schedules import make_schedule
 from kd.config.schema import Config
 from kd.data.base import DataModule
-from kd.files.events import tell_once
+from kd.files.events import silence_writer_traceback
 from kd.reports.figures import as_array
 from kd.reports.run_report import as_markdown
 from kd.reports.view_grid import view_grid
@@ -90,7 +90,7 @@ def begin(folder: Path, config: Config, data: DataModule) -> SummaryWriter:
     Args:
         folder: gets the event file.
     """
-    tell_once()
+    silence_writer_traceback()
     events = SummaryWriter(str(folder))
     events.add_custom_scalars(LAYOUT)
     plain = yaml.safe_dump(config.model_dump(), sort_keys=False)
@@ -169,7 +169,7 @@ def knobs(
     A scheduled knob shows its initial value; `schedules` has the schedule.
     """
     nets = {model["role"]: model["net"] for model in report["models"]}
-    used = {knob: getattr(config, knob) for knob in config.used}
+    used = {knob: getattr(config, knob) for knob in config.loss_knobs}
     start = {knob: make_schedule(value, knob)(0.0) for knob, value in used.items()}
     moving = [
         f"{knob} {in_a_name(value)}" for knob, value in used.items() if isinstance(value, Mapping)

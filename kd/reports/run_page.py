@@ -10,7 +10,7 @@ from kd.measure.metrics import CONFUSION
 from kd.reports.page import Picture, image, picture, render
 from kd.reports.run_report import verdict
 from kd.reports.table import Cell, Table
-from kd.reports.units import chosen_on, short, training_images
+from kd.reports.units import selection_data, short, training_images
 
 
 def as_page(report: Mapping[str, Any], figures: Mapping[str, Figure]) -> str:
@@ -33,7 +33,7 @@ def as_page(report: Mapping[str, Any], figures: Mapping[str, Figure]) -> str:
         report=report,
         said=verdict(report),
         training=training_images(report["data"]),
-        chosen=chosen_on(report["data"]),
+        chosen=selection_data(report["data"]),
         quality=quality_table(report),
         costs=cost_table(report),
         groups=[each for each in groups if each[1]],

@@ -11,20 +11,20 @@ from torch import Tensor
 from kd.config.trainer import trial_note
 from kd.data.base import DataModule
 from kd.files.report_file import SCHEMA
-from kd.files.store import Done
+from kd.files.store import StageResult
 from kd.measure.costs import cost, latency
-from kd.measure.metrics import paired, summary
-from kd.reports.escape import as_code, escaped
-from kd.reports.omitted import omitted_classes, omitted_lines
-from kd.reports.provenance import made
-from kd.reports.units import chosen_on, short, training_images
+from kd.measure.metrics import paired_comparison, summary
+from kd.reports.escape import as_code, escape_record
+from kd.reports.omission import omitted_classes, omitted_lines
+from kd.reports.provenance import provenance_of
+from kd.reports.units import selection_data, short, training_images
 from kd.stages.chain import Role
 from kd.stages.result import load_net, logits_of, macs_of, name_of
-from kd.teachers.watch import concerns, knows_validation, other_order
+from kd.teachers.diagnosis import concerns, knows_validation, other_order
 
 
 def make_report(
-    done: Mapping[Role, Done],
+    done: Mapping[Role, StageResult],
     logits: Mapping[Role, Tensor],
     data: DataModule,
     *,
@@ -50,7 +50,7 @@ def make_report(
         "schema": SCHEMA,
         "name": name,
         "seed": seed,
-        **made(command),
+        **provenance_of(command),
         "config": dict(config),
         "data": {
             "name": data.name,
@@ -58,9 +58,9 @@ def make_report(
             "train": len(split.train),
             "val": len(split.val),
             "test": len(split.test),
-            "labels": int((data.seen_by("labels").split.train.labels >= 0).sum()),
+            "labels": int((data.for_stage("labels").split.train.labels >= 0).sum()),
             "omitted": list(map(str, data.omit or ())),
-            "val_labels": 0 if data.val_labels == 0 else len(data.seen_by("transfer").split.val),
+            "val_labels": 0 if data.val_labels == 0 else len(data.for_stage("transfer").split.val),
             "unlabeled": len(split.unlabeled) if split.unlabeled else 0,
             "teacher": _teacher_data(data),
             "skipped": data.skipped,
@@ -79,7 +79,7 @@ def make_report(
 
 def _teacher_data(data: DataModule) -> dict[str, Any] | None:
     """Images of the other source that the teacher learned from; None where there is none."""
-    other = data.seen_by("all")
+    other = data.for_stage("all")
     if other is data:
         return None
     train, val = len(other.split.train), len(other.split.val)
@@ -88,7 +88,7 @@ def _teacher_data(data: DataModule) -> dict[str, Any] | None:
 
 def _model(
     role: Role,
-    stage: Done,
+    stage: StageResult,
     logits: Tensor,
     teacher: Tensor | None,
     data: DataModule,
@@ -121,7 +121,7 @@ def columns(history: Sequence[Mapping[str, float]]) -> dict[str, list[float | No
     return {name: [row.get(name) for row in history] for name in names}
 
 
-def _step_ms(stage: Done) -> float | None:
+def _step_ms(stage: StageResult) -> float | None:
     """Return the time per optimiser step including validation, in ms; None without steps."""
     steps = stage.record.get("steps", 0)
     return 1000 * stage.record["seconds"] / steps if steps else None
@@ -155,10 +155,10 @@ def compare(
         )
     )
     if teacher and baseline:
-        ahead = paired(logits["teacher"], logits["baseline"], labels)
+        ahead = paired_comparison(logits["teacher"], logits["baseline"], labels)
         found |= {"lead": ahead["gain"], "lead_ci95": ahead["gain_ci95"]}
     if student and baseline:
-        found |= paired(logits["student"], logits["baseline"], labels)
+        found |= paired_comparison(logits["student"], logits["baseline"], labels)
         if teacher and (gap := teacher["test"]["accuracy"] - baseline["test"]["accuracy"]) > 0:
             found["gap_closed"] = found["gain"] / gap
     if student and teacher:
@@ -170,7 +170,7 @@ def compare(
 
 
 def teaching(
-    models: Sequence[Mapping[str, Any]], done: Mapping[Role, Done], data: DataModule
+    models: Sequence[Mapping[str, Any]], done: Mapping[Role, StageResult], data: DataModule
 ) -> dict[str, Any] | None:
     """Return the measures of the student's soft labels, and warnings about them."""
     taught = done["student"].record["taught"] if "student" in done else {}
@@ -182,7 +182,7 @@ def teaching(
     return {**taught, "concerns": concerns(taught, len(data.classes), baseline)}
 
 
-def _out_of_order(done: Mapping[Role, Done], data: DataModule) -> str | None:
+def _out_of_order(done: Mapping[Role, StageResult], data: DataModule) -> str | None:
     teacher, val = done.get("teacher"), data.split.val
     if teacher is None or not teacher.record.get("loaded"):
         return None
@@ -190,7 +190,7 @@ def _out_of_order(done: Mapping[Role, Done], data: DataModule) -> str | None:
 
 
 def warnings(
-    models: Sequence[Mapping[str, Any]], done: Mapping[Role, Done], data: DataModule
+    models: Sequence[Mapping[str, Any]], done: Mapping[Role, StageResult], data: DataModule
 ) -> list[str]:
     """List oddities of a teacher trained elsewhere, now that validation and test are known."""
     teacher = done.get("teacher")
@@ -257,9 +257,9 @@ def verdict(report: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"Next to the teacher: {_times(found['speedup'], 'faster', 'slower', 'as fast')}, "
             f"{size}"
-            f"{_kept(report)}."
+            f"{_retention(report)}."
         )
-    return [*_seen(report["data"]), *lines, *omitted_lines(report), *cautions(report)]
+    return [*_test_overlap(report["data"]), *lines, *omitted_lines(report), *cautions(report)]
 
 
 def cautions(report: Mapping[str, Any]) -> list[str]:
@@ -267,7 +267,7 @@ def cautions(report: Mapping[str, Any]) -> list[str]:
     return [*report.get("warnings", ()), *(report.get("teaching") or {"concerns": ()})["concerns"]]
 
 
-def _seen(data: Mapping[str, Any]) -> list[str]:
+def _test_overlap(data: Mapping[str, Any]) -> list[str]:
     """Warn of test images that were used for training or selection."""
     found = data.get("duplicates") or {"across": {}, "dropped": {}}
     return [
@@ -297,7 +297,7 @@ def _gap(found: Mapping[str, Any]) -> str | None:
     return f"Of the teacher's lead over the baseline, {100 * closed:.0f} % is closed."
 
 
-def _kept(report: Mapping[str, Any]) -> str:
+def _retention(report: Mapping[str, Any]) -> str:
     """Compare the student's accuracy with the teacher's, as the end of a sentence; may be empty."""
     kept = report["comparison"]["retention"]
     if kept is None:
@@ -332,7 +332,7 @@ def as_table(report: Mapping[str, Any]) -> Table:
 
 def as_markdown(report: Mapping[str, Any]) -> str:
     """Format `report.md`: the comparison, and everything needed to read and repeat it."""
-    command, report = as_code(report["command"]), escaped(report)
+    command, report = as_code(report["command"]), escape_record(report)
     data, env = report["data"], report["environment"]
     lines = [
         f"# {report['name']}",
@@ -347,7 +347,7 @@ def as_markdown(report: Mapping[str, Any]) -> str:
         "",
         f"- Command: {command}",
         f"- Data: {data['name']}, {len(data['classes'])} classes; {training_images(data)}; "
-        f"{data['val']} validation and {data['test']} test images. {chosen_on(data)} "
+        f"{data['val']} validation and {data['test']} test images. {selection_data(data)} "
         "Test was read once for each model.",
         *(
             f"- Left out, not to be decoded: {each['file']}: {each['reason']}"

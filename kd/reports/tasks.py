@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
 
-from kd.reports.escape import escaped
+from kd.reports.escape import escape_record
 from kd.reports.palette import STUDENTS
 from kd.reports.run_report import as_markdown as run_as_markdown
 
@@ -43,7 +43,7 @@ def as_table(report: Mapping[str, Any]) -> Table:
 
 def as_markdown(report: Mapping[str, Any]) -> str:
     """Format `report.md`: the matrices and their measures, then the last net like any run's."""
-    found = escaped(report["incremental"])
+    found = escape_record(report["incremental"])
     whole = run_as_markdown(report)
     chosen = "Weights were chosen on validation; test was read once for each model."
     kept = (

@@ -31,7 +31,7 @@ def training_images(data: Mapping[str, Any]) -> str:
     return text
 
 
-def chosen_on(data: Mapping[str, Any]) -> str:
+def selection_data(data: Mapping[str, Any]) -> str:
     """Describe what selected the weights of a run's nets, from its report's `data`."""
     labels = data.get("val_labels", data["val"])
     if labels == 0:

@@ -21,7 +21,7 @@ from kd.runs.run import run
 
 
 @dataclass(frozen=True)
-class Distilled:
+class DistillResult:
     """Result of a distillation.
 
     Attributes:
@@ -51,7 +51,7 @@ def distill(
     output_dir: str = "outputs",
     classes: tuple[str, ...] | None = None,
     overrides: tuple[str, ...] = (),
-) -> Distilled:
+) -> DistillResult:
     """Train the student alone and with the teacher, and compare the three nets.
 
     Args:
@@ -100,4 +100,4 @@ def distill(
     net = given_net(nets["student"]["name"], data.shape.num_classes)
     net.load_state_dict(load_tensors(folder / STUDENT))
     report = json.loads((folder / "report.json").read_text())
-    return Distilled(net.eval(), folder, report)
+    return DistillResult(net.eval(), folder, report)

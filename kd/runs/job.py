@@ -16,10 +16,10 @@ from typing import Any
 from hydra.utils import get_object
 from omegaconf import DictConfig
 
-from kd.command import Leave, typed
+from kd.command import Leave, typed_overrides
 from kd.config.schema import Training
-from kd.errors import CannotWrite, Damaged, Interrupted, UserError
-from kd.files.locks import free, held
+from kd.errors import DamagedError, StopRequest, UserError, WriteError
+from kd.files.locks import free, hold
 from kd.files.records import read_record
 from kd.files.report_file import read_report
 from kd.files.writing import whole
@@ -112,7 +112,7 @@ class Job:
         path = self.log.with_suffix(".json")
         try:
             found = Outcome(**read_record(path, SCHEMA, "job"))
-        except (OSError, Damaged, TypeError):
+        except (OSError, DamagedError, TypeError):
             return None
         old = self.since is not None and datetime.fromisoformat(found.finished) < self.since
         return None if old or found.key != self.key else found
@@ -126,7 +126,7 @@ class Job:
             return read_report(self.folder / "report.json")
         except OSError:
             return None
-        except Damaged as error:
+        except DamagedError as error:
             say(f"{self.label}: {error}; the job is done again")
             return None
 
@@ -160,13 +160,13 @@ class Job:
             Leave: interrupted, or the disk is full; the sweep ends.
         """
         try:
-            with held(self.lock, self.label, "runs it"):
+            with hold(self.lock, self.label, "runs it"):
                 if self.report() is None:  # it may have finished while this one waited
                     self.forget()
                     started = time.perf_counter()
                     error = _attempt(self)
                     self.end(time.perf_counter() - started, error)
-        except CannotWrite as error:  # no space even for the outcome, so none for later jobs
+        except WriteError as error:  # no space even for the outcome, so none for later jobs
             raise Leave from error
         # The next job may run in this process, and nets and images form reference cycles
         gc.collect()
@@ -184,7 +184,7 @@ class LauncherTask:
 
     def __call__(self, cfg: DictConfig) -> None:
         """Run the job that Hydra has composed; see `Job.do`."""
-        self.jobs[tuple(typed())].do()
+        self.jobs[tuple(typed_overrides())].do()
 
 
 def _attempt(job: Job) -> str | None:
@@ -202,7 +202,7 @@ def _attempt(job: Job) -> str | None:
             get_object(job.run)(
                 config, job.command, folder=JobFolder(job.folder), since=job.since, out=console
             )
-        except Interrupted as error:
+        except StopRequest as error:
             raise Leave from error
         except (Exception, SystemExit) as error:
             console.print(traceback.format_exc(), markup=False, soft_wrap=True)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kd.data.base import DataModule
 from kd.data.views import normalize, to_unit
-from kd.files.store import Done
+from kd.files.store import StageResult
 from kd.log import say
 from kd.measure.grad_cam import grad_cam, last_maps
 from kd.reports.figures import disagreement
@@ -20,7 +20,7 @@ BOTH: tuple[Role, Role] = ("teacher", "student")
 
 
 def looks(
-    done: Mapping[Role, Done], logits: Mapping[Role, Tensor], data: DataModule
+    done: Mapping[Role, StageResult], logits: Mapping[Role, Tensor], data: DataModule
 ) -> Figure | None:
     """Draw Grad-CAM of teacher and student, each for its predicted class, on the images where they
     differ most.

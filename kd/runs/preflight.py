@@ -9,11 +9,11 @@ from kd.config.schema import Config
 from kd.config.trainer import batches_of
 from kd.data.base import DataModule
 from kd.errors import UserError
-from kd.files.store import Done, Store
+from kd.files.store import StageResult, Store
 from kd.nets.build import build_net
 from kd.nets.head import head_of
 from kd.shape import Shape
-from kd.stages.chain import Link
+from kd.stages.chain import StagePlan
 from kd.stages.stage import make_stage
 from kd.stages.start import file_of
 from kd.stages.try_out import try_out
@@ -21,20 +21,20 @@ from kd.training.optim import make_optimizer
 from kd.training.trainer import check_trainer
 
 
-def left_of(
-    chain: Sequence[Link], config: Config, data: DataModule, store: Store
-) -> Sequence[Link]:
+def pending_plans(
+    chain: Sequence[StagePlan], config: Config, data: DataModule, store: Store
+) -> Sequence[StagePlan]:
     """Return the chain from its first missing stage on; finished stages need no trial."""
-    stages: dict[str, Done] = {}
-    for i, link in enumerate(chain):
-        done = store.find(make_stage(link, config, data, stages).key)
+    stages: dict[str, StageResult] = {}
+    for i, plan in enumerate(chain):
+        done = store.find(make_stage(plan, config, data, stages).key)
         if done is None:
             return chain[i:]
-        stages[link.name] = done
+        stages[plan.name] = done
     return []
 
 
-def preflight(chain: Sequence[Link], config: Config, data: DataModule) -> None:
+def preflight(chain: Sequence[StagePlan], config: Config, data: DataModule) -> None:
     """Build every stage's parts once as a trial, so that errors of the last show before the first.
 
     Raises:
@@ -42,36 +42,36 @@ def preflight(chain: Sequence[Link], config: Config, data: DataModule) -> None:
     """
     check_trainer(config.trainer)
     ranks = config.trainer.get("devices", 1) * config.trainer.get("num_nodes", 1)
-    for link in chain:
-        learns, seen = False, data.seen_by(link.sees)
-        if link.loss.terms:
-            objective = try_out(link, seen)
+    for plan in chain:
+        learns, seen = False, data.for_stage(plan.sees)
+        if plan.loss.terms:
+            objective = try_out(plan, seen)
             learns = any(True for _ in objective.parameters())
-        if link.trains == "loss" and not learns:
+        if plan.trains == "loss" and not learns:
             raise UserError(
-                f"stage.{link.name}.trains: found 'loss', but its loss learns nothing; "
+                f"stage.{plan.name}.trains: found 'loss', but its loss learns nothing; "
                 "accepted is all"
             )
-        at, recipe = link.recipe_at, link.recipe
-        if recipe.early_stopping and seen.val_labels == 0 and link.sees != "all":
+        at, recipe = plan.recipe_at, plan.recipe
+        if recipe.early_stopping and seen.val_labels == 0 and plan.sees != "all":
             raise UserError(
                 f"early_stopping: found {recipe.early_stopping}, which validation labels "
                 "decide; data.val_labels=0 lets them decide nothing. Accepted together are "
                 "early_stopping=null or data.val_labels=null"
             )
-        file = file_of(link)
-        most = file.stat().st_size if file and link.trains == "none" else None
+        file = file_of(plan)
+        most = file.stat().st_size if file and plan.trains == "none" else None
         net = build_net(
-            link.net,
+            plan.net,
             data.shape,
-            link.where,
-            load=not (link.path or link.start),
+            plan.where,
+            load=not (plan.path or plan.start),
             most=most,
-            trained=link.trains != "none",
+            trained=plan.trains != "none",
         )
-        if link.trains == "head":
-            check_head(net, data, link.given_at)
-        if link.trains == "none":
+        if plan.trains == "head":
+            check_head(net, data, plan.start_prefix)
+        if plan.trains == "none":
             continue
         make_optimizer(net, 2, optim=recipe.optim, schedule=recipe.lr_schedule, where=f"{at}optim")
         loader = seen.train_loader(recipe.batch_size, recipe.seed, ranks, where=f"{at}batch_size")

@@ -15,7 +15,7 @@ def student_of(report: Mapping[str, Any]) -> dict[str, Any]:
     return next((model for model in models if model["role"] == "student"), models[-1])
 
 
-def ranked(runs: Sequence[tuple[Sequence[str], Mapping[str, Any]]]) -> list[dict[str, Any]]:
+def rank_runs(runs: Sequence[tuple[Sequence[str], Mapping[str, Any]]]) -> list[dict[str, Any]]:
     """Make one row per setting over its seeds, the best on validation first.
 
     Args:
@@ -43,7 +43,7 @@ def show(runs: Sequence[tuple[Sequence[str], Mapping[str, Any]]]) -> None:
     """
     if not runs:
         return
-    rows = ranked(runs)
+    rows = rank_runs(runs)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for column, justify in (
         ("", "right"),

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kd.errors import UserError, nearest
-from kd.files.allowlist import trusted
+from kd.files.allowlist import check_allowlist
 from kd.files.header import STUDENT, header_of
 from kd.files.report_file import WholeReport, read_report
 from kd.files.writing import writable
@@ -16,12 +16,12 @@ if TYPE_CHECKING:  # importing torch takes seconds; first refuse a folder that i
     from torch import nn
 
     from kd.data.base import DataModule
-    from kd.files.store import Done
+    from kd.files.store import StageResult
     from kd.shape import Shape
 
 
 @dataclass(frozen=True)
-class Finished:
+class FinishedRun:
     """A finished run.
 
     Attributes:
@@ -39,7 +39,7 @@ class Finished:
         """Those of teacher, baseline and student that the run has."""
         return [model["role"] for model in self.report["models"]]
 
-    def stage(self, role: str) -> "Done":
+    def stage(self, role: str) -> "StageResult":
         """Return the finished stage of a role.
 
         Raises:
@@ -51,7 +51,7 @@ class Finished:
         roots = self._stores()
         for root in roots:
             if done := Store(root).find(key):
-                trusted(done.record["spec"]["net"], "net", str(done.folder), self.trust)
+                check_allowlist(done.record["spec"]["net"], "net", str(done.folder), self.trust)
                 return done
         looked = ", ".join(map(str, roots)) or "no folder called store near it"
         raise UserError(
@@ -159,7 +159,7 @@ class Finished:
         from kd.data.base import DataModule
 
         node = {**self.report["config"]["data"], **changes}
-        trusted(node, "data", f"{self.folder}: its config", self.trust)
+        check_allowlist(node, "data", f"{self.folder}: its config", self.trust)
         data = construct(node, "data")
         if not isinstance(data, DataModule):
             raise UserError(
@@ -195,7 +195,7 @@ def read_student(
             f"{where}: {file} does not say what net it is for, as a run's {STUDENT} does, or "
             "is damaged"
         )
-    trusted(header["net"], "net", str(file), trust)
+    check_allowlist(header["net"], "net", str(file), trust)
     # first, because the checksum covers the header, from which the net is built
     weights = read_weights(file, where)
     try:
@@ -216,7 +216,7 @@ def read_student(
     return net.eval(), shape, classes
 
 
-def open_run(path: str | Path, where: str = "run", trust: Sequence[str] = ()) -> Finished:
+def open_run(path: str | Path, where: str = "run", trust: Sequence[str] = ()) -> FinishedRun:
     """Open the finished run in a folder.
 
     Args:
@@ -247,11 +247,11 @@ def open_run(path: str | Path, where: str = "run", trust: Sequence[str] = ()) ->
         report = read_report(file, WholeReport)
     except UserError as error:
         raise type(error)(f"{where}: {error}") from error
-    return Finished(folder, report, tuple(trust))
+    return FinishedRun(folder, report, tuple(trust))
 
 
 def own_data(
-    finished: Finished, node: Mapping[str, Any], cache_dir: str, needed: bool
+    finished: FinishedRun, node: Mapping[str, Any], cache_dir: str, needed: bool
 ) -> "tuple[DataModule | None, str | None]":
     """Build the run's own data; or return None and the reason, if other data is to be used.
 

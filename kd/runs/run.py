@@ -16,10 +16,10 @@ from torch import Tensor
 from kd.config.construct import construct
 from kd.config.schema import Config
 from kd.data.base import DataModule
-from kd.data.trial import shortened
+from kd.data.trial import shorten
 from kd.files.header import SCHEMA, STUDENT
 from kd.files.run_folder import RunFolder
-from kd.files.store import Done, Store
+from kd.files.store import StageResult, Store
 from kd.files.tensors import save_tensors
 from kd.files.writing import writable, writing
 from kd.log import say
@@ -30,9 +30,9 @@ from kd.reports.run_events import begin, finish
 from kd.reports.run_page import as_page
 from kd.reports.run_report import as_markdown, as_table, make_report, verdict
 from kd.runs.looks import looks
-from kd.runs.preflight import left_of, preflight
-from kd.stages.batch import fitted, with_batches
-from kd.stages.chain import LABELS_ONLY, Link, Role, chain_of
+from kd.runs.preflight import pending_plans, preflight
+from kd.stages.batch import fit_batch, with_batches
+from kd.stages.chain import LABELS_ONLY, Role, StagePlan, chain_of
 from kd.stages.result import role_logits
 from kd.stages.stage import Stage, complete, make_stage
 
@@ -60,19 +60,19 @@ def run(
 
     Raises:
         UserError: a user's error, found before training where possible.
-        Interrupted: by Ctrl-C; finished stages are kept.
+        StopRequest: by Ctrl-C; finished stages are kept.
     """
-    config = config.settled()
+    config = config.resolve()
     output = writable(Path(config.output_dir).expanduser())
     chain = chain_of(config)  # also reads the losses, before the data
-    loss = next((link.loss for link in chain if link.loss.node is config.loss), LABELS_ONLY)
+    loss = next((plan.loss for plan in chain if plan.loss.node is config.loss), LABELS_ONLY)
     data = data or construct(config.data, "data")
     assert isinstance(data, DataModule)
-    chain = [fitted(link, data, config.trainer) for link in chain]
+    chain = [fit_batch(plan, data, config.trainer) for plan in chain]
     config = with_batches(config, chain)
-    shortened(data, config.trainer)
+    shorten(data, config.trainer)
     store = Store(output / "store")
-    if left := chain if config.force else left_of(chain, config, data, store):
+    if left := chain if config.force else pending_plans(chain, config, data, store):
         preflight(left, config, data)
         for line in opening(chain, data):
             say(line)
@@ -82,14 +82,14 @@ def run(
         folder,
         begin(folder.events, config, data) as events,
     ):
-        stages: dict[str, Done] = {}
-        for link in chain:
-            stage = make_stage(link, config, data, stages)
-            stages[link.name], how = finish_stage(
+        stages: dict[str, StageResult] = {}
+        for plan in chain:
+            stage = make_stage(plan, config, data, stages)
+            stages[plan.name], how = finish_stage(
                 stage, store, data, folder, force=config.force, since=since
             )
-            accuracy = 100 * stages[link.name].record["val"]["best"]["val/acc"]
-            say(f"{link.name}: {how}, validation accuracy {accuracy:.2f} % ({stage.key})")
+            accuracy = 100 * stages[plan.name].record["val"]["best"]["val/acc"]
+            say(f"{plan.name}: {how}, validation accuracy {accuracy:.2f} % ({stage.key})")
         plain = config.model_dump()
         done = by_role(chain, stages)
         logits = role_logits(done, data)
@@ -98,7 +98,7 @@ def run(
         )
         figures = dict(figures_of(done, logits, data)) if config.pictures else {}
         write_run(folder.path, report, figures, done, data)
-        own = {link.role for link in chain if link.role and folder.shows(link.name)}
+        own = {plan.role for plan in chain if plan.role and folder.shows(plan.name)}
         shown = {
             name: each
             for name, each in figures.items()
@@ -121,7 +121,7 @@ def finish_stage(
     *,
     force: bool,
     since: datetime | None,
-) -> tuple[Done, str]:
+) -> tuple[StageResult, str]:
     """Train or fetch a stage, with live curves in the run folder; also returns how it was
     obtained.
     """
@@ -137,15 +137,17 @@ def finish_stage(
     return done, "already there" if reused else trained
 
 
-def by_role(chain: Sequence[Link], stages: Mapping[str, Done]) -> dict[Role, Done]:
+def by_role(
+    chain: Sequence[StagePlan], stages: Mapping[str, StageResult]
+) -> dict[Role, StageResult]:
     """Return the stages to compare; of several students the last one, which builds on the
     others.
     """
-    return {link.role: stages[link.name] for link in chain if link.role}
+    return {plan.role: stages[plan.name] for plan in chain if plan.role}
 
 
 def figures_of(
-    done: Mapping[Role, Done], logits: Mapping[Role, Tensor], data: DataModule
+    done: Mapping[Role, StageResult], logits: Mapping[Role, Tensor], data: DataModule
 ) -> Iterator[tuple[str, Figure]]:
     """Draw the figures of a run's models, each with its name; see `kd.reports.figures`."""
     test = data.split.test
@@ -160,7 +162,7 @@ def write_run(
     folder: Path,
     report: Mapping[str, Any],
     figures: Mapping[str, Figure],
-    done: Mapping[Role, Done],
+    done: Mapping[Role, StageResult],
     data: DataModule,
 ) -> None:
     """Write the files of a run: report, config, and the student with a header that describes it."""

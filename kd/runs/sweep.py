@@ -127,7 +127,7 @@ class Sweep(Callback):
             swept = tuple(each for each in overrides if each.partition("=")[0] in keys)
             entries.append(entry := Entry(i, overrides, swept))
             try:
-                entry.config = self._checked(overrides)
+                entry.config = self._check(overrides)
             except (UserError, HydraException) as error:
                 entry.error = error
         if all(entry.error for entry in entries):
@@ -159,7 +159,7 @@ class Sweep(Callback):
                 log.write_text(f"{explain(entry.error)}\n")  # type: ignore[arg-type]
         return entries
 
-    def _checked(self, overrides: tuple[str, ...]) -> Training:
+    def _check(self, overrides: tuple[str, ...]) -> Training:
         try:
             cfg = self.context.config_loader.load_sweep_config(self.config, list(overrides))
         except ValueError as error:
@@ -184,11 +184,11 @@ class Sweep(Callback):
                     assert entry.job
                     entry.job.make_ready()
                 started = datetime.now(UTC)
-                with self._told(batch, count):
+                with self._progress_lines(batch, count):
                     try:
                         run(batch)
                     except Exception as error:
-                        if not any(_begun(entry, started) for entry in batch):
+                        if not any(_has_begun(entry, started) for entry in batch):
                             raise UserError(
                                 f"hydra/launcher: no job could be started: {describe(error)}"
                             ) from error
@@ -242,7 +242,7 @@ class Sweep(Callback):
                     entry.job.end(0.0, f"its process died: {describe(error)}")
 
     @contextmanager
-    def _told(self, batch: Sequence[Entry], count: int) -> Iterator[None]:
+    def _progress_lines(self, batch: Sequence[Entry], count: int) -> Iterator[None]:
         """Print a line for each job that ends meanwhile, in any process."""
         over, waiting = threading.Event(), list(batch)
 
@@ -337,6 +337,6 @@ def _log_of(entry: Entry, folder: Path) -> Path:
     return folder / "logs" / f"{plain('_'.join(entry.swept), 100)}.log"
 
 
-def _begun(entry: Entry, since: datetime) -> bool:
+def _has_begun(entry: Entry, since: datetime) -> bool:
     log = entry.job.log if entry.job else None
     return log is not None and log.exists() and log.stat().st_mtime >= since.timestamp() - 1

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 from kd.data.base import DataModule, Images
 from kd.data.views import normalize, to_unit
-from kd.errors import CannotWrite, Failed, UserError
+from kd.errors import CommandError, UserError, WriteError
 from kd.files.writing import whole
 from kd.log import say, waiting
 from kd.measure.metrics import summary
 from kd.nets.build import normalization_of
-from kd.nets.pretrained import Normalization
-from kd.reports.provenance import made
-from kd.runs.reader import Finished, own_data
+from kd.nets.pretrained_weights import Normalization
+from kd.reports.provenance import provenance_of
+from kd.runs.reader import FinishedRun, own_data
 from kd.shape import Shape
 from kd.shipping.export_text import as_markdown, as_table, sentences
 from kd.shipping.formats import SCHEMA, quantize, whole_net, write_onnx, write_pt2
@@ -56,7 +56,7 @@ class ExportSubject:
     train: Images | None
 
     @property
-    def written(self) -> Normalization | None:
+    def file_normalization(self) -> Normalization | None:
         """Normalisation inside the files."""
         return self.own if self.inside else None
 
@@ -66,7 +66,7 @@ class ExportSubject:
         return unit if self.inside else normalize(unit, *self.own)
 
 
-def export(finished: Finished, config: Export, command: str) -> Path:
+def export(finished: FinishedRun, config: Export, command: str) -> Path:
     """Write a run's net in each format, check it, print the outcome, and record it in `export.json`
     and `export.md`.
 
@@ -78,10 +78,10 @@ def export(finished: Finished, config: Export, command: str) -> Path:
 
     Raises:
         UserError: the run's files, its data if needed, or a package is missing.
-        CannotWrite: such as on a full disk.
-        Failed: a file did not pass its check; the others exist.
+        WriteError: such as on a full disk.
+        CommandError: a file did not pass its check; the others exist.
     """
-    _installed(config.formats)
+    _require_packages(config.formats)
     subject, lacking = _subject(finished, config)
     folder = finished.room(config.out, "export")
     rows = []
@@ -93,13 +93,13 @@ def export(finished: Finished, config: Export, command: str) -> Path:
                 "format": kind,
                 "role": config.role,
                 "file": path.name,
-                **_made(kind, path, subject, config),
+                **_make(kind, path, subject, config),
             }
         )
     found: dict[str, Any] = {
         "schema": SCHEMA,
         "run": str(finished.folder),
-        **made(command),
+        **provenance_of(command),
         "versions": _versions(),
         "params": sum(parameter.numel() for parameter in subject.net.parameters()),
         "normalizes": config.normalize,
@@ -112,7 +112,7 @@ def export(finished: Finished, config: Export, command: str) -> Path:
     return _publish(found, folder)
 
 
-def _installed(formats: list[str]) -> None:
+def _require_packages(formats: list[str]) -> None:
     """Check that the packages for the formats are installed.
 
     Raises:
@@ -138,7 +138,7 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _subject(finished: Finished, config: Export) -> tuple[ExportSubject, str | None]:
+def _subject(finished: FinishedRun, config: Export) -> tuple[ExportSubject, str | None]:
     """Return what to export, and the reason if the data is missing."""
     role = config.role
     net = finished.net(role)
@@ -176,19 +176,21 @@ def _subject(finished: Finished, config: Export) -> tuple[ExportSubject, str | N
 
 def _images(data: DataModule | None, shape: Shape) -> tuple[dict[str, Images], Images | None]:
     if data is not None:
-        return {"val": data.split.val, "test": data.split.test}, data.seen_by("transfer").trained_on
+        return {"val": data.split.val, "test": data.split.test}, data.for_stage(
+            "transfer"
+        ).training_images
     draw = torch.Generator().manual_seed(0)
     size = (RANDOM, shape.channels, shape.image_size, shape.image_size)
     pixels = torch.randint(0, 256, size, generator=draw, dtype=torch.uint8)
     return {"random": Images(pixels, torch.full((RANDOM,), -1))}, None
 
 
-def _made(kind: str, path: Path, subject: ExportSubject, config: Export) -> dict[str, Any]:
+def _make(kind: str, path: Path, subject: ExportSubject, config: Export) -> dict[str, Any]:
     """Write one file and check it, removing a failed one; returns its entry in `export.json`."""
     try:
         _write(kind, path, subject, config.calibration)
-        row = {"bytes": path.stat().st_size, **_checked(kind, path, subject, config)}
-    except CannotWrite:  # such as on a full disk; an earlier file stays
+        row = {"bytes": path.stat().st_size, **_check(kind, path, subject, config)}
+    except WriteError:  # such as on a full disk; an earlier file stays
         raise
     except Exception as error:  # exporters may raise anything; the other formats go on
         reason = (str(error).strip().splitlines() or [""])[0][:300]
@@ -199,7 +201,7 @@ def _made(kind: str, path: Path, subject: ExportSubject, config: Export) -> dict
 
 
 def _write(kind: str, path: Path, subject: ExportSubject, calibration: int) -> None:
-    about = (subject.net, subject.shape, subject.written)
+    about = (subject.net, subject.shape, subject.file_normalization)
     if kind == "onnx":
         write_onnx(*about, path, metadata=subject.metadata)
     elif kind == "pt2":
@@ -224,10 +226,10 @@ def _spread(size: int, count: int) -> Tensor:
     return torch.linspace(0, size - 1, min(size, count)).long()
 
 
-def _checked(kind: str, path: Path, subject: ExportSubject, config: Export) -> dict[str, Any]:
+def _check(kind: str, path: Path, subject: ExportSubject, config: Export) -> dict[str, Any]:
     """Compare a file with PyTorch; the result says why it is refused, if it is."""
-    runs = _opened(kind, path)
-    plain = whole_net(subject.net, subject.written)
+    runs = _open(kind, path)
+    plain = whole_net(subject.net, subject.file_normalization)
     difference, row = 0.0, dict[str, Any]()
     for name, images in subject.parts.items():
         some = images if kind == "int8" else images.at(_spread(len(images), COMPARED))
@@ -259,7 +261,7 @@ def _checked(kind: str, path: Path, subject: ExportSubject, config: Export) -> d
     return row
 
 
-def _opened(kind: str, path: Path) -> Ask:
+def _open(kind: str, path: Path) -> Ask:
     if kind != "pt2":
         return OnnxNet(path)
     module: Ask = torch.export.load(path).module()
@@ -295,7 +297,7 @@ def _publish(found: dict[str, Any], folder: Path) -> Path:
     """Merge the results with those of earlier commands in the folder; write and print them.
 
     Raises:
-        Failed: a file was refused.
+        CommandError: a file was refused.
     """
     refused = [row for row in found["files"] if row["refused"]]
     file = folder / "export.json"
@@ -316,7 +318,7 @@ def _publish(found: dict[str, Any], folder: Path) -> Path:
             temporary.write_text(text)
     say(f"Written to {folder}")
     if refused:
-        raise Failed(
+        raise CommandError(
             "\n".join(f"{row['file']} is refused and removed: {row['refused']}" for row in refused)
         )
     return file

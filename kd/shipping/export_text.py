@@ -6,7 +6,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from kd.reports.escape import as_code, escaped
+from kd.reports.escape import as_code, escape_record
 
 COLUMNS = (
     "file",
@@ -90,7 +90,7 @@ def as_table(found: Mapping[str, Any]) -> Table:
 
 def as_markdown(found: Mapping[str, Any]) -> str:
     """Format `export.md`."""
-    command, found = as_code(found["command"]), escaped(found)
+    command, found = as_code(found["command"]), escape_record(found)
     env = found["environment"]
     checked = ", ".join(f"{count} {name}" for name, count in found["checked_on"].items())
     packages = ", ".join(f"{name} {found['versions'][name]}" for name in sorted(found["versions"]))

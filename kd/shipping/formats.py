@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from kd.files.writing import whole
-from kd.nets.pretrained import Normalization
+from kd.nets.pretrained_weights import Normalization
 from kd.shape import Shape
 
 INPUT, OUTPUT = "images", "logits"
@@ -29,7 +29,7 @@ BLANK = "0" * 64  # placeholder for a checksum not yet known
 DYNAMIC = ({0: torch.export.Dim("batch")},)
 
 
-class Normalized(nn.Module):
+class NormalizedNet(nn.Module):
     """Net with built-in normalisation: float32 [B, C, H, W] in [0, 1] to logits [B, classes].
 
     Args:
@@ -58,7 +58,7 @@ def whole_net(net: nn.Module, normalization: Normalization | None) -> nn.Module:
         normalization: None for a net that is fed normalised images.
     """
     copied = copy.deepcopy(net).cpu().eval()
-    return copied if normalization is None else Normalized(copied, normalization).eval()
+    return copied if normalization is None else NormalizedNet(copied, normalization).eval()
 
 
 def example(shape: Shape) -> Tensor:
@@ -175,7 +175,7 @@ def _save(model: Any, path: Path, metadata: Mapping[str, str]) -> Path:
     return path
 
 
-def as_written(path: Path, digest: str) -> bool:
+def is_intact(path: Path, digest: str) -> bool:
     """Verify the checksum of one of our ONNX files.
 
     Args:

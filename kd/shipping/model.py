@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from kd.data.decode import AS_STORED, DecodeError, Reading, decode
 from kd.data.folder import plain
 from kd.data.views import normalize, to_unit
-from kd.errors import Damaged, UserError, first_of, nearest
+from kd.errors import DamagedError, UserError, first_of, nearest
 from kd.files.header import STUDENT, header_of
 from kd.nets.build import normalization_of
 from kd.runs.reader import open_run, read_student
 from kd.shape import Shape
-from kd.shipping.formats import INPUT, OUTPUT, SCHEMA, as_written, whole_net
+from kd.shipping.formats import INPUT, OUTPUT, SCHEMA, is_intact, whole_net
 
 ACCEPTED = f"a run's folder, its {STUDENT}, or an .onnx file that kd.export wrote"
 SLACK = 1e-3  # allowed overshoot of interpolation beyond [0, 1]
@@ -258,6 +258,6 @@ def _of_onnx(path: Path, where: str) -> Model:
             f"{where}: {path} names {len(classes)} classes, but gives {list(logits.shape)} for "
             f"two images"
         )
-    if not as_written(path, str(about.get("sha256"))):
-        raise Damaged(f"{where}: {path} is damaged: its checksum is wrong")
+    if not is_intact(path, str(about.get("sha256"))):
+        raise DamagedError(f"{where}: {path} is damaged: its checksum is wrong")
     return Model(net, shape, classes, reading)

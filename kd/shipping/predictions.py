@@ -71,29 +71,29 @@ def rows(model: Model, files: Sequence[Path]) -> Iterator[Prediction]:
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool, remarking():
         for i in waiting(steps, f"predicting {len(files)} images"):
             batch = files[i : i + size]
-            decoded = list(pool.map(lambda file: _decoded(file, model), batch))
+            decoded = list(pool.map(lambda file: _decode(file, model), batch))
             pixels = [each for each in decoded if not isinstance(each, str)]
             said = iter(
                 model.probabilities(torch.from_numpy(np.stack(pixels))).tolist() if pixels else ()
             )
             for file, each in zip(batch, decoded, strict=True):
                 error = each if isinstance(each, str) else None
-                yield Prediction(_shown(file), None if error is not None else next(said), error)
+                yield Prediction(_path_text(file), None if error is not None else next(said), error)
 
 
-def _decoded(file: Path, model: Model) -> NDArray[np.uint8] | str:
+def _decode(file: Path, model: Model) -> NDArray[np.uint8] | str:
     """Return the pixels [C, H, W], or the reason why there are none."""
     remarks = Remarks()
     try:
         pixels = decode(file, model.image_size, model.channels, model.reading, remarks)
         for text in remarks.warnings:
-            say(f"{_shown(file)}: Pillow warns: {text}")
+            say(f"{_path_text(file)}: Pillow warns: {text}")
         return pixels
     except DecodeError as error:
         return str(error)
 
 
-def _shown(path: Path) -> str:
+def _path_text(path: Path) -> str:
     """Format a path, with non-text escaped."""
     return one_line(os.fsencode(path).decode("utf-8", "backslashreplace"))
 
@@ -124,7 +124,7 @@ def _csv(file: TextIO, classes: Sequence[str]) -> Iterator[Callable[[Prediction]
         if row.probabilities is None:
             cells: list[Any] = [row.path, "", *("" for _ in classes), row.error]
         else:
-            cells = [row.path, _chosen(row, classes), *map(_number, row.probabilities), ""]
+            cells = [row.path, _choice(row, classes), *map(_number, row.probabilities), ""]
         table.writerow(map(in_a_cell, cells))
 
     yield write
@@ -147,7 +147,7 @@ def _json(file: TextIO, classes: Sequence[str]) -> Iterator[Callable[[Prediction
             "error": row.error,
         }
         if row.probabilities is not None:
-            found["class"] = _chosen(row, classes)
+            found["class"] = _choice(row, classes)
             found["probabilities"] = dict(
                 zip(classes, map(_number, row.probabilities), strict=True)
             )
@@ -158,7 +158,7 @@ def _json(file: TextIO, classes: Sequence[str]) -> Iterator[Callable[[Prediction
     file.write("\n]\n")
 
 
-def _chosen(row: Prediction, classes: Sequence[str]) -> str:
+def _choice(row: Prediction, classes: Sequence[str]) -> str:
     assert row.probabilities is not None
     return classes[max(range(len(classes)), key=row.probabilities.__getitem__)]
 

@@ -7,39 +7,39 @@ from typing import Any
 from kd.config.schema import Config
 from kd.data.base import DataModule
 from kd.log import say
-from kd.stages.chain import Link
+from kd.stages.chain import StagePlan
 
 
-def fitted(link: Link, data: DataModule, trainer: Mapping[str, Any]) -> Link:
+def fit_batch(plan: StagePlan, data: DataModule, trainer: Mapping[str, Any]) -> StagePlan:
     """Limit a stage's batch size to what its training images fill; logs a reduction.
 
     Args:
         trainer: Trainer config, for the number of devices that share the images.
     """
-    if link.trains == "none":
-        return link
-    images = data.seen_by(link.sees).images_an_epoch
+    if plan.trains == "none":
+        return plan
+    images = data.for_stage(plan.sees).images_an_epoch
     most = images // (trainer.get("devices", 1) * trainer.get("num_nodes", 1))
-    if not 0 < most < link.recipe.batch_size:  # an empty part is refused where batches are made
-        return link
+    if not 0 < most < plan.recipe.batch_size:  # an empty part is refused where batches are made
+        return plan
     say(
-        f"{link.name}: {images} training images do not fill {link.recipe_at}batch_size="
-        f"{link.recipe.batch_size}, so its batches are of {most}"
+        f"{plan.name}: {images} training images do not fill {plan.recipe_at}batch_size="
+        f"{plan.recipe.batch_size}, so its batches are of {most}"
     )
-    return replace(link, recipe=link.recipe.model_copy(update={"batch_size": most}))
+    return replace(plan, recipe=plan.recipe.model_copy(update={"batch_size": most}))
 
 
-def with_batches(config: Config, chain: Sequence[Link]) -> Config:
+def with_batches(config: Config, chain: Sequence[StagePlan]) -> Config:
     """Return the config with the chain's actual batch sizes."""
     top, teacher, stages = config.batch_size, config.teacher.batch_size, dict(config.stage)
-    for link in chain:
-        found = link.recipe.batch_size
-        own = stages.get(link.name)
+    for plan in chain:
+        found = plan.recipe.batch_size
+        own = stages.get(plan.name)
         if own and own.batch_size is not None:
-            stages[link.name] = own.model_copy(update={"batch_size": found})
-        elif link.recipe_at == "teacher." and found < teacher:
+            stages[plan.name] = own.model_copy(update={"batch_size": found})
+        elif plan.recipe_at == "teacher." and found < teacher:
             teacher = found
-        elif link.recipe_at == "" and found < top:
+        elif plan.recipe_at == "" and found < top:
             top = found
     net = config.teacher.model_copy(update={"batch_size": teacher})
     return config.model_copy(update={"batch_size": top, "teacher": net, "stage": stages})

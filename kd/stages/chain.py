@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from kd.config.fields import Node, Trains
 from kd.config.rates import check_length
-from kd.config.schema import Config, Normalization, Recipe, StageConfig, Teacher
+from kd.config.schema import Config, NormalizationConfig, Recipe, StageConfig, TeacherConfig
 from kd.data.transfer import Sees
 from kd.errors import UserError, nearest
 from kd.training.loss_spec import LossSpec, read_loss
@@ -17,7 +17,7 @@ LABELS_ONLY = read_loss({"ce_weight": 1.0, "terms": {}})
 
 
 @dataclass(frozen=True)
-class Link:
+class StagePlan:
     """Plan of one stage, from the config.
 
     Attributes:
@@ -59,7 +59,7 @@ class Link:
     classes: list[str] | str | None = None
     trains: Trains | Literal["loss"] = "all"
     fake_quantize: bool = False
-    normalization: Normalization | None = None
+    normalization: NormalizationConfig | None = None
     members: tuple[str, ...] = ()
     taps: list[str] | None = None
     teacher_net: Node | None = None
@@ -67,18 +67,18 @@ class Link:
     sees: Sees = "all"
 
     @property
-    def given_at(self) -> str:
+    def start_prefix(self) -> str:
         """Prefix of the config keys for the net's start."""
         return self.where.removesuffix("net")
 
 
-def chain_of(config: Config) -> list[Link]:
+def chain_of(config: Config) -> list[StagePlan]:
     """Build the plans of `stages=`, in order.
 
     Raises:
         UserError: an undefined stage, a stage before one it builds on, or an error in a loss.
     """
-    links: dict[str, Link] = {}
+    plans: dict[str, StagePlan] = {}
     for name in config.stages:
         if name not in config.stage:
             accepted = ", ".join(config.stage)
@@ -87,32 +87,32 @@ def chain_of(config: Config) -> list[Link]:
                 f"{accepted}{nearest(name, config.stage)}"
             )
         if name == "teacher" and config.teacher.members:
-            links |= _members(config)
-        links[name] = link = _link(name, config.stage[name], config)
-        for needed in (link.teacher, link.start):
-            if needed and (needed == name or needed not in links):
+            plans |= _members(config)
+        plans[name] = plan = _plan(name, config.stage[name], config)
+        for needed in (plan.teacher, plan.start):
+            if needed and (needed == name or needed not in plans):
                 raise UserError(
                     f"stages: found [{', '.join(config.stages)}]; {name} builds on {needed}, "
                     "which must come before it (a finished stage is not trained again)"
                 )
-        if link.teacher:
-            taught_by = links[link.teacher]
-            links[name] = link = replace(
-                link, teacher_net=taught_by.net, teacher_taps=taught_by.taps
+        if plan.teacher:
+            taught_by = plans[plan.teacher]
+            plans[name] = plan = replace(
+                plan, teacher_net=taught_by.net, teacher_taps=taught_by.taps
             )
-        if link.start and links[link.start].net != link.net:
+        if plan.start and plans[plan.start].net != plan.net:
             raise UserError(
-                f"stage.{name}.start: {link.start} is another net than {name}, so its weights "
+                f"stage.{name}.start: {plan.start} is another net than {name}, so its weights "
                 "do not fit"
             )
-    return list(links.values())
+    return list(plans.values())
 
 
-def _link(name: str, stage: StageConfig, config: Config) -> Link:
+def _plan(name: str, stage: StageConfig, config: Config) -> StagePlan:
     of_teacher = stage.net == "teacher"
     loss = _loss(name, stage, config)
     net, where, taps = _net(name, stage, loss, config)
-    link = Link(
+    plan = StagePlan(
         name,
         _role(name, stage),
         net,
@@ -129,8 +129,8 @@ def _link(name: str, stage: StageConfig, config: Config) -> Link:
         sees=_sees(of_teacher, loss),
     )
     if name == "teacher":
-        return replace(link, **_given(config))
-    return replace(link, **_started(link, config)) if stage.net == "student" else link
+        return replace(plan, **_teacher_start(config))
+    return replace(plan, **_student_start(plan, config)) if stage.net == "student" else plan
 
 
 def _loss(name: str, stage: StageConfig, config: Config) -> LossSpec:
@@ -177,23 +177,23 @@ def _net(
     return config.student.net, "student.net", stage.taps or config.student.taps
 
 
-def _members(config: Config) -> dict[str, Link]:
+def _members(config: Config) -> dict[str, StagePlan]:
     """Return the stages of a teacher's ensemble members."""
     found = {}
     for i, name in enumerate(_names(config.teacher)):
         alone = config.model_copy(update={"teacher": config.teacher.member(i)})
-        link = _link("teacher", config.stage["teacher"], alone)
+        plan = _plan("teacher", config.stage["teacher"], alone)
         at = f"teacher.members[{i}]."
-        found[name] = replace(link, name=name, role=None, where=f"{at}net", recipe_at=at)
+        found[name] = replace(plan, name=name, role=None, where=f"{at}net", recipe_at=at)
     return found
 
 
-def _names(teacher: Teacher) -> list[str]:
+def _names(teacher: TeacherConfig) -> list[str]:
     """Name the stages of a teacher's ensemble members."""
     return [f"teacher_{i + 1}" for i in range(len(teacher.members or ()))]
 
 
-def _given(config: Config) -> dict[str, Any]:
+def _teacher_start(config: Config) -> dict[str, Any]:
     """Return the teacher's start, and how much of it is trained."""
     teacher = config.teacher
     if teacher.members:
@@ -204,19 +204,19 @@ def _given(config: Config) -> dict[str, Any]:
     }
 
 
-def _started(link: Link, config: Config) -> dict[str, Any]:
+def _student_start(plan: StagePlan, config: Config) -> dict[str, Any]:
     """Return the student's start in a stage, and how much of it is trained.
 
     Raises:
         UserError: the loss replaces the net, so the weights in the file do not fit.
     """
     student, found = config.student, dict[str, Any]()
-    if student.finetune == "head" and link.trains == "all":
+    if student.finetune == "head" and plan.trains == "all":
         found["trains"] = "head"
-    if link.start or link.where != "student.net":
-        if student.path and not link.start:
+    if plan.start or plan.where != "student.net":
+        if student.path and not plan.start:
             raise UserError(
-                f"student.path: the loss of stage {link.name} makes a net of its own of the "
+                f"student.path: the loss of stage {plan.name} makes a net of its own of the "
                 "student's, which cannot start from a file; accepted is null"
             )
         return found
@@ -224,7 +224,7 @@ def _started(link: Link, config: Config) -> dict[str, Any]:
     return found | {name: getattr(student, name) for name in names}
 
 
-def _ensemble(teacher: Teacher) -> Node:
+def _ensemble(teacher: TeacherConfig) -> Node:
     """Return the net node of a teacher's ensemble."""
     members = [teacher.member(i).net for i in range(len(teacher.members or ()))]
     if teacher.weights is not None and len(teacher.weights) != len(members):
@@ -267,11 +267,11 @@ def _recipe(name: str, stage: StageConfig, base: Recipe) -> Recipe:
         recipe["optim"] = {**recipe["optim"], "lr": recipe["optim"]["lr"] * stage.lr_factor}
     if "ema" in own or "swa" in own:  # the stage's choice replaces either
         recipe |= {"ema": stage.ema, "swa": stage.swa}
-    at = f"stage.{name}." if own else "teacher." if isinstance(base, Teacher) else ""
-    return checked(Recipe(**{**recipe, "seed": recipe["seed"] + stage.seed_offset}), at)
+    at = f"stage.{name}." if own else "teacher." if isinstance(base, TeacherConfig) else ""
+    return check_recipe(Recipe(**{**recipe, "seed": recipe["seed"] + stage.seed_offset}), at)
 
 
-def checked(recipe: Recipe, at: str) -> Recipe:
+def check_recipe(recipe: Recipe, at: str) -> Recipe:
     """Check that the parts of a recipe fit each other, and return it.
 
     Args:

@@ -37,12 +37,12 @@ def code_of(*nodes: Mapping[str, Any]) -> dict[str, str]:
             tree = ast.parse(file[1].read_bytes())
         except (SyntaxError, ValueError):
             continue  # unused, since Python could not read it either
-        left += [each for each in _imported(tree, *file) if each.partition(".")[0] != __package__]
+        left += [each for each in _imports(tree, *file) if each.partition(".")[0] != __package__]
         found[file[0]] = hashlib.sha256(_bare(tree).encode()).hexdigest()[:16]
     return found
 
 
-def _imported(tree: ast.Module, name: str, path: Path) -> list[str]:
+def _imports(tree: ast.Module, name: str, path: Path) -> list[str]:
     """List what a module imports, in the form for `_source_file`; in `from a import b`, b may be a
     module or a name.
     """

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from kd.config.construct import resolve_target
 from kd.data.base import DataModule, Images
 from kd.data.views import Augment, make_views
-from kd.errors import CannotWrite, Damaged
-from kd.files.store import Done, key_of
+from kd.errors import DamagedError, WriteError
+from kd.files.store import StageResult, key_of
 from kd.files.tensors import load_tensors, save_tensors
 from kd.log import say
 from kd.measure.costs import count_macs
@@ -22,51 +22,53 @@ from kd.nets.build import build_net, set_normalization
 from kd.nets.grow import Grown
 from kd.shape import Shape
 from kd.stages.chain import Role
+from kd.teachers.diagnosis import TeacherDiagnosis
 from kd.teachers.ensemble import Ensemble
-from kd.teachers.frozen import Frozen
-from kd.teachers.watch import Watched
+from kd.teachers.frozen_teacher import FrozenTeacher
 
 # Bytes of student logits that are still stored: 10,000 images of 400 classes.
 SMALL = 2**24
 
 # Training images for the teacher's stability; a few hundred suffice.
-WATCHED_VIEWS = 256
+DIAGNOSIS_VIEWS = 256
 
 
-def load_net(done: Done) -> nn.Module:
+def load_net(done: StageResult) -> nn.Module:
     """Load the net of a finished stage, in evaluation mode."""
     spec = done.record["spec"]
     net = build_net(spec["net"], Shape(*spec["shape"]), f"{done.record['name']}.net", load=False)
     net.load_state_dict(done.weights())
-    normalized_as(net, done)
+    copy_normalization(net, done)
     return net.eval()
 
 
-def frozen(done: Done) -> Frozen:
+def load_teacher(done: StageResult) -> FrozenTeacher:
     """Load a finished stage as a frozen teacher."""
     mean, std = done.record["normalization"]
-    return Frozen(load_net(done), tuple(mean), tuple(std))
+    return FrozenTeacher(load_net(done), tuple(mean), tuple(std))
 
 
-def normalized_as(net: nn.Module, done: Done) -> None:
+def copy_normalization(net: nn.Module, done: StageResult) -> None:
     """Set the normalisation that a finished stage's net was trained with."""
     mean, std = done.record["normalization"]
     set_normalization(net, (tuple(mean), tuple(std)), len(mean), done.key)
 
 
-def classes_of(done: Done) -> int:
+def classes_of(done: StageResult) -> int:
     """Return the number of classes of a finished stage's net."""
     return Shape(*done.record["spec"]["shape"]).num_classes
 
 
-def logits_of(done: Done, data: DataModule, images: Images) -> Tensor:
+def logits_of(done: StageResult, data: DataModule, images: Images) -> Tensor:
     """Return a finished stage's logits [N, C] for unaugmented images, computed once and stored with
     its weights.
     """
-    return kept(done, logits_name(images), lambda: predict_logits(load_net(done), data, images))
+    return compute_once(
+        done, logits_name(images), lambda: predict_logits(load_net(done), data, images)
+    )
 
 
-def role_logits(done: Mapping[Role, Done], data: DataModule) -> dict[Role, Tensor]:
+def role_logits(done: Mapping[Role, StageResult], data: DataModule) -> dict[Role, Tensor]:
     """Return each role's logits [N, C] for the test images: the only place that reads the test
     part.
 
@@ -88,7 +90,7 @@ def logits_name(images: Images) -> str:
     return f"logits-{images.fingerprint[:16]}"
 
 
-def macs_of(done: Done, net: nn.Module) -> int:
+def macs_of(done: StageResult, net: nn.Module) -> int:
     """Return a finished stage's multiply-accumulates per image, computed once and stored with its
     weights.
 
@@ -96,22 +98,22 @@ def macs_of(done: Done, net: nn.Module) -> int:
         net: the stage's.
     """
     shape = Shape(*done.record["spec"]["shape"])
-    return int(kept(done, "macs", lambda: torch.tensor(count_macs(net, shape)), "macs"))
+    return int(compute_once(done, "macs", lambda: torch.tensor(count_macs(net, shape)), "macs"))
 
 
-def watched(done: Done, data: DataModule) -> Watched:
+def diagnose(done: StageResult, data: DataModule) -> TeacherDiagnosis:
     """Return a teacher's logits for the validation images and for views of some training images;
     computed once.
     """
     val, train, augment = data.split.val, data.split.train, data.augment
     # A mixed view is no view of one image
     alone = augment.model_copy(update={"mixup": 0, "cutmix": 0})
-    count = min(WATCHED_VIEWS, len(train), len(val))  # a trial's validation part is small
+    count = min(DIAGNOSIS_VIEWS, len(train), len(val))  # a trial's validation part is small
     some = torch.linspace(0, len(train) - 1, count).long()
 
     def views(which: Sequence[int], augment: Augment) -> Tensor:
         def compute() -> Tensor:
-            teacher, parts = frozen(done), torch.split(some, data.evaluation_batch)
+            teacher, parts = load_teacher(done), torch.split(some, data.evaluation_batch)
             make = partial(make_views, seed=0, augment=augment, pool=train)
             return torch.stack(
                 [
@@ -121,16 +123,18 @@ def watched(done: Done, data: DataModule) -> Watched:
             )
 
         about = {"images": train.fingerprint, "augment": augment.model_dump(mode="json")}
-        return kept(
+        return compute_once(
             done, f"views-{key_of({**about, 'views': list(which), 'count': count})}", compute
         )
 
     two = views((0, 1), alone)
     seen = views((0,), augment)[0] if augment.mixes else two[0]
-    return Watched(logits_of(done, data, val), val.labels, two, train.labels[some], seen)
+    return TeacherDiagnosis(logits_of(done, data, val), val.labels, two, train.labels[some], seen)
 
 
-def kept(done: Done, name: str, compute: Callable[[], Tensor], what: str = "logits") -> Tensor:
+def compute_once(
+    done: StageResult, name: str, compute: Callable[[], Tensor], what: str = "logits"
+) -> Tensor:
     """Return a tensor computed from a finished stage, stored under a name with its weights if
     possible.
 
@@ -141,17 +145,17 @@ def kept(done: Done, name: str, compute: Callable[[], Tensor], what: str = "logi
     if path.exists():
         try:
             return load_tensors(path)[what]
-        except (OSError, SafetensorError, Damaged, KeyError) as error:
+        except (OSError, SafetensorError, DamagedError, KeyError) as error:
             say(f"{path} cannot be used ({error}); asking the net again")
     found = compute()
     try:
         save_tensors({what: found}, path)
-    except CannotWrite as error:
+    except WriteError as error:
         say(f"{error}; going on without keeping it")
     return found
 
 
-def name_of(done: Done) -> str:
+def name_of(done: StageResult) -> str:
     """Format a net's name for people: its builder, with the options that differ from the
     defaults.
     """

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kd.config.precision import resolved
+from kd.config.precision import resolve_precision
 from kd.config.schema import Training
 from kd.data.base import DataModule
 from kd.data.transfer import Sees
-from kd.errors import Dropped
-from kd.files.store import Done, Store, key_of
+from kd.errors import DropRequest
+from kd.files.store import StageResult, Store, key_of
 from kd.files.tensors import load_tensors, save_tensors
 from kd.files.writing import writing
 from kd.log import say
@@ -25,19 +25,26 @@ from kd.nets.build import build_net, normalization_of, set_normalization
 from kd.nets.grow import Grown, align
 from kd.nets.hooks import kinds_of
 from kd.nets.layer_paths import study
-from kd.stages.chain import LABELS_ONLY, Link
+from kd.stages.chain import LABELS_ONLY, StagePlan
 from kd.stages.code_hash import RECIPE, code_of, targets
-from kd.stages.result import classes_of, frozen, logits_name, logits_of, normalized_as, watched
+from kd.stages.result import (
+    classes_of,
+    copy_normalization,
+    diagnose,
+    load_teacher,
+    logits_name,
+    logits_of,
+)
 from kd.stages.start import file_of, load_start, net_spec, start_from_images, start_spec
 from kd.stages.try_out import taps_of
-from kd.teachers.cached import Cached
+from kd.teachers.cached_teacher import CachedTeacher
+from kd.teachers.diagnosis import other_order
 from kd.teachers.ensemble import Ensemble
-from kd.teachers.feature_teacher import Observed
-from kd.teachers.fused import Folded
-from kd.teachers.live import Live, Teacher
-from kd.teachers.snapshot import Snapshot
+from kd.teachers.feature_teacher import FeatureTeacher
+from kd.teachers.fused_teacher import FusedTeacher
+from kd.teachers.live_teacher import LiveTeacher, Teacher
+from kd.teachers.stored_teacher import StoredTeacher
 from kd.teachers.view_files import Room, ViewFiles
-from kd.teachers.watch import other_order
 from kd.training.fake_quantize import fake_quantize
 from kd.training.loss_spec import LossSpec
 
@@ -63,7 +70,7 @@ LEARNED = "learned.safetensors"
 # Trainer options with which an epoch may skip images, so that whole views are not worth computing.
 PARTIAL_EPOCHS = {"limit_train_batches", "max_steps", "max_time"}
 
-# Receives an epoch's metrics, and may raise `Dropped`
+# Receives an epoch's metrics, and may raise `DropRequest`
 Watch = Callable[[Mapping[str, float]], None]
 
 
@@ -80,7 +87,7 @@ class Stage:
         teacher: finished stage that is the teacher, if the loss needs one.
         reference: finished stage for `val/agreement`; no part of the result.
         weights: file with the initial weights.
-        given_at: prefix of the config keys for it, for messages.
+        start_prefix: prefix of the config keys for it, for messages.
         start: finished stage with the initial weights.
         members: finished stages that form the ensemble.
         room: storage of the teacher's outputs; None stores nothing.
@@ -92,12 +99,12 @@ class Stage:
     spec: dict[str, Any]
     runtime: Mapping[str, Any] = field(default_factory=dict)
     loss: LossSpec = LABELS_ONLY
-    teacher: Done | None = None
-    reference: Done | None = None
+    teacher: StageResult | None = None
+    reference: StageResult | None = None
     weights: Path | None = None
-    given_at: str = ""
-    start: Done | None = None
-    members: tuple[Done, ...] = ()
+    start_prefix: str = ""
+    start: StageResult | None = None
+    members: tuple[StageResult, ...] = ()
     room: Room | None = None
     stored: Tensor | None = None
     sees: Sees = "all"
@@ -108,51 +115,53 @@ class Stage:
         return key_of(self.spec)
 
 
-def make_stage(link: Link, config: Training, data: DataModule, done: Mapping[str, Done]) -> Stage:
+def make_stage(
+    plan: StagePlan, config: Training, data: DataModule, done: Mapping[str, StageResult]
+) -> Stage:
     """Make the stage of a plan.
 
     Args:
         done: earlier stages of the run, by name.
     """
-    data = data.seen_by(link.sees)
+    data = data.for_stage(plan.sees)
     spec: dict[str, Any] = {"recipe": RECIPE, "shape": list(data.shape), "data": data.key()}
-    file, members = file_of(link), tuple(done[name] for name in link.members)
-    load = not (file or link.start or members)
-    spec |= net_spec(link.net, *targets(link.loss.node), load=load)
-    spec |= start_spec(link, file, data.classes)
-    stage = Stage(link.name, spec, weights=file, given_at=link.given_at, sees=link.sees)
-    if link.trains == "none":
-        spec |= {"epochs": 0, "code": code_of(*targets(link.net))}
+    file, members = file_of(plan), tuple(done[name] for name in plan.members)
+    load = not (file or plan.start or members)
+    spec |= net_spec(plan.net, *targets(plan.loss.node), load=load)
+    spec |= start_spec(plan, file, data.classes)
+    stage = Stage(plan.name, spec, weights=file, start_prefix=plan.start_prefix, sees=plan.sees)
+    if plan.trains == "none":
+        spec |= {"epochs": 0, "code": code_of(*targets(plan.net))}
         spec |= {"members": [each.key for each in members]} if members else {}
-        spec |= {"seed": link.recipe.seed} if load else {}
+        spec |= {"seed": plan.recipe.seed} if load else {}
         return replace(stage, members=members)
-    spec |= link.recipe.model_dump()
-    if data.val_labels == 0 and link.sees != "all":
+    spec |= plan.recipe.model_dump()
+    if data.val_labels == 0 and plan.sees != "all":
         spec["keep"] = "last"  # validation selects nothing
-    spec["objective"] = link.loss.node
+    spec["objective"] = plan.loss.node
     spec["epochs"] = min(spec["epochs"], config.trainer.get("max_epochs", spec["epochs"]))
     spec["trainer"] = {k: v for k, v in config.trainer.items() if k not in RUNTIME_ONLY | ELSEWHERE}
     accelerator = str(config.trainer.get("accelerator", "auto"))
-    own = f"{link.recipe_at or 'trainer.'}precision"
-    spec["trainer"]["precision"] = resolved(link.precision, accelerator, own)
+    own = f"{plan.recipe_at or 'trainer.'}precision"
+    spec["trainer"]["precision"] = resolve_precision(plan.precision, accelerator, own)
     runtime = {k: v for k, v in config.trainer.items() if k in RUNTIME_ONLY}
-    spec["code"] = code_of(*targets(link.net), *targets(spec["objective"]))
-    teacher = done[link.teacher] if link.teacher else None
-    start = done[link.start] if link.start else None
+    spec["code"] = code_of(*targets(plan.net), *targets(spec["objective"]))
+    teacher = done[plan.teacher] if plan.teacher else None
+    start = done[plan.start] if plan.start else None
     spec |= {which: each.key for which, each in (("teacher", teacher), ("start", start)) if each}
     if teacher:
         spec["outputs"] = config.teacher.outputs
         asked = config.teacher.precision
-        spec["answered_in"] = resolved(asked, accelerator, "teacher.precision")
-    if link.fake_quantize:
+        spec["answered_in"] = resolve_precision(asked, accelerator, "teacher.precision")
+    if plan.fake_quantize:
         spec["fake_quantize"] = True
-    if taps := taps_of(link, data.shape):
+    if taps := taps_of(plan, data.shape):
         spec["taps"] = taps
-    reference = teacher or (done.get("teacher") if link.role != "teacher" else None)
+    reference = teacher or (done.get("teacher") if plan.role != "teacher" else None)
     return replace(
         stage,
         runtime=runtime,
-        loss=link.loss,
+        loss=plan.loss,
         teacher=teacher,
         reference=reference,
         start=start,
@@ -176,7 +185,7 @@ def complete(
     force: bool = False,
     since: datetime | None = None,
     watch: Watch | None = None,
-) -> tuple[Done, bool]:
+) -> tuple[StageResult, bool]:
     """Return the finished stage, from the store or trained now; and whether it was in the store.
 
     Args:
@@ -184,10 +193,10 @@ def complete(
         watch: receives each epoch's metrics in training.
 
     Raises:
-        Dropped: by `watch`; nothing of the stage is kept.
+        DropRequest: by `watch`; nothing of the stage is kept.
     """
 
-    def counts(done: Done | None) -> bool:
+    def counts(done: StageResult | None) -> bool:
         if done is None or not force:
             return done is not None
         return since is not None and datetime.fromisoformat(done.record["finished"]) >= since
@@ -195,7 +204,7 @@ def complete(
     done = store.find(stage.key)
     if done and counts(done):
         return done, True
-    data = data.seen_by(stage.sees)
+    data = data.for_stage(stage.sees)
     with store.claim(stage.key, stage.name) as folder:
         done = store.find(stage.key)  # another process may have finished it in the meantime
         if done and counts(done):
@@ -208,7 +217,7 @@ def complete(
                 if stage.spec["epochs"]
                 else _keep(net, data, folder, stage)
             )
-        except Dropped:
+        except DropRequest:
             shutil.rmtree(folder)
             raise
         before = [each.record["total"] for each in (stage.start, *stage.members) if each]
@@ -229,13 +238,13 @@ def complete(
             **result,
             "total": total,
             "taught": taught,
-            "loaded": _loaded(stage),
+            "loaded": _is_loaded(stage),
         }
         record["normalization"] = [list(each) for each in normalization_of(net, data.statistics)]
         return store.publish(stage.key, record), False
 
 
-def _loaded(stage: Stage) -> bool:
+def _is_loaded(stage: Stage) -> bool:
     """Whether the net was trained elsewhere, on unknown images."""
     members = any(each.record.get("loaded", False) for each in stage.members)
     return bool(stage.weights and not stage.spec["epochs"]) or members
@@ -249,16 +258,16 @@ def _start(stage: Stage, data: DataModule) -> nn.Module:
     trained = stage.spec["epochs"] > 0
     net = build_net(stage.spec["net"], data.shape, f"{stage.name}.net", load=load, trained=trained)
     if stage.weights:
-        load_start(net, stage.weights, f"{stage.given_at}path", stage.spec, data.shape)
+        load_start(net, stage.weights, f"{stage.start_prefix}path", stage.spec, data.shape)
     if said := stage.spec.get("normalization"):
-        where = f"{stage.given_at}normalization"
+        where = f"{stage.start_prefix}normalization"
         set_normalization(
             net, (tuple(said["mean"]), tuple(said["std"])), data.shape.channels, where
         )
     if stage.start:
         take = net.take_over if isinstance(net, Grown) else net.load_state_dict
         take(stage.start.weights())
-        normalized_as(net, stage.start)
+        copy_normalization(net, stage.start)
     elif load:
         start_from_images(net, data)
     if not stage.start and stage.teacher and callable(inherit := getattr(net, "inherit", None)):
@@ -283,12 +292,12 @@ def _train(
         reference = logits_of(stage.reference, data, data.split.val).argmax(1)
     taught: dict[str, Any] = {}
     if stage.stored is not None:
-        taught = {"teacher": Snapshot(stage.stored)}
+        taught = {"teacher": StoredTeacher(stage.stored)}
     elif stage.teacher:
         taught = {"teacher": teacher_of(stage, stage.teacher, data)}
         # A teacher of fewer classes gives nothing for the other images
         if classes_of(stage.teacher) == data.shape.num_classes:
-            taught["watched"] = watched(stage.teacher, data)
+            taught["watched"] = diagnose(stage.teacher, data)
     if stage.start and (learned := stage.start.folder / LEARNED).exists():
         taught["learned"] = load_tensors(learned)
     if stage.spec.get("fake_quantize"):
@@ -306,7 +315,7 @@ def _train(
         **taught,
     )
     if stage.spec.get("align"):
-        factor = _aligned(net, folder / "weights.safetensors")
+        factor = _align_head(net, folder / "weights.safetensors")
         say(
             f"{stage.name}: the new classes' weights times {factor:.2f}, which gives them the "
             "norm of the old ones'"
@@ -314,7 +323,7 @@ def _train(
     return {**result, "reference": stage.reference.key if stage.reference else None}
 
 
-def _aligned(net: nn.Module, file: Path) -> float:
+def _align_head(net: nn.Module, file: Path) -> float:
     """Align the last layer of a net and its weights file; returns the factor."""
     assert isinstance(net, Grown)
     net.load_state_dict(load_tensors(file))
@@ -351,16 +360,18 @@ def _keep(net: nn.Module, data: DataModule, folder: Path, stage: Stage) -> dict[
     }
 
 
-def teacher_of(stage: Stage, done: Done, data: DataModule) -> Teacher:
+def teacher_of(stage: Stage, done: StageResult, data: DataModule) -> Teacher:
     """Return a finished stage as a teacher, with stored outputs if possible."""
     # Features are not stored, so the teacher is live
     if kinds := kinds_of(stage.loss.signals, "t"):
         taps = stage.spec.get("taps", {}).get("teacher", [])
-        answers = frozen(done)
-        points = study(answers.net, taps, data.shape, where="teacher.taps")
-        return Observed(answers, points, kinds, stage.spec["outputs"], stage.spec["answered_in"])
-    folded = Folded(partial(frozen, done), bool(stage.runtime.get("compile")))
-    live = Live(folded, stage.spec["outputs"], stage.spec["answered_in"])
+        answers = load_teacher(done)
+        paths = study(answers.net, taps, data.shape, where="teacher.taps")
+        return FeatureTeacher(
+            answers, paths, kinds, stage.spec["outputs"], stage.spec["answered_in"]
+        )
+    folded = FusedTeacher(partial(load_teacher, done), bool(stage.runtime.get("compile")))
+    live = LiveTeacher(folded, stage.spec["outputs"], stage.spec["answered_in"])
     if stage.room is None:
         return live
     images = data.split.train
@@ -377,12 +388,12 @@ def teacher_of(stage: Stage, done: Done, data: DataModule) -> Teacher:
     # The number of epochs is not known then
     epochs = 0 if stage.spec["early_stopping"] else stage.spec["epochs"]
     views = min(epochs, data.views or epochs)
-    return Cached(
+    return CachedTeacher(
         live,
         images,
         augment=data.augment,
         seed=stage.spec["seed"],
         files=files,
         views=views,
-        pool=data.mixed_with,
+        pool=data.mixing_pool,
     )

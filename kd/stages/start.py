@@ -14,42 +14,42 @@ from kd.config.construct import parameters_of, resolve_target
 from kd.data.base import DataModule
 from kd.data.views import normalize, to_unit
 from kd.errors import UserError
-from kd.files.class_names import names_given, names_in, outputs_for, shared
+from kd.files.class_names import count_common, names_from_config, names_in, outputs_for
 from kd.files.header import header_of, weights_file
 from kd.files.store import checksum
 from kd.log import say
 from kd.nets.build import (
+    fresh_node,
     normalization_of,
-    pretrained_of,
+    pretrained_weights_of,
     set_normalization,
-    without_pretrained,
 )
 from kd.nets.head import head_tensors
 from kd.nets.weights import OutputChoice, load_weights
 from kd.shape import Shape
-from kd.stages.chain import Link
+from kd.stages.chain import StagePlan
 
 STARTING = 2**22  # pixels of the images that a net may get for its start
 
 
-def file_of(link: Link) -> Path | None:
+def file_of(plan: StagePlan) -> Path | None:
     """Return the file with a stage's initial weights, checked against the net; None if there is
     none.
 
     Raises:
         UserError: the file is missing, or says that it holds another net's weights.
     """
-    if link.path is None:
+    if plan.path is None:
         return None
-    where = f"{link.given_at}path"
-    file = weights_file(link.path, where)
+    where = f"{plan.start_prefix}path"
+    file = weights_file(plan.path, where)
     header = header_of(file)
     if header:
-        _agree(header["net"], link, file)
+        _agree(header["net"], plan, file)
     return file
 
 
-def start_spec(link: Link, file: Path | None, classes: tuple[str, ...]) -> dict[str, Any]:
+def start_spec(plan: StagePlan, file: Path | None, classes: tuple[str, ...]) -> dict[str, Any]:
     """Return what a stage's start adds to its key: nothing for a fresh net, trained whole.
 
     Args:
@@ -59,14 +59,14 @@ def start_spec(link: Link, file: Path | None, classes: tuple[str, ...]) -> dict[
         UserError: the file's net does not know them all.
     """
     spec: dict[str, Any] = {"weights": _checksum(file, file.stat().st_ctime_ns)} if file else {}
-    if file and link.state:
-        spec["state"] = link.state
-    if file and (outputs := _outputs(link, file, classes)):
+    if file and plan.state:
+        spec["state"] = plan.state
+    if file and (outputs := _outputs(plan, file, classes)):
         spec["outputs_of_file"] = outputs
-    if link.normalization:
-        spec["normalization"] = link.normalization.model_dump()
-    if link.trains in ("head", "loss"):
-        spec["trains"] = link.trains
+    if plan.normalization:
+        spec["normalization"] = plan.normalization.model_dump()
+    if plan.trains in ("head", "loss"):
+        spec["trains"] = plan.trains
     return spec
 
 
@@ -90,9 +90,9 @@ def net_spec(
     # A net may contain another one
     nets = [node, *(value for value in node.values() if isinstance(value, Mapping))]
     asked = any(each.get("pretrained") for each in nets)
-    plain = dict(node) if asked else without_pretrained(node)  # false equals not set
+    plain = dict(node) if asked else fresh_node(node)  # false equals not set
     nodes = [*(each for each in nets if load and "_target_" in each), *others]
-    names = [found.weights for each in nodes if (found := pretrained_of(each, "net"))]
+    names = [found.weights for each in nodes if (found := pretrained_weights_of(each, "net"))]
     return {"net": plain, "pretrained": names} if names else {"net": plain}
 
 
@@ -138,7 +138,7 @@ def start_from_images(net: nn.Module, data: DataModule) -> None:
     asking = [module for module in net.modules() if callable(getattr(module, "start_from", None))]
     if not asking:
         return
-    pixels = data.trained_on.pixels
+    pixels = data.training_images.pixels
     count, _, height, width = pixels.shape
     few = min(count, max(1, STARTING // (height * width)))
     sample = to_unit(pixels[torch.arange(few) * count // few])
@@ -147,52 +147,52 @@ def start_from_images(net: nn.Module, data: DataModule) -> None:
         module.start_from(images)  # type: ignore[operator]
 
 
-def _agree(theirs: Mapping[str, Any], link: Link, file: Path) -> None:
+def _agree(theirs: Mapping[str, Any], plan: StagePlan, file: Path) -> None:
     """Refuse a file that says that its weights belong to another net."""
     # Never theirs: a file must not choose imports
-    target, _ = resolve_target(link.net, link.where)
+    target, _ = resolve_target(plan.net, plan.where)
     defaults = {name: parameter.default for name, parameter in parameters_of(target).items()}
 
     def whole(node: Mapping[str, Any]) -> dict[str, Any]:
-        filled = {**defaults, **without_pretrained(node)}
+        filled = {**defaults, **fresh_node(node)}
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in filled.items()
         }
 
-    a, b = whole(theirs), whole(link.net)
+    a, b = whole(theirs), whole(plan.net)
     other = [
         name for name in a.keys() | b.keys() if name != "pretrained" and a.get(name) != b.get(name)
     ]
     if "_target_" in other:
         other = ["_target_"]  # other keys do not matter then
     if other:
-        role = link.given_at.partition(".")[0]
+        role = plan.start_prefix.partition(".")[0]
         differs = ", ".join(
-            f"{name} {a.get(name)!r} where {link.where} has {b.get(name)!r}"
+            f"{name} {a.get(name)!r} where {plan.where} has {b.get(name)!r}"
             for name in sorted(other)
         )
         raise UserError(
-            f"{link.given_at}path: {file} says that it is of another net: {differs}.\n"
+            f"{plan.start_prefix}path: {file} says that it is of another net: {differs}.\n"
             f"  {role}=checkpoint {role}.path=... takes the net that the file names"
         )
 
 
-def _outputs(link: Link, file: Path, ours: tuple[str, ...]) -> dict[str, Any] | None:
+def _outputs(plan: StagePlan, file: Path, ours: tuple[str, ...]) -> dict[str, Any] | None:
     """Return which of a file's outputs stand for the data's classes; None if equal or unknown.
 
     Raises:
         UserError: some of the data's classes are missing in the file.
     """
-    if link.classes is not None:
-        where = f"{link.given_at}classes"
-        theirs = names_given(link.classes, where)
+    if plan.classes is not None:
+        where = f"{plan.start_prefix}classes"
+        theirs = names_from_config(plan.classes, where)
         taken = outputs_for(theirs, ours, where)
     else:
-        where = f"{link.given_at}path"
-        said = _said(file, file.stat().st_ctime_ns, where)
-        common = shared(said, ours) if said else 0
-        if not said or (common < len(ours) and link.trains != "none"):
+        where = f"{plan.start_prefix}path"
+        said = _file_classes(file, file.stat().st_ctime_ns, where)
+        common = count_common(said, ours) if said else 0
+        if not said or (common < len(ours) and plan.trains != "none"):
             return None
         # Other words for the same classes, or another number, which the tensors show
         if not common:
@@ -204,7 +204,7 @@ def _outputs(link: Link, file: Path, ours: tuple[str, ...]) -> dict[str, Any] | 
 
 
 @lru_cache(maxsize=8)
-def _said(file: Path, changed: int, where: str) -> list[str] | None:
+def _file_classes(file: Path, changed: int, where: str) -> list[str] | None:
     """Read the class names of a file, once per modification time."""
     return names_in(file, where)
 

@@ -11,16 +11,16 @@ from kd.reports.escape import in_markdown
 from kd.summary.groups import Row, group
 from kd.summary.labels import label_curves
 from kd.summary.reports import find_runs
-from kd.summary.significance import Gain, corrected, finite, gain_of
+from kd.summary.significance import Gain, correct_gains, finite, gain_of
 from kd.summary.tables import (
     accuracy_table,
     as_csv,
     as_markdown,
     class_table,
+    conclusions,
     cost_table,
     in_common,
-    measured_on,
-    said,
+    measurement_setup,
 )
 
 NOTES = (
@@ -50,7 +50,7 @@ def write_summary(paths: Sequence[Path]) -> str:
         UserError: there is nothing to read, no permission to write, or no space.
     """
     rows, aside = group(find_runs(paths))
-    gains = corrected([_gain(row) for row in rows])
+    gains = correct_gains([_gain(row) for row in rows])
     folder = paths[0] if paths[0].is_dir() else paths[0].parent
     title = f"Summary of {folder.resolve().name}"
     about = (
@@ -100,7 +100,7 @@ def _markdown(title: str, about: str, rows: Sequence[Row], gains: Sequence[Gain]
     parts = [
         f"# {in_markdown(title)}",
         about,
-        "\n".join(f"- {in_markdown(line)}" for line in said(rows, gains)),
+        "\n".join(f"- {in_markdown(line)}" for line in conclusions(rows, gains)),
         f"The same in all runs: {in_markdown(common)}" if common else "",
         as_markdown(accuracy_table(rows, gains)).rstrip(),
         *NOTES,
@@ -108,7 +108,7 @@ def _markdown(title: str, about: str, rows: Sequence[Row], gains: Sequence[Gain]
         as_markdown(classes).rstrip() if (classes := class_table(rows)) else "",
         as_markdown(cost_table(rows)).rstrip(),
         f"Latency: one image, measured on "
-        f"{in_markdown('; '.join(measured_on(rows)) or 'an unknown machine')}.",
+        f"{in_markdown('; '.join(measurement_setup(rows)) or 'an unknown machine')}.",
     ]
     return "\n\n".join(each for each in parts if each) + "\n"
 
@@ -122,7 +122,7 @@ def _page(title: str, about: str, rows: Sequence[Row], gains: Sequence[Gain]) ->
         "summary.html.jinja",
         title=title,
         about=about,
-        said=said(rows, gains),
+        said=conclusions(rows, gains),
         common=in_common(rows),
         all_common=in_common(rows, all_knobs=True),
         accuracy=accuracy_table(rows, gains),
@@ -131,5 +131,5 @@ def _page(title: str, about: str, rows: Sequence[Row], gains: Sequence[Gain]) ->
         notes=NOTES,
         tasks=task_table(rows),
         pictures=[*pictures(rows, gains), *filter(None, [task_picture(rows)])],
-        places=measured_on(rows),
+        places=measurement_setup(rows),
     )

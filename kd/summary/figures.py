@@ -46,7 +46,7 @@ def pictures(rows: Sequence[Row], gains: Sequence[Gain]) -> Iterator[Picture]:
             figure,
             f"Gain in test accuracy over the baseline, with 95 % intervals: ● Student's t over "
             f"the seeds ({seeds} a row), ○ bootstrap over the test images of the only "
-            f"seed.{_limited(len(rows), BARS)} Intervals are not "
+            f"seed.{_limit_note(len(rows), BARS)} Intervals are not "
             "corrected for the number of rows; the table's last p is.",
             "Gain of each row over its baseline with intervals",
         )
@@ -68,7 +68,7 @@ def pictures(rows: Sequence[Row], gains: Sequence[Gain]) -> Iterator[Picture]:
             figure,
             f"Validation accuracy after each epoch: mean over the seeds ({seeds} a row), band ± "
             f"one standard deviation."
-            f"{_limited(len(rows), CURVES)}",
+            f"{_limit_note(len(rows), CURVES)}",
             "Validation accuracy by epoch",
         )
 
@@ -90,7 +90,7 @@ def _seeds(rows: Sequence[Row]) -> str:
     return f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
 
 
-def _limited(count: int, limit: int) -> str:
+def _limit_note(count: int, limit: int) -> str:
     return f" Of {count} rows the {limit} best on validation are shown." if count > limit else ""
 
 

@@ -48,7 +48,7 @@ class Row:
         """Return a number of a role's models, of each run that has it."""
         return finite(dig(run.model(role), *path) for run in self.runs)
 
-    def compared(self, name: str) -> list[float]:
+    def comparison(self, name: str) -> list[float]:
         """Return a number of the runs' comparisons, of each run that has it."""
         return finite(run.report["comparison"].get(name) for run in self.runs)
 
@@ -169,10 +169,10 @@ def _parts(settings: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
             )
             if len({_text(each[knob]) for each in rivals}) > 1 and not derived:
                 found |= [part(knob, own[knob])]
-    return _told_apart(parts, settings)
+    return _distinguish(parts, settings)
 
 
-def _told_apart(
+def _distinguish(
     parts: list[dict[str, str]], settings: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, str]]:
     """Add further differences to equal descriptions, such as a knob that only one row has."""

@@ -106,7 +106,7 @@ def gain_of(
     return replace(about, p=float(ttest_1samp(values, 0.0).pvalue))
 
 
-def corrected(gains: Sequence[Gain]) -> list[Gain]:
+def correct_gains(gains: Sequence[Gain]) -> list[Gain]:
     """Apply Holm's correction over all gains."""
     tested = [gain.p for gain in gains if gain.p is not None]
     found = iter(holm(tested))
@@ -129,9 +129,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
     """Return the Pareto front of points (cost, accuracy): their positions, the cheapest first."""
 
-    def beaten(cost: float, accuracy: float) -> bool:
+    def is_beaten(cost: float, accuracy: float) -> bool:
         return any(c <= cost and a >= accuracy and (c, a) != (cost, accuracy) for c, a in points)
 
     return sorted(
-        (i for i, point in enumerate(points) if not beaten(*point)), key=lambda i: points[i]
+        (i for i, point in enumerate(points) if not is_beaten(*point)), key=lambda i: points[i]
     )

@@ -76,13 +76,13 @@ def cost_table(rows: Sequence[Row]) -> Table:
         "parameters": lambda row: _count(row.values("student", "params")),
         "MACs": lambda row: _count(row.values("student", "macs")),
         "latency, ms": lambda row: spread(row.values("student", "latency_ms", "median"), 1, 3),
-        "times faster than teacher": lambda row: spread(row.compared("speedup"), 1, 1),
-        "times fewer parameters": lambda row: spread(row.compared("compression"), 1, 1),
+        "times faster than teacher": lambda row: spread(row.comparison("speedup"), 1, 1),
+        "times fewer parameters": lambda row: spread(row.comparison("compression"), 1, 1),
         "agrees with teacher, %": lambda row: spread(
             row.values("student", "test", "agreement"), 100, 1
         ),
-        "keeps of teacher's accuracy, %": lambda row: spread(row.compared("retention"), 100, 1),
-        "gap to teacher closed, %": lambda row: spread(_gaps_closed(row), 100, 0),
+        "keeps of teacher's accuracy, %": lambda row: spread(row.comparison("retention"), 100, 1),
+        "gap to teacher closed, %": lambda row: spread(_closed_gaps(row), 100, 0),
         "ECE": lambda row: spread(row.values("student", "test", "ece"), 1, 4),
         "NLL, nats": lambda row: spread(row.values("student", "test", "nll"), 1, 4),
         "a step of training, ms": lambda row: spread(row.values("student", "step_ms"), 1, 1),
@@ -97,7 +97,7 @@ def cost_table(rows: Sequence[Row]) -> Table:
     return Table(("#", "runs", "student", *columns), cells, words=(1, 2))
 
 
-def _gaps_closed(row: Row) -> list[float]:
+def _closed_gaps(row: Row) -> list[float]:
     """Return the shares of the teacher's lead that were closed, where the lead is significant."""
     found = []
     for run in row.runs:
@@ -181,7 +181,7 @@ def in_common(rows: Sequence[Row], *, all_knobs: bool = False) -> dict[str, str]
     return dict(part(knob, first[knob]) for knob in TELLING if knob in same)
 
 
-def said(rows: Sequence[Row], gains: Sequence[Gain]) -> list[str]:
+def conclusions(rows: Sequence[Row], gains: Sequence[Gain]) -> list[str]:
     """State the tables' results in sentences."""
     lines = [_best(rows[0], gains[0])] if rows[0].validation is not None else []
     lines += worth_of_teacher(rows)
@@ -204,9 +204,9 @@ def said(rows: Sequence[Row], gains: Sequence[Gain]) -> list[str]:
             f"same trained nets. How "
             "far the result moves with the seed is unknown."
         )
-    ahead = [row for row in rows if (row.compared("gap_closed"))]
+    ahead = [row for row in rows if (row.comparison("gap_closed"))]
     both = [
-        row for row in rows if row.values("teacher", "test", "accuracy") and row.compared("gain")
+        row for row in rows if row.values("teacher", "test", "accuracy") and row.comparison("gain")
     ]
     if both and not ahead:
         lines.append(
@@ -291,7 +291,7 @@ def _flat(prefix: str, node: Any) -> Iterator[tuple[str, Any]]:
         yield prefix, node if not isinstance(node, float) or math.isfinite(node) else None
 
 
-def measured_on(rows: Sequence[Row]) -> list[str]:
+def measurement_setup(rows: Sequence[Row]) -> list[str]:
     """Return the machines of the measurements.
 
     With several lines, latencies are not comparable across rows.

@@ -46,7 +46,7 @@ class TaskData:
         mine = self.places(task)
         found = self._narrow(mine, self.order[: mine.stop])
         if exemplars:
-            found.split = replace(found.split, train=found.split.train.joined(exemplars))
+            found.split = replace(found.split, train=found.split.train.join(exemplars))
         return found
 
     def until(self, task: int) -> DataModule:

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from kd.data.base import DataModule, Images
-from kd.files.store import Done
+from kd.files.store import StageResult
 from kd.measure.metrics import predict_logits
 from kd.nets.grow import Grown
-from kd.stages.result import kept, load_net, logits_of
+from kd.stages.result import compute_once, load_net, logits_of
 from kd.tasks.data import TaskData
 from kd.tasks.schedule import Incremental
 
@@ -31,7 +31,7 @@ class Features(nn.Module):
         return nn.functional.normalize(self.net.features(x), dim=1)
 
 
-def features_of(done: Done, data: DataModule, images: Images) -> Tensor:
+def features_of(done: StageResult, data: DataModule, images: Images) -> Tensor:
     """Compute a finished stage's features of unaugmented images, scaled to length 1.
 
     Returns:
@@ -84,7 +84,7 @@ class Memory:
             else self.asked.exemplars // classes
         )
 
-    def kept(self, done: Sequence[Done]) -> list[Images]:
+    def images(self, done: Sequence[StageResult]) -> list[Images]:
         """Return the exemplars of each class after these tasks, labelled by position.
 
         Args:
@@ -98,7 +98,7 @@ class Memory:
             for place in self.source.places(task)
         ]
 
-    def stored(self, done: Sequence[Done], new: int) -> Tensor:
+    def stored_logits(self, done: Sequence[StageResult], new: int) -> Tensor:
         """Return the stored logits for the training images of the next task.
 
         Args:
@@ -107,36 +107,36 @@ class Memory:
         Returns:
             float32 [new + exemplars, classes known], NaN where nothing is stored.
         """
-        width, kept = self.source.places(len(done) - 1).stop, iter(self.kept(done))
+        width, compute_once = self.source.places(len(done) - 1).stop, iter(self.images(done))
         rows = [torch.full((new, width), torch.nan)]
         for task, stage in enumerate(done):
             for _ in self.source.places(task):
-                logits = logits_of(stage, self.source.data, next(kept))
+                logits = logits_of(stage, self.source.data, next(compute_once))
                 rows.append(
                     nn.functional.pad(logits, (0, width - logits.shape[1]), value=torch.nan)
                 )
         return torch.cat(rows)
 
-    def means(self, done: Sequence[Done]) -> Tensor:
+    def means(self, done: Sequence[StageResult]) -> Tensor:
         """Return the exemplars' mean features under the last net, at length 1.
 
         [classes known, number of features].
         """
-        features = [features_of(done[-1], self.source.data, each) for each in self.kept(done)]
+        features = [features_of(done[-1], self.source.data, each) for each in self.images(done)]
         return nn.functional.normalize(torch.stack([each.mean(0) for each in features]), dim=1)
 
-    def _ranking(self, stage: Done, place: int) -> Tensor:
+    def _ranking(self, stage: StageResult, place: int) -> Tensor:
         """Rank a class's images, as positions among all training images; int64 [kept]."""
         mine = (self.source.train.labels == place).nonzero()[:, 0]
         images = self.source.train.at(mine)
         # At that time; later it can only shrink
         count = self.each(stage.record["spec"]["shape"][2])
 
-        def chosen() -> Tensor:
+        def choose() -> Tensor:
             return torch.tensor(herding(features_of(stage, self.source.data, images), count))
 
         return mine[
-            kept(stage, f"exemplars-{images.fingerprint[:16]}-{count}", chosen, "positions")
+            compute_once(stage, f"exemplars-{images.fingerprint[:16]}-{count}", choose, "positions")
         ]
 
 

@@ -15,21 +15,21 @@ from kd.config.construct import construct
 from kd.config.schema import Recipe
 from kd.config.trainer import batches_of, trial_note
 from kd.data.base import DataModule, Images
-from kd.data.trial import shortened
+from kd.data.trial import shorten
 from kd.errors import UserError
 from kd.files.run_folder import RunFolder
-from kd.files.store import Done, Store
+from kd.files.store import StageResult, Store
 from kd.files.writing import writable, writing
 from kd.log import say
-from kd.nets.build import build_net, without_pretrained
+from kd.nets.build import build_net, fresh_node
 from kd.reports.figures import export
 from kd.reports.run_report import make_report
 from kd.reports.tasks import EVALUATIONS, PICTURES, as_markdown, as_table, pictures
 from kd.runs.preflight import check_single
 from kd.runs.run import figures_of, finish_stage, write_run
 from kd.shape import Shape
-from kd.stages.batch import fitted
-from kd.stages.chain import LABELS_ONLY, Link, Role, checked
+from kd.stages.batch import fit_batch
+from kd.stages.chain import LABELS_ONLY, Role, StagePlan, check_recipe
 from kd.stages.result import logits_of, role_logits
 from kd.stages.stage import Stage, make_stage
 from kd.tasks.data import TaskData
@@ -42,7 +42,7 @@ from kd.training.optim import make_optimizer
 from kd.training.trainer import check_trainer
 
 
-class Course:
+class TaskSchedule:
     """The tasks of a run: training data and stage of each.
 
     Args:
@@ -59,7 +59,7 @@ class Course:
                 raise UserError(
                     f"data.{name}: tasks take all images with their labels; accepted is null"
                 )
-        shortened(data, config.trainer, len(data.classes))
+        shorten(data, config.trainer, len(data.classes))
         self.config, self.asked = config, config.incremental
         self.source = TaskData(data, make_tasks(self.asked, data.classes))
         self.memory = Memory(self.source, self.asked)
@@ -69,22 +69,22 @@ class Course:
     def __len__(self) -> int:
         return len(self.source.tasks)
 
-    def link(self, task: int) -> Link:
+    def plan(self, task: int) -> StagePlan:
         """Return the stage plan of a task."""
         loss = self.start_loss if task == 0 else self.loss
         before = f"task_{task}" if task else None
         net = self.config.student.net
         node = {
             "_target_": "kd.nets.grow.Grown",
-            "net": without_pretrained(net) if task else net,
+            "net": fresh_node(net) if task else net,
             "blocks": [len(each) for each in self.source.tasks[: task + 1]],
         }
-        return Link(
+        return StagePlan(
             f"task_{task + 1}",
             None,
             node,
             "student.net",
-            checked(Recipe(**{k: getattr(self.config, k) for k in Recipe.model_fields}), ""),
+            check_recipe(Recipe(**{k: getattr(self.config, k) for k in Recipe.model_fields}), ""),
             "",
             loss,
             precision=self.config.trainer["precision"],
@@ -92,26 +92,26 @@ class Course:
             start=before,
         )
 
-    def data(self, done: Sequence[Done]) -> DataModule:
+    def data(self, done: Sequence[StageResult]) -> DataModule:
         """Return the training data of the task after these."""
         task = len(done)
         if self.asked.keep_data:
             return self.source.until(task)
         return self.source.task(task, self._exemplars(done))
 
-    def _exemplars(self, done: Sequence[Done]) -> Images | None:
+    def _exemplars(self, done: Sequence[StageResult]) -> Images | None:
         if not done or not self.asked.exemplars:
             return None
-        first, *rest = self.memory.kept(done)
+        first, *rest = self.memory.images(done)
         for each in rest:
-            first = first.joined(each)
+            first = first.join(each)
         return first
 
-    def stage(self, data: DataModule, done: Sequence[Done]) -> Stage:
+    def stage(self, data: DataModule, done: Sequence[StageResult]) -> Stage:
         """Return the stage of the task after these."""
-        link = fitted(self.link(len(done)), data, self.config.trainer)
+        plan = fit_batch(self.plan(len(done)), data, self.config.trainer)
         stage = make_stage(
-            link, self.config, data, {f"task_{i}": each for i, each in enumerate(done, start=1)}
+            plan, self.config, data, {f"task_{i}": each for i, each in enumerate(done, start=1)}
         )
         # It knows fewer classes, so agreement means nothing
         stage = replace(stage, reference=None)
@@ -122,10 +122,10 @@ class Course:
         if self.asked.replay == "stored" and stage.teacher:
             stage.spec["stored"] = True
             new = len(self.source.task(len(done)).split.train)
-            return replace(stage, stored=self.memory.stored(done, new))
+            return replace(stage, stored=self.memory.stored_logits(done, new))
         return stage
 
-    def scores(self, done: Sequence[Done], images: Images) -> list[torch.Tensor]:
+    def scores(self, done: Sequence[StageResult], images: Images) -> list[torch.Tensor]:
         """Compute the classifier's scores after each task: [N, classes seen so far]."""
         data = self.source.data
         if self.asked.classifier == "logits":
@@ -157,22 +157,22 @@ def run(
 
     Raises:
         UserError: a user's error, found before training where possible.
-        Interrupted: by Ctrl-C; finished stages are kept.
+        StopRequest: by Ctrl-C; finished stages are kept.
     """
-    config = config.settled()
+    config = config.resolve()
     output = writable(Path(config.output_dir).expanduser())
-    course = Course(config, construct(config.data, "data"))
-    preflight(course)
+    schedule = TaskSchedule(config, construct(config.data, "data"))
+    preflight(schedule)
     store = Store(output / "store")
     folder = folder or RunFolder(output / "runs", config.name)
     with writing(folder.path, "the run's folder"), folder:
-        done: list[Done] = []
-        for _ in course.source.tasks:
-            done.append(_learn(course, done, store, folder, since))
-        net: dict[Role, Done] = {"student": in_data_order(course, done[-1])}
-        logits = role_logits(net, course.source.as_it_is())
-        report = _report(course, done, net, logits, command)
-        _write(folder.path, report, course, net, logits)
+        done: list[StageResult] = []
+        for _ in schedule.source.tasks:
+            done.append(_learn(schedule, done, store, folder, since))
+        net: dict[Role, StageResult] = {"student": in_data_order(schedule, done[-1])}
+        logits = role_logits(net, schedule.source.as_it_is())
+        report = _report(schedule, done, net, logits, command)
+        _write(folder.path, report, schedule, net, logits)
     console = out or Console()
     console.print(as_table(report))
     for line in trial_note(config.trainer):
@@ -182,14 +182,14 @@ def run(
 
 
 def _report(
-    course: Course,
-    done: Sequence[Done],
-    net: Mapping[Role, Done],
+    schedule: TaskSchedule,
+    done: Sequence[StageResult],
+    net: Mapping[Role, StageResult],
     logits: Mapping[Role, Tensor],
     command: str,
 ) -> dict[str, Any]:
     """Build the report of the last net, with the task results as `incremental`."""
-    config, whole = course.config, course.source.as_it_is()
+    config, whole = schedule.config, schedule.source.as_it_is()
     report = make_report(
         net,
         logits,
@@ -199,30 +199,32 @@ def _report(
         command=command,
         config=config.model_dump(),
     )
-    last = course.source.until(len(course) - 1)
-    sizes = [len(task) for task in course.source.tasks]
+    last = schedule.source.until(len(schedule) - 1)
+    sizes = [len(task) for task in schedule.source.tasks]
 
-    def measured(images: Images) -> dict[str, Any]:
-        scores = course.scores(done, images)
+    def measure(images: Images) -> dict[str, Any]:
+        scores = schedule.scores(done, images)
         return {
             name: evaluation(scores, images.labels, sizes, told)
             for name, told in EVALUATIONS.items()
         }
 
-    asked, count = course.asked, range(1, len(course) + 1)
+    asked, count = schedule.asked, range(1, len(schedule) + 1)
     keeps = asked.exemplars and not asked.keep_data
     report["incremental"] = {
         "method": asked.method,
         "tasks": [
-            [last.classes[place] for place in course.source.places(task)]
-            for task in range(len(course))
+            [last.classes[place] for place in schedule.source.places(task)]
+            for task in range(len(schedule))
         ],
         "classifier": asked.classifier,
-        "exemplars": [sum(map(len, course.memory.kept(done[:i]))) if keeps else 0 for i in count],
+        "exemplars": [
+            sum(map(len, schedule.memory.images(done[:i]))) if keeps else 0 for i in count
+        ],
         "stages": [stage.key for stage in done],
         "seconds": [stage.record["seconds"] for stage in done],
-        **measured(last.split.test),
-        "validation": measured(last.split.val),
+        **measure(last.split.test),
+        "validation": measure(last.split.val),
     }
     # Ranking value of a sweep: the last stage's own validation covers only its own classes.
     final = report["incremental"]["validation"]["class_incremental"]["final"]
@@ -231,12 +233,18 @@ def _report(
 
 
 def _learn(
-    course: Course, done: Sequence[Done], store: Store, folder: RunFolder, since: datetime | None
-) -> Done:
-    task, data = len(done), course.data(done)
-    stage = course.stage(data, done)
-    finished, how = finish_stage(stage, store, data, folder, force=course.config.force, since=since)
-    names = ", ".join(data.classes[place] for place in course.source.places(task))
+    schedule: TaskSchedule,
+    done: Sequence[StageResult],
+    store: Store,
+    folder: RunFolder,
+    since: datetime | None,
+) -> StageResult:
+    task, data = len(done), schedule.data(done)
+    stage = schedule.stage(data, done)
+    finished, how = finish_stage(
+        stage, store, data, folder, force=schedule.config.force, since=since
+    )
+    names = ", ".join(data.classes[place] for place in schedule.source.places(task))
     accuracy = 100 * finished.record["val"]["last"]["val/acc"]
     say(
         f"{stage.name} ({names}): {how}, validation accuracy on what it trained on "
@@ -245,26 +253,26 @@ def _learn(
     return finished
 
 
-def preflight(course: Course) -> None:
+def preflight(schedule: TaskSchedule) -> None:
     """Build every stage's parts once as a trial, so that errors of the last show before the first.
 
     Raises:
         UserError: something cannot be built, or a loss needs a teacher of all classes.
     """
-    config, ranks = course.config, course.config.trainer.get("devices", 1)
+    config, ranks = schedule.config, schedule.config.trainer.get("devices", 1)
     check_trainer(config.trainer)
-    for task in range(len(course)):
-        data = course.source.task(task)
+    for task in range(len(schedule)):
+        data = schedule.source.task(task)
         size = min(config.batch_size, max(1, data.images_an_epoch // ranks))
         batches = len(data.train_loader(size, config.seed, ranks))
         batches_of(config.trainer, "limit_train_batches", batches)
-    for task in {0, len(course) - 1}:
-        link, shape = course.link(task), course.source.until(task).shape
-        net = build_net(link.net, shape, link.where, trained=True)
+    for task in {0, len(schedule) - 1}:
+        plan, shape = schedule.plan(task), schedule.source.until(task).shape
+        net = build_net(plan.net, shape, plan.where, trained=True)
         make_optimizer(net, 2, optim=config.optim, schedule=config.lr_schedule)
         if config.batch_size == 1:
             check_single(net, shape, "batch_size")
-        _try_loss(link.loss, shape, known=sum(link.net["blocks"][:-1]))
+        _try_loss(plan.loss, shape, known=sum(plan.net["blocks"][:-1]))
 
 
 def _try_loss(loss: LossSpec, shape: Shape, known: int) -> None:
@@ -294,24 +302,24 @@ def _try_loss(loss: LossSpec, shape: Shape, known: int) -> None:
         ) from error
 
 
-def in_data_order(course: Course, done: Done) -> Done:
+def in_data_order(schedule: TaskSchedule, done: StageResult) -> StageResult:
     """Return the last net with its outputs in the data's class order."""
-    order = sorted(range(len(course.source.order)), key=course.source.order.__getitem__)
+    order = sorted(range(len(schedule.source.order)), key=schedule.source.order.__getitem__)
     spec = done.record["spec"]
-    net = {**without_pretrained(spec["net"]), "order": order}
-    return Done(done.key, done.folder, {**done.record, "spec": {**spec, "net": net}})
+    net = {**fresh_node(spec["net"]), "order": order}
+    return StageResult(done.key, done.folder, {**done.record, "spec": {**spec, "net": net}})
 
 
 def _write(
     folder: Path,
     report: dict[str, Any],
-    course: Course,
-    net: Mapping[Role, Done],
+    schedule: TaskSchedule,
+    net: Mapping[Role, StageResult],
     logits: Mapping[Role, Tensor],
 ) -> None:
     """Write the usual files of a run folder, and this run's figures."""
-    data, figures = course.source.as_it_is(), dict[str, Figure]()
-    if course.config.pictures:
+    data, figures = schedule.source.as_it_is(), dict[str, Figure]()
+    if schedule.config.pictures:
         figures = {**pictures(report), **dict(figures_of(net, logits, data))}
     write_run(folder, report, figures, net, data)
     (folder / "report.md").write_text(as_markdown(report))

@@ -84,7 +84,7 @@ class IncrementalConfig(Training):
     incremental: Incremental
 
     @model_validator(mode="after")
-    def _untapped(self) -> Self:
+    def _refuse_taps(self) -> Self:
         if self.student.taps:
             raise UserError(
                 f"student.taps: a net that grows is tapped nowhere; found {self.student.taps}, "
@@ -114,7 +114,7 @@ def make_tasks(asked: Incremental, classes: Sequence[str]) -> list[Task]:
             exemplars than classes.
     """
     tasks = (
-        _listed(asked.tasks, classes)
+        _tasks_of_lists(asked.tasks, classes)
         if isinstance(asked.tasks, list) and asked.step is None
         else None
     )
@@ -155,7 +155,7 @@ def _sizes(asked: Incremental, classes: int) -> list[int]:
     return [least + (i < more) for i in range(asked.tasks)]
 
 
-def _listed(lists: Sequence[Sequence[str | int]], classes: Sequence[str]) -> list[Task]:
+def _tasks_of_lists(lists: Sequence[Sequence[str | int]], classes: Sequence[str]) -> list[Task]:
     """Convert lists of class names to labels; a number that is no name is a label."""
     found: dict[int, int] = {}
     for i, names in enumerate(lists):

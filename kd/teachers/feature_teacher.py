@@ -7,18 +7,18 @@ import torch
 from torch import Tensor
 
 from kd.config.precision import Precision
-from kd.nets.hooks import Taps, named
-from kd.nets.layer_paths import Points
-from kd.teachers.frozen import Frozen
-from kd.teachers.live import Live, Outputs, computing_in
+from kd.nets.hooks import FeatureHooks, as_signals
+from kd.nets.layer_paths import FeaturePaths
+from kd.teachers.frozen_teacher import FrozenTeacher
+from kd.teachers.live_teacher import LiveTeacher, Outputs, computing_in
 
 
-class Observed(Live):
+class FeatureTeacher(LiveTeacher):
     """Asks the net about every batch, for logits and hooked features, in one pass.
 
     Args:
         answers: the net; it gets hooks.
-        points: layers to hook.
+        paths: layers to hook.
         kinds: those of `kd.nets.hooks.KINDS` to record.
         outputs: type that logits are rounded to; features are not rounded.
         precision: precision of the net.
@@ -26,14 +26,14 @@ class Observed(Live):
 
     def __init__(
         self,
-        answers: Frozen,
-        points: Points,
+        answers: FrozenTeacher,
+        paths: FeaturePaths,
         kinds: Collection[str],
         outputs: Outputs = "float16",
         precision: Precision = "32-true",
     ) -> None:
         super().__init__(answers, outputs, precision)
-        self.points, self.taps = points, Taps(answers.net, points, kinds)
+        self.paths, self.taps = paths, FeatureHooks(answers.net, paths, kinds)
 
     @torch.no_grad()
     def look(self, x: Tensor) -> dict[str, Any]:
@@ -42,4 +42,4 @@ class Observed(Live):
         """
         with computing_in(self.precision, x.device):
             logits, seen = self.taps(self.answers, x)
-        return {"logits_t": self._rounded(logits).float(), **named(seen, "t")}
+        return {"logits_t": self._round(logits).float(), **as_signals(seen, "t")}

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from kd.files.locks import held
+from kd.files.locks import hold
 from kd.files.store import checksum
 from kd.log import say
 
@@ -98,9 +98,9 @@ class ViewFiles:
             wait: False does not wait; the `with` value says whether the right is held.
 
         Raises:
-            CannotWrite: the folder is not writable.
+            WriteError: the folder is not writable.
         """
-        return held(
+        return hold(
             self.folder / f"lock-{view}",
             "teacher",
             f"is computing its outputs (view {view})",
@@ -139,7 +139,7 @@ class ViewFiles:
                 npy.write_array_header_1_0(file, header)
                 for part in parts:
                     file.write(np.ascontiguousarray(part, self.dtype).data)
-            manifest = self._expected() | {"sha256": checksum(partial / LOGITS)}
+            manifest = self._manifest() | {"sha256": checksum(partial / LOGITS)}
             (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
             partial.rename(final)
         except BaseException:
@@ -149,13 +149,13 @@ class ViewFiles:
     def _folder(self, view: int) -> Path:
         return self.folder / f"view-{view}"
 
-    def _expected(self) -> dict[str, Any]:
+    def _manifest(self) -> dict[str, Any]:
         return {"rows": self.rows, "classes": self.classes, "dtype": self.dtype}
 
     def _verify(self, folder: Path) -> None:
         """Raise unless checksum, shape and type of the logits are right."""
         manifest = json.loads((folder / MANIFEST).read_text())
-        for name, expected in self._expected().items():
+        for name, expected in self._manifest().items():
             if manifest[name] != expected:
                 raise ValueError(f"{MANIFEST}: {name} is {manifest[name]}, not {expected}")
         if checksum(folder / LOGITS) != manifest["sha256"]:

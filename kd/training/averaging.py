@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 
 
-class Averaged(WeightAveraging):
+class WeightAverage(WeightAveraging):
     """Averages weights and batch-norm statistics after each step.
 
     Values that do not change stay bit-identical, such as the body of a net whose head alone is

@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from kd.log import say
-from kd.teachers.watch import Watched
+from kd.teachers.diagnosis import TeacherDiagnosis
 from kd.training.distiller import Distiller
 from kd.training.finite import check_row
 
@@ -93,7 +93,7 @@ class Best(ModelCheckpoint):
         )
 
 
-class TimeLeft(Callback):
+class RemainingTime(Callback):
     """Logs the remaining time of a stage after 20 seconds, and again every few minutes.
 
     Args:
@@ -141,10 +141,10 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
-class WatchLog(Callback):
+class DiagnosisLog(Callback):
     """Logs the measures of the teacher's soft labels per epoch, at the current temperature."""
 
-    def __init__(self, watched: Watched) -> None:
+    def __init__(self, watched: TeacherDiagnosis) -> None:
         self.watched = watched
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

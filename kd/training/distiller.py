@@ -12,13 +12,13 @@ from torchmetrics import MeanMetric
 
 from kd.data.base import Batch, Images
 from kd.data.views import Augment, make_views, mixed_target, normalize, to_unit
-from kd.nets.hooks import Taps, named
-from kd.teachers.feature_teacher import Observed
-from kd.teachers.live import Teacher
+from kd.nets.hooks import FeatureHooks, as_signals
+from kd.teachers.feature_teacher import FeatureTeacher
+from kd.teachers.live_teacher import Teacher
 from kd.training.finite import finite
-from kd.training.layout import laid, layout_of
+from kd.training.layout import layout_of, to_layout
 from kd.training.memory import keep_memory
-from kd.training.objective import Objective, labelled_in
+from kd.training.objective import Objective, label_mask
 
 
 class Distiller(L.LightningModule):
@@ -52,7 +52,7 @@ class Distiller(L.LightningModule):
         views: int | None = None,
         teacher: Teacher | None = None,
         reference: Tensor | None = None,
-        taps: Taps | None = None,
+        taps: FeatureHooks | None = None,
         pool: Images | None = None,
     ) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class Distiller(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One batch of views, both nets' logits, the objective; returns the loss, a scalar."""
         x = self.view(batch).contiguous(memory_format=torch.channels_last)
-        normalized = laid(normalize(x, *self.normalization), self.layout)
+        normalized = to_layout(normalize(x, *self.normalization), self.layout)
         logits, seen = self.taps(self.net, normalized) if self.taps else (self.net(normalized), {})
         target = self.target(batch, logits.shape[1])
         signals: dict[str, Any] = {
@@ -110,9 +110,9 @@ class Distiller(L.LightningModule):
         signals |= {
             "epoch": self.current_epoch,
             "progress": self.trainer.global_step / self.steps,
-            **named(seen, "s"),
+            **as_signals(seen, "s"),
         }
-        if isinstance(self.teacher, Observed):
+        if isinstance(self.teacher, FeatureTeacher):
             signals |= self.teacher.look(x)
         elif self.objective.needs_teacher:
             assert self.teacher is not None
@@ -160,7 +160,7 @@ class Distiller(L.LightningModule):
 
 def accuracy(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Share of the labelled images that are told right, mixed ones by their larger part, and how many are labelled."""
-    labelled = labelled_in(target)
+    labelled = label_mask(target)
     dominant = target if target.ndim == 1 else target.argmax(1)
     count = labelled.sum()
     return ((logits.argmax(1) == dominant) & labelled).sum() / count.clamp(min=1), count.float()

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kd.errors import Diverged
+from kd.errors import DivergedError
 
 WHAT_HELPS = "a lower learning rate or gradient_clip=1 helps most, then trainer.precision=32-true"
 
@@ -21,7 +21,7 @@ def finite(parts: Mapping[str, Any], trainer: Any, look: bool = True) -> Tensor:
         look: whether to check on a GPU, which must then synchronise; a CPU always checks.
 
     Raises:
-        Diverged: the loss is infinite or NaN; names the terms that are.
+        DivergedError: the loss is infinite or NaN; names the terms that are.
     """
     loss: Tensor = parts["loss"]
     if not (look or loss.device.type == "cpu") or bool(torch.isfinite(loss.detach())):
@@ -32,7 +32,7 @@ def finite(parts: Mapping[str, Any], trainer: Any, look: bool = True) -> Tensor:
         if name.startswith("loss_")
     }
     bad = [f"{name} is {value}" for name, value in terms.items() if not math.isfinite(value)]
-    raise Diverged(
+    raise DivergedError(
         f"the loss is {float(loss.detach())} at step {trainer.global_step + 1}, in epoch "
         f"{trainer.current_epoch + 1}: {', '.join(bad) or 'all its terms together'}; learning "
         f"rate {trainer.optimizers[0].param_groups[0]['lr']:.3g}"
@@ -43,11 +43,11 @@ def check_row(row: Mapping[str, float]) -> None:
     """Check an epoch's metrics before its weights are kept.
 
     Raises:
-        Diverged: a loss is infinite or NaN, in the last step or in an unchecked one.
+        DivergedError: a loss is infinite or NaN, in the last step or in an unchecked one.
     """
     for name in ("train/loss", "val/loss"):
         if not math.isfinite(row.get(name, 0.0)):
-            raise Diverged(
+            raise DivergedError(
                 f"{name} is {row[name]} after epoch {int(row['epoch']) + 1}; learning rate "
                 f"{row['lr']:.3g}"
             )

@@ -11,15 +11,16 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
 from kd.data.base import DataModule
-from kd.errors import Diverged, Interrupted, UserError
+from kd.errors import DivergedError, StopRequest, UserError
 from kd.files.checkpoints import last_good, read_checkpoint
 from kd.files.tensors import save_tensors
 from kd.files.writing import writing
 from kd.log import say
 from kd.nets.build import normalization_of
-from kd.teachers.live import Teacher
-from kd.teachers.watch import Watched
-from kd.training.callbacks import History, TimeLeft, WatchLog
+from kd.shape import Shape
+from kd.teachers.diagnosis import TeacherDiagnosis
+from kd.teachers.live_teacher import Teacher
+from kd.training.callbacks import DiagnosisLog, History, RemainingTime
 from kd.training.distiller import Distiller
 from kd.training.finite import WHAT_HELPS
 from kd.training.head_only import HeadOnly, LossOnly
@@ -27,7 +28,7 @@ from kd.training.hooks import hook
 from kd.training.loss_spec import LossSpec
 from kd.training.objective import Objective
 from kd.training.optim import make_optimizer
-from kd.training.trainer import make_trainer, sent_as_bytes
+from kd.training.trainer import make_trainer, send_as_bytes
 
 
 def fit(
@@ -40,7 +41,7 @@ def fit(
     runtime: Mapping[str, Any],
     *,
     teacher: Teacher | None = None,
-    watched: Watched | None = None,
+    watched: TeacherDiagnosis | None = None,
     reference: Tensor | None = None,
     watch: Callable[[Mapping[str, float]], None] | None = None,
     learned: Mapping[str, Tensor] | None = None,
@@ -69,9 +70,9 @@ def fit(
         used only in training.
 
     Raises:
-        Interrupted: by Ctrl-C; the next call resumes after the last finished epoch.
-        Diverged: the loss is NaN or infinite.
-        CannotWrite: such as on a full disk; the next call resumes after the last finished epoch.
+        StopRequest: by Ctrl-C; the next call resumes after the last finished epoch.
+        DivergedError: the loss is NaN or infinite.
+        WriteError: such as on a full disk; the next call resumes after the last finished epoch.
         UserError: the Trainer or the optimiser refuses settings.
     """
     distiller = _distiller(net, spec, loss, data, teacher, reference)
@@ -79,9 +80,7 @@ def fit(
     if runtime.get("compile") and distiller.taps is None:  # hooks would split the compiled graph
         distiller.net.compile()
     history = History(name, watch)
-    own: list[Callback] = [history, TimeLeft(name), *([WatchLog(watched)] if watched else [])]
-    only: dict[str, Callback] = {"head": HeadOnly(data.shape), "loss": LossOnly()}
-    own += [only[spec["trains"]]] if "trains" in spec else []
+    own = [history, *_callbacks(name, spec, watched, data.shape)]
     trainer = make_trainer(spec, folder, runtime, own)
     ranks = trainer.world_size
     train, val = (
@@ -95,22 +94,22 @@ def fit(
     if start:  # Lightning sets the order's epoch too late for prefetching workers
         train.sampler.set_epoch(start["epoch"] + 1)  # type: ignore[attr-defined]
     try:
-        with writing(folder / "tensorboard", f"the curves of {name}"), sent_as_bytes():
+        with writing(folder / "tensorboard", f"the curves of {name}"), send_as_bytes():
             trainer.fit(
                 distiller, train, val, ckpt_path=str(last) if start else None, weights_only=True
             )
     except MisconfigurationException as error:
         raise UserError(f"{name}: trainer: {error}") from error
     except SystemExit:  # Lightning's exit after Ctrl-C, once its loops are closed
-        raise Interrupted(name) from None
-    except Diverged as error:
-        raise Diverged(f"{name}: {error}; {WHAT_HELPS}") from None
+        raise StopRequest(name) from None
+    except DivergedError as error:
+        raise DivergedError(f"{name}: {error}; {WHAT_HELPS}") from None
     if not last.exists():
         raise UserError(f"{name}: trainer.max_time was over before the end of the first epoch")
     end = read_checkpoint(last)
     state = (read_checkpoint(best) if spec["keep"] == "best" else end)["state_dict"]
     save_tensors(_under("net.", state), folder / "weights.safetensors")
-    if found := distiller.objective.learned(_under("objective.", state)):
+    if found := distiller.objective.learned_state(_under("objective.", state)):
         save_tensors(found, folder / "learned.safetensors")
     last.unlink(missing_ok=True)
     best.unlink(missing_ok=True)
@@ -126,6 +125,19 @@ def fit(
     }
 
 
+def _callbacks(
+    name: str, spec: Mapping[str, Any], watched: TeacherDiagnosis | None, shape: Shape
+) -> list[Callback]:
+    """The callbacks that a stage asks for besides its history."""
+    found: list[Callback] = [RemainingTime(name)]
+    if watched:
+        found.append(DiagnosisLog(watched))
+    if "trains" in spec:
+        only: dict[str, Callback] = {"head": HeadOnly(shape), "loss": LossOnly()}
+        found.append(only[spec["trains"]])
+    return found
+
+
 def _distiller(
     net: nn.Module,
     spec: Mapping[str, Any],
@@ -137,7 +149,7 @@ def _distiller(
     """Build the LightningModule from the stage's spec."""
     # A loss may hold a net, whose init must depend only on the seed and differ from the student's.
     torch.manual_seed((spec["seed"] * 1_000_003 + 500_009) % 2**63)
-    taps, offered = hook(net, spec, loss, teacher, data.shape, data.split.train.labels)
+    taps, arguments = hook(net, spec, loss, teacher, data.shape, data.split.train.labels)
     return Distiller(
         net,
         Objective(
@@ -145,7 +157,7 @@ def _distiller(
             data.shape,
             class_weights=data.loss_weights,
             label_smoothing=spec["label_smoothing"],
-            offered=offered,
+            build_arguments=arguments,
         ),
         partial(
             make_optimizer,
@@ -161,7 +173,7 @@ def _distiller(
         teacher=teacher,
         reference=reference,
         taps=taps,
-        pool=data.mixed_with,
+        pool=data.mixing_pool,
     )
 
 

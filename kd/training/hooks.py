@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from kd.nets.hooks import Taps, kinds_of, offered
-from kd.nets.layer_paths import Points, study
+from kd.nets.hooks import FeatureHooks, build_arguments, kinds_of
+from kd.nets.layer_paths import FeaturePaths, study
 from kd.shape import Shape
 from kd.training.loss_spec import LossSpec
 
@@ -18,7 +18,7 @@ def hook(
     teacher: Any,
     shape: Shape,
     labels: Tensor,
-) -> tuple[Taps | None, dict[str, Any]]:
+) -> tuple[FeatureHooks | None, dict[str, Any]]:
     """Hook the net in training as its loss needs it; also returns constructor arguments for that
     loss.
 
@@ -28,10 +28,10 @@ def hook(
         labels: of all training images, int64 [N], -1 for none.
     """
     kinds = kinds_of(loss.signals, "s")
-    points: Points | None = getattr(teacher, "points", None)
+    paths: FeaturePaths | None = getattr(teacher, "paths", None)
     if not kinds:
-        return None, offered(None, points, labels)
+        return None, build_arguments(None, paths, labels)
     own = study(
         net, spec.get("taps", {}).get("student", []), shape, where="student.taps", training=True
     )
-    return Taps(net, own, kinds), offered(own, points, labels)
+    return FeatureHooks(net, own, kinds), build_arguments(own, paths, labels)

@@ -27,7 +27,7 @@ def layout_of(net: nn.Module, precision: str, device: torch.device) -> torch.mem
     return torch.contiguous_format if odd > whole / 2 else torch.channels_last
 
 
-def laid(x: Tensor, layout: torch.memory_format) -> Tensor:
+def to_layout(x: Tensor, layout: torch.memory_format) -> Tensor:
     """Convert channels-last images x [B, C, H, W] to this layout.
 
     Contiguous ones are copied: with one channel torch takes both layouts for the same, while

@@ -39,7 +39,7 @@ SIGNALS = ("logits_s", "logits_t", "target", "index", "x", "epoch", "progress", 
 # Constructor arguments that a loss module may ask for: feature shapes of one image per hooked
 # layer, widths of the pooled embeddings, and the labels of all training images, int64 [N], -1 for
 # none.
-OFFERED = (
+BUILD_ARGUMENTS = (
     "num_classes",
     "in_channels",
     "image_size",
@@ -164,7 +164,7 @@ def _read_term(name: str, node: Mapping[str, Any], where: str) -> TermSpec:
     target, keywords = resolve_target(node.get("loss") or {}, at)
     step, build = _parameters(target)
     own = [
-        *(key for key in build if key not in OFFERED),
+        *(key for key in build if key not in BUILD_ARGUMENTS),
         *(key for key in step if key not in SIGNALS),
     ]
     if unknown := [key for key in keywords if key not in own]:

@@ -19,7 +19,7 @@ class Term(nn.Module):
     """One summand: a loss with its weight, numbers and signals.
 
     Args:
-        offered: available values of `OFFERED`, for losses with a net or layer of their own.
+        build_arguments: available values of `BUILD_ARGUMENTS`, for losses with a net or layer of their own.
         unlabeled: whether there are unlabelled images. A loss that reads labels does not see them,
             unless its attribute `takes_unlabeled` is true.
     """
@@ -27,7 +27,7 @@ class Term(nn.Module):
     def __init__(
         self,
         spec: TermSpec,
-        offered: Mapping[str, Any],
+        build_arguments: Mapping[str, Any],
         unlabeled: bool = False,
     ) -> None:
         super().__init__()
@@ -40,12 +40,12 @@ class Term(nn.Module):
         self.loss = spec.target
         if isinstance(spec.target, type):
             built = {
-                key: construct(value, f"{spec.where}.{key}", **offered)
+                key: construct(value, f"{spec.where}.{key}", **build_arguments)
                 if isinstance(value, Mapping) and "_target_" in value
                 else value
                 for key, value in spec.build.items()
             }
-            self.loss = construct({"_target_": spec.path, **built}, spec.where, **offered)
+            self.loss = construct({"_target_": spec.path, **built}, spec.where, **build_arguments)
 
     def forward(self, signals: Mapping[str, Any]) -> dict[str, Any]:
         """Compute the unweighted loss `loss_NAME`, its weight `weight_NAME`, and changing numbers
@@ -57,7 +57,7 @@ class Term(nn.Module):
         progress = signals["progress"]
         numbers = {name: schedule(progress) for name, schedule in self.scheduled.items()}
         given = {name: signals[name] for name in self.signals}
-        if self.skips and not (labelled := labelled_in(given["target"])).all():
+        if self.skips and not (labelled := label_mask(given["target"])).all():
             given = {name: _rows(each, labelled) for name, each in given.items()}
         value = (
             self.loss(**given, **self.constants, **numbers)
@@ -93,7 +93,7 @@ class Objective(nn.Module):
     net.
 
     Args:
-        offered: constructor arguments for losses that learn, by name, besides the shape.
+        build_arguments: constructor arguments for losses that learn, by name, besides the shape.
         class_weights, label_smoothing: of the cross-entropy; see `label_loss`.
     """
 
@@ -103,7 +103,7 @@ class Objective(nn.Module):
         shape: Shape,
         class_weights: tuple[float, ...] | None = None,
         label_smoothing: float = 0.0,
-        offered: Mapping[str, Any] | None = None,
+        build_arguments: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         built = {
@@ -111,8 +111,8 @@ class Objective(nn.Module):
             "in_channels": shape.channels,
             "image_size": shape.image_size,
         }
-        built |= offered or {}
-        labels = (offered or {}).get("labels")
+        built |= build_arguments or {}
+        labels = (build_arguments or {}).get("labels")
         unlabeled = labels is not None and bool((labels < 0).any())
         self.class_weights, self.label_smoothing = class_weights, label_smoothing
         self.ce_weight = spec.ce_weight
@@ -124,7 +124,7 @@ class Objective(nn.Module):
         signals = (name for term in self.terms for name in term.signals)  # type: ignore[union-attr]
         return any(name.endswith("_t") for name in signals)
 
-    def learned(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def learned_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Select the losses' parameters from a state dict, named by term instead of number."""
         prefixes = {f"terms.{i}.loss.": f"{term.name}." for i, term in enumerate(self.terms)}
         return {
@@ -136,7 +136,7 @@ class Objective(nn.Module):
 
     def go_on_from(self, learned: Mapping[str, Tensor]) -> None:
         """Load parameters of an earlier stage where term name, tensor name and shape match."""
-        own = self.learned(self.state_dict())
+        own = self.learned_state(self.state_dict())
         with torch.no_grad():
             for name in own.keys() & learned.keys():
                 if own[name].shape == learned[name].shape:
@@ -202,14 +202,14 @@ def label_loss(
     options: Any = {"weight": weight, "label_smoothing": label_smoothing, "reduction": "none"}
     if target.ndim == 1:
         target, options["ignore_index"] = target.clamp(min=-1), -1
-    labelled = labelled_in(target)
+    labelled = label_mask(target)
     # Smoothing would also give a row of zeros a loss, so it is masked here.
     return (F.cross_entropy(logits, target, **options) * labelled).sum() / labelled.sum().clamp(
         min=1
     )
 
 
-def labelled_in(target: Tensor) -> Tensor:
+def label_mask(target: Tensor) -> Tensor:
     """Mark the labelled images of a batch: bool [B].
 
     Args:

@@ -55,8 +55,8 @@ def make_optimizer(
     outer = [*extra, *[p for p in net.parameters() if p.ndim > 1][-1:]]
     groups = parameter_groups(net, extra, **grouping)
     device = next(net.parameters()).device.type
-    offered = {"fused": True} if device == "cuda" and not clips else {}
-    optimizer: Optimizer = construct(node, where, params=groups, outer=outer, **offered)
+    extra_options = {"fused": True} if device == "cuda" and not clips else {}
+    optimizer: Optimizer = construct(node, where, params=groups, outer=outer, **extra_options)
     if not isinstance(optimizer, Optimizer):
         raise UserError(
             f"{where}._target_: {optim['_target_']} gave a {type(optimizer).__name__}, not an "

@@ -30,8 +30,8 @@ from kd.config.construct import REFUSALS
 from kd.config.precision import device_of
 from kd.errors import UserError
 from kd.files.checkpoints import WholeCheckpoints
-from kd.files.events import tell_once
-from kd.training.averaging import Averaged
+from kd.files.events import silence_writer_traceback
+from kd.training.averaging import WeightAverage
 from kd.training.callbacks import Best, Curves, StepLimit
 
 PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
@@ -68,11 +68,11 @@ def make_trainer(
         options["callbacks"].append(RichProgressBar(leave=False))
     if kind := options.pop("profiler", None):
         options["profiler"] = PROFILERS[kind](dirpath=folder, filename="profile")
-    return _checked(options)
+    return _construct(options)
 
 
 @contextmanager
-def sent_as_bytes() -> Iterator[None]:
+def send_as_bytes() -> Iterator[None]:
     """Send tensors to new processes through their pipe, instead of torch's shared memory.
 
     A container has 64 MB of shared memory by default, less than images and nets take.
@@ -96,7 +96,7 @@ def check_trainer(options: Mapping[str, Any]) -> None:
     if options.get("compile"):
         check_compiler(device_of(str(options.get("accelerator", "auto"))))
     plain = {"precision": None, "profiler": None, "logger": False, "enable_checkpointing": False}
-    _checked({**options, **plain})
+    _construct({**options, **plain})
 
 
 def check_compiler(device: str) -> None:
@@ -117,7 +117,7 @@ def check_compiler(device: str) -> None:
         )
 
 
-def _checked(asked: Mapping[str, Any]) -> L.Trainer:
+def _construct(asked: Mapping[str, Any]) -> L.Trainer:
     _quiet()
     # `compile` is for `kd.training.fit`.
     options = {name: value for name, value in asked.items() if name != "compile"}
@@ -188,7 +188,7 @@ def _callbacks(spec: Mapping[str, Any], folder: Path) -> list[Callback]:
     )
     callbacks: list[Callback] = [StepLimit(), best, last]
     if spec["ema"] is not None or spec["swa"] is not None:
-        callbacks.append(Averaged(ema=spec["ema"], swa=spec["swa"]))
+        callbacks.append(WeightAverage(ema=spec["ema"], swa=spec["swa"]))
     if spec["early_stopping"] is not None:
         callbacks.append(EarlyStopping("val/acc", mode="max", patience=spec["early_stopping"]))
     return callbacks
@@ -196,7 +196,7 @@ def _callbacks(spec: Mapping[str, Any], folder: Path) -> list[Callback]:
 
 def _quiet() -> None:
     """Silence Lightning's warnings about deliberate choices, and messages that kd logs itself."""
-    tell_once()
+    silence_writer_traceback()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     for message in (
         ".*does not have many workers.*",

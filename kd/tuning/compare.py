@@ -16,7 +16,7 @@ from rich.console import Console
 from scipy.stats import t as student_t
 
 from kd.config.schema import Config
-from kd.errors import Damaged
+from kd.errors import DamagedError
 from kd.files.report_file import read_report
 from kd.files.run_folder import RunFolder
 from kd.files.writing import whole
@@ -50,7 +50,7 @@ def compare_settings(
     for name, overrides in settings.items():
         reports = []
         for seed in request.tuning.seeds:
-            config = request.configured(
+            config = request.config_with(
                 [*overrides, f"seed={seed}", f"name={text_of(f'{study}_{name}_s{seed}')}"]
             )
             line = shlex.join(
@@ -86,11 +86,11 @@ def compare_settings(
 
 def _report(config: Config, command: str, root: Path) -> dict[str, Any]:
     """Return the report of a run, from an earlier attempt if there is one."""
-    plain = json.loads(json.dumps(config.settled().model_dump()))
+    plain = json.loads(json.dumps(config.resolve().model_dump()))
     for path in sorted(root.glob(f"*_{config.name}/report.json")):
         try:
             report = read_report(path)
-        except Damaged as error:
+        except DamagedError as error:
             say(f"{error}; the run is done again")
             continue
         if report["config"] == plain:
@@ -146,10 +146,10 @@ def as_markdown(result: Mapping[str, Any], request: Request) -> str:
         f"{environment['torch']}, "
         f"{environment['device']}, {environment['threads']} threads."
     )
-    return "\n".join([*lines, "", bought(result), "", f"    {paste}", "", chose, "", how, ""])
+    return "\n".join([*lines, "", gain_on_test(result), "", f"    {paste}", "", chose, "", how, ""])
 
 
-def bought(result: Mapping[str, Any]) -> str:
+def gain_on_test(result: Mapping[str, Any]) -> str:
     """State the search's gain on test, paired by seed, in a sentence."""
     gains = [100 * gain for gain in result["bought"]]
     if not gains:

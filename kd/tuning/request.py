@@ -14,7 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from kd.command import typed, typed_keys
+from kd.command import typed_keys, typed_overrides
 from kd.config.checking import check_as
 from kd.config.fields import FolderName, Node, Seed
 from kd.config.schema import Config, Strict, check
@@ -50,7 +50,7 @@ class Tuning(Strict):
     search: SearchNode
 
 
-class Tuned(Config, Tuning):
+class TuneConfig(Config, Tuning):
     """Config of `kd.tune`."""
 
 
@@ -80,13 +80,13 @@ class Request:
         if self.default is None:
             return None
         knobs = {knob.name: knob for knob in self.space.knobs}
-        return {name: knobs[name].written(value) for name, value in self.default.items()}
+        return {name: knobs[name].as_text(value) for name, value in self.default.items()}
 
     def compose(self, overrides: Sequence[str]) -> DictConfig:
         """Compose the command's config with further overrides."""
-        return _composed(self.overrides, overrides)
+        return _compose(self.overrides, overrides)
 
-    def configured(self, overrides: Sequence[str]) -> Config:
+    def config_with(self, overrides: Sequence[str]) -> Config:
         """Validate the config of a run with further overrides.
 
         Raises:
@@ -103,11 +103,11 @@ def accept(cfg: DictConfig, keys: Collection[str]) -> Request:
     """
     own = set(Tuning.model_fields)
     tuning = check_as(Tuning, OmegaConf.create({key: _plain(cfg[key]) for key in own}))
-    task = typed()
+    task = typed_overrides()
     overrides = tuple(each for each in task if not typed_keys([each]) & own)
-    node, asked = as_typed(tuning.search.space, task)
-    base = _composed(overrides, [])
-    space = read_space(node, functools.partial(_composed, overrides), asked, own)
+    node, asked = typed_space(tuning.search.space, task)
+    base = _compose(overrides, [])
+    space = read_space(node, functools.partial(_compose, overrides), asked, own)
     choices = base.hydra.runtime.choices
     about = "{data}_{teacher}_to_{student}_{loss}".format(**choices)
     about += f"_{choices['experiment']}" if choices["experiment"] else ""
@@ -121,12 +121,12 @@ def accept(cfg: DictConfig, keys: Collection[str]) -> Request:
     return Request(tuning, config, space, overrides, default, about)
 
 
-def _composed(overrides: Sequence[str], more: Sequence[str]) -> DictConfig:
-    return _composed_once((*overrides, *more))
+def _compose(overrides: Sequence[str], more: Sequence[str]) -> DictConfig:
+    return _compose_once((*overrides, *more))
 
 
 @functools.cache  # a trial looks up its knobs in the same config many times
-def _composed_once(overrides: tuple[str, ...]) -> DictConfig:
+def _compose_once(overrides: tuple[str, ...]) -> DictConfig:
     return compose("tune", list(overrides), return_hydra_config=True)
 
 
@@ -143,7 +143,7 @@ def _of_train(cfg: DictConfig) -> DictConfig:
     return part
 
 
-def as_typed(space: Node, overrides: Sequence[str]) -> tuple[Node, set[str] | None]:
+def typed_space(space: Node, overrides: Sequence[str]) -> tuple[Node, set[str] | None]:
     """Return the space with each range as typed, and the typed knobs; None for all if a file was
     chosen.
 

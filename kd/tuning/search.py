@@ -13,8 +13,8 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from kd.config.construct import construct
 from kd.data.base import DataModule
-from kd.data.trial import shortened
-from kd.errors import Failed, Interrupted, UserError
+from kd.data.trial import shorten
+from kd.errors import CommandError, StopRequest, UserError
 from kd.files.locks import Lock, lock_at
 from kd.files.store import Store, key_of
 from kd.files.writing import writable
@@ -23,7 +23,7 @@ from kd.runs.preflight import preflight
 from kd.stages.chain import chain_of
 from kd.stages.stage import RUNTIME_ONLY
 from kd.tuning.compare import compare_settings
-from kd.tuning.evaluation import Evaluation, Pruned, hidden, student_links
+from kd.tuning.evaluation import Evaluation, PruneRequest, hide_test, student_plans
 from kd.tuning.request import Request
 from kd.tuning.space import flat, overrides_of
 from kd.tuning.study import check_same, open_study, write_trials
@@ -45,27 +45,25 @@ def tune(request: Request, command: str) -> Path:
 
     Raises:
         UserError: a user's error.
-        Failed: no trial finished.
-        Interrupted: by Ctrl-C; the same command resumes the stopped trial.
+        CommandError: no trial finished.
+        StopRequest: by Ctrl-C; the same command resumes the stopped trial.
     """
     output = writable(Path(request.config.output_dir).expanduser())
-    links = student_links(chain_of(request.config))
+    plans = student_plans(chain_of(request.config))
     data: DataModule = construct(request.config.data, "data")
     if data.val_labels == 0:
         raise UserError(
             "data.val_labels: found 0, but a search chooses on validation; accepted are null or a "
             "number of images"
         )
-    shortened(data, request.config.trainer)
+    shorten(data, request.config.trainer)
     preflight(chain_of(request.config), request.config, data)
     trials = Trials(request, output)
     with trials.at_work():
-        evaluation = Evaluation(request.config, hidden(data), Store(output / "store"))
-        say(
-            f"Search {trials.name}: {trials.counted()} of {request.tuning.n_trials} trials are done"
-        )
+        evaluation = Evaluation(request.config, hide_test(data), Store(output / "store"))
+        say(f"Search {trials.name}: {trials.count()} of {request.tuning.n_trials} trials are done")
         if trials.open():
-            evaluation.teachers(request.config, links)
+            evaluation.teachers(request.config, plans)
         trials.run(evaluation)
         if busy := trials.running():
             say(
@@ -78,11 +76,11 @@ def tune(request: Request, command: str) -> Path:
     level = len([trial for trial in trials.complete() if trial.value == best.value])
     tie = f"; {level} trials reach it, and this was the first" if level > 1 else ""
     say(
-        f"Best of {trials.counted()} trials: trial {best.number + 1}, {words(tuned)}, validation "
+        f"Best of {trials.count()} trials: trial {best.number + 1}, {words(tuned)}, validation "
         f"{best.value:.4f}{tie}"
     )
     trials.tell_importance()
-    compare_settings(request, tuned, trials.folder, trials.name, trials.counted(), command)
+    compare_settings(request, tuned, trials.folder, trials.name, trials.count(), command)
     return trials.folder
 
 
@@ -162,20 +160,20 @@ class Trials:
         self.study.tell(trial.number, state=TrialState.FAIL)
         self.study.enqueue_trial(trial.params, user_attrs={"again": trial.number})
 
-    def counted(self) -> int:
+    def count(self) -> int:
         """Count the ended trials that matter."""
         return len(self.study.get_trials(deepcopy=False, states=COUNTED))
 
     def open(self) -> bool:
         """Whether this process should start another trial now."""
         tuning = self.request.tuning
-        left = tuning.n_trials - self.counted() - len(self.running())
+        left = tuning.n_trials - self.count() - len(self.running())
         late = tuning.timeout is not None and perf_counter() - self.begun > tuning.timeout
         return left > 0 and not late
 
     def run(self, evaluation: Evaluation) -> None:
         """Run trials until there are enough, time is up, or as many failed here as were left."""
-        most = self.request.tuning.n_trials - self.counted()
+        most = self.request.tuning.n_trials - self.count()
         for _ in range(most):
             with self.lock:
                 if not self.open():
@@ -183,7 +181,7 @@ class Trials:
                 trial, setting = self._next()
             try:
                 self._one(trial, setting, evaluation)
-            except (Interrupted, KeyboardInterrupt):
+            except (StopRequest, KeyboardInterrupt):
                 self._again(self.study.get_trials(deepcopy=False)[trial.number])
                 raise
             with self.lock:
@@ -208,9 +206,9 @@ class Trials:
 
     def _one(self, trial: Trial, setting: Mapping[str, str], evaluation: Evaluation) -> None:
         try:
-            config = self.request.configured(overrides_of(setting))
+            config = self.request.config_with(overrides_of(setting))
             value = evaluation.value(config, trial, self.request.tuning.pruning)
-        except Pruned as reason:
+        except PruneRequest as reason:
             self.study.tell(trial, state=TrialState.PRUNED)
             self._say(trial, setting, str(reason))
         except (UserError, RuntimeError, ArithmeticError) as error:
@@ -244,7 +242,7 @@ class Trials:
         The first of equal ones, which may be the recipe's own.
 
         Raises:
-            Failed: none has finished.
+            CommandError: none has finished.
         """
         finished = self.complete()
         if not finished:
@@ -258,7 +256,9 @@ class Trials:
                 None,
             )
             why = f"; the last one failed: {last}" if last else ""
-            raise Failed(f"search {self.name}: none of {len(trials)} trials came to an end{why}")
+            raise CommandError(
+                f"search {self.name}: none of {len(trials)} trials came to an end{why}"
+            )
         return max(finished, key=lambda trial: (trial.value, -trial.number))
 
     def tell_importance(self) -> None:

@@ -90,10 +90,10 @@ class Knob:
                 trial.suggest_categorical(self.name, [text_of(each) for each in self.range.choices])
             )
         if self.integer:
-            return self.written(trial.suggest_int(self.name, low, high, step=step or 1, log=log))
-        return self.written(trial.suggest_float(self.name, low, high, step=step, log=log))
+            return self.as_text(trial.suggest_int(self.name, low, high, step=step or 1, log=log))
+        return self.as_text(trial.suggest_float(self.name, low, high, step=step, log=log))
 
-    def written(self, value: Any) -> str:
+    def as_text(self, value: Any) -> str:
         """Format a value as it stands after `KNOB=` on the command line; numbers to four digits."""
         if self.range.choices is not None or self.integer:
             return str(value)

@@ -9,7 +9,7 @@ from pathlib import Path
 import optuna
 from optuna.trial import TrialState
 
-from kd.errors import Damaged, UserError
+from kd.errors import DamagedError, UserError
 from kd.files.writing import whole
 
 
@@ -18,7 +18,7 @@ def open_study(url: str, name: str, pruner: optuna.pruners.BasePruner) -> optuna
 
     Raises:
         UserError: the database cannot be written.
-        Damaged: the database was altered.
+        DamagedError: the database was altered.
     """
     wait = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
     try:
@@ -35,7 +35,7 @@ def open_study(url: str, name: str, pruner: optuna.pruners.BasePruner) -> optuna
     try:
         _check_intact(study, url)
     except Exception as error:  # from SQLAlchemy, the driver, Optuna, or their contents
-        raise Damaged(
+        raise DamagedError(
             f"storage: {url!r} is damaged: {_first_line(error)}; begin anew with another study=NAME"
         ) from error
     return study

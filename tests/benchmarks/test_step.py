@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from kd.nets.cnn import CNN
 from kd.nets.resnet import ResNet
-from kd.teachers.cached import Cached
-from kd.teachers.frozen import Frozen
-from kd.teachers.live import Live
+from kd.teachers.cached_teacher import CachedTeacher
+from kd.teachers.frozen_teacher import FrozenTeacher
+from kd.teachers.live_teacher import LiveTeacher
 from kd.teachers.view_files import Room, ViewFiles
 from kd.training import fit as fitting
 from kd.training.loss_spec import read_loss
@@ -115,14 +115,14 @@ def part(cifar10: str, steps: int) -> PartOfCIFAR10:
 
 
 @pytest.fixture(scope="module")
-def frozen() -> Frozen:
+def frozen() -> FrozenTeacher:
     torch.manual_seed(0)
-    return Frozen(ResNet(10, 18, image_size=32), *NORMAL)
+    return FrozenTeacher(ResNet(10, 18, image_size=32), *NORMAL)
 
 
 def test_a_cached_step(
     cifar10: str,
-    frozen: Frozen,
+    frozen: FrozenTeacher,
     tell: Callable[[Row], None],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -132,7 +132,7 @@ def test_a_cached_step(
     data = part(cifar10, steps)
     images = data.split.train
     files = ViewFiles(Room(tmp_path / "cache", 1.0), "key", len(images), 10, "float16")
-    cached = Cached(Live(frozen), images, augment=data.augment, seed=0, files=files)
+    cached = CachedTeacher(LiveTeacher(frozen), images, augment=data.augment, seed=0, files=files)
     soft = torch.randn(BATCH, 10)
     sides = {
         "ours": a_fit(data, cached, tmp_path, monkeypatch),
@@ -153,7 +153,7 @@ def test_a_cached_step(
 
 def test_a_live_step(
     cifar10: str,
-    frozen: Frozen,
+    frozen: FrozenTeacher,
     tell: Callable[[Row], None],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -171,7 +171,7 @@ def test_a_live_step(
         return teacher(x)
 
     steps = 10
-    live = a_fit(part(cifar10, steps), Live(frozen), tmp_path, monkeypatch)
+    live = a_fit(part(cifar10, steps), LiveTeacher(frozen), tmp_path, monkeypatch)
     sides = {"ours": live, "floor": a_step(asked, steps)}
     found = in_turn(sides, ROUNDS)
     tell(

@@ -18,7 +18,7 @@ UNSTEADY = 0.2  # share of the maximal entropy; above it the label of an image d
 
 
 @dataclass(frozen=True)
-class Watched:
+class TeacherDiagnosis:
     """Teacher logits, from which the measures follow at any temperature.
 
     Attributes:
@@ -112,7 +112,7 @@ def other_order(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> str |
         labels: int64 [N].
     """
     chosen = logits.argmax(1)
-    found = _assigned(chosen[::2], labels[::2], len(classes))
+    found = _assignment(chosen[::2], labels[::2], len(classes))
     right, in_order = chosen == labels, found[labels] == chosen
     gained = (in_order.double() - right.double())[1::2]
     if not len(gained):
@@ -120,7 +120,7 @@ def other_order(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> str |
     error = float(gained.std(correction=0)) / math.sqrt(len(gained))
     if float(gained.mean()) < max(BY_ORDER, 3 * error):
         return None
-    order = _assigned(chosen, labels, len(classes))
+    order = _assignment(chosen, labels, len(classes))
     names = [classes[int(i)] for i in order.argsort()]
     listed = json.dumps(names[:LISTED], ensure_ascii=False)
     listed = listed if len(names) <= LISTED else f"{listed[:-1]}, ...]"
@@ -133,7 +133,7 @@ def other_order(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> str |
     )
 
 
-def _assigned(chosen: Tensor, labels: Tensor, classes: int) -> Tensor:
+def _assignment(chosen: Tensor, labels: Tensor, classes: int) -> Tensor:
     """Assign an output to each class for the highest accuracy.
 
     Args:
@@ -152,7 +152,7 @@ def concerns(teacher: Mapping[str, float], classes: int, baseline: float | None)
     """List problems of a teacher, each with a remedy; empty if there are none.
 
     Args:
-        teacher: as from `Watched.at`.
+        teacher: as from `TeacherDiagnosis.at`.
         baseline: validation accuracy of the small net trained alone, a share; None if there is
             none.
     """

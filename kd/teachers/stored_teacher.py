@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 
-class Snapshot:
+class StoredTeacher:
     """Replays stored logits without a net.
 
     Args:
@@ -14,10 +14,10 @@ class Snapshot:
     def __init__(self, rows: Tensor) -> None:
         self.rows = rows
 
-    def __deepcopy__(self, memo: object) -> "Snapshot":
+    def __deepcopy__(self, memo: object) -> "StoredTeacher":
         return self  # weight averaging copies the model; stored logits never change
 
-    def to(self, device: torch.device) -> "Snapshot":
+    def to(self, device: torch.device) -> "StoredTeacher":
         """Move the rows; returns itself."""
         self.rows = self.rows.to(device)
         return self

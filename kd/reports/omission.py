@@ -7,14 +7,14 @@ from torch import Tensor
 
 from kd.data.base import DataModule
 from kd.data.transfer import omitted_labels
-from kd.files.store import Done
-from kd.measure.omitted import omitted_errors
+from kd.files.store import StageResult
+from kd.measure.omission import omitted_errors
 from kd.stages.chain import Role
 from kd.stages.result import logits_of
 
 
 def omitted_classes(
-    done: Mapping[Role, Done], logits: Mapping[Role, Tensor], data: DataModule
+    done: Mapping[Role, StageResult], logits: Mapping[Role, Tensor], data: DataModule
 ) -> dict[str, Any] | None:
     """Count the errors on omitted classes of each net that was not shown them, by role.
 

@@ -14,16 +14,16 @@ from torch import Tensor
 
 from kd.data.images import Images
 from kd.data.views import Augment, make_views
-from kd.errors import CannotWrite
+from kd.errors import WriteError
 from kd.log import console, say
-from kd.teachers.live import Live, chunk_of
+from kd.teachers.live_teacher import LiveTeacher, chunk_of
 from kd.teachers.view_files import ViewFiles
 
 STEP = 8  # chunks of images prepared at a time
 PATIENCE = 3.0  # seconds of computing before progress is shown
 
 
-class Cached:
+class CachedTeacher:
     """Reads a view's logits from its file; computes and writes the file first if there is none.
 
     Read or computed, the logits are equal: bit for bit on a CPU, and up to the last bits on an
@@ -44,7 +44,7 @@ class Cached:
 
     def __init__(
         self,
-        live: Live,
+        live: LiveTeacher,
         images: Images,
         *,
         augment: Augment,
@@ -66,8 +66,8 @@ class Cached:
         self.rows: NDArray[np.floating] | None = None  # mapped [images, classes]; None: ask live
         self.writes = True
 
-    def __deepcopy__(self, memo: object) -> "Cached":
-        return self  # as in `Live`
+    def __deepcopy__(self, memo: object) -> "CachedTeacher":
+        return self  # as in `LiveTeacher`
 
     def __getstate__(self) -> dict[str, object]:
         # Pickling would send a map to another process as an array
@@ -76,7 +76,7 @@ class Cached:
             "rows": None,
         }
 
-    def to(self, device: torch.device) -> "Cached":
+    def to(self, device: torch.device) -> "CachedTeacher":
         """Move the net; returns itself."""
         self.live.to(device)
         self.files = replace(self.files, device=device.type)
@@ -88,8 +88,8 @@ class Cached:
         try:
             self.rows = self.files.open(view)
             if self.rows is None and self.writes:
-                self.rows = self._made(view)
-        except (OSError, CannotWrite) as error:
+                self.rows = self._rows_of(view)
+        except (OSError, WriteError) as error:
             self.writes = False
             reason = getattr(error, "strerror", None) or error
             say(
@@ -97,7 +97,7 @@ class Cached:
                 f"({reason}); computing them with each batch"
             )
 
-    def _made(self, view: int) -> NDArray[np.floating] | None:
+    def _rows_of(self, view: int) -> NDArray[np.floating] | None:
         """Return a view's rows; while another process computes them, compute other views, then
         wait.
         """
@@ -106,7 +106,7 @@ class Cached:
                 continue
             try:
                 self._make(each, wait=False)
-            except (OSError, CannotWrite):
+            except (OSError, WriteError):
                 if each == view:
                     raise
                 break  # no room; the warning comes when the view is needed
@@ -133,7 +133,7 @@ class Cached:
         """Compute all rows of a view, block by block."""
         count, _, *size = self.images.pixels.shape
         steps = torch.split(torch.arange(count), STEP * chunk_of(*size))
-        for index in _shown(steps, f"teacher's outputs for view {view}"):
+        for index in _with_progress(steps, f"teacher's outputs for view {view}"):
             pixels, here = (
                 self.images.pixels[index].to(self.live.device),
                 index.to(self.live.device),
@@ -144,7 +144,7 @@ class Cached:
             yield self.live.ask(x.contiguous(memory_format=torch.channels_last)).cpu().numpy()
 
 
-def _shown(parts: Sequence[Tensor], what: str) -> Iterator[Tensor]:
+def _with_progress(parts: Sequence[Tensor], what: str) -> Iterator[Tensor]:
     """Iterate over the parts; show progress after some seconds."""
     started, shown = time.perf_counter(), False
     progress = Progress(console=console, transient=True, disable=not console.is_terminal)

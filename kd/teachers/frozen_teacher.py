@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from kd.data.views import normalize
 
 
-class Frozen:
+class FrozenTeacher:
     """Net that never changes.
 
     It is deliberately no `nn.Module`. As a submodule of the student's LightningModule it would be
@@ -27,11 +27,11 @@ class Frozen:
         self.net.to(memory_format=torch.channels_last)  # memory format of the views
         self.mean, self.std = mean, std
 
-    def __deepcopy__(self, memo: object) -> "Frozen":
+    def __deepcopy__(self, memo: object) -> "FrozenTeacher":
         # Weight averaging copies the model; the teacher never changes, so one is enough
         return self
 
-    def to(self, device: torch.device) -> "Frozen":
+    def to(self, device: torch.device) -> "FrozenTeacher":
         """Move the net; returns itself."""
         self.net.to(device)
         return self

@@ -16,7 +16,7 @@ Normalization = tuple[tuple[float, ...], tuple[float, ...]]
 RGB = 3
 
 
-class Pretrained(NamedTuple):
+class PretrainedWeights(NamedTuple):
     """Pretrained weights of a net.
 
     Attributes:
@@ -48,7 +48,7 @@ def for_gray(weight: Tensor) -> Tensor:
     """Sum a first convolution's weight [O, 3, h, w] over colours for gray images: [O, 1, h, w].
 
     On an image with three equal channels the result is the same, except for the normalisation,
-    which is the mean of the three (`Pretrained.normalization`).
+    which is the mean of the three (`PretrainedWeights.normalization`).
     """
     return weight.sum(dim=1, keepdim=True)
 

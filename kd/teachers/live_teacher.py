@@ -29,7 +29,7 @@ def computing_in(precision: Precision, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
-class Answers(Protocol):
+class TeacherNet(Protocol):
     """Source of outputs, one frozen net or several; x [B, C, H, W] in [0, 1] -> logits [B,
     num_classes].
     """
@@ -58,7 +58,7 @@ class Teacher(Protocol):
         """Move to a device."""
 
 
-class Live:
+class LiveTeacher:
     """Asks the net about every batch.
 
     Args:
@@ -69,16 +69,16 @@ class Live:
     """
 
     def __init__(
-        self, answers: Answers, outputs: Outputs = "float16", precision: Precision = "32-true"
+        self, answers: TeacherNet, outputs: Outputs = "float16", precision: Precision = "32-true"
     ) -> None:
         self.answers, self.dtype, self.precision = answers, DTYPES[outputs], precision
         self.device = torch.device("cpu")
 
-    def __deepcopy__(self, memo: object) -> "Live":
+    def __deepcopy__(self, memo: object) -> "LiveTeacher":
         # Weight averaging copies the model; the teacher never changes, so one is enough
         return self
 
-    def to(self, device: torch.device) -> "Live":
+    def to(self, device: torch.device) -> "LiveTeacher":
         """Move the net; returns itself."""
         self.answers.to(device)
         self.device = device
@@ -102,7 +102,7 @@ class Live:
 
     def _ask(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu":
-            return self._rounded(self.answers(x))
+            return self._round(self.answers(x))
         found = []
         # Strides choose the kernel, so each chunk is copied into memory of the same layout.
         size = chunk_of(*x.shape[2:])
@@ -112,8 +112,8 @@ class Live:
             chunk[len(part) :] = 0
             # Autocast to bf16 cannot mix with float16
             found.append(self.answers(chunk)[: len(part)].float())
-        return self._rounded(torch.cat(found))
+        return self._round(torch.cat(found))
 
-    def _rounded(self, logits: Tensor) -> Tensor:
+    def _round(self, logits: Tensor) -> Tensor:
         limit = torch.finfo(self.dtype).max
         return logits.float().clamp(-limit, limit).to(self.dtype)
