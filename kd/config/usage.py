@@ -75,7 +75,8 @@ def _groups(folder: Path, config: str) -> Iterator[tuple[str, str | None]]:
 def _knobs(file: Path, ranges: Mapping[str, str], prefix: str = "") -> Iterator[str]:
     """Format each knob of a file: its default, the comment beside it, and its range."""
     path: list[str] = []
-    for line in file.read_text().splitlines():
+    whole = re.sub(r",\n +", ", ", re.sub(r"\\\n +", "", file.read_text()))  # one line per value
+    for line in whole.splitlines():
         if not (parsed := re.match(r"( *)(\w+): *([^#]*?) *(?:# (.*))?$", line)):
             continue
         indent, name, value, about = parsed.groups()
