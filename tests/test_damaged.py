@@ -82,11 +82,11 @@ READ: dict[str, tuple[str, Callable[[Path], Any]]] = {
     ),
     "a report, by what reads a run": (
         "runs/*/report.json",
-        lambda path: open_run(path.parent).report,
+        lambda path: open_run(path.parent).report.plain(),
     ),
     "a report, by what reads many": (
         "runs/*/report.json",
-        lambda path: find_runs([path.parent])[0].report,
+        lambda path: find_runs([path.parent])[0].report.plain(),
     ),
 }
 

@@ -250,16 +250,16 @@ def test_accuracy_counts_labelled_images_by_their_dominant_label() -> None:
 def test_metrics_of_two_classes() -> None:
     logits = torch.tensor([[2.0, 0], [0, 2], [0, 1], [0, 3], [1, 0], [0, 200]])
     labels = torch.tensor([0, 0, 0, 1, 1, 1])
-    found = summary(logits, labels)
+    found = summary(logits, labels).plain()
     assert found["sensitivity"] == pytest.approx(2 / 3)
     assert found["specificity"] == pytest.approx(1 / 3)
     assert found["balanced_accuracy"] == pytest.approx(1 / 2)
     scores = (logits[:, 1] - logits[:, 0]).tolist()
     pairs = [(p > n) + 0.5 * (p == n) for p in scores[3:] for n in scores[:3]]
     assert found["auroc"] == pytest.approx(sum(pairs) / 9)
-    assert summary(logits[:3], labels[:3])["auroc"] is None
-    assert summary(logits[:3], labels[:3])["sensitivity"] is None
-    assert "sensitivity" not in summary(torch.randn(6, 3), labels)
+    assert summary(logits[:3], labels[:3]).auroc is None
+    assert summary(logits[:3], labels[:3]).sensitivity is None
+    assert "sensitivity" not in summary(torch.randn(6, 3), labels).plain()
 
 
 class Large(DataModule):

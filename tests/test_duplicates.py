@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from made_reports import REPORT, made_report
 
 from kd.data.base import DataModule, Images, Source
 from kd.data.images import Facts, Pixels, PixelStore
@@ -102,16 +103,11 @@ def test_copies_are_shared_out_where_a_class_has_nothing_else() -> None:
 
 
 def test_the_verdict_begins_with_test_images_that_were_trained_on() -> None:
-    data = {"test": 18, "duplicates": {"across": {"test in train": 18}, "dropped": {}}}
-    report = {
-        "config": {},
-        "data": data,
-        "teaching": None,
-        "comparison": dict.fromkeys(("gain", "gap_closed", "speedup")),
-    }
+    found = {"across": {"test in train": 18}, "dropped": {}}
+    report = made_report(data={**REPORT["data"], "duplicates": found})
     assert verdict(report)[0].startswith("Of the 18 test images, 18 are in train too")
-    data["duplicates"]["dropped"] = {"train": 18}  # type: ignore[index]
-    assert verdict(report) == []
+    found["dropped"] = {"train": 18}
+    assert verdict(made_report(data={**REPORT["data"], "duplicates": found})) == []
 
 
 def test_carving_takes_linear_time() -> None:

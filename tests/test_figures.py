@@ -11,6 +11,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from PIL import Image
 from torch import Tensor
 
+from kd.files.report_file import ReliabilityBin
 from kd.reports.figures import (
     as_array,
     confusion_figure,
@@ -118,10 +119,10 @@ def test_more_classes_than_a_matrix_can_show_are_ranked() -> None:
 
 
 def test_reliability_diagram() -> None:
-    bins = [{"count": 0, "confidence": None, "accuracy": None} for _ in range(15)]
-    bins[7] = {"count": 2, "confidence": 0.525, "accuracy": 0.5}
-    bins[13] = {"count": 1, "confidence": 0.91, "accuracy": 1.0}
-    bins[14] = {"count": 1, "confidence": 0.97, "accuracy": 1.0}
+    bins = [ReliabilityBin(count=0, confidence=None, accuracy=None) for _ in range(15)]
+    bins[7] = ReliabilityBin(count=2, confidence=0.525, accuracy=0.5)
+    bins[13] = ReliabilityBin(count=1, confidence=0.91, accuracy=1.0)
+    bins[14] = ReliabilityBin(count=1, confidence=0.97, accuracy=1.0)
     upper, lower = reliability_diagram(bins, "student").axes
     bars = {round(bar.get_x() * 15): bar.get_height() for bar in upper.patches}
     assert bars == {7: 0.5, 13: 1.0, 14: 1.0}

@@ -168,10 +168,8 @@ def test_the_file_is_the_last_net_under_the_datas_own_order(folders: dict[str, P
         data = finished.data()
         logits = predict_logits(finished.net("student"), data, data.split.test)
         accuracy = float((logits.argmax(1) == data.split.test.labels).double().mean())
-        assert accuracy == pytest.approx(finished.report["models"][0]["test"]["accuracy"])
-        assert accuracy == pytest.approx(
-            finished.report["incremental"]["class_incremental"]["final"]
-        )
+        assert accuracy == pytest.approx(finished.report.models[0].test.accuracy)
+        assert accuracy == pytest.approx(finished.report.incremental.class_incremental.final)
 
 
 def test_the_first_task_is_shared_and_another_weight_goes_on_from_it(

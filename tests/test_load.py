@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from made_reports import as_report
 from safetensors.torch import load_file, save_file
 from shipped import CLASSES, SIZE, Shipped
 
@@ -201,7 +202,7 @@ def test_the_card_warns_of_what_the_report_shows(shipped: Shipped) -> None:
     report = json.loads((shipped.run / "report.json").read_text())
     report["data"] |= {"license": None, "test": 5000}
     report["models"][-1]["test"] |= {"confusion": [[10, 0, 0], [0, 1, 1], [5, 0, 35]], "ece": 0.2}
-    card = model_card(report, "x")
+    card = model_card(as_report(report), "x")
     assert "the worst first: dog 50 % of 2, error 88 % of 40, cat 100 % of 10." in card
     assert "The classes are uneven: 2 to 40 test images" in card
     assert "off by 0.200 on average" in card
@@ -211,6 +212,6 @@ def test_the_card_warns_of_what_the_report_shows(shipped: Shipped) -> None:
     many = {"confusion": None, "worst_classes": worst, "ece": 0.01}  # too many to count
     report["models"][-1]["test"] |= many
     report["data"]["classes"] += [f"n{i}" for i in range(98)]
-    card = model_card(report, "x")
+    card = model_card(as_report(report), "x")
     assert "off by" not in card
     assert "the 20 worst: error 25 % of 40, cat 90 % of 10." in card

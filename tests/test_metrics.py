@@ -9,7 +9,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from kd.measure.calibration import fit_temperature
-from kd.measure.metrics import paired_comparison, probability_metrics, summary
+from kd.measure.metrics import PairedGain, paired_comparison, probability_metrics, summary
 
 
 def logits_for(chosen: list[int], classes: int = 3, margin: float = 2.0) -> torch.Tensor:
@@ -21,7 +21,7 @@ def test_summary_against_formulas() -> None:
     logits = torch.randn(500, 4, generator=generator) * 2
     labels = torch.randint(0, 4, (500,), generator=generator)
     labels[:250] = logits[:250].argmax(1)
-    found = summary(logits, labels, teacher=logits.roll(1, dims=0))
+    found = summary(logits, labels, teacher=logits.roll(1, dims=0)).plain()
 
     z, y = logits.double().numpy(), labels.numpy()
     n, chosen = len(y), z.argmax(1)
@@ -68,7 +68,7 @@ def test_summary_against_formulas() -> None:
         [int(((y == t) & (chosen == p)).sum()) for p in range(4)] for t in range(4)
     ]
     assert found["agreement"] == pytest.approx(np.mean(chosen == np.roll(chosen, 1)))
-    assert summary(logits, labels)["agreement"] is None
+    assert summary(logits, labels).agreement is None
 
 
 def test_auroc_ranks_what_probabilities_cannot_tell_apart() -> None:
@@ -77,21 +77,21 @@ def test_auroc_ranks_what_probabilities_cannot_tell_apart() -> None:
         torch.tensor([[0.0, 90.0], [0.0, 80.0], [0.0, 70.0], [0.0, 60.0]]),
         torch.tensor([1, 0, 1, 0]),
     )
-    assert summary(logits, labels)["auroc"] == pytest.approx(3 / 4)
+    assert summary(logits, labels).auroc == pytest.approx(3 / 4)
     three = torch.nn.functional.pad(logits, (0, 1), value=-50.0)[:, [2, 0, 1]]
     rest = torch.tensor(
         [[75.0, 0.0, 0.0]]
     )  # its class is found without fault; of the others the same two pairs
-    found = summary(torch.cat([three, rest]), torch.tensor([2, 1, 2, 1, 0]))
+    found = summary(torch.cat([three, rest]), torch.tensor([2, 1, 2, 1, 0])).plain()
     assert found["auroc"] == pytest.approx(np.mean([1, 4 / 6, 5 / 6]))
 
 
 def test_auroc_needs_all_classes() -> None:
-    assert summary(logits_for([0, 1, 0]), torch.tensor([0, 1, 0]))["auroc"] is None
+    assert summary(logits_for([0, 1, 0]), torch.tensor([0, 1, 0])).auroc is None
 
 
 def test_of_many_classes_the_worst_stand_in_the_place_of_a_confusion_matrix() -> None:
-    few = summary(logits_for([0, 1], 100), torch.tensor([0, 1]))
+    few = summary(logits_for([0, 1], 100), torch.tensor([0, 1])).plain()
     assert len(few["confusion"]) == 100
     assert "worst_classes" not in few
     labels = torch.arange(101).repeat(4)
@@ -99,7 +99,7 @@ def test_of_many_classes_the_worst_stand_in_the_place_of_a_confusion_matrix() ->
     chosen[labels == 30] = 7  # none of 4 is right
     chosen[torch.tensor([5, 5 + 101, 5 + 202])] = 6  # 1 of 4
     chosen[50] = 2  # 3 of 4
-    found = summary(logits_for(chosen.tolist(), 101), labels)
+    found = summary(logits_for(chosen.tolist(), 101), labels).plain()
     assert found["confusion"] is None
     assert len(found["worst_classes"]) == 20
     assert found["worst_classes"][:4] == [
@@ -124,7 +124,7 @@ def test_metrics_do_not_depend_on_how_many_rows_are_taken_at_a_time(
     g = torch.Generator().manual_seed(3)
     logits = 2 * torch.randn(200, 6, generator=g)
     labels = torch.arange(200) % 6
-    found = summary(logits, labels)
+    found = summary(logits, labels).plain()
     z = logits.double()
     rest = torch.stack([z[:, [j for j in range(6) if j != c]].logsumexp(1) for c in range(6)], 1)
     areas = [roc_auc_score(labels == c, (z - rest).numpy()[:, c]) for c in range(6)]
@@ -134,7 +134,7 @@ def test_metrics_do_not_depend_on_how_many_rows_are_taken_at_a_time(
     one_hot = np.eye(6)[labels]
     brier = ((np.exp(log_p) - one_hot) ** 2).sum(1).mean()
     assert found["brier"] == pytest.approx(brier, abs=1e-12)
-    scaled = probability_metrics(logits * 3, labels, 3.0)
+    scaled = probability_metrics(logits * 3, labels, 3.0).plain()
     assert scaled["nll"] == pytest.approx(found["nll"], abs=1e-6)
 
 
@@ -144,11 +144,11 @@ def test_a_sure_order_of_scores_has_its_exact_area() -> None:
     logits, labels = torch.stack([torch.zeros(6), scores], 1), torch.tensor([1, 1, 0, 0, 0, 1])
     own, other = [3.0, 2.0, 0.0], [2.0, 1.0, 2.0]
     pairs = [1.0 if a > b else 0.5 if a == b else 0.0 for a in own for b in other]
-    assert summary(logits, labels)["auroc"] == pytest.approx(sum(pairs) / 9, abs=1e-15)
+    assert summary(logits, labels).auroc == pytest.approx(sum(pairs) / 9, abs=1e-15)
 
 
 def test_a_net_that_is_sure_is_in_the_last_bin() -> None:
-    found = summary(logits_for([0, 1], margin=1000), torch.tensor([0, 0]))
+    found = summary(logits_for([0, 1], margin=1000), torch.tensor([0, 0])).plain()
     assert found["reliability"][-1] == {"count": 2, "confidence": 1.0, "accuracy": 0.5}
     assert found["ece"] == pytest.approx(0.5)
 
@@ -159,12 +159,12 @@ def test_balanced_accuracy_is_over_the_classes_present() -> None:
         [0, 1, 1, 2, 3, 1],
         torch.tensor([0, 0, 1, 1, 1, 1]),
     )  # 2 and 3 are chosen, but never true
-    assert summary(logits_for(chosen, 5), labels)["balanced_accuracy"] == pytest.approx(
+    assert summary(logits_for(chosen, 5), labels).balanced_accuracy == pytest.approx(
         (1 / 2 + 2 / 4) / 2
     )
-    assert summary(logits_for([4, 0], 5), torch.tensor([4, 4]))[
-        "balanced_accuracy"
-    ] == pytest.approx(1 / 2)
+    assert summary(logits_for([4, 0], 5), torch.tensor([4, 4])).balanced_accuracy == pytest.approx(
+        1 / 2
+    )
 
 
 def test_paired_counts_only_the_images_that_differ() -> None:
@@ -172,24 +172,20 @@ def test_paired_counts_only_the_images_that_differ() -> None:
     student = logits_for([0] * 80 + [1] * 20)
     baseline = logits_for([0] * 70 + [1] * 10 + [0] * 2 + [1] * 18)  # the student wins 10, loses 2
     found = paired_comparison(student, baseline, labels)
-    assert found["gain"] == pytest.approx(0.08)
+    assert found.gain == pytest.approx(0.08)
     # McNemar exact: 2 * P(Binomial(12, 1/2) <= 2)
-    assert found["p_value"] == pytest.approx(2 * sum(math.comb(12, i) for i in range(3)) / 2**12)
+    assert found.p_value == pytest.approx(2 * sum(math.comb(12, i) for i in range(3)) / 2**12)
 
     draws = (
         np.random.default_rng(1).choice([0.0] * 88 + [1.0] * 10 + [-1.0] * 2, (20_000, 100)).mean(1)
     )
-    assert found["gain_ci95"] == pytest.approx(np.quantile(draws, [0.025, 0.975]), abs=0.011)
+    assert found.gain_ci95 == pytest.approx(np.quantile(draws, [0.025, 0.975]), abs=0.011)
 
 
 def test_paired_with_itself_is_nothing() -> None:
     labels = torch.tensor([0, 1, 2, 0])
     same = logits_for([0, 1, 1, 1])
-    assert paired_comparison(same, same, labels) == {
-        "gain": 0.0,
-        "gain_ci95": [0.0, 0.0],
-        "p_value": 1.0,
-    }
+    assert paired_comparison(same, same, labels) == PairedGain(0.0, (0.0, 0.0), 1.0)
 
 
 @pytest.mark.parametrize(
@@ -214,7 +210,10 @@ def test_paired_with_itself_is_nothing() -> None:
 def test_what_cannot_be_said_is_none_and_all_else_a_number(
     logits: torch.Tensor, labels: torch.Tensor, auroc: float | None
 ) -> None:
-    found = {**summary(logits, labels, logits), **paired_comparison(logits, logits, labels)}
+    found = (
+        summary(logits, labels, logits).plain()
+        | paired_comparison(logits, logits, labels)._asdict()
+    )
     assert found["auroc"] == auroc
     json.loads(json.dumps(found), parse_constant=pytest.fail)  # NaN and infinity are no JSON
     assert found["agreement"] == 1.0

@@ -38,23 +38,24 @@ def test_no_other_bias_is_better() -> None:
     found = omitted_errors((logits, labels), (logits[:100], labels[:100]), [1, 3])
     theirs = (labels[:100] == 1) | (labels[:100] == 3)
     wrong = logits[:100].argmax(1) != labels[:100]
-    assert found["errors"] == {"all": int(wrong.sum()), "omitted": int((wrong & theirs).sum())}
-    assert found["images"] == {"all": 100, "omitted": int(theirs.sum())}
-    assert found["errors_corrected"]["omitted"] < found["errors"]["omitted"]
+    assert found.errors.plain() == {"all": wrong.sum(), "omitted": (wrong & theirs).sum()}
+    assert found.images.plain() == {"all": 100, "omitted": theirs.sum()}
+    assert found.errors_corrected.omitted < found.errors.omitted
 
 
 def test_a_run_says_what_became_of_them(tmp_path: Path) -> None:
     words = (*TINY, "data.omit=[3]", "alpha=1", "keep=last", "name=test", f"output_dir={tmp_path}")
     folder = run(check(composed(*words)), "a test")
     found = read_report(folder / "report.json")
-    assert found["data"]["omitted"] == ["3"]
-    assert set(found["omitted"]) == {"baseline", "student"}
+    assert found.data.omitted == ["3"]
+    assert found.omitted is not None
+    assert set(found.omitted) == {"baseline", "student"}
     test = Digits(test_fraction=0.25).split.test
-    for model in found["models"][1:]:
-        counts = found["omitted"][model["role"]]
-        assert counts["images"] == {"all": 449, "omitted": int((test.labels == 3).sum())}
-        assert counts["errors"]["all"] == round(449 * (1 - model["test"]["accuracy"]))
-        assert counts["errors"]["omitted"] <= counts["images"]["omitted"]
+    for model in found.models[1:]:
+        counts = found.omitted[model.role]
+        assert counts.images.plain() == {"all": 449, "omitted": (test.labels == 3).sum()}
+        assert counts.errors.all == round(449 * (1 - model.test.accuracy))
+        assert counts.errors.omitted <= counts.images.omitted
     text = (folder / "report.md").read_text()
     assert "Never shown 3, the baseline makes" in text
     assert "of which those of 3 were never shown to the two" in text

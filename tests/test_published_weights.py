@@ -49,4 +49,4 @@ def test_akamasters_resnets_measure_what_their_author_says(
         make_stage(plan(config, "teacher"), config, data, {}), Store(tmp_path / "store"), data
     )
     found = summary(predict_logits(load_net(done), data, data.split.test), data.split.test.labels)
-    assert found["accuracy"] == pytest.approx(accuracy, abs=5e-5)
+    assert found.accuracy == pytest.approx(accuracy, abs=5e-5)

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from made_reports import as_report
 
+from kd.files.report_file import Latency, ModelReport, ValidationAccuracy
 from kd.measure.metrics import summary
 from kd.reports.run_page import as_page, cost_table, quality_table
 from kd.reports.run_report import compare, verdict
@@ -45,7 +47,7 @@ def test_the_page_of_a_run(three_runs: list[Path]) -> None:
 def test_without_pictures(finished: Path, report: dict[str, Any]) -> None:
     page = (finished / "report.html").read_text()
     assert "<img" not in page
-    assert all(line.replace("'", "&#39;") in page for line in verdict(report))
+    assert all(line.replace("'", "&#39;") in page for line in verdict(as_report(report)))
 
 
 def test_names_are_shown_and_not_run(report: dict[str, Any]) -> None:
@@ -53,7 +55,7 @@ def test_names_are_shown_and_not_run(report: dict[str, Any]) -> None:
     report |= {"name": evil, "command": f"python {evil}"}
     report["data"] |= {"skipped": [{"file": evil, "reason": evil}], "name": evil}
     report["config"]["name"] = evil
-    page = as_page(report, {})
+    page = as_page(as_report(report), {})
     assert evil not in page
     assert page.count("&lt;script&gt;alert(1)") >= 6
 
@@ -68,10 +70,12 @@ def test_tables(report: dict[str, Any]) -> None:
         "agreement": None,
         "ece": 0.0123,
     }
-    costs = [cell.text for cell in cost_table(report).cells[2]]
+    costs = [cell.text for cell in cost_table(as_report(report)).cells[2]]
     assert costs[2:5] == ["250 (1/4)", "1 k (×2)", "4 kB (1/1)"]
-    assert "(" not in cost_table(report).cells[0][2].text  # the teacher is not compared with itself
-    row = [cell.text for cell in quality_table(report).cells[2]]
+    assert (
+        "(" not in cost_table(as_report(report)).cells[0][2].text
+    )  # the teacher is not compared with itself
+    row = [cell.text for cell in quality_table(as_report(report)).cells[2]]
     assert row[2] == "50.00 [40.0, 60.0]"
     assert (row[4], row[6]) == ("", "1.23")
 
@@ -83,17 +87,17 @@ def test_figures_without_meaning_are_not_said(report: dict[str, Any]) -> None:
     found |= {"gain": 0.02, "gain_ci95": [0.01, 0.03], "p_value": 0.01, "gap_closed": 2.0}
     found |= {"lead": 0.01, "lead_ci95": [-0.01, 0.03], "retention": None}
     found |= {"speedup": 0.96, "compression": 1.0}
-    text = " ".join(verdict(report))
+    text = " ".join(verdict(as_report(report)))
     assert "200 %" not in text
     assert "(+1.00 points) may be chance" in text
     assert "Next to the teacher: as fast, as many parameters." in text
     found |= {"lead_ci95": [0.005, 0.03], "retention": 0.95, "speedup": 1.26, "compression": 0.5}
-    text = " ".join(verdict(report))
+    text = " ".join(verdict(as_report(report)))
     assert "Of the teacher's lead over the baseline, 200 % is closed." in text
     assert "1.3 times faster, 2.0 times more parameters, keeping 95.0 % of its accuracy." in text
     found["retention"] = 3.0
     teacher["test"]["accuracy"], student["test"]["accuracy"] = 0.2, 0.6
-    text = " ".join(verdict(report))
+    text = " ".join(verdict(as_report(report)))
     assert "300" not in text
     assert "2.0 times more parameters, 40.00 points more accurate." in text
 
@@ -110,15 +114,22 @@ def test_retention_is_of_a_teacher_that_is_better_than_chance(
         "student": torch.nn.functional.one_hot((labels + (torch.arange(100) >= 30)) % 10).float(),
     }
     models = [
-        {
-            "role": role,
-            "params": 1,
-            "latency_ms": {"median": 1.0},
-            "test": summary(logits[role], labels),
-        }
+        ModelReport(
+            role=role,
+            net="",
+            params=1,
+            macs=1,
+            bytes=4,
+            latency_ms=Latency(batch=1, median=1.0, p95=1.0),
+            test=summary(logits[role], labels),
+            val=ValidationAccuracy(best=0.5, last=0.5),
+            stage="0",
+            epochs=1,
+            seconds=1.0,
+        )
         for role in logits
     ]
-    assert compare(models, logits, labels)["retention"] == retention
+    assert compare(models, logits, labels).retention == retention
 
 
 def test_whatever_is_missing(report: dict[str, Any]) -> None:
@@ -126,4 +137,4 @@ def test_whatever_is_missing(report: dict[str, Any]) -> None:
     alone["models"] = [model for model in report["models"] if model["role"] == "student"]
     alone["comparison"] = dict.fromkeys(report["comparison"])
     alone["teaching"] = None
-    assert '<ul class="said">' not in as_page(alone, {})
+    assert '<ul class="said">' not in as_page(as_report(alone), {})

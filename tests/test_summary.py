@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from commands import exit_code
+from made_reports import REPORT, as_report, model
 from matplotlib.figure import Figure
 from scipy.stats import t as student_t
 
@@ -17,7 +18,7 @@ import kd.summary.figures
 from kd.summary import write_summary
 from kd.summary.costs import LATENCY, cost_plot, points_of
 from kd.summary.figures import families, gain_plot, heat_map, label_plot, learning_curves
-from kd.summary.groups import Row, group
+from kd.summary.groups import Row, accuracy_on_test, group
 from kd.summary.labels import label_curves, worth
 from kd.summary.reports import Run, find_runs
 from kd.summary.significance import Gain, correct_gains, gain_of, holm, pareto, t_interval
@@ -33,41 +34,39 @@ def report(
     teacher: float | None = 0.9,
     **config: Any,
 ) -> dict[str, Any]:
-    """A run's report; of the config what the test is about."""
+    """A run's report as it stands in its file; of the config what the test is about."""
     finished = config.pop("finished", "1")
     found = {"teacher": teacher, "baseline": baseline, "student": student}
     models = [
-        {
-            "role": role,
-            "net": "MLP",
-            "params": 9000 if role == "teacher" else 610,
-            "macs": 500,
-            "stage": f"{role}{seed}{accuracy}",
-            "latency_ms": {"batch": 1, "median": 2.0 if role == "teacher" else 0.5, "p95": 3.0},
-            "test": {
-                "accuracy": accuracy,
-                "accuracy_ci95": [0.1, 0.9],
-                "nll": math.nan,
-                "ece": 0.05,
-            },
-            "val": {"best": accuracy - 0.01, "last": 0.5},
-            "history": {"epoch": [0, 1], "val/acc": [0.5, accuracy]},
-            "step_ms": 4.0 + seed,
-            "training_params": 1234,
-        }
+        model(
+            role,
+            params=9000 if role == "teacher" else 610,
+            stage=f"{role}{seed}{accuracy}",
+            latency_ms={"median": 2.0 if role == "teacher" else 0.5},
+            test={"accuracy": accuracy, "nll": math.nan},
+            val={"best": accuracy - 0.01},
+            step_ms=4.0 + seed,
+            training_params=1234,
+        )
+        | {"history": {"epoch": [0, 1], "val/acc": [0.5, accuracy]}}
         for role, accuracy in found.items()
         if accuracy is not None
     ]
     gain = None if baseline is None else student - baseline
     comparison = {
         "gain": gain,
-        "gain_ci95": gain and [gain - 0.02, gain + 0.02],
-        "p_value": gain and 0.03,
+        "gain_ci95": None if gain is None else [gain - 0.02, gain + 0.02],
+        "p_value": None if gain is None else 0.03,
     }
+    own = {"config": {"seed": seed, "name": f"n{seed}", **config}, "comparison": comparison}
     return {
-        "schema": 1, "name": f"run_s{seed}", "seed": seed, "finished": finished, "models": models, "git": None,
-        "command": "", "comparison": comparison, "config": {"seed": seed, "name": f"n{seed}", **config},
-    }  # fmt: skip
+        **REPORT,
+        "name": f"run_s{seed}",
+        "seed": seed,
+        "finished": finished,
+        "models": models,
+        **own,
+    }
 
 
 def kd_config(temperature: float, alpha: float, loss: str = "kd") -> dict[str, Any]:
@@ -80,7 +79,7 @@ def kd_config(temperature: float, alpha: float, loss: str = "kd") -> dict[str, A
 
 
 def rows_of(*reports: dict[str, Any]) -> list[Row]:
-    return group([Run(Path(f"run{i}"), each) for i, each in enumerate(reports)])[0]
+    return group([Run(Path(f"run{i}"), as_report(each)) for i, each in enumerate(reports)])[0]
 
 
 def gains_of(rows: list[Row]) -> list[Gain]:
@@ -100,7 +99,7 @@ def grid(seeds: int = 2) -> list[Row]:
 
 def test_runs_that_differ_by_seed_alone_are_a_row_and_rows_are_named_by_what_differs() -> None:
     rows, aside = group(
-        Run(Path("x"), each)
+        Run(Path("x"), as_report(each))
         for each in (
             report(0, 0.71, **kd_config(4.0, 0.5), epochs=3, output_dir="a"),
             report(1, 0.72, **kd_config(4.0, 0.5), epochs=3, output_dir="b"),
@@ -117,7 +116,7 @@ def test_runs_that_differ_by_seed_alone_are_a_row_and_rows_are_named_by_what_dif
         "temperature=4 optim.lr=0.1",
     ]
     assert [[run.seed for run in row.runs] for row in rows] == [[0], [0, 1], [0]]
-    assert rows[1].values("student", "test", "accuracy") == [0.71, 0.72]
+    assert rows[1].values("student", accuracy_on_test) == [0.71, 0.72]
     assert aside == 1
     assert in_common(rows) == {"loss": "kd", "alpha": "0.5", "epochs": "3"}
 

@@ -16,14 +16,16 @@ import pytest
 import torch
 from composed import CONF, TINY, composed, loss_node
 from hydra import compose, initialize_config_dir
+from made_reports import made_report, model
 from omegaconf import OmegaConf
 from processes import Process
 from safetensors.torch import load_file
 
 from kd.config.schema import check
 from kd.errors import UnusedError, UserError
+from kd.files.report_file import Report
 from kd.runs.names import overrides_of, sweep_name
-from kd.runs.ranking import rank_runs
+from kd.runs.ranking import RankingRow, rank_runs
 from kd.stages.code_hash import code_of
 from kd.train import start
 from kd.training.loss_spec import read_loss
@@ -141,7 +143,7 @@ def test_a_failing_job_stops_no_other_and_is_tried_again(
     report, broken = kd.runs.run.make_report, [True]
 
     def fails_at_two(*args: Any, **options: Any) -> Any:
-        if broken[0] and options["config"]["temperature"] == 2:
+        if broken[0] and options["config"].temperature == 2:
             raise ZeroDivisionError("a defect\nof ours")
         return report(*args, **options)
 
@@ -379,12 +381,12 @@ def test_the_folders_name_is_that_of_the_sweep() -> None:
 
 
 def test_rank_is_by_the_mean_over_seeds_on_validation() -> None:
-    def report(val: float, test: float, gain: float | None) -> dict[str, Any]:
+    def report(val: float, test: float, gain: float | None) -> Report:
         models = [
-            {"role": "teacher", "val": {"best": 1.0}, "test": {"accuracy": 1.0}},
-            {"role": "student", "val": {"best": val}, "test": {"accuracy": test}},
+            model("teacher", val={"best": 1.0}, test={"accuracy": 1.0}),
+            model("student", val={"best": val}, test={"accuracy": test}),
         ]
-        return {"models": models, "comparison": {"gain": gain}}
+        return made_report(*models, comparison={"gain": gain})
 
     rows = rank_runs(
         [
@@ -393,17 +395,12 @@ def test_rank_is_by_the_mean_over_seeds_on_validation() -> None:
             (("alpha=1", "seed=1"), report(0.6, 0.7, 0.3)),
         ]
     )
-    assert [row["label"] for row in rows] == [
+    assert [row.label for row in rows] == [
         "alpha=1",
         "alpha=0",
     ]  # 0.75 before 0.7, whatever the test says
-    assert rows[0] == {
-        "label": "alpha=1",
-        "val": [0.9, 0.6],
-        "test": [0.5, 0.7],
-        "gain": [0.1, 0.3],
-    }
-    assert rows[1]["gain"] == []
+    assert rows[0] == RankingRow("alpha=1", val=[0.9, 0.6], test=[0.5, 0.7], gain=[0.1, 0.3])
+    assert rows[1].gain == []
 
 
 def test_code_is_found_without_importing_it(

@@ -255,19 +255,19 @@ def test_measures_by_hand() -> None:
         for row, width in zip(chosen, (1, 2, 4), strict=True)
     ]
     found = evaluation(scores, labels, sizes, told=False)
-    assert found["matrix"] == [[1.0], [0.5, 1.0], [0.0, 0.5, 1.0]]
-    assert found["after"] == [1.0, 0.75, 0.5]
-    assert found["average"] == pytest.approx(0.75)
-    assert found["final"] == 0.5
-    assert found["forgetting"] == pytest.approx(((1.0 - 0.0) + (1.0 - 0.5)) / 2)
-    assert found["backward_transfer"] == pytest.approx(((0.0 - 1.0) + (0.5 - 1.0)) / 2)
+    assert found.matrix == [[1.0], [0.5, 1.0], [0.0, 0.5, 1.0]]
+    assert found.after == [1.0, 0.75, 0.5]
+    assert found.average == pytest.approx(0.75)
+    assert found.final == 0.5
+    assert found.forgetting == pytest.approx(((1.0 - 0.0) + (1.0 - 0.5)) / 2)
+    assert found.backward_transfer == pytest.approx(((0.0 - 1.0) + (0.5 - 1.0)) / 2)
     told = evaluation(scores, labels, sizes, told=True)
-    assert told["matrix"] == [
+    assert told.matrix == [
         [1.0],
         [1.0, 1.0],
         [1.0, 1.0, 1.0],
     ]  # of one class there is no wrong one
-    assert told["forgetting"] == 0
+    assert told.forgetting == 0
 
 
 def test_forgetting_is_from_the_best_and_transfer_from_the_first() -> None:
@@ -279,16 +279,16 @@ def test_forgetting_is_from_the_best_and_transfer_from_the_first() -> None:
     ]
     scores[0] = torch.zeros(6, 1)
     found = evaluation(scores, labels, sizes, told=False)
-    assert [row[0] for row in found["matrix"]] == [1.0, 0.5, 0.75]
-    assert found["forgetting"] == pytest.approx((0.25 + 1.0) / 2)
+    assert [row[0] for row in found.matrix] == [1.0, 0.5, 0.75]
+    assert found.forgetting == pytest.approx((0.25 + 1.0) / 2)
     better = copy.deepcopy(scores)
     better[1], better[2] = (
         scores[1],
         torch.nn.functional.one_hot(torch.tensor([0, 0, 0, 0, 1, 2]), 3).float(),
     )
     found = evaluation(better, labels, sizes, told=False)
-    assert found["forgetting"] == 0
-    assert found["backward_transfer"] == 0
+    assert found.forgetting == 0
+    assert found.backward_transfer == 0
 
 
 def test_a_task_that_got_better_is_negative_forgetting() -> None:
@@ -299,13 +299,13 @@ def test_a_task_that_got_better_is_negative_forgetting() -> None:
         for r, w in zip(chosen, (2, 3), strict=True)
     ]
     found = evaluation(scores, labels, [2, 1], told=False)
-    assert found["matrix"] == [[0.5], [0.75, 1.0]]
-    assert found["forgetting"] == -0.25
-    assert found["backward_transfer"] == 0.25
+    assert found.matrix == [[0.5], [0.75, 1.0]]
+    assert found.forgetting == -0.25
+    assert found.backward_transfer == 0.25
 
 
 def test_one_task_forgets_nothing_that_could_be_told() -> None:
     found = evaluation([torch.eye(3)], torch.arange(3), [3], told=False)
-    assert found["forgetting"] is None
-    assert found["backward_transfer"] is None
-    assert found["final"] == 1
+    assert found.forgetting is None
+    assert found.backward_transfer is None
+    assert found.final == 1

@@ -366,8 +366,8 @@ def test_an_epoch_without_a_label_has_no_training_accuracy(
     """One batch of two images in 200, of which ten have a label; the report stays JSON that anyone reads."""
     short = ("+trainer.limit_train_batches=1", "batch_size=2", "epochs=8", "data.labels=10")
     folder = run(make_config(*short, "stages=[teacher,distill]"), "a test")
-    student = read_report(folder / "report.json")["models"][-1]
-    assert None in student["history"]["train/acc"]
+    student = read_report(folder / "report.json").models[-1]
+    assert None in student.history["train/acc"]
     assert "NaN" not in (folder / "report.json").read_text()
 
 
@@ -400,9 +400,9 @@ def test_one_teacher_and_one_set_of_answers_serve_any_number_of_labels(
     names = []
     for overrides in (("data.labels=20",), ("data.labels=50",), ("data.labels=0.5", "loss=dkd")):
         report = read_report(run(make_config(*overrides), "a test") / "report.json")
-        names.append({model["role"]: model["stage"] for model in report["models"]})
-        assert report["data"]["train"] == 200
+        names.append({model.role: model.stage for model in report.models})
+        assert report.data.train == 200
     assert [each["teacher"] for each in names] == [names[0]["teacher"]] * 3
     assert len({each[role] for each in names for role in ("baseline", "student")}) == 6
     assert len(list((tmp_path / "out" / "cache" / "teacher").glob("*/"))) == 1
-    assert report["data"]["labels"] == 100
+    assert report.data.labels == 100

@@ -11,6 +11,7 @@ from composed import loss_node, tiny
 
 import kd.stages.result
 from kd.config.schema import check
+from kd.files.report_file import read_report
 from kd.reports.run_report import verdict
 from kd.runs.run import run
 from kd.shape import Shape
@@ -112,7 +113,7 @@ def test_logged_in_each_epoch_and_reported(tmp_path: Path) -> None:
 
 def test_concerns_are_told(tmp_path: Path) -> None:
     folder = run(check(tiny(tmp_path, "teacher.epochs=0", "epochs=6")), "a test")
-    report = json.loads((folder / "report.json").read_text())
+    report = read_report(folder / "report.json")
     assert any("train the teacher longer" in line for line in verdict(report))
     assert "train the teacher longer" in (folder / "report.md").read_text()
 

@@ -19,9 +19,9 @@ from kd.evaluation.requests import Benchmark
 from kd.evaluation.timing import ROUNDS, median_and_p95, times
 from kd.files.writing import whole
 from kd.log import waiting
-from kd.measure.costs import cost, count_macs, peak_activations
+from kd.measure.costs import count_macs, peak_activations, size_of
 from kd.reports.figures import settle
-from kd.reports.provenance import cpu_name, provenance_of
+from kd.reports.provenance import cpu_name, provenance, provenance_of
 from kd.runs.reader import FinishedRun
 from kd.shape import Shape
 
@@ -66,13 +66,12 @@ def benchmark(finished: FinishedRun, config: Benchmark, command: str) -> Path:
     before = torch.get_num_threads()
     torch.set_num_threads(config.threads or before)
     try:
-        origin = provenance_of(command)
         found = {
             "schema": SCHEMA,
             "run": str(finished.folder),
-            "name": finished.report["name"],
-            **origin,
-            "environment": {**origin["environment"], "cpu": cpu_name()},
+            "name": finished.report.name,
+            **provenance_of(command),
+            "environment": provenance().environment.plain() | {"cpu": cpu_name()},
             "shape": list(finished.shape),
             "seconds": config.seconds,
             "rounds": ROUNDS,
@@ -93,15 +92,19 @@ def measure(
         `models`, a dictionary per role, and `unavailable`, the backends that could not run, with
         the reason.
     """
-    shape, said = finished.shape, {model["role"]: model for model in finished.report["models"]}
+    shape, said = finished.shape, {model.role: model for model in finished.report.models}
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     with tempfile.TemporaryDirectory() as scratch:
         prepared = prepare(nets, shape, config, devices, Path(scratch))
         measured = times(prepared.passes, config.seconds)
     models: list[dict[str, Any]] = [
         {
-            **{key: said[role][key] for key in ("role", "net", "stage")},
-            **cost(net, count_macs(net, shape)),
+            "role": role,
+            "net": said[role].net,
+            "stage": said[role].stage,
+            "params": size_of(net).params,
+            "macs": count_macs(net, shape),
+            "bytes": size_of(net).bytes,
             "onnx_bytes": prepared.files[role].get("onnx"),
             "onnx_int8_bytes": prepared.files[role].get("onnx_int8"),
             "peak_activation_bytes": {

@@ -53,7 +53,7 @@ def evaluate(finished: FinishedRun, config: Evaluate, command: str) -> Path:
         UserError: the run's files or the data are missing, or do not fit each other.
     """
     folder = finished.room(config.out)
-    classes = tuple(finished.report["data"]["classes"])
+    classes = tuple(finished.report.data.classes)
     nets, missing = finished.nets()
     other = "_target_" in config.data
     own, lacking = own_data(finished, config.data, f"{config.output_dir}/cache", needed=not other)
@@ -66,7 +66,7 @@ def evaluate(finished: FinishedRun, config: Evaluate, command: str) -> Path:
     found: dict[str, Any] = {
         "schema": SCHEMA,
         "run": str(finished.folder),
-        "name": finished.report["name"],
+        "name": finished.report.name,
         **provenance_of(command),
         "data": {
             **{
@@ -123,10 +123,13 @@ def compare(
     Returns:
         `models`, a dictionary per role, and `paired_comparison`, one per pair of roles.
     """
-    said = {model["role"]: model for model in finished.report["models"]}
+    said = {model.role: model for model in finished.report.models}
     models = [
         {
-            **{key: said[role][key] for key in ("role", "net", "params", "stage")},
+            "role": role,
+            "net": said[role].net,
+            "params": said[role].params,
+            "stage": said[role].stage,
             "test": judge(each, labels, logits.get("teacher")),
             "calibrated": _calibration_metrics(each, labels, calibration[0][role], calibration[1])
             if calibration
@@ -220,14 +223,18 @@ def judge(logits: Tensor, labels: Tensor, teacher: Tensor | None) -> dict[str, A
         }
         for n, p, r in zip(support, precision, recall, strict=True)
     ]
-    return {**summary(logits, labels, teacher), "kl": _kl(logits, teacher), "per_class": per_class}
+    return {
+        **summary(logits, labels, teacher).plain(),
+        "kl": _kl(logits, teacher),
+        "per_class": per_class,
+    }
 
 
 def _kl(logits: Tensor, teacher: Tensor | None) -> float | None:
     if teacher is None:
         return None
     total = 0.0
-    for _, own, other in row_blocks(logits, teacher):
+    for _, (own, other) in row_blocks(logits, teacher):
         log_p, log_t = own.log_softmax(1), other.log_softmax(1)
         total += float(F.kl_div(log_p, log_t, reduction="sum", log_target=True))
     return max(0.0, total / len(logits))
@@ -236,7 +243,7 @@ def _kl(logits: Tensor, teacher: Tensor | None) -> float | None:
 def _flip_metrics(net: nn.Module, logits: Tensor, images: Images) -> dict[str, Any]:
     """Compute the accuracy of the mean logits of each image and its mirror image."""
     other = ask(net, images, normalization_of(net, UNSCALED), mirrored=True)
-    found = summary((logits + other) / 2, images.labels)
+    found = summary((logits + other) / 2, images.labels).plain()
     return {key: found[key] for key in ("accuracy", "accuracy_ci95", "nll")}
 
 
@@ -249,7 +256,7 @@ def _calibration_metrics(
     temperature = fit_temperature(on_val, val_labels)
     if temperature is None:
         return None
-    return {"temperature": temperature, **probability_metrics(logits, labels, temperature)}
+    return {"temperature": temperature, **probability_metrics(logits, labels, temperature).plain()}
 
 
 def versus(first: str, second: str, logits: Mapping[str, Tensor], labels: Tensor) -> dict[str, Any]:
@@ -270,9 +277,9 @@ def versus(first: str, second: str, logits: Mapping[str, Tensor], labels: Tensor
     return {
         "first": first,
         "second": second,
-        "difference": found["gain"],
-        "difference_ci95": found["gain_ci95"],
-        "p_value": found["p_value"],
+        "difference": found.gain,
+        "difference_ci95": found.gain_ci95,
+        "p_value": found.p_value,
         "only_first": int((right & ~other).sum()),
         "only_second": int((other & ~right).sum()),
     }

@@ -1,99 +1,179 @@
-"""Reads a run's `report.json` and checks what programs rely on; the file may come from anybody."""
+"""A run's `report.json`: what it holds, and reading it back. The file may be anybody's."""
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from kd.errors import DamagedError, first_of
-from kd.files.records import read_record
+from kd.errors import DamagedError
+from kd.files.records import Record, read_record
 
 SCHEMA = 1
 
 # Text shown in one line, on terminals too.
 Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Interval = tuple[float, float]  # of 95 %
+Columns = dict[str, list[int | float | None]]  # by metric, a value for each epoch
 
 
-class ReportPart(BaseModel):
-    """Base model: further keys are allowed, and those with a default are optional."""
+class ReliabilityBin(Record):
+    """Images by how sure a net is: their number, mean confidence and accuracy; None of no image."""
 
-    model_config = ConfigDict(strict=True)
+    count: int
+    confidence: float | None
+    accuracy: float | None
 
 
-class TestMetrics(ReportPart):
-    """Metrics of a model on the test part."""
+class ClassCount(Record):
+    """Of a class, by its place in the list of classes, the images and how many are right."""
+
+    label: int
+    images: int
+    right: int
+
+
+class ConfusedPair(Record):
+    """How many images of the class `label` are taken for the class `chosen`."""
+
+    label: int
+    chosen: int
+    images: int
+
+
+class ProbabilityMetrics(Record):
+    """How far a net's probabilities can be trusted; see `kd.measure.metrics`."""
+
+    nll: float
+    brier: float
+    ece: float
+    reliability: list[ReliabilityBin]
+
+
+class Metrics(Record):
+    """How good a net is on some images; see `kd.measure.metrics.summary`.
+
+    What has a default may be missing in older reports.
+    """
 
     accuracy: Fraction
-    accuracy_ci95: tuple[float, float] | None = None
+    accuracy_ci95: Interval
     balanced_accuracy: float | None = None
-    auroc: float | None = None
-    nll: float | None = None
-    ece: float | None = None
+    nll: float
+    brier: float | None = None
+    ece: float
     agreement: float | None = None
+    auroc: float | None = None
+    sensitivity: float | None = None
+    specificity: float | None = None
+    confusion: list[list[int]] | None = None
+    worst_classes: list[ClassCount] | None = None
+    confused_pairs: list[ConfusedPair] | None = None
+    reliability: list[ReliabilityBin] = []
 
 
-class ValidationAccuracy(ReportPart):
-    """Accuracy on the validation part."""
+class ValidationAccuracy(Record):
+    """Accuracy on the validation part, of the best epoch and of the last."""
 
-    best: float | None = None
-    last: float | None = None
-
-
-class LatencyReport(ReportPart):
-    """Latency in milliseconds."""
-
-    median: float | None = None
-    p95: float | None = None
+    best: float
+    last: float
 
 
-class ModelReport(ReportPart):
-    """One of the compared models; `stage` is a folder name in the store."""
+class Latency(Record):
+    """Time of a forward pass in milliseconds."""
+
+    batch: int
+    median: float
+    p95: float
+
+
+class ModelReport(Record):
+    """One of the models side by side.
+
+    Attributes:
+        stage: the name of a folder in the store.
+        step_ms: time of an optimiser step in milliseconds; None where nothing was trained.
+        precision: the number format of the training.
+    """
 
     role: Line
+    net: Line
+    params: int
+    macs: int
+    bytes: int
+    latency_ms: Latency
+    test: Metrics
+    val: ValidationAccuracy
     stage: Annotated[str, Field(pattern=r"^[\w.-]*\w$")]
-    test: TestMetrics
-    net: Line = ""
-    val: ValidationAccuracy | None = None
-    latency_ms: LatencyReport | None = None
-    params: float | None = None
-    macs: float | None = None
-    bytes: float | None = None
-    training_params: float | None = None
+    training_params: int = 0
     step_ms: float | None = None
-    history: dict[str, list[float | None]] | None = None
+    precision: str | None = None
+    epochs: int
+    seconds: float
+    history: Columns = {}
 
 
-class Comparison(ReportPart):
-    """Effect of distillation."""
+class Comparison(Record):
+    """What distillation bought; see `kd.reports.run_report.compare`."""
 
     gain: float | None
-    gain_ci95: tuple[float, float] | None = None
+    gain_ci95: Interval | None = None
     p_value: float | None = None
+    lead: float | None = None
+    lead_ci95: Interval | None = None
     gap_closed: float | None = None
     retention: float | None = None
     speedup: float | None = None
     compression: float | None = None
 
 
-class TaskAccuracies(ReportPart):
-    """Accuracies in task-incremental learning: on the tasks seen so far, after each task."""
+class TaskAccuracies(Record):
+    """What is known of tasks that were learned in turn; see `kd.tasks.forgetting.evaluation`."""
 
+    matrix: list[list[Fraction]] = []
     after: list[Fraction]
-    final: float | None = None
     average: float | None = None
+    final: float | None = None
     forgetting: float | None = None
     backward_transfer: float | None = None
 
+    def measure(self, name: str) -> float | None:
+        """One of the four numbers, by its name."""
+        numbers = {"average": self.average, "final": self.final, "forgetting": self.forgetting}
+        return {**numbers, "backward_transfer": self.backward_transfer}[name]
 
-class IncrementalReport(ReportPart):
-    """Report of a run over tasks."""
 
-    method: Line
-    tasks: Annotated[list[Any], Field(min_length=1)]
+class TaskEvaluation(Record):
+    """The same net, asked among all classes seen and among those of the image's task."""
+
     class_incremental: TaskAccuracies
     task_incremental: TaskAccuracies
+
+
+class IncrementalReport(Record):
+    """A run over tasks.
+
+    Attributes:
+        tasks: the classes of each, by name.
+        exemplars: how many images were kept after each task.
+        stages: the keys of the tasks' stages.
+    """
+
+    method: Line
+    tasks: Annotated[list[list[str]], Field(min_length=1)]
+    classifier: str = "logits"
+    exemplars: list[int] = []
+    stages: list[str] = []
+    seconds: list[float] = []
+    class_incremental: TaskAccuracies
+    task_incremental: TaskAccuracies
+    validation: TaskEvaluation | None = None
+
+    def by(self, evaluation: str) -> TaskAccuracies:
+        """The accuracies of `class_incremental` or `task_incremental`."""
+        kinds = {"class_incremental": self.class_incremental}
+        return {**kinds, "task_incremental": self.task_incremental}[evaluation]
 
     @model_validator(mode="after")
     def _of_each(self) -> Self:
@@ -105,56 +185,161 @@ class IncrementalReport(ReportPart):
         return self
 
 
-class DataReport(ReportPart):
-    """The images."""
+class SkippedFile(Record):
+    """An image file that could not be decoded, and why."""
 
-    name: Line = ""
-    classes: list[Line]
+    file: str
+    reason: str
 
 
-class Report(ReportPart):
-    """Part of a report that comparisons use."""
+class DuplicateCounts(Record):
+    """Images that are there more than once; see `kd.data.duplicates.Duplicates`."""
+
+    within: dict[str, int] = {}
+    across: dict[str, int] = {}
+    contradicting: int = 0
+    examples: list[str] = []
+    dropped: dict[str, int] = {}
+
+
+class TeacherImages(Record):
+    """Images of another source that the teacher learned from and was chosen on."""
+
+    name: str
+    train: int
+    val: int
+
+
+class DataReport(Record):
+    """The images.
+
+    Attributes:
+        train, val, test: number of images; `labels` and `val_labels` are how many of them had a
+            label for the student and the baseline. None in older reports, which had all.
+        omitted: classes that student and baseline were not shown.
+        teacher: None where it learned from the same source.
+        reading: how a file becomes pixels.
+    """
 
     name: Line
-    seed: int
-    finished: str
-    config: dict[str, Any]
-    comparison: Comparison
-    models: Annotated[list[ModelReport], Field(min_length=1)]
-    data: DataReport | None = None
-    environment: dict[str, Any] | None = None
-    incremental: IncrementalReport | None = None
+    classes: list[Line]
+    train: int
+    val: int
+    test: int
+    labels: int | None = None
+    omitted: list[str] = []
+    val_labels: int | None = None
+    unlabeled: int = 0
+    teacher: TeacherImages | None = None
+    skipped: list[SkippedFile] = []
+    reading: dict[str, object] = {}
+    notes: list[str] = []
+    duplicates: DuplicateCounts = DuplicateCounts()
+    license: str | None = None
 
 
-class Origin(ReportPart):
-    """Part of the config that locates a run's stages and images."""
+class Environment(Record):
+    """What the numbers were measured with; `cpu` is told where `device` may be a GPU."""
 
-    data: dict[str, Any]
+    python: str
+    torch: str
+    lightning: str
+    device: str
+    threads: int
+    cpu: str = ""
+
+
+class OmittedCounts(Record):
+    """A number of test images: of all classes, and of those that were never shown."""
+
+    all: int
+    omitted: int
+
+
+class OmittedErrors(Record):
+    """Errors of a net on classes that it was never shown; see `kd.measure.omitted`."""
+
+    images: OmittedCounts
+    errors: OmittedCounts
+    bias: float
+    errors_corrected: OmittedCounts
+
+
+class SoftLabels(Record):
+    """What the teacher's soft labels were worth; see `kd.teachers.watch`."""
+
+    accuracy: float
+    entropy: float
+    label_probability: float
+    instability: float
+    concerns: list[str] = []
+
+
+class Origin(Record):
+    """Of a run's config what its stages and images are found by."""
+
+    data: dict[str, object]
     output_dir: str
 
 
-class WholeReport(Report):
-    """Part of a report that opening a run uses."""
+class Report(Record):
+    """What `report.json` holds.
 
-    config: Origin  # type: ignore[assignment]
+    Attributes:
+        finished: ISO time.
+        git: the commit; None outside a checkout.
+        command: the line that repeats the run.
+        config: all of it, checked, plain values only.
+        omitted: by role; None where all classes were shown.
+        teaching: None where nothing was distilled.
+        incremental: None but for a run over tasks.
+    """
+
+    schema_number: int = Field(default=SCHEMA, alias="schema")
+    name: Line
+    seed: int
+    finished: str
+    git: str | None = None
+    command: str
+    environment: Environment
+    config: dict[str, object]
     data: DataReport
+    models: Annotated[list[ModelReport], Field(min_length=1)]
+    comparison: Comparison
+    omitted: dict[str, OmittedErrors] | None = None
+    teaching: SoftLabels | None = None
+    warnings: list[str] = []
+    incremental: IncrementalReport | None = None
+
+    def model(self, role: str) -> ModelReport | None:
+        """The model of a role; None where the run has none."""
+        return next((model for model in self.models if model.role == role), None)
+
+    @property
+    def student(self) -> ModelReport:
+        """The student; the last model where there is none."""
+        return self.model("student") or self.models[-1]
+
+    @property
+    def origin(self) -> Origin:
+        """Where its stages and images are."""
+        return Origin.model_validate(self.config)
+
+    @property
+    def trainer(self) -> Mapping[str, object]:
+        """The options of Lightning's Trainer that its config has."""
+        found = self.config.get("trainer")
+        return found if isinstance(found, dict) else {}
 
 
-def read_report(file: Path, shape: type[Report] = Report) -> dict[str, Any]:
-    """Read a run's report.
-
-    Args:
-        shape: what it must hold.
+def read_report(file: Path) -> Report:
+    """What a run's report says.
 
     Raises:
-        DamagedError: it was altered, cannot be read, or is no report.
+        DamagedError: it cannot be read, or is no report.
         UserError: a later kd wrote it.
     """
     try:
-        report = read_record(file, SCHEMA, "report")
-        shape.model_validate_json(json.dumps(report))
+        return read_record(file, Report, SCHEMA, "report")
     except OSError as error:
         raise DamagedError(f"{file}: cannot be read: {error.strerror}") from error
-    except ValidationError as error:
-        raise DamagedError(f"{file} is damaged, or no report of kd: {first_of(error)}") from None
-    return report

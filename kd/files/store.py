@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kd.errors import DamagedError, UserError
 from kd.files.locks import hold
-from kd.files.records import read_record
+from kd.files.records import Record, read_record
 from kd.files.writing import writing
 
 SCHEMA = 1
@@ -62,7 +62,8 @@ class Store:
         if not path.exists():
             return None
         try:
-            record = read_record(path, SCHEMA, "stage")
+            read_record(path, Record, SCHEMA, "stage")
+            record = json.loads(path.read_bytes())
             if key_of(record.get("spec", {})) != key:
                 raise DamagedError(f"{path} is damaged: its spec is another stage's")
             return StageResult(key, path.parent, record)

@@ -27,7 +27,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float | None:
 
     def loss(log_t: float) -> float:
         total = 0.0
-        for at, block in row_blocks(logits):
+        for at, (block,) in row_blocks(logits):
             scaled = block / math.exp(log_t)
             total += float(F.cross_entropy(scaled, labels[at], reduction="sum"))
         return total / len(labels)

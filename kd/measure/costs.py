@@ -4,7 +4,7 @@ import copy
 import statistics
 import timeit
 import weakref
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save
@@ -12,18 +12,23 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from kd.files.report_file import Latency
 from kd.shape import Shape
 
 
-def cost(net: nn.Module, macs: int) -> dict[str, Any]:
-    """Return `params` (count), `macs` (multiply-accumulates per image) and `bytes` (as
-    safetensors).
-    """
-    return {
-        "params": sum(p.numel() for p in net.parameters()),
-        "macs": macs,
-        "bytes": len(save({k: v.contiguous() for k, v in net.state_dict().items()})),
-    }
+class Size(NamedTuple):
+    """Parameters of a net (count), and its bytes as safetensors."""
+
+    params: int
+    bytes: int
+
+
+def size_of(net: nn.Module) -> Size:
+    """How large a net is."""
+    return Size(
+        sum(p.numel() for p in net.parameters()),
+        len(save({k: v.contiguous() for k, v in net.state_dict().items()})),
+    )
 
 
 def count_macs(net: nn.Module, shape: Shape) -> int:
@@ -84,15 +89,12 @@ def peak_activations(net: nn.Module, shape: Shape, batch: int = 1) -> int:
 
 def latency(
     net: nn.Module, shape: Shape, *, batch: int = 1, seconds: float = 0.25, least: int = 20
-) -> dict[str, Any]:
+) -> Latency:
     """Time a warm forward pass on the CPU with torch's current number of threads.
 
     Args:
         seconds: target measuring time.
         least: passes that are timed at least.
-
-    Returns:
-        `batch`, and `median` and `p95` in milliseconds per pass.
     """
     net = net.cpu().eval()
     x = torch.randn(batch, shape.channels, shape.image_size, shape.image_size)
@@ -102,8 +104,6 @@ def latency(
         timer.timeit(warm)
         passes = min(1000, max(least, int(seconds / max(timer.timeit(warm) / warm, 1e-6))))
         times = sorted(1000 * t for t in timer.repeat(passes, number=1))
-    return {
-        "batch": batch,
-        "median": statistics.median(times),
-        "p95": times[int(0.95 * (len(times) - 1))],
-    }
+    return Latency(
+        batch=batch, median=statistics.median(times), p95=times[int(0.95 * (len(times) - 1))]
+    )

@@ -1,7 +1,7 @@
 """Metrics of a net's logits, and the difference between two nets."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +13,14 @@ from torch import Tensor, nn
 
 from kd.data.base import DataModule, Images
 from kd.data.views import normalize, to_unit
+from kd.files.report_file import (
+    ClassCount,
+    ConfusedPair,
+    Interval,
+    Metrics,
+    ProbabilityMetrics,
+    ReliabilityBin,
+)
 from kd.log import waiting
 from kd.nets.build import normalization_of
 from kd.nets.pretrained_weights import Normalization
@@ -65,7 +73,7 @@ def ask(
     return found
 
 
-def summary(logits: Tensor, labels: Tensor, teacher: Tensor | None = None) -> dict[str, Any]:
+def summary(logits: Tensor, labels: Tensor, teacher: Tensor | None = None) -> Metrics:
     """Compute metrics of logits against labels, in little memory beyond the logits.
 
     Args:
@@ -74,7 +82,7 @@ def summary(logits: Tensor, labels: Tensor, teacher: Tensor | None = None) -> di
         teacher: teacher logits [N, C] for the same images.
 
     Returns:
-        a mapping of names to values:
+        metrics by name:
         - `accuracy` (a fraction) and `accuracy_ci95` (Wilson 1927, score interval);
         - `balanced_accuracy` (mean recall over the classes present);
         - `nll` (nats per image);
@@ -93,23 +101,30 @@ def summary(logits: Tensor, labels: Tensor, teacher: Tensor | None = None) -> di
     interval = binomtest(right, len(labels)).proportion_ci(method="wilson")
     sureness = probability_metrics(logits, labels)
     few = classes <= CONFUSION
-    return {
-        "accuracy": right / len(labels),
-        "accuracy_ci95": [float(interval.low), float(interval.high)],
-        "balanced_accuracy": _balanced_accuracy(chosen, labels),
-        **{name: sureness[name] for name in ("nll", "brier", "ece")},
-        "agreement": None
-        if teacher is None
-        else float((chosen == teacher.argmax(1)).double().mean()),
-        "auroc": auroc(logits, labels),
-        **(_of_two_classes(chosen, labels) if classes == 2 else {}),
-        "confusion": confusions(labels, chosen, classes).tolist() if few else None,
-        **({} if few else worst_of(labels, chosen, classes)),
-        "reliability": sureness["reliability"],
-    }
+    agreement = None if teacher is None else float((chosen == teacher.argmax(1)).double().mean())
+    found = Metrics(
+        accuracy=right / len(labels),
+        accuracy_ci95=(float(interval.low), float(interval.high)),
+        balanced_accuracy=_balanced_accuracy(chosen, labels),
+        nll=sureness.nll,
+        brier=sureness.brier,
+        ece=sureness.ece,
+        agreement=agreement,
+        auroc=auroc(logits, labels),
+        confusion=confusions(labels, chosen, classes).tolist() if few else None,
+        reliability=sureness.reliability,
+    )
+    more: dict[str, object] = {}
+    if classes == 2:
+        more["sensitivity"], more["specificity"] = _recalls(chosen, labels)
+    if not few:
+        more["worst_classes"], more["confused_pairs"] = worst_of(labels, chosen, classes)
+    return found.model_copy(update=more)
 
 
-def probability_metrics(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> dict[str, Any]:
+def probability_metrics(
+    logits: Tensor, labels: Tensor, temperature: float = 1.0
+) -> ProbabilityMetrics:
     """Compute the metrics of `summary` that a temperature changes: `nll`, `brier`, `ece`,
     `reliability`.
 
@@ -119,7 +134,7 @@ def probability_metrics(logits: Tensor, labels: Tensor, temperature: float = 1.0
         temperature: > 0; divides the logits.
     """
     nll, brier, confidence = torch.empty(3, len(labels), dtype=torch.float64)
-    for at, block in row_blocks(logits):
+    for at, (block,) in row_blocks(logits):
         scaled = block / temperature
         p = scaled.softmax(1)
         nll[at] = F.cross_entropy(scaled, labels[at], reduction="none")
@@ -127,23 +142,25 @@ def probability_metrics(logits: Tensor, labels: Tensor, temperature: float = 1.0
         confidence[at] = p.amax(1)
     bins = reliability(confidence, logits.argmax(1) == labels)
     apart = [
-        each["count"] * abs(each["confidence"] - each["accuracy"]) for each in bins if each["count"]
+        each.count * abs(each.confidence - each.accuracy)
+        for each in bins
+        if each.confidence is not None and each.accuracy is not None
     ]
-    return {
-        "nll": float(nll.mean()),
-        "brier": float(brier.mean()),
-        "ece": sum(apart) / len(labels),
-        "reliability": bins,
-    }
+    return ProbabilityMetrics(
+        nll=float(nll.mean()),
+        brier=float(brier.mean()),
+        ece=sum(apart) / len(labels),
+        reliability=bins,
+    )
 
 
-def row_blocks(*several: Tensor) -> Iterator[tuple[Any, ...]]:
-    """Iterate over blocks of rows: a slice, then those rows of each tensor [N, C] in float64."""
+def row_blocks(*several: Tensor) -> Iterator[tuple[slice, list[Tensor]]]:
+    """Iterate over blocks of rows: a slice, and those rows of each tensor [N, C] in float64."""
     count, width = several[0].shape
     rows = max(1, BLOCK // width)
     for i in range(0, count, rows):
         at = slice(i, i + rows)
-        yield at, *(each[at].double() for each in several)
+        yield at, [each[at].double() for each in several]
 
 
 def confusions(labels: Tensor, chosen: Tensor, classes: int) -> NDArray[np.int64]:
@@ -152,7 +169,9 @@ def confusions(labels: Tensor, chosen: Tensor, classes: int) -> NDArray[np.int64
     return counts.reshape(classes, classes)
 
 
-def worst_of(labels: Tensor, chosen: Tensor, classes: int) -> dict[str, list[dict[str, int]]]:
+def worst_of(
+    labels: Tensor, chosen: Tensor, classes: int
+) -> tuple[list[ClassCount], list[ConfusedPair]]:
     """Summarise a confusion matrix of many classes.
 
     Args:
@@ -160,9 +179,8 @@ def worst_of(labels: Tensor, chosen: Tensor, classes: int) -> dict[str, list[dic
         classes: number of classes.
 
     Returns:
-        `worst_classes`, up to 20 with the lowest recall, each with `label`, `images` and the number
-        `right`; and `confused_pairs`, up to 20 most frequent errors, each with `label`, the class
-        `chosen` and `images`. Ties are sorted by label.
+        up to 20 classes with the lowest recall, and up to 20 most frequent errors. Ties are sorted
+        by label.
     """
     images = torch.bincount(labels, minlength=classes)
     right = torch.bincount(labels[chosen == labels], minlength=classes)
@@ -173,16 +191,16 @@ def worst_of(labels: Tensor, chosen: Tensor, classes: int) -> dict[str, list[dic
     mistakes = (labels * classes + chosen)[wrong]
     pairs, counts = mistakes.unique(return_counts=True)  # type: ignore[no-untyped-call]
     most = counts.argsort(descending=True, stable=True)[:WORST]
-    return {
-        "worst_classes": [
-            {"label": label, "images": int(images[label]), "right": int(right[label])}
+    return (
+        [
+            ClassCount(label=label, images=int(images[label]), right=int(right[label]))
             for label in worst
         ],
-        "confused_pairs": [
-            {"label": pair // classes, "chosen": pair % classes, "images": count}
+        [
+            ConfusedPair(label=pair // classes, chosen=pair % classes, images=count)
             for pair, count in zip(pairs[most].tolist(), counts[most].tolist(), strict=True)
         ],
-    }
+    )
 
 
 def _balanced_accuracy(chosen: Tensor, labels: Tensor) -> float:
@@ -191,7 +209,7 @@ def _balanced_accuracy(chosen: Tensor, labels: Tensor) -> float:
     return float((right / total)[total > 0].mean())
 
 
-def reliability(confidence: Tensor, right: Tensor) -> list[dict[str, Any]]:
+def reliability(confidence: Tensor, right: Tensor) -> list[ReliabilityBin]:
     """Compute the reliability diagram: accuracy by confidence.
 
     15 bins of equal width, (0, 1/15] to (14/15, 1] (Guo et al. 2017).
@@ -201,7 +219,7 @@ def reliability(confidence: Tensor, right: Tensor) -> list[dict[str, Any]]:
         right: whether the prediction is correct, bool [N].
 
     Returns:
-        per bin `count` (images) and the means `confidence` and `accuracy` (fractions; None if
+        per bin the number of images, and the mean confidence and accuracy (fractions; None if
         empty).
     """
     where = ((confidence * BINS).ceil().long() - 1).clamp(0, BINS - 1)
@@ -209,7 +227,7 @@ def reliability(confidence: Tensor, right: Tensor) -> list[dict[str, Any]]:
     sums = (torch.bincount(where, each, BINS) for each in (confidence, right.double()))
     means = torch.stack([each / count for each in sums], 1).tolist()
     return [
-        {"count": int(n), "confidence": sure if n else None, "accuracy": share if n else None}
+        ReliabilityBin(count=int(n), confidence=sure if n else None, accuracy=share if n else None)
         for n, (sure, share) in zip(count, means, strict=True)
     ]
 
@@ -253,7 +271,7 @@ def _column_blocks(logits: Tensor, width: int) -> Iterator[tuple[int, NDArray[np
     """
     n, classes = logits.shape
     chosen, top, total, others = logits.argmax(1), *torch.empty(3, n, dtype=torch.float64)
-    for at, block in row_blocks(logits):
+    for at, (block,) in row_blocks(logits):
         top[at] = block.amax(1)
         total[at] = (block - top[at, None]).exp().sum(1).log()
         others[at] = block.scatter(1, chosen[at, None], -torch.inf).logsumexp(1)
@@ -265,29 +283,40 @@ def _column_blocks(logits: Tensor, width: int) -> Iterator[tuple[int, NDArray[np
         yield start, odds.numpy()
 
 
-def _of_two_classes(chosen: Tensor, labels: Tensor) -> dict[str, Any]:
+def _recalls(chosen: Tensor, labels: Tensor) -> tuple[float | None, float | None]:
+    """Of two classes: the recall of the second one, and that of the first."""
     found, present = (labels.numpy(), chosen.numpy()), set(labels.tolist())
-    names = (("sensitivity", 1), ("specificity", 0))
-    return {
-        name: float(recall_score(*found, pos_label=one)) if one in present else None
-        for name, one in names
-    }
+    sensitivity, specificity = (
+        float(recall_score(*found, pos_label=one)) if one in present else None for one in (1, 0)
+    )
+    return sensitivity, specificity
+
+
+class PairedGain(NamedTuple):
+    """What one net gains over another on the same images.
+
+    Attributes:
+        gain: in accuracy, a fraction.
+        gain_ci95: percentile bootstrap over images.
+        p_value: McNemar's exact two-sided test (1947) on the images that only one gets right.
+    """
+
+    gain: float
+    gain_ci95: Interval
+    p_value: float
 
 
 def paired_comparison(
     student: Tensor, baseline: Tensor, labels: Tensor, seed: int = 0
-) -> dict[str, Any]:
+) -> PairedGain:
     """Compare student and baseline on the same test images.
+
+    The interval and p cover the choice of test images for these two nets. Variation over seeds
+    needs more seeds.
 
     Args:
         student, baseline: logits [N, C].
         labels: int64 [N].
-
-    Returns:
-        `gain` in accuracy (a fraction), `gain_ci95` (percentile bootstrap over images), and
-        `p_value` (McNemar's exact two-sided test, 1947, on the images that only one gets right).
-        They cover the choice of test images for these two nets. Variation over seeds needs more
-        seeds.
     """
     s = (student.argmax(1) == labels).numpy().astype(np.float64)
     b = (baseline.argmax(1) == labels).numpy().astype(np.float64)
@@ -300,8 +329,4 @@ def paired_comparison(
     low, high = np.quantile((draws[:, 2] - draws[:, 0]) / len(labels), [0.025, 0.975])
     lost, _, won = counts
     p_value = binomtest(won, won + lost).pvalue if won + lost else 1.0
-    return {
-        "gain": float(difference.mean()),
-        "gain_ci95": [float(low), float(high)],
-        "p_value": float(p_value),
-    }
+    return PairedGain(float(difference.mean()), (float(low), float(high)), float(p_value))

@@ -1,11 +1,12 @@
 """Errors on classes that a net was never shown, and the bias that corrects for it."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from kd.files.report_file import OmittedCounts, OmittedErrors
 
 
 def bias_for(logits: Tensor, labels: Tensor, omitted: Sequence[int]) -> float:
@@ -37,7 +38,7 @@ def bias_for(logits: Tensor, labels: Tensor, omitted: Sequence[int]) -> float:
 
 def omitted_errors(
     val: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], omitted: Sequence[int]
-) -> dict[str, Any]:
+) -> OmittedErrors:
     """Count test errors, all and those on omitted classes, before and after the correction.
 
     Args:
@@ -48,13 +49,13 @@ def omitted_errors(
     shift[list(omitted)] = bias
     theirs = torch.isin(test[1], torch.tensor(list(omitted)))
 
-    def errors(logits: Tensor) -> dict[str, int]:
+    def errors(logits: Tensor) -> OmittedCounts:
         wrong = logits.argmax(1) != test[1]
-        return {"all": int(wrong.sum()), "omitted": int((wrong & theirs).sum())}
+        return OmittedCounts(all=int(wrong.sum()), omitted=int((wrong & theirs).sum()))
 
-    return {
-        "images": {"all": len(theirs), "omitted": int(theirs.sum())},
-        "errors": errors(test[0]),
-        "bias": bias,
-        "errors_corrected": errors(test[0] + shift),
-    }
+    return OmittedErrors(
+        images=OmittedCounts(all=len(theirs), omitted=int(theirs.sum())),
+        errors=errors(test[0]),
+        bias=bias,
+        errors_corrected=errors(test[0] + shift),
+    )

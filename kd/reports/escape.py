@@ -2,9 +2,12 @@
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TypeVar, cast
 
+from kd.files.records import Record
 from kd.log import printable
+
+Shown = TypeVar("Shown")
 
 
 def in_markdown(text: str) -> str:
@@ -15,13 +18,19 @@ def in_markdown(text: str) -> str:
     )
 
 
-def escape_record(node: Any) -> Any:
-    """Apply `in_markdown` to every text of a record."""
-    if isinstance(node, Mapping):
-        return {key: escape_record(value) for key, value in node.items()}
-    if isinstance(node, list):
-        return [escape_record(value) for value in node]
-    return in_markdown(node) if isinstance(node, str) else node
+def escape_record(node: Shown) -> Shown:
+    """A record, or a part of one, with each text in it as `in_markdown` has it."""
+    found: object = node
+    if isinstance(node, Record):
+        parts = {name: escape_record(getattr(node, name)) for name in node.model_fields_set}
+        found = node.model_copy(update=parts)
+    elif isinstance(node, Mapping):
+        found = {key: escape_record(value) for key, value in node.items()}
+    elif isinstance(node, list):
+        found = [escape_record(value) for value in node]
+    elif isinstance(node, str):
+        found = in_markdown(node)
+    return cast(Shown, found)
 
 
 def as_code(text: str) -> str:
@@ -31,7 +40,7 @@ def as_code(text: str) -> str:
     return f"{fence}{plain}{fence}" if len(fence) == 1 else f"{fence} {plain} {fence}"
 
 
-def in_a_cell(value: Any) -> Any:
+def in_a_cell(value: object) -> object:
     """Format a value for a CSV file; an apostrophe precedes text that a spreadsheet would run as a
     formula.
     """

@@ -7,7 +7,7 @@ blindness and printers. Roles also differ in line style and hatching.
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 from torch import Tensor
 
+from kd.files.report_file import ReliabilityBin
 from kd.measure.metrics import (
     CONFUSION,
     confusions,
@@ -30,13 +31,22 @@ from kd.measure.metrics import (
 from kd.reports.fonts import give_letters
 from kd.reports.palette import GRAY, ROLES, SKY, Axes
 
+
+class PixelSource(Protocol):
+    """Images of which some can be had as uint8 pixels [K, channels, height, width]."""
+
+    def __getitem__(self, index: Tensor, /) -> Tensor:
+        """The pixels of the positions [K]."""
+        ...
+
+
 NAMED = 20  # largest number of classes with numbers in the confusion matrix
 
 
 def figures_of_run(
     histories: Mapping[str, Sequence[Mapping[str, float]]],
     logits: Mapping[str, Tensor],
-    images: Any,
+    images: PixelSource,
     labels: Tensor,
     classes: Sequence[str],
 ) -> Iterator[tuple[str, Figure]]:
@@ -53,7 +63,7 @@ def figures_of_run(
     yield "learning_curves", learning_curves(histories)
     for role, each in logits.items():
         yield f"confusion/{role}", confusion_figure(labels, each.argmax(1), classes, role)
-        bins = probability_metrics(each, labels)["reliability"]
+        bins = probability_metrics(each, labels).reliability
         yield f"reliability/{role}", reliability_diagram(bins, role)
     if len(logits) > 1:
         yield "disagreement", disagreement_gallery(images, labels, logits, classes)
@@ -80,19 +90,17 @@ def worst_classes(labels: Tensor, chosen: Tensor, classes: Sequence[str], who: s
         classes: names.
         who: whose predictions they are, for the title.
     """
-    found = worst_of(labels, chosen, len(classes))
-    worst, pairs = found["worst_classes"], found["confused_pairs"]
+    worst, pairs = worst_of(labels, chosen, len(classes))
     figure, (left, right) = new_figure(11.0, 0.8 + 0.26 * max(len(worst), len(pairs), 4), columns=2)
-    shares = [each["right"] / each["images"] for each in worst]
-    words = [f" {each['right']} of {each['images']}" for each in worst]
-    _ranked_bars(left, [classes[each["label"]] for each in worst], shares, words)
+    shares = [each.right / each.images for each in worst]
+    words = [f" {each.right} of {each.images}" for each in worst]
+    _ranked_bars(left, [classes[each.label] for each in worst], shares, words)
     left.set(xlim=(0, 1.15), xlabel="share of the class's images told right")
     left.set_title(f"{len(worst)} of {len(classes)} classes: found least often", fontsize=10)
     left.xaxis.set_major_formatter(PercentFormatter(1, 0))
-    counts = [each["images"] for each in pairs]
+    counts = [each.images for each in pairs]
     names = [
-        f"{short_name(classes[each['label']])} as {short_name(classes[each['chosen']])}"
-        for each in pairs
+        f"{short_name(classes[each.label])} as {short_name(classes[each.chosen])}" for each in pairs
     ]
     _ranked_bars(right, names, counts, [f" {n}" for n in counts])
     right.set(xlim=(0, 1.15 * max(counts, default=1)), xlabel="images")
@@ -168,7 +176,7 @@ def _confusions(counts: NDArray[np.int64], names: Sequence[str]) -> str:
     )
 
 
-def reliability_diagram(bins: Sequence[Mapping[str, Any]], who: str) -> Figure:
+def reliability_diagram(bins: Sequence[ReliabilityBin], who: str) -> Figure:
     """Draw accuracy against confidence, and the histogram of confidence.
 
     Args:
@@ -179,9 +187,9 @@ def reliability_diagram(bins: Sequence[Mapping[str, Any]], who: str) -> Figure:
     figure, (upper, lower) = new_figure(5.0, 6.0, rows=2, sharex=True, height_ratios=[3, 1])
     upper.plot([0, 1], [0, 1], color="black", linestyle="--", linewidth=1, label="as sure as right")
     for i, each in enumerate(bins):
-        count, confidence, accuracy = each["count"], each["confidence"], each["accuracy"]
+        count, confidence, accuracy = each.count, each.confidence, each.accuracy
         middle, width = (i + 0.5) / len(bins), 1 / len(bins)
-        if count:
+        if accuracy is not None:
             interval = binomtest(round(accuracy * count), count).proportion_ci(method="wilson")
             upper.bar(middle, accuracy, width, color=SKY, edgecolor="white")
             upper.plot(
@@ -199,16 +207,15 @@ def reliability_diagram(bins: Sequence[Mapping[str, Any]], who: str) -> Figure:
         linewidth=1.2,
         label="mean confidence; 95 % interval",
     )
-    full = [(each["count"], each["confidence"], each["accuracy"]) for each in bins if each["count"]]
+    full = [
+        (each.count, each.confidence, each.accuracy)
+        for each in bins
+        if each.confidence is not None and each.accuracy is not None
+    ]
     total = sum(count for count, _, _ in full)
-    ece, sure, right = (
-        sum(count * value for (count, _, _), value in zip(full, values, strict=True)) / total
-        for values in (
-            [abs(a - c) for _, c, a in full],
-            [c for _, c, _ in full],
-            [a for _, _, a in full],
-        )
-    )
+    ece = sum(count * abs(accuracy - sure) for count, sure, accuracy in full) / total
+    sure = sum(count * sure for count, sure, _ in full) / total
+    right = sum(count * accuracy for count, _, accuracy in full) / total
     upper.set_title(
         f"{who}: expected calibration error {ece:.4f}\n{100 * right:.2f} % right, mean "
         f"confidence {100 * sure:.2f} %"
@@ -244,7 +251,7 @@ def disagreement(logits: Sequence[Tensor]) -> Tensor:
         return -(p * p.clamp(min=1e-30).log()).sum(1)
 
     found = torch.empty(len(logits[0]), dtype=torch.float64)
-    for at, *rows in row_blocks(*logits):
+    for at, rows in row_blocks(*logits):
         each = [row.softmax(1) for row in rows]
         mean = sum(each[1:], each[0]) / len(each)
         own = sum((entropy(p) for p in each[1:]), entropy(each[0])) / len(each)
@@ -253,7 +260,7 @@ def disagreement(logits: Sequence[Tensor]) -> Tensor:
 
 
 def disagreement_gallery(
-    images: Any,
+    images: PixelSource,
     labels: Tensor,
     logits: Mapping[str, Tensor],
     classes: Sequence[str],

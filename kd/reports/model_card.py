@@ -3,10 +3,10 @@
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from kd.config.trainer import trial_note
 from kd.files.header import STUDENT
+from kd.files.report_file import DataReport, Metrics, ModelReport, Report
 from kd.reports.escape import as_code, escape_record
 from kd.reports.run_report import cautions
 from kd.reports.units import selection_data, training_images
@@ -17,48 +17,44 @@ UNSURE = 0.05  # expected calibration error that causes a warning about probabil
 LISTED = 20  # classes listed with their recall
 
 
-def model_card(report: Mapping[str, Any], folder: str) -> str:
+def model_card(report: Report, folder: str) -> str:
     """Format `MODEL_CARD.md`, after Mitchell et al. 2019, "Model Cards for Model Reporting".
 
     Args:
         report: contents of `report.json` of a run with a student.
         folder: of the run, for the lines that use the model.
     """
-    command, report = as_code(report["command"]), escape_record(report)
-    by_role = {model["role"]: model for model in report["models"]}
-    student, data = by_role["student"], report["data"]
+    command, report = as_code(report.command), escape_record(report)
+    by_role = {model.role: model for model in report.models}
+    student, data = by_role["student"], report.data
     parts = {
         "What it is": _what(student, by_role.get("teacher"), report),
         "What it is for": _purpose(data),
         "Data": _data(data),
-        "How good it is": [*_metrics(by_role, data), "", *_classes(student, data["classes"])],
+        "How good it is": [*_metrics(by_role, data), "", *_classes(student, data.classes)],
         "What to beware of": _limits(student, data, report),
         "How to use it": _use(folder),
         "How it was made": _provenance(report, command),
     }
-    lines = [f"# Model card: {report['name']}"]
+    lines = [f"# Model card: {report.name}"]
     for title, text in parts.items():
         lines += ["", f"## {title}", "", *text]
     return "\n".join([*lines, ""])
 
 
-def _what(
-    student: Mapping[str, Any], teacher: Mapping[str, Any] | None, report: Mapping[str, Any]
-) -> list[str]:
-    taught = (
-        f", distilled from {teacher['net']} ({teacher['params']:,} parameters)" if teacher else ""
-    )
+def _what(student: ModelReport, teacher: ModelReport | None, report: Report) -> list[str]:
+    taught = f", distilled from {teacher.net} ({teacher.params:,} parameters)" if teacher else ""
     return [
-        f"An image classifier: {student['net']} with {student['params']:,} parameters, "
-        f"{student['macs']:,} "
-        f"multiply-accumulates an image and {student['bytes']:,} bytes{taught}. It chooses one of "
-        f"{len(report['data']['classes'])} classes: {_some(report['data']['classes'])}."
+        f"An image classifier: {student.net} with {student.params:,} parameters, "
+        f"{student.macs:,} "
+        f"multiply-accumulates an image and {student.bytes:,} bytes{taught}. It chooses one of "
+        f"{len(report.data.classes)} classes: {_some(report.data.classes)}."
     ]
 
 
-def _purpose(data: Mapping[str, Any]) -> list[str]:
+def _purpose(data: DataReport) -> list[str]:
     return [
-        f"Images of the kind it was trained on ({data['name']}), each of exactly one of its "
+        f"Images of the kind it was trained on ({data.name}), each of exactly one of its "
         f"classes. It has no answer "
         "for an image of none of them: it chooses one all the same. Not meant for decisions "
         "about people, diagnoses "
@@ -66,54 +62,58 @@ def _purpose(data: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _data(data: Mapping[str, Any]) -> list[str]:
+def _data(data: DataReport) -> list[str]:
     skipped = (
-        f" {len(data['skipped'])} files could not be decoded and were left out."
-        if data.get("skipped")
+        f" {len(data.skipped)} files could not be decoded and were left out."
+        if data.skipped
         else ""
     )
     return [
-        f"- {data['name']}: {training_images(data)}; {data['val']} for validation; "
-        f"{data['test']} for the test, read once at the end. {selection_data(data)}{skipped}",
-        *(f"- {note[0].upper()}{note[1:]}." for note in data.get("notes", ())),
+        f"- {data.name}: {training_images(data)}; {data.val} for validation; "
+        f"{data.test} for the test, read once at the end. {selection_data(data)}{skipped}",
+        *(f"- {note[0].upper()}{note[1:]}." for note in data.notes),
         f"- Licence of the data, as stated by whoever trained the model: "
-        f"{data.get('license') or 'not stated'}.",
+        f"{data.license or 'not stated'}.",
     ]
 
 
-def _metrics(by_role: Mapping[str, Mapping[str, Any]], data: Mapping[str, Any]) -> list[str]:
+def _metrics(by_role: Mapping[str, ModelReport], data: DataReport) -> list[str]:
     names = [role for role in ("student", "baseline", "teacher") if role in by_role]
-    tests = [by_role[role]["test"] for role in names]
+    tests = [by_role[role].test for role in names]
 
     def row(title: str, cells: Sequence[str]) -> str:
         return f"| {title} | {' | '.join(cells)} |"
 
     return [
-        f"On the {data['test']} test images:",
+        f"On the {data.test} test images:",
         "",
         row("", names),
         row("---", ["---:"] * len(names)).replace(" ", ""),
         row("accuracy [95 %, Wilson]", [_interval(test) for test in tests]),
-        row("balanced accuracy", [f"{100 * test['balanced_accuracy']:.2f} %" for test in tests]),
-        row("negative log-likelihood, nats", [f"{test['nll']:.3f}" for test in tests]),
-        row("expected calibration error", [f"{test['ece']:.3f}" for test in tests]),
+        row("balanced accuracy", [_percent(test.balanced_accuracy) for test in tests]),
+        row("negative log-likelihood, nats", [f"{test.nll:.3f}" for test in tests]),
+        row("expected calibration error", [f"{test.ece:.3f}" for test in tests]),
     ]
 
 
-def _interval(test: Mapping[str, Any]) -> str:
-    low, high = (100 * bound for bound in test["accuracy_ci95"])
-    return f"{100 * test['accuracy']:.2f} % [{low:.1f}, {high:.1f}]"
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.2f} %"
 
 
-def _counts(student: Mapping[str, Any]) -> list[int]:
+def _interval(test: Metrics) -> str:
+    low, high = (100 * bound for bound in test.accuracy_ci95)
+    return f"{100 * test.accuracy:.2f} % [{low:.1f}, {high:.1f}]"
+
+
+def _counts(student: ModelReport) -> list[int]:
     """Return the test images per class; empty if the report has too many classes."""
-    return [sum(row) for row in student["test"].get("confusion") or ()]
+    return [sum(row) for row in student.test.confusion or ()]
 
 
-def _classes(student: Mapping[str, Any], classes: Sequence[str]) -> list[str]:
+def _classes(student: ModelReport, classes: Sequence[str]) -> list[str]:
     """Format the recall of each class, the worst first."""
-    if counts := _counts(student):
-        confusion = student["test"]["confusion"]
+    counts, confusion = _counts(student), student.test.confusion
+    if confusion:
         recalls = sorted(
             (confusion[i][i] / n, name, n)
             for i, (name, n) in enumerate(zip(classes, counts, strict=True))
@@ -121,8 +121,8 @@ def _classes(student: Mapping[str, Any], classes: Sequence[str]) -> list[str]:
         )
     else:
         recalls = [
-            (each["right"] / each["images"], classes[each["label"]], each["images"])
-            for each in student["test"].get("worst_classes") or ()
+            (each.right / each.images, classes[each.label], each.images)
+            for each in student.test.worst_classes or ()
         ]
     if not recalls:
         return []
@@ -131,21 +131,19 @@ def _classes(student: Mapping[str, Any], classes: Sequence[str]) -> list[str]:
     return [f"Found of each class, {title}: {shown}."]
 
 
-def _limits(
-    student: Mapping[str, Any], data: Mapping[str, Any], report: Mapping[str, Any]
-) -> list[str]:
-    test, counts = student["test"], [n for n in _counts(student) if n]
-    low, high = (100 * bound for bound in test["accuracy_ci95"])
+def _limits(student: ModelReport, data: DataReport, report: Report) -> list[str]:
+    test, counts = student.test, [n for n in _counts(student) if n]
+    low, high = (100 * bound for bound in test.accuracy_ci95)
     lines = [
-        *trial_note(report["config"].get("trainer", {})),
+        *trial_note(report.trainer),
         "Not tested: images from elsewhere (other cameras, places, people), corrupted or "
         "adversarial ones, and whether "
         "it serves all groups of people alike. Accuracy there may be far lower.",
-        f"One training with seed {report['seed']}; another seed gives another accuracy.",
+        f"One training with seed {report.seed}; another seed gives another accuracy.",
     ]
-    if data["test"] < FEW:
+    if data.test < FEW:
         lines.append(
-            f"The test is small: with {data['test']} images the accuracy is known to {low:.1f} "
+            f"The test is small: with {data.test} images the accuracy is known to {low:.1f} "
             f"to {high:.1f} %."
         )
     if counts and max(counts) > UNEVEN * min(counts):
@@ -154,9 +152,9 @@ def _limits(
             f"balanced accuracy, and "
             "at the classes one by one."
         )
-    if test["ece"] > UNSURE:
+    if test.ece > UNSURE:
         lines.append(
-            f"Its probabilities are off by {test['ece']:.3f} on average: do not take them for "
+            f"Its probabilities are off by {test.ece:.3f} on average: do not take them for "
             f"how often it is right. "
             "`python -m kd.evaluate` fits a temperature that mends most of that."
         )
@@ -181,13 +179,13 @@ def _use(folder: str) -> list[str]:
     ]
 
 
-def _provenance(report: Mapping[str, Any], command: str) -> list[str]:
-    env = report["environment"]
+def _provenance(report: Report, command: str) -> list[str]:
+    env = report.environment
     return [
         f"- {command}",
-        f"- Finished {report['finished']}, commit {report['git'] or 'unknown'}; Python "
-        f"{env['python']}, torch "
-        f"{env['torch']}, Lightning {env['lightning']}, {env['device']}.",
+        f"- Finished {report.finished}, commit {report.git or 'unknown'}; Python "
+        f"{env.python}, torch "
+        f"{env.torch}, Lightning {env.lightning}, {env.device}.",
     ]
 
 

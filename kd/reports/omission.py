@@ -1,12 +1,12 @@
 """The report's part about classes that the student was never shown."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor
 
 from kd.data.base import DataModule
 from kd.data.transfer import omitted_labels
+from kd.files.report_file import OmittedErrors, Report
 from kd.files.store import StageResult
 from kd.measure.omission import omitted_errors
 from kd.stages.chain import Role
@@ -15,7 +15,7 @@ from kd.stages.result import logits_of
 
 def omitted_classes(
     done: Mapping[Role, StageResult], logits: Mapping[Role, Tensor], data: DataModule
-) -> dict[str, Any] | None:
+) -> dict[str, OmittedErrors] | None:
     """Count the errors on omitted classes of each net that was not shown them, by role.
 
     Args:
@@ -37,17 +37,17 @@ def omitted_classes(
     }
 
 
-def omitted_lines(report: Mapping[str, Any]) -> list[str]:
+def omitted_lines(report: Report) -> list[str]:
     """Write a sentence for each net that was not shown some classes."""
-    names = ", ".join(report["data"].get("omitted", ()))
-    return [_line(role, found, names) for role, found in (report.get("omitted") or {}).items()]
+    names = ", ".join(report.data.omitted)
+    return [_line(role, found, names) for role, found in (report.omitted or {}).items()]
 
 
-def _line(role: str, found: Mapping[str, Any], names: str) -> str:
-    before, after, images = found["errors"], found["errors_corrected"], found["images"]
+def _line(role: str, found: OmittedErrors, names: str) -> str:
+    before, after, images = found.errors, found.errors_corrected, found.images
     return (
-        f"Never shown {names}, the {role} makes {before['all']:,} errors on {images['all']:,} test "
-        f"images, {before['omitted']:,} of them on the {images['omitted']:,} of {names}. "
-        f"With {found['bias']:+.1f} on the bias of {names}, the best on validation: "
-        f"{after['all']:,} errors, {after['omitted']:,} of them on those."
+        f"Never shown {names}, the {role} makes {before.all:,} errors on {images.all:,} test "
+        f"images, {before.omitted:,} of them on the {images.omitted:,} of {names}. "
+        f"With {found.bias:+.1f} on the bias of {names}, the best on validation: "
+        f"{after.all:,} errors, {after.omitted:,} of them on those."
     )

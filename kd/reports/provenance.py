@@ -5,34 +5,42 @@ import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
 
-
-def provenance_of(command: str) -> dict[str, Any]:
-    """Return the provenance of a result: `finished`, `git`, `command` and `environment`.
-
-    Args:
-        command: command line that repeats it.
-    """
-    return {
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "git": _git(),
-        "command": command,
-        "environment": _environment(),
-    }
+from kd.files.report_file import Environment
 
 
-def _environment() -> dict[str, Any]:
+class Provenance(NamedTuple):
+    """When a result was provenance_of, by which commit of the code (None: unknown), on what."""
+
+    finished: str
+    git: str | None
+    environment: Environment
+
+
+def provenance() -> Provenance:
+    """What every result says of its making."""
+    return Provenance(datetime.now(UTC).isoformat(timespec="seconds"), _git(), _environment())
+
+
+def provenance_of(command: str) -> dict[str, object]:
+    """The same under the keys of a record, with the line that repeats it."""
+    found = provenance()
+    environment = found.environment.plain()
+    return {**found._asdict(), "command": command, "environment": environment}
+
+
+def _environment() -> Environment:
     """Return the machine and versions of the measurements."""
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "lightning": version("lightning"),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name(),
-        "threads": torch.get_num_threads(),
-    }
+    return Environment(
+        python=platform.python_version(),
+        torch=str(torch.__version__),
+        lightning=version("lightning"),
+        device=torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name(),
+        threads=torch.get_num_threads(),
+    )
 
 
 def cpu_name() -> str:

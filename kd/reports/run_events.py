@@ -21,6 +21,7 @@ from kd.config.schedules import make_schedule
 from kd.config.schema import Config
 from kd.data.base import DataModule
 from kd.files.events import silence_writer_traceback
+from kd.files.report_file import Report
 from kd.reports.figures import as_array
 from kd.reports.run_report import as_markdown
 from kd.reports.view_grid import view_grid
@@ -104,7 +105,7 @@ def finish(
     events: SummaryWriter,
     config: Config,
     loss: LossSpec,
-    report: Mapping[str, Any],
+    report: Report,
     figures: Mapping[str, Figure],
 ) -> None:
     """Add the finished run: report, figures by name, and its row in the table of runs.
@@ -161,14 +162,12 @@ def add_row(events: SummaryWriter, values: Mapping[str, str | float | None]) -> 
         writer.add_summary(Summary(value=[Summary.Value(tag=tag, metadata=about)]))
 
 
-def knobs(
-    config: Config, loss: LossSpec, report: Mapping[str, Any]
-) -> dict[str, str | float | None]:
+def knobs(config: Config, loss: LossSpec, report: Report) -> dict[str, str | float | None]:
     """Return a run's settings, with the keys and types of `KNOBS`; None if missing.
 
     A scheduled knob shows its initial value; `schedules` has the schedule.
     """
-    nets = {model["role"]: model["net"] for model in report["models"]}
+    nets = {model.role: model.net for model in report.models}
     used = {knob: getattr(config, knob) for knob in config.loss_knobs}
     start = {knob: make_schedule(value, knob)(0.0) for knob, value in used.items()}
     moving = [
@@ -176,8 +175,8 @@ def knobs(
     ]
     lr = config.optim.get("lr")
     return {
-        "data": report["data"]["name"],
-        "train_images": float(report["data"]["train"]),
+        "data": report.data.name,
+        "train_images": float(report.data.train),
         "teacher": nets.get("teacher", "none"),
         "student": nets.get("student", nets.get("baseline", "none")),
         "method": method(loss) if "student" in nets else "none",
@@ -212,21 +211,22 @@ def method(loss: LossSpec) -> str:
     return " + ".join(parts) or "labels"
 
 
-def results(report: Mapping[str, Any]) -> dict[str, float | None]:
+def results(report: Report) -> dict[str, float | None]:
     """Return a run's results, with the keys of `RESULTS`; None if not measured.
 
     Accuracies are fractions.
     """
-    models = {model["role"]: model for model in report["models"]}
-    tests = {role: model["test"]["accuracy"] for role, model in models.items()}
+    tests = {model.role: model.test.accuracy for model in report.models}
     found: dict[str, float | None] = {
         **dict.fromkeys(RESULTS),
-        **{name: report["comparison"][name] for name in ("gain", "gap_closed", "speedup")},
+        "gain": report.comparison.gain,
+        "gap_closed": report.comparison.gap_closed,
+        "speedup": report.comparison.speedup,
         **{f"{role}_test_accuracy": tests.get(role) for role in ("baseline", "teacher")},
     }
-    if "student" in models:
-        student = models["student"]
-        found |= {"test_accuracy": tests["student"], "val_accuracy": student["val"]["best"]}
-        found |= {name: student["test"][name] for name in ("agreement", "ece", "nll")}
-        found |= {"params": student["params"], "latency_ms": student["latency_ms"]["median"]}
+    if student := report.model("student"):
+        test = student.test
+        found |= {"test_accuracy": test.accuracy, "val_accuracy": student.val.best}
+        found |= {"agreement": test.agreement, "ece": test.ece, "nll": test.nll}
+        found |= {"params": student.params, "latency_ms": student.latency_ms.median}
     return found

@@ -1,11 +1,11 @@
 """`report.html`: one run for people, in one file: gain, comparison, pictures."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import yaml
 from matplotlib.figure import Figure
 
+from kd.files.report_file import Report
 from kd.measure.metrics import CONFUSION
 from kd.reports.page import Picture, image, picture, render
 from kd.reports.run_report import verdict
@@ -13,7 +13,7 @@ from kd.reports.table import Cell, Table
 from kd.reports.units import selection_data, short, training_images
 
 
-def as_page(report: Mapping[str, Any], figures: Mapping[str, Figure]) -> str:
+def as_page(report: Report, figures: Mapping[str, Figure]) -> str:
     """Render the page of a run.
 
     Args:
@@ -32,17 +32,17 @@ def as_page(report: Mapping[str, Any], figures: Mapping[str, Figure]) -> str:
         "run.html.jinja",
         report=report,
         said=verdict(report),
-        training=training_images(report["data"]),
-        chosen=selection_data(report["data"]),
+        training=training_images(report.data),
+        chosen=selection_data(report.data),
         quality=quality_table(report),
         costs=cost_table(report),
         groups=[each for each in groups if each[1]],
         gallery=_gallery(report, figures),
-        config=yaml.safe_dump(report["config"], sort_keys=False, allow_unicode=True),
+        config=yaml.safe_dump(report.config, sort_keys=False, allow_unicode=True),
     )
 
 
-def quality_table(report: Mapping[str, Any]) -> Table:
+def quality_table(report: Report) -> Table:
     """Make the models' quality, one row each, measured on the test part except for one column."""
     words = ("", "net")
     numbers = (
@@ -53,21 +53,19 @@ def quality_table(report: Mapping[str, Any]) -> Table:
         "ECE, %",
     )
     cells = []
-    for model in report["models"]:
-        test = model["test"]
-        low, high = (100 * bound for bound in test["accuracy_ci95"])
-        accuracy = Cell(f"{100 * test['accuracy']:.2f} [{low:.1f}, {high:.1f}]", test["accuracy"])
-        balanced, agreement, ece = (
-            _percent(test[key]) for key in ("balanced_accuracy", "agreement", "ece")
-        )
-        nll, best = Cell(f"{test['nll']:.3f}", test["nll"]), _percent(model["val"]["best"])
+    for model in report.models:
+        test = model.test
+        low, high = (100 * bound for bound in test.accuracy_ci95)
+        accuracy = Cell(f"{100 * test.accuracy:.2f} [{low:.1f}, {high:.1f}]", test.accuracy)
+        balanced, agreement, ece = map(_percent, (test.balanced_accuracy, test.agreement, test.ece))
+        nll, best = Cell(f"{test.nll:.3f}", test.nll), _percent(model.val.best)
         cells.append(
-            [Cell(model["role"]), Cell(model["net"]), accuracy, balanced, agreement, nll, ece, best]
+            [Cell(model.role), Cell(model.net), accuracy, balanced, agreement, nll, ece, best]
         )
     return Table((*words, *numbers, "validation accuracy, %"), cells, words=(0, 1))
 
 
-def cost_table(report: Mapping[str, Any]) -> Table:
+def cost_table(report: Report) -> Table:
     """Make the models' costs, one row each, with ratios to the teacher's."""
     columns = (
         "",
@@ -79,30 +77,30 @@ def cost_table(report: Mapping[str, Any]) -> Table:
         "95th percentile, ms",
         "training",
     )
-    teacher = next((model for model in report["models"] if model["role"] == "teacher"), None)
+    teacher = report.model("teacher")
     cells = []
-    for model in report["models"]:
-        latency, than = model["latency_ms"], None if model is teacher else teacher
-        times = than and than["latency_ms"]["median"] / latency["median"]
+    for model in report.models:
+        latency, than = model.latency_ms, None if model is teacher else teacher
+        times = than.latency_ms.median / latency.median if than else None
         cells.append(
             [
-                Cell(model["role"]),
-                Cell(model["net"]),
+                Cell(model.role),
+                Cell(model.net),
                 Cell(
-                    short(model["params"]) + _less(than and than["params"] / model["params"]),
-                    model["params"],
+                    short(model.params) + _less(than.params / model.params if than else None),
+                    model.params,
                 ),
                 Cell(
-                    short(model["macs"]) + _less(than and than["macs"] / max(1, model["macs"])),
-                    model["macs"],
+                    short(model.macs) + _less(than.macs / max(1, model.macs) if than else None),
+                    model.macs,
                 ),
                 Cell(
-                    f"{short(model['bytes'])}B" + _less(than and than["bytes"] / model["bytes"]),
-                    model["bytes"],
+                    f"{short(model.bytes)}B" + _less(than.bytes / model.bytes if than else None),
+                    model.bytes,
                 ),
-                Cell(f"{latency['median']:.2f}{_less(times)}", latency["median"]),
-                Cell(f"{latency['p95']:.2f}", latency["p95"]),
-                Cell(f"{model['epochs']} epochs, {model['seconds']:.0f} s", model["seconds"]),
+                Cell(f"{latency.median:.2f}{_less(times)}", latency.median),
+                Cell(f"{latency.p95:.2f}", latency.p95),
+                Cell(f"{model.epochs} epochs, {model.seconds:.0f} s", model.seconds),
             ]
         )
     return Table(columns, cells, words=(0, 1))
@@ -151,7 +149,7 @@ def _looks(figures: Mapping[str, Figure]) -> Group:
     return title, [picture(found, caption, title)] if found else []
 
 
-def _by_role(report: Mapping[str, Any], figures: Mapping[str, Figure], kind: str) -> Group:
+def _by_role(report: Report, figures: Mapping[str, Figure], kind: str) -> Group:
     titles = {
         "confusion": "What they confuse",
         "reliability": "How far their confidence can be trusted",
@@ -161,14 +159,14 @@ def _by_role(report: Mapping[str, Any], figures: Mapping[str, Figure], kind: str
         "reliability": "Accuracy of the test images in each bin of confidence; on the diagonal a "
         "net is as sure as it is right. Below, how many of the {n} images are in each bin.",
     }
-    roles = [model["role"] for model in report["models"] if f"{kind}/{model['role']}" in figures]
-    if kind == "confusion" and len(report["data"]["classes"]) > CONFUSION:
+    roles = [model.role for model in report.models if f"{kind}/{model.role}" in figures]
+    if kind == "confusion" and len(report.data.classes) > CONFUSION:
         kind_caption = (
             "The classes found least often, and the pairs confused most, of {n} test images."
         )
     else:
         kind_caption = captions[kind]
-    caption = kind_caption.format(n=report["data"]["test"])
+    caption = kind_caption.format(n=report.data.test)
     return titles[kind], [
         picture(
             figures[f"{kind}/{role}"], f"{role.capitalize()}. {caption}", f"{kind} of the {role}"
@@ -177,9 +175,9 @@ def _by_role(report: Mapping[str, Any], figures: Mapping[str, Figure], kind: str
     ]
 
 
-def _gallery(report: Mapping[str, Any], figures: Mapping[str, Figure]) -> Picture | None:
+def _gallery(report: Report, figures: Mapping[str, Figure]) -> Picture | None:
     caption = (
-        f"Of the {report['data']['test']} test images those on which the models' probabilities "
+        f"Of the {report.data.test} test images those on which the models' probabilities "
         "differ most, with the probability that each model gives to the true class and to those "
         "that it takes for likelier."
     )

@@ -2,21 +2,33 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
 
 from rich import box
 from rich.table import Table
 from torch import Tensor
 
+from kd.config.schema import Training
 from kd.config.trainer import trial_note
 from kd.data.base import DataModule
-from kd.files.report_file import SCHEMA
+from kd.files.report_file import (
+    SCHEMA,
+    Columns,
+    Comparison,
+    DataReport,
+    DuplicateCounts,
+    ModelReport,
+    Report,
+    SkippedFile,
+    SoftLabels,
+    TeacherImages,
+    ValidationAccuracy,
+)
 from kd.files.store import StageResult
-from kd.measure.costs import cost, latency
+from kd.measure.costs import latency, size_of
 from kd.measure.metrics import paired_comparison, summary
 from kd.reports.escape import as_code, escape_record
 from kd.reports.omission import omitted_classes, omitted_lines
-from kd.reports.provenance import provenance_of
+from kd.reports.provenance import provenance
 from kd.reports.units import selection_data, short, training_images
 from kd.stages.chain import Role
 from kd.stages.result import load_net, logits_of, macs_of, name_of
@@ -28,62 +40,66 @@ def make_report(
     logits: Mapping[Role, Tensor],
     data: DataModule,
     *,
-    name: str,
-    seed: int,
+    config: Training,
     command: str,
-    config: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Measure the stages' nets on the test part and compare them; returns the contents of
-    `report.json`.
+) -> Report:
+    """Measure the stages' nets on the test part and compare them.
 
     Args:
         done: finished stage of each role.
         logits: per role, [N, C] for the test images.
+        config: the run's, checked.
         command: command line of the run.
-        config: the run's checked config, plain values only.
     """
+    origin, teacher = provenance(), logits.get("teacher")
+    trial = bool(trial_note(config.trainer))
+    models = [_model(role, done[role], logits[role], teacher, data, trial) for role in done]
+    return Report(
+        schema_number=SCHEMA,
+        name=config.name,
+        seed=config.seed,
+        finished=origin.finished,
+        git=origin.git,
+        command=command,
+        environment=origin.environment,
+        config=config.model_dump(),
+        data=_data(data),
+        models=models,
+        comparison=compare(models, logits, data.split.test.labels),
+        omitted=omitted_classes(done, logits, data),
+        teaching=teaching(models, done, data),
+        warnings=warnings(models, done, data),
+    )
+
+
+def _data(data: DataModule) -> DataReport:
     split = data.split
-    teacher = logits.get("teacher")
-    passes = {"seconds": 0.0, "least": 2} if trial_note(config["trainer"]) else {}
-    models = [_model(role, done[role], logits[role], teacher, data, passes) for role in done]
-    return {
-        "schema": SCHEMA,
-        "name": name,
-        "seed": seed,
-        **provenance_of(command),
-        "config": dict(config),
-        "data": {
-            "name": data.name,
-            "classes": list(split.classes),
-            "train": len(split.train),
-            "val": len(split.val),
-            "test": len(split.test),
-            "labels": int((data.for_stage("labels").split.train.labels >= 0).sum()),
-            "omitted": list(map(str, data.omit or ())),
-            "val_labels": 0 if data.val_labels == 0 else len(data.for_stage("transfer").split.val),
-            "unlabeled": len(split.unlabeled) if split.unlabeled else 0,
-            "teacher": _teacher_data(data),
-            "skipped": data.skipped,
-            "reading": asdict(data.reading),
-            "notes": data.notes,
-            "duplicates": asdict(data.duplicates),
-            "license": data.license,
-        },
-        "models": models,
-        "comparison": compare(models, logits, split.test.labels),
-        "omitted": omitted_classes(done, logits, data),
-        "teaching": teaching(models, done, data),
-        "warnings": warnings(models, done, data),
-    }
+    return DataReport(
+        name=data.name,
+        classes=list(split.classes),
+        train=len(split.train),
+        val=len(split.val),
+        test=len(split.test),
+        labels=int((data.for_stage("labels").split.train.labels >= 0).sum()),
+        omitted=list(map(str, data.omit or ())),
+        val_labels=0 if data.val_labels == 0 else len(data.for_stage("transfer").split.val),
+        unlabeled=len(split.unlabeled) if split.unlabeled else 0,
+        teacher=_teacher_data(data),
+        skipped=[SkippedFile(**each) for each in data.skipped],
+        reading=asdict(data.reading),
+        notes=data.notes,
+        duplicates=DuplicateCounts(**asdict(data.duplicates)),
+        license=data.license,
+    )
 
 
-def _teacher_data(data: DataModule) -> dict[str, Any] | None:
+def _teacher_data(data: DataModule) -> TeacherImages | None:
     """Images of the other source that the teacher learned from; None where there is none."""
     other = data.for_stage("all")
     if other is data:
         return None
     train, val = len(other.split.train), len(other.split.val)
-    return {"name": f"{other.name} in {other.root}", "train": train, "val": val}
+    return TeacherImages(name=f"{other.name} in {other.root}", train=train, val=val)
 
 
 def _model(
@@ -92,28 +108,32 @@ def _model(
     logits: Tensor,
     teacher: Tensor | None,
     data: DataModule,
-    passes: Mapping[str, Any],
-) -> dict[str, Any]:
-    net, shape = load_net(stage), data.shape
-    return {
-        "role": role,
-        "net": name_of(stage),
-        **cost(net, macs_of(stage, net)),
-        "latency_ms": latency(net, shape, **passes),
-        "test": summary(logits, data.split.test.labels, teacher),
-        "val": {which: row["val/acc"] for which, row in stage.record["val"].items()},
-        "stage": stage.key,
-        # Missing in older stages
-        "training_params": stage.record.get("training_params", 0),
-        "step_ms": _step_ms(stage),
-        "precision": stage.record["spec"].get("trainer", {}).get("precision"),
-        "epochs": stage.record["total"]["epochs"],
-        "seconds": stage.record["total"]["seconds"],
-        "history": columns(stage.record["history"]),
-    }
+    trial: bool,
+) -> ModelReport:
+    net, record = load_net(stage), stage.record
+    size, shape = size_of(net), data.shape
+    return ModelReport(
+        role=role,
+        net=name_of(stage),
+        params=size.params,
+        macs=macs_of(stage, net),
+        bytes=size.bytes,
+        latency_ms=latency(net, shape, seconds=0, least=2) if trial else latency(net, shape),
+        test=summary(logits, data.split.test.labels, teacher),
+        val=ValidationAccuracy(
+            best=record["val"]["best"]["val/acc"], last=record["val"]["last"]["val/acc"]
+        ),
+        stage=stage.key,
+        training_params=record.get("training_params", 0),
+        step_ms=_step_ms(stage),
+        precision=record["spec"].get("trainer", {}).get("precision"),
+        epochs=record["total"]["epochs"],
+        seconds=record["total"]["seconds"],
+        history=columns(record["history"]),
+    )
 
 
-def columns(history: Sequence[Mapping[str, float]]) -> dict[str, list[float | None]]:
+def columns(history: Sequence[Mapping[str, float]]) -> Columns:
     """Return the metrics of a stage's epochs as columns: `epoch` (from 0), `val/acc`, ...; null if
     missing.
     """
@@ -128,8 +148,8 @@ def _step_ms(stage: StageResult) -> float | None:
 
 
 def compare(
-    models: Sequence[Mapping[str, Any]], logits: Mapping[Role, Tensor], labels: Tensor
-) -> dict[str, Any]:
+    models: Sequence[ModelReport], logits: Mapping[Role, Tensor], labels: Tensor
+) -> Comparison:
     """Compute the effect of distillation, and the student's costs relative to the teacher's; null
     if a model is missing.
 
@@ -139,47 +159,51 @@ def compare(
     than chance. `speedup` is the teacher's latency and `compression` the teacher's parameters, each
     over the student's.
     """
-    by_role = {model["role"]: model for model in models}
+    by_role = {model.role: model for model in models}
     student, baseline, teacher = (by_role.get(role) for role in ("student", "baseline", "teacher"))
-    found: dict[str, Any] = dict.fromkeys(
-        (
-            "gain",
-            "gain_ci95",
-            "p_value",
-            "lead",
-            "lead_ci95",
-            "gap_closed",
-            "retention",
-            "speedup",
-            "compression",
-        )
+    ahead = (
+        paired_comparison(logits["teacher"], logits["baseline"], labels)
+        if teacher and baseline
+        else None
     )
-    if teacher and baseline:
-        ahead = paired_comparison(logits["teacher"], logits["baseline"], labels)
-        found |= {"lead": ahead["gain"], "lead_ci95": ahead["gain_ci95"]}
-    if student and baseline:
-        found |= paired_comparison(logits["student"], logits["baseline"], labels)
-        if teacher and (gap := teacher["test"]["accuracy"] - baseline["test"]["accuracy"]) > 0:
-            found["gap_closed"] = found["gain"] / gap
+    won = (
+        paired_comparison(logits["student"], logits["baseline"], labels)
+        if student and baseline
+        else None
+    )
+    gap_closed = retention = speedup = compression = None
+    if won and teacher and baseline:
+        gap = teacher.test.accuracy - baseline.test.accuracy
+        gap_closed = won.gain / gap if gap > 0 else None
     if student and teacher:
-        if teacher["test"]["accuracy_ci95"][0] > 1 / logits["teacher"].shape[1]:
-            found["retention"] = student["test"]["accuracy"] / teacher["test"]["accuracy"]
-        found["speedup"] = teacher["latency_ms"]["median"] / student["latency_ms"]["median"]
-        found["compression"] = teacher["params"] / student["params"]
-    return found
+        if teacher.test.accuracy_ci95[0] > 1 / logits["teacher"].shape[1]:
+            retention = student.test.accuracy / teacher.test.accuracy
+        speedup = teacher.latency_ms.median / student.latency_ms.median
+        compression = teacher.params / student.params
+    return Comparison(
+        gain=won.gain if won else None,
+        gain_ci95=won.gain_ci95 if won else None,
+        p_value=won.p_value if won else None,
+        lead=ahead.gain if ahead else None,
+        lead_ci95=ahead.gain_ci95 if ahead else None,
+        gap_closed=gap_closed,
+        retention=retention,
+        speedup=speedup,
+        compression=compression,
+    )
 
 
 def teaching(
-    models: Sequence[Mapping[str, Any]], done: Mapping[Role, StageResult], data: DataModule
-) -> dict[str, Any] | None:
+    models: Sequence[ModelReport], done: Mapping[Role, StageResult], data: DataModule
+) -> SoftLabels | None:
     """Return the measures of the student's soft labels, and warnings about them."""
     taught = done["student"].record["taught"] if "student" in done else {}
     if not taught:
         return None
-    baseline = next((model["val"]["best"] for model in models if model["role"] == "baseline"), None)
+    baseline = next((model.val.best for model in models if model.role == "baseline"), None)
     if _out_of_order(done, data):  # its accuracy means nothing then
         baseline = None
-    return {**taught, "concerns": concerns(taught, len(data.classes), baseline)}
+    return SoftLabels(**taught, concerns=concerns(taught, len(data.classes), baseline))
 
 
 def _out_of_order(done: Mapping[Role, StageResult], data: DataModule) -> str | None:
@@ -190,22 +214,22 @@ def _out_of_order(done: Mapping[Role, StageResult], data: DataModule) -> str | N
 
 
 def warnings(
-    models: Sequence[Mapping[str, Any]], done: Mapping[Role, StageResult], data: DataModule
+    models: Sequence[ModelReport], done: Mapping[Role, StageResult], data: DataModule
 ) -> list[str]:
     """List oddities of a teacher trained elsewhere, now that validation and test are known."""
     teacher = done.get("teacher")
     if teacher is None or not teacher.record.get("loaded") or not len(data.split.val):
         return []
     order = _out_of_order(done, data)
-    split, by_role = data.split, {model["role"]: model for model in models}
+    split, by_role = data.split, {model.role: model for model in models}
     logits = logits_of(teacher, data, split.val)
     val, test = (
-        (each["accuracy"], *each["accuracy_ci95"])
-        for each in (summary(logits, split.val.labels), by_role["teacher"]["test"])
+        (each.accuracy, *each.accuracy_ci95)
+        for each in (summary(logits, split.val.labels), by_role["teacher"].test)
     )
     taught = done["student"].record["taught"] if "student" in done else {}
     baseline = by_role.get("baseline")
-    gap = baseline["val"]["best"] - baseline["test"]["accuracy"] if baseline else 0.0
+    gap = baseline.val.best - baseline.test.accuracy if baseline else 0.0
     found = (
         order,
         knows_validation(val, test, gap, taught.get("entropy"), len(data.classes)),
@@ -216,79 +240,77 @@ def warnings(
 COLUMNS = ("", "net", "params", "MACs", "size", "latency", "test accuracy", "agrees")
 
 
-def rows(report: Mapping[str, Any]) -> list[list[str]]:
+def rows(report: Report) -> list[list[str]]:
     """Format the comparison, one row per model, in the order of `COLUMNS`."""
     table = []
-    for model in report["models"]:
-        low, high = model["test"]["accuracy_ci95"]
-        agreement = model["test"]["agreement"]
+    for model in report.models:
+        low, high = model.test.accuracy_ci95
+        agreement = model.test.agreement
         table.append(
             [
-                model["role"],
-                model["net"],
-                short(model["params"]),
-                short(model["macs"]),
-                f"{short(model['bytes'])}B",
-                f"{model['latency_ms']['median']:.2f} ms",
-                f"{100 * model['test']['accuracy']:.2f} % [{100 * low:.1f}, {100 * high:.1f}]",
+                model.role,
+                model.net,
+                short(model.params),
+                short(model.macs),
+                f"{short(model.bytes)}B",
+                f"{model.latency_ms.median:.2f} ms",
+                f"{100 * model.test.accuracy:.2f} % [{100 * low:.1f}, {100 * high:.1f}]",
                 "" if agreement is None else f"{100 * agreement:.1f} %",
             ]
         )
     return table
 
 
-def verdict(report: Mapping[str, Any]) -> list[str]:
+def verdict(report: Report) -> list[str]:
     """State the comparison in sentences, for the models that were run."""
-    found, lines = report["comparison"], trial_note(report["config"].get("trainer", {}))
-    if found["gain"] is not None:
-        low, high = (100 * bound for bound in found["gain_ci95"])
+    found, lines = report.comparison, trial_note(report.trainer)
+    if found.gain is not None and found.gain_ci95 is not None and found.p_value is not None:
+        low, high = (100 * bound for bound in found.gain_ci95)
         sure = "" if low > 0 or high < 0 else "; on these test images that may be chance"
         lines.append(
-            f"Gain of distillation: {100 * found['gain']:+.2f} points [95 %: {low:+.2f} to "
+            f"Gain of distillation: {100 * found.gain:+.2f} points [95 %: {low:+.2f} to "
             f"{high:+.2f}; "
-            f"McNemar p = {found['p_value']:.2g}]{sure}."
+            f"McNemar p = {found.p_value:.2g}]{sure}."
         )
     if said := _gap(found):
         lines.append(said)
-    if found["speedup"] is not None:
-        size = _times(
-            found["compression"], *(f"{w} parameters" for w in ("fewer", "more", "as many"))
-        )
+    if found.speedup is not None and found.compression is not None:
+        size = _times(found.compression, *(f"{w} parameters" for w in ("fewer", "more", "as many")))
         lines.append(
-            f"Next to the teacher: {_times(found['speedup'], 'faster', 'slower', 'as fast')}, "
+            f"Next to the teacher: {_times(found.speedup, 'faster', 'slower', 'as fast')}, "
             f"{size}"
             f"{_retention(report)}."
         )
-    return [*_test_overlap(report["data"]), *lines, *omitted_lines(report), *cautions(report)]
+    return [*_test_overlap(report.data), *lines, *omitted_lines(report), *cautions(report)]
 
 
-def cautions(report: Mapping[str, Any]) -> list[str]:
+def cautions(report: Report) -> list[str]:
     """List warnings about the teacher and its soft labels."""
-    return [*report.get("warnings", ()), *(report.get("teaching") or {"concerns": ()})["concerns"]]
+    return [*report.warnings, *(report.teaching.concerns if report.teaching else ())]
 
 
-def _test_overlap(data: Mapping[str, Any]) -> list[str]:
+def _test_overlap(data: DataReport) -> list[str]:
     """Warn of test images that were used for training or selection."""
-    found = data.get("duplicates") or {"across": {}, "dropped": {}}
+    found = data.duplicates
     return [
-        f"Of the {data['test']} test images, {count} are in {part} too, pixel for pixel: the "
+        f"Of the {data.test} test images, {count} are in {part} too, pixel for pixel: the "
         f"accuracies say less of "
         "new images."
         for part in ("train", "validation")
-        if (count := found["across"].get(f"test in {part}")) and not found["dropped"].get(part)
+        if (count := found.across.get(f"test in {part}")) and not found.dropped.get(part)
     ]
 
 
-def _gap(found: Mapping[str, Any]) -> str | None:
+def _gap(found: Comparison) -> str | None:
     """State the share of the teacher's lead that is closed, if the lead is significant."""
-    closed, interval = found["gap_closed"], found.get("lead_ci95")
+    closed, interval = found.gap_closed, found.lead_ci95
     if closed is None:
-        compared = found["gain"] is not None and found["speedup"] is not None
+        compared = found.gain is not None and found.speedup is not None
         no_gap = "The teacher is not ahead of the baseline, so there was no gap to close."
         return no_gap if compared else None
-    if interval and interval[0] <= 0:
+    if found.lead is not None and interval and interval[0] <= 0:
         return (
-            f"The teacher's lead over the baseline ({100 * found['lead']:+.2f} points) may be "
+            f"The teacher's lead over the baseline ({100 * found.lead:+.2f} points) may be "
             f"chance on these test "
             "images, so the share of it that is closed has no meaning."
         )
@@ -297,14 +319,14 @@ def _gap(found: Mapping[str, Any]) -> str | None:
     return f"Of the teacher's lead over the baseline, {100 * closed:.0f} % is closed."
 
 
-def _retention(report: Mapping[str, Any]) -> str:
+def _retention(report: Report) -> str:
     """Compare the student's accuracy with the teacher's, as the end of a sentence; may be empty."""
-    kept = report["comparison"]["retention"]
+    kept = report.comparison.retention
     if kept is None:
         return ""
     if kept <= 1:
         return f", keeping {100 * kept:.1f} % of its accuracy"
-    accuracy = {model["role"]: model["test"]["accuracy"] for model in report["models"]}
+    accuracy = {model.role: model.test.accuracy for model in report.models}
     return f", {100 * (accuracy['student'] - accuracy['teacher']):.2f} points more accurate"
 
 
@@ -314,9 +336,9 @@ def _times(ratio: float, above: str, below: str, same: str) -> str:
     return same if round(larger, 1) == 1 else f"{larger:.1f} times {word}"
 
 
-def as_table(report: Mapping[str, Any]) -> Table:
+def as_table(report: Report) -> Table:
     """Make the comparison table for the terminal, within 80 columns."""
-    threads = report["environment"]["threads"]
+    threads = report.environment.threads
     about = f"[95 % interval] of accuracy; latency of one image on the CPU, {threads} threads"
     table = Table(
         box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, caption=about.replace("[", "\\[")
@@ -330,12 +352,12 @@ def as_table(report: Mapping[str, Any]) -> Table:
     return table
 
 
-def as_markdown(report: Mapping[str, Any]) -> str:
+def as_markdown(report: Report) -> str:
     """Format `report.md`: the comparison, and everything needed to read and repeat it."""
-    command, report = as_code(report["command"]), escape_record(report)
-    data, env = report["data"], report["environment"]
+    command, report = as_code(report.command), escape_record(report)
+    data, env = report.data, report.environment
     lines = [
-        f"# {report['name']}",
+        f"# {report.name}",
         "",
         "| " + " | ".join(COLUMNS) + " |",
         "|" + "|".join("---" if i < 2 else "---:" for i in range(len(COLUMNS))) + "|",
@@ -346,47 +368,39 @@ def as_markdown(report: Mapping[str, Any]) -> str:
         "## How",
         "",
         f"- Command: {command}",
-        f"- Data: {data['name']}, {len(data['classes'])} classes; {training_images(data)}; "
-        f"{data['val']} validation and {data['test']} test images. {selection_data(data)} "
+        f"- Data: {data.name}, {len(data.classes)} classes; {training_images(data)}; "
+        f"{data.val} validation and {data.test} test images. {selection_data(data)} "
         "Test was read once for each model.",
+        *(f"- Left out, not to be decoded: {each.file}: {each.reason}" for each in data.skipped),
+        *(f"- Of the data: {note}." for note in data.notes),
+        f"- Seed {report.seed}, commit {report.git or 'unknown'}, finished {report.finished}.",
+        f"- Python {env.python}, torch {env.torch}, Lightning {env.lightning}, {env.device}; "
+        f"latency on the CPU with {env.threads} threads.",
         *(
-            f"- Left out, not to be decoded: {each['file']}: {each['reason']}"
-            for each in data.get("skipped", ())
+            f"- {model.role}: {model.epochs} epochs in {model.seconds:.0f} s{_in(model)}, "
+            f"validation accuracy {100 * model.val.best:.2f} % at best and "
+            f"{100 * model.val.last:.2f} % at the end, stage {model.stage}."
+            for model in report.models
         ),
-        *(f"- Of the data: {note}." for note in data.get("notes", ())),
-        f"- Seed {report['seed']}, commit {report['git'] or 'unknown'}, finished "
-        f"{report['finished']}.",
-        f"- Python {env['python']}, torch {env['torch']}, Lightning {env['lightning']}, "
-        f"{env['device']}; "
-        f"latency on the CPU with {env['threads']} threads.",
-        *(
-            f"- {model['role']}: {model['epochs']} epochs in {model['seconds']:.0f} "
-            f"s{_in(model)}, validation accuracy "
-            f"{100 * model['val']['best']:.2f} % at best and {100 * model['val']['last']:.2f} % "
-            f"at the end, "
-            f"stage {model['stage']}."
-            for model in report["models"]
-        ),
-        *_numbers_from(report["config"]),
-        *_only_in_training(report["models"]),
-        *_soft_labels(report["teaching"]),
+        *_numbers_from(report.config),
+        *_only_in_training(report.models),
+        *_soft_labels(report.teaching),
         "",
     ]
     return "\n".join(lines)
 
 
-def _in(model: Mapping[str, Any]) -> str:
-    precision = model.get("precision")  # missing in older reports
-    return f" in {precision}" if precision else ""
+def _in(model: ModelReport) -> str:
+    return f" in {model.precision}" if model.precision else ""
 
 
-def _numbers_from(config: Mapping[str, Any]) -> list[str]:
+def _numbers_from(config: Mapping[str, object]) -> list[str]:
     source = config.get("numbers_from")
     return [f"- The loss's numbers, unless typed: {source}."] if source else []
 
 
-def _only_in_training(models: Sequence[Mapping[str, Any]]) -> list[str]:
-    added = {model["role"]: model.get("training_params", 0) for model in models}
+def _only_in_training(models: Sequence[ModelReport]) -> list[str]:
+    added = {model.role: model.training_params for model in models}
     return [
         f"- {role}: training had {count:,} parameters more, which are no part of the net."
         for role, count in added.items()
@@ -394,13 +408,13 @@ def _only_in_training(models: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def _soft_labels(taught: Mapping[str, Any] | None) -> list[str]:
+def _soft_labels(taught: SoftLabels | None) -> list[str]:
     if not taught:
         return []
     return [
         f"- The soft labels that the student learned from, on training views: entropy "
-        f"{taught['entropy']:.3f} nats, "
-        f"{taught['label_probability']:.3f} for the true class, divergence "
-        f"{taught['instability']:.3f} nats between "
+        f"{taught.entropy:.3f} nats, "
+        f"{taught.label_probability:.3f} for the true class, divergence "
+        f"{taught.instability:.3f} nats between "
         "two views of an image."
     ]

@@ -2,12 +2,12 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
 
+from kd.files.report_file import IncrementalReport, Report, TaskAccuracies
 from kd.reports.escape import escape_record
 from kd.reports.palette import STUDENTS
 from kd.reports.run_report import as_markdown as run_as_markdown
@@ -24,9 +24,14 @@ PICTURES = ("accuracy_matrix", "accuracy_by_task")
 INK = "0.25"
 
 
-def as_table(report: Mapping[str, Any]) -> Table:
+def _incremental(report: Report) -> IncrementalReport:
+    assert report.incremental is not None
+    return report.incremental
+
+
+def as_table(report: Report) -> Table:
     """Make the table of accuracies on each task after each, in per cent, for the terminal."""
-    found = report["incremental"]
+    found = _incremental(report)
     table = Table(
         box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, caption="test accuracy, %"
     )
@@ -37,22 +42,22 @@ def as_table(report: Mapping[str, Any]) -> Table:
         for row in _rows(found, kind):
             table.add_row(*row)
     for kind in EVALUATIONS:
-        table.caption = f"{table.caption}\n{_words(kind)}: {_measures(found[kind])}"
+        table.caption = f"{table.caption}\n{_words(kind)}: {_measures(found.by(kind))}"
     return table
 
 
-def as_markdown(report: Mapping[str, Any]) -> str:
+def as_markdown(report: Report) -> str:
     """Format `report.md`: the matrices and their measures, then the last net like any run's."""
-    found = escape_record(report["incremental"])
+    found = escape_record(_incremental(report))
     whole = run_as_markdown(report)
     chosen = "Weights were chosen on validation; test was read once for each model."
     kept = (
-        f"The weights of each task's {report['config']['keep']} epoch; test was read when all "
+        f"The weights of each task's {report.config['keep']} epoch; test was read when all "
         f"tasks were done."
     )
     head, rest = whole.replace(chosen, kept).split("\n", 1)
     lines = [head]
-    for name in PICTURES if report["config"]["pictures"] else ():
+    for name in PICTURES if report.config["pictures"] else ():
         lines += ["", f"![{name.replace('_', ' ')}]({name}.png)"]
     for kind in EVALUATIONS:
         columns = ("", *_columns(found))
@@ -60,16 +65,16 @@ def as_markdown(report: Mapping[str, Any]) -> str:
             "",
             f"## {_words(kind, long=True)}",
             "",
-            f"Test accuracy in per cent. {_measures(found[kind])}.",
+            f"Test accuracy in per cent. {_measures(found.by(kind))}.",
             "",
         ]
         lines += ["| " + " | ".join(columns) + " |", "|---" + "|---:" * (len(columns) - 1) + "|"]
         lines += ["| " + " | ".join(row) + " |" for row in _rows(found, kind)]
-    tasks = "; ".join(f"{i}: {', '.join(names)}" for i, names in enumerate(found["tasks"], start=1))
-    lines += ["", f"Method {found['method']}, tasks {tasks}."]
-    if any(found["exemplars"]):
-        lines.append(f"Exemplars kept after each task: {', '.join(map(str, found['exemplars']))}.")
-    if found["classifier"] == "nearest_mean":
+    tasks = "; ".join(f"{i}: {', '.join(names)}" for i, names in enumerate(found.tasks, start=1))
+    lines += ["", f"Method {found.method}, tasks {tasks}."]
+    if any(found.exemplars):
+        lines.append(f"Exemplars kept after each task: {', '.join(map(str, found.exemplars))}.")
+    if found.classifier == "nearest_mean":
         lines.append(
             "Classified by the nearest mean of exemplars; the table below is of the net's own "
             "outputs."
@@ -82,26 +87,26 @@ def _words(kind: str, long: bool = False) -> str:
     return kind.replace("_", "-").capitalize() + (f" ({told})" if long else "")
 
 
-def _columns(found: Mapping[str, Any]) -> list[str]:
-    return [*(f"task {i + 1}" for i in range(len(found["tasks"]))), "all seen"]
+def _columns(found: IncrementalReport) -> list[str]:
+    return [*(f"task {i + 1}" for i in range(len(found.tasks))), "all seen"]
 
 
-def _rows(found: Mapping[str, Any], kind: str) -> list[list[str]]:
+def _rows(found: IncrementalReport, kind: str) -> list[list[str]]:
     """Make a row per task learned: accuracies on the tasks up to it, and on all together."""
-    count = len(found["tasks"])
+    count = len(found.tasks)
     return [
         [f"after task {i + 1}", *map(_percent, row), *[""] * (count - len(row)), _percent(after)]
         for i, (row, after) in enumerate(
-            zip(found[kind]["matrix"], found[kind]["after"], strict=True)
+            zip(found.by(kind).matrix, found.by(kind).after, strict=True)
         )
     ]
 
 
-def _measures(measured: Mapping[str, Any]) -> str:
+def _measures(measured: TaskAccuracies) -> str:
     words = [
-        f"{words} {_percent(measured[name])}"
+        f"{words} {_percent(value)}"
         for name, words in MEASURES.items()
-        if measured[name] is not None
+        if (value := measured.measure(name)) is not None
     ]
     return ", ".join(words)
 
@@ -110,24 +115,22 @@ def _percent(value: float) -> str:
     return f"{round(100 * value, 1) + 0.0:.1f}"  # avoids -0.0
 
 
-def pictures(report: Mapping[str, Any]) -> dict[str, Figure]:
+def pictures(report: Report) -> dict[str, Figure]:
     """Draw a run's own pictures, with the names of `PICTURES`."""
-    found = report["incremental"]
+    found = _incremental(report)
     return dict(
-        zip(
-            PICTURES, (draw_matrix(found), draw_by_method({found["method"]: [report]})), strict=True
-        )
+        zip(PICTURES, (draw_matrix(found), draw_by_method({found.method: [found]})), strict=True)
     )
 
 
-def draw_matrix(found: Mapping[str, Any]) -> Figure:
+def draw_matrix(found: IncrementalReport) -> Figure:
     """Draw the accuracy on each task (columns) after each (rows), in both protocols."""
-    count = len(found["tasks"])
+    count = len(found.tasks)
     side = max(2.6, 0.55 * count)
     figure = Figure(figsize=(2 * side + 2.2, side + 1.1), layout="constrained")
     plots = figure.subplots(1, 2)
     for plot, kind in zip(plots, EVALUATIONS, strict=True):
-        matrix = found[kind]["matrix"]
+        matrix = found.by(kind).matrix
         padded = [[*row, *[float("nan")] * (count - len(row))] for row in matrix]
         image = plot.imshow(padded, vmin=0, vmax=1, cmap="Blues")
         for i, row in enumerate(matrix):
@@ -154,19 +157,19 @@ def draw_matrix(found: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def draw_by_method(groups: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
-    """Plot the accuracy on all classes seen after each task, mean and spread per group of runs.
+def draw_by_method(groups: Mapping[str, Sequence[IncrementalReport]]) -> Figure:
+    """The accuracy on all classes seen after each task, mean and spread over the runs of each
+    group.
 
     Args:
-        groups: reports by line name; those of a group have equal numbers of tasks.
+        groups: the parts about tasks of several reports, by the name of their line; all of a group
+            have the same number of tasks.
     """
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     plots = figure.subplots(1, 2, sharey=True)
     for plot, kind in zip(plots, EVALUATIONS, strict=True):
         for number, (name, several) in enumerate(groups.items()):
-            curves = list(
-                zip(*(each["incremental"][kind]["after"] for each in several), strict=True)
-            )
+            curves = list(zip(*(each.by(kind).after for each in several), strict=True))
             mean = [100 * statistics.fmean(values) for values in curves]
             spread = [
                 100 * statistics.stdev(values) if len(values) > 1 else 0.0 for values in curves
@@ -187,9 +190,7 @@ def draw_by_method(groups: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
             plot.fill_between(x, low, high, color=color, alpha=0.12, linewidth=0)
         plot.set_title(_words(kind), color=INK)
         plot.set_xlabel("tasks learned")
-        plot.set_xticks(
-            range(1, max(len(each[0]["incremental"]["tasks"]) for each in groups.values()) + 1)
-        )
+        plot.set_xticks(range(1, max(len(each[0].tasks) for each in groups.values()) + 1))
         plot.grid(axis="y", color="0.92")
         plot.spines[["top", "right"]].set_visible(False)
         plot.set_ylim(0, 102)

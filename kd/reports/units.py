@@ -1,7 +1,6 @@
 """Formatting of numbers for people."""
 
-from collections.abc import Mapping
-from typing import Any
+from kd.files.report_file import DataReport
 
 
 def short(count: float) -> str:
@@ -12,28 +11,28 @@ def short(count: float) -> str:
     return f"{count:.3g} {' kMG'[power]}".rstrip()
 
 
-def training_images(data: Mapping[str, Any]) -> str:
+def training_images(data: DataReport) -> str:
     """Describe a run's number of training images, and of the student's labels, from its report's
     `data`.
     """
-    labels, more = data.get("labels", data["train"]), data.get("unlabeled")
-    text = f"{data['train']} training images"
-    if labels < data["train"]:
+    labels = data.train if data.labels is None else data.labels
+    text = f"{data.train} training images"
+    if labels < data.train:
         text += f" ({labels} of them with a label for the student and the baseline)"
-    if data.get("omitted"):
-        text += f", of which those of {', '.join(data['omitted'])} were never shown to the two"
-    text += f" and {more} without labels" if more else ""
-    if other := data.get("teacher"):
+    if data.omitted:
+        text += f", of which those of {', '.join(data.omitted)} were never shown to the two"
+    text += f" and {data.unlabeled} without labels" if data.unlabeled else ""
+    if other := data.teacher:
         text += (
-            f"; the teacher learned from {other['train']} training images of {other['name']} and "
-            f"was chosen on {other['val']} validation images of it"
+            f"; the teacher learned from {other.train} training images of {other.name} and "
+            f"was chosen on {other.val} validation images of it"
         )
     return text
 
 
-def selection_data(data: Mapping[str, Any]) -> str:
+def selection_data(data: DataReport) -> str:
     """Describe what selected the weights of a run's nets, from its report's `data`."""
-    labels = data.get("val_labels", data["val"])
+    labels = data.val if data.val_labels is None else data.val_labels
     if labels == 0:
         return (
             "The student and the baseline keep the weights of their last epoch, which no "
@@ -41,7 +40,7 @@ def selection_data(data: Mapping[str, Any]) -> str:
         )
     few = (
         f" (by {labels} of its images for the student and the baseline)"
-        if labels < data["val"]
+        if labels < data.val
         else ""
     )
     return f"Weights were chosen on validation{few}."

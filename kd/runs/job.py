@@ -7,21 +7,21 @@ import os
 import time
 import traceback
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from hydra.utils import get_object
 from omegaconf import DictConfig
+from pydantic import Field
 
 from kd.command import Leave, typed_overrides
 from kd.config.schema import Training
 from kd.errors import DamagedError, StopRequest, UserError, WriteError
 from kd.files.locks import free, hold
-from kd.files.records import read_record
-from kd.files.report_file import read_report
+from kd.files.records import Record, read_record
+from kd.files.report_file import Report, read_report
 from kd.files.writing import whole
 from kd.log import say
 from kd.runs.job_log import into
@@ -33,22 +33,20 @@ SCHEMA = 1
 APART = {"output_dir", "force", "debug"}
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """Outcome of a job.
+class Outcome(Record):
+    """How a job ended.
 
     Attributes:
-        key: of the job; see `Job.key`.
-        schema: of this record.
+        key: of the job that ended so; see `Job.key`.
         finished: ISO time.
-        error: message; None on success.
+        error: what went wrong; None where all is well.
     """
 
     key: str
     finished: str
     seconds: float
     error: str | None = None
-    schema: int = SCHEMA
+    schema_number: int = Field(default=SCHEMA, alias="schema")
 
 
 @dataclass(frozen=True)
@@ -111,13 +109,13 @@ class Job:
         """
         path = self.log.with_suffix(".json")
         try:
-            found = Outcome(**read_record(path, SCHEMA, "job"))
-        except (OSError, DamagedError, TypeError):
+            found = read_record(path, Outcome, SCHEMA, "job")
+        except (OSError, DamagedError):
             return None
         old = self.since is not None and datetime.fromisoformat(found.finished) < self.since
         return None if old or found.key != self.key else found
 
-    def report(self) -> dict[str, Any] | None:
+    def report(self) -> Report | None:
         """Read the finished run's report; None if the job is not done, or failed."""
         outcome = self.outcome()
         if outcome is None or outcome.error is not None:
@@ -132,9 +130,15 @@ class Job:
 
     def end(self, seconds: float, error: str | None = None) -> None:
         """Write the outcome."""
-        outcome = Outcome(self.key, datetime.now(UTC).isoformat(), round(seconds, 1), error)
+        outcome = Outcome(
+            schema_number=SCHEMA,
+            key=self.key,
+            finished=datetime.now(UTC).isoformat(),
+            seconds=round(seconds, 1),
+            error=error,
+        )
         with whole(self.log.with_suffix(".json")) as temporary:
-            temporary.write_text(json.dumps(asdict(outcome)))
+            temporary.write_text(outcome.text())
 
     def forget(self) -> None:
         """Remove the outcome."""

@@ -3,12 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from kd.errors import UserError, nearest
+from pydantic import ValidationError
+
+from kd.errors import DamagedError, UserError, first_of, nearest
 from kd.files.allowlist import check_allowlist
 from kd.files.header import STUDENT, header_of
-from kd.files.report_file import WholeReport, read_report
+from kd.files.report_file import Report, read_report
 from kd.files.writing import writable
 from kd.log import say
 
@@ -31,13 +33,13 @@ class FinishedRun:
     """
 
     folder: Path
-    report: Mapping[str, Any]
+    report: Report
     trust: tuple[str, ...] = ()
 
     @property
     def roles(self) -> list[str]:
         """Those of teacher, baseline and student that the run has."""
-        return [model["role"] for model in self.report["models"]]
+        return [model.role for model in self.report.models]
 
     def stage(self, role: str) -> "StageResult":
         """Return the finished stage of a role.
@@ -61,19 +63,19 @@ class FinishedRun:
 
     def _key(self, role: str) -> str:
         """Return the stage key of a role."""
-        keys = {model["role"]: model["stage"] for model in self.report["models"]}
+        keys = {model.role: model.stage for model in self.report.models}
         if role not in keys:
             raise UserError(
                 f"{self.folder}: the run has no {role}; it has "
                 f"{', '.join(keys)}{nearest(role, keys)}"
             )
-        return str(keys[role])
+        return keys[role]
 
     def _stores(self) -> list[Path]:
         """Return the stores that may have its stages: near the run folder, or in the configured
         output folder.
         """
-        written = Path(str(self.report["config"]["output_dir"])).expanduser().resolve()
+        written = Path(self.report.origin.output_dir).expanduser().resolve()
         around = [parent / "store" for parent in (*self.folder.parents, written)]
         return list(dict.fromkeys(root for root in around if root.is_dir()))
 
@@ -146,7 +148,7 @@ class FinishedRun:
             raise UserError(f"out: {folder} is a link out of the run's folder; name another folder")
         return writable(folder, "out", "; name another folder").resolve()
 
-    def data(self, **changes: Any) -> "DataModule":
+    def data(self, **changes: object) -> "DataModule":
         """Build the data that the run was trained on.
 
         Args:
@@ -158,7 +160,7 @@ class FinishedRun:
         from kd.config.construct import construct
         from kd.data.base import DataModule
 
-        node = {**self.report["config"]["data"], **changes}
+        node = {**self.report.origin.data, **changes}
         check_allowlist(node, "data", f"{self.folder}: its config", self.trust)
         data = construct(node, "data")
         if not isinstance(data, DataModule):
@@ -244,14 +246,24 @@ def open_run(path: str | Path, where: str = "run", trust: Sequence[str] = ()) ->
         hint = f"; these folders in it are: {', '.join(inside[-5:])}" if inside else ""
         raise UserError(f"{where}: {folder} has no report.json, so it is no run's{hint}")
     try:
-        report = read_report(file, WholeReport)
+        report = read_report(file)
+        _check_origin(report, file)
     except UserError as error:
         raise type(error)(f"{where}: {error}") from error
     return FinishedRun(folder, report, tuple(trust))
 
 
+def _check_origin(report: Report, file: Path) -> None:
+    try:
+        _ = report.origin
+    except ValidationError as error:
+        raise DamagedError(
+            f"{file} is damaged, or no report of kd: config.{first_of(error)}"
+        ) from None
+
+
 def own_data(
-    finished: FinishedRun, node: Mapping[str, Any], cache_dir: str, needed: bool
+    finished: FinishedRun, node: Mapping[str, object], cache_dir: str, needed: bool
 ) -> "tuple[DataModule | None, str | None]":
     """Build the run's own data; or return None and the reason, if other data is to be used.
 
@@ -271,7 +283,7 @@ def own_data(
         from kd.data.other_source import classes_text
 
         own = finished.data(**changes, cache_dir=cache_dir)
-        found, said = own.classes, tuple(finished.report["data"]["classes"])
+        found, said = own.classes, tuple(finished.report.data.classes)
         if found != said:
             raise UserError(
                 f"data: {classes_text(found)}, but the run's nets tell apart {classes_text(said)}"

@@ -1,12 +1,10 @@
 """A run: the chain of stages, then the report, in a folder that appears complete."""
 
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import yaml
 from matplotlib.figure import Figure
@@ -18,6 +16,7 @@ from kd.config.schema import Config
 from kd.data.base import DataModule
 from kd.data.trial import shorten
 from kd.files.header import SCHEMA, STUDENT
+from kd.files.report_file import Report
 from kd.files.run_folder import RunFolder
 from kd.files.store import StageResult, Store
 from kd.files.tensors import save_tensors
@@ -90,12 +89,9 @@ def run(
             )
             accuracy = 100 * stages[plan.name].record["val"]["best"]["val/acc"]
             say(f"{plan.name}: {how}, validation accuracy {accuracy:.2f} % ({stage.key})")
-        plain = config.model_dump()
         done = by_role(chain, stages)
         logits = role_logits(done, data)
-        report = make_report(
-            done, logits, data, name=config.name, seed=config.seed, command=command, config=plain
-        )
+        report = make_report(done, logits, data, config=config, command=command)
         figures = dict(figures_of(done, logits, data)) if config.pictures else {}
         write_run(folder.path, report, figures, done, data)
         own = {plan.role for plan in chain if plan.role and folder.shows(plan.name)}
@@ -160,16 +156,16 @@ def figures_of(
 
 def write_run(
     folder: Path,
-    report: Mapping[str, Any],
+    report: Report,
     figures: Mapping[str, Figure],
     done: Mapping[Role, StageResult],
     data: DataModule,
 ) -> None:
     """Write the files of a run: report, config, and the student with a header that describes it."""
-    (folder / "report.json").write_text(json.dumps(report, indent=1))
+    (folder / "report.json").write_text(report.text())
     (folder / "report.md").write_text(as_markdown(report))
     (folder / "report.html").write_text(as_page(report, figures))
-    (folder / "config.yaml").write_text(yaml.safe_dump(report["config"], sort_keys=False))
+    (folder / "config.yaml").write_text(yaml.safe_dump(report.config, sort_keys=False))
     if "student" in done:
         (folder / "MODEL_CARD.md").write_text(
             model_card(report, folder.name.removesuffix(".partial"))

@@ -35,7 +35,7 @@ from kd.errors import UnusedError, UserError
 from kd.log import say
 from kd.runs.job import Job, LauncherTask, describe
 from kd.runs.names import overrides_of, plain, run_names, swept_keys
-from kd.runs.ranking import show, student_of
+from kd.runs.ranking import show
 
 
 @dataclass
@@ -283,11 +283,11 @@ class Sweep(Callback):
             error = outcome.error if outcome else None
             say(f"{what} {entry.label}: failed: {(error or 'it left no report').splitlines()[0]}")
             return
-        model = student_of(report)
+        model = report.student
         done = "done before, " if before else ""
         seconds = "" if before or not outcome else f", {outcome.seconds:.0f} s"
         say(
-            f"{what} {entry.label}: {done}{model['role']} {100 * model['val']['best']:.2f} % "
+            f"{what} {entry.label}: {done}{model.role} {100 * model.val.best:.2f} % "
             f"on validation{seconds}"
         )
 

@@ -158,16 +158,16 @@ def _subject(finished: FinishedRun, config: Export) -> tuple[ExportSubject, str 
         ) from error
     about = {
         "kd_schema": SCHEMA,
-        "run": finished.report["name"],
+        "run": finished.report.name,
         "role": role,
-        "net": next(model["net"] for model in finished.report["models"] if model["role"] == role),
-        "classes": list(finished.report["data"]["classes"]),
+        "net": next(model.net for model in finished.report.models if model.role == role),
+        "classes": finished.report.data.classes,
         "channels": shape.channels,
         "image_size": shape.image_size,
         "mean": list(own[0]),
         "std": list(own[1]),
         "normalizes": config.normalize,
-        "reading": finished.report["data"].get("reading", {}),  # missing in older runs
+        "reading": finished.report.data.reading,
     }
     metadata = {key: json.dumps(value) for key, value in about.items()}
     parts, train = _images(data, shape)
@@ -287,9 +287,10 @@ def _beside(ours: Tensor, theirs: Tensor, labels: Tensor) -> dict[str, Any]:
     found = summary(theirs, labels, ours)
     return {
         "images": len(labels),
-        **{key: found[key] for key in ("accuracy", "accuracy_ci95")},
-        "float32": summary(ours, labels)["accuracy"],
-        "same_class": found["agreement"],
+        "accuracy": found.accuracy,
+        "accuracy_ci95": found.accuracy_ci95,
+        "float32": summary(ours, labels).accuracy,
+        "same_class": found.agreement,
     }
 
 

@@ -344,7 +344,7 @@ def _keep(net: nn.Module, data: DataModule, folder: Path, stage: Stage) -> dict[
     found = summary(logits, val.labels)
     if stage.weights and (order := other_order(logits, val.labels, data.classes)):
         say(f"{stage.name}: {order}")
-    row = {"epoch": 0, "val/acc": found["accuracy"], "val/loss": found["nll"], "seconds": 0.0}
+    row = {"epoch": 0, "val/acc": found.accuracy, "val/loss": found.nll, "seconds": 0.0}
     curves = folder / "tensorboard"
     with writing(curves, "the curves"), SummaryWriter(str(curves)) as events:
         for name in ("val/acc", "val/loss"):

@@ -86,11 +86,9 @@ def _drawings(rows: Sequence[Row]) -> dict[str, str]:
 
 def _gain(row: Row) -> Gain:
     """Compute a row's gain, paired by seed."""
-    both = [
-        run.report["comparison"] for run in row.runs if finite([run.report["comparison"]["gain"]])
-    ]
-    images = [((each["gain_ci95"] and tuple(each["gain_ci95"])), each["p_value"]) for each in both]
-    return gain_of([each["gain"] for each in both], images)
+    both = [each for run in row.runs if finite([(each := run.report.comparison).gain])]
+    images = [(each.gain_ci95, each.p_value) for each in both]
+    return gain_of(finite(each.gain for each in both), images)
 
 
 def _markdown(title: str, about: str, rows: Sequence[Row], gains: Sequence[Gain]) -> str:

@@ -1,16 +1,16 @@
 """Accuracy against cost: the nets of many runs as points, with the Pareto front."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 
+from kd.files.report_file import ModelReport
 from kd.reports.palette import BLACK, ROLES, Axes
 from kd.reports.units import short
-from kd.summary.groups import Row, dig, drawn_name
+from kd.summary.groups import Measure, Row, drawn_name
 from kd.summary.significance import deviation, finite, mean, pareto
 from kd.summary.tables import nets
 
@@ -20,21 +20,21 @@ HEIGHT = 280  # approximate height of the axes, in points
 
 @dataclass(frozen=True)
 class Axis:
-    """A cost: its place in a model's entry, and its name in the picture."""
+    """A cost of a model, and what the picture calls it."""
 
-    path: tuple[str, ...]
+    measure: Measure
     label: str
     caption: str
     more: str = ""
 
 
 LATENCY = Axis(
-    ("latency_ms", "median"),
+    lambda model: model.latency_ms.median,
     "latency of one image, ms (log)",
     "latency",
     ", horizontal ones over all measurements of the same net, which are averaged",
 )
-PARAMETERS = Axis(("params",), "parameters (log)", "number of parameters")
+PARAMETERS = Axis(lambda model: model.params, "parameters (log)", "number of parameters")
 
 
 @dataclass
@@ -66,10 +66,10 @@ def points_of(rows: Sequence[Row], axis: Axis) -> list[Point]:
     costs: dict[str, list[float]] = {}
     for rank, row in enumerate(rows, 1):
         for role in ROLES:
-            models = [model for run in row.runs if (model := run.model(role))]
+            models = row.models(role)
             for model in models:
-                costs.setdefault(_net(model), []).extend(finite([dig(model, *axis.path)]))
-            own = {model["stage"]: model["test"]["accuracy"] for model in models}
+                costs.setdefault(_net(model), []).extend(finite([axis.measure(model)]))
+            own = {model.stage: model.test.accuracy for model in models}
             name = (
                 drawn_name(rank, row)
                 if role == "student"
@@ -92,8 +92,8 @@ def points_of(rows: Sequence[Row], axis: Axis) -> list[Point]:
     return [point for point in points if point.at[0] > 0]
 
 
-def _net(model: Mapping[str, Any]) -> str:
-    return "/".join(str(model.get(name)) for name in ("net", "params", "macs"))
+def _net(model: ModelReport) -> str:
+    return f"{model.net}/{model.params}/{model.macs}"
 
 
 def cost_plot(points: Sequence[Point], axis: Axis) -> Figure:

@@ -15,10 +15,11 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
+from kd.files.report_file import ModelReport
 from kd.reports.page import Picture, picture
 from kd.reports.palette import BLACK, GRAY, MAP, ROLES, STUDENTS, VERMILION, Axes
 from kd.summary.costs import LATENCY, PARAMETERS, cost_plot, points_of
-from kd.summary.groups import Row, dig, drawn_name
+from kd.summary.groups import Row, accuracy_on_test, best_on_validation, drawn_name
 from kd.summary.labels import LabelCurve, label_curves
 from kd.summary.significance import Gain, deviation
 
@@ -123,7 +124,7 @@ _AXES = ("temperature", "alpha")
 
 
 def _steps(rows: Sequence[Row], knob: str) -> list[float]:
-    return sorted({float(row.settings[knob]) for row in rows if knob in row.parts})
+    return sorted({row.number(knob) for row in rows if knob in row.parts})
 
 
 def heat_map(rows: Sequence[Row]) -> Figure:
@@ -131,25 +132,25 @@ def heat_map(rows: Sequence[Row]) -> Figure:
     down, across = _steps(rows, "temperature"), _steps(rows, "alpha")
     width = max(3.4, 0.85 * len(across) + 1.4)
     figure = Figure(figsize=(2 * width, max(2.8, 0.55 * len(down) + 1.5)), layout="constrained")
-    for axes, path, name in zip(
+    for axes, measure, name in zip(
         figure.subplots(1, 2),
-        (("val", "best"), ("test", "accuracy")),
+        (best_on_validation, accuracy_on_test),
         ("validation", "test"),
         strict=True,
     ):
         cells: dict[tuple[int, int], list[float]] = {}
         for row in rows:
             at = (
-                down.index(float(row.settings["temperature"])),
-                across.index(float(row.settings["alpha"])),
+                down.index(row.number("temperature")),
+                across.index(row.number("alpha")),
             )
             # Of otherwise equal rows the better one
-            cells.setdefault(at, row.values("student", *path))
+            cells.setdefault(at, row.values("student", measure))
         image = _cells(axes, cells, (len(down), len(across)))
-        best = rows[0].settings
+        best = rows[0]
         corner = (
-            across.index(float(best["alpha"])) - 0.5,
-            down.index(float(best["temperature"])) - 0.5,
+            across.index(best.number("alpha")) - 0.5,
+            down.index(best.number("temperature")) - 0.5,
         )
         axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor=VERMILION, linewidth=3))
         axes.set_xticks(range(len(across)), [f"{value:g}" for value in across])
@@ -285,15 +286,14 @@ def learning_curves(rows: Sequence[Row]) -> Figure | None:
 def _curves_of(rows: Sequence[Row], role: str) -> dict[str, NDArray[np.float64]]:
     """Return the curves of a role's stages in the best row that has one; each stage once."""
     for row in rows:
-        models = [model for run in row.runs if (model := run.model(role))]
-        if models:
-            return {model["stage"]: _history(model) for model in models}
+        if models := row.models(role):
+            return {model.stage: _history(model) for model in models}
     return {}
 
 
-def _history(model: Mapping[str, Any] | None) -> NDArray[np.float64]:
+def _history(model: ModelReport | None) -> NDArray[np.float64]:
     """Return validation accuracy by epoch [epochs]; empty if the report has none."""
-    values = dig(model, "history", "val/acc") or []
+    values = model.history.get("val/acc", []) if model else []
     return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
 
 

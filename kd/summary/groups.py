@@ -1,12 +1,12 @@
 """Rows of a summary: runs with equal settings except the seed, named by their differences."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from kd.config.knobs import KNOBS
+from kd.files.report_file import Comparison, ModelReport
 from kd.summary.reports import Run
 from kd.summary.significance import finite, mean
 
@@ -22,6 +22,9 @@ APART = {
     "teacher.cache_limit",
 }
 
+Settings = Mapping[str, object]
+Measure = Callable[[ModelReport], float | None]  # a number of a model
+
 LETTERS = 40  # length of a row's name in a picture
 
 
@@ -35,7 +38,7 @@ class Row:
         runs: one per seed, ordered by seed.
     """
 
-    settings: Mapping[str, Any]
+    settings: Settings
     parts: Mapping[str, str]
     runs: Sequence[Run]
 
@@ -44,25 +47,43 @@ class Row:
         """Name of the row; `all runs` if it is the only one."""
         return " ".join(f"{knob}={value}" for knob, value in self.parts.items()) or "all runs"
 
-    def values(self, role: str, *path: str) -> list[float]:
-        """Return a number of a role's models, of each run that has it."""
-        return finite(dig(run.model(role), *path) for run in self.runs)
+    def number(self, knob: str) -> float:
+        """A setting that is a number.
 
-    def comparison(self, name: str) -> list[float]:
+        Raises:
+            TypeError: it is none, such as a schedule.
+        """
+        value = self.settings[knob]
+        if not isinstance(value, (int, float)):
+            raise TypeError(f"{knob} is {value!r}, which is no number")
+        return float(value)
+
+    def models(self, role: str) -> list[ModelReport]:
+        """A role's models, of each run that has one."""
+        return [model for run in self.runs if (model := run.model(role))]
+
+    def values(self, role: str, measure: Measure) -> list[float]:
+        """Return a number of a role's models, of each run that has it."""
+        return finite(measure(model) for model in self.models(role))
+
+    def comparison(self, measure: Callable[[Comparison], float | None]) -> list[float]:
         """Return a number of the runs' comparisons, of each run that has it."""
-        return finite(run.report["comparison"].get(name) for run in self.runs)
+        return finite(measure(run.report.comparison) for run in self.runs)
 
     @cached_property
     def validation(self) -> float | None:
         """Mean validation accuracy of the student over the seeds; ranks the rows."""
-        return mean(self.values("student", "val", "best"))
+        return mean(self.values("student", best_on_validation))
 
 
-def dig(node: Any, *path: str) -> Any:
-    """Return the value at a path in nested mappings; None if it does not exist."""
-    for name in path:
-        node = node.get(name) if isinstance(node, Mapping) else None
-    return node
+def best_on_validation(model: ModelReport) -> float:
+    """The accuracy that a run is chosen by."""
+    return model.val.best
+
+
+def accuracy_on_test(model: ModelReport) -> float:
+    """The accuracy on the test part."""
+    return model.test.accuracy
 
 
 def drawn_name(rank: int, row: Row) -> str:
@@ -78,10 +99,10 @@ def group(runs: Iterable[Run]) -> tuple[list[Row], int]:
 
     Of several runs with equal settings and seed the last one counts.
     """
-    latest = sorted(runs, key=lambda run: str(run.report["finished"]))
+    latest = sorted(runs, key=lambda run: run.report.finished)
     following = _following(latest)
     groups: dict[str, dict[int, Run]] = {}
-    settings: dict[str, dict[str, Any]] = {}
+    settings: dict[str, dict[str, object]] = {}
     for run in latest:
         own = {knob: value for knob, value in settings_of(run).items() if knob not in following}
         key = _text(own)
@@ -99,17 +120,18 @@ def group(runs: Iterable[Run]) -> tuple[list[Row], int]:
     return rows, len(latest) - sum(len(row.runs) for row in rows)
 
 
-def settings_of(run: Run) -> dict[str, Any]:
+def settings_of(run: Run) -> dict[str, object]:
     """Return a run's knobs by dotted name, without those that change no result, and `loss`, the
     terms' names.
     """
-    config = run.report["config"]
-    terms = dig(config, "loss", "terms")
+    config = run.report.config
+    loss = config.get("loss")
+    terms = loss.get("terms") if isinstance(loss, Mapping) else None
     flat = {knob: value for knob, value in _leaves(config, "") if knob not in APART}
     return {"loss": "+".join(terms) if isinstance(terms, Mapping) and terms else "labels", **flat}
 
 
-def _leaves(node: Any, prefix: str) -> Iterable[tuple[str, Any]]:
+def _leaves(node: object, prefix: str) -> Iterable[tuple[str, object]]:
     """Iterate over a config's values by dotted name; a schedule is one value."""
     if isinstance(node, Mapping) and node and "schedule" not in node:
         for name, value in node.items():
@@ -118,7 +140,7 @@ def _leaves(node: Any, prefix: str) -> Iterable[tuple[str, Any]]:
         yield prefix, node
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     return json.dumps(value, sort_keys=True, default=str)
 
 
@@ -126,14 +148,14 @@ def _following(runs: Sequence[Run]) -> set[str]:
     """Return seeds of other parts (`teacher.seed`, `incremental.order_seed`) that equal the run's
     in each run.
     """
-    flat = [dict(_leaves(run.report["config"], "")) for run in runs]
+    flat = [dict(_leaves(run.report.config, "")) for run in runs]
     names = {name for each in flat for name in each if name.endswith("seed")}
     return {
         n for n in names if all(e.get(n) == run.seed for e, run in zip(flat, runs, strict=True))
     }
 
 
-def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+def differing(settings: Sequence[Settings]) -> list[str]:
     """Return the knobs with more than one value: loss, temperature and alpha first, then others by
     depth.
 
@@ -147,7 +169,7 @@ def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def _parts(settings: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+def _parts(settings: Sequence[Settings]) -> list[dict[str, str]]:
     """Describe how each of the settings differs from the others.
 
     Show a loss parameter only if it is not derived from temperature or alpha, and only for losses
@@ -172,9 +194,7 @@ def _parts(settings: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     return _distinguish(parts, settings)
 
 
-def _distinguish(
-    parts: list[dict[str, str]], settings: Sequence[Mapping[str, Any]]
-) -> list[dict[str, str]]:
+def _distinguish(parts: list[dict[str, str]], settings: Sequence[Settings]) -> list[dict[str, str]]:
     """Add further differences to equal descriptions, such as a knob that only one row has."""
     for alike in _alike(parts):
         names = dict.fromkeys(name for i in alike for name in settings[i])
@@ -192,13 +212,13 @@ def _alike(parts: Sequence[Mapping[str, str]]) -> list[list[int]]:
     return [alike for alike in found.values() if len(alike) > 1]
 
 
-def _uses(settings: Mapping[str, Any], knob: str) -> bool:
+def _uses(settings: Settings, knob: str) -> bool:
     """Whether a number of the loss is this knob, or 1 minus it."""
     inside = [value for name, value in settings.items() if name.startswith("loss.")]
     return not inside or any(_follows(value, settings[knob]) for value in inside)
 
 
-def _follows(value: Any, knob: Any) -> bool:
+def _follows(value: object, knob: object) -> bool:
     if knob is None or isinstance(value, bool):
         return False
     if isinstance(value, (int, float)) and isinstance(knob, (int, float)):
@@ -206,7 +226,7 @@ def _follows(value: Any, knob: Any) -> bool:
     return bool(value == knob) or value == {"schedule": "one_minus", "of": knob}
 
 
-def display(value: Any) -> str:
+def display(value: object) -> str:
     """Format a knob's value as one types it."""
     if isinstance(value, Mapping) and "schedule" in value:
         own = (f"{name}={display(each)}" for name, each in value.items() if name != "schedule")
@@ -216,7 +236,7 @@ def display(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
-def part(knob: str, value: Any) -> tuple[str, str]:
+def part(knob: str, value: object) -> tuple[str, str]:
     """Format a knob and its value for people: `student` and `CNN`, `dkd.weight` and `8`."""
     if knob.endswith("._target_"):
         return knob.removesuffix("._target_").removesuffix(".net"), display(value).rpartition(".")[

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from kd.summary.groups import Row, dig
+from kd.summary.groups import Row, accuracy_on_test
 from kd.summary.significance import deviation, finite, mean
 
 
@@ -36,8 +36,8 @@ def label_curves(rows: Sequence[Row]) -> list[LabelCurve]:
     """Return the curves with two or more numbers of labels."""
     found: dict[str, dict[int, Row]] = {}
     for row in rows:
-        count = mean(finite(dig(run.report, "data", "labels") for run in row.runs))
-        both = (row.values(role, "test", "accuracy") for role in ("student", "baseline"))
+        count = mean(finite(run.report.data.labels for run in row.runs))
+        both = (row.values(role, accuracy_on_test) for role in ("student", "baseline"))
         if "data.labels" in row.parts and count is not None and all(both):
             rest = " ".join(f"{k}={v}" for k, v in row.parts.items() if k != "data.labels")
             found.setdefault(rest, {})[round(count)] = row
@@ -46,7 +46,7 @@ def label_curves(rows: Sequence[Row]) -> list[LabelCurve]:
 
 def _curve(name: str, rows: dict[int, Row]) -> LabelCurve:
     values = {
-        role: [row.values(role, "test", "accuracy") for row in rows.values()]
+        role: [row.values(role, accuracy_on_test) for row in rows.values()]
         for role in ("student", "baseline", "teacher")
     }
     teacher = [each for of in values["teacher"] for each in of]

@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from kd.errors import UserError
-from kd.files.report_file import read_report
+from kd.files.report_file import ModelReport, Report, read_report
 
 
 @dataclass(frozen=True)
@@ -19,16 +18,16 @@ class Run:
     """
 
     folder: Path
-    report: dict[str, Any]
+    report: Report
 
-    def model(self, role: str) -> dict[str, Any] | None:
+    def model(self, role: str) -> ModelReport | None:
         """Return the report's entry of a role; None if the run has no such model."""
-        return next((model for model in self.report["models"] if model["role"] == role), None)
+        return self.report.model(role)
 
     @property
     def seed(self) -> int:
         """Seed of the run."""
-        return int(self.report["seed"])
+        return self.report.seed
 
 
 def find_runs(paths: Sequence[Path]) -> list[Run]:

@@ -4,7 +4,7 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 from scipy.stats import t as student_t
 from scipy.stats import ttest_1samp
@@ -13,7 +13,7 @@ LEVEL = 0.05
 SAME = 1e-9  # smaller differences of accuracies count as none
 
 
-def finite(values: Iterable[Any]) -> list[float]:
+def finite(values: Iterable[object]) -> list[float]:
     """Return the finite numbers; a run may lack one, or its loss may have diverged."""
     return [
         float(value) for value in values if isinstance(value, (int, float)) and math.isfinite(value)

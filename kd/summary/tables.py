@@ -2,14 +2,21 @@
 
 import csv
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from io import StringIO
-from typing import Any
 
 from kd.reports.escape import in_a_cell, in_markdown
 from kd.reports.table import Cell, Table
 from kd.reports.units import short
-from kd.summary.groups import Row, differing, display, part
+from kd.summary.groups import (
+    Measure,
+    Row,
+    accuracy_on_test,
+    best_on_validation,
+    differing,
+    display,
+    part,
+)
 from kd.summary.labels import worth_of_teacher
 from kd.summary.reports import Run
 from kd.summary.significance import LEVEL, Gain, deviation, finite, mean
@@ -35,10 +42,11 @@ def accuracy_table(rows: Sequence[Row], gains: Sequence[Gain]) -> Table:
     cells = []
     for rank, (row, gain) in enumerate(zip(rows, gains, strict=True), 1):
         accuracies = [
-            row.values(role, "test", "accuracy") for role in ("student", "baseline", "teacher")
+            row.values(role, accuracy_on_test) for role in ("student", "baseline", "teacher")
         ]
         shown = [
-            spread(each, 100, 2) for each in (row.values("student", "val", "best"), *accuracies)
+            spread(each, 100, 2)
+            for each in (row.values("student", best_on_validation), *accuracies)
         ]
         tests = [Cell("" if p is None else p_text(p), p) for p in (gain.p, gain.corrected)]
         first = (Cell(str(rank), rank), Cell(row.label), Cell(str(len(row.runs)), len(row.runs)))
@@ -54,14 +62,17 @@ def _gain(gain: Gain) -> Cell:
     return found
 
 
+_OF_CLASSES: tuple[tuple[str, Measure, float, int], ...] = (
+    ("balanced accuracy, %", lambda model: model.test.balanced_accuracy, 100, 2),
+    ("AUROC", lambda model: model.test.auroc, 1, 4),
+)
+
+
 def class_table(rows: Sequence[Row]) -> Table | None:
     """Make the metrics for uneven classes, of each role that has them; None if no report does."""
     columns = {
-        f"{role}: {name}": [spread(row.values(role, "test", key), factor, digits) for row in rows]
-        for name, key, factor, digits in (
-            ("balanced accuracy, %", "balanced_accuracy", 100, 2),
-            ("AUROC", "auroc", 1, 4),
-        )
+        f"{role}: {name}": [spread(row.values(role, measure), factor, digits) for row in rows]
+        for name, measure, factor, digits in _OF_CLASSES
         for role in ROLES[::-1]
     }
     columns = {name: cells for name, cells in columns.items() if any(cell.text for cell in cells)}
@@ -72,39 +83,57 @@ def class_table(rows: Sequence[Row]) -> Table | None:
 
 def cost_table(rows: Sequence[Row]) -> Table:
     """Make the remaining facts about each row's student: cost, calibration, training."""
-    columns: dict[str, Callable[[Row], Cell]] = {
-        "parameters": lambda row: _count(row.values("student", "params")),
-        "MACs": lambda row: _count(row.values("student", "macs")),
-        "latency, ms": lambda row: spread(row.values("student", "latency_ms", "median"), 1, 3),
-        "times faster than teacher": lambda row: spread(row.comparison("speedup"), 1, 1),
-        "times fewer parameters": lambda row: spread(row.comparison("compression"), 1, 1),
-        "agrees with teacher, %": lambda row: spread(
-            row.values("student", "test", "agreement"), 100, 1
-        ),
-        "keeps of teacher's accuracy, %": lambda row: spread(row.comparison("retention"), 100, 1),
-        "gap to teacher closed, %": lambda row: spread(_closed_gaps(row), 100, 0),
-        "ECE": lambda row: spread(row.values("student", "test", "ece"), 1, 4),
-        "NLL, nats": lambda row: spread(row.values("student", "test", "nll"), 1, 4),
-        "a step of training, ms": lambda row: spread(row.values("student", "step_ms"), 1, 1),
-        "parameters that training added": lambda row: _count(
-            row.values("student", "training_params")
-        ),
-    }
+    columns = (
+        "parameters",
+        "MACs",
+        "latency, ms",
+        "times faster than teacher",
+        "times fewer parameters",
+        "agrees with teacher, %",
+        "keeps of teacher's accuracy, %",
+        "gap to teacher closed, %",
+        "ECE",
+        "NLL, nats",
+        "a step of training, ms",
+        "parameters that training added",
+    )
     cells = []
     for rank, row in enumerate(rows, 1):
         first = Cell(str(rank), rank), Cell(row.label), Cell(", ".join(nets(row, "student")))
-        cells.append((*first, *(column(row) for column in columns.values())))
+        cells.append((*first, *_costs(row)))
     return Table(("#", "runs", "student", *columns), cells, words=(1, 2))
+
+
+def _costs(row: Row) -> tuple[Cell, ...]:
+    """The numbers of a row of `cost_table`."""
+
+    def of_student(measure: Measure, factor: float, digits: int) -> Cell:
+        return spread(row.values("student", measure), factor, digits)
+
+    return (
+        _count(row.values("student", lambda model: model.params)),
+        _count(row.values("student", lambda model: model.macs)),
+        of_student(lambda model: model.latency_ms.median, 1, 3),
+        spread(row.comparison(lambda each: each.speedup), 1, 1),
+        spread(row.comparison(lambda each: each.compression), 1, 1),
+        of_student(lambda model: model.test.agreement, 100, 1),
+        spread(row.comparison(lambda each: each.retention), 100, 1),
+        spread(_closed_gaps(row), 100, 0),
+        of_student(lambda model: model.test.ece, 1, 4),
+        of_student(lambda model: model.test.nll, 1, 4),
+        of_student(lambda model: model.step_ms, 1, 1),
+        _count(row.values("student", lambda model: model.training_params)),
+    )
 
 
 def _closed_gaps(row: Row) -> list[float]:
     """Return the shares of the teacher's lead that were closed, where the lead is significant."""
     found = []
     for run in row.runs:
-        comparison = run.report["comparison"]
-        interval = comparison.get("lead_ci95")  # missing in older reports
+        comparison = run.report.comparison
+        interval = comparison.lead_ci95  # missing in older reports
         if interval is None or interval[0] > 0:
-            found.append(comparison.get("gap_closed"))
+            found.append(comparison.gap_closed)
     return finite(found)
 
 
@@ -112,8 +141,7 @@ def nets(row: Row, role: str) -> list[str]:
     """Return the names of a role's nets in a row; several only if something besides the config
     changed.
     """
-    models = [model for run in row.runs if (model := run.model(role))]
-    return list(dict.fromkeys(str(model.get("net", "?")) for model in models))
+    return list(dict.fromkeys(model.net for model in row.models(role)))
 
 
 def spread(values: Sequence[float], factor: float, digits: int, sign: str = "") -> Cell:
@@ -204,9 +232,11 @@ def conclusions(rows: Sequence[Row], gains: Sequence[Gain]) -> list[str]:
             f"same trained nets. How "
             "far the result moves with the seed is unknown."
         )
-    ahead = [row for row in rows if (row.comparison("gap_closed"))]
+    ahead = [row for row in rows if (row.comparison(lambda each: each.gap_closed))]
     both = [
-        row for row in rows if row.values("teacher", "test", "accuracy") and row.comparison("gain")
+        row
+        for row in rows
+        if row.values("teacher", accuracy_on_test) and row.comparison(lambda each: each.gain)
     ]
     if both and not ahead:
         lines.append(
@@ -218,9 +248,9 @@ def conclusions(rows: Sequence[Row], gains: Sequence[Gain]) -> list[str]:
 def _best(row: Row, gain: Gain) -> str:
     text = (
         f"Best on validation: {row.label}, with "
-        f"{spread(row.values('student', 'val', 'best'), 100, 2).text} %; "
+        f"{spread(row.values('student', best_on_validation), 100, 2).text} %; "
     )
-    text += f"on test it has {spread(row.values('student', 'test', 'accuracy'), 100, 2).text} %"
+    text += f"on test it has {spread(row.values('student', accuracy_on_test), 100, 2).text} %"
     if gain.mean is not None:
         text += (
             f", {100 * gain.mean:+.2f} points over the baseline ({gain.reading or 'not tested'})"
@@ -237,7 +267,7 @@ def as_csv(rows: Sequence[Row], gains: Sequence[Gain]) -> str:
     knobs = differing([row.settings for row in rows])
     lines = []
     for row, gain in zip(rows, gains, strict=True):
-        accuracies = row.values("student", "test", "accuracy")
+        accuracies = row.values("student", accuracy_on_test)
         low, high = gain.interval or (None, None)
         about = {
             "row": row.label,
@@ -264,27 +294,27 @@ def as_csv(rows: Sequence[Row], gains: Sequence[Gain]) -> str:
     return out.getvalue()
 
 
-def _head(run: Run) -> dict[str, Any]:
+def _head(run: Run) -> dict[str, object]:
     names = ("name", "seed", "finished", "git", "command")
-    return {"folder": run.folder.name, **{name: run.report.get(name) for name in names}}
+    return {"folder": run.folder.name, **{name: getattr(run.report, name) for name in names}}
 
 
-def _numbers(run: Run) -> Iterator[tuple[str, Any]]:
+def _numbers(run: Run) -> Iterator[tuple[str, object]]:
     for role in ROLES:
-        model = run.model(role) or {}
+        model = run.model(role)
         yield from _flat(
-            role, {name: value for name, value in model.items() if name not in ("role", "history")}
+            role, model.model_dump(exclude_unset=True, exclude={"role", "history"}) if model else {}
         )
-    for name in ("comparison", "environment"):
-        yield from _flat(name, run.report.get(name))
+    yield from _flat("comparison", run.report.comparison.plain())
+    yield from _flat("environment", run.report.environment.plain())
 
 
-def _flat(prefix: str, node: Any) -> Iterator[tuple[str, Any]]:
+def _flat(prefix: str, node: object) -> Iterator[tuple[str, object]]:
     if isinstance(node, Mapping):
         for name, value in node.items():
             yield from _flat(f"{prefix}.{name}", value)
     # An interval; other lists, such as a confusion matrix, are left out
-    elif isinstance(node, list):
+    elif isinstance(node, (list, tuple)):
         if len(node) == 2 and not any(isinstance(each, (list, Mapping)) for each in node):
             yield from zip((f"{prefix}.low", f"{prefix}.high"), node, strict=True)
     else:
@@ -297,10 +327,8 @@ def measurement_setup(rows: Sequence[Row]) -> list[str]:
     With several lines, latencies are not comparable across rows.
     """
     places = dict.fromkeys(
-        f"{env.get('device', '?')}, {env.get('threads', '?')} threads, torch "
-        f"{env.get('torch', '?')}"
+        f"{env.device}, {env.threads} threads, torch {env.torch}"
         for row in rows
-        for run in row.runs
-        if isinstance(env := run.report.get("environment"), Mapping)
+        for env in (run.report.environment for run in row.runs)
     )
     return list(places)

@@ -1,8 +1,8 @@
 """Rows of a summary of task-incremental runs: final accuracies, and their course."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from kd.files.report_file import IncrementalReport
 from kd.reports.page import Picture, picture
 from kd.reports.table import Cell, Table
 from kd.reports.tasks import EVALUATIONS, MEASURES, draw_by_method
@@ -25,11 +25,10 @@ def task_table(rows: Sequence[Row]) -> Table | None:
     ]
     cells = []
     for (rank, name), row in found.items():
-        measured = [run.report["incremental"][kind] for kind in EVALUATIONS for run in row.runs]
         columns = [
-            spread(finite(each[measure] for each in measured[i : i + len(row.runs)]), 100, 1)
-            for i in range(0, len(measured), len(row.runs))
-            for measure in MEASURES
+            spread(finite(each.by(kind).measure(name) for each in _task_results(row)), 100, 1)
+            for kind in EVALUATIONS
+            for name in MEASURES
         ]
         cells.append(
             (Cell(str(rank), rank), Cell(name), Cell(str(len(row.runs)), len(row.runs)), *columns)
@@ -42,12 +41,10 @@ def task_picture(rows: Sequence[Row]) -> Picture | None:
     found = _learners(rows)
     if not found:
         return None
-    groups: dict[str, list[Mapping[str, Any]]] = {}
+    groups: dict[str, list[IncrementalReport]] = {}
     for (rank, name), row in list(found.items())[:LINES]:
-        counts = [len(run.report["incremental"]["tasks"]) for run in row.runs]
-        same: list[Mapping[str, Any]] = [
-            run.report for run, count in zip(row.runs, counts, strict=True) if count == counts[0]
-        ]
+        learned = _task_results(row)
+        same = [each for each in learned if len(each.tasks) == len(learned[0].tasks)]
         groups[name if name not in groups else f"{rank} {name}"] = same
     return picture(
         draw_by_method(groups),
@@ -59,14 +56,19 @@ def task_picture(rows: Sequence[Row]) -> Picture | None:
     )
 
 
+def _task_results(row: Row) -> list[IncrementalReport]:
+    """What became of the tasks in each of a row's runs."""
+    return [found for run in row.runs if (found := run.report.incremental)]
+
+
 def _learners(rows: Sequence[Row]) -> dict[tuple[int, str], Row]:
     """Return those rows by rank and name: the method, if it differs, or else what does."""
     found = {
         rank: row
         for rank, row in enumerate(rows, 1)
-        if all("incremental" in run.report for run in row.runs)
+        if all(run.report.incremental for run in row.runs)
     }
-    methods = [str(row.runs[0].report["incremental"]["method"]) for row in found.values()]
+    methods = [_task_results(row)[0].method for row in found.values()]
     return {
         (rank, method if methods.count(method) == 1 else f"{method}: {row.label}"): row
         for (rank, row), method in zip(found.items(), methods, strict=True)

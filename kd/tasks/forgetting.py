@@ -1,17 +1,18 @@
 """Forgetting: the accuracy matrix over tasks, and measures from it."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from kd.files.report_file import TaskAccuracies
 
 Matrix = list[list[float]]  # row i: after task i, on each of the tasks up to it
 
 
 def evaluation(
     scores: Sequence[Tensor], labels: Tensor, sizes: Sequence[int], told: bool
-) -> dict[str, Any]:
+) -> TaskAccuracies:
     """Compute all measures of one protocol; accuracies and their differences are fractions.
 
     Args:
@@ -34,14 +35,14 @@ def evaluation(
     last = matrix[-1][:-1]
     best = [max(row[j] for row in matrix[j:-1]) for j in range(len(last))]
     learned = [matrix[j][j] for j in range(len(last))]
-    return {
-        "matrix": matrix,
-        "after": after,
-        "average": _mean(after),
-        "final": after[-1],
-        "forgetting": _mean([b - a for a, b in zip(last, best, strict=True)]),
-        "backward_transfer": _mean([a - b for a, b in zip(last, learned, strict=True)]),
-    }
+    return TaskAccuracies(
+        matrix=matrix,
+        after=after,
+        average=_mean(after),
+        final=after[-1],
+        forgetting=_mean([b - a for a, b in zip(last, best, strict=True)]),
+        backward_transfer=_mean([a - b for a, b in zip(last, learned, strict=True)]),
+    )
 
 
 def _matrix(

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -17,6 +16,12 @@ from kd.config.trainer import batches_of, trial_note
 from kd.data.base import DataModule, Images
 from kd.data.trial import shorten
 from kd.errors import UserError
+from kd.files.report_file import (
+    IncrementalReport,
+    Report,
+    TaskEvaluation,
+    ValidationAccuracy,
+)
 from kd.files.run_folder import RunFolder
 from kd.files.store import StageResult, Store
 from kd.files.writing import writable, writing
@@ -187,49 +192,44 @@ def _report(
     net: Mapping[Role, StageResult],
     logits: Mapping[Role, Tensor],
     command: str,
-) -> dict[str, Any]:
+) -> Report:
     """Build the report of the last net, with the task results as `incremental`."""
     config, whole = schedule.config, schedule.source.as_it_is()
-    report = make_report(
-        net,
-        logits,
-        whole,
-        name=config.name,
-        seed=config.seed,
-        command=command,
-        config=config.model_dump(),
-    )
+    report = make_report(net, logits, whole, config=config, command=command)
     last = schedule.source.until(len(schedule) - 1)
     sizes = [len(task) for task in schedule.source.tasks]
 
-    def measure(images: Images) -> dict[str, Any]:
+    def measure(images: Images) -> TaskEvaluation:
         scores = schedule.scores(done, images)
-        return {
+        both = {
             name: evaluation(scores, images.labels, sizes, told)
             for name, told in EVALUATIONS.items()
         }
+        return TaskEvaluation(**both)
 
     asked, count = schedule.asked, range(1, len(schedule) + 1)
     keeps = asked.exemplars and not asked.keep_data
-    report["incremental"] = {
-        "method": asked.method,
-        "tasks": [
+    test, val = measure(last.split.test), measure(last.split.val)
+    found = IncrementalReport(
+        method=asked.method,
+        tasks=[
             [last.classes[place] for place in schedule.source.places(task)]
             for task in range(len(schedule))
         ],
-        "classifier": asked.classifier,
-        "exemplars": [
-            sum(map(len, schedule.memory.images(done[:i]))) if keeps else 0 for i in count
-        ],
-        "stages": [stage.key for stage in done],
-        "seconds": [stage.record["seconds"] for stage in done],
-        **measure(last.split.test),
-        "validation": measure(last.split.val),
-    }
+        classifier=asked.classifier,
+        exemplars=[sum(map(len, schedule.memory.images(done[:i]))) if keeps else 0 for i in count],
+        stages=[stage.key for stage in done],
+        seconds=[stage.record["seconds"] for stage in done],
+        class_incremental=test.class_incremental,
+        task_incremental=test.task_incremental,
+        validation=val,
+    )
     # Ranking value of a sweep: the last stage's own validation covers only its own classes.
-    final = report["incremental"]["validation"]["class_incremental"]["final"]
-    report["models"][0]["val"] = {"best": final, "last": final}
-    return report
+    final = val.class_incremental.after[-1]
+    net_of_all = report.models[0].model_copy(
+        update={"val": ValidationAccuracy(best=final, last=final)}
+    )
+    return report.model_copy(update={"incremental": found, "models": [net_of_all]})
 
 
 def _learn(
@@ -312,7 +312,7 @@ def in_data_order(schedule: TaskSchedule, done: StageResult) -> StageResult:
 
 def _write(
     folder: Path,
-    report: dict[str, Any],
+    report: Report,
     schedule: TaskSchedule,
     net: Mapping[Role, StageResult],
     logits: Mapping[Role, Tensor],

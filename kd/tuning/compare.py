@@ -17,7 +17,7 @@ from scipy.stats import t as student_t
 
 from kd.config.schema import Config
 from kd.errors import DamagedError
-from kd.files.report_file import read_report
+from kd.files.report_file import Report, read_report
 from kd.files.run_folder import RunFolder
 from kd.files.writing import whole
 from kd.log import say
@@ -57,14 +57,11 @@ def compare_settings(
                 ["python", "-m", "kd.train", *request.overrides, *overrides, f"seed={seed}"]
             )
             reports.append(_report(config, line, folder / "runs"))
-        students = [
-            next(each for each in report["models"] if each["role"] == "student")
-            for report in reports
-        ]
+        students = [report.student for report in reports]
         found[name] = {
             "overrides": overrides,
-            "validation": [each["val"][request.config.keep] for each in students],
-            "test": [each["test"]["accuracy"] for each in students],
+            "validation": [getattr(each.val, request.config.keep) for each in students],
+            "test": [each.test.accuracy for each in students],
         }
     result = {
         "schema": 1,
@@ -77,14 +74,14 @@ def compare_settings(
         if TUNED in found
         else [],
         "command": command,
-        "git": reports[0]["git"],
-        "environment": reports[0]["environment"],
+        "git": reports[0].git,
+        "environment": reports[0].environment.plain(),
     }
     _write(result, request, folder)
     return result
 
 
-def _report(config: Config, command: str, root: Path) -> dict[str, Any]:
+def _report(config: Config, command: str, root: Path) -> Report:
     """Return the report of a run, from an earlier attempt if there is one."""
     plain = json.loads(json.dumps(config.resolve().model_dump()))
     for path in sorted(root.glob(f"*_{config.name}/report.json")):
@@ -93,7 +90,7 @@ def _report(config: Config, command: str, root: Path) -> dict[str, Any]:
         except DamagedError as error:
             say(f"{error}; the run is done again")
             continue
-        if report["config"] == plain:
+        if report.config == plain:
             say(f"{config.name}: already there")
             return report
     quiet = Console(file=io.StringIO())  # its table is in the run folder
