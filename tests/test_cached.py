@@ -131,10 +131,10 @@ class TestLive:
 
         x = torch.zeros(3, 1, 2, 2)
         expected = [float(np.float16(0.1)), float(np.float16(1 / 3)), 65504.0, -65504.0]
-        half = LiveTeacher(Fixed(), "float16")(x, torch.arange(3), 0)
+        half = LiveTeacher(Fixed(), "float16")(x, torch.arange(3), 0).logits
         assert half.dtype == torch.float32
         assert half.tolist() == [expected] * 3
-        single = LiveTeacher(Fixed(), "float32")(x, torch.arange(3), 0)
+        single = LiveTeacher(Fixed(), "float32")(x, torch.arange(3), 0).logits
         assert torch.equal(single, Fixed()(x))
 
     def test_a_net_is_given_batches_of_one_size_and_layout(self) -> None:
@@ -162,8 +162,8 @@ class TestOnce:
         for view in (0, 1, 0, 1):
             for teacher in (first, second):
                 teacher.prepare(view)
-                found = teacher(*batch(view, 3, 99, 3, 0))
-                assert torch.equal(found, cached(tmp_path).live(*batch(view, 3, 99, 3, 0)))
+                found = teacher(*batch(view, 3, 99, 3, 0)).logits
+                assert torch.equal(found, cached(tmp_path).live(*batch(view, 3, 99, 3, 0)).logits)
         assert first.live.answers.asked == 200  # 100 images in 2 views
         assert second.live.answers.asked == 0
 
@@ -172,13 +172,14 @@ class TestOnce:
         teacher.prepare(1)
         x, index, view = batch(1, 5, 6)
         assert torch.equal(
-            teacher(torch.full_like(x, torch.nan), index, view), teacher.live(x, index, view)
+            teacher(torch.full_like(x, torch.nan), index, view).logits,
+            teacher.live(x, index, view).logits,
         )
 
     def test_another_view_than_the_prepared_one_is_asked_about(self, tmp_path: Path) -> None:
         teacher = cached(tmp_path)
         teacher.prepare(0)
-        assert torch.equal(teacher(*batch(7, 5)), teacher.live(*batch(7, 5)))
+        assert torch.equal(teacher(*batch(7, 5)).logits, teacher.live(*batch(7, 5)).logits)
 
     def test_copies_share_it_and_another_process_opens_it_anew(self, tmp_path: Path) -> None:
         teacher = cached(tmp_path)
@@ -188,7 +189,7 @@ class TestOnce:
         assert sent.rows is None
         assert isinstance(teacher.rows, np.memmap)
         sent.prepare(0)
-        assert torch.equal(sent(*batch(0, 1)), teacher(*batch(0, 1)))
+        assert torch.equal(sent(*batch(0, 1)).logits, teacher(*batch(0, 1)).logits)
 
     def test_a_file_is_mapped_and_never_read_whole(self, tmp_path: Path) -> None:
         rows, classes = 400_000, 100  # 80 MB
@@ -267,10 +268,10 @@ class TestDamage:
         shutil.copytree(
             folder_of(writer, 0), folder_of(reader, 0)
         )  # a path that this process has not verified yet
-        expected = reader.live(*batch(0, 1, 2))
+        expected = reader.live(*batch(0, 1, 2)).logits
         reader.live.answers.asked = 0
         reader.prepare(0)
-        assert torch.equal(reader(*batch(0, 1, 2)), expected)
+        assert torch.equal(reader(*batch(0, 1, 2)).logits, expected)
         assert reader.live.answers.asked == 100
         said = capsys.readouterr().err
         assert "view-0 is damaged (" in said
@@ -360,7 +361,9 @@ class TestSeveralProcesses:
         teacher = cached(tmp_path / "cache", views=3)
         teacher.prepare(0)
         assert teacher.view == 0
-        assert torch.equal(teacher(*batch(0, 3)), LiveTeacher(Sums(), "float32")(*batch(0, 3)))
+        assert torch.equal(
+            teacher(*batch(0, 3)).logits, LiveTeacher(Sums(), "float32")(*batch(0, 3)).logits
+        )
         job.join(60)
         assert teacher.live.answers.asked == 200, "the other two"
         assert len(list(marks.iterdir())) == -(-100 // CHUNK)
@@ -370,7 +373,9 @@ class TestSeveralProcesses:
             "view-2",
         }
         teacher.prepare(2)
-        assert torch.equal(teacher(*batch(2, 3)), LiveTeacher(Sums(), "float32")(*batch(2, 3)))
+        assert torch.equal(
+            teacher(*batch(2, 3)).logits, LiveTeacher(Sums(), "float32")(*batch(2, 3)).logits
+        )
         assert teacher.live.answers.asked == 200
 
     def test_no_room_for_what_comes_next_is_no_reason_not_to_wait(
@@ -407,7 +412,8 @@ class TestNoRoom:
             teacher.prepare(view)
             assert teacher.rows is None
             assert torch.equal(
-                teacher(*batch(view, 3, 9)), LiveTeacher(Sums(), "float32")(*batch(view, 3, 9))
+                teacher(*batch(view, 3, 9)).logits,
+                LiveTeacher(Sums(), "float32")(*batch(view, 3, 9)).logits,
             )
         said = capsys.readouterr().err
         assert said.count("teacher.cache: cannot keep") == 1
@@ -480,7 +486,8 @@ class TestLimit:
         for view in range(5):
             teacher.prepare(view)
             assert torch.equal(
-                teacher(*batch(view, 3)), LiveTeacher(Sums(), "float32")(*batch(view, 3))
+                teacher(*batch(view, 3)).logits,
+                LiveTeacher(Sums(), "float32")(*batch(view, 3)).logits,
             )
         assert {path.name for path in teacher.files.folder.glob("view*")} == {"view-0", "view-1"}
         said = capsys.readouterr().err
@@ -494,10 +501,10 @@ class TestLimit:
     ) -> None:
         teacher = cached(tmp_path, limit=1.5 * self.SIZE / 1e9)
         teacher.prepare(0)
-        before = teacher(*batch(0, 3, 50))
+        before = teacher(*batch(0, 3, 50)).logits
         cached(tmp_path, key="other", limit=1.5 * self.SIZE / 1e9).prepare(0)
         assert not folder_of(teacher, 0).exists()
-        assert torch.equal(teacher(*batch(0, 3, 50)), before)
+        assert torch.equal(teacher(*batch(0, 3, 50)).logits, before)
 
 
 RESNET = ("teacher=resnet18", "teacher.net.width=4", "student=cnn", "student.net.width=2")
@@ -748,7 +755,7 @@ def test_digits_views_are_what_the_teacher_is_asked_about(tmp_path: Path) -> Non
     teacher.prepare(3)
     index = torch.tensor([7, 199, 0])
     x = make_views(part.pixels[index], index, seed=5, view=3, augment=data.augment, pool=part)
-    assert torch.equal(teacher(x, index, 3), live.ask(x))
+    assert torch.equal(teacher(x, index, 3).logits, live.ask(x))
 
 
 @pytest.mark.slow

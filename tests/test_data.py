@@ -28,6 +28,7 @@ from kd.data.chest_xray import ChestXRay
 from kd.data.cifar10 import CIFAR10
 from kd.data.cifar100 import CIFAR100
 from kd.data.digits import Digits
+from kd.data.epoch_views import EpochViews
 from kd.data.fashion_mnist import FashionMNIST
 from kd.data.images import Pixels, PixelStore
 from kd.data.mnist import MNIST
@@ -37,9 +38,9 @@ from kd.errors import UserError
 from kd.measure.metrics import predict_logits, summary
 from kd.teachers.frozen_teacher import FrozenTeacher
 from kd.teachers.live_teacher import LiveTeacher
-from kd.training.distiller import Distiller, accuracy
+from kd.training.distiller import Distiller
 from kd.training.loss_spec import read_loss
-from kd.training.objective import Objective, label_loss
+from kd.training.objective import Objective, accuracy, label_loss
 
 DATA = Path(os.environ.get("KD_DATA_DIR", "data"))
 
@@ -343,13 +344,11 @@ def test_each_net_sees_the_same_mixed_view_under_its_own_normalisation(
         Recorder(),
         Objective(read_loss({"ce_weight": 1.0, "terms": {"kd": kd}}), data.shape),
         lambda net, steps, extra: (torch.optim.SGD(net.parameters(), 0.1), None),
-        augment=data.augment,
+        views=EpochViews(data.augment, 1, pool=data.split.train),
         normalization=data.statistics,
         seed=1,
         teacher=LiveTeacher(teacher),
-        pool=data.split.train,
     )
-    monkeypatch.setattr(distiller, "log", lambda *args, **options: None)
     monkeypatch.setattr(
         Distiller,
         "trainer",
@@ -365,24 +364,11 @@ def test_each_net_sees_the_same_mixed_view_under_its_own_normalisation(
 
 
 @pytest.mark.parametrize("cycle", [None, 2])
-def test_views_are_new_in_each_epoch_or_come_again(
-    cycle: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_views_are_new_in_each_epoch_or_come_again(cycle: int | None) -> None:
     data = Made(augment={"brightness": 0.5}, views=cycle)
-    distiller = Distiller(
-        Recorder(),
-        Objective(read_loss({}), data.shape),
-        configure,
-        augment=data.augment,
-        normalization=data.statistics,
-        seed=1,
-        views=data.views,
-    )
-    batch = next(iter(data.train_loader(16, 0)))
-    seen = []
-    for epoch in range(4):
-        monkeypatch.setattr(Distiller, "current_epoch", epoch)
-        seen.append(distiller.view(batch))
+    views = EpochViews(data.augment, 1, data.views)
+    pixels, _, index = next(iter(data.train_loader(16, 0)))
+    seen = [views.images(pixels, index, views.number(epoch)) for epoch in range(4)]
     same = [[torch.equal(one, other) for other in seen] for one in seen]
     assert same == [
         [i == j or (cycle is not None and (i - j) % cycle == 0) for j in range(4)] for i in range(4)
@@ -561,7 +547,7 @@ def test_two_processes_measure_what_one_does() -> None:
             Fixed(),
             Objective(read_loss({}), data.shape),
             configure,
-            augment=Augment(),
+            views=EpochViews(Augment(), 0),
             normalization=data.statistics,
             seed=0,
             reference=torch.arange(len(data.split.val)) % 10,

@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
 from kd.data.digits import Digits
+from kd.data.epoch_views import EpochViews
 from kd.data.views import normalize, to_unit
 from kd.nets.cnn import CNN
 from kd.nets.resnet import ResNet
@@ -23,6 +24,7 @@ from kd.training.distiller import Distiller
 from kd.training.loss_spec import read_loss
 from kd.training.objective import Objective
 from kd.training.optim import make_optimizer
+from kd.training.step_log import StepLog
 
 KD_LOSS = {"weight": 0.5, "loss": {"_target_": "kd.losses.kd.kd_loss", "temperature": 3.0}}
 
@@ -64,7 +66,7 @@ def distiller(
         net or DropNet(),
         Objective(read_loss(node), data.shape),
         partial(make_optimizer, optim=optim, schedule="constant"),
-        augment=data.augment,
+        views=EpochViews(data.augment, 0),
         normalization=data.statistics,
         seed=0,
         teacher=LiveTeacher(teacher) if teacher else None,
@@ -82,7 +84,11 @@ def train(
         enable_model_summary=False,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
-        callbacks=[ModelCheckpoint(folder, "last", save_on_train_epoch_end=True), *callbacks],
+        callbacks=[
+            ModelCheckpoint(folder, "last", save_on_train_epoch_end=True),
+            StepLog(),
+            *callbacks,
+        ],
     )
     trainer.fit(module, data.train_loader(50, 0), data.val_loader())
     return trainer
@@ -203,7 +209,8 @@ def test_every_term_and_weight_is_logged_by_the_step(
     module.objective = Objective(read_loss({"ce_weight": 0.5, "terms": {"kd": node}}), digits.shape)
     logger = Written(tmp_path)
     trainer = L.Trainer(
-        accelerator="cpu", max_epochs=2, logger=logger, log_every_n_steps=every, enable_checkpointing=False,
+        accelerator="cpu", max_epochs=2, logger=logger, log_every_n_steps=every, callbacks=StepLog(),
+        enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
     )  # fmt: skip
     trainer.fit(module, digits.train_loader(50, 0), digits.val_loader())  # 4 steps an epoch

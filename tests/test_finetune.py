@@ -102,7 +102,7 @@ def test_the_head_alone_bit_for_bit(
     modes: list[tuple[bool, ...]] = []
     step = Distiller.training_step
 
-    def note(self: Distiller, *args: Any) -> Tensor:
+    def note(self: Distiller, *args: Any) -> dict[str, Any]:
         modes.append(
             tuple(module.training for name, module in self.net.named_modules() if name != "fc")
         )

@@ -181,7 +181,7 @@ def test_a_teacher_answers_in_its_own(precision: Any, dtype: torch.dtype, around
     frozen = FrozenTeacher(Dtypes(), (0.5,), (0.5,))
     x = torch.rand(3, 1, 8, 8)
     with torch.autocast("cpu", torch.bfloat16, enabled=around):
-        answers = LiveTeacher(frozen, "float16", precision)(x, torch.arange(3), 0)
+        answers = LiveTeacher(frozen, "float16", precision)(x, torch.arange(3), 0).logits
     assert (answers.dtype, frozen.net.seen) == (torch.float32, {dtype})
 
 
@@ -197,13 +197,13 @@ def test_each_net_trains_in_its_own(make_config: Make, monkeypatch: pytest.Monke
     found: list[tuple[torch.dtype, ...]] = []
     step = Distiller.training_step
 
-    def note(self: Distiller, *args: Any) -> Tensor:
+    def note(self: Distiller, *args: Any) -> dict[str, Any]:
         handle = self.net.register_forward_hook(lambda *each: seen.append(each[-1].dtype))
         seen: list[torch.dtype] = []
-        loss = step(self, *args)
+        result = step(self, *args)
         handle.remove()
-        found.append((*seen, loss.dtype))
-        return loss
+        found.append((*seen, result["loss"].dtype))
+        return result
 
     monkeypatch.setattr(Distiller, "training_step", note)
     config = make_config("trainer=cpu", "trainer.precision=bf16", "stages=[teacher,baseline]")

@@ -6,7 +6,8 @@ an in-place ReLU, a copy is kept; otherwise none is made.
 
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
-from typing import Any, Literal, TypeAlias
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from torch import Tensor, nn
 
@@ -19,6 +20,19 @@ Side: TypeAlias = Literal["s", "t"]  # student or teacher
 FEATS, PREACTS, POOLED, HEAD = "feats", "preacts", "pooled", "head"
 KINDS = (FEATS, PREACTS, POOLED, HEAD)
 LISTS = (FEATS, PREACTS)
+
+
+class NetOutput(NamedTuple):
+    """Output of a net for a batch, of the student or the teacher.
+
+    Attributes:
+        logits: [B, num_classes].
+        features: what hooks recorded, by kind: `feats` and `preacts`, lists of tensors [B, ...] in
+            layer order; `pooled` [B, D]; `head`, the last layer. Empty without hooks.
+    """
+
+    logits: Tensor
+    features: Mapping[str, Any] = MappingProxyType({})
 
 
 class FeatureHooks:
@@ -66,17 +80,11 @@ class FeatureHooks:
         if self.on:
             self.found[layer] = value.clone() if layer in self.paths.copied else value
 
-    def __call__(
-        self, call: Callable[[Tensor], Tensor], x: Tensor
-    ) -> tuple[Tensor, dict[str, Any]]:
-        """Compute the logits for x [B, C, H, W] and the recorded signals, by kind.
+    def __call__(self, call: Callable[[Tensor], Tensor], x: Tensor) -> NetOutput:
+        """Compute the logits for x [B, C, H, W], and record the features.
 
         Args:
             call: the net itself, or its wrapper.
-
-        Returns:
-            logits [B, C]; and per kind `feats` and `preacts`, lists of tensors [B, ...] in layer
-            order, `pooled` [B, D], and `head`, the last layer.
         """
         self.on = True
         try:
@@ -94,7 +102,7 @@ class FeatureHooks:
             self.found.clear()
         if HEAD in self.kinds and self.paths.head is not None:
             seen[HEAD] = self.net.get_submodule(self.paths.head)
-        return logits, seen
+        return NetOutput(logits, seen)
 
 
 def _entering(
@@ -131,6 +139,13 @@ def build_arguments(
     }
 
 
-def as_signals(seen: Mapping[str, Any], side: Side) -> dict[str, Any]:
-    """Name the recorded signals of the student (`s`) or the teacher (`t`)."""
-    return {f"{kind}_{side}": value for kind, value in seen.items()}
+def as_signals(output: NetOutput | None, side: Side) -> dict[str, Any]:
+    """Return the output of the student (`s`) or the teacher (`t`) by the names of the signals.
+
+    Args:
+        output: None gives no signals.
+    """
+    if output is None:
+        return {}
+    features = {f"{kind}_{side}": value for kind, value in output.features.items()}
+    return {f"logits_{side}": output.logits, **features}

@@ -61,8 +61,8 @@ def try_out(plan: StagePlan, data: DataModule) -> Objective:
                 net, taps.get(role, []), data.shape, where=f"{role}.taps", training=side == "s"
             )
             with torch.no_grad():
-                logits, seen = FeatureHooks(net.eval(), paths[side], kinds_of(asked, side))(net, x)
-            signals |= {f"logits_{side}": logits, **as_signals(seen, side)}
+                hooks = FeatureHooks(net.eval(), paths[side], kinds_of(asked, side))
+                signals |= as_signals(hooks(net, x), side)
     where = "loss"
     objective = Objective(
         plan.loss,

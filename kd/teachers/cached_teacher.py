@@ -16,6 +16,7 @@ from kd.data.images import Images
 from kd.data.views import Augment, make_views
 from kd.errors import WriteError
 from kd.log import console, say
+from kd.nets.hooks import NetOutput
 from kd.teachers.live_teacher import LiveTeacher, chunk_of
 from kd.teachers.view_files import ViewFiles
 
@@ -121,13 +122,14 @@ class CachedTeacher:
             if mine and self.files.open(view) is None:
                 self.files.write(view, self._compute(view))
 
-    def __call__(self, x: Tensor, index: Tensor, view: int) -> Tensor:
+    def __call__(self, x: Tensor, index: Tensor, view: int) -> NetOutput:
         """Return the logits for x [B, C, H, W] in [0, 1] and index int64 [B]: float32 [B,
         classes].
         """
         if self.rows is None or view != self.view:
             return self.live(x, index, view)
-        return torch.from_numpy(self.rows[index.cpu().numpy()]).to(x.device).float()
+        rows = torch.from_numpy(self.rows[index.cpu().numpy()])
+        return NetOutput(rows.to(x.device).float())
 
     def _compute(self, view: int) -> Iterator[NDArray[np.floating]]:
         """Compute all rows of a view, block by block."""

@@ -1,13 +1,12 @@
 """Teacher with features: always asked live, because features are not cached."""
 
 from collections.abc import Collection
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from kd.config.precision import Precision
-from kd.nets.hooks import FeatureHooks, as_signals
+from kd.nets.hooks import FeatureHooks, NetOutput
 from kd.nets.layer_paths import FeaturePaths
 from kd.teachers.frozen_teacher import FrozenTeacher
 from kd.teachers.live_teacher import LiveTeacher, Outputs, computing_in
@@ -33,13 +32,12 @@ class FeatureTeacher(LiveTeacher):
         precision: Precision = "32-true",
     ) -> None:
         super().__init__(answers, outputs, precision)
-        self.paths, self.taps = paths, FeatureHooks(answers.net, paths, kinds)
+        self.paths = paths
+        self.hooks = FeatureHooks(answers.net, paths, kinds)
 
     @torch.no_grad()
-    def look(self, x: Tensor) -> dict[str, Any]:
-        """Compute the teacher's signals for x [B, C, H, W] in [0, 1], by name, with `logits_t`
-        float32 [B, classes].
-        """
+    def __call__(self, x: Tensor, index: Tensor, view: int) -> NetOutput:
+        """Compute float32 logits [B, classes] and the features for x [B, C, H, W] in [0, 1]."""
         with computing_in(self.precision, x.device):
-            logits, seen = self.taps(self.answers, x)
-        return {"logits_t": self._round(logits).float(), **as_signals(seen, "t")}
+            output = self.hooks(self.answers, x)
+        return output._replace(logits=self._round(output.logits).float())

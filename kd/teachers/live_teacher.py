@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from kd.config.precision import Precision
+from kd.nets.hooks import NetOutput
 
 # On a CPU a net always gets this many images at once, padded with blank ones. The last bit of its
 # logits depends on the batch size (not on the other images), and must not depend on the caller.
@@ -44,12 +45,16 @@ class TeacherNet(Protocol):
 
 
 class Teacher(Protocol):
-    """Teacher in training: image `index` in view `view`, with pixels x -> float32 logits [B,
-    num_classes].
-    """
+    """Teacher in training."""
 
-    def __call__(self, x: Tensor, index: Tensor, view: int) -> Tensor:
-        """Return the logits for x [B, C, H, W] in [0, 1] and index int64 [B], without gradient."""
+    def __call__(self, x: Tensor, index: Tensor, view: int) -> NetOutput:
+        """Return float32 logits [B, num_classes], and features where asked, without gradient.
+
+        Args:
+            x: views of images, float32 [B, C, H, W] in [0, 1].
+            index: the images' numbers in the training part, int64 [B].
+            view: number of the view, from 0.
+        """
 
     def prepare(self, view: int) -> None:
         """Prepare for a view; called before its first batch."""
@@ -87,12 +92,12 @@ class LiveTeacher:
     def prepare(self, view: int) -> None:
         """Do nothing; a live teacher needs no preparation."""
 
-    def __call__(self, x: Tensor, index: Tensor, view: int) -> Tensor:
+    def __call__(self, x: Tensor, index: Tensor, view: int) -> NetOutput:
         """Compute float32 logits [B, num_classes] for x [B, C, H, W].
 
         They are equal for equal pixels in any batch; on an accelerator up to the last bits.
         """
-        return self.ask(x).float()
+        return NetOutput(self.ask(x).float())
 
     @torch.no_grad()
     def ask(self, x: Tensor) -> Tensor:

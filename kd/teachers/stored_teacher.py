@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from kd.nets.hooks import NetOutput
+
 
 class StoredTeacher:
     """Replays stored logits without a net.
@@ -25,6 +27,6 @@ class StoredTeacher:
     def prepare(self, view: int) -> None:
         """Do nothing; the stored logits serve all views."""
 
-    def __call__(self, x: Tensor, index: Tensor, view: int) -> Tensor:
+    def __call__(self, x: Tensor, index: Tensor, view: int) -> NetOutput:
         """Return the rows [B, C] of the images index [B]."""
-        return self.rows[index]
+        return NetOutput(self.rows[index])

@@ -10,34 +10,33 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 
-from kd.data.base import Batch, Images
-from kd.data.views import Augment, make_views, mixed_target, normalize, to_unit
-from kd.nets.hooks import FeatureHooks, as_signals
-from kd.teachers.feature_teacher import FeatureTeacher
+from kd.data.base import Batch
+from kd.data.epoch_views import EpochViews
+from kd.data.views import normalize, to_unit
+from kd.nets.hooks import FeatureHooks, NetOutput, as_signals
 from kd.teachers.live_teacher import Teacher
 from kd.training.finite import finite
 from kd.training.layout import layout_of, to_layout
 from kd.training.memory import keep_memory
-from kd.training.objective import Objective, label_mask
+from kd.training.objective import Objective, accuracy
+from kd.training.step_log import is_logged
 
 
 class Distiller(L.LightningModule):
-    """Trains `net`; the teacher stays outside the module tree, hence outside mode, optimiser and checkpoint.
+    """Trains a net. The teacher is no submodule, so modes, optimiser and checkpoints leave it out.
 
     Args:
         net: the net to train.
-        objective: the loss; what it learns itself is trained and checkpointed beside the net.
-        configure: makes the optimiser, and its schedule by the step, from the net, the number of steps to come, and
-            `extra`, what the objective learns itself.
-        augment: what may happen to a training image.
+        objective: the loss; its own parameters are trained and checkpointed beside the net.
+        configure: makes the optimiser and its schedule by the step, from the net, the number of
+            steps, and `extra`, the objective's parameters.
+        views: makes the views of training images, and their labels.
         normalization: mean and standard deviation per channel, for pixels in [0, 1].
-        seed: seeds the views, and whatever a net draws by itself (dropout), anew in each epoch.
-        views: None for a new view in each epoch, V to cycle through V.
-        teacher: answers for the views of a batch; None where the objective needs none.
-        reference: classes that a teacher chose for the validation images, int64 [number of them]; for
-            `val/agreement` alone.
-        taps: what the objective wants to see of the net besides its logits; None where that is nothing.
-        pool: the images that the second picture of a mixed view comes from; None where views do not mix.
+        seed: seeds what a net draws by itself (dropout), anew in each epoch.
+        teacher: gives the outputs the objective asks for; None where it asks for none.
+        reference: classes chosen by a teacher for the validation images, int64 [their number], for
+            `val/agreement`.
+        hooks: record the features that the objective asks for; None where it asks for none.
     """
 
     def __init__(
@@ -46,98 +45,77 @@ class Distiller(L.LightningModule):
         objective: Objective,
         configure: Callable[..., tuple[Optimizer, Any]],
         *,
-        augment: Augment,
+        views: EpochViews,
         normalization: tuple[tuple[float, ...], tuple[float, ...]],
         seed: int,
-        views: int | None = None,
         teacher: Teacher | None = None,
         reference: Tensor | None = None,
-        taps: FeatureHooks | None = None,
-        pool: Images | None = None,
+        hooks: FeatureHooks | None = None,
     ) -> None:
         super().__init__()
-        self.net, self.objective = net, objective
-        self.configure, self.teacher, self.taps = configure, teacher, taps
-        self.augment, self.normalization = augment, normalization
-        self.seed, self.views, self.layout = seed, views, torch.channels_last
-        self.reference, self.pool = reference, pool
+        self.net = net
+        self.objective = objective
+        self.configure = configure
+        self.views = views
+        self.normalization = normalization
+        self.seed = seed
+        self.teacher = teacher
+        self.reference = reference
+        self.hooks = hooks
+        self.layout = torch.channels_last
         self.train_acc = MeanMetric()
-        self.val_loss, self.val_acc, self.val_agreement = MeanMetric(), MeanMetric(), MeanMetric()
+        self.val_loss = MeanMetric()
+        self.val_acc = MeanMetric()
+        self.val_agreement = MeanMetric()
 
     def on_fit_start(self) -> None:
-        """Bring the teacher to where the student is: Lightning does not know of it."""
-        keep_memory()  # here, as each process of a distributed training comes here
+        """Move the teacher to the student's device, as Lightning does not know it."""
+        keep_memory()  # here, because each process of a distributed training comes here
         self.layout = layout_of(self.net, self.trainer.precision, self.device)
         self.to(memory_format=self.layout)
         if self.teacher is not None:
             self.teacher.to(self.device)
 
     def on_train_epoch_start(self) -> None:
-        """Seed what a net draws by itself, so that a run resumed at this epoch draws the same; prepare the teacher."""
+        """Prepare the teacher. Seed the net's own draws, so that a resumed run repeats them."""
         if self.teacher is not None:
-            self.teacher.prepare(self._which()["view"])
+            self.teacher.prepare(self.views.number(self.current_epoch))
         torch.manual_seed((self.seed * 1_000_003 + self.current_epoch + 1) % 2**63)
 
-    def view(self, batch: Batch) -> Tensor:
-        """This epoch's views of a batch: float32 [B, C, H, W] in [0, 1]."""
-        return make_views(batch[0], batch[2], augment=self.augment, pool=self.pool, **self._which())
-
-    def target(self, batch: Batch, classes: int) -> Tensor:
-        """The labels of those views: int64 [B], -1 for none; of mixed views float32 [B, classes], zeros for none."""
-        (*_, size), target, index = batch[0].shape, batch[1], batch[2]
-        if self.pool is None:
-            return target
-        return mixed_target(
-            target, index, classes, size, augment=self.augment, pool=self.pool, **self._which()
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """Distil one batch; returns the `loss`, a scalar, and all its `parts` for `StepLog`."""
+        pixels, labels, index = batch
+        view = self.views.number(self.current_epoch)
+        x = self.views.images(pixels, index, view)
+        inputs = to_layout(normalize(x, *self.normalization), self.layout)
+        student = self.student(inputs)
+        teacher = self.teacher(x, index, view) if self.teacher is not None else None
+        target = self.views.targets(labels, index, view, student.logits.shape[1], x.shape[-1])
+        parts = self.objective(
+            {
+                **as_signals(student, "s"),
+                **as_signals(teacher, "t"),
+                "target": target,
+                "index": index,
+                "x": inputs,
+                "epoch": self.current_epoch,
+                "progress": self.trainer.global_step / self.steps,
+            }
         )
+        self.train_acc.update(*accuracy(student.logits, target))
+        loss = finite(parts, self.trainer, look=is_logged(self.trainer, batch_idx))
+        return {"loss": loss, "parts": parts}
 
-    def _which(self) -> dict[str, int]:
-        epoch = self.current_epoch
-        return {"seed": self.seed, "view": epoch if self.views is None else epoch % self.views}
+    def student(self, inputs: Tensor) -> NetOutput:
+        """Compute logits, and features where the objective asks for them.
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """One batch of views, both nets' logits, the objective; returns the loss, a scalar."""
-        x = self.view(batch).contiguous(memory_format=torch.channels_last)
-        normalized = to_layout(normalize(x, *self.normalization), self.layout)
-        logits, seen = self.taps(self.net, normalized) if self.taps else (self.net(normalized), {})
-        target = self.target(batch, logits.shape[1])
-        signals: dict[str, Any] = {
-            "logits_s": logits,
-            "target": target,
-            "index": batch[2],
-            "x": normalized,
-        }
-        signals |= {
-            "epoch": self.current_epoch,
-            "progress": self.trainer.global_step / self.steps,
-            **as_signals(seen, "s"),
-        }
-        if isinstance(self.teacher, FeatureTeacher):
-            signals |= self.teacher.look(x)
-        elif self.objective.needs_teacher:
-            assert self.teacher is not None
-            signals["logits_t"] = self.teacher(x, batch[2], self._which()["view"])
-        parts = self.objective(signals)
-        self.train_acc.update(*accuracy(logits, target))
-        if written := self._is_written(batch_idx):
-            for name, value in parts.items():
-                spread = isinstance(value, Tensor)  # each rank has its own, and all log the mean
-                self.log(f"train/{name}", value, prog_bar=name == "loss", sync_dist=spread)
-            self.log("train/acc", self.train_acc, on_step=False, on_epoch=True)
-            self.log("lr", max(each["lr"] for each in self.trainer.optimizers[0].param_groups))
-        return finite(parts, self.trainer, look=written)
-
-    def _is_written(self, batch_idx: int) -> bool:
-        """Whether the logger or the epoch's row takes this step's values; `log` costs 0.3 ms for each, taken or not."""
-        t: Any = self.trainer  # the type checker does not see its `log_every_n_steps`
-        return (
-            batch_idx == 0
-            or t.is_last_batch
-            or (t.global_step + 1) % max(1, t.log_every_n_steps) == 0
-        )
+        Args:
+            inputs: normalised images, float32 [B, C, H, W].
+        """
+        return self.hooks(self.net, inputs) if self.hooks else NetOutput(self.net(inputs))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Cross-entropy, accuracy and agreement with the reference, averaged over all images exactly."""
+        """Log cross-entropy, accuracy and agreement with the reference, exact over all images."""
         pixels, target, index = batch
         logits = self.net(normalize(to_unit(pixels), *self.normalization)).float()
         chosen = logits.argmax(1)
@@ -151,16 +129,8 @@ class Distiller(L.LightningModule):
             self.log("val/agreement", self.val_agreement)
 
     def configure_optimizers(self) -> Any:
-        """The optimiser, and its schedule by the step."""
+        """Make the optimiser, and its schedule by the step."""
         self.steps = max(1, int(self.trainer.estimated_stepping_batches))
         extra = list(self.objective.parameters())
         optimizer, schedule = self.configure(self.net, self.steps, extra=extra)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
-def accuracy(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Share of the labelled images that are told right, mixed ones by their larger part, and how many are labelled."""
-    labelled = label_mask(target)
-    dominant = target if target.ndim == 1 else target.argmax(1)
-    count = labelled.sum()
-    return ((logits.argmax(1) == dominant) & labelled).sum() / count.clamp(min=1), count.float()

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
 from kd.data.base import DataModule
+from kd.data.epoch_views import EpochViews
 from kd.errors import DivergedError, StopRequest, UserError
 from kd.files.checkpoints import last_good, read_checkpoint
 from kd.files.tensors import save_tensors
@@ -28,6 +29,7 @@ from kd.training.hooks import hook
 from kd.training.loss_spec import LossSpec
 from kd.training.objective import Objective
 from kd.training.optim import make_optimizer
+from kd.training.step_log import StepLog
 from kd.training.trainer import make_trainer, send_as_bytes
 
 
@@ -77,7 +79,7 @@ def fit(
     """
     distiller = _distiller(net, spec, loss, data, teacher, reference)
     distiller.objective.go_on_from(learned or {})
-    if runtime.get("compile") and distiller.taps is None:  # hooks would split the compiled graph
+    if runtime.get("compile") and distiller.hooks is None:  # hooks would split the compiled graph
         distiller.net.compile()
     history = History(name, watch)
     own = [history, *_callbacks(name, spec, watched, data.shape)]
@@ -129,7 +131,7 @@ def _callbacks(
     name: str, spec: Mapping[str, Any], watched: TeacherDiagnosis | None, shape: Shape
 ) -> list[Callback]:
     """The callbacks that a stage asks for besides its history."""
-    found: list[Callback] = [RemainingTime(name)]
+    found: list[Callback] = [StepLog(), RemainingTime(name)]
     if watched:
         found.append(DiagnosisLog(watched))
     if "trains" in spec:
@@ -149,7 +151,7 @@ def _distiller(
     """Build the LightningModule from the stage's spec."""
     # A loss may hold a net, whose init must depend only on the seed and differ from the student's.
     torch.manual_seed((spec["seed"] * 1_000_003 + 500_009) % 2**63)
-    taps, arguments = hook(net, spec, loss, teacher, data.shape, data.split.train.labels)
+    hooks, arguments = hook(net, spec, loss, teacher, data.shape, data.split.train.labels)
     return Distiller(
         net,
         Objective(
@@ -166,14 +168,12 @@ def _distiller(
             epochs=spec["epochs"],
             clips=spec["gradient_clip"] is not None,
         ),
-        augment=data.augment,
+        views=EpochViews(data.augment, spec["seed"], data.views, data.mixing_pool),
         normalization=normalization_of(net, data.statistics),
         seed=spec["seed"],
-        views=data.views,
         teacher=teacher,
         reference=reference,
-        taps=taps,
-        pool=data.mixing_pool,
+        hooks=hooks,
     )
 
 

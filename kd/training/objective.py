@@ -209,6 +209,22 @@ def label_loss(
     )
 
 
+def accuracy(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the accuracy on labelled images, a fraction, and how many are labelled; scalars.
+
+    A mixed image counts as its larger part.
+
+    Args:
+        logits: [B, C].
+        target: as for `label_mask`.
+    """
+    labelled = label_mask(target)
+    dominant = target if target.ndim == 1 else target.argmax(1)
+    right = (logits.argmax(1) == dominant) & labelled
+    count = labelled.sum()
+    return right.sum() / count.clamp(min=1), count.float()
+
+
 def label_mask(target: Tensor) -> Tensor:
     """Mark the labelled images of a batch: bool [B].
 

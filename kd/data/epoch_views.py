@@ -1,0 +1,69 @@
+"""The views of training images in each epoch, and the labels of those views."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kd.data.images import Images
+from kd.data.views import Augment, make_views, mixed_target
+
+
+@dataclass(frozen=True)
+class EpochViews:
+    """Makes the views of a batch by their number, so that a teacher can store its outputs by view.
+
+    Attributes:
+        augment: what may happen to an image.
+        seed: seeds the draws, at least 0.
+        cycle: number of views that are repeated in turn; None for a new one in each epoch.
+        pool: source of the second image of a mixed view; None where views do not mix.
+    """
+
+    augment: Augment
+    seed: int
+    cycle: int | None = None
+    pool: Images | None = None
+
+    def number(self, epoch: int) -> int:
+        """Return the view of an epoch, both counted from 0."""
+        return epoch if self.cycle is None else epoch % self.cycle
+
+    def images(self, pixels: Tensor, index: Tensor, view: int) -> Tensor:
+        """Make the views of a batch.
+
+        Args:
+            pixels: uint8 [B, C, H, W].
+            index: the images' numbers in the training part, int64 [B].
+
+        Returns:
+            float32 [B, C, H, W] in [0, 1], channels last in memory.
+        """
+        x = make_views(
+            pixels, index, seed=self.seed, view=view, augment=self.augment, pool=self.pool
+        )
+        return x.contiguous(memory_format=torch.channels_last)
+
+    def targets(self, labels: Tensor, index: Tensor, view: int, classes: int, size: int) -> Tensor:
+        """Make the labels of those views.
+
+        Args:
+            labels: int64 [B], -1 for none.
+            classes: number of them.
+            size: width of an image, in pixels.
+
+        Returns:
+            int64 [B], -1 for none; of mixed views float32 [B, classes], a row of zeros for none.
+        """
+        if self.pool is None:
+            return labels
+        return mixed_target(
+            labels,
+            index,
+            classes,
+            size,
+            seed=self.seed,
+            view=view,
+            augment=self.augment,
+            pool=self.pool,
+        )
