@@ -19,7 +19,9 @@ from kd.runs.reader import open_run
 
 
 def _read_request(cfg: DictConfig, typed: set[str]) -> Evaluate:
-    return check_as(Evaluate, cfg)
+    config = check_as(Evaluate, cfg)
+    config._typed = frozenset(typed)
+    return config
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="evaluate")

@@ -1,17 +1,26 @@
 """Images that are there more than once: what is said of them, what is dropped, and how carving treats them."""
 
 import time
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from commands import exit_code
+from composed import TINY
 from made_reports import REPORT, made_report
+from PIL import Image
 
 from kd.data.base import DataModule, Images, Source
 from kd.data.images import Facts, Pixels, PixelStore
 from kd.data.parts import check_counts, hold_out
 from kd.errors import UserError
+from kd.files.header import STUDENT
 from kd.reports.run_report import verdict
+from kd.shipping.model import load_model
+
+PAGES = ("report.md", "report.html", "MODEL_CARD.md")
 
 
 def images(numbers: list[int], labels: list[int], groups: list[str] | None = None) -> Images:
@@ -108,6 +117,47 @@ def test_the_verdict_begins_with_test_images_that_were_trained_on() -> None:
     assert verdict(report)[0].startswith("Of the 18 test images, 18 are in train too")
     found["dropped"] = {"train": 18}
     assert verdict(made_report(data={**REPORT["data"], "duplicates": found})) == []
+
+
+def test_a_folder_whose_test_was_trained_on_as_a_user_sees_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All 18 test images are in train, one of them under the other label; files of 12 bits in 16.
+
+    What is wrong, and what was passed over, stands in the output, the report and the model card. How
+    files were read goes into what is shipped.
+    """
+    draw = np.random.default_rng(0)
+    for i in range(40):
+        name, other = ("cat", "dog") if i % 2 else ("dog", "cat")
+        image = Image.fromarray(draw.integers(0, 4096, (8, 8), dtype=np.uint16))
+        image.putpixel((0, 0), 4095)
+        places = [f"train/{name}", *([f"test/{other if i == 3 else name}"] if i < 18 else [])]
+        for place in places:
+            (tmp_path / "photos" / place).mkdir(parents=True, exist_ok=True)
+            image.save(tmp_path / "photos" / place / f"{i:02d}.png")
+    (tmp_path / "photos" / "train" / "cat" / "x.heic").write_text("no picture here")
+    words = ["model=mlp_to_mlp", *TINY, "data=image_folder", f"data.root={tmp_path / 'photos'}"]
+    words += ["data.image_size=8", "data.channels=1", "data.bit_depth=12", "data.limit=null"]
+    words += ["stages=[distill]", "loss=label_smoothing", f"output_dir={tmp_path}"]
+    assert exit_code("train", *words, "data.on_duplicate=stop") == 2
+    assert "data.on_duplicate: found duplicate images" in capsys.readouterr().err
+    assert exit_code("train", *words) == 0
+    said = capsys.readouterr()
+    notes = ["of 18 in test 18 also in train", "under more than one label: 1", "1 .heic"]
+    (folder,) = tmp_path.glob("runs/*")
+    pages = {page: (folder / page).read_text() for page in PAGES}
+    for note in notes:
+        assert all(note in text for text in (said.err, *pages.values())), note
+    trained = "Of the 18 test images, 18 are in train too"
+    for page, text in {"output": said.out, **pages}.items():
+        assert trained in " ".join(text.split()), page
+    assert exit_code("export", f"run={folder}", "formats=[onnx]") == 0
+    first = tmp_path / "photos/train/dog/00.png"
+    wanted = np.round(np.asarray(Image.open(first), np.float64) * 255 / 4095)
+    for file in (folder / STUDENT, folder / "export" / "student.onnx"):
+        pixels = load_model(str(file), "model").read(first)
+        assert pixels.flatten().tolist() == wanted.flatten().tolist(), file
 
 
 def test_carving_takes_linear_time() -> None:

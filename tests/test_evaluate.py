@@ -180,6 +180,24 @@ def test_other_images_of_the_same_classes(finished: Path, photos: Path, tmp_path
     assert file.exists()
 
 
+def test_other_images_are_read_as_the_runs_were(
+    finished: Path, photos: Path, tmp_path: Path
+) -> None:
+    """The photographs again, as 12 bits in 16: white is at level 4095."""
+    for file in photos.glob("*/*.png"):
+        levels = np.round(np.asarray(Image.open(file), np.float64) * 4095 / 255)
+        Image.fromarray(levels.astype(np.uint16)).save(file)
+    run = open_run(finished)
+    run.report.data.reading["bit_depth"] = 12
+    words = ("data=image_folder", f"data.root={photos}", f"out={tmp_path}")
+    for typed, left_out in ((set(), 30), ({"data", "data.bit_depth"}, 0)):  # 16 in conf
+        asked = _read_request(
+            composed_command("evaluate", f"run={finished}", f"output_dir={tmp_path}", *words), typed
+        )
+        found = json.loads(evaluate(run, asked, "").read_text())["data"]
+        assert found["left_out"] == left_out  # found by their pixels
+
+
 def test_labels_go_by_the_names_of_classes(photos: Path) -> None:
     node = {"_target_": "kd.data.image_folder.ImageFolder", "root": str(photos)}
     backwards = tuple(reversed(CLASSES))

@@ -104,6 +104,8 @@ def test_what_images_means(pictures: Path) -> None:
     listed = pictures / "list.txt"
     listed.write_text(f"{pictures / 'gray.png'}\n\n  {pictures / 'a.png'}\n")
     assert files_of(str(listed)) == [pictures / "gray.png", pictures / "a.png"]
+    listed.write_text(f"\ufeff{pictures / 'gray.png'}\n")  # a byte-order mark, as Windows writes
+    assert files_of(str(listed)) == [pictures / "gray.png"]
 
 
 def test_a_listed_file_that_is_not_there_has_a_row_too(

@@ -75,7 +75,7 @@ class TestLabels:
         assert kept(labels=300) == list(range(300))
 
     def test_a_file_lists_them(self, tmp_path: Path) -> None:
-        (tmp_path / "list.txt").write_text("# mine\n5\n\n 299\n0\n5\n")
+        (tmp_path / "list.txt").write_text("\ufeff# mine\n5\n\n 299\n0\n5\n")
         assert kept(labels=str(tmp_path / "list.txt")) == [0, 5, 299]
 
     def test_a_file_may_name_what_is_validated_on_or_was_left_out(self, tmp_path: Path) -> None:

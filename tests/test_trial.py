@@ -34,6 +34,7 @@ def test_how_many_images_are_left_and_each_class_is_among_them() -> None:
     counts = torch.bincount(split.test.labels)
     assert len(counts) == 10
     assert counts.max() - counts.min() <= 1
+    assert len(parts(limit_train_batches=2, limit_test_batches=2).split.test) == 2 * 32
     assert len(parts().split.test) == len(whole.test)
     assert len(parts(limit_test_batches=1.0).split.test) == len(whole.test)
     assert len(parts(limit_test_batches=999).split.test) == len(whole.test)

@@ -23,7 +23,7 @@ from kd.config.knobs import KNOBS, refuse_unused, uses
 from kd.config.precision import ACCEPTED, read_precision, resolve_precision
 from kd.config.schedules import POSITIVE, SHARE
 from kd.config.teacher_data import teacher_source
-from kd.config.trainer import TRIAL, TRIAL_BATCH, TrainerOptions
+from kd.config.trainer import TRIAL_BATCH, TrainerOptions, is_trial
 from kd.errors import UserError
 from kd.files.header import net_of
 
@@ -369,7 +369,7 @@ def small_batches(cfg: DictConfig, typed: Collection[str]) -> None:
         typed: keys on the command line, which stay as they are.
     """
     options = cfg.get("trainer")
-    if not isinstance(options, DictConfig) or None in map(options.get, TRIAL):
+    if not isinstance(options, DictConfig) or not is_trial(options):
         return
     for key in {"batch_size", "teacher.batch_size"} - set(typed):
         if isinstance(found := OmegaConf.select(cfg, key), int):

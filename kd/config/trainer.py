@@ -148,8 +148,13 @@ def batches_of(options: Mapping[str, Any], name: str, batches: int) -> int:
     return left
 
 
-# Options with which training and test are both short, as in trainer=smoke; images in a batch then.
-TRIAL, TRIAL_BATCH = ("limit_train_batches", "limit_test_batches"), 32
+TRIAL_BATCH = 32  # images in a batch of a trial
+
+
+def is_trial(options: Mapping[str, Any]) -> bool:
+    """Whether both training and test are short, as in `trainer=smoke`."""
+    short = ("limit_train_batches", "limit_test_batches")
+    return all(options.get(name) is not None for name in short)
 
 
 def trial_note(options: Mapping[str, Any]) -> list[str]:

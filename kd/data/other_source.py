@@ -1,6 +1,7 @@
 """Another source with the run's classes: what a teacher was trained on, or what nets are evaluated on."""
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,14 +15,19 @@ from kd.shape import Shape
 if TYPE_CHECKING:
     from kd.data.base import DataModule
 
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
-def sized_source(node: Mapping[str, Any], where: str, shape: Shape) -> "DataModule":
+
+def sized_source(
+    node: Mapping[str, Any], where: str, shape: Shape, reading: Mapping[str, Any] = NOTHING
+) -> "DataModule":
     """Build a source whose image files are decoded at the size that the nets take.
 
     Args:
         node: builds the source.
         where: its key in the config, for messages.
         shape: of the nets.
+        reading: further keywords for how files are decoded, in place of the node's.
 
     Raises:
         UserError: the node builds no data set.
@@ -30,7 +36,7 @@ def sized_source(node: Mapping[str, Any], where: str, shape: Shape) -> "DataModu
 
     target, _ = resolve_target(node, where)
     accepted = parameters_of(target)
-    size = {"image_size": shape.image_size, "channels": shape.channels}
+    size = {"image_size": shape.image_size, "channels": shape.channels, **reading}
     found = construct({**node, **{k: v for k, v in size.items() if k in accepted}}, where)
     if not isinstance(found, DataModule):
         raise UserError(f"{where}: {node['_target_']!r} is no data set")

@@ -141,7 +141,7 @@ def _spread(labels: Tensor, seed: int) -> list[int]:
 def _read_list(images: Images, file: Path, known: set[str], where: str) -> list[int]:
     """Return the positions of the images that a file lists."""
     try:
-        lines = [line.strip() for line in file.read_text().splitlines()]
+        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(

@@ -1,13 +1,14 @@
 """A part of the validation and test images, for trial runs whose figures do not count."""
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
 
-from kd.config.trainer import batches_of
+from kd.config.trainer import TRIAL_BATCH, batches_of, is_trial
 from kd.data.base import DataModule, Images
 
 D = TypeVar("D", bound=DataModule)
@@ -29,7 +30,7 @@ def shorten(data: D, options: Mapping[str, Any], least: int = 1) -> D:
     for part in ("val", "test"):
         if (name := f"limit_{part}_batches") in options:
             images: Images = getattr(data.split, part)
-            size = images.pixels.batch
+            size = min(images.pixels.batch, TRIAL_BATCH if is_trial(options) else sys.maxsize)
             batches = batches_of(options, name, math.ceil(len(images) / size))
             kept = _by_turns(images, max(least, batches * size))
             data.split = replace(data.split, **{part: kept})  # type: ignore[arg-type]

@@ -57,7 +57,9 @@ def evaluate(finished: FinishedRun, config: Evaluate, command: str) -> Path:
     nets, missing = finished.nets()
     other = "_target_" in config.data
     own, lacking = own_data(finished, config.data, f"{config.output_dir}/cache", needed=not other)
-    evaluated_on = of_other(config.data, classes, finished.shape, own) if other else of_own(own)
+    reading = config.read_as(finished.report.data.reading)
+    to_others = config.data, classes, finished.shape, own, reading
+    evaluated_on = of_other(*to_others) if other else of_own(own)
     val, labels = own.split.val if own else None, evaluated_on.images.labels
     if config.operating_point.is_requested:
         check_point(config.operating_point, classes, val, lacking)

@@ -41,7 +41,11 @@ def of_own(own: DataModule | None) -> EvaluationSet:
 
 
 def of_other(
-    node: Mapping[str, Any], classes: Sequence[str], shape: Shape, own: DataModule | None
+    node: Mapping[str, Any],
+    classes: Sequence[str],
+    shape: Shape,
+    own: DataModule | None,
+    reading: Mapping[str, Any] | None = None,
 ) -> EvaluationSet:
     """Return another data set's test part, or all of it without one, minus what the nets have seen.
 
@@ -50,11 +54,12 @@ def of_other(
         classes: of the run, in the order of its labels.
         shape: of the run's nets.
         own: the run's own data, if available.
+        reading: keywords for how image files are read, in place of the node's.
 
     Raises:
         UserError: its classes differ, or the nets do not take its images.
     """
-    data = sized_source(node, "data", shape)
+    data = sized_source(node, "data", shape, reading or {})
     source = data.read()
     order = label_order(source, "data", classes, shape)
     images, part = (source.test, "its test part") if source.test else (source.train, "all of it")

@@ -2,9 +2,17 @@
 seconds.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PositiveFloat,
+    PrivateAttr,
+    model_validator,
+)
 
 from kd.config.fields import Node, Seed
 from kd.config.schema import Command, Strict
@@ -93,3 +101,12 @@ class Evaluate(Command):
     severities: Annotated[list[Annotated[int, Field(ge=1, le=5)]], Field(min_length=1)]
     seed: Seed
     output_dir: str
+    _typed: frozenset[str] = PrivateAttr(frozenset())
+
+    def read_as(self, reading: Mapping[str, Any]) -> dict[str, Any]:
+        """Return how another data set's files are read: as the run's, but for what was typed.
+
+        Args:
+            reading: the run's, as `kd.data.decode.Reading`.
+        """
+        return {key: value for key, value in reading.items() if f"data.{key}" not in self._typed}

@@ -8,7 +8,7 @@ from kd.config.trainer import trial_note
 from kd.files.header import STUDENT
 from kd.files.report_file import DataReport, Metrics, ModelReport, Report
 from kd.reports.escape import as_code, escape_record
-from kd.reports.run_report import cautions
+from kd.reports.run_report import cautions, test_overlap
 from kd.reports.units import selection_data, training_images
 
 FEW = 1000  # fewer test images cause a warning about the interval
@@ -136,6 +136,7 @@ def _limits(student: ModelReport, data: DataReport, report: Report) -> list[str]
     low, high = (100 * bound for bound in test.accuracy_ci95)
     lines = [
         *trial_note(report.trainer),
+        *test_overlap(data),
         "Not tested: images from elsewhere (other cameras, places, people), corrupted or "
         "adversarial ones, and whether "
         "it serves all groups of people alike. Accuracy there may be far lower.",

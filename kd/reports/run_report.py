@@ -281,7 +281,7 @@ def verdict(report: Report) -> list[str]:
             f"{size}"
             f"{_retention(report)}."
         )
-    return [*_test_overlap(report.data), *lines, *omitted_lines(report), *cautions(report)]
+    return [*test_overlap(report.data), *lines, *omitted_lines(report), *cautions(report)]
 
 
 def cautions(report: Report) -> list[str]:
@@ -289,7 +289,7 @@ def cautions(report: Report) -> list[str]:
     return [*report.warnings, *(report.teaching.concerns if report.teaching else ())]
 
 
-def _test_overlap(data: DataReport) -> list[str]:
+def test_overlap(data: DataReport) -> list[str]:
     """Warn of test images that were used for training or selection."""
     found = data.duplicates
     return [
