@@ -36,7 +36,8 @@ ON_FEATURES = (
         "reviewkd",
         "simkd",
     ),
-    *("srrl", "kdsvd", "mgd", "cosine_features"),
+    *("srrl", "kdsvd", "mgd", "cosine_features", "wkd_l", "wkd_f", "ickd", "sdd", "cat_kd"),
+    *("dcd", "rrd"),
 )
 
 # The same numbers on every machine; `auto` has tests of its own in test_precision.py.

@@ -17,23 +17,31 @@ from torch import Tensor, nn
 from kd.losses import (
     ab_loss,
     at_loss,
+    cat_kd_loss,
     cc_loss,
     cosine_features_loss,
     crd_loss,
+    dcd_loss,
     fitnet_loss,
     fsp_loss,
     ft_loss,
+    ickd_loss,
     kdsvd_loss,
+    ldrld_loss,
     mgd_loss,
     nst_loss,
     ofd_loss,
     pkt_loss,
     reviewkd_loss,
     rkd_loss,
+    rrd_loss,
+    sdd_loss,
     simkd_loss,
     sp_loss,
     srrl_loss,
     vid_loss,
+    wkd_f_loss,
+    wkd_l_loss,
 )
 from kd.losses._maps import as_map, same_size
 from kd.losses.crd import CRD
@@ -42,6 +50,7 @@ from kd.losses.kdsvd import _directions
 from kd.losses.mgd import MGD
 from kd.losses.ofd import OFD
 from kd.losses.reviewkd import ReviewKD
+from kd.losses.rrd import RRD
 from kd.losses.vid import VID
 from kd.shape import Shape
 from kd.training.loss_spec import FEATURES, read_loss
@@ -253,6 +262,107 @@ def svd(rank: int) -> float:
     return total
 
 
+def ickd() -> float:
+    total = 0.0
+    for b in range(B):
+        rows = []
+        for m in (MAPS_S[1], SMALL_T):
+            flat = m[b].reshape(4, -1)
+            rows.append([unit(np.array([np.dot(x, z) for z in flat])) for x in flat])
+        total += sum(float(((x - z) ** 2).sum()) for x, z in zip(*rows, strict=True)) / 4 / B
+    return total
+
+
+def wkd_f(mean_weight: float, grid: int, epsilon: float) -> float:
+    total = 0.0
+    for row, column in product(range(grid), repeat=2):
+        for b, c in product(range(B), range(3)):
+            found = []
+            for m in (MAPS_S[0], MAPS_T[0]):
+                step = 6 // grid
+                cell = m[b, c, row * step : (row + 1) * step, column * step : (column + 1) * step]
+                found.append((cell.mean(), math.sqrt(cell.var(ddof=1) + epsilon)))
+            (m_s, d_s), (m_t, d_t) = found
+            total += mean_weight * (m_s - m_t) ** 2 + (d_s - d_t) ** 2
+    return float(total) / B / grid**2
+
+
+def dcd(consistency: float) -> float:
+    total = 0.0
+    for i in range(B):
+        own = [math.exp(v) for v in SCORES[i]]
+        row = [v / sum(own) for v in own]
+        column = [math.exp(SCORES[j, i]) / np.exp(SCORES[:, i]).sum() for j in range(B)]
+        total -= math.log(row[i])
+        total += consistency * sum(q * math.log(q / p) for p, q in zip(row, column, strict=True))
+    return total / B
+
+
+def rrd(temperature_s: float, temperature_t: float) -> float:
+    total = 0.0
+    for b in range(B):
+        s, u = np.exp(SCORES[b] / temperature_s), np.exp(SCORES[:, b] / temperature_t)
+        total -= float((u / u.sum() * np.log(s / s.sum())).sum())
+    return total / B
+
+
+# Of five images the teacher is right about two as a whole; the first layer's 6 x 6 maps are the last maps.
+HEAD_S, HEAD_T = nn.Linear(3, 4).double(), nn.Linear(3, 4).double()
+SMALL_HEAD = nn.Linear(2, 3).double()
+TARGET = [0, 1, 2, 3, 1]
+
+
+def said(head: nn.Linear, vector: Array, bias: bool = True) -> list[float]:
+    weight, shift = head.weight.detach().numpy(), head.bias.detach().numpy()
+    return [float(np.dot(weight[c], vector)) + bias * float(shift[c]) for c in range(4)]
+
+
+def softened(z: list[float], temperature: float) -> list[float]:
+    e = [math.exp(v / temperature) for v in z]
+    return [v / sum(e) for v in e]
+
+
+def kl(p: list[float], q: list[float]) -> float:
+    return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+
+
+def sdd(form: str, temperature: float, scales: tuple[int, ...], complementary: float) -> float:
+    total, regions = 0.0, sum(m * m for m in scales)
+    for b, k in enumerate(TARGET):
+        whole = int(np.argmax(said(HEAD_T, MAPS_T[0][b].mean((1, 2))))) == k
+        for m in scales:
+            for i, j in product(range(m), repeat=2):
+                z_s, z_t = (
+                    said(head, pooled(maps[0][b], m)[:, i, j])
+                    for head, maps in ((HEAD_S, MAPS_S), (HEAD_T, MAPS_T))
+                )
+                weight = 1.0 if (int(np.argmax(z_t)) == k) == whole else complementary
+                p_s, p_t = softened(z_s, temperature), softened(z_t, temperature)
+                if form == "kd":
+                    total += weight * kl(p_t, p_s)
+                else:
+                    q_s, q_t = ([p[c] / (1 - p[k]) for c in range(4) if c != k] for p in (p_s, p_t))
+                    own = kl([p_t[k], 1 - p_t[k]], [p_s[k], 1 - p_s[k]])
+                    total += weight * (0.5 * own + 3 * kl(q_t, q_s))
+    return temperature**2 * total / regions / B
+
+
+def cat_kd(side: int, normalize: bool) -> float:
+    total = 0.0
+    for b in range(B):
+        found = []
+        for head, maps in ((HEAD_S, MAPS_S), (HEAD_T, MAPS_T)):
+            cells = pooled(maps[0][b], side)
+            cam = np.array(
+                [said(head, cells[:, i, j], False) for i, j in product(range(side), repeat=2)]
+            ).T
+            found.append([unit(row) if normalize else row for row in cam])
+        total += sum(float(((x - z) ** 2).sum()) for x, z in zip(*found, strict=True))
+    return total / B / 4 / side**2
+
+
+SCORES = np.random.default_rng(2).normal(0, 1, (B, B))
+SMALL_T = np.random.default_rng(1).normal(0, 3, (B, 4, 2, 2))
 P = np.abs(rng.normal(1, 0.3, B))
 NEGATIVES = np.abs(rng.normal(0.5, 0.2, (B, 7)))
 
@@ -269,6 +379,8 @@ def crd(images: int) -> float:
 VARIANCES = [np.array([0.5, 1.0, 2.0]), np.array([0.3, 0.7, 1.5, 4.0])]
 MARGINS = [np.array([-0.1, -0.5, -0.9]), np.array([-2.0, -1.0, -0.3, 0.0])]
 LOGITS_S, LOGITS_T = rng.normal(0, 1, (B, 3)), rng.normal(0, 1, (B, 3))
+
+LAST = (t(MAPS_S[0]), t(MAPS_T[0]), HEAD_S, HEAD_T)
 
 FORMULAS: dict[str, tuple[Tensor, float]] = {
     "fitnet": (
@@ -300,6 +412,24 @@ FORMULAS: dict[str, tuple[Tensor, float]] = {
     "kdsvd": (kdsvd_loss(maps(MAPS_S), maps(MAPS_T)), svd(1)),
     "kdsvd of two": (kdsvd_loss(maps(MAPS_S), maps(MAPS_T), rank=2), svd(2)),
     "mgd": (mgd_loss(t(MAPS_S[1]), t(MAPS_T[1])), float(((MAPS_S[1] - MAPS_T[1]) ** 2).sum()) / B),
+    "ickd": (ickd_loss(t(MAPS_S[1]), t(SMALL_T)), ickd()),
+    "dcd": (dcd_loss(t(SCORES), consistency=0.7), dcd(0.7)),
+    "rrd": (rrd_loss(t(SCORES), t(SCORES.T), 0.5, 0.2), rrd(0.5, 0.2)),
+    "sdd": (
+        sdd_loss(*LAST, torch.tensor(TARGET), 2.0, "dkd", 0.5, 3.0, (1, 2, 3), 1.7),
+        sdd("dkd", 2.0, (1, 2, 3), 1.7),
+    ),
+    "sdd with kd": (
+        sdd_loss(*LAST, torch.tensor(TARGET), form="kd", scales=(1, 2)),
+        sdd("kd", 4.0, (1, 2), 2.0),
+    ),
+    "cat_kd": (cat_kd_loss(*LAST), cat_kd(2, False)),
+    "cat_kd of length 1": (cat_kd_loss(*LAST, side=3, normalize=True), cat_kd(3, True)),
+    "wkd_f": (wkd_f_loss(t(MAPS_S[0]), t(MAPS_T[0])), wkd_f(4.0, 1, 1e-5)),
+    "wkd_f in cells": (
+        wkd_f_loss(t(MAPS_S[0]), t(MAPS_T[0]), mean_weight=2.0, grid=3, epsilon=0.1),
+        wkd_f(2.0, 3, 0.1),
+    ),
     "cosine_features": (
         cosine_features_loss(t(EMB_S), t(EMB_T)),
         sum(1 - cosine(EMB_S[b], EMB_T[b]) for b in range(B)) / B,
@@ -339,6 +469,17 @@ SLOPES: dict[str, tuple[Callable[..., Tensor], list[Array]]] = {
     "kdsvd": (flat(kdsvd_loss), MAPS_S),
     "mgd": (lambda a: mgd_loss(a, t(MAPS_T[1])), MAPS_S[1:]),
     "cosine_features": (lambda a: cosine_features_loss(a, t(EMB_T)), [EMB_S]),
+    "ickd": (lambda a: ickd_loss(a, t(SMALL_T)), MAPS_S[1:]),
+    "dcd": (dcd_loss, [SCORES]),
+    "rrd": (lambda a: rrd_loss(a, t(SCORES.T)), [SCORES]),
+    "sdd": (lambda a: sdd_loss(a, *LAST[1:], torch.tensor(TARGET)), MAPS_S[:1]),
+    "cat_kd": (lambda a: cat_kd_loss(a, *LAST[1:]), MAPS_S[:1]),
+    "wkd_f": (lambda a: wkd_f_loss(a, t(MAPS_T[0]), grid=2), MAPS_S[:1]),
+    "wkd_l": (
+        lambda a: wkd_l_loss(a, t(LOGITS_T), torch.arange(B) % 3, SMALL_HEAD),
+        [LOGITS_S],
+    ),
+    "ldrld": (lambda a: ldrld_loss(a, t(LOGITS_T), depth=2), [LOGITS_S]),
 }
 
 
@@ -574,6 +715,47 @@ class TestCRD:
         assert torch.equal(before, crd.bank_s)
 
 
+class TestRRD:
+    def test_a_batch_takes_the_place_of_the_oldest(self) -> None:
+        torch.manual_seed(0)
+        rrd = RRD(4, 6, feat_dim=8, nce_k=5).double()
+        first = rrd.queue.clone()
+        batches = [torch.randn(3, 6, dtype=torch.float64) for _ in range(2)]
+        with torch.no_grad():
+            own = [np.stack([unit(v) for v in rrd.embed_t(x).numpy()]) for x in batches]
+        rrd(torch.randn(3, 4, dtype=torch.float64), batches[0])
+        np.testing.assert_allclose(rrd.queue[:3].numpy(), own[0])
+        assert torch.equal(rrd.queue[3:], first[3:])
+        resumed = RRD(4, 6, feat_dim=8, nce_k=5).double()
+        resumed.load_state_dict(rrd.state_dict())
+        for each in (rrd, resumed):  # goes round, from the state too
+            each(torch.randn(3, 4, dtype=torch.float64), batches[1])
+            np.testing.assert_allclose(
+                each.queue.numpy(), np.stack([own[1][2], *own[0][1:], *own[1][:2]])
+            )
+        rrd.eval()(torch.randn(3, 4, dtype=torch.float64), batches[0])
+        assert torch.equal(rrd.queue, resumed.queue)  # not while it does not train
+
+    def test_it_is_the_loss_of_cosines_and_trains_the_students_embedding_alone(self) -> None:
+        torch.manual_seed(0)
+        rrd = RRD(4, 6, feat_dim=8, nce_k=7).double()
+        x, y = torch.randn(2, 4, dtype=torch.float64), torch.randn(2, 6, dtype=torch.float64)
+        found = rrd(x, y)
+        found.backward()
+        assert {n for n, p in rrd.named_parameters() if p.grad is not None} == {
+            "embed_s.weight",
+            "embed_s.bias",
+        }
+        with torch.no_grad():
+            v_s, v_t = (
+                np.stack([unit(v) for v in e.numpy()]) for e in (rrd.embed_s(x), rrd.embed_t(y))
+            )
+        queue = rrd.queue.numpy()
+        assert found.item() == pytest.approx(
+            rrd_loss(t(v_s @ queue.T), t(v_t @ queue.T)).item(), rel=1e-12
+        )
+
+
 NODES = {method: loss_node(method) for method in METHODS}
 
 
@@ -622,8 +804,10 @@ def test_takes_any_shapes(
             f"logits_{side}": torch.randn(batch, 3),
         }
         signals |= {f"pooled_{side}": torch.randn(batch, width, requires_grad=True)}
+        signals |= {f"maps_{side}": torch.randn(batch, width, taps, 3, requires_grad=True)}
     signals |= {
-        "head_t": nn.Linear(widths[1], 3),
+        "head_s": nn.Linear(widths[0], 3),
+        "head_t": nn.Conv2d(widths[1], 3, 1) if taps == 2 else nn.Linear(widths[1], 3),
         "epoch": 0,
         "progress": 1.0,
         "x": torch.zeros(batch, 1, 2, 2),
@@ -675,6 +859,42 @@ AUTHORS: dict[str, tuple[float, Any, dict[str, Any]]] = {
     "kdsvd": (1.0, 1.0, {"rank": 1}),
     "mgd": (1.0, 7e-5, {"masked": 0.15}),
     "cosine_features": (1.0, 1.0, {}),
+    "wkd_l": (
+        1.0,
+        1.0,
+        {
+            "temperature": 8.0,
+            "gamma": {"schedule": "cosine", "start": 600.0, "end": 0.0, "after": 0.625},
+            "sharpen": 1.0,
+            "regularization": 0.05,
+            "iterations": 10,
+        },
+    ),
+    "wkd_f": (
+        1.0,
+        {"schedule": "cosine", "start": 0.08, "end": 0.0, "after": 0.625},
+        {"mean_weight": 4.0, "grid": 1, "epsilon": 1e-5},
+    ),
+    "ickd": (1.0, 2.5, {}),
+    "sdd": (
+        1.0,
+        {"schedule": "warmup", "end": 1.0, "over": 0.083},
+        {
+            "temperature": 4.0,
+            "form": "dkd",
+            "target_weight": 1.0,
+            "non_target_weight": 8.0,
+            "scales": [1, 2, 4],
+            "complementary": 2.0,
+        },
+    ),
+    "cat_kd": (1.0, 15.0, {"side": 2, "normalize": False}),
+    "dcd": (1.0, 1.0, {"feat_dim": 128, "consistency": 0.5, "scale": 1.0, "most": 10.0}),
+    "rrd": (
+        1.0,
+        1.0,
+        {"feat_dim": 128, "nce_k": 16384, "temperature_s": 0.1, "temperature_t": 0.02},
+    ),
 }
 
 

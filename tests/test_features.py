@@ -19,6 +19,7 @@ from kd.nets.cnn_shallow import ShallowCNN
 from kd.nets.hooks import FeatureHooks, as_signals
 from kd.nets.layer_paths import LayerPath, study
 from kd.nets.mlp import MLP
+from kd.nets.mobilenet_v2 import MobileNetV2
 from kd.nets.pairing import default_taps, pair
 from kd.nets.resnet import ResNet
 from kd.nets.resnet_cifar import ResNetCIFAR
@@ -194,6 +195,40 @@ class TestLookingChangesNothing:
                 net.zero_grad()
                 found["feats"][0].sum().backward()
                 assert next(net.parameters()).grad.abs().sum() > 0
+
+
+class MaxPooled(nn.Module):
+    """Its last layer gets the largest values of the maps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.conv(x).amax((2, 3)))
+
+
+@pytest.mark.parametrize(
+    "net",
+    [WideResNet(5, 10, 1), VGG(5, 8, width=8), resnet(), CNN(5), MobileNetV2(5, width=0.25)]
+    + [torchvision_net(name, 5) for name in ("mobilenet_v2", "shufflenet_v2_x0_5")],
+    ids=lambda net: type(net).__name__,
+)
+@pytest.mark.parametrize("training", [False, True])
+def test_last_maps_are_those_whose_mean_the_last_layer_gets(net: nn.Module, training: bool) -> None:
+    """Where an activation follows the last stage, or a dropout the mean, too."""
+    shape = Shape(3, 64, 5)
+    paths = study(net.train(training), [], shape, where="taps", training=training)
+    hooks = FeatureHooks(net, paths, ("maps", "pooled"))
+    maps = hooks(net.eval(), torch.randn(4, 3, 64, 64))[1]
+    assert maps["maps"].shape[2] > 1
+    torch.testing.assert_close(maps["maps"].mean((2, 3)), maps["pooled"], rtol=1e-4, atol=1e-5)
+
+
+def test_a_net_without_such_maps_is_refused() -> None:
+    paths = study(MaxPooled(), [], SHAPE, where="taps")
+    with pytest.raises(UserError, match="no module of MaxPooled gives maps whose mean the last"):
+        FeatureHooks(MaxPooled(), paths, ("maps",))
 
 
 @pytest.mark.parametrize("training", [False, True])

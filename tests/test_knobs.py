@@ -25,6 +25,7 @@ USED = {
         "tfkd_self",
         "label_smoothing",
         "normkd",
+        "deit_hard",
     },
     "temperature": {
         *(
@@ -39,7 +40,7 @@ USED = {
             "tfkd_reg",
             "tfkd_self",
         ),
-        *("wttm", "normkd", "rld"),
+        *("wttm", "normkd", "rld", "ldrld", "wkd_l", "sdd"),
         *("lwf", "lwf_bce", "lwf_mix"),
     },
 }

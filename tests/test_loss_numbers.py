@@ -145,6 +145,18 @@ PUBLISHED: list[tuple[str, str, dict[str, float]]] = [
     ("dkd", "resnet32x4_to_resnet8x4", {"loss.terms.dkd.loss.non_target_weight": 8.0}),
     ("reviewkd", "resnet56_to_resnet20", {"loss.terms.reviewkd.weight.end": 0.6}),
     ("reviewkd", "wrn40_2_to_wrn16_2", {"loss.terms.reviewkd.weight.end": 5.0}),
+    (
+        "wkd_l",
+        "wrn40_2_to_shufflenet_v1",
+        {"temperature": 6.0, "loss.terms.wkd_l.loss.gamma.start": 200.0},
+    ),
+    ("sdd", "vgg13_to_vgg8", {"loss.terms.sdd.loss.non_target_weight": 6.0}),
+    (
+        "cat_kd",
+        "wrn40_2_to_shufflenet_v1",
+        {"loss.terms.cat_kd.weight": 80.0, "loss.terms.cat_kd.loss.side": 4},
+    ),
+    ("wkd_f", "wrn40_2_to_shufflenet_v1", {"loss.terms.wkd_f.weight.start": 0.3}),
     ("reviewkd", "vgg13_to_vgg8", {"loss.terms.reviewkd.weight.end": 5.0}),
     ("label_smoothing", "vgg13_to_vgg8", {"alpha": 0.1}),  # nothing published: the loss file's own
     ("tfkd_self", "vgg13_to_vgg8", {"alpha": 0.95, "temperature": 6.0}),

@@ -21,8 +21,9 @@ NODES = {name: loss_node(name) for name in METHODS}
 SIZE = 8
 SHAPES = ((6, 4, 4), (8, 2, 2))  # of the taps, of both nets
 WIDTH = 8
-STUDENT = ("logits_s", "feats_s", "preacts_s", "pooled_s")
-TEACHER = ("logits_t", "feats_t", "preacts_t", "pooled_t")
+PROGRESS = 0.5  # when terms that rise are there, and those that fade still are
+STUDENT = ("logits_s", "feats_s", "preacts_s", "pooled_s", "maps_s")
+TEACHER = ("logits_t", "feats_t", "preacts_t", "pooled_t", "maps_t")
 
 
 def objective(method: str, classes: int = 10) -> Objective:
@@ -47,7 +48,8 @@ def features(batch: int, scale: float, g: torch.Generator) -> dict[str, Any]:
     ]
     feats = [p.detach().relu().requires_grad_() for p in preacts]
     pooled = (scale * torch.randn(batch, WIDTH, generator=g).abs()).requires_grad_()
-    return {"feats": feats, "preacts": preacts, "pooled": pooled}
+    maps = (scale * torch.randn(batch, WIDTH, 4, 4, generator=g).abs()).requires_grad_()
+    return {"feats": feats, "preacts": preacts, "pooled": pooled, "maps": maps}
 
 
 def leaves(given: dict[str, Any], names: tuple[str, ...]) -> list[Tensor]:
@@ -74,6 +76,7 @@ def signals(
     head = nn.Linear(WIDTH, classes).requires_grad_(False)
     sides = {f"{k}_{side}": v for side in "st" for k, v in features(batch, scale, g).items()}
     return sides | {
+        "head_s": nn.Linear(WIDTH, classes),
         "head_t": head,
         "logits_s": (scale * torch.randn(batch, classes, generator=g)).requires_grad_(),
         "logits_t": (scale * torch.randn(batch, classes, generator=g)).requires_grad_(),
@@ -81,7 +84,7 @@ def signals(
         "index": torch.arange(batch),
         "x": torch.randn(batch, 1, SIZE, SIZE, generator=g),
         "epoch": 3,
-        "progress": 1.0,
+        "progress": PROGRESS,
     }
 
 
@@ -164,13 +167,15 @@ class TestEveryMethod:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             half = objective(method)(halves)["loss"]
         made = objective(method)  # another, as some keep what they have seen
-        expected = made.ce_weight(1.0) * torch.nn.functional.cross_entropy(
+        expected = made.ce_weight(PROGRESS) * torch.nn.functional.cross_entropy(
             fulls["logits_s"], fulls["target"]
         )
         for term in made.terms:  # called as they are, outside of autocast
-            numbers = {name: schedule(1.0) for name, schedule in term.scheduled.items()}
+            numbers = {name: schedule(PROGRESS) for name, schedule in term.scheduled.items()}
             taken = {name: fulls[name] for name in term.signals}
-            expected = expected + term.weight(1.0) * term.loss(**taken, **term.constants, **numbers)
+            expected = expected + term.weight(PROGRESS) * term.loss(
+                **taken, **term.constants, **numbers
+            )
         assert half.dtype == torch.float32
         assert half.item() == pytest.approx(expected.item(), rel=1e-6)
 
@@ -186,6 +191,7 @@ class TestEveryMethod:
         given = signals(scale=3)
         for theirs, ours in zip(TEACHER, STUDENT, strict=True):
             given[theirs] = at_once(lambda t: t.detach().clone(), given[ours])
+        given["head_t"] = given["head_s"]
         value = terms_alone(method, given).item()
         assert (abs(value) < 2e-6) == claimed, value
         if claimed:

@@ -11,11 +11,13 @@ from composed import loss_node
 
 from kd.losses import (
     ctkd_loss,
+    deit_hard_loss,
     dist_loss,
     dkd_loss,
     dml_loss,
     kd_loss,
     label_smoothing_loss,
+    ldrld_loss,
     mlkd_loss,
     mse_logits_loss,
     nkd_loss,
@@ -25,6 +27,7 @@ from kd.losses import (
     soft_ce_loss,
     tfkd_reg_loss,
     tfkd_self_loss,
+    wkd_l_loss,
     wttm_loss,
 )
 from kd.losses.ctkd import CTKD
@@ -173,6 +176,53 @@ def rld_image(
     return alpha * scd + beta * mcd
 
 
+def ldrld_image(
+    a: list[float], b: list[float], t: float, depth: int, local: float, rest: float
+) -> float:
+    ranked = sorted(range(C), key=lambda c: -a[c])
+    first, others = ranked[:depth], ranked[depth:]
+
+    def among(classes: list[int]) -> float:
+        return kl(softmax([b[c] for c in classes], t), softmax([a[c] for c in classes], t))
+
+    total, pairs = among(first), 0
+    for j in range(1, len(first)):
+        for i in range(j):
+            weight = 2 * math.exp(-0.05 * (i + j + 2)) / (1.5 + j - i)
+            total += weight * among([ranked[i], ranked[j]])
+            pairs += 1
+    return t**2 * (local * total / (pairs + 1) + rest * (among(others) if others else 0))
+
+
+HEAD = torch.nn.Linear(3, C).double()
+
+
+def wkd_l_image(
+    a: list[float], b: list[float], k: int, t: float, gamma: float, sharp: float, lam: float, n: int
+) -> float:
+    """With Sinkhorn's iterations on the classes beside the label."""
+    rows = HEAD.weight.detach().tolist()
+    beside = [c for c in range(C) if c != k]
+
+    def cost(i: int, j: int) -> float:
+        dots = [
+            sum(x * z for x, z in zip(rows[p], rows[q], strict=True))
+            for p, q in ((i, j), (i, i), (j, j))
+        ]
+        return 1 - math.exp(-sharp * (1 - dots[0] / math.sqrt(dots[1] * dots[2]))) + 1e-8
+
+    costs = [[cost(i, j) for j in beside] for i in beside]
+    kernel = [[math.exp(-c / lam) for c in row] for row in costs]
+    p_s, p_t = softmax(without(a, k), t), softmax(without(b, k), t)
+    size = range(C - 1)
+    u = [1 / (C - 1)] * (C - 1)
+    for _ in range(n):
+        v = [p_t[j] / (sum(u[i] * kernel[i][j] for i in size) + 1e-8) for j in size]
+        u = [p_s[i] / (sum(kernel[i][j] * v[j] for j in size) + 1e-8) for i in size]
+    moved = sum(u[i] * kernel[i][j] * v[j] * costs[i][j] for i in size for j in size)
+    return -softmax(b)[k] * math.log(softmax(a)[k]) + gamma * moved
+
+
 FORMULAS = {
     "kd": (kd_loss(s, t, temperature=3.0), kd_at(3.0)),
     "kd standardized": (
@@ -225,6 +275,22 @@ FORMULAS = {
         normkd_loss(s, t, temperature=1.5),
         per_image(lambda a, b, _: normkd_image(a, b, 1.5)),
     ),
+    "ldrld": (
+        ldrld_loss(s, t, temperature=3.0, depth=3, local_weight=1.3, rest_weight=0.4),
+        per_image(lambda a, b, _: ldrld_image(a, b, 3.0, 3, 1.3, 0.4)),
+    ),
+    "ldrld of all classes": (
+        ldrld_loss(s, t, depth=9),
+        per_image(lambda a, b, _: ldrld_image(a, b, 4.0, C, 10.5, 7.0)),
+    ),
+    "wkd_l": (
+        wkd_l_loss(s, t, y, HEAD, 2.0, 30.0, 0.5, 0.1, 7),
+        per_image(lambda a, b, k: wkd_l_image(a, b, k, 2.0, 30.0, 0.5, 0.1, 7)),
+    ),
+    "deit_hard": (
+        deit_hard_loss(s, t),
+        per_image(lambda a, b, _: -math.log(softmax(a)[b.index(max(b))])),
+    ),
     "rld": (
         rld_loss(s, t, y, 3.0, 2.0, 0.7, 1.9),
         per_image(lambda a, b, k: rld_image(a, b, k, 3.0, 2.0, 0.7, 1.9)),
@@ -254,6 +320,10 @@ DEFAULTS = {
     "tfkd_self": (tfkd_self_loss(s, t), kd_at(6.0)),
     "normkd": (normkd_loss(s, t), per_image(lambda a, b, _: normkd_image(a, b, 2.0))),
     "rld": (rld_loss(s, t, y), per_image(lambda a, b, k: rld_image(a, b, k, 4.0, 1.0, 1.0, 8.0))),
+    "wkd_l": (
+        wkd_l_loss(s, t, y, HEAD),
+        per_image(lambda a, b, k: wkd_l_image(a, b, k, 8.0, 600.0, 1.0, 0.05, 10)),
+    ),
     "ctkd": (CTKD().double()(s, t), kd_at(1 + 20 / (1 + math.exp(-1)))),
 }
 
@@ -271,6 +341,10 @@ SOFT = {
     "rld": (
         lambda label: rld_loss(s, t, label),
         lambda a, b, k: rld_image(a, b, k, 4.0, 1.0, 1.0, 8.0),
+    ),
+    "wkd_l": (
+        lambda label: wkd_l_loss(s, t, label, HEAD),
+        lambda a, b, k: wkd_l_image(a, b, k, 8.0, 600.0, 1.0, 0.05, 10),
     ),
 }
 
@@ -381,9 +455,15 @@ AUTHORS = {
         rises(0.083, end=1.0),
         {"temperature": 4.0, "target_weight": 1.0, "non_target_weight": 8.0},
     ),
+    "deit_hard": (0.5, 0.5, {}),
     "kd_standardized": (0.1, 9.0, {"temperature": 2.0, "standardize": True}),
     "label_smoothing": (0.9, 0.1, {}),
     "mlkd": (0.1, 0.9, {"temperatures": [2.0, 3.0, 4.0, 5.0, 6.0]}),
+    "ldrld": (
+        1.0,
+        1.0,
+        {"temperature": 4.0, "depth": 7, "local_weight": 10.5, "rest_weight": 7.0},
+    ),
     "nkd": (1.0, 1.0, {"temperature": 1.0, "gamma": 1.5}),
     "ofa": (1.0, 1.0, {"temperature": 1.0, "epsilon": 1.5}),
     "normkd": (0.1, 0.9, {"temperature": 2.0}),

@@ -45,6 +45,10 @@ def zigzag(progress: float, height: float) -> float:
             {0: 0, 0.1: 0.5, 0.2: 1, 0.9: 1},
         ),
         (
+            {"schedule": "cosine", "start": 6, "end": 2, "after": 0.6},
+            {0: 6, 0.6: 6, 0.8: 4, 1: 2},
+        ),
+        (
             {"schedule": "step", "start": 0.9, "end": 0, "at": 0.8},
             {0: 0.9, 0.79: 0.9, 0.8: 0, 1: 0},
         ),
@@ -122,6 +126,8 @@ def test_direct_calls() -> None:
     assert values == pytest.approx([0.5] * 4)
     with pytest.raises(ValueError, match="over"):
         cosine(0.5, 0, 1, over=1.5)
+    with pytest.raises(ValueError, match="after: found 1"):
+        cosine(0.5, 0, 1, after=1)
 
 
 class TestFromTheCommandLine:

@@ -37,16 +37,23 @@ def linear(progress: float, start: float, end: float, over: float = 1.0) -> floa
     return start + (end - start) * _share(progress, over)
 
 
-def cosine(progress: float, start: float, end: float, over: float = 1.0) -> float:
+def cosine(
+    progress: float, start: float, end: float, over: float | None = None, after: float = 0.0
+) -> float:
     """Move from `start` to `end` along half a cosine period: slow, fast, slow.
 
     Args:
-        over: share of training that the change takes, in (0, 1]; `end` holds afterwards.
+        over: share of training that the change takes, in (0, 1]; `end` holds afterwards. None: all
+            that is left.
+        after: share of training before the change, in [0, 1), with the value `start`.
 
     Raises:
-        ValueError: `over` is out of range.
+        ValueError: `over` or `after` is out of range.
     """
-    return start + (end - start) * (1 - math.cos(math.pi * _share(progress, over))) / 2
+    if not 0 <= after < 1:
+        raise ValueError(f"after: found {after}, accepted is a number from 0 to below 1")
+    share = _share(max(progress - after, 0.0), 1 - after if over is None else over)
+    return start + (end - start) * (1 - math.cos(math.pi * share)) / 2
 
 
 def step(progress: float, start: float, end: float, at: float) -> float:

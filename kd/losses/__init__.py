@@ -12,6 +12,7 @@ A loss names its inputs as parameters and receives those:
 - `preacts_s`, `preacts_t`: the same, taken before the last activation of each hooked layer.
 - `pooled_s`, `pooled_t`: inputs of the last linear layer, [B, D].
 - `head_s`, `head_t`: the last linear layer, a module.
+- `maps_s`, `maps_t`: the maps whose mean over height and width is `pooled`, [B, D, H, W].
 
 A method that learns has an `nn.Module` class beside its function. Its parameters are optimised and
 checkpointed with the student but are no part of it. Its constructor may ask for `shapes_s`,

@@ -47,6 +47,19 @@ def last_maps(
     ]
 
 
+def answers(maps: Tensor, head: nn.Module, bias: bool = True) -> Tensor:
+    """Apply the last layer to each pixel of maps [B, C, H, W]; logits [B, H * W, classes].
+
+    Args:
+        head: a linear layer, or a convolution of size 1.
+        bias: whether to add its bias.
+    """
+    weight, shift = head.weight, head.bias
+    assert isinstance(weight, Tensor)
+    added = shift.to(maps) if bias and isinstance(shift, Tensor) else None
+    return F.linear(maps.flatten(2).transpose(1, 2), weight.flatten(1).to(maps), added)
+
+
 def unit(x: Tensor, dim: int = 1) -> Tensor:
     """Scale vectors of x [B, ...] along `dim` to length 1; a zero vector stays zero and gets no
     gradient.

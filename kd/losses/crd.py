@@ -7,6 +7,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from kd.losses._maps import unit
+from kd.losses._ranks import from_all_ranks, together
 
 EPSILON = 1e-7
 
@@ -125,7 +126,7 @@ class CRD(nn.Module):
     def _scale(self, side: int, scores: Tensor) -> Tensor:
         if self.scale[side] == 0:
             mean = scores.mean() * len(self.labels)
-            if _together():
+            if together():
                 dist.all_reduce(mean)
                 mean /= dist.get_world_size()
             self.scale[side] = mean
@@ -133,19 +134,6 @@ class CRD(nn.Module):
 
     @torch.no_grad()
     def _remember(self, v_s: Tensor, v_t: Tensor, index: Tensor) -> None:
-        index, v_s, v_t = (_from_all_ranks(each) for each in (index, v_s, v_t))
+        index, v_s, v_t = (from_all_ranks(each) for each in (index, v_s, v_t))
         for bank, v in ((self.bank_s, v_s), (self.bank_t, v_t)):
             bank[index] = unit(self.momentum * bank[index] + (1 - self.momentum) * v)
-
-
-def _together() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-def _from_all_ranks(tensor: Tensor) -> Tensor:
-    """Concatenate the ranks' batches, which are equally large."""
-    if not _together():
-        return tensor
-    parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, tensor.contiguous())
-    return torch.cat(parts)

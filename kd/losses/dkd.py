@@ -41,20 +41,24 @@ def dkd_loss(
         scalar >= 0; 0 where the two agree up to a constant per image. With two classes one class
         remains beside the target, so NCKD is 0; the first such call warns.
     """
-    if logits_s.shape[1] == 2:
-        _warn_of_two_classes()
-    logits_t = logits_t.detach()
-    share, label = shares(target, logits_s)
+    share, labels = shares(target, logits_s)
+    s, t = logits_s / temperature, logits_t.detach() / temperature
     each = [
-        share[:, k]
-        * (
-            target_weight * _tckd(logits_s / temperature, logits_t / temperature, label[:, k, None])
-            + non_target_weight
-            * _nckd(logits_s / temperature, logits_t / temperature, label[:, k, None])
-        )
-        for k in range(label.shape[1])
+        share[:, k] * dkd_of_images(s, t, labels[:, k, None], target_weight, non_target_weight)
+        for k in range(labels.shape[1])
     ]
     return torch.stack(each).sum(dim=0).mean() * temperature**2
+
+
+def dkd_of_images(
+    s: Tensor, t: Tensor, label: Tensor, target_weight: float, non_target_weight: float
+) -> Tensor:
+    """Compute the loss of each image, [B], without T^2, of softened logits [B, C] and a class per
+    image, [B, 1].
+    """
+    if s.shape[1] == 2:
+        _warn_of_two_classes()
+    return target_weight * _tckd(s, t, label) + non_target_weight * _nckd(s, t, label)
 
 
 def _tckd(s: Tensor, t: Tensor, label: Tensor) -> Tensor:

@@ -17,8 +17,8 @@ from kd.nets.layer_paths import FeaturePaths, LayerPath
 Side: TypeAlias = Literal["s", "t"]  # student or teacher
 
 # Signals that a loss may ask for, of either net, with `_s` or `_t` appended.
-FEATS, PREACTS, POOLED, HEAD = "feats", "preacts", "pooled", "head"
-KINDS = (FEATS, PREACTS, POOLED, HEAD)
+FEATS, PREACTS, POOLED, HEAD, MAPS = "feats", "preacts", "pooled", "head", "maps"
+KINDS = (FEATS, PREACTS, POOLED, HEAD, MAPS)
 LISTS = (FEATS, PREACTS)
 
 
@@ -28,7 +28,8 @@ class NetOutput(NamedTuple):
     Attributes:
         logits: [B, num_classes].
         features: what hooks recorded, by kind: `feats` and `preacts`, lists of tensors [B, ...] in
-            layer order; `pooled` [B, D]; `head`, the last layer. Empty without hooks.
+            layer order; `pooled` [B, D]; `head`, the last layer; `maps` [B, D, H, W]. Empty
+            without hooks.
     """
 
     logits: Tensor
@@ -47,7 +48,8 @@ class FeatureHooks:
         kinds: those of `KINDS` to record.
 
     Raises:
-        UserError: `pooled` or `head` is asked for, and the net does not end in one linear layer.
+        UserError: `pooled` or `head` is asked for, and the net does not end in one linear layer; or
+            `maps`, and that layer does not take their mean.
     """
 
     def __init__(self, net: nn.Module, paths: FeaturePaths, kinds: Collection[str]) -> None:
@@ -55,6 +57,11 @@ class FeatureHooks:
             raise UserError(
                 "loss: asks for the embedding that the last linear layer gets, but "
                 f"{type(net).__name__} does not end in one such layer"
+            )
+        if MAPS in kinds and paths.maps is None:
+            raise UserError(
+                "loss: asks for the last maps before global average pooling, but no module of "
+                f"{type(net).__name__} gives maps whose mean the last linear layer gets"
             )
         self.net, self.paths, self.kinds = net, paths, tuple(kinds)
         self.on = False
@@ -73,6 +80,7 @@ class FeatureHooks:
             FEATS: self.paths.feats,
             PREACTS: self.paths.preacts,
             POOLED: (self.paths.pooled,),
+            MAPS: (self.paths.maps,),
         }
         return list(dict.fromkeys(p for kind in self.kinds for p in wanted.get(kind, ()) if p))
 
@@ -96,6 +104,8 @@ class FeatureHooks:
             }
             if POOLED in self.kinds and self.paths.pooled:
                 seen[POOLED] = self.found[self.paths.pooled].flatten(1)
+            if MAPS in self.kinds and self.paths.maps:
+                seen[MAPS] = self.found[self.paths.maps]
         finally:
             self.on = False
             # They would keep the graph alive, and could not be copied with the net

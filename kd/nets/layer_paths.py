@@ -43,6 +43,8 @@ class FeaturePaths:
             otherwise the layer's output.
         pooled: input of the last linear layer; None if the net has no single one.
         head: path of that layer.
+        maps: the last maps [B, C, H, W] before global average pooling, whose mean over H and W is
+            `pooled`; None if `pooled` is no such mean.
         copied: places whose tensor is overwritten before the forward pass ends.
         shapes: feature shape of one image per layer: (channels, H, W), (tokens, channels) or
             (channels,).
@@ -53,6 +55,7 @@ class FeaturePaths:
     preacts: tuple[LayerPath, ...]
     pooled: LayerPath | None
     head: str | None
+    maps: LayerPath | None
     copied: frozenset[LayerPath]
     shapes: tuple[tuple[int, ...], ...]
     width: int
@@ -91,16 +94,17 @@ def study(
     preacts = tuple(record.before_activation(path) for path in paths)
     head = _head(net, shape)
     pooled = LayerPath(head, "input") if head is not None and head in record.inputs else None
+    # Without dropout, which in train mode may come between the mean and the last layer
+    still = dry_pass(net, shape, False) if training and pooled else record
+    maps = still.before_average(pooled) if pooled else None
+    last = [layer for layer in (pooled, maps) if layer]
     return FeaturePaths(
         feats,
         preacts,
         pooled,
         head,
-        frozenset(
-            layer
-            for layer in (*feats, *preacts, *([pooled] if pooled else []))
-            if record.is_overwritten(layer)
-        ),
+        maps,
+        frozenset(layer for layer in (*feats, *preacts, *last) if record.is_overwritten(layer)),
         tuple(tuple(record.outputs[path].shape[1:]) for path in paths),
         record.inputs[head].flatten(1).shape[1] if pooled and head is not None else 0,
     )
@@ -175,6 +179,19 @@ class ForwardRecord:
             if self.inputs.get(name) is tap and self._is_activated(self.outputs.get(name)):
                 return LayerPath(name, "output")
         return LayerPath(path, "output")
+
+    def before_average(self, pooled: LayerPath) -> LayerPath | None:
+        """Find the largest maps whose mean over height and width is `pooled`; the last of them."""
+        mean, found, largest = self.inputs[pooled.path].flatten(1), None, 0
+        for path in self.order:
+            layer, maps = LayerPath(path, "output"), self.outputs[path]
+            if not isinstance(maps, Tensor) or maps.ndim != 4 or self.is_overwritten(layer):
+                continue
+            if maps.shape[1] != mean.shape[1] or maps.numel() < largest or not mean.any():
+                continue
+            if torch.allclose(maps.mean((2, 3)), mean, rtol=1e-4, atol=1e-6):
+                found, largest = layer, maps.numel()
+        return found
 
     def _is_activated(self, tensor: Any) -> bool:
         return any(tensor is each for each in self.activated)

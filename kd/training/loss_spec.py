@@ -23,7 +23,8 @@ from kd.errors import UserError, nearest
 # [B, C] whose rows sum to 1; index [B]; x, the student's input, [B, channels, H, W]; epoch, an int
 # from 0; progress in [0, 1]. Of student and teacher: feats, a list of tensors [B, ...], one per
 # hooked layer; preacts, the same before the layer's last activation; pooled, input of the last
-# linear layer, [B, D]; head, that layer.
+# linear layer, [B, D]; head, that layer; maps, the maps before global average pooling,
+# [B, D, H, W], whose mean is pooled.
 FEATURES = (
     "feats_s",
     "feats_t",
@@ -33,6 +34,8 @@ FEATURES = (
     "pooled_t",
     "head_s",
     "head_t",
+    "maps_s",
+    "maps_t",
 )
 SIGNALS = ("logits_s", "logits_t", "target", "index", "x", "epoch", "progress", *FEATURES)
 
