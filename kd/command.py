@@ -178,8 +178,7 @@ def job(
 
 
 def refuse_torchrun(module: str) -> None:
-    """Refuse to be one of several processes that torchrun started: each would run the whole
-    command.
+    """Refuse to be one of torchrun's processes, each of which would run the whole command.
 
     Raises:
         UserError: in the first of them; the others leave without a word.
@@ -197,8 +196,8 @@ def refuse_torchrun(module: str) -> None:
 
 @contextmanager
 def only_one_of_a_step(config: Any) -> Iterator[None]:
-    """Refuse to be a second task of one SLURM step with the same config; tasks with their own seeds
-    are fine.
+    """Refuse to be a second task of a SLURM step with an equal config; another seed is another
+    config.
 
     Raises:
         UserError: another task of the step runs it.
@@ -230,7 +229,7 @@ def typed_overrides() -> list[str]:
 
 
 def typed_keys(overrides: Iterable[str]) -> set[str]:
-    """Return the keys that these overrides set, and the top-level keys that these are in."""
+    """Return the keys that these overrides set, with their top-level keys."""
     keys = {override.lstrip("+~").partition("=")[0] for override in overrides}
     return keys | {key.partition(".")[0] for key in keys}
 
@@ -356,7 +355,7 @@ def _groups(config: str) -> list[str]:
 
 
 def _compose(config: str) -> dict[str, Any]:
-    """Compose the config with the chosen groups, references as they stand."""
+    """Compose the config with the chosen groups, references unresolved."""
     GlobalHydra.instance().clear()
     groups = _groups(config)
     chosen = [

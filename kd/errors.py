@@ -29,15 +29,11 @@ class DivergedError(UserError):
 
 
 class StopRequest(Exception):  # noqa: N818 - no error, a wish
-    """The user or the cluster asked the run to stop: exit code 130, with the command that
-    resumes.
-    """
+    """The user or the cluster asked to stop: exit code 130, with the command that resumes."""
 
 
 class CommandError(Exception):
-    """The command failed for a reason that could not be checked up front: exit code 1, with a
-    message.
-    """
+    """The command failed for a reason that could not be checked up front: exit code 1."""
 
 
 class DropRequest(Exception):  # noqa: N818 - no error, a decision

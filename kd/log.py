@@ -20,8 +20,7 @@ def say(message: str) -> None:
 
 
 def printable(text: str) -> str:
-    """Make text safe for a terminal: control characters, which may come from files, are shown
-    escaped.
+    """Make text safe for a terminal: control characters, which files may hold, are escaped.
 
     Line ends and tabs are kept.
     """

@@ -30,9 +30,7 @@ def main(request: Request) -> None:
 
 
 def start() -> NoReturn:
-    """Run the command. Any knob may be in the search space, so Hydra's `++` for new keys is
-    added.
-    """
+    """Run the command. Any knob may be in the search space, so Hydra's `++` is added."""
     sys.argv[1:] = [
         re.sub(rf"^(?={re.escape(OF_SPACE)})", "++", argument) for argument in sys.argv[1:]
     ]

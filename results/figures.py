@@ -1,4 +1,6 @@
-"""Pictures of result tables, as SVG: accuracy over a knob with bands over seeds, and heat maps of the gain."""
+"""Pictures of result tables, as SVG: accuracy over a knob with bands over seeds, and heat maps of
+the gain.
+"""
 
 import statistics
 from collections.abc import Sequence

@@ -1,11 +1,11 @@
 """Make RESULTS.md and its pictures from the tables in this folder, or run the commands of one.
 
-    python -m results.make                     write RESULTS.md and docs/img from the YAML and CSV files here
-    python -m results.make run NAME...         run or resume the commands of these tables, then write their CSV files
-    python -m results.make run --estimate      the hours that each table took, by its own rows
+    python -m results.make                  write RESULTS.md and docs/img from the files here
+    python -m results.make run NAME...      run or resume their commands, write the CSV files
+    python -m results.make run --estimate   hours that each table took, from its own rows
 
-A table is two files. `NAME.yaml` has the claim, the commands and the columns; `NAME.csv` has a line for each run, as
-`kd.report` wrote it. No figure is written by hand.
+A table is two files. `NAME.yaml` has the claim, the commands and the columns; `NAME.csv` has a line
+for each run, as `kd.report` wrote it. No figure is written by hand.
 """
 
 import argparse
@@ -62,7 +62,8 @@ class Headline(Strict):
     Attributes:
         where: the row's knobs.
         of: a column of the CSV; a fraction.
-        target: the least value that bears the claim out, a fraction; None where only "more than 0" is asked.
+        target: the least value that bears the claim out, a fraction; None where only "more than 0"
+            is asked.
     """
 
     where: dict[str, str] = {}
@@ -293,11 +294,12 @@ def document() -> str:
         for name, spec in tables.items()
     ]
     head = (
-        "# Results\n\nMade by `make results` from the files in `results/`; "
-        "`make results-run ARGS=NAME` runs one again. "
-        "Accuracies are on the test part, in per cent. Weights and recipes are chosen on validation. ± is the standard "
-        "deviation over the seeds; intervals are 95 %, Student's t over the seeds, or over the test images where there "
-        "is one seed.\n\n| table | claim | found | n | interval | verdict |\n|---|---|---:|---:|---|---|"
+        "# Results\n\nMade by `make results` from the files in `results/`; `make results-run "
+        "ARGS=NAME` runs one again. Accuracies are on the test part, in per cent. Weights "
+        "and recipes are chosen on validation. ± is the standard deviation over the seeds; "
+        "intervals are 95 %, Student's t over the seeds, or over the test images where there "
+        "is one seed.\n\n| table | claim | found | n | interval | verdict "
+        "|\n|---|---|---:|---:|---|---|"
     )
     return (
         "\n\n".join(
@@ -315,7 +317,7 @@ def anchor(title: str) -> str:
 
 def pictures() -> Iterator[tuple[str, bytes]]:
     """File names in docs/img and their SVG."""
-    from results.figures import draw  # matplotlib takes a second
+    from results.figures import draw  # importing matplotlib takes a second
 
     for name, spec in specs().items():
         if spec.picture and (runs := runs_of(name)):

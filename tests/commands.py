@@ -1,4 +1,4 @@
-"""Commands in this process, as they are typed."""
+"""Commands run in this process, as typed."""
 
 import importlib
 import sys
@@ -36,7 +36,7 @@ def exit_code(name: str, *arguments: str) -> int:
 
 @contextmanager
 def unchanged(folder: Path) -> Iterator[None]:
-    """Nothing in a folder is written, removed or added meanwhile."""
+    """Check that nothing in a folder is written, removed or added."""
     before = _state(folder)
     yield
     after = _state(folder)

@@ -1,4 +1,4 @@
-"""The config as a command would compose it."""
+"""Composed configs, as the commands see them."""
 
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,10 @@ from kd.stages.chain import StagePlan, chain_of
 
 METHODS = sorted(path.stem for path in (CONF / "loss").glob("*.yaml"))
 
-# Those for classes that come in tasks; elsewhere there are no new classes beside the teacher's.
+# Methods for incremental classes; elsewhere no class is new to the teacher.
 OF_TASKS = ("lwf", "lwf_bce", "lwf_mix", "icarl", "der")
 
-# Those that look into the nets.
+# Methods that use features.
 ON_FEATURES = (
     *(
         "fitnet",
@@ -58,9 +58,9 @@ TINY = (
 
 
 def composed(*overrides: str, config: str = "train") -> DictConfig:
-    """A command's config under these overrides; that of `kd.train` for a pair of nets small enough for a test.
+    """Compose a command's config with these overrides; that of `kd.train` for a pair of tiny nets.
 
-    Figures take longer to draw than such nets to train: `pictures=true` for a test that looks at them.
+    Figures take longer to draw than such nets to train. Tests of figures set `pictures=true`.
     """
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -83,13 +83,13 @@ def composed_command(name: str, *overrides: str) -> DictConfig:
 
 
 def loss_node(name: str, *overrides: str) -> dict[str, Any]:
-    """The config node of `loss=name`, resolved."""
+    """Return the resolved config node of `loss=name`."""
     cfg = composed(f"loss={name}", *overrides)
     return OmegaConf.to_container(cfg.loss, resolve=True)  # type: ignore[return-value]
 
 
 def tiny(folder: Path, *overrides: str) -> DictConfig:
-    """The config of a run that takes a second: 200 images, 2 epochs, results in `folder`."""
+    """Compose a run that takes a second: 200 images, 2 epochs, results in `folder`."""
     budget = [
         "data.limit=200",
         "epochs=2",

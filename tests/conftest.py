@@ -1,4 +1,4 @@
-"""Small, offline, without a GPU: two threads at most, the embedded digits, nets of a few hundred parameters."""
+"""Small, offline, without a GPU: at most two threads, the embedded digits, tiny nets."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +20,9 @@ def _threads() -> None:
 
 @pytest.fixture
 def make_config(tmp_path: Path) -> Callable[..., Config]:
-    """Compose and check a tiny run's config, with these overrides on top; output goes to the test's own folder."""
+    """Compose and check a tiny run's config with these overrides; output goes to the test's
+    folder.
+    """
 
     def make(*overrides: str) -> Config:
         return check(composed(*TINY, "name=test", f"output_dir={tmp_path / 'out'}", *overrides))
@@ -30,13 +32,13 @@ def make_config(tmp_path: Path) -> Callable[..., Config]:
 
 @pytest.fixture(scope="session")
 def digits() -> Digits:
-    """The embedded digits, 200 images of them to train on."""
+    """The embedded digits, with 200 training images."""
     return Digits(test_fraction=0.25, limit=200, augment={"crop_padding": 1})
 
 
 @pytest.fixture(scope="session")
 def three_runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """The folders of three runs that share teacher and baseline: plain, with a temperature that falls, and DKD."""
+    """Folders of three runs with a common teacher and baseline: plain, falling temperature, DKD."""
     out = tmp_path_factory.mktemp("three")
     more = ([], ["temperature={schedule: linear, start: 9, end: 1}"], ["loss=dkd"])
     names = ("digits_kd_T2.0_a0.5_s0", "digits_kd_Tlinear-9-1_a0.5_s0", "digits_dkd_T4.0_s0")
@@ -49,7 +51,7 @@ def three_runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished run of tiny nets on the digits; not to be changed."""
+    """Folder of a finished run of tiny nets on the digits; read-only."""
     torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("out")
     return run(check(composed(*TINY, "name=test", f"output_dir={out}")), "python -m kd.train")
@@ -57,7 +59,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def shipped(tmp_path_factory: pytest.TempPathFactory) -> Shipped:
-    """A tiny run on photographs, with its student in every format; not to be written into."""
+    """Tiny run on photographs, with its student in every format; read-only."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("kd.runs.run.figures_of", lambda *_: iter(()))
         return ship(tmp_path_factory.mktemp("shipped"))

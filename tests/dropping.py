@@ -1,10 +1,10 @@
-"""A net that draws random numbers while it trains."""
+"""Net that draws random numbers in training."""
 
 from torch import Tensor, nn
 
 
 class Dropping(nn.Module):
-    """A perceptron with dropout, for images of 8x8."""
+    """Perceptron with dropout, for 8x8 images."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()

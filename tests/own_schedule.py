@@ -2,5 +2,5 @@
 
 
 def rise(progress: float, low: float) -> float:
-    """From `low` to one more."""
+    """Rise from `low` by one."""
     return low + progress

@@ -1,7 +1,8 @@
 """Commands in processes of their own.
 
-They are forked from a process that has imported the libraries, which is most of what a start takes: over six seconds of
-CPU time of a command that trains for one. `tests/test_train.py` has one that is started as users do.
+They are forked from a process with imported libraries, which is most of a start: over six seconds
+of CPU time for a command that trains for one. One command of `tests/test_train.py` is started as
+users do.
 """
 
 import atexit
@@ -53,16 +54,16 @@ class Process:
 
     @property
     def stdout(self) -> str:
-        """All that it has said so far."""
+        """Return all output so far."""
         return self._out.read_text() if self._out.exists() else ""
 
     @property
     def stderr(self) -> str:
-        """All that it has said so far."""
+        """Return all output so far."""
         return self._err.read_text() if self._err.exists() else ""
 
     def lines(self) -> Iterator[str]:
-        """What it says on stderr, line by line, until it ends."""
+        """Iterate over the lines of stderr until the process ends."""
         seen = 0
         while True:
             ended = self.returncode is not None
@@ -75,7 +76,7 @@ class Process:
             time.sleep(0.01)
 
     def wait(self, timeout: float = 300) -> "Process":
-        """Until it has ended; one that does not is killed, and is an error."""
+        """Wait for the end; a process that hangs is killed and fails the test."""
         self.process.join(timeout)
         if self.process.exitcode is None:
             self.process.kill()
@@ -108,14 +109,13 @@ def _run(
     assert spec
     assert spec.origin
     sys.argv = [spec.origin, *arguments]
-    signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # a shell has its background jobs ignore it
-    multiprocessing.set_start_method(
-        None, force=True
-    )  # its own processes start as they would without a test
+    # Background jobs of a shell ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Its own processes start as they would outside a test.
+    multiprocessing.set_start_method(None, force=True)
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
-    finally:  # as an interpreter ends, and as multiprocessing does not: joblib lets its processes go here
+    # As an interpreter does at exit and multiprocessing does not: joblib stops its processes here.
+    finally:
         threading._shutdown()
         atexit._run_exitfuncs()

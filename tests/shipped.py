@@ -19,11 +19,11 @@ from kd.shipping.export_run import export
 from kd.shipping.requests import Export
 
 SIZE = 12
-CLASSES = ("cat", "dog", "error")  # the last is a column's name in a table of predictions
+CLASSES = ("cat", "dog", "error")  # the last one equals a column name of the predictions
 
 
 class Shipped(NamedTuple):
-    """Where things are."""
+    """Paths of the exported files."""
 
     run: Path
     photos: Path
@@ -53,7 +53,7 @@ def make_photos(folder: Path, each: int = 30) -> Path:
 
 
 def ship(folder: Path) -> Shipped:
-    """Train it with a loss that learns something itself, and export it."""
+    """Train it with a loss that has parameters, and export it."""
     torch.set_num_threads(1)
     photos = make_photos(folder / "photos")
     data = (

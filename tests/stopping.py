@@ -1,4 +1,4 @@
-"""A training that is interrupted at a known epoch."""
+"""Interruption of a training at a given epoch."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from kd.training.callbacks import History
 
 
 def stop_before(epoch: int, patch: pytest.MonkeyPatch) -> None:
-    """Interrupt each training of this process before an epoch, as Ctrl-C would."""
+    """Interrupt each training of this process before an epoch, like Ctrl-C."""
 
     class Stop(History):
         def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:

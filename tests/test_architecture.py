@@ -1,4 +1,4 @@
-"""The house's rules, held."""
+"""Architecture rules."""
 
 import ast
 import re
@@ -110,14 +110,17 @@ def test_nets_know_neither_role_nor_loss() -> None:
 )
 def test_training_code_is_not_imported_before_it_is_needed(module: str) -> None:
     # `--help`, a misspelt key and a table of many runs must not wait for torch.
-    code = f"import sys, {module}; print([m for m in ('torch', 'lightning', 'sklearn') if m in sys.modules])"
+    code = (
+        f"import sys, {module}; print([m for m in ('torch', 'lightning', 'sklearn') if m in "
+        "sys.modules])"
+    )
     out = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=KD.parent
     )
     assert out.stdout.strip() == "[]"
 
 
-# From the ground up: what stands in a row may import only what stands in rows before it.
+# From the bottom up: a row may import only from rows before it.
 FLOORS = [
     {"losses", "shape", "log", "errors"},
     {"files"},
@@ -144,7 +147,9 @@ def test_folders_import_only_those_below_them(path: Path) -> None:
 
 
 def test_no_name_of_a_class_or_type_stands_twice() -> None:
-    """A type is a class, or a capitalised name in lower case letters that a module gives to another type."""
+    """A type is a class, or a capitalised name in lower case letters that a module gives to another
+    type.
+    """
     places: dict[str, set[Path]] = {}
     for path in FILES:
         for node in ast.parse(path.read_text()).body:
@@ -261,17 +266,6 @@ def test_modules_classes_and_functions_are_nouns_or_verbs(path: Path) -> None:
     if module not in PUBLIC:
         names.add(path.stem)
     assert not {name for name in names - PUBLIC if _ends_as_participle(name)}
-
-
-WITHIN_100_COLUMNS = ("reports", "summary", "evaluation", "measure", "shipping", "tuning", "tasks")
-
-
-@pytest.mark.parametrize("folder", WITHIN_100_COLUMNS)
-def test_lines_have_at_most_100_columns(folder: str) -> None:
-    """ruff's own limit is wider, until all folders have been gone over."""
-    for path in sorted((KD / folder).glob("*.py")):
-        lines = path.read_text().splitlines()
-        assert not [line for line in lines if len(line) > 100], path.name
 
 
 # The share of annotations that mention `Any`, at most: it goes down to 0.03, and never up.

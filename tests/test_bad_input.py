@@ -1,7 +1,7 @@
-"""What a user may get wrong, by command: exit code 2, one message that says what to mend, and nothing is written.
+"""User errors, by command: exit code 2, one message with the remedy, and nothing is written.
 
-A case is a command, what is typed after it, and words of the message. It is typed in a folder that holds what `lab`
-puts there; the commands that train get a tiny budget besides.
+A case is a command, its arguments, and words of the message. It runs in a folder with what `lab`
+puts there. Commands that train also get a tiny budget.
 """
 
 import json
@@ -20,7 +20,7 @@ from PIL import Image
 Case = tuple[str, str, tuple[str, ...]]
 
 
-# Typed, and words of the message. Several arguments are apart by two spaces, as one may hold single ones.
+# Arguments, and words of the message. Two spaces separate arguments, as one may contain spaces.
 TRAIN: list[tuple[str, tuple[str, ...]]] = [
     # names of files and of keys
     ("data=cifar11", ("data", "'cifar11'", "digits, ", "cifar10")),
@@ -41,7 +41,7 @@ TRAIN: list[tuple[str, tuple[str, ...]]] = [
     ("+foo=1", ("foo",)),
     ("--config-dir=nowhere", ("nowhere", "not found")),
     ("--config-name=nowhere", ("--config-name: there is no 'nowhere'; accepted are train",)),
-    # how a command line is written
+    # syntax of the command line
     ("alpha=[b", ("alpha=[b",)),
     ("alpha", ("alpha: not an override of the form KEY=VALUE",)),
     ("alpha=1,2", ("alpha", "add -m to sweep over the values")),
@@ -113,7 +113,7 @@ TRAIN: list[tuple[str, tuple[str, ...]]] = [
     ("+trainer.epoch=17", ("trainer.epoch",)),
     ("trainer.log_every_n_steps=x", ("trainer.log_every_n_steps: found 'x'", "valid integer")),
     ("trainer.accelerator=tpuu", ("trainer", "tpuu")),
-    # stages and losses, and what goes with what
+    # stages and losses, and their combinations
     ("stages=[distill]", ("stages", "teacher")),
     ("stages=[teacher,teacher]", ("stages",)),
     ("stages=[teach]", ("stages", "'teach'", "teacher")),
@@ -155,7 +155,7 @@ TRAIN: list[tuple[str, tuple[str, ...]]] = [
         "teacher=ensemble  teacher.weights=[1,2]",
         ("teacher.weights: found [1.0, 2.0], needed is one for each",),
     ),
-    # names and places
+    # names and paths
     ("name=a/b", ("name", "a/b")),
     ("name=..", ("name: found '..'; accepted is a folder's name",)),
     ("name=" + 200 * "x", ("name", "up to 160 bytes")),
@@ -437,7 +437,7 @@ BUDGET = {
 
 @pytest.fixture(scope="module")
 def lab(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with a run, runs and files that are not as they should be, and images one of which is none."""
+    """A folder with a run, damaged runs and files, and images of which one is undecodable."""
     folder = tmp_path_factory.mktemp("lab")
     for name in ("empty", "x.partial"):
         (folder / name).mkdir()
@@ -469,7 +469,7 @@ def edit_models(**changes: Any) -> Callable[[dict[str, Any]], Any]:
     return edit
 
 
-# What is done to a report, or what stands in its place.
+# Changes of a report, or its replacement.
 REPORTS: dict[str, Callable[[dict[str, Any]], Any] | str] = {
     "later": lambda report: report.update(schema=2),
     "schema": lambda report: report.update(schema="one"),
@@ -504,12 +504,12 @@ def with_report(folder: Path, name: str, edit: Callable[[dict[str, Any]], Any] |
 
 
 def with_header(file: Path, change: dict[str, Any]) -> None:
-    """Change what a student's file says of itself."""
+    """Change the header of a student's file."""
     content = file.read_bytes()
     size = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + size])
     about = {**json.loads(header["__metadata__"]["kd"]), **change}
-    del about["sha256"]  # as somebody does who knows of it
+    del about["sha256"]  # as an informed attacker would
     header["__metadata__"]["kd"] = json.dumps(about)
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
@@ -517,7 +517,7 @@ def with_header(file: Path, change: dict[str, Any]) -> None:
 
 
 def arguments(name: str, typed: str, out: Path) -> list[str]:
-    """What is typed, after the command's small budget as far as it says nothing else."""
+    """Add the command's small budget, unless the arguments set it."""
     words = [word for word in typed.split("  ") if word]
     given = {word.lstrip("+").partition("=")[0] for word in words}
     budget = [word for word in BUDGET.get(name, []) if word.partition("=")[0] not in given]
@@ -550,7 +550,7 @@ def test_bad_input_is_one_message(
         raise AssertionError("nothing may be trained")
 
     monkeypatch.setattr("urllib.request.urlopen", no_network)
-    if "trainer" not in typed:  # Lightning tells what it takes when a stage begins
+    if "trainer" not in typed:  # Lightning reports its options when a stage starts
         monkeypatch.setattr("kd.stages.stage._train", no_training)
     out = tmp_path / "out"
     torch.set_num_threads(1)
@@ -559,7 +559,7 @@ def test_bad_input_is_one_message(
     said = capsys.readouterr()
     (message,) = re.findall(r"^kd: (.*?)\Z", said.err, re.M | re.S)
     assert "Traceback" not in said.err
-    assert "Error getting object" not in said.out + said.err  # Hydra's words for it beside ours
+    assert "Error getting object" not in said.out + said.err  # Hydra's words would be beside ours
     assert len(message.strip().splitlines()) <= 6
     for word in words:
         assert word in message

@@ -1,4 +1,4 @@
-"""`kd.benchmark`: counts by hand, turns, and backends that are not there. No speed is asserted."""
+"""`kd.benchmark`: counts by hand, turns, and missing backends. No speed is asserted."""
 
 import json
 import sys
@@ -33,7 +33,7 @@ def config(run: Path, *overrides: str) -> Benchmark:
 
 
 class Residual(nn.Module):
-    """A block whose input is needed until the end."""
+    """A block whose input is needed until its end."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class Residual(nn.Module):
 @pytest.mark.parametrize(
     ("net", "floats"),
     [
-        # Two layers' outputs at once; a flattened image is a view of it.
+        # Two layers' outputs at once; a flattened image is a view.
         (nn.Sequential(nn.Flatten(), nn.Linear(64, 80), nn.ReLU(), nn.Linear(80, 10)), 80 + 80),
         (
             nn.Sequential(
@@ -63,7 +63,7 @@ class Residual(nn.Module):
             nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Flatten()),
             4 * 64 + 4 * 64,
         ),
-        # The copy, the first layer's output and what ReLU makes of it.
+        # The copy, the first layer's output and ReLU's output.
         (Residual(), 3 * 4 * 64),
     ],
     ids=["relu", "in place", "widest pair", "batch norm", "residual"],
@@ -71,9 +71,8 @@ class Residual(nn.Module):
 @pytest.mark.parametrize("batch", [1, 64])
 def test_peak_activations_by_hand(net: nn.Module, floats: int, batch: int) -> None:
     assert peak_activations(net, SHAPE, batch) == 4 * floats * batch
-    assert (
-        peak_activations(net, SHAPE, batch) == 4 * floats * batch
-    )  # nothing is left over from the first time
+    # Nothing is left from the first time
+    assert peak_activations(net, SHAPE, batch) == 4 * floats * batch
 
 
 def test_all_take_turns() -> None:
@@ -81,12 +80,11 @@ def test_all_take_turns() -> None:
     found = times({name: lambda name=name: said.append(name) for name in "abc"}, seconds=1e-6)
     turns = [name for i, name in enumerate(said) if i == 0 or said[i - 1] != name]
     rounds = [set(turns[i : i + 3]) for i in range(0, 3 * (len(turns) // 3), 3)]
-    # Where one round ends with what the next begins with, the two turns look like one.
+    # Where a round ends with the first of the next, two turns look like one.
     assert 2 * ROUNDS < len(turns) <= 3 * ROUNDS
     assert rounds[0] == set("abc")
-    assert (
-        len({tuple(turns[i : i + 3]) for i in range(0, len(turns), 3)}) > 1
-    )  # not always in the same order
+    # Not always in the same order
+    assert len({tuple(turns[i : i + 3]) for i in range(0, len(turns), 3)}) > 1
     for name, milliseconds in found.items():
         assert len(milliseconds) >= LEAST * ROUNDS
         assert said.count(name) > len(milliseconds)  # some passes warm up and do not count
@@ -266,8 +264,8 @@ def test_a_backend_that_is_not_there_is_named(
     assert {one["backend"] for each in found["models"] for one in each["latency"]} == {"eager"}
     out = " ".join(capsys.readouterr().out.split())
     assert (
-        "Not run: compile on cpu (teacher, baseline, student): RuntimeError: No working C++ compiler found"
-        in out
+        "Not run: compile on cpu (teacher, baseline, student): RuntimeError: No working C++ "
+        "compiler found" in out
     )
 
 

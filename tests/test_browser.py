@@ -1,4 +1,4 @@
-"""TensorBoard in a real browser: what a person who opens the dashboard looks for is there to be seen."""
+"""TensorBoard in a real browser: a person who opens the dashboard finds what they look for."""
 
 import base64
 import contextlib
@@ -27,7 +27,7 @@ pytestmark = [
     ),
 ]
 
-# All of a page, with what is in shadow trees, but for what is not displayed.
+# All displayed nodes of a page, shadow trees included.
 WALK = """
 const walk = (node, see) => {
   if (node.nodeType === Node.ELEMENT_NODE) {
@@ -58,7 +58,8 @@ return found;
 LINES = (
     SEEN
     + """
-const drawn = n => n.getAttribute('d') && n.getAttribute('d').length > 20 && n.getBoundingClientRect().width > 50;
+const long = n => n.getAttribute('d') && n.getAttribute('d').length > 20;
+const drawn = n => long(n) && n.getBoundingClientRect().width > 50;
 walk(document.body, n => n.tagName === 'path' && drawn(n) && found.push(n));
 return found.length;
 """
@@ -67,7 +68,8 @@ PICK = (
     "const hidden = true;"
     + WALK
     + """
-walk(document.body, n => n.tagName === 'PAPER-ITEM' && n.textContent.trim() === arguments[0] && found.push(n));
+const asked = n => n.tagName === 'PAPER-ITEM' && n.textContent.trim() === arguments[0];
+walk(document.body, n => asked(n) && found.push(n));
 found[0].click();
 """
 )
@@ -75,7 +77,7 @@ found[0].click();
 
 @pytest.fixture(scope="module")
 def address(three_runs: list[Path]) -> Iterator[str]:
-    """Where the dashboard over three runs is served."""
+    """Serve the dashboard over three runs."""
     output = three_runs[0].parents[1]
     line = [sys.executable, "-m", "kd.dashboard", str(output), "--host", "127.0.0.1", "--port", "0"]
     board = subprocess.Popen(
@@ -120,7 +122,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def wait(browser: Any, tmp_path: Path) -> Callable[[str, Callable[[Any], bool]], Any]:
-    """Wait until a script's answer is as wanted; gives the answer. Leaves a screenshot where it never is."""
+    """Wait until a script returns the wanted value. Leaves a screenshot on failure."""
     from selenium.common.exceptions import TimeoutException
     from selenium.webdriver.support.ui import WebDriverWait
 
@@ -141,9 +143,8 @@ def wait(browser: Any, tmp_path: Path) -> Callable[[str, Callable[[Any], bool]],
 
 
 def show(browser: Any, address: str, tab: str) -> None:
-    browser.get(
-        "about:blank"
-    )  # or else only the fragment of the address changes, and no page is loaded
+    # Otherwise only the fragment of the address changes, and no page is loaded
+    browser.get("about:blank")
     browser.get(f"{address}#{tab}")
 
 

@@ -1,4 +1,4 @@
-"""The teacher's outputs are computed once for each view, and reading them gives what asking gives, bit for bit."""
+"""Teacher outputs are computed once per view, and cached ones equal live ones bit for bit."""
 
 import copy
 import errno
@@ -42,15 +42,14 @@ AUGMENT = Augment(crop_padding=1, rotation=10)
 
 
 class Sums:
-    """Answers with sums over an image's pixels, and counts the images that it was asked about."""
+    """Teacher that sums an image's pixels, and counts the images it gets."""
 
     def __init__(self) -> None:
         self.asked = 0
 
     def __call__(self, x: Tensor) -> Tensor:
-        self.asked += int(
-            (x.flatten(1).sum(1) > 0).sum()
-        )  # not the blank ones that fill a batch up
+        # Not the blank images that fill a batch
+        self.asked += int((x.flatten(1).sum(1) > 0).sum())
         return torch.stack([x.double().sum((1, 2, 3)), -x.double().amax((1, 2, 3))], dim=1).float()
 
     def to(self, device: torch.device) -> None:
@@ -86,7 +85,7 @@ def cached(
 
 
 def batch(view: int, *index: int) -> tuple[Tensor, Tensor, int]:
-    """What the training gives the teacher."""
+    """The teacher's input in training."""
     where = torch.tensor(index)
     return (
         make_views(images().pixels[where], where, seed=0, view=view, augment=AUGMENT),
@@ -265,9 +264,8 @@ class TestDamage:
         writer.prepare(0)
         damage(folder_of(writer, 0))
         folder_of(reader, 0).parent.mkdir(parents=True)
-        shutil.copytree(
-            folder_of(writer, 0), folder_of(reader, 0)
-        )  # a path that this process has not verified yet
+        # A path that this process has not verified yet
+        shutil.copytree(folder_of(writer, 0), folder_of(reader, 0))
         expected = reader.live(*batch(0, 1, 2)).logits
         reader.live.answers.asked = 0
         reader.prepare(0)
@@ -308,7 +306,7 @@ class TestDamage:
 
 
 class Slow(Sums):
-    """Leaves a mark for each batch, and takes its time."""
+    """Leave a mark for each batch, slowly."""
 
     def __init__(self, folder: Path, seconds: float) -> None:
         super().__init__()
@@ -328,7 +326,7 @@ def _prepare(folder: Path, marks: Path, seconds: float) -> None:
 
 
 def at_work(folder: Path, seconds: float) -> tuple[Any, Path]:
-    """A process that has begun to compute view 0, and the folder of its marks."""
+    """Start a process that computes view 0; returns it and the folder of its marks."""
     (marks := folder / "marks").mkdir()
     job = multiprocessing.get_context("spawn").Process(
         target=_prepare, args=(folder / "cache", marks, seconds)
@@ -509,20 +507,19 @@ class TestLimit:
 
 RESNET = ("teacher=resnet18", "teacher.net.width=4", "student=cnn", "student.net.width=2")
 CHAIN = ("name=test", "trainer=cpu", "stages=[teacher,distill]", "teacher.epochs=1", "epochs=2")
-# A batch of one image, where the last bit of a net's logits is most likely to differ from that in a larger batch.
+# Batches of one image, where the last bit of a net's logits differs most from larger batches.
 SINGLE = ("data.limit=20", "batch_size=1", "teacher.batch_size=20", *RESNET)
 
 
 class Counting:
-    """Answers as another does, and counts how often it was asked about each picture, by its pixels."""
+    """Teacher that wraps another and counts how often it gets each image, by pixels."""
 
     def __init__(self, answers: TeacherNet, counts: Counter[bytes]) -> None:
         self.answers, self.counts = answers, counts
 
     def __call__(self, x: Tensor) -> Tensor:
-        self.counts.update(
-            each.numpy().tobytes() for each in x.contiguous() if each.any()
-        )  # blank ones fill up
+        # Blank images fill the batch
+        self.counts.update(each.numpy().tobytes() for each in x.contiguous() if each.any())
         return self.answers(x)
 
     def to(self, device: torch.device) -> None:
@@ -531,7 +528,7 @@ class Counting:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> Counter[bytes]:
-    """How often teachers' nets were asked about each view of an image in training."""
+    """Count how often teachers got each view of an image in training."""
     counts: Counter[bytes] = Counter()
     original = LiveTeacher.__init__
 
@@ -676,7 +673,7 @@ class TestStudent:
     def test_other_views_or_another_teacher_are_other_outputs(
         self, override: str, tmp_path: Path, asked: Counter[bytes], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        # A teacher as it starts, and one normalisation: neither changes with the images or their augmentation.
+        # An untrained teacher and one normalisation: neither depends on the images or augmentation.
         monkeypatch.setattr(DataModule, "statistics", ((0.3,), (0.4,)))
         student(tmp_path, *TINY, "epochs=1", "teacher.epochs=0")
         asked.clear()
@@ -761,9 +758,8 @@ def test_digits_views_are_what_the_teacher_is_asked_about(tmp_path: Path) -> Non
 @pytest.mark.slow
 def test_two_ranks_share_the_files_and_end_as_without(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    torch.save(
-        MLP(10, 1, 8, [16]).state_dict(), tmp_path / "teacher.pth"
-    )  # each stage takes two processes their start
+    # Two processes would have to start for each stage
+    torch.save(MLP(10, 1, 8, [16]).state_dict(), tmp_path / "teacher.pth")
     ranks = (
         "trainer=ddp",
         "trainer.accelerator=cpu",

@@ -1,4 +1,4 @@
-"""Stages that build on others: who teaches, what a stage's key depends on, and fine-tuning."""
+"""Stages that build on others: their teacher, their key, and fine-tuning."""
 
 import copy
 import json
@@ -84,7 +84,10 @@ class TestChain:
             chain_of(check(composed("stage.distill.start=teacher")))
 
     def test_a_stage_says_what_it_does_otherwise_than_its_recipe(self) -> None:
-        stage = "{net: student, loss: labels, epochs: 7, seed_offset: 5, lr_factor: 0.5, ema: 0.9, keep: last}"
+        stage = (
+            "{net: student, loss: labels, epochs: 7, seed_offset: 5, lr_factor: 0.5, ema: 0.9, "
+            "keep: last}"
+        )
         config = check(
             composed(
                 f"+stage.mine={stage}", "stages=[mine]", "seed=2", "optim.lr=0.2", "batch_size=32"
@@ -185,9 +188,8 @@ class TestKeys:
             "epochs=3",
             "stages=[teacher,distill,finetune]",
         ):
-            assert stage("finetune", data, override).key == plain, (
-                override
-            )  # they count by the key of distill
+            # They share the key of distill.
+            assert stage("finetune", data, override).key == plain, override
 
     def test_finetune_settings_are_no_part_of_other_stages(self, data: DataModule) -> None:
         for name in ("teacher", "baseline", "distill"):
@@ -216,7 +218,7 @@ def stored(report: dict[str, Any], output: Path, role: str) -> Path:
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One output folder for all methods, so that they share teacher and baseline."""
+    """One output folder for all methods, with a common teacher and baseline."""
     return tmp_path_factory.mktemp("methods")
 
 
@@ -295,7 +297,7 @@ class TestRuns:
         rows = json.loads((stored(report, tmp_path, "student") / "stage.json").read_text())[
             "history"
         ]
-        # 4 steps an epoch; the last of each is what an epoch's row holds.
+        # 4 steps per epoch; an epoch's row has the last.
         found = [row["train/kd_temperature"] for row in rows]
         assert found == pytest.approx([8 - 6 * (4 * epoch + 3) / 16 for epoch in range(4)])
         assert "Tlinear-8-2" in folder.name
@@ -324,9 +326,8 @@ def test_what_a_loss_learns_is_trained_and_resumed(
     start, end, *_, between, end_of_resumed = states
     trained = [k for k in start if not torch.equal(start[k], end[k])]
     assert trained
-    assert any(
-        not torch.equal(start[k], between[k]) for k in trained
-    )  # it went on from the checkpoint
+    # It resumed from the checkpoint
+    assert any(not torch.equal(start[k], between[k]) for k in trained)
     assert all(torch.equal(end[k], end_of_resumed[k]) for k in end)
     assert all(torch.equal(whole[k], resumed[k]) for k in whole)
 

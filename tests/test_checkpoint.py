@@ -1,4 +1,4 @@
-"""A teacher's weights from a file: every format, every wrapper's prefix, every way not to fit."""
+"""Teacher weights from a file: every format, every wrapper's prefix, every mismatch."""
 
 import argparse
 import copy
@@ -38,7 +38,7 @@ State = dict[str, Tensor]
 
 
 def net(seed: int = 0, classes: int = 10) -> ResNet:
-    """Convolutions and batch norm, and counters among the tensors."""
+    """Convolutions, batch norm, and counters among the tensors."""
     torch.manual_seed(seed)
     made = ResNet(classes, 18, 1, 8, width=2)
     made.bn1.running_mean += 0.5
@@ -100,8 +100,10 @@ def test_formats(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "prefix",
     [
-        "module.", "model.", "net.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "net._orig_mod.",
-        "model.module.", "model.net.", "module.model._orig_mod.", "backbone.", "encoder.", "model.backbone.",
+        "module.", "model.", "net.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.",
+        "net._orig_mod.",
+        "model.module.", "model.net.", "module.model._orig_mod.", "backbone.", "encoder.",
+        "model.backbone.",
         "module.encoder_q.", "student.net.",
     ],
 )  # fmt: skip
@@ -151,6 +153,7 @@ def under(prefix: str, state: State) -> State:
         ({"model": OTHER, "model_ema": under("module.", STATE)}, [None, "model_ema"], True),
         (under("ema_model.", STATE) | under("online_model.", OTHER), [None, "ema_model"], True),
         (under("module.", STATE) | {"n_averaged": torch.ones(1)}, [None, "ema"], False),  # torch
+        # Lightning
         (
             {
                 "state_dict": under("net.", STATE),
@@ -159,8 +162,8 @@ def under(prefix: str, state: State) -> State:
             },
             [None, "ema"],
             True,
-        ),  # Lightning
-        # Many an average is of the parameters alone; the buffers are the trained net's then.
+        ),
+        # Many averages cover only parameters; the buffers are then the trained net's.
         (
             {
                 "ema": {k: STATE[k] for k in PARAMETERS},
@@ -239,7 +242,9 @@ def test_weights_without_a_last_layer_start_it_afresh_where_training_follows(
 
 
 def as_repdistiller_names(name: str) -> str:
-    """What models/wrn.py, models/vgg.py and models/resnetv2.py of HobbitLong/RepDistiller call the same tensors."""
+    """Names of the same tensors in models/wrn.py, vgg.py and resnetv2.py of
+    HobbitLong/RepDistiller.
+    """
     if name.startswith("block") and name[7:].startswith(
         ("0.bn", "0.conv", "0.sh", "1.bn", "1.conv")
     ):
@@ -491,7 +496,7 @@ def test_no_file_and_a_folder_that_is_no_runs(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run's, with a student of its own normalisation."""
+    """The normalisation of a run whose student has its own."""
     out = tmp_path_factory.mktemp("first")
     return run(
         check(composed(*TINY, "name=test", f"output_dir={out}", "stages=[teacher,distill]")), ""
@@ -548,7 +553,7 @@ class TestRunFolder:
             assert word in str(error.value)
 
     def test_its_normalisation_stays(self, folder: Path, make_config: Make) -> None:
-        """On other data the net is fed as in the run that trained it."""
+        """On other data the net gets the normalisation of the run that trained it."""
         header = header_of(folder / "student.safetensors")
         assert header
         other = "data.limit=150"
@@ -624,7 +629,8 @@ from torch import nn
 class Big(nn.Module):
     def __init__(self, num_classes, in_channels, image_size, width=12):
         super().__init__()
-        self.body = nn.Sequential(nn.Flatten(), nn.Linear(in_channels * image_size**2, width), nn.ReLU())
+        inputs = in_channels * image_size**2
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(inputs, width), nn.ReLU())
         self.fc = nn.Linear(width, num_classes)
 
     def forward(self, x):

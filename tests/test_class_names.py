@@ -1,4 +1,6 @@
-"""A teacher whose classes stand in another order, or are more: by name, from its file, or found out on validation."""
+"""Teachers with another class order or more classes: by name, from the file, or found on
+validation.
+"""
 
 import json
 from pathlib import Path
@@ -189,7 +191,7 @@ def test_a_teacher_that_knows_the_validation_images(
 def test_both_are_told_in_output_report_and_card(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A teacher that knows its training and validation images by heart, and has its outputs in another order."""
+    """Teacher that memorised training and validation images, with reordered outputs."""
     overrides = ("data.limit=60", "data.val_fraction=0.1", HIDDEN, "batch_size=30")
     made: Any = construct(check(tiny(tmp_path, *overrides)).data, "data")
     seen = made.split.train.join(made.split.val)

@@ -1,4 +1,4 @@
-"""How a command line is read: flags and overrides in any order, `~`, quotes, and Hydra's own functions."""
+"""Parsing of the command line: flags and overrides in any order, `~`, quotes, Hydra's functions."""
 
 import re
 import shlex
@@ -14,7 +14,7 @@ from kd.command import tidy
 
 HOME = "/home/somebody"
 
-# What stands in a command's help, as regular expressions: knobs with their ranges, groups with their files.
+# Regular expressions for a command's help: knobs with ranges, groups with files.
 TRAINS = (
     r"^  alpha=0\.5 .*\(a number from 0 to 1, or a schedule",
     r"^  temperature=2\.0 .*\(a number above 0, or a schedule",
@@ -89,7 +89,7 @@ def test_what_needs_quotes_is_answered_with_the_line_to_type(
         if len(words) == 1
         else "kd: photos: not an override of the form KEY=VALUE; if it belongs to the value before"
     )
-    # Typed in a shell, it gives the value.
+    # In a shell it gives the value.
     python, dash, module, *typed = shlex.split(line)
     assert (python, dash, module) == ("python", "-m", "kd.train")
     found = OverridesParser.create().parse_overrides(typed)
@@ -143,7 +143,7 @@ def test_home_is_found_in_quotes_too(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """As a shell hands it on that does not know it: each message names the place below the home folder."""
+    """With `~` unexpanded by the shell, each message names the path below the home folder."""
     monkeypatch.setenv("HOME", str(tmp_path))
     for file in ("file", "image.png"):
         (tmp_path / file).touch()
@@ -195,7 +195,7 @@ def test_torchrun_is_refused_once(
 def test_tasks_of_a_slurm_step_may_not_do_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A second task begins while the first is at work: the same is refused, another seed is not."""
+    """Start a second task while the first runs: an equal config is refused, another seed is not."""
     codes: dict[str, int] = {}
 
     def run(config: Any, *_: object, **__: object) -> None:

@@ -1,4 +1,4 @@
-"""Corruptions against what they should do to a picture, written out here."""
+"""Corruptions against their effect on an image, written out here."""
 
 import colorsys
 import io

@@ -1,6 +1,7 @@
-"""Files that were cut off, emptied, or had a bit changed: noticed, named, and made anew or refused; never just used.
+"""Files that were truncated, emptied or had a bit flipped are noticed and named, then rebuilt or
+refused.
 
-`KD_FLIPS=1000 pytest tests/test_damaged.py` changes more bits of each file; `KD_SEED` changes others.
+`KD_FLIPS=1000 pytest tests/test_damaged.py` flips more bits of each file; `KD_SEED` chooses others.
 """
 
 import contextlib
@@ -38,7 +39,7 @@ FLIPS = int(os.environ.get("KD_FLIPS", "25"))
 
 
 def harms(path: Path) -> list[tuple[str, bytes]]:
-    """What a file may have become: by name."""
+    """Kinds of damage, by name."""
     content, draw = path.read_bytes(), random.Random(int(os.environ.get("KD_SEED", "0")))
     found = [
         ("emptied", b""),
@@ -53,7 +54,7 @@ def harms(path: Path) -> list[tuple[str, bytes]]:
 
 
 def tried(read: Callable[[], Any]) -> tuple[Any, str]:
-    """What was read, or the message that it cannot be."""
+    """Return what was read, or the message."""
     try:
         return read(), ""
     except UserError as error:
@@ -65,7 +66,7 @@ def record(folder: Path, key: str) -> Any:
     return done and done.record
 
 
-# What reads a file, given its path; a run's whole output folder lies around it.
+# Readers of each file, given its path; a run's whole output folder is around it.
 READ: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "a stage's weights": (
         "store/*/weights.safetensors",
@@ -91,12 +92,12 @@ READ: dict[str, tuple[str, Callable[[Path], Any]]] = {
 }
 
 
-# JSON that a person may edit: a changed number or word in it is taken as meant, if it still makes a record.
+# JSON that a person may edit: a changed number or word counts if the record stays valid.
 EDITABLE = {"a stage's record", *(kind for kind in READ if kind.startswith("a report"))}
 
 
 def assert_same_kind(found: Any, before: Any) -> None:
-    """What programs count on is there: of a stage its spec as it was, of a run its models."""
+    """Check what programs rely on: a stage's spec, a run's models."""
     if "spec" in before:
         assert found["spec"] == before["spec"]
     else:
@@ -108,7 +109,7 @@ def run_of(path: Path) -> Path:
 
 
 def plain(found: Any) -> Any:
-    """What can be compared."""
+    """Convert to comparable values."""
     if isinstance(found, torch.nn.Module):
         found = found.state_dict() | {"": getattr(found, "classes", None)}
     if isinstance(found, dict):
@@ -269,7 +270,7 @@ def test_a_search_is_not_gone_on_with(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_a_later_kd_wrote_it(finished: Path, tmp_path: Path) -> None:
-    """Whoever reads it says so, instead of that it is damaged."""
+    """Readers report this, instead of damage."""
     shutil.copytree(finished.parents[1], tmp_path / "out")
     teacher = open_run(finished).stage("teacher").key
     store, run_folder = tmp_path / "out" / "store", tmp_path / "out" / "runs" / finished.name

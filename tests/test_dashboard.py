@@ -1,4 +1,4 @@
-"""What a run shows in TensorBoard, read back from its event files; and under which names."""
+"""A run in TensorBoard, read from its event files; and the names of runs."""
 
 import json
 import re
@@ -38,7 +38,7 @@ def read(folder: Path) -> EventAccumulator:
 
 
 def row_of(folder: Path) -> dict[str, Any]:
-    """A run's row in the HParams tab."""
+    """Return a run's row in the HParams tab."""
     content = read(folder / "tensorboard").SummaryMetadata(ROW).plugin_data.content
     values = parse_session_start_info_plugin_data(content).hparams
     return {name: getattr(value, value.WhichOneof("kind")) for name, value in values.items()}
@@ -57,8 +57,10 @@ class TestRow:
     def test_knobs(self, three_runs: list[Path]) -> None:
         plain, falling, dkd = map(row_of, three_runs)
         assert plain == {
-            "data": "digits", "train_images": 200.0, "teacher": "MLP(hidden=[16])", "student": "MLP(hidden=[8])",
-            "method": "kd", "temperature": 2.0, "alpha": 0.5, "schedules": "none", "seed": 0.0, "epochs": 2.0,
+            "data": "digits", "train_images": 200.0, "teacher": "MLP(hidden=[16])",
+            "student": "MLP(hidden=[8])",
+            "method": "kd", "temperature": 2.0, "alpha": 0.5, "schedules": "none", "seed": 0.0,
+            "epochs": 2.0,
             "batch_size": 50.0, "optimizer": "AdamW", "lr": plain["lr"], "lr_schedule": "onecycle",
             "teacher_epochs": 2.0,
         }  # fmt: skip
@@ -111,9 +113,8 @@ class TestRow:
             columns.append(
                 parse_experiment_plugin_data(events.SummaryMetadata(COLUMNS).plugin_data.content)
             )
-            types = {
-                info.name: info.type for info in columns[-1].hparam_infos
-            }  # 1 is a string, 3 a number
+            # 1 is a string, 3 a number
+            types = {info.name: info.type for info in columns[-1].hparam_infos}
             assert {
                 k: {str: 1, float: 3}[type(v)] for k, v in row_of(folder).items()
             }.items() <= types.items()
@@ -122,13 +123,8 @@ class TestRow:
             } <= {info.name.tag for info in columns[-1].metric_infos}
         assert columns[0] == columns[1] == columns[2]
         first = {info.display_name for info in columns[0].hparam_infos if info.differs}
-        assert first == {
-            "alpha",
-            "method",
-            "seed",
-            "student",
-            "T",
-        }  # TensorBoard shows five at first
+        # TensorBoard shows five at first
+        assert first == {"alpha", "method", "seed", "student", "T"}
 
     def test_a_method_is_named_with_its_own_numbers(self) -> None:
         wanted = {

@@ -1,4 +1,4 @@
-"""The DataModule: parts, keys, order, ranks, weights, images without labels; and the real data sets."""
+"""The DataModule: parts, keys, order, ranks, weights, unlabelled images; and the real data sets."""
 
 import contextlib
 import os
@@ -173,7 +173,7 @@ def test_validation_shows_each_image_on_one_rank_once(size: int, batch: int, ran
 
 
 def shown(data: DataModule, batch_size: int, epoch: int, ranks: int = 1) -> dict[int, Tensor]:
-    """Each image's view in an epoch, by its index, through the loaders of all ranks."""
+    """Return each image's view in an epoch, by index, through the loaders of all ranks."""
     found = {}
     with pytest.MonkeyPatch.context() as patch:
         for rank in range(ranks):
@@ -272,7 +272,7 @@ class Large(DataModule):
 
 
 def test_nets_are_shown_fewer_large_images_at_once() -> None:
-    """What a net holds of a batch grows with the images, so a batch is bounded in pixels."""
+    """Activations grow with the images, so a batch is limited in pixels."""
     seen: list[int] = []
 
     class Counting(nn.Module):
@@ -293,7 +293,7 @@ def test_nets_are_shown_fewer_large_images_at_once() -> None:
 
 @pytest.fixture
 def pool(tmp_path: Path) -> Path:
-    """A folder of pictures without labels."""
+    """A folder of unlabelled images."""
     (tmp_path / "pool" / "deep").mkdir(parents=True)
     for i in range(12):
         Image.fromarray(np.full((9, 9, 3), 20 * i, np.uint8)).save(
@@ -321,7 +321,7 @@ def test_a_bad_file_of_the_pool_is_found_before_training(pool: Path) -> None:
 
 
 class Recorder(nn.Module):
-    """Keeps what it is given."""
+    """Net that keeps its input."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -422,7 +422,7 @@ def test_without_files_and_network_one_message_says_what_to_do(
 
 
 def write_idx(folder: Path, part: str, count: int) -> None:
-    """MNIST's files, by the description of their format: magic number, sizes, bytes."""
+    """Write MNIST's files by their format: magic number, sizes, bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     pixels = np.arange(count, dtype=np.uint8).repeat(28 * 28)
     sizes = np.array([count, 28, 28], ">i4").tobytes()
@@ -620,7 +620,9 @@ def test_xrays_are_split_by_patient(xrays: ChestXRay) -> None:
 
 @needs_xrays
 def test_the_test_part_numbers_its_patients_anew() -> None:
-    """A number of a patient in test is given to another, of the other kind, in train: no image of one is in both."""
+    """A patient number of test may recur in train for another kind: no image of one patient is in
+    both.
+    """
     patients = {
         part: {
             m[0]
@@ -648,7 +650,8 @@ MEASURE = """
 import sys
 from kd.data.chest_xray import ChestXRay
 from kd.data.views import make_views
-data = ChestXRay(sys.argv[1], image_size=224, cache="disk", cache_dir=sys.argv[2], augment={"crop_padding": 4})
+crops = {"crop_padding": 4}
+data = ChestXRay(sys.argv[1], image_size=224, cache="disk", cache_dir=sys.argv[2], augment=crops)
 data.key()
 for pixels, _, index in data.train_loader(64, 0):
     make_views(pixels, index, seed=0, view=0, augment=data.augment)
@@ -656,7 +659,7 @@ for pixels, _, index in data.train_loader(64, 0):
 
 
 def peak_memory(line: list[str]) -> float:
-    """The most anonymous memory, in GB, that a process has while it runs."""
+    """Return the peak anonymous memory of a process, in GB."""
     peak = 0.0
     process = subprocess.Popen(line, stdout=subprocess.DEVNULL, cwd=Path(__file__).parents[1])
     while process.poll() is None:
@@ -680,16 +683,17 @@ needs_proc = pytest.mark.skipif(
 @needs_proc
 @pytest.mark.slow
 def test_a_set_on_disk_stays_out_of_memory(tmp_path: Path) -> None:
-    assert (
-        peak_memory([sys.executable, "-c", MEASURE, str(DATA), str(tmp_path)]) < 1.0
-    )  # the array has 0.88
+    # The array takes 0.88.
+    assert peak_memory([sys.executable, "-c", MEASURE, str(DATA), str(tmp_path)]) < 1.0
 
 
 @needs_xrays
 @needs_proc
 @pytest.mark.slow
 def test_a_run_over_a_set_on_disk_stays_out_of_memory(tmp_path: Path) -> None:
-    """Nets so small that what they hold of 16 images is next to nothing; the validation and test parts are whole."""
+    """Nets so small that their activations for 16 images hardly count; validation and test are
+    whole.
+    """
     line = [
         sys.executable,
         "-m",

@@ -1,4 +1,4 @@
-"""What the project depends on is pinned, all of it."""
+"""All dependencies are pinned."""
 
 import os
 import re

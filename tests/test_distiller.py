@@ -1,4 +1,4 @@
-"""What must hold while a student trains beside its teacher."""
+"""Invariants of a student's training beside its teacher."""
 
 import copy
 from functools import partial
@@ -30,7 +30,7 @@ KD_LOSS = {"weight": 0.5, "loss": {"_target_": "kd.losses.kd.kd_loss", "temperat
 
 
 class DropNet(nn.Module):
-    """Batch norm and dropout, so that every kind of mode matters."""
+    """Net with batch norm and dropout, so that every mode matters."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class DropNet(nn.Module):
 
 
 class Watch(Callback):
-    """Notes the modes at every training step."""
+    """Record the modes at every training step."""
 
     def __init__(self) -> None:
         self.student: list[bool] = []
@@ -190,7 +190,7 @@ def test_what_is_logged(digits: Digits, tmp_path: Path) -> None:
 
 
 class Written(CSVLogger):
-    """Keeps what Lightning hands to a logger, by step."""
+    """Record what Lightning logs, by step."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -209,7 +209,8 @@ def test_every_term_and_weight_is_logged_by_the_step(
     module.objective = Objective(read_loss({"ce_weight": 0.5, "terms": {"kd": node}}), digits.shape)
     logger = Written(tmp_path)
     trainer = L.Trainer(
-        accelerator="cpu", max_epochs=2, logger=logger, log_every_n_steps=every, callbacks=StepLog(),
+        accelerator="cpu", max_epochs=2, logger=logger, log_every_n_steps=every,
+        callbacks=StepLog(),
         enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
     )  # fmt: skip
@@ -228,18 +229,16 @@ def test_every_term_and_weight_is_logged_by_the_step(
         assert row["train/weight_kd"] == pytest.approx(1 - step / 8)
         total = 0.5 * row["train/loss_ce"] + row["train/weight_kd"] * row["train/loss_kd"]
         assert row["train/loss"] == pytest.approx(total, rel=1e-5)
-    assert float(trainer.callback_metrics["train/weight_kd"]) == pytest.approx(
-        1 - 7 / 8
-    )  # an epoch's row: its last step
+    # An epoch's row has its last step
+    assert float(trainer.callback_metrics["train/weight_kd"]) == pytest.approx(1 - 7 / 8)
     assert all("train/acc" in logger.rows[step] for step in (3, 7))
 
 
 def test_memory_is_not_filled_under_deterministic_algorithms(
     digits: Digits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        torch.utils.deterministic, "fill_uninitialized_memory", True
-    )  # and put back afterwards
+    # And it is restored afterwards
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
     L.Trainer(
         accelerator="cpu",
         deterministic=True,
@@ -261,7 +260,7 @@ def test_validation_metrics_are_means_over_images(digits: Digits, tmp_path: Path
     trainer = L.Trainer(
         accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False
     )
-    # 135 images in batches of 100: the second batch must not weigh as much as the first.
+    # 135 images in batches of 100: the second batch must not have the weight of the first.
     found = trainer.validate(module, digits.val_loader(100), verbose=False)[0]
     val = digits.split.val
     with torch.no_grad():

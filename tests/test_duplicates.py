@@ -1,4 +1,4 @@
-"""Images that are there more than once: what is said of them, what is dropped, and how carving treats them."""
+"""Duplicate images: messages, dropping, and splitting."""
 
 import time
 from pathlib import Path
@@ -24,14 +24,14 @@ PAGES = ("report.md", "report.html", "MODEL_CARD.md")
 
 
 def images(numbers: list[int], labels: list[int], groups: list[str] | None = None) -> Images:
-    """Pictures of one pixel; the same number is the same picture."""
+    """One-pixel images; equal numbers are equal images."""
     return Images(
         torch.tensor(numbers, dtype=torch.uint8)[:, None, None, None], torch.tensor(labels), groups
     )
 
 
 class Given(DataModule):
-    """A source whose parts are given."""
+    """A source with given parts."""
 
     def __init__(
         self, train: Images, test: Images | None, val: Images | None, **options: Any
@@ -92,7 +92,7 @@ def test_stop_refuses_and_so_does_a_class_that_drop_would_empty() -> None:
 
 @pytest.mark.parametrize("grouped", [False, True])
 def test_carving_keeps_copies_in_one_part(grouped: bool) -> None:
-    """40 pictures, each there twice, far apart; or in two groups that share four."""
+    """40 images, each twice and far apart; or in two groups that share four."""
     copies = [*range(40), *range(40)]
     labels = [i % 2 for i in copies]
     groups = [f"{i // 40} {copies[i] // 4}" for i in range(80)] if grouped else None
@@ -124,8 +124,8 @@ def test_a_folder_whose_test_was_trained_on_as_a_user_sees_it(
 ) -> None:
     """All 18 test images are in train, one of them under the other label; files of 12 bits in 16.
 
-    What is wrong, and what was passed over, stands in the output, the report and the model card. How
-    files were read goes into what is shipped.
+    What is wrong, and what was passed over, stands in the output, the report and the model card.
+    How files were read goes into what is shipped.
     """
     draw = np.random.default_rng(0)
     for i in range(40):
@@ -161,7 +161,7 @@ def test_a_folder_whose_test_was_trained_on_as_a_user_sees_it(
 
 
 def test_carving_takes_linear_time() -> None:
-    """320,000 images of 1,000 classes; it took 166 s. One of the classes is rare, so it is seen to."""
+    """320,000 images of 1,000 classes; it used to take 166 s. One class is rare on purpose."""
     count, classes = 320_000, 1000
     draw = torch.Generator().manual_seed(0)
     digests = torch.randint(0, 256, (count, 16), dtype=torch.uint8, generator=draw)

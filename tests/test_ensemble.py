@@ -1,4 +1,4 @@
-"""Several teachers as one: the averages by hand, one member as itself, and members trained once."""
+"""Ensembles: the averages by hand, a single member as itself, and members trained once."""
 
 import json
 import math
@@ -19,7 +19,10 @@ from kd.teachers.ensemble import Ensemble
 from kd.teachers.frozen_teacher import FrozenTeacher
 
 MLP: dict[str, Any] = {"_target_": "kd.nets.mlp.MLP", "hidden": [5]}
-MEMBERS = "teacher.members=[{seed: 0}, {seed: 1, net: {hidden: [12]}}, {net: {_target_: kd.nets.cnn.CNN}}]"
+MEMBERS = (
+    "teacher.members=[{seed: 0}, {seed: 1, net: {hidden: [12]}}, {net: {_target_: "
+    "kd.nets.cnn.CNN}}]"
+)
 
 
 def ensemble(count: int, **options: Any) -> Ensemble:
@@ -176,9 +179,8 @@ class TestRuns:
             check(tiny(tmp_path, *options, "teacher.members=[{seed: 0}, {seed: 1}]")), "a test"
         )
         said = capsys.readouterr().err
-        assert (
-            said.count(": trained") == 4
-        )  # two members, baseline, student; the ensemble itself learns nothing
+        # Two members, baseline, student; the ensemble has nothing to train
+        assert said.count(": trained") == 4
         second = run(
             check(tiny(tmp_path, *options, "teacher.members=[{seed: 1}, {seed: 2}]")), "a test"
         )

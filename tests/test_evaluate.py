@@ -1,4 +1,4 @@
-"""`kd.evaluate`: a run's nets judged again, on its own test part and on other images, and what it refuses."""
+"""`kd.evaluate`: a run's nets on its own test part and on other images, and what it refuses."""
 
 import json
 import math
@@ -45,7 +45,7 @@ def evaluated(run: Path, *overrides: str) -> tuple[Path, dict[str, Any]]:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Digits of the run's test part and of its training part, as files in class folders."""
+    """Digits of the run's test and training parts, as files in class folders."""
     split = Digits(test_fraction=0.25, limit=200).split
     for name, part, count in (("test", split.test, 60), ("train", split.train, 30)):
         for i in range(count):
@@ -163,7 +163,7 @@ def test_other_images_of_the_same_classes(finished: Path, photos: Path, tmp_path
     out = f"out={tmp_path}"
     file, found = evaluated(finished, "data=image_folder", f"data.root={photos}", out)
     assert file.name == "evaluation_image_folder_photos.json"
-    # What the nets were trained on is left out; the rest is of the test part, at the nets' size.
+    # Training images are left out; the rest is of the test part, at the nets' size.
     assert (found["data"]["left_out"], found["data"]["images"]) == (30, 60)
     assert found["calibrated_on"]["validation"] == 135
     test = Digits(test_fraction=0.25, limit=200).split.test

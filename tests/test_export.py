@@ -1,4 +1,6 @@
-"""Exported files, run without kd, beside PyTorch; what is in them; and that a file which fails its check is no more."""
+"""Exported files without kd, against PyTorch; their contents; and removal of files that fail a
+check.
+"""
 
 import errno
 import json
@@ -30,7 +32,7 @@ def session(path: Path) -> Any:
 
 
 def pytorch(run: Path, pixels: np.ndarray) -> np.ndarray:
-    """What the run's student says, put together by hand from its weights file: normalised in float64 here."""
+    """The run's student, rebuilt by hand from its weights file, with float64 normalisation."""
     with safe_open(run / "student.safetensors", "pt") as file:
         about = json.loads(file.metadata()["kd"])
         net = CNN(len(CLASSES), 3, width=8)
@@ -42,7 +44,7 @@ def pytorch(run: Path, pixels: np.ndarray) -> np.ndarray:
 
 @pytest.fixture
 def copied(shipped: Shipped, tmp_path: Path) -> Shipped:
-    """A run to write into."""
+    """A run that may be modified."""
     shutil.copytree(shipped.run, tmp_path / "run")
     return Shipped(tmp_path / "run", shipped.photos)
 
@@ -88,8 +90,8 @@ def test_a_file_says_what_it_is(shipped: Shipped) -> None:
 
 
 def test_nothing_but_the_net_is_in_a_file(shipped: Shipped) -> None:
-    # The CNN of width 8 for 3 channels and classes, by its layers; and mean and std. Not CTKD's temperature, which the
-    # training learned.
+    # The CNN of width 8 for 3 channels and classes, layer by layer, with mean and std. CTKD's
+    # temperature is not in it.
     convolutions, channels, last = (
         3 * 9 * 8 + 8 * 9 * 16 + 2 * 16 * 9 * 16,
         8 + 3 * 16,
@@ -102,7 +104,8 @@ def test_nothing_but_the_net_is_in_a_file(shipped: Shipped) -> None:
         sum(array.size for array in arrays if array.dtype == np.float32)
         == convolutions + channels + last + 2 * 3
     )
-    # The norms are folded into the convolutions there. Here they are whole, with what they have seen and a counter.
+    # The norms are fused into the convolutions there. Here they are separate, with statistics and a
+    # counter.
     archive = torch.export.load(shipped.files / "student.pt2")
     assert (
         sum(tensor.numel() for tensor in archive.state_dict.values())
@@ -168,11 +171,8 @@ def test_a_file_that_fails_its_check_is_removed_and_the_others_stay(
     rows = {
         row["file"]: row for row in json.loads((copied.files / "export.json").read_text())["files"]
     }
-    assert sorted(rows) == [
-        "student.int8.onnx",
-        "student.onnx",
-        "student.pt2",
-    ]  # that of before stays noted
+    # The earlier one stays in the record.
+    assert sorted(rows) == ["student.int8.onnx", "student.onnx", "student.pt2"]
     assert rows["student.onnx"]["refused"]
 
 

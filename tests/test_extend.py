@@ -1,4 +1,6 @@
-"""A loss, a net and a data set of one's own: one Python and one YAML file each, and no edit to the project."""
+"""Your own loss, net and data set: one Python and one YAML file each, without edits to the
+project.
+"""
 
 import json
 from pathlib import Path
@@ -61,7 +63,11 @@ terms:
   huber: {weight: "${alpha}", loss: {_target_: mine.huber.huber_loss, delta: 0.5}}
 """,
     "student/linear.yaml": "net: {_target_: mine.linear.Linear, bias: false}\n",
-    "data/stripes.yaml": "defaults: [/base/data@_here_]\n_target_: mine.stripes.Stripes\nnoise: 60\n",
+    "data/stripes.yaml": """
+defaults: [/base/data@_here_]
+_target_: mine.stripes.Stripes
+noise: 60
+""",
 }
 
 
@@ -106,7 +112,8 @@ def test_keywords_that_are_handed_on_are_those_of_the_base() -> None:
 @pytest.mark.slow
 def test_own_loss_net_and_data(package: Path) -> None:
     done = train(
-        package, "loss=huber", "student=linear", "data=stripes", "teacher=mlp", "epochs=3", "teacher.epochs=3",
+        package, "loss=huber", "student=linear", "data=stripes", "teacher=mlp", "epochs=3",
+        "teacher.epochs=3",
         "batch_size=32", "teacher.batch_size=32",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

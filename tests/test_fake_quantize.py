@@ -1,4 +1,4 @@
-"""Rounding while training: the numbers by their formula, the gradient, the nets it touches, a stage that does it."""
+"""Quantization-aware training: rounding by formula, gradient, affected layers, a stage."""
 
 import json
 from collections.abc import Callable
@@ -48,9 +48,8 @@ def test_activations_are_rounded_between_their_extremes_and_zero_stays_zero(
     zero = round(-low / step)
     wanted = (np.clip(np.round(x.double().numpy() / step) + zero, 0, 255) - zero) * step
     found = rounded_activations(x).double().numpy()
-    assert (
-        np.mean(np.abs(found - wanted) > 1e-5) < 0.01
-    )  # where float32 falls on the other side of a half
+    # Where float32 rounds to the other side of a half
+    assert np.mean(np.abs(found - wanted) > 1e-5) < 0.01
     assert np.abs(found - x.numpy()).max() <= step
     assert x[500] != 0 or found[500] == 0
     assert (rounded_activations(torch.zeros(4)) == 0).all()

@@ -1,4 +1,4 @@
-"""Each method on features against its formula, written out here in numpy and loops in float64, to 1e-9."""
+"""Feature methods against their formulas, written out here in numpy and float64 loops, to 1e-9."""
 
 import math
 from collections.abc import Callable
@@ -306,7 +306,8 @@ def rrd(temperature_s: float, temperature_t: float) -> float:
     return total / B
 
 
-# Of five images the teacher is right about two as a whole; the first layer's 6 x 6 maps are the last maps.
+# Of five images the teacher is right about two as a whole; the first layer's 6 x 6 maps are the
+# last maps.
 HEAD_S, HEAD_T = nn.Linear(3, 4).double(), nn.Linear(3, 4).double()
 SMALL_HEAD = nn.Linear(2, 3).double()
 TARGET = [0, 1, 2, 3, 1]
@@ -485,7 +486,7 @@ SLOPES: dict[str, tuple[Callable[..., Tensor], list[Array]]] = {
 
 @pytest.mark.parametrize("method", SLOPES)
 def test_gradient_by_finite_differences(method: str) -> None:
-    """Along random directions, as all single values would take long; and there is a slope at all."""
+    """Along random directions, since all values would take long; the slope must not be 0."""
     loss, arrays = SLOPES[method]
     leaves = [t(a).requires_grad_() for a in arrays]
     slopes = torch.autograd.grad(loss(*leaves), leaves)
@@ -514,9 +515,8 @@ def test_singular_vectors_have_a_finite_gradient_where_values_are_equal() -> Non
 
 class TestAdapters:
     def test_tokens_are_maps_without_the_class_token(self) -> None:
-        tokens = (
-            torch.arange(2 * 10 * 3).reshape(2, 10, 3).float()
-        )  # one class token and nine of a picture
+        # One class token and nine of an image.
+        tokens = torch.arange(2 * 10 * 3).reshape(2, 10, 3).float()
         found = as_map(tokens)
         assert found.shape == (2, 3, 3, 3)
         assert found[1, 2, 1, 0] == tokens[1, 1 + 3, 2]
@@ -553,9 +553,8 @@ class TestAdapters:
         fixed = FT(((3, 4, 4),), ((6, 4, 4),), reconstruction=0.0)
         before = {k: v.clone() for k, v in fixed.paraphraser.state_dict().items()}
         fixed([torch.randn(8, 3, 4, 4)], [torch.randn(8, 6, 4, 4)]).backward()
-        assert all(
-            torch.equal(before[k], v) for k, v in fixed.paraphraser.state_dict().items()
-        )  # batch norm too
+        # Batch norm too
+        assert all(torch.equal(before[k], v) for k, v in fixed.paraphraser.state_dict().items())
         assert not any(p.requires_grad for p in fixed.paraphraser.parameters())
         assert all(p.grad is not None for p in fixed.translator.parameters())
         along = FT(((3, 4, 4),), ((6, 4, 4),)).train()
@@ -590,7 +589,7 @@ class TestAdapters:
         assert mgd([s], [t_], index).item() != pytest.approx(found[0], rel=1e-3)  # other masks
 
     def test_reviewkd_fuses_from_the_deepest_up(self) -> None:
-        """The shallow student map must hear of the deep one, and not the other way round."""
+        """The shallow student map must depend on the deep one, and not the reverse."""
         torch.manual_seed(0)
         review = ReviewKD(((3, 8, 8), (6, 4, 4)), ((5, 4, 4), (7, 2, 2)), 6, 7).eval()
         feats = [
@@ -689,10 +688,11 @@ class TestCRD:
 
     def test_no_more_negatives_than_images(self) -> None:
         assert self.made(nce_k=16384).negatives(torch.arange(3)).shape == (3, 10)
+        # One class
         assert CRD(4, 6, torch.zeros(5, dtype=torch.int64)).negatives(torch.arange(2)).shape == (
             2,
             5,
-        )  # one class
+        )
 
     def test_state_resumes_exactly(self) -> None:
         one, other = self.made(), CRD(4, 6, self.LABELS, feat_dim=8, nce_k=6).double()
@@ -772,7 +772,7 @@ sizes = st.integers(1, 5)
 
 @st.composite
 def shape(draw: Callable[..., Any], wide: int | None = None) -> tuple[int, ...]:
-    """Of a tap of an image: maps of any size, a vector, or tokens."""
+    """Shapes of features of an image: maps of any size, a vector, or tokens."""
     channels, kind = wide or draw(sizes), draw(kinds)
     if kind == "vectors":
         return (channels,)
@@ -838,7 +838,8 @@ def test_takes_any_shapes(
     assert all(leaf.grad is None for leaf in given_t)
 
 
-# The weight of the labels, that of the term, and its numbers: as the authors train CIFAR, or who compared them all.
+# Weight of the labels, weight of the term, and its numbers, as the authors train CIFAR, or later
+# comparisons.
 AUTHORS: dict[str, tuple[float, Any, dict[str, Any]]] = {
     "fitnet": (1.0, 100.0, {"tap": None}),
     "at": (1.0, 1000.0, {"form": "authors", "power": 2.0}),

@@ -1,4 +1,4 @@
-"""Whole runs of the methods on features: chains of two stages, the teacher's last layer, several ranks."""
+"""Whole runs of feature methods: chains of two stages, the teacher's last layer, several ranks."""
 
 import json
 from pathlib import Path
@@ -32,13 +32,13 @@ SMALL = ("model=resnet18_to_cnn", "teacher.net.width=4", "student.net.width=4")
 
 
 def stages_of(folder: Path) -> dict[str, Path]:
-    """The finished stages in a store, by name."""
+    """Return the finished stages in a store, by name."""
     found = (folder / "store").glob("*/stage.json")
     return {json.loads(path.read_text())["name"]: path.parent for path in found}
 
 
 class Twice(nn.Module):
-    """Its last layer gets the picture too."""
+    """Net whose last layer also gets the image."""
 
     taps = ("maps",)
 
@@ -52,7 +52,7 @@ class Twice(nn.Module):
 
 
 class Depends(Twice):
-    """What it does depends on what it gets."""
+    """Net whose control flow depends on its input."""
 
     def forward(self, x: Tensor) -> Tensor:
         maps = self.maps(x)
@@ -60,7 +60,7 @@ class Depends(Twice):
 
 
 class Flat(nn.Module):
-    """Its last layer takes the whole maps."""
+    """Net whose last layer takes the whole maps."""
 
     taps = ("maps",)
 
@@ -118,10 +118,8 @@ class TestSimKD:
         missing = body.load_state_dict(own, strict=False).missing_keys
         assert missing == ["fc.weight", "fc.bias"]  # the student's own layers are all there
         relu, pool, projector = net.net.features.relu4
-        assert pool.output_size == (
-            1,
-            1,
-        )  # the teacher's maps, of 8 pixels, are of 1 there; the student's of 4
+        # The teacher's 8-pixel maps become 1 pixel there; the student's become 4
+        assert pool.output_size == (1, 1)
         maps = projector(pool(body.features(x)))
         assert maps.shape == (3, 32, 1, 1)
         torch.testing.assert_close(net(x), teacher.fc(maps.flatten(1)))
@@ -250,9 +248,8 @@ def test_what_training_added_is_reported_and_no_part_of_the_student(tmp_path: Pa
     folder = run(check(tiny(tmp_path, *SMALL, "loss=vid", "epochs=1")), "a test")
     report = json.loads((folder / "report.json").read_text())
     model = {each["role"]: each for each in report["models"]}
-    added = (8 * 16 + 16 * 16 + 16 * 16 + 16) + (
-        8 * 32 + 32 * 32 + 32 * 32 + 32
-    )  # three 1x1 and the variances, twice
+    # Three 1x1 and the variances, twice
+    added = (8 * 16 + 16 * 16 + 16 * 16 + 16) + (8 * 32 + 32 * 32 + 32 * 32 + 32)
     assert model["student"]["training_params"] == added
     assert model["student"]["params"] == model["baseline"]["params"]
     assert model["baseline"]["training_params"] == 0
@@ -291,9 +288,8 @@ def test_the_paraphraser_is_trained_first_and_then_stays(tmp_path: Path) -> None
     torch.manual_seed(0)
     fresh = build_net(CNN, SHAPE, "net").state_dict()
     student = load_file(found["paraphrase"] / "weights.safetensors")
-    assert all(
-        torch.equal(fresh[name], student[name]) for name in fresh
-    )  # meanwhile the student does not move
+    # Meanwhile the student is frozen
+    assert all(torch.equal(fresh[name], student[name]) for name in fresh)
     assert not torch.equal(
         student["fc.weight"], load_file(found["distill"] / "weights.safetensors")["fc.weight"]
     )
@@ -325,7 +321,7 @@ def test_the_chosen_method_follows_the_hints() -> None:
 
 
 def test_other_training_images_join_in(digits: Digits) -> None:
-    """Each method is tried before training with the labels of all images that it will meet."""
+    """Each method is tried before training, with labels of all images it will meet."""
     chain = chain_of(check(composed(*SMALL, "loss=crd")))
     crd = try_out(chain[-1], digits).terms[0].loss
     assert isinstance(crd, CRD)
@@ -345,7 +341,7 @@ def batch_of(rank: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def remember(rank: int, folder: str) -> None:
-    """A rank of two, with its own half of the images."""
+    """A rank of two, with its half of the images."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     torch.manual_seed(0)
     crd = CRD(5, 7, LABELS, feat_dim=6, nce_k=8)
@@ -356,7 +352,7 @@ def remember(rank: int, folder: str) -> None:
 
 @pytest.mark.slow
 def test_ranks_have_the_same_memory(tmp_path: Path) -> None:
-    """That of both, as one process would have it that sees their batches at once."""
+    """The loss of both ranks, as one process would compute it from both batches."""
     torch.multiprocessing.spawn(remember, (str(tmp_path),), nprocs=2)
     one, two = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2))
     for name in ("bank_s", "bank_t", "scale"):
@@ -374,7 +370,9 @@ def test_ranks_have_the_same_memory(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_ranks_train(tmp_path: Path) -> None:
-    """Hooks, adapters and memories under DDP, where a parameter without a gradient would end the run."""
+    """Hooks, adapters and memories under DDP, where a parameter without gradient would stop the
+    run.
+    """
     torch.save(build_net(RESNET, SHAPE, "net").state_dict(), tmp_path / "teacher.pth")
     more = "+loss.terms.reviewkd={weight: 1.0, loss: {_target_: kd.losses.reviewkd.ReviewKD}}"
     options = [

@@ -1,4 +1,4 @@
-"""Taps: what is seen of a net from outside is what was there, and looking changes nothing."""
+"""Feature hooks record what was there, and change nothing."""
 
 import copy
 import pickle
@@ -38,7 +38,7 @@ ALL = ("feats", "preacts", "pooled", "head")
 
 
 class InPlace(nn.Module):
-    """The module after each tap writes over what the tap returned; dropout does so in training alone."""
+    """Net whose modules overwrite the hooked outputs in place; dropout only in training."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class TestWhatIsSeen:
         assert found["head"] is net.fc
 
     def test_before_the_last_activation(self, x: Tensor) -> None:
-        """The block's ReLU is called twice and writes in place; the tensor is what it got the second time."""
+        """The block calls its ReLU twice in place; the hook sees the input of the second call."""
         net = resnet().eval()
         found = seen(net, ["layer1"], x)
         before = net.layer1[0](net.relu(net.bn1(net.conv1(x))))
@@ -175,7 +175,7 @@ class TestLookingChangesNothing:
     @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
     @pytest.mark.parametrize("make", [resnet, InPlace])
     def test_compiled(self, backend: str, make: Callable[[], nn.Module], x: Tensor) -> None:
-        """In place and as a wrapper; with gradients, and after calls without the taps."""
+        """Compiled in place and as a wrapper; with gradients, and after calls without hooks."""
         torch._dynamo.reset()
         net = make().eval()
         taps = FeatureHooks(
@@ -358,11 +358,13 @@ class TestRefused:
         [
             (
                 "layer5",
-                r"student.taps: the net has no module 'layer5'; did you mean 'layer\d'\?; at the top it has conv1,",
+                r"student.taps: the net has no module 'layer5'; did you mean 'layer\d'\?; "
+                "at the top it has conv1,",
             ),
             (
                 "layer1.0.bn3",
-                r"did you mean 'layer1.0.bn\d'\?; in 'layer1.0' it has layer1.0.conv1, layer1.0.bn1",
+                r"did you mean 'layer1.0.bn\d'\?; "
+                "in 'layer1.0' it has layer1.0.conv1, layer1.0.bn1",
             ),
             ("", "the net has no module ''"),
         ],
@@ -455,9 +457,10 @@ def test_the_teacher_answers_and_shows_in_one_pass(digits: Digits) -> None:
     found = as_signals(teacher(x, torch.arange(6), 0), "t")
     assert calls == [1]
     assert set(found) == {"logits_t", "feats_t", "pooled_t", "head_t"}
+    # float16
     torch.testing.assert_close(
         found["head_t"](found["pooled_t"]), found["logits_t"], rtol=1e-2, atol=1e-2
-    )  # float16
+    )
     assert not any(f.requires_grad for f in (*found["feats_t"], found["pooled_t"]))
     assert all(
         torch.equal(before[name], tensor) for name, tensor in frozen.net.state_dict().items()

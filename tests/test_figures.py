@@ -1,4 +1,4 @@
-"""The figures of a run: what is drawn, number by number, from formulas written out here; for 2 and for 100 classes."""
+"""Figures of a run, number by number, from formulas written out here; for 2 and 100 classes."""
 
 import math
 from pathlib import Path
@@ -139,7 +139,8 @@ def test_reliability_diagram() -> None:
     ]
     assert points == [(0.525, 0.5), (0.91, 1.0), (0.97, 1.0)]
     ece = 2 / 4 * abs(0.5 - 0.525) + 1 / 4 * (1 - 0.91) + 1 / 4 * (1 - 0.97)
-    title = f"student: expected calibration error {ece:.4f}\n75.00 % right, mean confidence 73.25 %"  # 2.93 / 4
+    # 2.93 / 4
+    title = f"student: expected calibration error {ece:.4f}\n75.00 % right, mean confidence 73.25 %"
     assert upper.get_title() == title
 
 
@@ -190,9 +191,8 @@ def test_learning_curves() -> None:
         pytest.approx([2, 1.9, 1.8, 1.7, 1.6])
     ]
     level = [line for line in accuracy.lines if line.get_label().startswith("_")]
-    assert [list(line.get_ydata()) for line in level] == [
-        [0.9, 0.9]
-    ]  # the teacher, which was not trained
+    # The teacher, which was not trained
+    assert [list(line.get_ydata()) for line in level] == [[0.9, 0.9]]
     assert len({(line.get_linestyle(), line.get_color()) for line in lines.values()}) == 3
 
 

@@ -1,4 +1,4 @@
-"""A teacher that goes on from given weights: as they are, all of it, or its last layer alone."""
+"""A teacher from given weights: unchanged, fine-tuned, or only its last layer trained."""
 
 import copy
 from collections.abc import Callable
@@ -32,7 +32,7 @@ RESNET = ("teacher=resnet18", "teacher.net.width=4")
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    """A small ResNet's weights, with batch-norm statistics that say that it was trained."""
+    """Weights of a small ResNet, with batch-norm statistics as after training."""
     torch.manual_seed(7)
     net = ResNet(10, 18, 1, 8, width=4)
     for module in net.modules():
@@ -168,7 +168,8 @@ def test_keys(make: Make, file: Path, tmp_path: Path) -> None:
         return staged(make(*overrides))[0].key
 
     distinct = [
-        (), (path,), (path, "teacher.finetune=all"), (path, "teacher.finetune=head"), ("teacher.finetune=head",),
+        (), (path,), (path, "teacher.finetune=all"), (path, "teacher.finetune=head"),
+        ("teacher.finetune=head",),
         (path, "teacher.finetune=all", "teacher.optim.lr=0.01"),
         (path, "teacher.normalization={mean: [0.5], std: [0.5]}"),
     ]  # fmt: skip
@@ -190,7 +191,7 @@ def test_a_run_with_a_fine_tuned_teacher(make: Make, file: Path) -> None:
 
 
 class NoHead(nn.Module):
-    """Ends in a batch norm."""
+    """Net that ends in a batch norm."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()

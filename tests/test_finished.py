@@ -1,4 +1,4 @@
-"""A finished run, read back; and what is refused of a folder that is none, or not to be trusted."""
+"""Reading a finished run; and refusing folders that are none or not to be trusted."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ from kd.runs.reader import open_run
 
 
 def edited(folder: Path, to: Path, change: Callable[[dict[str, Any]], object]) -> Path:
-    """A copy of a run's folder with another report, as by someone who knows how to go about it."""
+    """Copy a run's folder with another report, as an informed attacker would."""
     shutil.copytree(folder, to)
     report = json.loads((to / "report.json").read_text())
     change(report)

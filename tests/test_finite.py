@@ -1,4 +1,4 @@
-"""A loss that is no number any more: where it is seen, what is said, and what is kept."""
+"""NaN and infinite losses: where they are noticed, what is said, and what is kept."""
 
 import json
 import math
@@ -28,14 +28,14 @@ seen = 0
 
 
 def going_bad_loss(logits_s: Tensor) -> Tensor:
-    """A loss that is nought, and from some step on no number."""
+    """A loss that is 0, and NaN from some step on."""
     global seen
     seen += 1
     return logits_s.sum() * (math.nan if seen > bad_from else 0.0)
 
 
 class Somewhere:
-    """As much of a trainer as tells where a training is."""
+    """The part of a Trainer that says where a training is."""
 
     global_step, current_epoch = 6, 1
     optimizers = (torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.25),)
@@ -60,7 +60,10 @@ def test_it_ends_at_that_step_and_goes_on_from_the_last_good_epoch(
 
     monkeypatch.setattr(f"{__name__}.seen", 0)
     monkeypatch.setattr(f"{__name__}.bad_from", tried + STEPS + 2)
-    said = rf"^distill: the loss is nan at step {STEPS + 3}, in epoch 2: bad is nan; learning rate 0\.\d+; a lower"
+    said = (
+        f"^distill: the loss is nan at step {STEPS + 3}, in epoch 2: bad is nan; "
+        r"learning rate 0\.\d+; a lower"
+    )
     with pytest.raises(DivergedError, match=said):
         run(config("cut"), "")
     (kept,) = (tmp_path / "cut" / "store").glob("*.partial/last.ckpt")
@@ -105,7 +108,7 @@ def test_weights_of_an_epoch_that_ended_badly_are_not_kept(name: str) -> None:
 def test_the_last_step_of_an_epoch_breaks_the_net(
     make_config: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The loss of each step is a number, that on validation is none."""
+    """Each step's loss is finite, the validation loss is not."""
     forward = MLP.forward
 
     def broken(self: MLP, x: Tensor) -> Tensor:
@@ -155,7 +158,7 @@ def test_weights_that_are_no_numbers_are_refused(make_config: Make, tmp_path: Pa
 
 @pytest.mark.parametrize("loss", ["kd_standardized", "dist"])
 def test_images_that_are_all_one_colour(loss: str, make_config: Make, tmp_path: Path) -> None:
-    """No channel varies, each net says the same of all images, and nothing has a variance to be divided by."""
+    """Constant channels and equal outputs for all images: nothing has a variance to divide by."""
     for name in ("a", "b"):
         (tmp_path / "flat" / name).mkdir(parents=True)
         for i in range(20):

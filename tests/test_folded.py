@@ -1,4 +1,4 @@
-"""A teacher with its batch norms folded away says what it said before."""
+"""A teacher with fused batch norms gives the same outputs."""
 
 from functools import partial
 
@@ -15,7 +15,7 @@ X = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
 def moved(net: nn.Module) -> nn.Module:
-    """The net with batch norms that have seen something, and are not the identity."""
+    """Return the net with non-trivial batch-norm statistics."""
     torch.manual_seed(1)
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -27,7 +27,7 @@ def moved(net: nn.Module) -> nn.Module:
 
 
 class Twice(nn.Module):
-    """One convolution under two batch norms, which cannot both be folded into it."""
+    """One convolution before two batch norms, which cannot both be fused into it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class Twice(nn.Module):
 
 
 class Wilful(Twice):
-    """Decides by what it sees, which no one can tell beforehand."""
+    """Net with data-dependent control flow, which cannot be traced."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) if x.sum() > 0 else super().forward(-x)
@@ -62,7 +62,7 @@ def test_answers_stay() -> None:
     )
     torch.testing.assert_close(folded(X), plain(X), rtol=1e-4, atol=1e-5)
     assert has_norms(FusedTeacher(partial(FrozenTeacher, net, MEAN, STD)))
-    # An fx graph keeps modules that it no longer calls out of the way.
+    # An fx graph keeps modules that it no longer calls.
     assert not any(
         node.op == "call_module" and ".bn" in str(node.target)
         for node in folded.teacher.net.graph.nodes

@@ -1,4 +1,4 @@
-"""Class names in letters that matplotlib's own font lacks."""
+"""Class names in letters that matplotlib's font lacks."""
 
 import warnings
 from pathlib import Path
@@ -40,7 +40,9 @@ def a_font(path: Path, letters: str) -> Path:
 
 
 def shown() -> dict[str, list[str]]:
-    """The texts of a figure with these class names, drawn without a warning, and their fonts."""
+    """Return the texts of a figure with these class names, drawn without a warning, and their
+    fonts.
+    """
     figure = confusion_matrix(LABELS, LABELS, CLASSES, "student")
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -1,6 +1,6 @@
-"""Input that nobody would think of: whatever comes, it is taken or refused with a message, never with a traceback.
+"""Random input is accepted or refused with a message, never with a traceback.
 
-`KD_FUZZ=10000 pytest tests/test_fuzz.py` tries that many of each; by default a few.
+`KD_FUZZ=10000 pytest tests/test_fuzz.py` tries that many cases of each; the default is a few.
 """
 
 import contextlib
@@ -52,7 +52,7 @@ fuzzed = settings(
     suppress_health_check=list(HealthCheck),
 )
 
-# What may stand in a config or in a file in the place of what should.
+# Wrong values for a config or file.
 WORDS = st.sampled_from(
     [
         "",
@@ -114,13 +114,13 @@ TARGETS = st.sampled_from(
 
 @contextlib.contextmanager
 def told() -> Iterator[None]:
-    """What a user would see is no traceback."""
+    """Check that a user would see no traceback."""
     with contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(UserError):
         yield
 
 
 def paths(node: Any, prefix: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Where something stands in nested containers."""
+    """Return the path to something in nested containers."""
     if prefix:
         yield prefix
     items = (
@@ -137,7 +137,7 @@ def paths(node: Any, prefix: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 def changed(
     node: Any, draw: Callable[..., Any], times: int, values: st.SearchStrategy[Any] = VALUES
 ) -> Any:
-    """A copy in which some things are others, are gone, or stand under another name."""
+    """Copy with some values changed, removed or renamed."""
     node = copy.deepcopy(node)
     for _ in range(times):
         *above, last = draw(st.sampled_from(list(paths(node))))
@@ -168,7 +168,7 @@ def changed(
 
 @cache
 def plain() -> dict[str, Any]:
-    """A composed config, each of its references looked up but those of its name."""
+    """Compose a config and resolve its references, except those of its name."""
     cfg = composed(*TINY, "name=fuzz", "output_dir=out", "data.cache=off")
     found = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(found, dict)
@@ -185,7 +185,7 @@ def few_digits() -> Digits:
 @fuzzed
 @given(st.data())
 def test_any_value_in_a_config(drawn: st.DataObject) -> None:
-    """The checks, the chain, and what each of its stages is made of."""
+    """Run the checks, the chain, and build the parts of each stage."""
     found = changed(plain(), drawn.draw, drawn.draw(st.integers(1, 3)))
     try:
         cfg = DictConfig(found)
@@ -322,7 +322,7 @@ def contents() -> tuple[tuple[str, bytes], ...]:
 
 
 def damaged(content: bytes, draw: Callable[..., Any]) -> bytes:
-    """With bytes that are others, a part that is gone, doubled or put in."""
+    """Change, remove, duplicate or insert bytes."""
     found = bytearray(content)
     for _ in range(draw(st.integers(1, 4))):
         at = draw(st.integers(0, max(0, min(len(found), 2 * len(content)) - 1)))
@@ -397,7 +397,7 @@ def test_any_header(place: Path, drawn: st.DataObject) -> None:
 
 @pytest.fixture(scope="module")
 def reported(finished: Path, place: Path) -> tuple[Path, dict[str, Any]]:
-    """A folder with a run, and what its report says."""
+    """A folder with a run, and its report."""
     folder = place / "runs" / "run"
     shutil.copytree(finished, folder)
     report = json.loads((folder / "report.json").read_text())
@@ -407,7 +407,7 @@ def reported(finished: Path, place: Path) -> tuple[Path, dict[str, Any]]:
 @fuzzed
 @given(st.data())
 def test_any_report(reported: tuple[Path, dict[str, Any]], drawn: st.DataObject) -> None:
-    """Opened as a run, whose images and nets are asked for."""
+    """Open it as a run, and ask for images and nets."""
     folder, report = reported
     found = changed(report, drawn.draw, drawn.draw(st.integers(1, 3)))
     content = json.dumps(found).encode()

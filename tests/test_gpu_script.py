@@ -1,4 +1,4 @@
-"""The benchmark for a GPU runs to its end, here on a CPU."""
+"""The GPU benchmark completes, here on a CPU."""
 
 import os
 import subprocess

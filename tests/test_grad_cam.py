@@ -1,4 +1,4 @@
-"""Grad-CAM: its maps from formulas, and its pictures in a run's report."""
+"""Grad-CAM: maps from formulas, and pictures in a run's report."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from kd.shape import Shape
 
 
 class Pooled(nn.Module):
-    """A convolution, the mean over the places, a linear layer: whose gradients are known."""
+    """A convolution, global average pooling, a linear layer: gradients are known."""
 
     taps = ("conv",)
 

@@ -1,4 +1,4 @@
-"""A head that grows keeps what its old outputs say."""
+"""A growing head keeps the old outputs."""
 
 from typing import Any
 
@@ -17,10 +17,8 @@ NODES: list[dict[str, Any]] = [
     {"_target_": "kd.nets.mlp.MLP", "hidden": [16]},
     {"_target_": "kd.nets.cnn.CNN", "width": 4},
     {"_target_": "kd.nets.resnet.ResNet", "depth": 18, "width": 4},
-    {
-        "_target_": "kd.nets.torchvision.torchvision_net",
-        "name": "squeezenet1_1",
-    },  # a convolution for its head
+    # A convolution for its head
+    {"_target_": "kd.nets.torchvision.torchvision_net", "name": "squeezenet1_1"},
 ]
 
 
@@ -106,7 +104,7 @@ def test_alignment_makes_the_mean_norms_equal() -> None:
 
 
 class TwoHeads(nn.Module):
-    """Ends in no layer with an output for each class."""
+    """Net without a layer of one output per class at its end."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()

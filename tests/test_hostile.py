@@ -1,4 +1,6 @@
-"""Files that somebody made on purpose: code in them never runs, and nothing outside is written or shown as markup."""
+"""Malicious files: their code never runs, nothing outside is written, and nothing shows as
+markup.
+"""
 
 import html.parser
 import json
@@ -49,7 +51,7 @@ ABOUT_RUNS = {
 
 
 class Evil:
-    """Makes a folder when it is unpickled, which can be seen."""
+    """Object that creates a folder when unpickled, as evidence."""
 
     def __init__(self, made: Path) -> None:
         self.made = str(made)
@@ -60,7 +62,7 @@ class Evil:
 
 @pytest.fixture
 def copied(finished: Path, tmp_path: Path) -> Path:
-    """A finished run, with its store beside it, to be changed."""
+    """A finished run with its store, to be modified."""
     shutil.copytree(finished.parents[1] / "store", tmp_path / "out" / "store")
     return Path(shutil.copytree(finished, tmp_path / "out" / "runs" / "run"))
 
@@ -395,7 +397,7 @@ class TestPlaces:
 
 
 class Seen(html.parser.HTMLParser):
-    """The tags of a page, and what its scripts and its attributes are."""
+    """Collect the tags of a page, its scripts and attributes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -420,15 +422,16 @@ NASTY = [
 
 @pytest.fixture(scope="module")
 def nasty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on folders that are called so, with a file that is no image in each, evaluated and benchmarked."""
+    """A run on folders with such names, each with an undecodable file, evaluated and
+    benchmarked.
+    """
     from composed import composed
 
     tmp = tmp_path_factory.mktemp("nasty")
     root = tmp / "photos"
     for label, name in enumerate(NASTY):
-        folder = root / name.replace(
-            "/", "∕"
-        )  # a slash cannot be in a file's name; this looks like one
+        # A file name cannot hold a slash; this character looks like one.
+        folder = root / name.replace("/", "∕")
         folder.mkdir(parents=True)
         for i in range(6):
             Image.new("L", (8, 8), 30 * label + i).save(folder / f"{i}{name.replace('/', '∕')}.png")
@@ -537,7 +540,7 @@ class TestWords:
     def test_reports_of_others(
         self, nasty: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        """A report that says what ours never would."""
+        """A report with content that kd never writes."""
         planted = tmp_path / "x"
         shutil.copytree(nasty, planted)
 
@@ -562,16 +565,15 @@ class TestWords:
 
 
 def test_the_code_that_reads_is_the_one_that_is_safe() -> None:
-    """No other way to unpickle, to load YAML or to run what a file says than those whose safety is tested here."""
+    """The tested ways to unpickle, load YAML or run text from a file are the only ones."""
     banned = re.compile(
         r"weights_only=False|pickle\.load|yaml\.(unsafe_|full_)?load\(|(?<![.\w])(eval|exec)\(|shell=True"
     )
     for path in (CONF.parent / "kd").rglob("*.py"):
         text = path.read_text()
         found = [line for line in text.splitlines() if banned.search(line)]
-        assert not [line for line in found if "x = torch.load(PATH" not in line], (
-            path
-        )  # what a message advises
+        # What a message advises
+        assert not [line for line in found if "x = torch.load(PATH" not in line], path
         assert text.count("torch.load(") <= text.count("weights_only=True") + text.count(
             "torch.load(PATH"
         ), path

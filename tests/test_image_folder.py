@@ -1,4 +1,4 @@
-"""Folders of images: every kind of file, every layout, and a clear message for what cannot be used."""
+"""Image folders: file kinds, layouts, and clear messages for the rest."""
 
 import errno
 import json
@@ -35,7 +35,7 @@ SIZE = 16
 def scene(
     width: int = 20, height: int = 12, top: tuple[int, int, int] = (200, 40, 90)
 ) -> Image.Image:
-    """A picture whose upper half is of one colour and whose lower half is black."""
+    """An image with a coloured upper half and a black lower half."""
     levels = np.zeros((height, width, 3), np.uint8)
     levels[: height // 2] = top
     return Image.fromarray(levels)
@@ -48,7 +48,7 @@ def save(path: Path, image: Image.Image | None = None, **options: Any) -> Path:
 
 
 def folder(root: Path, counts: dict[str, int], name: str = "{i}.png") -> Path:
-    """Class folders with so many different pictures each."""
+    """Class folders with that many different images each."""
     for c, (label, count) in enumerate(counts.items()):
         (root / label).mkdir(parents=True, exist_ok=True)
         for i in range(count):
@@ -57,7 +57,7 @@ def folder(root: Path, counts: dict[str, int], name: str = "{i}.png") -> Path:
 
 
 def noise(width: int, height: int) -> Image.Image:
-    """A picture of random pixels, the same each time."""
+    """An image of random pixels, equal each time."""
     return Image.fromarray(
         np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     )
@@ -85,7 +85,7 @@ def palette_with_transparency() -> Image.Image:
 
 GRAY = np.repeat(np.array([[51 * 257]] * 6 + [[0]] * 6, np.uint16), 20, axis=1)
 
-# name, picture, options of saving, colour of the top and the bottom
+# name, image, save options, colours of top and bottom
 KINDS: list[tuple[str, Image.Image, dict[str, Any], tuple[int, int, int], tuple[int, int, int]]] = [
     ("rgb.png", scene(), {}, (200, 40, 90), (0, 0, 0)),
     ("upper.PNG", scene(), {}, (200, 40, 90), (0, 0, 0)),
@@ -159,7 +159,7 @@ def chunk(kind: bytes, content: bytes) -> bytes:
 def test_a_png_with_a_transparent_colour_of_any_depth(
     colour: int, bits: int, row: bytes, clear: tuple[int, ...], wanted: list[int], tmp_path: Path
 ) -> None:
-    """Two pixels in a row, the first of the transparent colour; written by hand, as Pillow cannot."""
+    """Two pixels in a row, the first transparent; written by hand, as Pillow cannot."""
     path = tmp_path / "a.png"
     header = chunk(b"IHDR", struct.pack(">2I5B", 2, 2, bits, colour, 0, 0, 0))
     clear_chunk = chunk(b"tRNS", struct.pack(f">{len(clear)}H", *clear))
@@ -384,16 +384,19 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     [
         (
             ["fold1", "fold2"],
-            r"fold1, fold2, and each of them holds cat, dog.*'data.parts={train: fold1, test: fold2}'"
+            "fold1, fold2, and each of them holds cat, dog"
+            r".*'data.parts={train: fold1, test: fold2}'"
             r".*'data.parts={train: .}'",
         ),
         (
             ["training", "evaluation"],
-            r"holds evaluation with class folders beside training; say .*'data.parts={train: training}'",
+            "holds evaluation with class folders beside training; "
+            "say .*'data.parts={train: training}'",
         ),
         (
             ["train", "val", "valid"],
-            r"holds val, valid, each of which may be val; say .*'data.parts={train: train, val: val}'",
+            "holds val, valid, each of which may be val; "
+            "say .*'data.parts={train: train, val: val}'",
         ),
         (["train", "Train"], r"holds Train, train, each of which may be train"),
         (
@@ -546,7 +549,7 @@ def test_a_class_of_which_no_file_can_be_decoded(tmp_path: Path) -> None:
 
 
 def xray_folder(root: Path) -> Path:
-    """The Kaggle layout, with several pictures of each patient, and numbers that test gives anew."""
+    """The Kaggle layout, with several images per patient, and numbers that recur in test."""
     for i in range(20):
         for j in range(2):
             save(
@@ -658,7 +661,7 @@ def files_of(root: Path) -> list[Path]:
 
 @pytest.fixture
 def decodes(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """The files that are decoded from here on."""
+    """Record the files decoded from now on."""
     seen: list[Path] = []
 
     def counted(path: Path, *how: Any) -> Any:
@@ -779,14 +782,14 @@ def test_a_folder_that_was_moved_linked_or_staged_is_not_decoded_again(
 
 
 def later(cache: Path) -> None:
-    """Let ten seconds pass: make all entries that much older."""
+    """Make all entries ten seconds older."""
     for manifest in cache.glob("images-*/manifest.json"):
         used = manifest.stat().st_mtime - 10
         os.utime(manifest, (used, used))
 
 
 def test_the_cache_has_a_limit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Room for two sets of three images: the third takes the place of the one that was not used for longest."""
+    """With space for two sets of three images, the third evicts the least recently used one."""
     sets = [files_of(folder(tmp_path / name, {"cat": 3})) for name in "abc"]
     size = 3 * 3 * SIZE * SIZE
     cache = Cache(tmp_path / "cache", limit=2.5 * size / 1e9)
@@ -836,7 +839,7 @@ def test_a_damaged_cache_is_never_used(harm: str, tmp_path: Path, decodes: list[
 def test_a_bit_that_the_disk_lost_is_noticed(
     mode: Any, tmp_path: Path, decodes: list[Path]
 ) -> None:
-    """Nobody wrote to the file, so its time is as it was."""
+    """Its time is unchanged, as if nobody had written to the file."""
     files = files_of(folder(tmp_path / "set", {"cat": 5, "dog": 5}))
     cache = Cache(tmp_path / "cache", mode)
     wanted = cache.decode_files(files, SIZE, 3).store.array.clone()
@@ -927,7 +930,9 @@ def test_what_is_to_be_in_memory_needs_no_disk(
 
 
 def test_a_folder_smaller_than_a_batch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A beginner's 2 x 30 images: 12 are for the test, 5 for validation, so 43 for a batch of 128 are left."""
+    """A beginner's 2 x 30 images: 12 for test, 5 for validation, so 43 remain for a batch of
+    128.
+    """
     folder(tmp_path / "photos", {"cat": 30, "dog": 30})
     words = ("data=image_folder", f"data.root={tmp_path / 'photos'}", "data.image_size=8")
     quick = ("model=mlp_to_mlp", "epochs=1", "teacher.epochs=1", "pictures=false")

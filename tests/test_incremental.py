@@ -1,4 +1,4 @@
-"""The command for classes that come in tasks: what it writes, what it shares and trains again, how it ends."""
+"""kd.incremental: files, stages shared and retrained, and exits."""
 
 import json
 import re
@@ -52,7 +52,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Runs(dict[str, Path]):
-    """A finished run of each method that is asked for, all with one store."""
+    """Return a finished run of each requested method, all with one store."""
 
     def __init__(self, out: Path) -> None:
         super().__init__()
@@ -84,10 +84,8 @@ def test_report_of_every_method(folders: dict[str, Path], method: str) -> None:
         "accuracy_matrix.png",
         "accuracy_by_task.png",
     }
-    assert {path.name for path in (folder / "tensorboard").iterdir()} >= {
-        "task_2",
-        "task_3",
-    }  # task_1 is another's
+    # task_1 belongs to another.
+    assert {path.name for path in (folder / "tensorboard").iterdir()} >= {"task_2", "task_3"}
     report = report_of(folder)
     assert report["schema"] == 1
     assert [model["role"] for model in report["models"]] == ["student"]
@@ -143,10 +141,8 @@ def test_the_nearest_mean_is_that_of_the_exemplars(folders: dict[str, Path], out
     last = schedule.source.until(2)
     kept = schedule.memory.images(done)  # type: ignore[arg-type]
     assert [len(each) for each in kept] == [4] * 10
-    for place, stage in (
-        (0, done[0]),
-        (5, done[1]),
-    ):  # chosen by the net that had just learned the class
+    # Chosen by the net that had just learned the class.
+    for place, stage in ((0, done[0]), (5, done[1])):
         mine = last.split.train.at((last.split.train.labels == place).nonzero()[:, 0])
         features = features_of(stage, last, mine)  # type: ignore[arg-type]
         nearest = (features - features.mean(0)).norm(dim=1).argmin()
@@ -190,7 +186,7 @@ def test_the_first_task_is_shared_and_another_weight_goes_on_from_it(
 
 
 def test_growth_keeps_old_logits_through_the_stages(folders: dict[str, Path], out: Path) -> None:
-    """A task trained for no epoch says of the old classes what the net before it said, bit for bit."""
+    """A task trained for 0 epochs keeps the old classes' logits bit for bit."""
     stages = report_of(folders["lwf"])["incremental"]["stages"]
     schedule = TaskSchedule(made(out, "lwf"), construct(made(out, "lwf").data, "data"))
     done = [Store(out / "store").find(key) for key in stages[:2]]
@@ -257,9 +253,8 @@ def test_stopped_in_the_third_task_it_ends_with_the_same_weights(
 
     def stop(self: History, trainer: Any, pl_module: Any) -> None:
         epoch_end(self, trainer, pl_module)
-        if (
-            self.name == "task_3" and len(self.rows) == 2
-        ):  # in the second epoch, before its checkpoint
+        # In the second epoch, before its checkpoint
+        if self.name == "task_3" and len(self.rows) == 2:
             raise StoppedError
 
     monkeypatch.setattr(History, "on_train_epoch_end", stop)
@@ -353,6 +348,9 @@ def test_a_sweep_over_methods_and_seeds(capsys: pytest.CaptureFixture[str], tmp_
 
 
 def test_help_and_a_misspelt_key_do_without_torch() -> None:
-    code = "import sys, kd.incremental; print([m for m in ('torch', 'lightning', 'matplotlib') if m in sys.modules])"
+    code = (
+        "import sys, kd.incremental; print([m for m in ('torch', 'lightning', 'matplotlib') if m "
+        "in sys.modules])"
+    )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"

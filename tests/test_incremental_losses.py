@@ -1,4 +1,4 @@
-"""The losses of `kd.incremental` against formulas written out here, in float64 and with loops."""
+"""The losses of `kd.incremental` against formulas written out here, in float64 with loops."""
 
 import math
 from collections.abc import Callable
@@ -31,7 +31,9 @@ def rows(x: Tensor) -> np.ndarray:
 
 
 def soft_ce(temperature: float) -> float:
-    """Mean over images of the cross-entropy on the old classes, both sides at this temperature."""
+    """Return the batch mean of the cross-entropy on the old classes, both sides at this
+    temperature.
+    """
     total = 0.0
     for s, t in zip(rows(S), rows(T), strict=True):
         p, q = softmax(t, temperature), softmax(s[:OLD], temperature)
@@ -103,7 +105,7 @@ def test_lwf_mix(given: float | None, share: float) -> None:
 
 
 def binary(wanted: Callable[[int, int], float], s: np.ndarray) -> float:
-    """Sum over classes, mean over images, of the binary cross-entropy of sigmoid(s)."""
+    """Return the sum over classes, mean over images, of the binary cross-entropy of sigmoid(s)."""
     total = 0.0
     for i in range(B):
         for c in range(ALL):

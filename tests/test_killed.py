@@ -1,6 +1,6 @@
-"""A run that is killed at random moments, again and again, ends as one that never was.
+"""A run killed at random moments, repeatedly, ends like one that was not.
 
-`KD_KILLS=20 pytest tests/test_killed.py` kills more often; `KD_SEED` gives other moments.
+`KD_KILLS=20 pytest tests/test_killed.py` kills more often; `KD_SEED` chooses other moments.
 """
 
 import json
@@ -31,7 +31,7 @@ ARGUMENTS = (
 
 
 def ended(out: Path) -> tuple[dict[str, Any], list[Any]]:
-    """The weights and metrics of the last finished run in an output folder; a killed one may have been whole too."""
+    """Return weights and metrics of the last finished run; a killed one may also be complete."""
     *_, folder = sorted(path for path in (out / "runs").iterdir() if not path.name.startswith("."))
     assert not folder.name.endswith(".partial")
     models = json.loads((folder / "report.json").read_text())["models"]

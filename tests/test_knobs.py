@@ -1,4 +1,4 @@
-"""A knob that the chosen method does not use is an error, wherever it was turned."""
+"""A knob that the chosen method does not use is an error, wherever it is set."""
 
 import json
 from pathlib import Path
@@ -48,7 +48,7 @@ USED = {
 
 @pytest.mark.parametrize("method", OF_TASKS)
 def test_a_method_for_tasks_is_refused_elsewhere(method: str) -> None:
-    """By the function that a term names, wherever it is named."""
+    """Found by the function of a term, wherever that is named."""
     config = check(composed("data=digits"))
     own = {"loss": {"ce_weight": 1.0, "terms": loss_node(method)["terms"]}}
     distill = config.stage["distill"].model_copy(update=own)

@@ -1,4 +1,4 @@
-"""Models loaded from a run, a weights file and ONNX files: one answer; and files that are none of ours."""
+"""Models from a run, a weights file and ONNX files give one answer; other files are refused."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ def pixels() -> torch.Tensor:
 
 
 def test_all_forms_give_the_same(shipped: Shipped, tmp_path: Path) -> None:
-    # Photographs, not noise: int8 has the ranges of what it was calibrated on.
+    # Photographs, not noise: int8 has the ranges of its calibration data.
     pixels = load(shipped.run).read(*map(str, sorted(shipped.photos.glob("*/*"))[::18]))
     outside = shipped.config("formats=[onnx]", "normalize=false", f"out={tmp_path}")
     export(open_run(shipped.run), outside, "again")

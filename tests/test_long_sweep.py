@@ -1,6 +1,6 @@
-"""Many jobs in one process: memory and open files stay as they are, and no job is lost or slower than the first.
+"""Many jobs in one process: constant memory and open files, no job lost or slower than the first.
 
-`KD_JOBS=200 pytest tests/test_long_sweep.py -s` runs that many, and says what it measured.
+`KD_JOBS=200 pytest tests/test_long_sweep.py -s` runs that many and prints its measurements.
 """
 
 import json
@@ -59,13 +59,12 @@ def test_memory_and_open_files_stay_flat(tmp_path: Path) -> None:
     last = max(memory)
     early, late = statistics.median(seconds[:WARM]), statistics.median(seconds[-WARM:])
     print(
-        f"{JOBS} jobs: {memory[WARM]:.0f} MB after job {WARM}, {memory[last]:.0f} MB after job {last}; open files "
-        f"{files[WARM]} and {files[last]}; seconds a job {early:.2f} and {late:.2f} (medians of {WARM})"
+        f"{JOBS} jobs: {memory[WARM]:.0f} MB after job {WARM}, {memory[last]:.0f} MB after "
+        f"job {last}; open files {files[WARM]} and {files[last]}; seconds a job {early:.2f} "
+        f"and {late:.2f} (medians of {WARM})"
     )
-    assert memory[last] - memory[WARM] < 10 + 0.05 * (
-        last - WARM
-    )  # of a few jobs the noise is larger than the growth
+    # With few jobs the noise exceeds the growth
+    assert memory[last] - memory[WARM] < 10 + 0.05 * (last - WARM)
     assert files[last] <= files[WARM] + 3
-    assert late < (
-        1.5 * early + 0.5 if JOBS >= 100 else 2 * early + 1
-    )  # a few may have other tests beside them
+    # With few jobs other tests may run beside them
+    assert late < (1.5 * early + 0.5 if JOBS >= 100 else 2 * early + 1)

@@ -1,4 +1,6 @@
-"""Whose alpha and temperature: what is typed, then an experiment's for the loss it names, then the loss file's own."""
+"""Which alpha and temperature win: typed ones, an experiment's for its loss, then the loss
+file's.
+"""
 
 import functools
 from itertools import product
@@ -34,7 +36,7 @@ def loss_named(experiment: str) -> str | None:
 
 @functools.cache
 def own_numbers(loss: str) -> dict[str, float]:
-    """What the file sets at top level, after those that it builds on."""
+    """Return what the file sets at top level, after its parents."""
     file, found = read(f"loss/{loss}"), {}
     for other in file.get("defaults", []):
         found |= own_numbers(other)
@@ -126,7 +128,7 @@ def test_an_experiment_of_ones_own(tmp_path: Path) -> None:
         ).wait()
         assert shown.returncode == 0, shown.stderr
         found[words] = yaml.safe_load(shown.stdout)["temperature"]
-    # Where no loss is typed or named, the recipe's number is for the one that it runs with.
+    # If no loss is typed or named, the recipe's number applies to its own loss.
     assert found == {"plain": 7.0, "plain loss=dist": 1.0, "named": 9.0, "named loss=nkd": 1.0}
 
 
@@ -210,7 +212,7 @@ def test_every_row_of_the_table_names_numbers_that_its_loss_has() -> None:
 
 @pytest.mark.slow
 def test_every_experiment_with_every_loss() -> None:
-    """What is merged after the experiment, for all; composed whole, for some."""
+    """Check what is merged after the experiment, for all; composed whole, for some."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         for experiment, loss in product(EXPERIMENTS, METHODS):

@@ -1,4 +1,4 @@
-"""Properties of every method in conf/loss, found by glob, as training calls it: through the objective."""
+"""Properties of every method in conf/loss, found by glob, through the objective as in training."""
 
 import inspect
 import re
@@ -42,7 +42,7 @@ def objective(method: str, classes: int = 10) -> Objective:
 
 
 def features(batch: int, scale: float, g: torch.Generator) -> dict[str, Any]:
-    """What a net with two taps shows: maps before and after their ReLU, and an embedding."""
+    """Signals of a net with two hooked layers: maps before and after ReLU, and an embedding."""
     preacts = [
         (scale * torch.randn(batch, *shape, generator=g)).requires_grad_() for shape in SHAPES
     ]
@@ -62,7 +62,7 @@ def leaves(given: dict[str, Any], names: tuple[str, ...]) -> list[Tensor]:
 
 
 def at_once(change: Any, value: Any) -> Any:
-    """A change of tensors, for a list of them too."""
+    """Apply a change to a tensor, or to a list of them."""
     if isinstance(value, list):
         return [change(each) for each in value]
     return change(value) if isinstance(value, Tensor) else value
@@ -89,13 +89,15 @@ def signals(
 
 
 def terms_alone(method: str, given: dict[str, Any]) -> Tensor:
-    """The weighted terms, without the cross-entropy."""
+    """Return the sum of the weighted terms, without cross-entropy."""
     parts = objective(method, given["logits_s"].shape[1])(given)
     return parts["loss"] - parts["weight_ce"] * parts["loss_ce"]
 
 
 def check_sound(method: str, given: dict[str, Any]) -> None:
-    """Scalar, finite, in float32, with a finite gradient that reaches the student and never the teacher."""
+    """Check for a finite float32 scalar whose finite gradient reaches the student, never the
+    teacher.
+    """
     parts = objective(method, given["logits_s"].shape[1])(given)
     for name, value in parts.items():
         if name.startswith("loss"):
@@ -105,9 +107,8 @@ def check_sound(method: str, given: dict[str, Any]) -> None:
     parts["loss"].backward()
     slopes = [leaf.grad for leaf in leaves(given, STUDENT) if leaf.grad is not None]
     assert all(torch.isfinite(slope).all() for slope in slopes)
-    assert (
-        any(slope.any() for slope in slopes) or len(given["target"]) == 1
-    )  # a batch of one has nothing to relate
+    # A batch of one has nothing to relate.
+    assert any(slope.any() for slope in slopes) or len(given["target"]) == 1
     assert all(leaf.grad is None for leaf in leaves(given, TEACHER))
 
 
@@ -144,7 +145,7 @@ class TestEveryMethod:
         check_sound(method, given)
 
     def test_all_features_equal_or_zero(self, method: str) -> None:
-        """As where a layer is dead: no root or norm may have an infinite slope there."""
+        """As in a dead layer: no root or norm may have an infinite gradient there."""
         for value in (0.0, 1.0):
             given = signals()
             for name in STUDENT[1:]:
@@ -204,7 +205,7 @@ class TestEveryMethod:
         assert b.item() == pytest.approx(a.item(), rel=1e-5)
 
     def test_pairing_of_the_batch_matters(self, method: str) -> None:
-        """Were the inputs not matched row by row, the test above would prove nothing."""
+        """If the inputs did not match row by row, the test above would prove nothing."""
         given = signals()
         shifted = {
             k: v if k in STUDENT else at_once(lambda t: t.roll(1, 0), v) for k, v in given.items()
@@ -230,7 +231,7 @@ class TestEveryMethod:
 
 
 def documentation(target: Any) -> str:
-    """What a term's loss says of itself; a class is documented by its function."""
+    """Return the docstring of a term's loss; a class is documented by its function."""
     name = target.__module__.rpartition(".")[2]
     return " ".join(inspect.getdoc(getattr(kd.losses, f"{name}_loss")).split())
 

@@ -58,7 +58,8 @@ def test_summary_against_formulas() -> None:
     one_hot = np.eye(4)[y]
     assert found["brier"] == pytest.approx(((np.exp(log_p) - one_hot) ** 2).sum(1).mean(), abs=1e-9)
 
-    areas = []  # the share of pairs, one of the class and one of the rest, that the probability puts in order
+    # The share of pairs (one of the class, one of the rest) that the probability ranks correctly
+    areas = []
     for c in range(4):
         inside, outside = np.exp(log_p[y == c, c]), np.exp(log_p[y != c, c])
         areas.append((inside[:, None] > outside).mean() + 0.5 * (inside[:, None] == outside).mean())
@@ -79,9 +80,8 @@ def test_auroc_ranks_what_probabilities_cannot_tell_apart() -> None:
     )
     assert summary(logits, labels).auroc == pytest.approx(3 / 4)
     three = torch.nn.functional.pad(logits, (0, 1), value=-50.0)[:, [2, 0, 1]]
-    rest = torch.tensor(
-        [[75.0, 0.0, 0.0]]
-    )  # its class is found without fault; of the others the same two pairs
+    # Its class is found perfectly; the others have the same two pairs
+    rest = torch.tensor([[75.0, 0.0, 0.0]])
     found = summary(torch.cat([three, rest]), torch.tensor([2, 1, 2, 1, 0])).plain()
     assert found["auroc"] == pytest.approx(np.mean([1, 4 / 6, 5 / 6]))
 
@@ -139,7 +139,7 @@ def test_metrics_do_not_depend_on_how_many_rows_are_taken_at_a_time(
 
 
 def test_a_sure_order_of_scores_has_its_exact_area() -> None:
-    """Of two classes, by counting pairs: ties count half."""
+    """For two classes, count pairs; ties count half."""
     scores = torch.tensor([3.0, 2.0, 2.0, 1.0, 2.0, 0.0])
     logits, labels = torch.stack([torch.zeros(6), scores], 1), torch.tensor([1, 1, 0, 0, 0, 1])
     own, other = [3.0, 2.0, 0.0], [2.0, 1.0, 2.0]
@@ -155,10 +155,8 @@ def test_a_net_that_is_sure_is_in_the_last_bin() -> None:
 
 @pytest.mark.filterwarnings("error")
 def test_balanced_accuracy_is_over_the_classes_present() -> None:
-    chosen, labels = (
-        [0, 1, 1, 2, 3, 1],
-        torch.tensor([0, 0, 1, 1, 1, 1]),
-    )  # 2 and 3 are chosen, but never true
+    # 2 and 3 are chosen, but never true
+    chosen, labels = ([0, 1, 1, 2, 3, 1], torch.tensor([0, 0, 1, 1, 1, 1]))
     assert summary(logits_for(chosen, 5), labels).balanced_accuracy == pytest.approx(
         (1 / 2 + 2 / 4) / 2
     )

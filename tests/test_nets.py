@@ -47,7 +47,8 @@ def count(net: nn.Module) -> int:
         (ResNet(1000, 18), 11_689_512),  # torchvision's published count
         (ResNet(1000, 34), 21_797_672),
         (ResNet(10, 18, image_size=32, width=32), 2_797_610),
-        # The counts that papers on distillation give (Tian et al. 2020, Zhao et al. 2022), CIFAR-100.
+        # The counts that papers on distillation give (Tian et al. 2020, Zhao et al. 2022),
+        # CIFAR-100.
         (ResNetCIFAR(100, 20), 278_324),
         (ResNetCIFAR(100, 56), 861_620),
         (ResNetCIFAR(100, 8, widths=[32, 64, 128, 256]), 1_233_540),
@@ -166,7 +167,9 @@ def test_mlperf_tinys_resnet_has_its_numbers_and_multiplications() -> None:
     ("side", "stride", "rows"), [(4, 2, [1, 3]), (5, 2, [0, 2, 4]), (4, 1, [0, 1, 2, 3])]
 )
 def test_padding_is_kerass(side: int, stride: int, rows: list[int]) -> None:
-    """Of an even side with stride 2 the pad of one comes last, so the kernel's middle is on rows 1, 3."""
+    """With an even side and stride 2 the padding of one comes last: the kernel is centred on rows
+    1, 3.
+    """
     conv = SameConv(1, 1, 3, stride=stride, bias=False)
     nn.init.zeros_(conv.weight).data[0, 0, 1, 1] = 1
     x = torch.arange(float(side * side)).view(1, 1, side, side)
@@ -235,10 +238,8 @@ def test_a_shortcut_without_parameters_takes_every_second_pixel_between_channels
 
 def test_a_wide_block_shares_its_activation_with_a_convolution_in_the_shortcut_alone() -> None:
     x = torch.full((1, 4, 2, 2), -1.0)
-    for outputs, expected in (
-        (4, -1.0),
-        (8, 0.0),
-    ):  # the input itself; a convolution of what ReLU made 0
+    # The input itself; a convolution of ReLU's zeros
+    for outputs, expected in ((4, -1.0), (8, 0.0)):
         block = PreActivationBlock(4, outputs, stride=1).eval()
         nn.init.zeros_(block.conv2.weight)
         assert torch.equal(block(x), torch.full((1, outputs, 2, 2), expected))
@@ -261,7 +262,7 @@ def test_the_teacher_of_a_pair_is_the_larger(pair: str) -> None:
 
 
 def correlated(count: int, channels: int = 3) -> torch.Tensor:
-    """Pictures whose neighbouring pixels and channels go together."""
+    """Images with correlated neighbouring pixels and channels."""
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(count, channels, 20, 20, generator=generator)
     smooth = nn.functional.avg_pool2d(noise, 3, 1) + noise[:, :1, 1:-1, 1:-1] + 0.3
@@ -318,14 +319,14 @@ def build(target: str, **keywords: object) -> nn.Module:
 
 
 class Answering(nn.Module):
-    """A net that answers otherwise in training; its parameter is the answer's first number."""
+    """Net with another output in training; its parameter is the first value of the output."""
 
     def __init__(self, num_classes: int, as_what: str) -> None:
         super().__init__()
         self.w, self.classes, self.as_what = nn.Parameter(torch.ones(1)), num_classes, as_what
 
     def forward(self, x: torch.Tensor) -> object:
-        """In training the logits and something else."""
+        """Net that returns the logits and something else in training."""
         logits = self.w * torch.ones(len(x), self.classes)
         other = torch.zeros(len(x), 3)
         kinds = {

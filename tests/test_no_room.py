@@ -1,6 +1,7 @@
-"""Disks that are full, or may only be read: one message that names the file, what was there stays, and then it goes on.
+"""Full or read-only disks: one message that names the file, earlier files stay, and a rerun works.
 
-With the rights to mount a file system of a few kB, all moments of a run are tried; `KD_SIZES=60` tries more of them.
+With the right to mount a file system of a few kB, all moments of a run are tried; `KD_SIZES=60`
+tries more.
 """
 
 import contextlib
@@ -36,7 +37,7 @@ SIZES = int(os.environ.get("KD_SIZES", "4"))
 
 
 def train(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
-    """Run the command in this process: its exit code, and what it says on stderr."""
+    """Run the command in this process; returns its exit code and stderr."""
     capsys.readouterr()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["kd.train", *ARGUMENTS, *arguments])
@@ -46,7 +47,7 @@ def train(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str
 
 
 def ended(out: Path) -> tuple[dict[str, torch.Tensor], list[Any]]:
-    """The weights and metrics of the run in an output folder."""
+    """Return weights and metrics of the run in an output folder."""
     (folder,) = (path for path in (out / "runs").iterdir() if not path.name.startswith("."))
     models = json.loads((folder / "report.json").read_text())["models"]
     return load_file(folder / "student.safetensors"), [
@@ -56,7 +57,7 @@ def ended(out: Path) -> tuple[dict[str, torch.Tensor], list[Any]]:
 
 @contextlib.contextmanager
 def small_disk(folder: Path, size: int) -> Iterator[None]:
-    """A file system of so many kB; skips the test where it cannot be had."""
+    """Mount a file system of that many kB; skips the test if not possible."""
     folder.mkdir()
     line = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", str(folder)]
     if (
@@ -127,7 +128,7 @@ def test_a_disk_that_may_only_be_read(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_a_limit_on_the_size_of_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """As a quota, which anyone can set for himself: the checkpoint of the first epoch is too large for it."""
+    """Limit the file size, as a quota does: the first epoch's checkpoint is too large."""
     import resource
 
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -164,7 +165,7 @@ def test_an_earlier_checkpoint_stays_where_there_is_no_room_for_the_next(
 def test_curves_that_cannot_be_written_end_the_run_with_one_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """They are written by a thread of TensorBoard's own, whose traceback would be a second one."""
+    """TensorBoard's own thread writes them; its traceback would be a second one."""
 
     def full(*_: object) -> None:
         raise FULL

@@ -1,4 +1,4 @@
-"""The objective: its formula, its numbers, what it refuses, and what a loss that learns owns."""
+"""The objective: formula, numbers, refusals, and the parameters of losses that learn."""
 
 import math
 from typing import Any
@@ -52,7 +52,7 @@ def kd(temperature: float) -> float:
     return temperature**2 * total / 3
 
 
-# Losses as somebody might write them.
+# Losses as a user might write them
 
 
 def sees_progress(logits_s: Tensor, progress: float, epoch: int) -> Tensor:
@@ -88,7 +88,7 @@ class TestFormula:
         assert found == pytest.approx((1 - alpha) * ce() + alpha * kd(temperature), rel=1e-5)
 
     def test_form_is_the_same_where_a_weight_is_zero(self) -> None:
-        """The value of the term does not lose its T^2, or its place in the log, on the way to 0."""
+        """The term's value keeps its T^2 and its place in the log while its weight goes to 0."""
         parts = make(0.5, kd={"weight": 0.0, "loss": {**KD, "temperature": 4.0}})(signals())
         assert parts["loss"].item() == pytest.approx(0.5 * ce(), rel=1e-5)
         assert parts["loss_kd"].item() == pytest.approx(kd(4.0), rel=1e-5)
@@ -162,7 +162,8 @@ class TestRefusals:
         [
             (
                 {"ce_wieght": 1},
-                "loss.ce_wieght: no such key; accepted are ce_weight, terms, teacher, net; did you mean",
+                "loss.ce_wieght: no such key; accepted are ce_weight, terms, teacher, net; "
+                "did you mean",
             ),
             ({"ce_weight": -1}, "loss.ce_weight: found -1, accepted is a number from 0"),
             ({"ce_weight": "1"}, "loss.ce_weight: found '1'"),
@@ -187,7 +188,8 @@ class TestRefusals:
             ({"terms": {"kd": {"weight": 1}}}, "loss.terms.kd.loss: needs a `_target_`"),
             (
                 {"terms": {"kd": {"loss": {**KD, "temprature": 2}}}},
-                "kd.loss.temprature: no such parameter; accepted are temperature, standardize; did you mean 'temp",
+                "kd.loss.temprature: no such parameter; accepted are temperature, "
+                "standardize; did you mean 'temp",
             ),
             (
                 {"terms": {"kd": {"loss": {**KD, "logits_s": 2}}}},
@@ -199,7 +201,8 @@ class TestRefusals:
             ),
             (
                 {"terms": {"own": {"loss": {"_target_": "test_objective.wants_more"}}}},
-                "asks for 'feats', which is neither set nor among what training provides: logits_s, logits_t",
+                "asks for 'feats', which is neither set nor among what training provides: "
+                "logits_s, logits_t",
             ),
             (
                 {"terms": {"own": {"loss": {"_target_": "test_objective.constant_loss"}}}},
@@ -207,7 +210,8 @@ class TestRefusals:
             ),
             (
                 {"terms": {"own": {"loss": {"_target_": "test_objective.Scaled", "facter": 1}}}},
-                "own.loss.facter: no such parameter; accepted are factor, power; did you mean 'factor'",
+                "own.loss.facter: no such parameter; accepted are factor, power; did you "
+                "mean 'factor'",
             ),
             (
                 {
@@ -257,7 +261,7 @@ class TestLossesThatLearn:
             assert (parts["own_power"], parts["own_scale"]) == (power, 3.0)
 
     def test_ctkd_temperature_climbs(self) -> None:
-        """Its owner goes down the loss, and the temperature up."""
+        """The student descends the loss, the temperature ascends it."""
         objective = Objective(read_loss(loss_node("ctkd")), SHAPE)
         (theta,) = objective.parameters()
         slopes = []

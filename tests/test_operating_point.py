@@ -1,4 +1,4 @@
-"""Operating points: the threshold chosen on one part, and what it gives on another."""
+"""Operating points: a threshold chosen on one part, and its results on another."""
 
 import json
 import math
@@ -32,7 +32,7 @@ def config(run: Path, *overrides: str) -> Evaluate:
 
 
 def brute(scores: list[float], positive: list[bool]) -> list[tuple[float, int, int]]:
-    """Each threshold that makes a difference, from the lowest: it, the misses, the false alarms."""
+    """Return each distinct threshold from the lowest, with its misses and false alarms."""
     return [
         (
             t,

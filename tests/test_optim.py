@@ -1,4 +1,4 @@
-"""Optimisers, which parameters they treat alike, and how learning rates move."""
+"""Optimisers, parameter groups, and learning-rate schedules."""
 
 import copy
 import math
@@ -25,7 +25,7 @@ SGD = {"_target_": "torch.optim.SGD", "lr": 0.5}
 
 
 def rates_of(schedule: Any, steps: int, epochs: int) -> list[float]:
-    """The rate of each step, as a share of `lr`."""
+    """Return the rate of each step as a share of `lr`."""
     optimizer, rates = make_optimizer(
         nn.Linear(1, 1), steps, optim=SGD, schedule=schedule, epochs=epochs
     )
@@ -74,7 +74,7 @@ def test_the_triangular_rate_rises_and_falls_in_lines() -> None:
 
 
 def test_a_warm_up_then_a_cosine() -> None:
-    """Ten epochs of 20 steps: two of them rise in a line, the others fall to a tenth."""
+    """Ten epochs of 20 steps: a linear rise over two, then a fall to a tenth."""
     given = {"schedule": "warmup_cosine", "warmup": 2, "end": 0.1}
     rises = [(step + 1) / 40 for step in range(40)]
     falls = [0.1 + 0.9 * (1 + math.cos(math.pi * k / 160)) / 2 for k in range(160)]
@@ -88,7 +88,7 @@ def test_a_warm_up_of_a_twentieth_by_itself() -> None:
 
 
 def test_milestones_of_ones_own() -> None:
-    """In epochs of 20 steps; each fall to a fifth."""
+    """In epochs of 20 steps; each drop is to a fifth."""
     config = check(
         composed("lr_schedule={schedule: milestones, at: [3, 4.5], factor: 0.2, warmup: 1}")
     )
@@ -144,7 +144,7 @@ def test_what_cannot_be_is_said_before_anything_is_read(typed: str, said: str) -
 
 
 def test_a_smoke_run_may_be_shorter_than_its_schedule() -> None:
-    """It is the recipe as it stands that is tried."""
+    """It tries the recipe unchanged."""
     assert chain_of(
         check(composed("trainer=smoke", "lr_schedule={schedule: milestones, at: [30]}"))
     )
@@ -152,7 +152,9 @@ def test_a_smoke_run_may_be_shorter_than_its_schedule() -> None:
 
 
 def test_norms_and_biases_do_not_decay() -> None:
-    """By default where the recipe is ours; with the weights still, what decays shrinks by 1 - lr * decay."""
+    """Default for our recipes; with constant gradients, decaying weights shrink by 1 - lr *
+    decay.
+    """
     config = check(composed("optim=adamw", "optim.weight_decay=0.5", "optim.lr=0.1"))
     net = CNN(10, 3, 4)
     before = copy.deepcopy(dict(net.named_parameters()))
@@ -175,7 +177,7 @@ def test_the_protocol_of_a_paper_decays_all() -> None:
 
 
 class Layers(nn.Module):
-    """As nets of torchvision and timm name their layers."""
+    """With layer names of torchvision and timm."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -191,7 +193,9 @@ class Layers(nn.Module):
 
 
 def test_lower_layers_learn_more_slowly() -> None:
-    """With 0.5: the head as it is, the blocks below it 1/2 and 1/4, the first convolution and its norm 1/8."""
+    """With 0.5: the head unchanged, the blocks below 1/2 and 1/4, first convolution and norm
+    1/8.
+    """
     net = Layers()
     optim = {"_target_": "torch.optim.AdamW", "lr": 0.8, "decay_norms": False, "layer_decay": 0.5}
     optimizer, rates = make_optimizer(
@@ -244,7 +248,7 @@ def test_muon_makes_orthogonal(shape: tuple[int, int]) -> None:
 
 
 def test_a_step_of_muon() -> None:
-    """Of a convolution as its matrix [4, 27]; by hand for the momentum, by an SVD for its direction."""
+    """For a convolution as its matrix [4, 27]; momentum by hand, direction by SVD."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 40, 3, bias=False), nn.Flatten(), nn.Linear(40, 2))
     conv, head = net[0].weight, net[2].weight
@@ -258,16 +262,15 @@ def test_a_step_of_muon() -> None:
     grad = conv.grad.clone()
     optimizer.step()
     u, _, v = torch.linalg.svd(grad.flatten(1), full_matrices=False)
-    moved = (before * (1 - 0.1 * 0.5) - conv.detach()).flatten(
-        1
-    )  # Nesterov's sum has the first gradient's direction
+    # Nesterov's sum has the direction of the first gradient.
+    moved = (before * (1 - 0.1 * 0.5) - conv.detach()).flatten(1)
     assert float(F.cosine_similarity(moved.flatten(), (u @ v).flatten(), 0)) > 0.97
     assert float(moved.norm()) == pytest.approx(0.1 * math.sqrt(40 / 27) * math.sqrt(27), rel=0.15)
 
 
 @pytest.mark.parametrize("name", ["muon", "timm", "sgd", "adam", "adamw"])
 def test_optimisers_learn_and_go_on_from_a_checkpoint(name: str) -> None:
-    """After a state dict is loaded the next step is the same to the bit."""
+    """After loading a state dict the next step is bit-identical."""
     config = check(composed(f"optim={name}", "optim.lr=0.01"))
     torch.manual_seed(0)
     net, x, y = CNN(3, 1, 4), torch.randn(12, 1, 8, 8), torch.arange(12) % 3
@@ -318,7 +321,7 @@ def test_what_an_optimiser_refuses(typed: tuple[str, ...], said: str) -> None:
 
 
 class TestLabelSmoothing:
-    """(1 - s) of the label and s / C for each class, in float64."""
+    """Return (1 - s) of the label and s / C for each class, in float64."""
 
     logits = torch.tensor([[2.0, -1.0, 0.5], [0.0, 3.0, 1.0], [1.0, 1.0, -2.0]])
 
@@ -352,7 +355,7 @@ class TestLabelSmoothing:
 
 
 class TestAveraged:
-    """Of the values 1, 2, 4, 8, ... after each step; a step by hand."""
+    """For the values 1, 2, 4, 8, ... after each step; by hand."""
 
     values = tuple(torch.tensor([2.0**k, 7.0]) for k in range(12))
 

@@ -1,4 +1,4 @@
-"""In which number format stages train and teachers answer, and how `auto` is decided."""
+"""Number formats of stages and teachers, and the choice of `auto`."""
 
 import json
 from collections.abc import Callable
@@ -37,7 +37,7 @@ AUTO = ("trainer=cpu", "trainer.precision=auto", "teacher.precision=auto")
 def machine(
     monkeypatch: pytest.MonkeyPatch, *flags: str, cuda: bool = False, bf16: bool = False
 ) -> None:
-    """Let this be a machine whose CPU has these flags, with or without a GPU that has bf16 units."""
+    """Simulate a machine with these CPU flags, with or without a GPU with bf16 units."""
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: dict.fromkeys(flags, True))
     monkeypatch.setattr("torch.cuda.is_available", lambda: cuda)
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
@@ -101,7 +101,7 @@ def test_an_unknown_precision(key: str, value: str, said: str) -> None:
 def test_a_precision_that_the_device_cannot_do(
     key: str, make_config: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of 16-mixed on a CPU the Trainer would make bf16-mixed, under the name of the other."""
+    """On a CPU the Trainer would turn 16-mixed into bf16-mixed under the same name."""
     machine(monkeypatch)
     monkeypatch.setattr("kd.runs.run.construct", pytest.fail)  # before any data is read
     with pytest.raises(
@@ -117,7 +117,7 @@ def test_short_names_are_the_same_setting(name: Any) -> None:
 
 
 def keys(config: Config) -> dict[str, str]:
-    """The keys of a chain whose stages are finished on the way."""
+    """Return the keys of a chain whose stages are finished on the way."""
     data: Any = construct(config.data, "data")
     done: dict[str, StageResult] = {}
     for plan in chain_of(config):
@@ -160,7 +160,7 @@ def test_the_report_says_what_was_trained_in(
 
 
 class Dtypes(nn.Module):
-    """Notes the number format of what its layer gives."""
+    """Record the number format of a layer's output."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -186,14 +186,14 @@ def test_a_teacher_answers_in_its_own(precision: Any, dtype: torch.dtype, around
 
 
 def test_float16_holds_what_bf16_says_exactly() -> None:
-    """11 significant bits next to 8; so rounding an answer for the cache loses nothing of it."""
+    """float16 has 11 significant bits against 8: rounding an answer for the cache loses nothing."""
     logits = (torch.randn(10_000) * 10).bfloat16()
     logits = logits[logits.abs() > 2.0**-14]  # below, float16 has fewer bits
     assert torch.equal(logits.half().float(), logits.float())
 
 
 def test_each_net_trains_in_its_own(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And all losses are computed in float32."""
+    """All losses are computed in float32 too."""
     found: list[tuple[torch.dtype, ...]] = []
     step = Distiller.training_step
 
@@ -220,7 +220,7 @@ def test_switching_the_students_leaves_the_teacher(make_config: Make) -> None:
 
 
 def test_a_given_teacher_is_the_same_in_all(make_config: Make, tmp_path: Path) -> None:
-    """Nothing of it is trained, and it is measured in float32."""
+    """No part of it is trained, and it is measured in float32."""
     net = construct(make_config().teacher.net, "net", num_classes=10, in_channels=1, image_size=8)
     torch.save(net.state_dict(), tmp_path / "weights.pt")
     given = ("stages=[teacher]", f"teacher.path={tmp_path / 'weights.pt'}")
@@ -258,7 +258,7 @@ def test_channels_last_but_for_odd_widths_in_tiles(
 
 
 def test_images_come_as_the_net_lies(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In training, at the net's own first layer; its weights lie as they do."""
+    """In training, at the net's first layer; its weights keep their layout."""
     machine(monkeypatch, "amx_bf16")
     seen: list[tuple[bool, bool]] = []
 
@@ -296,7 +296,7 @@ def test_an_automatic_stem_halves_pictures_from_64_pixels_on(size: int, stride: 
 def test_compiling_is_for_student_and_teacher(
     make_config: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It changes no key. With a compiler that does nothing, the result is the same to the bit."""
+    """It changes no key. With a compiler that does nothing the result is bit-identical."""
     compiled: list[str] = []
     monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(type(self).__name__))
     words = ("teacher.cache=off", "stages=[teacher,distill]")
@@ -359,7 +359,8 @@ class FakeTrainer:
         (
             0,
             [
-                "teacher: about 1 h 40 min left of 1 h 40 min; teacher.epochs=18 would take half an hour",
+                "teacher: about 1 h 40 min left of 1 h 40 min; teacher.epochs=18 would take "
+                "half an hour",
                 "teacher: about 1 h 37 min left of 1 h 40 min",
             ],
         ),
@@ -378,7 +379,7 @@ def test_how_long_a_stage_still_takes(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A step a second, of 6,000 or from step 1,000 on; said after 20 and 200 seconds."""
+    """One step per second, of 6,000 or from step 1,000 on; logged after 20 and 200 seconds."""
     now = [50.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
     callback: Any = RemainingTime("teacher")

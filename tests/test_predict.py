@@ -1,4 +1,4 @@
-"""`kd.predict`: a row for each image, from every kind of model; what is found; what cannot be read."""
+"""`kd.predict`: a row per image, from every kind of model; finding files; unreadable files."""
 
 import csv
 import json
@@ -17,7 +17,9 @@ from kd.predict import Predict, files_of
 
 @pytest.fixture
 def pictures(shipped: Shipped, tmp_path: Path) -> Path:
-    """Five photographs at two depths, one with a comma in its name, one gray, and one that is no image."""
+    """Five photographs at two depths, one with a comma in its name, one gray, and one that is no
+    image.
+    """
     folder = tmp_path / "pictures"
     (folder / "more" / "still").mkdir(parents=True)
     for i, name in enumerate(("a.png", "b, c.PNG", "more/still/d.jpg", "more/e.bmp")):

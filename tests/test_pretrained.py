@@ -1,4 +1,4 @@
-"""Nets that come with weights: torchvision's and timm's, without a network, on weights made here."""
+"""Pretrained nets of torchvision and timm, offline, with weights made here."""
 
 import json
 import re
@@ -45,10 +45,9 @@ State = dict[str, Tensor]
 
 
 def moved(net: nn.Module) -> State:
-    """A state dict that no fresh net has, in the batch-norm statistics neither."""
-    state: State = (
-        net.state_dict()
-    )  # and not another dictionary: this one carries versions, which old layers ask for
+    """A state dict unlike any fresh net's, batch-norm statistics included."""
+    # Not a new dictionary: this one holds versions that old layers need.
+    state: State = net.state_dict()
     for tensor in state.values():
         if tensor.is_floating_point():
             tensor += 0.01 * torch.randn_like(tensor)
@@ -57,7 +56,7 @@ def moved(net: nn.Module) -> State:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """torch.hub's cache, empty; downloading fails at once, as without a network."""
+    """An empty torch.hub cache; downloads fail at once, as without a network."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     folder = tmp_path / "torch" / "hub" / "checkpoints"
     folder.mkdir(parents=True)
@@ -70,7 +69,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def put(hub: Path, name: str, **options: Any) -> State:
-    """Weights of a torchvision net in the cache, under the name that torchvision gives the file."""
+    """Weights of a torchvision net in the cache, under torchvision's file name."""
     torch.manual_seed(5)
     state = moved(torchvision.models.get_model(name, weights=None, **options))
     file = torchvision.models.get_model_weights(name).DEFAULT.url.rpartition("/")[2]
@@ -136,7 +135,7 @@ class TestTorchvision:
         assert torch.equal(net.conv1.weight, state["conv1.weight"].sum(1, keepdim=True))
         assert torch.equal(net.layer1[0].conv1.weight, state["layer1.0.conv1.weight"])
         assert net.normalization == GRAY
-        # What the sum is for: a gray picture gives what the same picture in three channels gave.
+        # The purpose of the sum: a gray image gives the same as its three-channel copy.
         x = torch.randn(2, 1, 8, 8, dtype=torch.float64)
         weight = torch.randn(4, 3, 3, 3, dtype=torch.float64)
         three = nn.functional.conv2d(x.expand(-1, 3, -1, -1), weight)
@@ -156,7 +155,9 @@ class TestTorchvision:
         assert torch.equal(net.state_dict()[key], state[key])
 
     def test_inception_is_fed_as_it_was_trained(self, hub: Path) -> None:
-        """torchvision feeds it under ImageNet's normalisation and has it change that to (x - 0.5) / 0.5 itself."""
+        """torchvision applies ImageNet's normalisation and converts it to (x - 0.5) / 0.5 inside
+        the net.
+        """
         state = put(hub, "googlenet", aux_logits=True, init_weights=False)
         assert any(key.startswith("aux") for key in state)
         net = build_net(node("googlenet"), Shape(3, 32, 1000), "teacher.net").eval()
@@ -166,9 +167,8 @@ class TestTorchvision:
         theirs.load_state_dict(state)
         x = torch.rand(2, 3, 32, 32)
         mean, std = (torch.tensor(each)[:, None, None] for each in IMAGENET)
-        with (
-            torch.no_grad()
-        ):  # the first convolution: random layers after it leave next to no difference
+        # Only the first convolution: random layers after it hide nearly all differences
+        with torch.no_grad():
             expected = theirs.eval().conv1(theirs._transform_input((x - mean) / std))
             assert net.normalization == ((0.5,) * 3, (0.5,) * 3)
             assert not net.transform_input
@@ -224,7 +224,7 @@ timm = pytest.importorskip("timm")
 
 @pytest.fixture
 def hugging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Hugging Face's cache, empty; asking its server fails at once, as without a network."""
+    """An empty Hugging Face cache; its server fails at once, as without a network."""
     import huggingface_hub
 
     folder = tmp_path / "huggingface"
@@ -295,8 +295,15 @@ class TestTimm:
     def test_without_a_network_one_message(self, hugging: Path) -> None:
         with pytest.raises(UserError) as error:
             build_net(timm_node("resnet18"), Shape(3, 32, 7), "teacher.net")
-        for word in ("timm/resnet18.a1_in1k/model.safetensors", str(hugging), "Hugging Face", "no network",
-                     "copy models--timm--resnet18.a1_in1k", "pretrained=false", "teacher.net: resnet18"):  # fmt: skip
+        for word in (
+            "timm/resnet18.a1_in1k/model.safetensors",
+            str(hugging),
+            "Hugging Face",
+            "no network",
+            "copy models--timm--resnet18.a1_in1k",
+            "pretrained=false",
+            "teacher.net: resnet18",
+        ):
             assert word in str(error.value)
 
     def test_a_damaged_file(self, hugging: Path) -> None:
@@ -328,7 +335,10 @@ class TestTimm:
             build_net(timm_node("resnet18", pretrained), Shape(3, 32, 7), "teacher.net")
 
     def test_is_not_imported_with_the_file(self) -> None:
-        code = "import sys, kd.nets.timm; print('timm' in sys.modules, 'huggingface_hub' in sys.modules)"
+        code = (
+            "import sys, kd.nets.timm; print('timm' in sys.modules, 'huggingface_hub' in "
+            "sys.modules)"
+        )
         out = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True
         )
@@ -350,7 +360,7 @@ def make(tmp_path: Path) -> Callable[..., Config]:
 
 
 class TestNormalisationAndKeys:
-    """A pretrained net is fed with what it was trained with, wherever it meets pixels."""
+    """A pretrained net gets the normalisation of its training wherever it gets pixels."""
 
     def spec(self, config: Config, name: str = "teacher") -> dict[str, Any]:
         return make_stage(plan(config, name), config, construct(config.data, "data"), {}).spec
@@ -390,7 +400,8 @@ class TestNormalisationAndKeys:
             "student.net.pretrained=true",
         )
         config = check(
-            composed(*[o for o in SMALL if "student.net" not in o], "epochs=1", "teacher.epochs=1", "name=test",
+            composed(*[o for o in SMALL if "student.net" not in o], "epochs=1", "teacher.epochs=1",
+            "name=test",
                      f"output_dir={make().output_dir}", *PRETRAINED, *pair)
         )  # fmt: skip
         folder = run(config, "")
@@ -401,7 +412,7 @@ class TestNormalisationAndKeys:
         with safe_open(folder / "student.safetensors", "pt") as file:
             about = json.loads(file.metadata()["kd"])
         assert (tuple(about["mean"]), tuple(about["std"])) == GRAY
-        # What is in the store is read again without the file that it started from.
+        # A stage in the store is read without its initial weights file.
         next(hub.iterdir()).unlink()
         report = json.loads((folder / "report.json").read_text())
         assert report["models"][0]["net"] == "shufflenet_v2_x0_5(pretrained=True)"
@@ -450,7 +461,7 @@ class TestNormalisationAndKeys:
 
 
 def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own, whose caches are empty and whose network is a closed door."""
+    """Run the command in a process with empty caches and without a network."""
     environment = {"HOME": str(cwd), "PATH": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     environment |= dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
     line = [sys.executable, "-m", "kd.train", *arguments]

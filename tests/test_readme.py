@@ -1,4 +1,4 @@
-"""What README and docs tell people to do, done."""
+"""Instructions of README and docs work."""
 
 import ast
 import os
@@ -162,10 +162,8 @@ def test_own_files_run(tmp_path: Path) -> None:
             "batch_size=32",
             "teacher.batch_size=32",
         ]
-        words += [
-            "pictures=false",
-            *(["teacher.net.width=8"] if "mlp" not in line else []),
-        ]  # a ResNet-18 takes a minute
+        # A ResNet-18 takes a minute
+        words += ["pictures=false", *(["teacher.net.width=8"] if "mlp" not in line else [])]
         done = Process(
             *words, cwd=tmp_path, environment={**os.environ, "PYTHONPATH": str(tmp_path)}
         ).wait()

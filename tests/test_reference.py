@@ -1,4 +1,4 @@
-"""Each method against its paper's formula, written out here in plain float64 loops, to 1e-9."""
+"""Methods against their papers' formulas, written out here in plain float64 loops, to 1e-9."""
 
 import math
 from collections.abc import Callable
@@ -384,7 +384,9 @@ def test_kl_is_divided_by_the_batch_and_not_by_the_classes() -> None:
 
 
 def test_t_squared_keeps_the_gradient_as_the_temperature_grows() -> None:
-    """Hinton et al. 2015, eq. 4: in the limit the gradient is (s - t) / C for logits of mean zero, per image."""
+    """Hinton et al. 2015, eq. 4: in the limit the gradient is (s - t) / C for logits of mean zero,
+    per image.
+    """
     z, v = s - s.mean(1, keepdim=True), t - t.mean(1, keepdim=True)
     z.requires_grad_()
     kd_loss(z, v, temperature=1e4).backward()
@@ -423,7 +425,7 @@ def test_standardized_forgets_size_and_place_of_the_logits() -> None:
 
 
 def test_ctkd_raises_the_loss_by_its_temperature() -> None:
-    """The gradient at theta is the plain one, times -reversal."""
+    """The gradient at theta is the plain one times -reversal."""
     theta = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
 
     def value(x: float) -> float:
@@ -446,7 +448,8 @@ def rises(over: float, **ends: float) -> dict[str, object]:
     return {"schedule": "cosine" if "start" in ends else "warmup", **ends, "over": over}
 
 
-# The weight of the labels, that of the term, and its numbers, as the authors train CIFAR-100 (NKD and OFA: ImageNet).
+# The weight of the labels, that of the term, and its numbers, as the authors train CIFAR-100 (NKD
+# and OFA: ImageNet).
 AUTHORS = {
     "ctkd": (0.1, 0.9, {"low": 1.0, "span": 20.0, "reversal": rises(0.042, start=0.0, end=1.0)}),
     "dist": (1.0, 1.0, {"temperature": 1.0, "inter_weight": 1.0, "intra_weight": 1.0}),
@@ -492,7 +495,9 @@ def test_configured_as_the_authors_do(method: str) -> None:
 
 
 def test_dist_adds_the_authors_epsilon() -> None:
-    """Where the teacher is very sure, the columns of its other classes are nearly constant: 1e-8 decides."""
+    """Where the teacher is very sure, the columns of other classes are nearly constant: 1e-8
+    matters.
+    """
     z_s = [[2.0, -1.0, 0.5, 0.0], [0.3, 1.2, -0.7, -0.2]]
     z_t = [[16.0, 1.0, 0.0, -2.0], [15.0, 0.0, 1.0, -3.0]]
     p_s, p_t = ([softmax(row, 1.0) for row in z] for z in (z_s, z_t))

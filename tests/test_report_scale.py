@@ -1,4 +1,4 @@
-"""Reports of many classes and test images: what they take in time, memory and room."""
+"""Reports with many classes and test images: time, memory and size."""
 
 import json
 import subprocess
@@ -11,7 +11,7 @@ from composed import TINY, composed
 from kd.config.schema import check
 from kd.runs.run import run
 
-# All that is computed from the logits of a run's three nets, in a process of its own, whose memory is its own too.
+# Everything computed from the logits of a run's three nets, in its own process for its own memory.
 MEASURE = """
 import json, resource, time
 import numpy as np, torch

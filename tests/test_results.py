@@ -1,4 +1,4 @@
-"""RESULTS.md, the tables in README and docs, and the pictures are what `results/` says."""
+"""RESULTS.md, the tables in README and docs, and the pictures match `results/`."""
 
 import csv
 from pathlib import Path
@@ -30,7 +30,8 @@ def test_each_csv_has_its_table_and_columns() -> None:
 
 def test_a_cell_is_mean_deviation_and_interval() -> None:
     runs = [{"comparison.gain": value, "a": value} for value in ("0.01", "0.02", "0.03")]
-    # mean 0.02, standard deviation 0.01; t(0.975, 2) = 4.302653, so 0.02 +- 4.302653 * 0.01 / sqrt(3)
+    # mean 0.02, standard deviation 0.01; t(0.975, 2) = 4.302653, so 0.02 +- 4.302653 * 0.01 /
+    # sqrt(3)
     assert cell(runs, "comparison.gain points") == "+2.00 ± 1.00 [-0.48, +4.48]"
     assert cell(runs, "a %") == "2.00 ± 1.00"
     assert cell(runs[:1], "a 3") == "0.010"

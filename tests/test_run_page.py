@@ -1,4 +1,4 @@
-"""A run's page: what a reader looks for, in one file, with nothing in it that a name could break."""
+"""A run's page: complete, in one file, and safe with any name."""
 
 import copy
 import json
@@ -72,16 +72,15 @@ def test_tables(report: dict[str, Any]) -> None:
     }
     costs = [cell.text for cell in cost_table(as_report(report)).cells[2]]
     assert costs[2:5] == ["250 (1/4)", "1 k (×2)", "4 kB (1/1)"]
-    assert (
-        "(" not in cost_table(as_report(report)).cells[0][2].text
-    )  # the teacher is not compared with itself
+    # The teacher is not compared with itself
+    assert "(" not in cost_table(as_report(report)).cells[0][2].text
     row = [cell.text for cell in quality_table(as_report(report)).cells[2]]
     assert row[2] == "50.00 [40.0, 60.0]"
     assert (row[4], row[6]) == ("", "1.23")
 
 
 def test_figures_without_meaning_are_not_said(report: dict[str, Any]) -> None:
-    """A share of a lead that may be chance, of an accuracy that may be chance, or a factor of 1."""
+    """Meaningless values: a share of an insignificant lead, of a chance accuracy, a factor of 1."""
     teacher, _, student = report["models"]
     found = report["comparison"]
     found |= {"gain": 0.02, "gain_ci95": [0.01, 0.03], "p_value": 0.01, "gap_closed": 2.0}
@@ -106,7 +105,7 @@ def test_figures_without_meaning_are_not_said(report: dict[str, Any]) -> None:
 def test_retention_is_of_a_teacher_that_is_better_than_chance(
     right: int, retention: float | None
 ) -> None:
-    """10 of 100 images in 10 classes are what guessing gets; 60 are not."""
+    """10 of 100 images in 10 classes are chance; 60 are not."""
     labels = torch.arange(100) % 10
     said = torch.where(torch.arange(100) < right, labels, (labels + 1) % 10)
     logits = {

@@ -1,6 +1,6 @@
-"""The same command gives the same weights: whatever ran before, and with two processes nearly so.
+"""The same command gives the same weights after anything else, and nearly so with two processes.
 
-With another number of loader workers: `test_train.py`; with and without the cache, and resumed: `test_cached.py`; in a
+Other loader workers: `test_train.py`; with and without cache, and resumed: `test_cached.py`; in a
 sweep and alone: `test_sweep.py`; after kills: `test_killed.py`.
 """
 
@@ -27,7 +27,7 @@ Make = Callable[..., Config]
 
 
 def results(out: Path) -> dict[str, Any]:
-    """The weights of all stages by the stage's name."""
+    """Return the weights of all stages by stage name."""
     records = {
         path.parent: json.loads(path.read_text()) for path in (out / "store").glob("*/stage.json")
     }
@@ -56,9 +56,10 @@ def test_same_bits_whatever_ran_before_in_the_process(make_config: Make) -> None
 
 @pytest.mark.slow
 def test_two_processes_give_nearly_the_weights_of_one(tmp_path: Path) -> None:
-    """They share each batch of 20, and add up its gradient in another order: within 1e-5 after 20 steps.
+    """Two processes share each batch of 20 and sum its gradient in another order: within 1e-5 after
+    20 steps.
 
-    With batch norm they would not: each sees the mean and variance of its own 10 images.
+    With batch norm they would differ: each sees the statistics of its own 10 images.
     """
     found, losses = {}, {}
     for ranks, trainer in (
@@ -80,13 +81,13 @@ def test_two_processes_give_nearly_the_weights_of_one(tmp_path: Path) -> None:
         found[ranks] = results(out)["baseline"]
         (record,) = [json.loads(path.read_text()) for path in out.glob("store/*/stage.json")]
         losses[ranks] = [row["train/loss"] for row in record["history"]]
-    # The loss of a step is over all of its 20 images, not over those of rank 0 alone.
+    # A step's loss covers all of its 20 images, not only those of rank 0.
     assert losses[1] == pytest.approx(losses[2], rel=1e-5)
     torch.testing.assert_close(found[1], found[2], rtol=1e-5, atol=1e-5)
 
 
 def test_tensors_go_to_new_processes_without_shared_memory() -> None:
-    """Else `trainer=ddp` ends in a bus error in a container, whose /dev/shm has 64 MB."""
+    """Otherwise `trainer=ddp` ends in a bus error in a container, whose /dev/shm has 64 MB."""
     images = torch.zeros(100_000, dtype=torch.uint8)
     with send_as_bytes():
         sent = bytes(ForkingPickler.dumps({"images": images, "net": torch.nn.Linear(200, 200)}))

@@ -1,4 +1,4 @@
-"""Schedules: their shapes, their ranges, and how the config takes them."""
+"""Schedules: shapes, ranges, and reading from the config."""
 
 import math
 import pickle
@@ -64,9 +64,8 @@ def test_values(node: Any, expected: dict[float, float]) -> None:
     schedule = make_schedule(node, "temperature")
     for progress, value in expected.items():
         assert schedule(progress) == pytest.approx(value), progress
-    assert pickle.loads(pickle.dumps(schedule))(0.5) == schedule(
-        0.5
-    )  # several processes train with it
+    # Several processes train with it
+    assert pickle.loads(pickle.dumps(schedule))(0.5) == schedule(0.5)
 
 
 @pytest.mark.parametrize(

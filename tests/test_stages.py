@@ -1,4 +1,4 @@
-"""Keys cover what a result depends on and nothing else; a stage is trained once."""
+"""Keys cover everything that a result depends on, and nothing else; a stage is trained once."""
 
 import json
 import multiprocessing
@@ -27,7 +27,7 @@ Make = Callable[..., Config]
 
 
 def keys(config: Config) -> dict[str, str]:
-    """Each stage's key, without training: the teacher's own key stands in for its result."""
+    """Compute each stage's key without training: the teacher's key replaces its result."""
     data = construct(config.data, "data")
     plans = {
         plan.name: plan
@@ -127,7 +127,8 @@ def test_key_follows_what_a_users_own_code_imports(
     package.mkdir()
     (package / "__init__.py").write_text("")
     (package / "net.py").write_text(
-        "from kd.nets.mlp import MLP\nfrom .parts import WIDE\nfrom . import more\n\n\nclass Mine(MLP):\n    pass\n"
+        "from kd.nets.mlp import MLP\nfrom .parts import WIDE\nfrom . import more\n\n\nclass "
+        "Mine(MLP):\n    pass\n"
     )
     installed = tmp_path / "site-packages"
     installed.mkdir()

@@ -1,4 +1,4 @@
-"""What an output folder holds, and removing some of it."""
+"""Contents of an output folder, and removal of parts."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def _stage(output: Path, key: str, size: int, **spec: object) -> Path:
 
 @pytest.fixture
 def output(tmp_path: Path) -> Path:
-    """A run whose student was taught by a teacher, an orphan, an attempt, and answers."""
+    """A run with teacher and student, an orphan, an attempt, and outputs."""
     _stage(tmp_path, "a" * 16, 1000)
     _stage(tmp_path, "b" * 16, 2000, teacher="a" * 16)
     _stage(tmp_path, "c" * 16, 3000)

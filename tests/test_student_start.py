@@ -1,4 +1,4 @@
-"""A student that starts somewhere: from a file, a run, its last layer alone; and the baseline with it."""
+"""A student that starts from a file or a run, or trains only its last layer; and its baseline."""
 
 import json
 from pathlib import Path

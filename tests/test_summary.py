@@ -34,7 +34,7 @@ def report(
     teacher: float | None = 0.9,
     **config: Any,
 ) -> dict[str, Any]:
-    """A run's report as it stands in its file; of the config what the test is about."""
+    """Make a run's report file, with the config keys under test."""
     finished = config.pop("finished", "1")
     found = {"teacher": teacher, "baseline": baseline, "student": student}
     models = [
@@ -103,9 +103,8 @@ def test_runs_that_differ_by_seed_alone_are_a_row_and_rows_are_named_by_what_dif
         for each in (
             report(0, 0.71, **kd_config(4.0, 0.5), epochs=3, output_dir="a"),
             report(1, 0.72, **kd_config(4.0, 0.5), epochs=3, output_dir="b"),
-            report(
-                1, 0.10, **kd_config(4.0, 0.5), epochs=3, finished="0"
-            ),  # an earlier attempt at the same run
+            # An earlier attempt at the same run.
+            report(1, 0.10, **kd_config(4.0, 0.5), epochs=3, finished="0"),
             report(0, 0.80, **kd_config(1.0, 0.5), epochs=3),
             report(0, 0.60, **kd_config(4.0, 0.5), epochs=3, optim={"lr": 0.1}),
         )
@@ -150,7 +149,8 @@ def test_a_teacher_that_has_the_seed_of_the_run_does_not_split_a_row() -> None:
 
 
 def test_holm_by_hand() -> None:
-    # Sorted 0.01, 0.02, 0.03, 0.5 times 4, 3, 2, 1 is 0.04, 0.06, 0.06, 0.5; none may be less than the one before it.
+    # Sorted 0.01, 0.02, 0.03, 0.5 times 4, 3, 2, 1 is 0.04, 0.06, 0.06, 0.5; none may be below its
+    # predecessor.
     assert holm([0.03, 0.01, 0.5, 0.02]) == pytest.approx([0.06, 0.04, 0.5, 0.06])
     assert holm([0.02, 0.011]) == pytest.approx([0.022, 0.022])
     assert holm([0.9, 0.8]) == [1.0, 1.0]
@@ -232,7 +232,7 @@ def test_pictures_name_their_axes_and_units() -> None:
 def few_labels(
     students: list[float], baselines: list[float], counts: list[int], seeds: int = 2
 ) -> list[dict[str, Any]]:
-    """Reports of a sweep over numbers of labels; seeds are 0.02 apart."""
+    """Reports of a sweep over numbers of labels; seeds differ by 0.02."""
     return [
         {
             **report(seed, s + seed / 50, b + seed / 50, data={"labels": n}, temperature=2.0),
@@ -253,10 +253,12 @@ def few_labels(
 @pytest.mark.parametrize(
     ("students", "baselines", "wanted", "said_of_it"),
     [
-        # 0.80 is half way from 0.70 (of 100) to 0.90 (of 1000): the geometric mean of the two counts.
+        # 0.80 is half way from 0.70 (of 100) to 0.90 (of 1000): the geometric mean of the two
+        # counts.
         ([0.80, 0.85, 0.9], [0.5, 0.7, 0.9], 100 * math.sqrt(10),
          "about 316 labels to be as good: the teacher is worth some 306 labels, 31.6 times"),
-        ([0.95, 0.95, 0.95], [0.5, 0.7, 0.9], None, "is not as good with any number of labels tried, up to 1,000"),
+        ([0.95, 0.95, 0.95], [0.5, 0.7, 0.9], None,
+         "is not as good with any number of labels tried, up to 1,000"),
         ([0.5, 0.7, 0.9], [0.6, 0.7, 0.9], 10.0, "is worth no further label"),
     ],
 )  # fmt: skip
@@ -307,9 +309,8 @@ def test_what_is_missing_is_left_out() -> None:
     pictures = list(kd.summary.figures.pictures(rows, gains_of(rows)))
     assert [each.alt for each in pictures] == ["Validation accuracy by epoch"]
     assert "one seed" in " ".join(conclusions(rows_of(report()), gains_of(rows_of(report()))))
-    assert "no gap to close" in " ".join(
-        conclusions(rows_of(report()), [Gain()])
-    )  # the reports do not say that it closed any
+    # The reports do not say that any gap was closed.
+    assert "no gap to close" in " ".join(conclusions(rows_of(report()), [Gain()]))
     assert not any("gap" in line for line in conclusions(rows, gains_of(rows)))
 
 
@@ -355,8 +356,8 @@ def test_files(tmp_path: Path) -> None:
     text = write_summary([tmp_path])
     assert (tmp_path / "summary.md").read_text() == text
     assert (
-        "| 1 | temperature=1 alpha=0.5 | 2 | 79.50 ± 0.71 | 80.50 ± 0.71 | 70.00 | 90.00 | +10.50 ± 0.71 ["
-        in text
+        "| 1 | temperature=1 alpha=0.5 | 2 | 79.50 ± 0.71 | 80.50 ± 0.71 | 70.00 | 90.00 "
+        "| +10.50 ± 0.71 [" in text
     )
 
     lines = list(csv.DictReader(StringIO((tmp_path / "summary.csv").read_text())))

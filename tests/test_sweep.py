@@ -1,4 +1,4 @@
-"""A sweep, as a user sees it: folders, lines, exit codes; what is done again and what is not."""
+"""A sweep as a user sees it: folders, lines, exit codes; what is repeated and what is not."""
 
 import functools
 import json
@@ -36,7 +36,7 @@ ROOT = Path(__file__).parents[1]
 
 
 class Ran:
-    """What a command in this process left."""
+    """Result of a command in this process."""
 
     def __init__(
         self, out: Path, capture: pytest.CaptureFixture[str], arguments: tuple[str, ...]
@@ -67,7 +67,7 @@ def sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Any:
 
 
 def process(out: Path, *arguments: str) -> Process:
-    """A sweep in a process of its own; those that it starts find the packages beside the tests' too."""
+    """Run a sweep in its own process; its children find the packages beside the tests too."""
     return Process(
         "kd.train", "-m", *PAIR, f"output_dir={out}", *arguments,
         environment={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{out}"},
@@ -75,7 +75,7 @@ def process(out: Path, *arguments: str) -> Process:
 
 
 def stages(out: Path, name: str) -> list[Path]:
-    """The finished stages of this name in the store."""
+    """Return the finished stages of this name in the store."""
     files = (out / "store").glob("*/stage.json")
     return [file.parent for file in files if json.loads(file.read_text())["name"] == name]
 
@@ -247,9 +247,8 @@ def test_force_does_all_again_and_shared_stages_once(sweep: Any, tmp_path: Path)
 
 @pytest.mark.slow
 def test_a_job_is_the_same_bit_for_bit_as_the_run_alone(sweep: Any, tmp_path: Path) -> None:
-    ran = sweep(
-        "-m", "temperature=1,4", "loss=ctkd,kd"
-    )  # one process; ctkd draws weights of its own
+    # One process; ctkd draws its own weights.
+    ran = sweep("-m", "temperature=1,4", "loss=ctkd,kd")
     assert ran.err.count("left out of the sweep: ") == 2  # ctkd learns its temperature
     ran = sweep("-m", "name=both", "loss=ctkd,kd", "seed=0,1")
     last = ran.sweeps[-1] if ran.sweeps[-1].name == "both" else ran.sweeps[0]
@@ -300,13 +299,13 @@ def test_the_presets_ship() -> None:
     assert SWEEPS == ["labels", "methods", "seeds", "students", "temperature_alpha"]
 
 
-# Their stages are those of one method, which has neither temperature nor alpha; there is no other to put in its place.
+# Their stages belong to one method, with neither temperature nor alpha; no other can replace it.
 OF_ONE_METHOD = {"ft", "fsp"}
 
 
 @functools.cache
 def swept_by(name: str) -> dict[str, list[str]]:
-    """The values of each key that a preset sweeps."""
+    """Return the values of each key that a preset sweeps."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("train", [f"sweep={name}"], return_hydra_config=True)
         assert config.hydra.mode.name == "MULTIRUN"
@@ -395,10 +394,8 @@ def test_rank_is_by_the_mean_over_seeds_on_validation() -> None:
             (("alpha=1", "seed=1"), report(0.6, 0.7, 0.3)),
         ]
     )
-    assert [row.label for row in rows] == [
-        "alpha=1",
-        "alpha=0",
-    ]  # 0.75 before 0.7, whatever the test says
+    # 0.75 before 0.7, whatever their test accuracies.
+    assert [row.label for row in rows] == ["alpha=1", "alpha=0"]
     assert rows[0] == RankingRow("alpha=1", val=[0.9, 0.6], test=[0.5, 0.7], gain=[0.1, 0.3])
     assert rows[1].gain == []
 
@@ -526,7 +523,7 @@ def test_what_several_devices_cannot_do_is_refused_with_the_way_that_works(sweep
 def test_forked_processes_beside_threads_are_refused(
     sweep: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They would wait for ever for threads that are not in their copy."""
+    """They would wait forever for threads that their copy lacks."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     ran = sweep(
         "trainer=ddp", "trainer.accelerator=cpu", "trainer.strategy=ddp_fork", "stages=[baseline]"

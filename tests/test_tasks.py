@@ -1,4 +1,4 @@
-"""Which classes come when, what each task's data holds, which images are kept, and what is read off the accuracies."""
+"""Task schedule, each task's data, exemplars, and measures of the accuracies."""
 
 import copy
 from pathlib import Path
@@ -68,10 +68,8 @@ def test_the_order_is_seeded_and_whole() -> None:
 
 def test_listed_classes_come_as_listed_whatever_the_seed() -> None:
     assert make_tasks(asked(tasks=[["c", "a"], ["b"]], order_seed=3), NAMES) == [(2, 0), (1,)]
-    assert make_tasks(asked(tasks=[[1, 0], [2]]), ("10", "2", "1")) == [
-        (2, 0),
-        (1,),
-    ]  # a name first, then a label
+    # A name first, then a label
+    assert make_tasks(asked(tasks=[[1, 0], [2]]), ("10", "2", "1")) == [(2, 0), (1,)]
 
 
 @pytest.mark.parametrize(
@@ -167,7 +165,7 @@ def test_a_data_set_without_classes_left_out_is_itself() -> None:
 
 
 def by_the_paper(features: np.ndarray, count: int) -> list[int]:
-    """iCaRL, algorithm 4, word for word."""
+    """iCaRL, algorithm 4, word by word."""
     mu, chosen = features.mean(axis=0), []
     for k in range(1, count + 1):
         norms = {
@@ -236,7 +234,7 @@ def test_exemplars_stay_within_the_budget(
 
 
 def stages_of(root: Path, classes: list[int]) -> list[StageResult]:
-    """Finished stages with nothing in them but how many classes they know."""
+    """Empty finished stages that know only their number of classes."""
     folders = [root / str(i) for i in range(len(classes))]
     for folder in folders:
         folder.mkdir()
@@ -247,7 +245,8 @@ def stages_of(root: Path, classes: list[int]) -> list[StageResult]:
 
 
 def test_measures_by_hand() -> None:
-    # Two images of each of three classes; the third task has two classes, of which one has no image here.
+    # Two images of each of three classes; the third task has two classes, of which one has no image
+    # here.
     labels, sizes = torch.tensor([0, 0, 1, 1, 2, 2]), [1, 1, 2]
     chosen = [[0] * 6, [1, 0, 1, 1, 0, 0], [2, 2, 1, 3, 2, 2]]
     scores = [
@@ -262,11 +261,8 @@ def test_measures_by_hand() -> None:
     assert found.forgetting == pytest.approx(((1.0 - 0.0) + (1.0 - 0.5)) / 2)
     assert found.backward_transfer == pytest.approx(((0.0 - 1.0) + (0.5 - 1.0)) / 2)
     told = evaluation(scores, labels, sizes, told=True)
-    assert told.matrix == [
-        [1.0],
-        [1.0, 1.0],
-        [1.0, 1.0, 1.0],
-    ]  # of one class there is no wrong one
+    # Of one class there is no wrong one
+    assert told.matrix == [[1.0], [1.0, 1.0], [1.0, 1.0, 1.0]]
     assert told.forgetting == 0
 
 

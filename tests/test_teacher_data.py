@@ -1,4 +1,4 @@
-"""`teacher.data`: another source that the teacher trains on, with the run's classes."""
+"""`teacher.data`: another source for the teacher's training, with the run's classes."""
 
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ BACKWARDS = f"{__name__}.Backwards"
 
 
 class Backwards(Digits):
-    """The digits with their classes in the other order."""
+    """The digits with their classes in reverse order."""
 
     def read(self) -> Source:
         source = super().read()
@@ -37,7 +37,7 @@ class Backwards(Digits):
 
 
 def folder(root: Path, classes: str, numbers: range) -> str:
-    """Gray pictures in class folders, one of each number and class; no two alike."""
+    """Gray images in class folders, one per number and class; all differ."""
     for i in numbers:
         for c, name in enumerate(classes):
             (root / name).mkdir(parents=True, exist_ok=True)
@@ -154,7 +154,8 @@ def test_a_teacher_that_does_not_train_on_it(words: tuple[str, ...], wanted: str
 
 @pytest.mark.parametrize("way", ["warn", "drop", "stop"])
 def test_test_images_among_the_teachers(way: Any) -> None:
-    # All but the carved parts are the same images, so most of the run's test part is among them.
+    # Except for the carved parts the images are equal, so most of the run's test part is among
+    # them.
     data = Digits(on_duplicate=way, teacher_data={"_target_": DIGITS, "split_seed": 1})
     test = {each.tobytes() for each in data.split.test.pixels.facts.digests.numpy()}
     train = Digits(split_seed=1).split.train.pixels.facts.digests.numpy()

@@ -1,6 +1,6 @@
-"""Several processes that do the same at once, and locks that a dead one has left.
+"""Several processes that do the same at once, and locks of dead ones.
 
-`KD_TOGETHER=32 pytest tests/test_together.py` takes more of them.
+`KD_TOGETHER=32 pytest tests/test_together.py` uses more of them.
 """
 
 import errno
@@ -57,7 +57,7 @@ def test_each_stage_is_trained_once_and_all_end_alike(
 
 @pytest.mark.slow
 def test_a_job_that_another_process_is_at_comes_last(tmp_path: Path) -> None:
-    """So that the same sweep, started on two machines, is done in half the time."""
+    """The same sweep, started on two machines, takes half the time."""
     told: list[str] = []
     with hold(
         tmp_path / "sweeps" / "shared" / "logs" / "shared_seed-0_s0.lock", "seed=0", "runs it"
@@ -95,7 +95,9 @@ def test_what_another_process_says_of_a_job_stays(
 def test_a_lock_of_a_dead_process_is_taken_over_with_a_message(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Also one of another machine: the file server has let go of it, and its name is still there."""
+    """Also a lock of another machine: the file server has released it, and its name is still
+    there.
+    """
     path = tmp_path / "k.lock"
     path.write_text("process 4711 on node17")
     with hold(path, "teacher", "is training it"):
@@ -143,7 +145,9 @@ def test_a_killed_run_is_waited_for_by_name_and_taken_over(tmp_path: Path) -> No
 def test_a_file_system_without_locks_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Instead of it, filelock would take a file that exists as a lock, which a dead process never lets go of."""
+    """filelock would instead take an existing file as a lock, which a dead process never
+    releases.
+    """
 
     def missing(*_: object) -> None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))

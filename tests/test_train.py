@@ -1,4 +1,4 @@
-"""The main command, in the process: what it writes, what it says, how it ends."""
+"""kd.train in this process: files, messages, exits."""
 
 import json
 import signal
@@ -33,7 +33,7 @@ def tensors_equal(a: Path, b: Path) -> bool:
 
 
 def shape_of(value: Any) -> Any:
-    """The types in a nested structure, to compare with the contract's."""
+    """Return the types in a nested structure, to compare with the contract's."""
     if isinstance(value, dict):
         return {key: shape_of(each) for key, each in value.items()}
     return type(value)
@@ -125,9 +125,8 @@ def test_runs_that_start_in_the_same_second_have_folders_of_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("time.strftime", lambda *_: "20260101-000000")
-    folders = [
-        RunFolder(tmp_path, "digits") for _ in range(2)
-    ]  # both have looked before either has written
+    # Both have checked before either has written
+    folders = [RunFolder(tmp_path, "digits") for _ in range(2)]
     with folders[0] as first, folders[1] as second:
         assert first.path != second.path
     with RunFolder(tmp_path, "digits"):
@@ -190,9 +189,8 @@ def test_second_run_trains_nothing_and_changing_temperature_trains_one_stage(
 ) -> None:
     first = run(make_config(), "")
     capsys.readouterr()
-    with (
-        monkeypatch.context() as patch
-    ):  # nor does it try the recipe out or count a net again, which take seconds
+    # It neither tries the recipe nor counts a net again, which take seconds
+    with monkeypatch.context() as patch:
         patch.setattr("kd.runs.preflight.preflight", lambda *_: pytest.fail("tried out"))
         patch.setattr("kd.stages.result.count_macs", lambda *_: pytest.fail("counted again"))
         second = run(make_config(), "")
@@ -285,7 +283,7 @@ def test_averaged_weights_are_kept(make_config: Make) -> None:
         json.loads((folder / "report.json").read_text())["models"][0]["test"]["nll"]
         for folder in runs
     )
-    # All steps alike, the first ones too, whose loss is almost ln 10.
+    # All steps are similar, also the first, whose loss is almost ln 10.
     assert plain < averaged - 0.02
 
 

@@ -1,4 +1,6 @@
-"""Options of Lightning's Trainer: each is taken as it is typed, or refused in one message that says what to set."""
+"""Options of Lightning's Trainer: each is accepted, or refused with a message that says what to
+set.
+"""
 
 import inspect
 import json
@@ -15,7 +17,8 @@ from omegaconf import OmegaConf
 
 from kd.config.trainer import INSTEAD, Options
 
-# Every option of the Trainer, and whether `trainer.OPTION=VALUE` is taken, or words of the refusal.
+# Every option of the Trainer, and whether `trainer.OPTION=VALUE` is accepted, or words of the
+# refusal.
 TABLE: dict[str, list[tuple[str, str | None]]] = {
     "accelerator": [("cpu", None), ("tpuu", "tpuu")],
     "strategy": [("auto", None), ("dpp", "dpp")],
@@ -111,7 +114,7 @@ def test_the_others_are_refused_in_one_message(
 
 
 def test_what_is_taken_trains(make_config: Callable[..., Any], tmp_path: Path) -> None:
-    """All at once, but for those that end a training early, which come by themselves."""
+    """All at once, except those that end a training early, which are tried alone."""
     alone = {"max_steps", "max_time", "min_epochs", "min_steps"}
     values = {name: value for name, cases in TABLE.items() for value, words in cases if not words}
     together = [f"trainer.{name}={value}" for name, value in values.items() if name not in alone]
@@ -126,7 +129,8 @@ def test_what_is_taken_trains(make_config: Callable[..., Any], tmp_path: Path) -
         assert exit_code("train", *SMALL, f"output_dir={out}", "gradient_clip=1.0", *words) == 0
         (record,) = [json.loads(path.read_text()) for path in out.glob("store/*/stage.json")]
         profile = list(out.glob("store/*/fit-profile.txt"))
-        # 4 batches of 50 of 200 images; 2 of an epoch's make one step of 2 batches; 3 steps end in the first epoch.
+        # 4 batches of 50 of 200 images; 2 per epoch make a step of 2 batches; 3 steps end in the
+        # first epoch.
         steps, epochs = [(1, 1), (3, 1), (8, 2)][number]
         assert (record["steps"], record["epochs"]) == (steps, epochs)
         assert bool(profile) == (number == 0)
@@ -138,7 +142,9 @@ def test_what_is_taken_trains(make_config: Callable[..., Any], tmp_path: Path) -
 def test_a_run_of_one_process_writes_its_curves_whatever_these_say(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Lightning guesses from them that this process is one of many, and not the one that writes."""
+    """From these Lightning guesses that this process is one of many, and not the one that
+    writes.
+    """
     from lightning_utilities.core.rank_zero import rank_zero_only
 
     monkeypatch.setenv(name, "1")
@@ -151,7 +157,7 @@ def test_a_run_of_one_process_writes_its_curves_whatever_these_say(
 def test_one_image_a_batch_and_batch_norm_over_one_value(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """MobileNet's last maps are 1 by 1 at 32 pixels, and the digits are smaller still."""
+    """MobileNet's last maps are 1x1 at 32 pixels, and the digits are smaller."""
     net = ("student=torchvision", "student.net.name=mobilenet_v2", "stages=[baseline]")
     words = ("data.limit=200", "batch_size=1", *net, f"output_dir={tmp_path}")
     assert exit_code("train", *words) == 2

@@ -1,4 +1,4 @@
-"""The transfer set: which labels are kept, what each stage is shown, and what losses make of images without a label."""
+"""The transfer set: kept labels, what each stage sees, and losses on unlabelled images."""
 
 import math
 from collections.abc import Callable
@@ -34,7 +34,7 @@ Make = Callable[..., Config]
 
 
 class Three(DataModule):
-    """300 pictures of noise in three classes of 180, 90 and 30, with as many again to test on."""
+    """300 noise images in three classes of 180, 90 and 30, and as many for testing."""
 
     def read(self) -> Source:
         labels = torch.tensor([0] * 6 + [1] * 3 + [2]).repeat(60)
@@ -50,7 +50,7 @@ class Three(DataModule):
 
 
 def kept(**options: Any) -> list[int]:
-    """The positions of the images whose label the student has."""
+    """Return the positions of the images whose label the student has."""
     labels = Three(**options).for_stage("transfer").split.train.labels
     return [i for i, label in enumerate(labels.tolist()) if label >= 0]
 
@@ -241,12 +241,14 @@ class TestValidationLabels:
             ("data.labels=20",),
             ("teacher:  MLP(hidden=[16]), learns from 200 images with their labels",
              "baseline: MLP(hidden=[8]), learns from 20 images with their labels",
-             "distill:  the same net, learns from 200 images, the labels of 20, and what the teacher says of each"),
+             "distill:  the same net, learns from 200 images, the labels of 20, and what the "
+                 "teacher says of each"),
         ),
         (
             ("data.omit=[3]", "loss=tfkd_self", "stages=[baseline,distill]"),
             ("baseline: MLP(hidden=[8]), learns from 180 images with their labels",
-             "distill:  the same net, learns from 180 images, the labels of all, and what the baseline says of each"),
+             "distill:  the same net, learns from 180 images, the labels of all, and what "
+                 "the baseline says of each"),
         ),
     ],
 )  # fmt: skip
@@ -295,7 +297,8 @@ def objective(target: str, labels: Tensor = TARGET) -> Objective:
 
 
 def signals(target: Tensor, **more: Any) -> dict[str, Any]:
-    return {"logits_s": S.clone().requires_grad_(), "logits_t": T, "target": target, "index": torch.arange(4),
+    return {"logits_s": S.clone().requires_grad_(), "logits_t": T, "target": target,
+    "index": torch.arange(4),
             "x": torch.zeros(4, 1, 4, 4), "epoch": 0, "progress": 0.0} | more  # fmt: skip
 
 
@@ -330,7 +333,7 @@ def test_in_a_batch_without_labels_it_is_0_and_all_have_a_gradient(target: Tenso
 
 
 class Scaled(nn.Module):
-    """A loss that learns, and that would stop at an image without a label."""
+    """A loss with parameters that would fail on an unlabelled image."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -363,7 +366,7 @@ def test_mutual_learning_has_use_for_all_images(target: Tensor) -> None:
 def test_an_epoch_without_a_label_has_no_training_accuracy(
     make_config: Make, tmp_path: Path
 ) -> None:
-    """One batch of two images in 200, of which ten have a label; the report stays JSON that anyone reads."""
+    """One batch of two images of 200, of which ten have a label; the report stays valid JSON."""
     short = ("+trainer.limit_train_batches=1", "batch_size=2", "epochs=8", "data.labels=10")
     folder = run(make_config(*short, "stages=[teacher,distill]"), "a test")
     student = read_report(folder / "report.json").models[-1]
@@ -379,7 +382,7 @@ def test_the_pool_is_what_a_student_was_trained_on(tmp_path: Path) -> None:
     own = ImageFolder(str(tmp_path / "own"), unlabeled=str(tmp_path / "pool"), **sizes)
     node = {"_target_": "kd.data.image_folder.ImageFolder", "root": str(tmp_path / "other")}
     judged = of_other(node, ("a", "b"), Shape(1, 4, 2), own)
-    # The pool has the first 12 of the 20; the own ones, from 10 on, are in training, validation and test alike.
+    # The pool has the first 12 of the 20; our own, from 10 on, are in all three parts.
     test = {digest.tobytes() for digest in own.split.test.pixels.facts.digests.numpy()}
     others = {digest.tobytes() for digest in judged.images.pixels.facts.digests.numpy()}
     assert others <= test
@@ -387,7 +390,7 @@ def test_the_pool_is_what_a_student_was_trained_on(tmp_path: Path) -> None:
 
 
 def pictures(root: Path, stop: int, start: int = 0) -> None:
-    """Gray pictures in the class folders a and b, no two of a number alike."""
+    """Gray images in the class folders a and b; equal numbers differ."""
     for i in range(start, stop):
         file = root / "ab"[i % 2] / f"{i}.png"
         file.parent.mkdir(parents=True, exist_ok=True)

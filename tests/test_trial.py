@@ -1,4 +1,4 @@
-"""trainer=smoke: two batches of everything that a net is asked about, and a report that says so."""
+"""trainer=smoke: two batches of everything, and a report that says so."""
 
 import json
 from collections import Counter
@@ -46,7 +46,7 @@ def test_how_many_images_are_left_and_each_class_is_among_them() -> None:
 def test_smoke_asks_about_two_batches_of_everything(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each net is asked about two batches of training, validation, the watch's two views, and test."""
+    """Each net gets two batches of training, validation, the watch's two views, and test."""
     monkeypatch.setattr("kd.data.images.Pixels.batch", property(lambda _: 20))
     asked: Counter[bool] = Counter()
     forward = MLP.forward
@@ -72,8 +72,9 @@ def test_smoke_asks_about_two_batches_of_everything(
         assert "its figures mean nothing" in (report.parent / file).read_text(), file
     if name == "train":  # 3 stages of 2 batches, 50 typed and 32 not; teacher pads to 64
         assert asked[True] == 2 * 2 * 50 + 2 * 32
-        # 3 nets: validation while training, reference, test; 40 images in views of the watch, two plain and two as the
-        # student sees them; answers for two batches and what folding tries out, padded to 64.
+        # 3 nets: validation while training, reference, test; 40 images in views of the watch, two
+        # plain and two as the student sees them; answers for two batches and what folding tries
+        # out, padded to 64.
         assert asked[False] <= 3 * 3 * 40 + 4 * 40 + 4 * 64
 
 

@@ -1,4 +1,4 @@
-"""The search: its space, its trials, how it goes on and ends; and that no trial sees the test part."""
+"""The search: space, trials, resuming, end; no trial sees the test part."""
 
 import contextlib
 import csv
@@ -42,16 +42,13 @@ from kd.tuning.compare import gain_on_test, spread
 from kd.tuning.request import Tuning, typed_space
 from kd.tuning.space import read_space, text_of
 
-MORE = [
-    "epochs=6",
-    "optim.lr=0.02",
-    "startup_trials=2",
-]  # so that settings differ in accuracy, and TPE chooses some
+# So settings differ in accuracy, and TPE chooses some
+MORE = ["epochs=6", "optim.lr=0.02", "startup_trials=2"]
 ARGUMENTS = ["model=mlp_to_mlp", *TINY, "study=s", "seeds=[1,2]"]
 
 
 def searched(out: Path, *arguments: str) -> int:
-    """The search alone, without the comparison."""
+    """Run the search without the comparison."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("kd.tuning.search.compare_settings", lambda *args: None)
         options, overrides = list(arguments[:2]), list(arguments[2:])
@@ -83,7 +80,9 @@ class Whole:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Whole]:
-    """Run once; what was predicted, in order, and the logits in the store when the search was over."""
+    """Run once; record predictions in order, and the logits in the store at the end of the
+    search.
+    """
     out = tmp_path_factory.mktemp("whole")
     found = Whole(out, -1, "", "", [], [])
     predict, compare = kd.stages.result.predict_logits, kd.tuning.search.compare_settings
@@ -262,7 +261,7 @@ def test_trials_of_other_settings_are_not_mixed_in(
 
 
 def fake_curves(monkeypatch: pytest.MonkeyPatch, curves: Sequence[Sequence[float]]) -> None:
-    """Training that gives these curves of validation accuracy, one after the other."""
+    """Replace training by these curves of validation accuracy, in order."""
     left = iter(curves)
 
     def fake(stage: Any, store: Any, data: Any, *, watch: Callable[..., None] | None = None) -> Any:
@@ -300,14 +299,8 @@ def test_below_the_median_is_pruned(
         "~search.space.temperature",
         *alone,
     ]
-    low = [
-        0.1,
-        0.1,
-        0.5,
-        0.5,
-        0.5,
-        0.6,
-    ]  # would be pruned in its first epochs, were those no warm-up
+    # Would be pruned in its first epochs without warm-up
+    low = [0.1, 0.1, 0.5, 0.5, 0.5, 0.6]
     curves = [[0.5] * 6, [0.7] * 6, [0.4] * 6, low, [0.6] * 4 + [0.9, 0.9]]
     fake_curves(monkeypatch, curves)
     assert searched(tmp_path, *settings) == 0
@@ -564,12 +557,11 @@ def test_a_loss_without_alpha_is_searched_without_it() -> None:
 
 def test_what_was_bought_in_a_sentence() -> None:
     gains = [0.01, 0.03, 0.02]
-    half = (
-        4.302652729911275 * statistics.stdev(100 * gain for gain in gains) / math.sqrt(3)
-    )  # t, 97.5 %, 2 degrees
+    # t, 97.5 %, 2 degrees
+    half = 4.302652729911275 * statistics.stdev(100 * gain for gain in gains) / math.sqrt(3)
     assert gain_on_test({"bought": gains}) == (
-        f"Tuning bought +2.00 points on test [95 % over 3 seeds: {2 - half:+.2f} to {2 + half:+.2f}]"
-        "; that may be chance."
+        f"Tuning bought +2.00 points on test [95 % over 3 seeds: {2 - half:+.2f} to "
+        f"{2 + half:+.2f}]; that may be chance."
     )
     assert not gain_on_test({"bought": [0.01, 0.011, 0.012]}).endswith("chance.")
     assert "no telling" in gain_on_test({"bought": [0.01]})
@@ -595,7 +587,10 @@ def test_commands_in_the_docs_can_be_searched() -> None:
 
 
 def test_help_needs_neither_torch_nor_optuna() -> None:
-    code = "import sys, kd.tune; print([m for m in ('torch', 'optuna', 'lightning') if m in sys.modules])"
+    code = (
+        "import sys, kd.tune; print([m for m in ('torch', 'optuna', 'lightning') if m in "
+        "sys.modules])"
+    )
     out = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=CONF.parent
     )

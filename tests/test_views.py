@@ -162,7 +162,7 @@ def test_draws_for_different_purposes_are_independent() -> None:
 
 
 def marked(count: int) -> Images:
-    """Blank pictures with a single white pixel in the middle."""
+    """Black images with one white pixel in the middle."""
     pixels = torch.zeros(count, 1, 9, 9, dtype=torch.uint8)
     pixels[:, :, 4, 4] = 255
     return Images(pixels, torch.zeros(count, dtype=torch.int64))
@@ -222,7 +222,9 @@ def draws(seed: int, view: int) -> Draws:
 def one_by_one(
     augment: Augment, change: Callable[[torch.Tensor, int, Draws], torch.Tensor], images: Images
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The views of all images, and torchvision's of one after another, which `change` says for the same draws."""
+    """Views of all images, and torchvision's one by one, which `change` makes for the same
+    draws.
+    """
     found = make_views(images.pixels[:], EVERY, seed=8, view=4, augment=augment)
     draw = draws(8, 4)
     wanted = [change(to_unit(images.pixels[i : i + 1])[0], i, draw) for i in range(COUNT)]
@@ -314,7 +316,8 @@ def test_each_trivial_operation_is_torchvisions_at_each_strength(channels: int) 
                     )
                     wanted = _apply_op(image, name, size, InterpolationMode.NEAREST, None)
                     off = (found.int() - wanted.int()).abs()
-                    # Sums and angles in another precision: a level here, at a tie the next pixel there.
+                    # Sums and angles in another precision: one level here, at a tie the next pixel
+                    # there.
                     few = 0.01 if name in ("Rotate", "ShearX", "ShearY") else 0
                     assert (off > 1).float().mean() <= few, (name, size)
                     assert (off > 0).float().mean() < 0.02, (name, size)
@@ -401,7 +404,7 @@ def test_brightness_and_contrast_are_what_they_say() -> None:
     "augment", [Augment(mixup=0.4), Augment(cutmix=1.0), Augment(mixup=0.4, cutmix=1.0)]
 )
 def test_labels_are_mixed_as_the_pictures_are(augment: Augment) -> None:
-    """Pictures of one gray level a class: a view's mean tells how much of each class is in it."""
+    """Images of one gray level per class: a view's mean shows each class's share."""
     labels = torch.arange(400) % 2
     pool = Images(
         (labels * 255).to(torch.uint8)[:, None, None, None].expand(400, 1, 16, 16).contiguous(),

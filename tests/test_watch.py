@@ -1,4 +1,4 @@
-"""What a teacher's soft labels are worth: the measures by hand, the warnings, and where they end up."""
+"""Value of a teacher's soft labels: measures by hand, warnings, and where they appear."""
 
 import json
 import math
@@ -143,7 +143,7 @@ def test_a_teacher_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(kd.stages.result, "make_views", spy)
     for temperature in (1, 2, 3):
         run(check(tiny(tmp_path, f"temperature={temperature}", "data/augment=strong")), "a test")
-    # Two of an image by itself, and one as the student sees it, which has another in it.
+    # Two views of an image alone, and one mixed as the student sees it.
     assert {(mixes, view) for mixes, view, *_ in asked} == {(False, 0), (False, 1), (True, 0)}
     assert len(asked) == len(set(asked)), "some were asked about twice"
 

@@ -47,10 +47,10 @@ def _composition(cfg: DictConfig) -> Iterator[None]:
 
 
 def reference_error(error: InterpolationKeyError, plain: Any) -> str:
-    """What to say of a reference to a key that is not there.
+    """Describe a reference to a missing key.
 
     Args:
-        plain: the config, references as they stand.
+        plain: the config with unresolved references.
     """
     found = re.search("'(.*)'", str(error.msg or error))
     missing = found[1] if found else ""
@@ -62,14 +62,14 @@ def reference_error(error: InterpolationKeyError, plain: Any) -> str:
     whole = [name for name, each in terms.items() if "_target_" in (each or {}).get("loss", {})]
     if term and term[1] not in whole:
         return (
-            f"{at} the loss has the terms {', '.join(whole)}; the recipe that refers to it is for a "
-            f"loss that has it, such as loss={term[1]}"
+            f"{at} the loss has the terms {', '.join(whole)}; the recipe that refers to it is "
+            f"for a loss that has it, such as loss={term[1]}"
         )
     return f"{at} there is no such key{nearest(missing, keys)}"
 
 
 def dotted_keys(plain: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
-    """All dotted keys of a config, with what stands there."""
+    """Return all dotted keys of a config, with their values."""
     keys = {}
     for name, value in plain.items():
         keys[f"{prefix}{name}"] = value

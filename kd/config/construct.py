@@ -1,6 +1,4 @@
-"""Calls what a config node's `_target_` names: the only registry of nets, losses, data and
-optimisers.
-"""
+"""Calls a config node's `_target_`: the only registry of nets, losses, data and optimisers."""
 
 import contextlib
 import functools
@@ -94,9 +92,7 @@ def resolve_target(
 
 
 def parameters_of(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    """Return the parameters of `target`; of a class whose `__init__` passes on `**rest`, its base's
-    too.
-    """
+    """Return the parameters of `target`; with `**rest` in its `__init__` also its base's."""
     found = dict(inspect.signature(target).parameters)
     if not inspect.isclass(target):
         return found

@@ -66,9 +66,7 @@ class LossNumbersPath(SearchPathPlugin):
 
 
 def _numbers(config_path: str) -> dict[str, Any]:
-    """Return what to merge after the experiment: the loss file's numbers, then the authors' for the
-    pair.
-    """
+    """Return what to merge after the experiment: the loss file's numbers, then the authors'."""
     group, *choices = config_path.removesuffix(".yaml").split("/")
     if group != GROUP or len(choices) != 3 or not GlobalHydra.instance().is_initialized():
         return {}
@@ -86,9 +84,7 @@ def _numbers(config_path: str) -> dict[str, Any]:
 
 
 def _stays(experiment: str, knob: str, losses: list[str]) -> bool:
-    """Whether an experiment's number holds for these losses: it names the loss, or has a
-    schedule.
-    """
+    """Whether an experiment's number holds: it names one of these losses, or has a schedule."""
     is_schedule = isinstance(_knobs(f"experiment/{experiment}")[knob], Mapping)
     return is_schedule or _experiment_loss(f"experiment/{experiment}") in losses
 
@@ -128,9 +124,7 @@ def _default_loss() -> str | None:
 
 
 def _parts(path: str) -> Iterator[dict[str, Any]]:
-    """Iterate over the files that a file is composed of, itself last: their numbers, and their
-    loss.
-    """
+    """Iterate over the files that compose a file, itself last: their numbers, and their loss."""
     file = _file(path)
     if file is None:
         return
@@ -160,9 +154,7 @@ def _file(path: str) -> DictConfig | None:
 
 
 def _choice(group: str, *, _root_: Container) -> str:
-    """Return the choice of a group for the defaults list: a file name, or several joined by
-    commas.
-    """
+    """Return the choice of a group for the defaults list: a file name, or several with commas."""
     choices = [
         each[group] for each in _root_["defaults"] if isinstance(each, Mapping) and group in each
     ]

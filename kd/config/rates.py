@@ -21,8 +21,7 @@ RATES: dict[str, dict[str, Any]] = {
 
 
 def read_rate(found: Any) -> str | dict[str, Any]:
-    """Validate a schedule: a name of `RATES`, or a mapping of `schedule: NAME` and its parameters;
-    fills in defaults.
+    """Validate a schedule, a name of `RATES` or a mapping of `schedule: NAME`; fills in defaults.
 
     Raises:
         PydanticCustomError: it is neither, or has a number out of range.

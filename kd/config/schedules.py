@@ -105,7 +105,7 @@ NAMES = ("constant", "linear", "cosine", "step", "warmup", "one_minus")
 
 
 def is_schedule(value: Any, where: str = "schedule") -> bool:
-    """Whether a config value is a schedule: has the key `schedule`, or a `_target_` that takes
+    """Whether a config value is a schedule: has `schedule`, or a `_target_` that takes
     `progress`.
     """
     if not isinstance(value, Mapping):

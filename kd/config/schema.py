@@ -158,8 +158,8 @@ class TeacherConfig(Recipe, AnswerConfig, Start):
     """Net and recipe of the teacher, and storage of its outputs.
 
     Attributes:
-        data: what it trains on, where that is not the run's data: a folder, keys of the run's data
-            that are to be otherwise, or another source with the same classes.
+        data: training data other than the run's: a folder, changed keys of the run's data, or
+            another source with the same classes.
         finetune: what to train from the initial weights: all of the net, the last layer only
             (head), or nothing (none). null trains all without a `path`, and nothing with one.
         members: ensemble members; each lists only what differs from this teacher. None: no
@@ -220,7 +220,7 @@ class TeacherConfig(Recipe, AnswerConfig, Start):
 
 
 class StudentConfig(Start):
-    """Net of the student and the baseline, which start from equal weights. Its recipe is at top
+    """Net of the student and the baseline, which start from equal weights; its recipe is at top
     level.
 
     Attributes:
@@ -336,7 +336,7 @@ class Config(Training):
     @model_validator(mode="before")
     @classmethod
     def _teacher_data(cls, given: Any) -> Any:
-        """Hand `teacher.data` on to the data, which gives each stage the images that it sees."""
+        """Pass `teacher.data` to the data module, which gives each stage its images."""
         data, teacher = (given.get(name) for name in ("data", "teacher"))
         asked = teacher.get("data") if isinstance(teacher, dict) else None
         if not isinstance(asked, str | dict) or not isinstance(data, dict):
@@ -363,10 +363,10 @@ def check(cfg: DictConfig, typed: Collection[str] = ()) -> Config:
 
 
 def small_batches(cfg: DictConfig, typed: Collection[str]) -> None:
-    """Make the batches of a trial small, in `cfg` itself: its length must not depend on them.
+    """Reduce the batch sizes of a trial run in `cfg`: its length must not depend on them.
 
     Args:
-        typed: keys on the command line, which stay as they are.
+        typed: keys on the command line, which are kept.
     """
     options = cfg.get("trainer")
     if not isinstance(options, DictConfig) or not is_trial(options):

@@ -1,4 +1,4 @@
-"""Options of Lightning's Trainer: those that users may set, their ranges, and what replaces the
+"""Options of Lightning's Trainer: those for users, their ranges, and replacements for the
 others.
 """
 

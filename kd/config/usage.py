@@ -66,7 +66,7 @@ def _groups(folder: Path, config: str) -> Iterator[tuple[str, str | None]]:
             for name, choice in each.items():
                 if not name.startswith(("override ", "optional ")):
                     yield name, choice
-                    if "@" in name:  # a group in another place
+                    if "@" in name:  # a group at another place
                         continue
                     inner = [path for path in (folder / name).iterdir() if path.is_dir()]
                     yield from ((f"{name}/{path.name}", None) for path in sorted(inner))

@@ -1,6 +1,4 @@
-"""The one DataModule: reads a source into uint8 arrays, splits it once, serves batches of
-indices.
-"""
+"""The one DataModule: reads a source into uint8 arrays, splits it, serves batches of indices."""
 
 import copy
 import hashlib
@@ -219,8 +217,8 @@ class DataModule(ABC):
 
     @cached_property
     def split(self) -> Split:
-        """Train, validation and test parts. The official test set is the test part; nothing else
-        joins it.
+        """Train, validation and test parts. The official test set, and nothing else, is the test
+        part.
         """
         source = self.read()
         self.source_names = source.train.names
@@ -351,7 +349,7 @@ class DataModule(ABC):
 
     @cached_property
     def _of_teacher(self) -> "DataModule":
-        """The other source that the teacher trains on."""
+        """Return the other source that the teacher trains on."""
         assert self.teacher_data is not None
         where = "teacher.data"
         other = sized_source(self.teacher_data, where, self.shape)
@@ -365,9 +363,9 @@ class DataModule(ABC):
         return other
 
     def _not_in_test(self, train: Images) -> Images:
-        """The teacher's training images, after what `on_duplicate` says of those in test."""
+        """Return the teacher's training images, with `on_duplicate` applied to those in test."""
         test = self.split.test
-        if not test:  # kd.tune hides it
+        if not test:  # kd.tune hides the test part
             return train
         kept = unseen(train, test)
         if not (count := len(train) - len(kept)):
@@ -375,7 +373,8 @@ class DataModule(ABC):
         text = f"of the {len(train):,} training images of teacher.data, {count:,} are in test too"
         if self.on_duplicate == "stop":
             raise UserError(
-                f"data.on_duplicate: found {text}. Set it to warn, or to drop, which leaves them out"
+                f"data.on_duplicate: found {text}. Set it to warn, or to drop, which leaves "
+                "them out"
             )
         if self.on_duplicate == "drop":
             self.note(f"{text}; dropped")
@@ -385,8 +384,8 @@ class DataModule(ABC):
 
     @cached_property
     def _transfer(self) -> "DataModule":
-        """Return the transfer set: the training part with the labels that are kept, then the
-        unlabelled pool.
+        """Return the transfer set: the training part with the kept labels, then the unlabelled
+        pool.
         """
         split, train = self.split, self.split.train
         omitted = torch.isin(train.labels, torch.tensor(omitted_labels(self.omit, self.classes)))
@@ -447,8 +446,8 @@ class DataModule(ABC):
         return self.training_images if self.augment.mixes else None
 
     def key(self) -> dict[str, Any]:
-        """Return everything in the data that a training result depends on: not the folder, not the
-        test part.
+        """Return everything in the data that a training depends on: not the folder, not the test
+        part.
         """
         mean, std = self.statistics
         return {

@@ -38,8 +38,7 @@ def rank() -> int:
 
 
 class EpochOrder(Sampler[list[int]]):
-    """Batches of positions: a permutation seeded by (seed, epoch), dealt to the ranks in equal
-    batches.
+    """Batches of positions: a permutation seeded by (seed, epoch), dealt equally to the ranks.
 
     Images that do not fill a batch on every rank are left out of that epoch; the next leaves out
     others.
@@ -103,9 +102,7 @@ class InOrder(Sampler[list[int]]):
 
 
 class Loader(DataLoader[Batch]):
-    """Use a separate generator for worker seeds, so that resuming does not shift the model's random
-    state (dropout).
-    """
+    """Loader with its own generator for worker seeds: resuming must not shift the model's draws."""
 
     def __getstate__(self) -> dict[str, Any]:
         # Is not sent to the processes of a distributed training

@@ -30,7 +30,7 @@ from kd.log import console, say
 
 VERSION = 2  # of the decoded array; raise it when `decode` gives other pixels
 MANIFEST, FACTS = "manifest.json", "facts.safetensors"
-ENDS = 4096  # bytes at each end of a file that its key depends on
+ENDS = 4096  # bytes at each end of a file that enter its key
 GB = 1e9
 LARGE = 512 * 2**20  # bytes above which an array stays on disk by default
 
@@ -111,12 +111,12 @@ class Cache:
             say(f"data.cache: {error}; decoding into memory")
             return Cache().decode_files(files, size, channels, reading)
         bad = {int(i): reason for i, reason in manifest["bad"].items()}
-        with suppress(OSError):  # a folder that may only be read serves as well
-            os.utime(entry / MANIFEST)  # when it was last used
+        with suppress(OSError):  # a read-only folder works as well
+            os.utime(entry / MANIFEST)  # time of last use
         return DecodedFiles(_open_rows(entry, mode, files, shape, reading), bad, manifest["notes"])
 
     def _choose(self, entry: Path, size: int) -> Mode:
-        """Choose the mode where it is `auto`.
+        """Resolve the mode `auto`.
 
         Args:
             size: of the pixels, in bytes.
@@ -137,9 +137,9 @@ class Cache:
         *,
         pixels: bool,
     ) -> dict[str, Any]:
-        """Decode into a new entry, with or without the pixels; it appears whole or not at all."""
+        """Decode into a new entry, with or without pixels; it appears complete or not at all."""
         partial = entry.with_name(f"{entry.name}.partial")
-        # Left by a run that was killed, as this one holds the lock.
+        # Left by a killed run; this process holds the lock.
         shutil.rmtree(partial, ignore_errors=True)
         with writing(partial, "decoded images"):
             _make_room(entry.parent, int(np.prod(shape)) if pixels else 0, self.limit)
@@ -161,7 +161,7 @@ class Cache:
                 shutil.rmtree(entry, ignore_errors=True)
                 partial.rename(entry)
             except Exception:
-                shutil.rmtree(partial, ignore_errors=True)  # others need the room
+                shutil.rmtree(partial, ignore_errors=True)  # free the space for others
                 raise
         return manifest | {"bad": {str(i): reason for i, reason in bad.items()}}
 
@@ -232,7 +232,7 @@ def _make_room(folder: Path, needed: int, limit: float) -> None:
         )
     for partial in folder.glob("images-*.partial"):
         with free(folder / f"{partial.stem}.lock", remove=False) as mine:
-            if mine:  # no other process is at it; this one's own is held
+            if mine:  # no other process uses it; this one's own entry is locked
                 shutil.rmtree(partial, ignore_errors=True)
     kept = []
     for manifest in folder.glob(f"images-*/{MANIFEST}"):
@@ -246,7 +246,7 @@ def _make_room(folder: Path, needed: int, limit: float) -> None:
         say(f"data.cache_limit: removing {entry}, unused for longest")
         gone = entry.with_name(f".{entry.name}.{os.getpid()}")
         with suppress(OSError):
-            entry.rename(gone)  # whole or not at all; who has it mapped keeps it
+            entry.rename(gone)  # atomic; processes that have it mapped keep it
         shutil.rmtree(gone, ignore_errors=True)
         total -= size
 
@@ -295,9 +295,7 @@ def _valid(entry: Path, mode: Mode) -> dict[str, Any] | None:
 
 
 def _stamp(entry: Path) -> list[int]:
-    """Return size and modification time of the array: reading a large one at each start is too
-    slow.
-    """
+    """Return size and modification time of the array: reading a large one is too slow."""
     found = (entry / "pixels.npy").stat()
     return [found.st_size, found.st_mtime_ns]
 
@@ -324,7 +322,7 @@ def _decode_all(
     """Decode all files, on all cores.
 
     Args:
-        array: to fill with the pixels, [N, C, S, S]; None for the facts alone.
+        array: filled with the pixels, [N, C, S, S]; None for facts only.
 
     Returns:
         the facts, the reasons of files that stay blank, and remarks on the others.

@@ -1,6 +1,4 @@
-"""Chest X-rays of children, normal or with pneumonia (Kermany, Zhang & Goldbaum 2018), in the
-Kaggle layout.
-"""
+"""Chest X-rays of children, normal or with pneumonia (Kermany et al. 2018), in Kaggle's layout."""
 
 import re
 from collections.abc import Mapping

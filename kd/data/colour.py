@@ -1,6 +1,4 @@
-"""Colour and sharpness, one strength per image. All are per-pixel products and sums in a fixed
-order.
-"""
+"""Colour and sharpness, one strength per image, as per-pixel products and sums in fixed order."""
 
 import torch
 import torch.nn.functional as F

@@ -78,7 +78,7 @@ class Remarks:
 
 
 def threads() -> int:
-    """Return how many threads decode at once: Pillow releases the GIL, so one for each core."""
+    """Return the number of decoding threads: Pillow releases the GIL, so one per core."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -97,7 +97,7 @@ def endings() -> frozenset[str]:
 
 @contextmanager
 def remarking() -> Iterator[None]:
-    """Route Pillow's warnings to the `Remarks` of their file. One thread opens it, around the
+    """Route Pillow's warnings to the `Remarks` of their file. One thread opens it around the
     others.
     """
     with warnings.catch_warnings():
@@ -173,7 +173,7 @@ def decode(
 
 
 def _square(image: Image.Image, size: int, reading: Reading) -> Image.Image:
-    """Resize to `size` x `size` pixels, as `reading` says."""
+    """Resize an image to `size` x `size` pixels, as `reading` says."""
     method = Image.Resampling[reading.interpolation.upper()]
     if reading.resize == "stretch":
         return image.resize((size, size), method)
@@ -193,8 +193,8 @@ def _square(image: Image.Image, size: int, reading: Reading) -> Image.Image:
 
 
 def _scale_transparent(image: ImageFile) -> None:
-    """Scale a PNG's transparent colour from 2, 4 or 3x16 bits to the 8 that Pillow loads; call
-    before loading.
+    """Scale a PNG's transparent colour from 2, 4 or 3x16 bits to Pillow's 8; call before
+    loading.
     """
     if image.format != "PNG" or "transparency" not in image.info or not image.tile:
         return

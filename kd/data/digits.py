@@ -1,6 +1,4 @@
-"""scikit-learn's handwritten digits: 1,797 real 8x8 gray images in 10 classes, inside the
-package.
-"""
+"""scikit-learn's handwritten digits: 1,797 8x8 gray images in 10 classes, inside the package."""
 
 import torch
 from sklearn.datasets import load_digits
@@ -9,8 +7,8 @@ from kd.data.base import DataModule, Images, Source
 
 
 class Digits(DataModule):
-    """UCI "Optical Recognition of Handwritten Digits", test part (Alpaydin & Kaynak 1998). No
-    official test set.
+    """Digits of UCI, "Optical Recognition of Handwritten Digits" (Alpaydin & Kaynak 1998), test
+    part.
     """
 
     def read(self) -> Source:

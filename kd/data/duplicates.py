@@ -51,8 +51,7 @@ class Duplicates:
 
 
 def find_duplicates(parts: Mapping[str, Images]) -> tuple[Duplicates, dict[str, Tensor]]:
-    """Find the duplicates in and between the parts, and the positions of each part that `drop`
-    would keep.
+    """Find the duplicates in and between the parts, and the positions that `drop` would keep.
 
     Train keeps what no other labelled part has: the first of equal images, and none if their labels
     contradict. Validation keeps what test does not have. The unlabelled images keep what no other

@@ -1,6 +1,4 @@
-"""Fashion-MNIST (Xiao, Rasul & Vollgraf 2017): 70,000 gray images of 28x28 pixels, clothes in 10
-classes.
-"""
+"""Fashion-MNIST (Xiao, Rasul & Vollgraf 2017): 70,000 gray images, 28x28 pixels, 10 classes."""
 
 from torchvision import datasets
 

@@ -18,8 +18,7 @@ from kd.errors import DamagedError
 
 @dataclass(frozen=True)
 class Facts:
-    """Facts about each image, so that any selection is fingerprinted and averaged without reading
-    it.
+    """Facts about each image, so that any selection is fingerprinted without reading it.
 
     Attributes:
         digests: uint8 [N, 16], first half of the SHA-256 of an image's pixels.
@@ -142,7 +141,7 @@ class PixelStore:
 
 
 class ImageRows(Protocol):
-    """Images by row: a `PixelStore`, or files that are decoded each time (`kd.data.stream`)."""
+    """Images by row: a `PixelStore`, or files decoded at each access (`kd.data.stream`)."""
 
     @property
     def shape(self) -> tuple[int, int, int, int]:

@@ -1,6 +1,4 @@
-"""MNIST (LeCun, Cortes & Burges 1998): 70,000 gray images of 28x28 pixels, handwritten digits in 10
-classes.
-"""
+"""MNIST (LeCun, Cortes & Burges 1998): 70,000 handwritten digits, 28x28 pixels, 10 classes."""
 
 from dataclasses import replace
 
@@ -18,5 +16,5 @@ class MNIST(IDX):
     origin = f"{reader.mirrors[0]} (unzipped)"
 
     def read(self) -> Source:
-        """Read them, with classes called 0 to 9 where torchvision has `0 - zero`."""
+        """Read the images, with classes called 0 to 9 where torchvision has `0 - zero`."""
         return replace(super().read(), classes=tuple(map(str, range(10))))

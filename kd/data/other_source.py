@@ -1,4 +1,4 @@
-"""Another source with the run's classes: what a teacher was trained on, or what nets are evaluated on."""
+"""Another source with the run's classes, for training a teacher or for evaluation."""
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -47,12 +47,12 @@ def label_order(source: Source | Split, where: str, classes: Sequence[str], shap
     """Find the run's label of each of a source's classes, by name; int64 [classes].
 
     Args:
-        where: the source's key in the config, for messages.
-        classes: the run's, in the order of its labels.
+        where: config key of the source, for messages.
+        classes: of the run, in the order of its labels.
         shape: of the run's nets.
 
     Raises:
-        UserError: the source has other classes, or images that the nets do not take.
+        UserError: the classes differ, or the nets do not take the images.
     """
     if set(source.classes) != set(classes):
         raise UserError(
@@ -79,6 +79,6 @@ def unseen(images: Images, *seen: Images) -> Images:
 
 
 def classes_text(names: Sequence[str]) -> str:
-    """Give the number of classes and the first ten names."""
+    """Format the number of classes and the first ten names."""
     shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
     return f"{len(names)} classes ({shown})"

@@ -32,9 +32,7 @@ def same_pixels(digests: Tensor) -> NDArray[np.int64]:
 
 
 def units(images: Images) -> NDArray[np.int64]:
-    """Number the group of each image, or the image itself without groups; int64 [N], from 0 without
-    gaps.
-    """
+    """Number the group of each image, or the image itself; int64 [N], from 0 without gaps."""
     if images.groups is None:
         return np.arange(len(images))
     return np.unique(images.groups, return_inverse=True)[1]
@@ -148,9 +146,7 @@ def stratify(
 def _at_least(
     labels: NDArray[np.int64], least: int, here: NDArray[np.int64], there: NDArray[np.int64]
 ) -> None:
-    """Swap positions so that `here` has `least` of each class if possible; frequent classes give
-    way.
-    """
+    """Swap positions so that `here` has `least` of each class if possible."""
     counts = np.bincount(labels[here], minlength=int(labels.max()) + 1)
     rare = np.flatnonzero(counts < least)
     if not len(rare):
@@ -176,8 +172,7 @@ def _by_class(labels: NDArray[np.int64]) -> dict[int, deque[int]]:
 
 
 def assert_apart(parts: Mapping[str, Images]) -> None:
-    """Check that no group has images in two parts: a net must not be tested on its training
-    patients.
+    """Check that no group has images in two parts, such as a patient in train and in test.
 
     Raises:
         UserError: one has; names it and the parts.

@@ -1,4 +1,4 @@
-"""Images that are decoded from their files each time they are read."""
+"""Images decoded from their files at each access."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +14,7 @@ from kd.errors import DamagedError
 
 
 class FileRows:
-    """Image files by row; of each image only its facts stay in memory.
+    """Image files by row; only facts stay in memory.
 
     Args:
         files: one per row.
@@ -35,7 +35,7 @@ class FileRows:
         """Decode the images of these rows, int64 [B], to uint8 [B, C, H, W], on all cores.
 
         Raises:
-            DamagedError: a file has changed since the run began, or is gone.
+            DamagedError: a file has changed since the run started, or is missing.
         """
         with ThreadPoolExecutor(threads()) as pool:
             images = list(pool.map(self._image, rows.tolist()))

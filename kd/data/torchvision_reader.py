@@ -32,7 +32,7 @@ class TorchvisionReader(DataModule):
         """Convert the reader's data to images."""
 
     def read(self) -> Source:
-        """Read the official training and test images; the last source is reused while its files
+        """Read the official training and test images; the last source is kept while its files
         stay.
         """
         state = self._state()

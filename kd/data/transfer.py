@@ -64,26 +64,25 @@ def check_labels(asked: Labels, where: str = "data.labels") -> None:
         )
 
 
-# Keywords of `kd.data.base.DataModule` that make the transfer set, with what each is where it is not
-# set.
+# Keywords of `kd.data.base.DataModule` for the transfer set, with their defaults.
 OF_TRANSFER = {"labels": None, "omit": None, "val_labels": None, "unlabeled": None}
 
 
 def check_sees_all(data: object, where: str) -> None:
-    """Refuse a teacher's data that leaves out labels, or has images without any.
+    """Refuse data of a teacher with missing labels or unlabelled images.
 
     Args:
         data: a `kd.data.base.DataModule`.
-        where: its key in the config, for messages.
+        where: its config key, for messages.
 
     Raises:
-        UserError: it does.
+        UserError: labels are missing.
     """
     for name, default in OF_TRANSFER.items():
         if (found := getattr(data, name)) != default:
             raise UserError(
-                f"{where}.{name}: found {found}, but a teacher sees all images and labels; accepted "
-                f"is null. data.{name} is what the student sees"
+                f"{where}.{name}: found {found}, but a teacher sees all images and labels; "
+                f"accepted is null. data.{name} is what the student sees"
             )
 
 
@@ -104,7 +103,7 @@ def labels_to_keep(
         where: config key of `asked`, for messages.
 
     Returns:
-        their positions, int64, sorted.
+        their positions, int64 [kept], sorted.
 
     Raises:
         UserError: the count is out of range, leaves a class empty, or the file names an unknown

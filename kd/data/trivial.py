@@ -1,5 +1,4 @@
-"""TrivialAugment: one operation per image at one strength, both drawn uniformly (Müller & Hutter
-2021).
+"""TrivialAugment: one random operation per image at one random strength (Müller & Hutter 2021).
 
 Operations and ranges are the paper's "wide" ones, as in torchvision's `TrivialAugmentWide`. All
 work on uint8 pixels and sum integers only.
@@ -53,9 +52,7 @@ def _same(x: Tensor, size: Tensor) -> Tensor:
 
 
 def _move(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Sample pixels at float64 positions, broadcast to [B, H, W]: nearest neighbour, black
-    outside.
-    """
+    """Sample pixels at float64 positions, broadcast to [B, H, W]: nearest, black outside."""
     height, width = x.shape[2:]
     rows, columns = rows.round().long(), columns.round().long()
     inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
@@ -104,8 +101,8 @@ def _rotate(x: Tensor, size: Tensor) -> Tensor:
 
 
 def _blend(x: Tensor, other: Tensor, size: Tensor) -> Tensor:
-    """Blend `1 + size` times the image with the remainder of another; truncated to integers 0 to
-    255.
+    """Blend `1 + size` times the image with the rest of another, in integers 0 to 255; [B, C, H,
+    W].
     """
     own, rest = (share[:, None, None, None].float() for share in (1 + size, -size))
     return (own * x + rest * other).clamp(0, 255).to(torch.uint8)

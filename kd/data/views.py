@@ -29,8 +29,7 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Augment(BaseModel):
-    """Augmentation of a view, applied in this order. With everything off a view is the image
-    itself.
+    """Augmentation of a view, in this order. With everything off a view is the image itself.
 
     Attributes:
         crop_padding: padding on each side before a random crop to the image's size: pixels, or
@@ -123,9 +122,7 @@ Numbers = TypeVar("Numbers", int, Tensor)
 
 
 def _mix(x: Numbers) -> Numbers:
-    """Hash 32-bit integers ("lowbias32", Wellons 2018): an int64 tensor with values in [0, 2^32),
-    or one int.
-    """
+    """Hash 32-bit integers ("lowbias32", Wellons 2018): int64 values in [0, 2^32), or one int."""
     x = ((x ^ (x >> 16)) * 0x7FEB352D) & MASK
     x = ((x ^ (x >> 15)) * 0x846CA68B) & MASK
     return x ^ (x >> 16)
@@ -206,9 +203,7 @@ def mixed_target(
 
 
 def partners(index: Tensor, seed: int, view: int, size: int) -> Tensor:
-    """Draw for images int64 [B] their partners in mixing, from the whole training set: int64 [B] in
-    [0, size).
-    """
+    """Draw for images int64 [B] their partners in mixing: int64 [B] in [0, size)."""
     return (uniform(seed, view, index, Draw.PARTNER).double() * size).long()
 
 
@@ -218,9 +213,7 @@ def to_unit(pixels: Tensor) -> Tensor:
 
 
 def normalize(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Compute (x - mean) / std per channel for x [B, C, H, W] in [0, 1]; mean and std in the same
-    unit.
-    """
+    """Compute (x - mean) / std per channel; x [B, C, H, W], mean and std in the same unit."""
     shift, scale = x.new_tensor(mean), x.new_tensor(std)
     if x.is_contiguous():
         return (x - shift[:, None, None]) / scale[:, None, None]
@@ -369,9 +362,7 @@ def _resample(x: Tensor, draws: list[Tensor], augment: Augment) -> Tensor:
 def _rectangle(
     area: Tensor, ratio: Tensor, top: Tensor, left: Tensor, height: int, width: int
 ) -> Tensor:
-    """Place a rectangle of this area share, bool [B, 1, H, W]; ratio, top and left are draws in [0,
-    1).
-    """
+    """Place a rectangle of this area share, bool [B, 1, H, W]; the others are draws in [0, 1)."""
     aspect = 3 ** (ratio - 0.5)  # aspect ratios 1:sqrt(3) to sqrt(3):1
     high = ((area.sqrt() * aspect).clamp(max=1) * height).round()
     wide = ((area.sqrt() / aspect).clamp(max=1) * width).round()
@@ -389,9 +380,7 @@ def _rectangle(
 def _own_share(
     index: Tensor, seed: int, view: int, augment: Augment, height: int, width: int
 ) -> Tensor:
-    """Return the first image's share of each pixel of a mixed view: float32 [B, 1, H, W] in [0,
-    1].
-    """
+    """Return the first image's share of each pixel of a mixed view, float32 [B, 1, H, W]."""
     ratio, kind, top, left = (
         uniform(seed, view, index, purpose).double()
         for purpose in (Draw.MIX_RATIO, Draw.MIX_KIND, Draw.MIX_TOP, Draw.MIX_LEFT)

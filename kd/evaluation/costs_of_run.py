@@ -39,9 +39,7 @@ class Measurement(NamedTuple):
 
 @dataclass(frozen=True)
 class TimingPlan:
-    """The passes to time, the reasons for missing ones, and the bytes of the ONNX files by role and
-    backend.
-    """
+    """Passes to time, reasons for missing ones, and bytes of the ONNX files by role and backend."""
 
     passes: dict[Measurement, Pass]
     unavailable: list[dict[str, Any]]
@@ -49,8 +47,7 @@ class TimingPlan:
 
 
 def benchmark(finished: FinishedRun, config: Benchmark, command: str) -> Path:
-    """Measure a run's nets; print the results, and write `benchmark.json`, `.md`, `.png` and
-    `.svg`.
+    """Measure a run's nets; print and write the results, `benchmark.json`, `.md`, `.png`, `.svg`.
 
     Args:
         command: command line that repeats it.
@@ -172,8 +169,8 @@ def peak(net: nn.Module, shape: Shape, batch: int, device: str) -> int:
 
 
 def row(cell: Measurement, milliseconds: list[float]) -> dict[str, Any]:
-    """Make a latency row: `median` and `p95` in ms per pass, `images_per_second` at the median, and
-    `passes` timed.
+    """Make a latency row: `median`, `p95` (ms per pass), `images_per_second`, and `passes`
+    timed.
     """
     median, p95 = median_and_p95(milliseconds)
     where = {key: value for key, value in cell._asdict().items() if key != "role"}

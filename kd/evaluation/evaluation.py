@@ -209,9 +209,10 @@ def judge(logits: Tensor, labels: Tensor, teacher: Tensor | None) -> dict[str, A
         teacher: teacher logits [N, C], or None.
 
     Returns:
-        those of `kd.measure.metrics.summary`; `kl`, the mean divergence KL(teacher || model) in
-        nats (None without a teacher); and `per_class`: for each class `support` (its images),
-        `precision` (None if never predicted) and `recall` (None without images).
+        those of `kd.measure.metrics.summary`, and:
+        - `kl`, the mean divergence KL(teacher || model) in nats (None without a teacher);
+        - `per_class`: for each class `support` (its images), `precision` (None if never predicted)
+          and `recall` (None without images).
     """
     truth, chosen = labels.numpy(), logits.argmax(1).numpy()
     precision, recall, _, support = precision_recall_fscore_support(
@@ -252,9 +253,7 @@ def _flip_metrics(net: nn.Module, logits: Tensor, images: Images) -> dict[str, A
 def _calibration_metrics(
     logits: Tensor, labels: Tensor, on_val: Tensor, val_labels: Tensor
 ) -> dict[str, Any] | None:
-    """Return the metrics that temperature scaling changes; None if no temperature fits on
-    validation.
-    """
+    """Return the metrics that temperature scaling changes; None if no temperature fits."""
     temperature = fit_temperature(on_val, val_labels)
     if temperature is None:
         return None

@@ -78,7 +78,7 @@ def of_other(
 
 
 def _images_of_nets(own: DataModule) -> list[Images]:
-    """Images that a run's nets were trained on or chosen by."""
+    """Return the images that a run's nets were trained or selected on."""
     seen = [own.split.train, own.split.val, own.split.unlabeled]
     try:
         of_teacher = own.for_stage("all").split

@@ -15,9 +15,7 @@ SHOWN = 20
 
 
 def tables(found: Mapping[str, Any]) -> list[Table]:
-    """Make the tables for the terminal, within 80 columns: metrics by role, classes by role,
-    corruptions.
-    """
+    """Make the tables for the terminal, within 80 columns: metrics, classes, corruptions."""
     roles = [model["role"] for model in found["models"]]
     per_class = class_rows(found)
     title = "precision / recall in per cent"
@@ -114,9 +112,7 @@ def point_rows(found: Mapping[str, Any]) -> TextRows:
 
 
 def class_rows(found: Mapping[str, Any]) -> TextRows:
-    """Make a row per class: its name, its images, then each role's precision and recall in per
-    cent.
-    """
+    """Make a row per class: name, images, then each role's precision and recall in per cent."""
     columns = [model["test"]["per_class"] for model in found["models"]]
     return [
         [

@@ -1,6 +1,4 @@
-"""Requests to `kd.evaluate` and `kd.benchmark`, checked before torch is imported, which takes
-seconds.
-"""
+"""Requests to `kd.evaluate` and `kd.benchmark`, checked before the slow import of torch."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Self

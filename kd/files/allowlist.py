@@ -1,5 +1,5 @@
-"""Allowlist of targets that a file may name. A run folder or weights file is data, perhaps from
-elsewhere.
+"""Allowlist of targets that a file may name: run folders and weights files may come from
+anybody.
 """
 
 import re
@@ -38,8 +38,7 @@ def check_allowlist(
     trust: Sequence[str] = (),
     remedy: str = "trust=[PACKAGE] allows a package",
 ) -> None:
-    """Refuse a node from a file that would import anything but the project's own nets and data, at
-    any depth.
+    """Refuse a node from a file that would import anything except the project's nets and data.
 
     Args:
         kind: `net` or `data`.

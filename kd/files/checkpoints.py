@@ -51,8 +51,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def last_good(last: Path, best: Path) -> dict[str, Any] | None:
-    """Return the checkpoint to resume from; None to start from scratch, also if one is damaged
-    (logged).
+    """Return the checkpoint to resume from; None to start from scratch, also after damage (logged).
 
     Args:
         last: checkpoint of the last finished epoch.

@@ -82,8 +82,7 @@ def header_of(path: Path) -> dict[str, Any] | None:
 
 
 def net_of(path: str | Path, where: str) -> dict[str, Any]:
-    """Return the net node in a file's header. A file is data, so only the project's own nets are
-    allowed.
+    """Return the net node in a file's header; only the project's own nets are allowed.
 
     Args:
         where: config prefix of `path` and `net`, for messages.

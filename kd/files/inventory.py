@@ -1,6 +1,4 @@
-"""Contents of an output folder: stages, teacher outputs, decoded images; their size and the runs
-that need them.
-"""
+"""Contents of an output folder: stages, teacher outputs, decoded images, and who needs them."""
 
 import json
 import shutil

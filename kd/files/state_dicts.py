@@ -38,8 +38,7 @@ class StateDict:
 
 
 def read_weights(path: Path, where: str) -> list[StateDict]:
-    """Read all state dicts in a `.safetensors` file or a file of `torch.save`; the usual places
-    come first.
+    """Read all state dicts in a `.safetensors` or `torch.save` file; the usual places come first.
 
     Args:
         where: config key of the path, for messages.
@@ -155,9 +154,7 @@ class _BlankTensor(_Blank):
 
 
 class _Outline(pickle.Unpickler):
-    """Unpickler of mappings only; each named class becomes a placeholder, so nothing is imported or
-    called.
-    """
+    """Unpickler of mappings only; classes become placeholders, so nothing is imported or called."""
 
     def find_class(self, module: str, name: str) -> Any:
         """Return `OrderedDict`, or a placeholder."""
@@ -171,9 +168,7 @@ class _Outline(pickle.Unpickler):
 
 
 def _outline(path: Path) -> Any:
-    """Return the mappings in a file of `torch.save` with placeholders for the rest; a placeholder
-    on failure.
-    """
+    """Return the mappings in a `torch.save` file with placeholders for the rest."""
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:

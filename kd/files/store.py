@@ -27,9 +27,9 @@ class StageResult:
     Attributes:
         folder: holds `weights.safetensors`, `stage.json` and `tensorboard/`.
         record: contents of `stage.json`: schema, key, spec, `val` (metrics of the `best` and the
-            `last` epoch), `history` (metrics by epoch), epochs, seconds, `total` (epochs and
-            seconds including the stage it started from), `taught` (final value of its teacher's
-            soft labels; empty without a teacher), sha256 of the weights.
+            `last` epoch), `history` (metrics by epoch), epochs, seconds, sha256 of the weights.
+            `total` adds the epochs and seconds of the stage it started from. `taught` has the final
+            value of its teacher's soft labels, and is empty without a teacher.
     """
 
     key: str
@@ -72,8 +72,8 @@ class Store:
 
     @contextmanager
     def claim(self, key: str, name: str) -> Iterator[Path]:
-        """Hold the exclusive right to make this stage; yields its working folder, perhaps with an
-        earlier attempt.
+        """Hold the exclusive right to make this stage; yields its folder, perhaps with earlier
+        work.
 
         Waits while another process holds it. The operating system releases a dead process's lock.
         """

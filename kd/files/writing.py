@@ -91,9 +91,7 @@ def whole(path: Path, what: str = "") -> Iterator[Path]:
 
 
 def cause_of(error: Exception) -> str | None:
-    """Return why a write failed, if it is one of `CAUSES`; also from libraries that hide the
-    OSError.
-    """
+    """Return why a write failed, if it is one of `CAUSES`; also if a library hides the OSError."""
     if isinstance(error, OSError) and error.errno:
         return error.strerror if error.errno in CAUSES else None
     found = re.search(r"\[Errno (\d+)\]", str(error))  # message of shutil

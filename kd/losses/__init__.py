@@ -1,5 +1,4 @@
-"""Distillation losses: one file per method, each a plain function of tensors that imports torch
-only.
+"""Distillation losses: one file per method, a plain function of tensors that imports torch only.
 
 A loss names its inputs as parameters and receives those:
 
@@ -15,10 +14,13 @@ A loss names its inputs as parameters and receives those:
 - `maps_s`, `maps_t`: the maps whose mean over height and width is `pooled`, [B, D, H, W].
 
 A method that learns has an `nn.Module` class beside its function. Its parameters are optimised and
-checkpointed with the student but are no part of it. Its constructor may ask for `shapes_s`,
-`shapes_t` (feature shapes of one image, per hooked layer), `width_s`, `width_t` (embedding widths),
-`labels` (of all training images, int64 [N], -1 for none), `num_classes`, `in_channels` and
-`image_size`. It may put numbers into its mapping `logged`; those are logged.
+checkpointed with the student but are no part of it. It may put numbers into its mapping `logged`;
+those are logged. Its constructor may ask for:
+
+- `shapes_s`, `shapes_t`: feature shapes of one image, per hooked layer.
+- `width_s`, `width_t`: embedding widths.
+- `labels`: of all training images, int64 [N], -1 for none.
+- `num_classes`, `in_channels`, `image_size`.
 
 A loss that asks for `target` does not see unlabelled images (`data.labels`, `data.unlabeled`). It
 gets the labelled images of the batch and counts 0 in a batch without any. With the attribute

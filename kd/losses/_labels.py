@@ -29,8 +29,6 @@ def binary(z: Tensor, label: Tensor) -> Tensor:
 
 
 def others(z: Tensor, label: Tensor) -> Tensor:
-    """Return the logits of all classes except the label, [B, C - 1], in cyclic order after the
-    label.
-    """
+    """Return the logits of all classes except the label, [B, C - 1], cyclic from the label."""
     classes = z.shape[1]
     return z.gather(1, (label + torch.arange(1, classes, device=z.device)) % classes)

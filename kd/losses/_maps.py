@@ -22,9 +22,7 @@ def as_map(feature: Tensor) -> Tensor:
 
 
 def channels(shape: tuple[int, ...]) -> int:
-    """Return the channel count of a feature shape without the batch dimension, as `as_map` reads
-    it.
-    """
+    """Return the channel count of a feature shape without batch, as `as_map` reads it."""
     return shape[-1] if len(shape) == 2 else shape[0]
 
 
@@ -38,9 +36,7 @@ def same_size(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 def last_maps(
     feats_s: list[Tensor], feats_t: list[Tensor], count: int | None = 1
 ) -> list[tuple[Tensor, Tensor]]:
-    """Return the last `count` pairs of maps [B, C, H, W] at equal size, all pairs for None; the
-    teacher's are detached.
-    """
+    """Return the last `count` pairs of maps [B, C, H, W] at equal size; the teacher's detached."""
     pairs = list(zip(feats_s, feats_t, strict=True))
     return [
         same_size(as_map(s), as_map(t.detach())) for s, t in (pairs[-count:] if count else pairs)
@@ -61,7 +57,7 @@ def answers(maps: Tensor, head: nn.Module, bias: bool = True) -> Tensor:
 
 
 def unit(x: Tensor, dim: int = 1) -> Tensor:
-    """Scale vectors of x [B, ...] along `dim` to length 1; a zero vector stays zero and gets no
+    """Scale vectors of x [B, ...] along `dim` to length 1; a zero vector stays, without
     gradient.
     """
     norm: Tensor = torch.linalg.vector_norm(x, dim=dim, keepdim=True)

@@ -51,9 +51,7 @@ class AB(nn.Module):
         )
 
     def forward(self, preacts_s: list[Tensor], preacts_t: list[Tensor]) -> Tensor:
-        """Compute `ab_loss` over all pairs of maps [B, C, H, W], the larger average-pooled; a
-        scalar.
-        """
+        """Compute `ab_loss` over all pairs of maps [B, C, H, W] at the smaller size; a scalar."""
         pairs = [same_size(as_map(s), as_map(t)) for s, t in zip(preacts_s, preacts_t, strict=True)]
         connected = [connect(s) for connect, (s, _) in zip(self.connectors, pairs, strict=True)]
         return ab_loss(connected, [t for _, t in pairs], self.margin)

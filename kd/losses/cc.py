@@ -11,8 +11,9 @@ from kd.losses._maps import unit
 def cc_loss(pooled_s: Tensor, pooled_t: Tensor, gamma: float = 0.4, order: int = 2) -> Tensor:
     """Mean squared difference of the two nets' correlations of images, over all B^2 pairs.
 
-    Peng et al. 2019, section 3: the correlation of two unit embeddings x, y is a Gaussian kernel by
-    its Taylor series, sum over p to `order` of exp(-2 gamma) (2 gamma)^p / p! (x . y)^p.
+    Peng et al. 2019, section 3: the correlation of unit embeddings x, y is a Gaussian kernel. It is
+    computed by its Taylor series, sum over p to `order` of
+    exp(-2 gamma) (2 gamma)^p / p! (x . y)^p.
 
     Args:
         pooled_s: student embeddings, [B, D].

@@ -32,8 +32,7 @@ def ctkd_loss(
 
 
 class CTKD(nn.Module):
-    """The loss with one learned number (the paper's global version): T = low + span *
-    sigmoid(theta).
+    """The loss with one learned number (the global version): T = low + span * sigmoid(theta).
 
     The defaults are the authors': T ranges from 1 to 21 and theta starts at 1, so T starts at 15.6.
 

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-COMMAND = "kd.incremental"  # the only one with classes that the teacher does not know
+COMMAND = "kd.incremental"  # only this command has classes that the teacher does not know
 
 
 def der_loss(logits_s: Tensor, logits_t: Tensor) -> Tensor:
@@ -28,8 +28,7 @@ def der_loss(logits_s: Tensor, logits_t: Tensor) -> Tensor:
 
 
 def stream_loss(logits_s: Tensor, logits_t: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy over all classes seen so far, mean over the images that are no exemplars, in
-    nats.
+    """Cross-entropy over the classes seen so far, mean over the non-exemplars, in nats.
 
     Buzzega et al. 2020, section 3.1, first summand; it uses the labels of new images only.
 
@@ -48,8 +47,7 @@ def stream_loss(logits_s: Tensor, logits_t: Tensor, target: Tensor) -> Tensor:
 
 
 def exemplars_loss(logits_s: Tensor, logits_t: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy over all classes seen so far, mean over the exemplars, in nats: the labels that
-    DER++ adds.
+    """Cross-entropy over the classes seen so far, mean over the exemplars, in nats (DER++).
 
     Buzzega et al. 2020, section 3.2 (beta is the weight of this term). With a growing head only
     these labels keep an exemplar's new outputs low. In the paper those outputs exist, and are

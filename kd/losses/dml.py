@@ -36,8 +36,7 @@ def _label_mask(target: Tensor) -> Tensor:
 
 
 class DML(nn.Module):
-    """The loss with a peer net, which is trained from scratch alongside and is no part of the
-    student.
+    """The loss with a peer net, trained from scratch alongside and no part of the student.
 
     Unlabelled images count in both KLs.
 
@@ -53,9 +52,7 @@ class DML(nn.Module):
         self.logged: dict[str, Tensor] = {}
 
     def forward(self, logits_s: Tensor, target: Tensor, x: Tensor) -> Tensor:
-        """Compute `dml_loss` with the peer's logits for x [B, channels, H, W], the student's input;
-        a scalar.
-        """
+        """Compute `dml_loss` with the peer's logits for the input x [B, channels, H, W]."""
         logits_p: Tensor = self.peer(x)
         label = target if target.ndim == 1 else target.argmax(dim=1)
         known = _label_mask(target)

@@ -22,8 +22,7 @@ def fitnet_loss(hint_s: Tensor, hint_t: Tensor) -> Tensor:
 
 
 class FitNet(nn.Module):
-    """The loss with its regressor (1x1 convolution, batch norm, ReLU); the larger map is
-    average-pooled first.
+    """The loss with its regressor (1x1 convolution, batch norm, ReLU) at the smaller map size.
 
     Args:
         tap: index of the pair of layers, from 0; None for the middle one, as in the paper.

@@ -48,8 +48,7 @@ def _flows(feats: list[Tensor]) -> list[Tensor]:
 
 
 class FSP(nn.Module):
-    """The loss, with a learned 1x1 convolution where student and teacher have unequal channel
-    counts.
+    """The loss, with a learned 1x1 convolution if the channel counts of the nets differ.
 
     The nets of the paper have equal channel counts and need none. Unless layers are named, the
     first flow is from the stem to the first stage, as in Tian et al. 2020.

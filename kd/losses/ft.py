@@ -59,7 +59,7 @@ class Paraphraser(nn.Module):
 
 
 class Paraphrase(nn.Module):
-    """The paraphraser's reconstruction error alone, for a stage before the transfer; see
+    """Reconstruction error of the paraphraser, for a stage before the transfer; see
     `experiment=ft`.
 
     Args:
@@ -78,8 +78,7 @@ class Paraphrase(nn.Module):
 
 
 class FT(nn.Module):
-    """The loss with the teacher's paraphraser and the student's translator, on the last pair of
-    maps.
+    """The loss with the teacher's paraphraser and the student's translator, on the last maps.
 
     In the paper a stage of its own trains the paraphraser, which then stays fixed
     (`experiment=ft`). Without such a stage the paraphraser learns alongside.
@@ -112,7 +111,7 @@ class FT(nn.Module):
         return self
 
     def forward(self, feats_s: list[Tensor], feats_t: list[Tensor]) -> Tensor:
-        """Compute `ft_loss` of the last pair of maps [B, C, H, W], plus the reconstruction error; a
+        """Compute `ft_loss` of the last maps [B, C, H, W], plus the reconstruction error; a
         scalar.
         """
         factor_s = self.translator(as_map(feats_s[-1]))

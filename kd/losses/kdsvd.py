@@ -12,8 +12,7 @@ WIDTH = 8.0  # of the radial basis function exp(-d^2 / 8)
 
 
 def kdsvd_loss(feats_s: list[Tensor], feats_t: list[Tensor], rank: int = 1) -> Tensor:
-    """Squared difference of how the main channel directions of consecutive layers relate, between
-    the nets.
+    """Squared difference of the relations between main channel directions of consecutive layers.
 
     Lee, Kim & Song 2018, section 3: the first `rank` right singular vectors summarise each image's
     map [H * W, C]. Student vectors are matched to teacher vectors by absolute cosine. Both are
@@ -61,9 +60,7 @@ def _relate(v: Tensor, u: Tensor) -> Tensor:
 
 
 def _decompose(x: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Return the largest singular values [B, k] and right singular vectors [B, C, k] of x [B, N,
-    C].
-    """
+    """Return the largest singular values [B, k] and right vectors [B, C, k] of x [B, N, C]."""
     _, values, vectors = torch.linalg.svd(x, full_matrices=False)
     return values[:, :rank], vectors[:, :rank].transpose(1, 2)
 
@@ -92,9 +89,7 @@ def _directions(x: Tensor, rank: int) -> Tensor:
 
 
 def _align(ours: Tensor, theirs: Tensor) -> Tensor:
-    """Match each teacher vector with the most similar student vector, with equal sign; [B, C,
-    k].
-    """
+    """Match each teacher vector with the most similar student vector, sign included; [B, C, k]."""
     cosine = (unit(ours.detach()).transpose(1, 2) @ theirs).detach()
     best = cosine.abs().argmax(1, keepdim=True)
     sign = torch.where(cosine.gather(1, best) < 0, -1.0, 1.0).to(ours)
@@ -102,8 +97,7 @@ def _align(ours: Tensor, theirs: Tensor) -> Tensor:
 
 
 class KDSVD(nn.Module):
-    """The loss, with a learned 1x1 convolution where student and teacher have unequal channel
-    counts.
+    """The loss, with a learned 1x1 convolution if the channel counts of the nets differ.
 
     Args:
         rank: number of singular vectors, >= 1.

@@ -1,5 +1,4 @@
-"""Learning without Forgetting (Li & Hoiem, 2016): the net before the new classes teaches the old
-classes.
+"""Learning without Forgetting (Li & Hoiem, 2016): the net before the new classes teaches.
 
 The teacher may know fewer classes: its C_old outputs are the first C_old of the student's. If it
 knows all classes (plain distillation), none is new and the labels count for all classes.
@@ -8,12 +7,11 @@ knows all classes (plain distillation), none is new and the labels count for all
 import torch.nn.functional as F
 from torch import Tensor
 
-COMMAND = "kd.incremental"  # the only one with classes that the teacher does not know
+COMMAND = "kd.incremental"  # only this command has classes that the teacher does not know
 
 
 def lwf_loss(logits_s: Tensor, logits_t: Tensor, temperature: float = 2.0) -> Tensor:
-    """-sum over the old classes of softmax(t / T) * log softmax(s_old / T), mean over the batch, in
-    nats.
+    """-sum over old classes of softmax(t / T) * log softmax(s_old / T), batch mean, in nats.
 
     Li & Hoiem 2016, "Learning without Forgetting", eq. 2 to 4: their y' ** (1 / T), normalised, is
     softmax(t / T). Both softmaxes run over the old classes only. There is no factor T^2, as in the
@@ -35,8 +33,7 @@ def lwf_loss(logits_s: Tensor, logits_t: Tensor, temperature: float = 2.0) -> Te
 
 
 def new_classes_loss(logits_s: Tensor, logits_t: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy over the new classes' outputs only, mean over the images of new classes, in
-    nats.
+    """Cross-entropy over the new classes' outputs, mean over the images of new classes, in nats.
 
     Li & Hoiem 2016, eq. 1: the softmax runs over the new classes, so labels do not touch the old
     outputs.

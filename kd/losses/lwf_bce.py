@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-COMMAND = "kd.incremental"  # the only one with classes that the teacher does not know
+COMMAND = "kd.incremental"  # only this command has classes that the teacher does not know
 
 
 def lwf_bce_loss(logits_s: Tensor, logits_t: Tensor, temperature: float = 2.0) -> Tensor:

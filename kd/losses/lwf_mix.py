@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-COMMAND = "kd.incremental"  # the only one with classes that the teacher does not know
+COMMAND = "kd.incremental"  # only this command has classes that the teacher does not know
 
 
 def lwf_mix_loss(

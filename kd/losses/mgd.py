@@ -7,8 +7,7 @@ from kd.losses._maps import as_map, channels, same_size
 
 
 def mgd_loss(restored: Tensor, feats_t: Tensor) -> Tensor:
-    """Squared difference of the restored student map and the teacher map; sum over an image, batch
-    mean.
+    """Squared difference of restored student map and teacher map; sum per image, batch mean.
 
     Yang et al. 2022, section 3.
 
@@ -23,8 +22,7 @@ def mgd_loss(restored: Tensor, feats_t: Tensor) -> Tensor:
 
 
 class MGD(nn.Module):
-    """The loss with its generator (3x3 convolution, ReLU, 3x3 convolution), on the last pair of
-    maps.
+    """The loss with its generator (two 3x3 convolutions, ReLU between), on the last maps.
 
     For classification whole channels are masked (section 3.2 of the paper). Where channel counts
     differ, a 1x1 convolution comes first.
@@ -50,8 +48,8 @@ class MGD(nn.Module):
         )
 
     def forward(self, feats_s: list[Tensor], feats_t: list[Tensor], index: Tensor) -> Tensor:
-        """Compute `mgd_loss` of maps [B, C, H, W] with a new mask per image, assigned by rank of
-        `index` [B]; a scalar.
+        """Compute `mgd_loss` of maps [B, C, H, W], with one mask per image by rank of `index`
+        [B].
         """
         s, t = same_size(as_map(feats_s[-1]), as_map(feats_t[-1]))
         s = self.align(s)

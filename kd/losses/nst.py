@@ -6,8 +6,7 @@ from kd.losses._maps import last_maps, unit
 
 
 def nst_loss(feats_s: list[Tensor], feats_t: list[Tensor], pairs: int | None = None) -> Tensor:
-    """Squared maximum mean discrepancy of the two nets' channels, mean over the batch, summed over
-    layers.
+    """Squared maximum mean discrepancy of the nets' channels, batch mean, summed over layers.
 
     Huang & Wang 2017, section 4, with the polynomial kernel k(x, y) = (x . y)^2. The samples are
     the channel maps, scaled to length 1. The loss is mean k(t, t) + mean k(s, s) - 2 mean k(s, t)

@@ -52,9 +52,7 @@ class OFD(nn.Module):
             self.register_buffer(f"count_{i}", torch.zeros(c_t, dtype=torch.float64))
 
     def forward(self, preacts_s: list[Tensor], preacts_t: list[Tensor]) -> Tensor:
-        """Compute `ofd_loss` over all pairs of maps [B, C, H, W], the larger average-pooled; a
-        scalar.
-        """
+        """Compute `ofd_loss` over all pairs of maps [B, C, H, W] at the smaller size; a scalar."""
         pairs = [same_size(as_map(s), as_map(t)) for s, t in zip(preacts_s, preacts_t, strict=True)]
         connected = [connect(s) for connect, (s, _) in zip(self.connectors, pairs, strict=True)]
         margins = [self._margin(i, t) for i, (_, t) in enumerate(pairs)]

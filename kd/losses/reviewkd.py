@@ -8,8 +8,7 @@ from kd.losses._maps import Norm, as_map, channels
 
 
 def reviewkd_loss(maps_s: list[Tensor], maps_t: list[Tensor]) -> Tensor:
-    """Hierarchical context loss: mean squared differences at full map size and pooled to 4, 2 and 1
-    pixels.
+    """Hierarchical context loss: mean squared differences of maps, full and pooled to 4, 2, 1.
 
     Chen et al. 2021, section 3.4: each pyramid level has half the weight of the level above. The
     sum is divided by the sum of weights. Levels not smaller than the map are left out.
@@ -35,7 +34,7 @@ def reviewkd_loss(maps_s: list[Tensor], maps_t: list[Tensor]) -> Tensor:
 
 
 class Fusion(nn.Module):
-    """Attention-based fusion of a student map with the fused deeper maps (Chen et al. 2021, Fig.
+    """Attention-based fusion of a student map with fused deeper maps (Chen et al. 2021, Fig.
     3a).
     """
 
@@ -67,8 +66,7 @@ class Fusion(nn.Module):
 
 
 class ReviewKD(nn.Module):
-    """The loss with its fusions, from the deepest layer up; the deepest maps are the embeddings, as
-    1x1 maps.
+    """The loss with its fusions, from the deepest layer up, which is the embedding as a 1x1 map.
 
     As in the authors' code the teacher's maps come before the last ReLU and the student's after it.
 
@@ -97,7 +95,7 @@ class ReviewKD(nn.Module):
     def forward(
         self, feats_s: list[Tensor], preacts_t: list[Tensor], pooled_s: Tensor, pooled_t: Tensor
     ) -> Tensor:
-        """Compute `reviewkd_loss` over all pairs of maps [B, C, H, W] and the embeddings [B, D]; a
+        """Compute `reviewkd_loss` over all maps [B, C, H, W] and the embeddings [B, D]; a
         scalar.
         """
         theirs = [as_map(t) for t in (*preacts_t, pooled_t)][::-1]

@@ -9,8 +9,7 @@ from kd.losses._maps import unit
 def rkd_loss(
     pooled_s: Tensor, pooled_t: Tensor, distance_weight: float = 25.0, angle_weight: float = 50.0
 ) -> Tensor:
-    """distance_weight * RKD-D + angle_weight * RKD-A, each a mean Huber distance of relations
-    between images.
+    """distance_weight * RKD-D + angle_weight * RKD-A, mean Huber distances of image relations.
 
     Park et al. 2019, section 3.2: the relations are the distances of all pairs, divided by their
     mean, and the cosines of the angles of all triplets. As in the authors' code the mean runs over

@@ -25,7 +25,7 @@ def srrl_loss(embedding_s: Tensor, pooled_t: Tensor, answers: Tensor, logits_t: 
 
 
 class SRRL(nn.Module):
-    """The loss with its connector on the student's last map: 1x1 convolution, batch norm, ReLU,
+    """The loss with its connector after the student's last map: 1x1 convolution, norm, ReLU,
     mean.
     """
 

@@ -7,8 +7,7 @@ from torch import Tensor
 
 
 def tfkd_self_loss(logits_s: Tensor, logits_t: Tensor, temperature: float = 6.0) -> Tensor:
-    """T^2 * KL(softmax(t / T) || softmax(s / T)), mean over the batch, in nats; teacher and student
-    share a net.
+    """T^2 * KL(softmax(t / T) || softmax(s / T)), batch mean, in nats, between equal nets.
 
     Yuan et al. 2020, eq. 7: a net trained alone teaches a fresh one of the same architecture. This
     follows the paper. The authors' code averages over the classes too and compensates with a

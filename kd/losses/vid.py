@@ -12,8 +12,7 @@ FLOOR = 1e-5  # lower bound of the variance
 
 
 def vid_loss(means: list[Tensor], feats_t: list[Tensor], variances: list[Tensor]) -> Tensor:
-    """Half the mean of (t - mean)^2 / variance + log variance, summed over layers; in nats, without
-    the constant.
+    """Half the mean of (t - mean)^2 / variance + log variance, summed over layers; in nats.
 
     Ahn et al. 2019, section 2: the teacher's maps are Gaussian. The student's maps predict the
     mean; one variance per channel is learned.
@@ -34,8 +33,7 @@ def vid_loss(means: list[Tensor], feats_t: list[Tensor], variances: list[Tensor]
 
 
 class VID(nn.Module):
-    """The loss with its predictors of the means (three 1x1 convolutions with ReLU) and the
-    variances.
+    """The loss with predictors of the means (three 1x1 convolutions, ReLU) and the variances.
 
     Args:
         variance: initial variance of each channel, > 1e-5.
@@ -63,9 +61,7 @@ class VID(nn.Module):
         self.raw = nn.ParameterList(nn.Parameter(torch.full((c_t,), start)) for _, c_t in sizes)
 
     def forward(self, feats_s: list[Tensor], feats_t: list[Tensor]) -> Tensor:
-        """Compute `vid_loss` over all pairs of maps [B, C, H, W], the larger average-pooled; a
-        scalar.
-        """
+        """Compute `vid_loss` over all pairs of maps [B, C, H, W] at the smaller size; a scalar."""
         pairs = [same_size(as_map(s), as_map(t)) for s, t in zip(feats_s, feats_t, strict=True)]
         means = [predict(s) for predict, (s, _) in zip(self.regressors, pairs, strict=True)]
         return vid_loss(means, [t for _, t in pairs], [F.softplus(raw) + FLOOR for raw in self.raw])

@@ -5,8 +5,7 @@ from torch import Tensor
 
 
 def wttm_loss(logits_s: Tensor, logits_t: Tensor, temperature: float = 5.0) -> Tensor:
-    """U * KL(softmax(t / T) || softmax(s)), mean over the batch, in nats; U is the sum of the
-    teacher's p^(1 / T).
+    """U * KL(softmax(t / T) || softmax(s)), batch mean, in nats; U sums the teacher's p^(1 / T).
 
     Zheng & Yang 2024 (arXiv 2402.11148), section 4, with gamma = 1 / T. The temperature applies to
     the teacher only, so the student's own softmax approaches the softened teacher. The weight U is

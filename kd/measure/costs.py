@@ -32,12 +32,9 @@ def size_of(net: nn.Module) -> Size:
 
 
 def count_macs(net: nn.Module, shape: Shape) -> int:
-    """Count the multiply-accumulates of convolutions, matrix products and attention for one
-    image.
-    """
-    from torch.utils.flop_counter import (
-        FlopCounterMode,  # imports torch's compiler, 2 s at start
-    )
+    """Count multiply-accumulates of convolutions, matrix products and attention per image."""
+    # Imports torch's compiler, 2 s at start
+    from torch.utils.flop_counter import FlopCounterMode
 
     # The meta device computes nothing, and keeps attention off its fast path, which is not counted.
     net = copy.deepcopy(net).to("meta").eval()
@@ -74,8 +71,7 @@ class _LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def peak_activations(net: nn.Module, shape: Shape, batch: int = 1) -> int:
-    """Return the peak bytes of live tensors in a forward pass without gradients, except weights and
-    input.
+    """Return the peak bytes of live tensors in a forward pass, except weights and input.
 
     Measured operation by operation, as PyTorch runs on the CPU. Scratch memory inside an operation
     is not counted, nor what a compiler would save by fusing operations.

@@ -33,8 +33,7 @@ BLOCK = 2**21  # float64 numbers per block, 16 MB: bounds a metric's memory beyo
 
 
 def predict_logits(net: nn.Module, data: DataModule, images: Images) -> Tensor:
-    """Compute a net's logits for images without augmentation, under the net's normalisation or the
-    data's.
+    """Compute a net's logits for unaugmented images, under the net's normalisation or the data's.
 
     Returns:
         float32 [N, C] on the CPU, in the order of `images`. The net is left in evaluation mode.
@@ -125,8 +124,7 @@ def summary(logits: Tensor, labels: Tensor, teacher: Tensor | None = None) -> Me
 def probability_metrics(
     logits: Tensor, labels: Tensor, temperature: float = 1.0
 ) -> ProbabilityMetrics:
-    """Compute the metrics of `summary` that a temperature changes: `nll`, `brier`, `ece`,
-    `reliability`.
+    """Compute the metrics of `summary` that a temperature changes: NLL, Brier score, ECE.
 
     Args:
         logits: [N, C].
@@ -233,8 +231,7 @@ def reliability(confidence: Tensor, right: Tensor) -> list[ReliabilityBin]:
 
 
 def auroc(logits: Tensor, labels: Tensor) -> float | None:
-    """Compute the one-vs-rest area under the ROC curve, mean over the classes; None if one is
-    absent.
+    """Compute the one-vs-rest area under the ROC curve, class mean; None if a class is absent.
 
     With two classes there is one curve. The area is the chance that an image of the class ranks
     above another image, ties counting half (Hanley & McNeil 1982). It follows from the ranks of the

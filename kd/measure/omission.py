@@ -1,4 +1,4 @@
-"""Errors on classes that a net was never shown, and the bias that corrects for it."""
+"""Errors on classes that a net never saw in training, and a bias that corrects for them."""
 
 from collections.abc import Sequence
 
@@ -10,11 +10,10 @@ from kd.files.report_file import OmittedCounts, OmittedErrors
 
 
 def bias_for(logits: Tensor, labels: Tensor, omitted: Sequence[int]) -> float:
-    """Find the number that, added to the logits of the omitted classes, gives the best accuracy.
+    """Find the bias of the omitted classes' logits with the best accuracy.
 
-    Hinton et al. 2015, section 3: a net that never saw a class learns a bias for it that is much
-    too low. Where all numbers of an interval are equally good, its middle is taken. Of several
-    such intervals, the one nearest to 0 is.
+    Hinton et al. 2015, section 3: a net that never saw a class learns much too low a bias for it.
+    Among equally good biases the middle of their interval is taken, nearest to 0.
 
     Args:
         logits: [N, C].
@@ -26,7 +25,7 @@ def bias_for(logits: Tensor, labels: Tensor, omitted: Sequence[int]) -> float:
     is_omitted[list(omitted)] = True
     best_omitted, choice_omitted = scores.masked_fill(~is_omitted, -torch.inf).max(1)
     best_shown, choice_shown = scores.masked_fill(is_omitted, -torch.inf).max(1)
-    needed = (best_shown - best_omitted).numpy()  # above this bias an omitted class is chosen
+    needed = (best_shown - best_omitted).numpy()  # above this bias an omitted class is predicted
     edges = np.unique(needed)
     biases = np.concatenate([[edges[0] - 1], (edges[:-1] + edges[1:]) / 2, [edges[-1] + 1]])
     gained = np.sort(needed[(choice_omitted == labels).numpy()])  # right above it
@@ -39,7 +38,7 @@ def bias_for(logits: Tensor, labels: Tensor, omitted: Sequence[int]) -> float:
 def omitted_errors(
     val: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], omitted: Sequence[int]
 ) -> OmittedErrors:
-    """Count test errors, all and those on omitted classes, before and after the correction.
+    """Count test errors, all and on omitted classes, before and after the correction.
 
     Args:
         val, test: logits [N, C] and labels [N]; the bias is chosen on `val`.

@@ -1,6 +1,4 @@
-"""Operating points: the score threshold for a positive, chosen on one part and tested on
-another.
-"""
+"""Operating points: the score threshold for a positive, chosen on one part, tested on another."""
 
 from typing import Any
 
@@ -10,8 +8,7 @@ from torch import Tensor
 
 
 def by_sensitivity(scores: Tensor, positive: Tensor, target: float) -> float:
-    """Find the highest threshold that reaches this sensitivity, so the one with fewest false
-    alarms.
+    """Find the highest threshold of this sensitivity, which has the fewest false alarms.
 
     Args:
         scores: float [N]; an image is positive if its score reaches the threshold.
@@ -87,8 +84,7 @@ def _share(name: str, count: int, total: int) -> list[tuple[str, Any]]:
 
 
 def positive_scores(logits: Tensor, label: int) -> Tensor:
-    """Compute the log odds of a class against all others, float64 [N]; 0 is a probability of one
-    half.
+    """Compute the log odds of a class against all others, float64 [N]; 0 is probability 1/2.
 
     Args:
         logits: [N, C], C >= 2.

@@ -95,8 +95,8 @@ def build_net(
 
 
 def main_logits(answer: Any) -> Tensor | None:
-    """Return the logits in a net's output: the output itself, its `logits`, or its first element;
-    None if there are none.
+    """Return the logits [B, C] in a net's output: itself, its `logits`, or its first element; or
+    None.
 
     Some nets return more in training, such as torchvision's GoogLeNet with its auxiliary heads.
     """

@@ -10,8 +10,7 @@ from kd.nets.initial import kaiming
 def pooled_block(
     inputs: int, outputs: int, norm: Callable[[int], nn.Module] = nn.BatchNorm2d
 ) -> nn.Sequential:
-    """Build two 3x3 convolutions; max pooling after the first makes the second a quarter of the
-    cost.
+    """Build two 3x3 convolutions; max pooling after the first makes the second four times cheaper.
 
     [B, inputs, H, W] -> [B, outputs, H // 2, W // 2], after a GELU (Hendrycks & Gimpel 2016).
 
@@ -30,8 +29,7 @@ def pooled_block(
 
 
 class PooledCNN(nn.Module):
-    """3x3 stem, blocks that halve the resolution, global max pooling, one linear layer without
-    bias.
+    """3x3 stem, blocks that halve the resolution, global max pooling, one unbiased linear layer.
 
     Input [B, in_channels, H, W], output logits [B, num_classes]; H, W >= 2 to the power of the
     number of blocks. 105,904 parameters and 11.6 M multiplications for a 32x32 RGB image and ten

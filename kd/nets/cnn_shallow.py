@@ -4,8 +4,7 @@ from torch import Tensor, nn
 
 
 class ShallowCNN(nn.Module):
-    """One 3x3 convolution with batch norm and ReLU, 2x2 max pooling, one linear layer on all
-    pixels.
+    """One 3x3 convolution with batch norm and ReLU, 2x2 max pooling, one linear layer.
 
     Input [B, in_channels, image_size, image_size], output logits [B, num_classes]. 100,474
     parameters at width 4, 224x224, 3 channels and 2 classes. Nearly all are in the linear layer, so

@@ -1,6 +1,4 @@
-"""Net whose last layer grows: one block of outputs per task, where earlier blocks keep their
-logits.
-"""
+"""Net whose last layer grows: one block of outputs per task; earlier blocks keep their logits."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -140,8 +138,7 @@ def _wider(head: nn.Linear | nn.Conv2d, classes: int) -> nn.Module:
 
 @torch.no_grad()
 def align(head: Blocks) -> float:
-    """Rescale the last block to the mean weight norm per class of the earlier blocks; returns the
-    factor.
+    """Rescale the last block to the earlier blocks' mean weight norm per class; returns the factor.
 
     Weight aligning, Zhao et al. 2020, "Maintaining Discrimination and Fairness in Class Incremental
     Learning". With few exemplars the new classes' weights grow longer and win. Biases are

@@ -4,8 +4,8 @@ from torch import nn
 
 
 def kaiming(net: nn.Module) -> None:
-    """Initialise convolutions so that gradients keep their scale (He et al. 2015, eq. 14); biases
-    are 0.
+    """Initialise convolutions to keep the scale of gradients (He et al. 2015, eq. 14); biases are
+    0.
     """
     for module in net.modules():
         if isinstance(module, nn.Conv2d):

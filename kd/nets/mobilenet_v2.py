@@ -50,7 +50,7 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2(nn.Module):
-    """Seven groups of inverted residual blocks (Sandler et al. 2018, Table 2), with RepDistiller's
+    """Seven groups of inverted residual blocks (Sandler et al. 2018, Table 2), RepDistiller's
     names.
 
     Input [B, in_channels, H, W], output logits [B, num_classes]. As in Tian et al. 2020: the second

@@ -29,8 +29,7 @@ class PretrainedWeights(NamedTuple):
     std: tuple[float, ...]
 
     def normalization(self, channels: int) -> Normalization:
-        """Return mean and standard deviation for images of `channels`; for gray ones the mean over
-        RGB.
+        """Return mean and standard deviation for `channels`; for gray images the mean over RGB.
 
         Raises:
             ValueError: for other than 1 or 3 channels.
@@ -60,8 +59,7 @@ def first_convolution(net: nn.Module) -> str:
 
 
 def hub_state(url: str, where: str) -> dict[str, Any]:
-    """Load a state dict by URL, from torch.hub's cache or downloaded into it; only tensors are
-    unpickled.
+    """Load a state dict by URL through torch.hub's cache; only tensors are unpickled.
 
     Args:
         where: who asks for it, for messages.

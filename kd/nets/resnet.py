@@ -41,8 +41,7 @@ class BasicBlock(nn.Module):
 
 
 class BottleneckBlock(nn.Module):
-    """3x3 convolution between two 1x1 ones, with batch norm and a shortcut (He et al. 2015, Fig. 5
-    right).
+    """3x3 convolution between two 1x1 ones, batch norm and shortcut (He et al. 2015, Fig. 5 right).
 
     The 3x3 convolution has the stride, as in torchvision. [B, inputs, H, W] -> [B, outputs, H /
     stride, W / stride].
@@ -74,8 +73,7 @@ class BottleneckBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Residual net of basic blocks, or of bottlenecks from depth 50 (He et al. 2015); torchvision's
-    names.
+    """Residual net of basic blocks or, from depth 50, bottlenecks (He et al. 2015).
 
     Input [B, in_channels, H, W], output logits [B, num_classes]. At `width=64` and the `imagenet`
     stem, names and shapes of the parameters equal torchvision's `resnet18`, `resnet34` and

@@ -49,8 +49,7 @@ class BiasedBlock(nn.Module):
 
 
 class ResNet8MLPerfTiny(nn.Module):
-    """Three groups of one block (Banbury et al. 2021, "MLPerf Tiny Benchmark"; mlcommons/tiny,
-    `resnet_v1_eembc`).
+    """Three groups of one block (Banbury et al. 2021; mlcommons/tiny, `resnet_v1_eembc`).
 
     Input [B, in_channels, H, W], output logits [B, num_classes]. With 10 classes and 32x32 colour
     images it has 78,666 numbers in Keras's count, 78,186 parameters and 480 batch-norm statistics,

@@ -1,6 +1,4 @@
-"""Residual nets for small images, as in distillation papers: ResNet-20, 56, 8x4, 32x4 and
-others.
-"""
+"""Residual nets for small images, as in distillation papers: ResNet-20, 56, 8x4, 32x4, ..."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -36,8 +34,7 @@ class PaddedShortcut(nn.Module):
 
 
 class ResNetCIFAR(nn.Module):
-    """Three groups of basic blocks at full, half and quarter resolution (He et al. 2015, section
-    4.2).
+    """Three groups of basic blocks at resolution 1, 1/2 and 1/4 (He et al. 2015, section 4.2).
 
     Input [B, in_channels, H, W], output logits [B, num_classes]. Parameters with 100 classes and
     shortcut B: ResNet-20 278,324, ResNet-56 861,620, ResNet-8x4 1,233,540, ResNet-32x4 7,433,860.

@@ -57,8 +57,7 @@ class ShuffleUnit(nn.Module):
 
 
 class ShuffleNetV1(nn.Module):
-    """Three groups of shuffle units (Zhang et al. 2018, Table 1), with RepDistiller's parameter
-    names.
+    """Three groups of shuffle units (Zhang et al. 2018, Table 1), with RepDistiller's names.
 
     Input [B, in_channels, H, W], output logits [B, num_classes]. As in Tian et al. 2020 a 1x1
     convolution at full resolution comes first. 949,258 parameters with 100 classes.

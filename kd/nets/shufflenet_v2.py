@@ -18,8 +18,7 @@ def _depthwise(channels: int, stride: int) -> nn.Conv2d:
 
 
 class SplitUnit(nn.Module):
-    """Half of the channels pass unchanged, half through three convolutions (Ma et al. 2018, Fig.
-    3c).
+    """Half of the channels unchanged, half through three convolutions (Ma et al. 2018, Fig. 3c).
 
     [B, C, H, W] -> [B, C, H, W].
     """
@@ -69,8 +68,7 @@ class DownUnit(nn.Module):
 
 
 class ShuffleNetV2(nn.Module):
-    """Three groups of units that split and shuffle channels (Ma et al. 2018, Table 5),
-    RepDistiller's names.
+    """Three groups of split and shuffle units (Ma et al. 2018, Table 5), with RepDistiller's names.
 
     Input [B, in_channels, H, W], output logits [B, num_classes]. As in Tian et al. 2020 a 1x1
     convolution at full resolution comes first. 1,355,528 parameters with 100 classes.

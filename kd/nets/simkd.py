@@ -15,8 +15,7 @@ from kd.shape import Shape
 
 
 class SimKD(nn.Module):
-    """The student's body, a projector to the teacher's channels, and the teacher's layers after its
-    last maps.
+    """The student's body, a projector to the teacher's channels, and the teacher's last layers.
 
     Chen et al. 2022, "Knowledge Distillation with the Reused Teacher Classifier", section 3. The
     projector is a 1x1, a 3x3 and a 1x1 convolution, each with batch norm and ReLU. It follows the
@@ -35,8 +34,8 @@ class SimKD(nn.Module):
         factor: ratio of the projector's output to its middle channels.
 
     Raises:
-        ValueError: the student does not end in global average pooling and one linear layer; the
-            teacher has no last maps; a net cannot be cut there; or the student should start from
+        ValueError: the student does not end in global average pooling and one linear layer. Or the
+            teacher has no last maps, a net cannot be cut there, or the student should start from
             pretrained weights.
     """
 

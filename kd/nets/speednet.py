@@ -1,6 +1,4 @@
-"""Net that learns CIFAR-10 in few epochs: whitened first layer, early pooling, fast-learning
-shifts.
-"""
+"""Net that learns CIFAR-10 in few epochs: whitened first layer, early pooling, fast shifts."""
 
 from collections.abc import Sequence
 
@@ -15,8 +13,7 @@ SMALLEST = 9  # pixels; smaller images vanish in three blocks
 
 
 class Shift(nn.Module):
-    """Add a learned number per channel, which plain SGD moves `rate` times as fast as other
-    parameters.
+    """Add a learned number per channel, which plain SGD moves `rate` times faster.
 
     The parameter is stored divided by sqrt(rate), so its gradient and its effect both grow by that
     factor. Weight decay removes the same share of it as of the others.
@@ -37,8 +34,7 @@ class Shift(nn.Module):
 
 
 class SpeedNet(nn.Module):
-    """Whitened 2x2 convolution, three blocks that pool early, global max pooling, one scaled linear
-    layer.
+    """Whitened 2x2 convolution, three blocks that pool early, max pooling, scaled linear layer.
 
     The ideas are Keller Jordan's, 2024, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU"; the code
     is our own. The first layer's filters are the principal directions of the training images' 2x2
@@ -124,9 +120,7 @@ class SpeedNet(nn.Module):
 
 
 def _patch_covariance(images: Tensor) -> Tensor:
-    """Return the covariance of all 2x2 patches, float64 [C * 4, C * 4], ordered as a convolution's
-    filter.
-    """
+    """Return the covariance of all 2x2 patches, float64 [C * 4, C * 4], in a filter's order."""
     width = images.shape[1] * PATCH**2
     count, total = 0, torch.zeros(width, dtype=torch.float64)
     products = torch.zeros(width, width, dtype=torch.float64)

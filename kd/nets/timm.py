@@ -59,8 +59,7 @@ def timm_net(
 
 
 def pretrained_weights(name: str, pretrained: bool = False, **_: Any) -> PretrainedWeights | None:
-    """Return the weights that `timm_net` uses for these keywords, with normalisation; None for
-    none.
+    """Return the weights and normalisation of `timm_net` for these keywords; None for none.
 
     Raises:
         ValueError: unknown name, or a net without weights.
@@ -107,9 +106,7 @@ def _config(name: str, timm: ModuleType) -> Any:
 
 
 def _state(name: str, timm: ModuleType) -> dict[str, Any]:
-    """Load the tensors from Hugging Face's cache or hub; the few that are not there from
-    torch.hub.
-    """
+    """Load the tensors from Hugging Face's cache or hub; a few are only at torch.hub."""
     cfg = _config(name, timm)
     if not cfg.hf_hub_id:
         return hub_state(cfg.url, name)

@@ -56,8 +56,7 @@ def torchvision_net(
 def pretrained_weights(
     name: str, pretrained: bool | str = False, **_: Any
 ) -> PretrainedWeights | None:
-    """Return the weights that `torchvision_net` uses for these keywords, with normalisation; None
-    for none.
+    """Return the weights and normalisation of `torchvision_net` for these keywords; None for none.
 
     Raises:
         ValueError: unknown name.

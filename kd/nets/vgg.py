@@ -16,8 +16,7 @@ CHANNELS = (64, 128, 256, 512, 512)
 
 
 class VGG(nn.Module):
-    """Five groups of 3x3 convolutions with batch norm, and one linear layer (Simonyan & Zisserman
-    2014, Table 1).
+    """Five groups of 3x3 convolutions, batch norm, one linear layer (Simonyan & Zisserman 2014).
 
     Input [B, in_channels, H, W] with H, W >= 8, output logits [B, num_classes]. As in distillation
     papers since Tian et al. 2020: no hidden linear layers, max pooling after the first three

@@ -6,8 +6,8 @@ from kd.nets.initial import kaiming
 
 
 class PreActivationBlock(nn.Module):
-    """Batch norm and ReLU before each of two 3x3 convolutions (Zagoruyko & Komodakis 2016, Fig. 1c,
-    Table 1).
+    """Batch norm and ReLU before each of two 3x3 convolutions (Zagoruyko & Komodakis 2016, Fig.
+    1c).
 
     [B, inputs, H, W] -> [B, outputs, H / stride, W / stride].
     """
@@ -34,8 +34,7 @@ class PreActivationBlock(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """Three groups of pre-activation blocks, `widen` times wider (Zagoruyko & Komodakis 2016, Table
-    1).
+    """Three groups of pre-activation blocks, `widen` times wider (Zagoruyko & Komodakis 2016).
 
     Input [B, in_channels, H, W], output logits [B, num_classes]. With 100 classes WRN-40-2 has
     2,255,156 parameters, WRN-16-2 703,284.

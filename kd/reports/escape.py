@@ -41,7 +41,7 @@ def as_code(text: str) -> str:
 
 
 def in_a_cell(value: object) -> object:
-    """Format a value for a CSV file; an apostrophe precedes text that a spreadsheet would run as a
+    """Format a value for a CSV file; an apostrophe keeps spreadsheets from running it as a
     formula.
     """
     return (

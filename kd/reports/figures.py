@@ -70,8 +70,7 @@ def figures_of_run(
 
 
 def confusion_figure(labels: Tensor, chosen: Tensor, classes: Sequence[str], who: str) -> Figure:
-    """Draw the confusion matrix; for more than 100 classes only the worst classes, as nobody can
-    read more.
+    """Draw the confusion matrix; for more than 100 classes only the worst classes.
 
     Args:
         labels, chosen: true and predicted classes, int64 [N], from 0.
@@ -123,8 +122,7 @@ def _ranked_bars(
 
 
 def confusion_matrix(labels: Tensor, chosen: Tensor, classes: Sequence[str], who: str) -> Figure:
-    """Draw how the images of each true class (row) were predicted (columns): shares as colours, and
-    counts.
+    """Draw the confusion matrix: true class by row, predicted class by column, shares and counts.
 
     Args:
         labels, chosen: true and predicted classes, int64 [N], from 0.
@@ -309,9 +307,7 @@ def disagreement_gallery(
 def _bars(
     axes: Axes, said: Mapping[str, NDArray[np.float64]], label: int, classes: Sequence[str]
 ) -> None:
-    """Draw for one image each model's probability of the true class, all predicted classes, and
-    likely others.
-    """
+    """Draw for one image each model's probabilities of the true, predicted and likely classes."""
     likely = np.argsort(-sum(said.values(), np.zeros(len(classes))), kind="stable").tolist()
     chosen = {int(each.argmax()) for each in said.values()}
     others = sorted((c for c in likely if c != label), key=lambda c: c not in chosen)
@@ -340,7 +336,7 @@ def _bars(
 
 
 def to_picture(pixels: Tensor) -> NDArray[np.uint8]:
-    """Convert pixels [channels, height, width] for matplotlib: [height, width] or [height, width,
+    """Convert pixels [channels, height, width] for matplotlib: [height, width], or with [...,
     3].
     """
     picture: NDArray[np.uint8] = pixels.permute(1, 2, 0).numpy()
@@ -348,8 +344,7 @@ def to_picture(pixels: Tensor) -> NDArray[np.uint8]:
 
 
 def learning_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
-    """Plot validation accuracy and loss of each role by epoch; a net without training is a level
-    line.
+    """Plot validation accuracy and loss of each role by epoch; a level line without training.
 
     Args:
         histories: per role one row per epoch with `epoch` (from 0), `val/acc` and `val/loss`.

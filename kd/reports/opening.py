@@ -8,9 +8,7 @@ from kd.stages.result import name_of_net
 
 
 def opening(chain: Sequence[StagePlan], data: DataModule) -> list[str]:
-    """Describe what each net of the run learns from, then what all are measured on; one line
-    each.
-    """
+    """Describe what each net of the run learns from, then the measurement; one line each."""
     compared = [plan for plan in chain if plan.role]
     width = max((len(plan.name) for plan in compared), default=0) + 1
     lines = [f"  {plan.name + ':':<{width}} {_learns_from(plan, chain, data)}" for plan in compared]

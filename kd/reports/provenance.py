@@ -54,9 +54,7 @@ def cpu_name() -> str:
 
 
 def _git() -> str | None:
-    """Return the commit of the project's checkout, with `+` if it has changes; None outside a
-    checkout.
-    """
+    """Return the commit of the checkout, with `+` if it has changes; None without a checkout."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         sha = subprocess.run(

@@ -194,9 +194,7 @@ def knobs(config: Config, loss: LossSpec, report: Report) -> dict[str, str | flo
 
 
 def method(loss: LossSpec) -> str:
-    """Format a loss's terms with the numbers that differ from defaults:
-    `dkd(non_target_weight=6)`.
-    """
+    """Format a loss's terms with their non-default numbers: `dkd(non_target_weight=6)`."""
     parts = []
     for term in loss.terms:
         parameters = inspect.signature(term.target).parameters

@@ -94,7 +94,7 @@ def _data(data: DataModule) -> DataReport:
 
 
 def _teacher_data(data: DataModule) -> TeacherImages | None:
-    """Images of the other source that the teacher learned from; None where there is none."""
+    """Return the images of the teacher's own source; None if it has none."""
     other = data.for_stage("all")
     if other is data:
         return None
@@ -134,9 +134,7 @@ def _model(
 
 
 def columns(history: Sequence[Mapping[str, float]]) -> Columns:
-    """Return the metrics of a stage's epochs as columns: `epoch` (from 0), `val/acc`, ...; null if
-    missing.
-    """
+    """Return the metrics of a stage's epochs as columns: `epoch` (from 0), `val/acc`, ..."""
     names = dict.fromkeys(name for row in history for name in row)
     return {name: [row.get(name) for row in history] for name in names}
 
@@ -150,14 +148,18 @@ def _step_ms(stage: StageResult) -> float | None:
 def compare(
     models: Sequence[ModelReport], logits: Mapping[Role, Tensor], labels: Tensor
 ) -> Comparison:
-    """Compute the effect of distillation, and the student's costs relative to the teacher's; null
-    if a model is missing.
+    """Compute the effect of distillation, and the student's costs relative to the teacher's.
 
     `gain` is the accuracy of student minus baseline, paired over the test images; `lead` that of
     teacher minus baseline. `gap_closed` is gain / lead, null unless the teacher is ahead.
     `retention` is the student's accuracy over the teacher's, null if the teacher may be no better
     than chance. `speedup` is the teacher's latency and `compression` the teacher's parameters, each
     over the student's.
+
+    Args:
+        models: their entries in the report.
+        logits: per role, [N, C].
+        labels: int64 [N].
     """
     by_role = {model.role: model for model in models}
     student, baseline, teacher = (by_role.get(role) for role in ("student", "baseline", "teacher"))

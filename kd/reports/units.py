@@ -12,9 +12,7 @@ def short(count: float) -> str:
 
 
 def training_images(data: DataReport) -> str:
-    """Describe a run's number of training images, and of the student's labels, from its report's
-    `data`.
-    """
+    """Describe a run's training images and the student's labels, from its report's `data`."""
     labels = data.train if data.labels is None else data.labels
     text = f"{data.train} training images"
     if labels < data.train:

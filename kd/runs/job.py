@@ -80,9 +80,7 @@ class Job:
 
     @property
     def log(self) -> Path:
-        """Messages of the job, and the traceback if it failed. Its outcome is in a file beside
-        it.
-        """
+        """Messages of the job, and the traceback if it failed; the outcome is beside it."""
         return self.sweep / "logs" / f"{self.config.name}.log"
 
     @property
@@ -92,8 +90,7 @@ class Job:
 
     @cached_property
     def key(self) -> str:
-        """Hash of everything that the result depends on except the images: the config, and the code
-        it names.
+        """Hash of everything that the result depends on except the images: config and named code.
 
         After a change of a YAML file or a loss, an old result no longer matches.
         """
@@ -145,9 +142,7 @@ class Job:
         self.log.with_suffix(".json").unlink(missing_ok=True)
 
     def make_ready(self) -> None:
-        """Remove the outcome, unless another process of the same sweep runs the job or has finished
-        it.
-        """
+        """Remove the outcome, unless another process of this sweep runs or has finished the job."""
         with free(self.lock, remove=False) as mine:
             if mine and self.report() is None:
                 self.forget()

@@ -22,8 +22,7 @@ BOTH: tuple[Role, Role] = ("teacher", "student")
 def looks(
     done: Mapping[Role, StageResult], logits: Mapping[Role, Tensor], data: DataModule
 ) -> Figure | None:
-    """Draw Grad-CAM of teacher and student, each for its predicted class, on the images where they
-    differ most.
+    """Draw Grad-CAM of teacher and student on the images where they differ most.
 
     Args:
         logits: per role, [N, C] for the test images.

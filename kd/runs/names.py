@@ -34,8 +34,7 @@ APART = {"force", "debug", "pictures", "output_dir", "name", "sweep"}
 
 
 def sweep_name(*, _root_: Container) -> str:
-    """Return the name of a sweep's folder: the runs' common name, the swept keys, and a hash of the
-    rest.
+    """Return the name of a sweep's folder: the runs' common name, the swept keys, and a hash.
 
     Equal overrides give equal names, so that the same command finds what is done. `name=` is used
     as typed.
@@ -77,9 +76,7 @@ def overrides_of(config: Container) -> list[Override]:
 
 
 def swept_keys(config: Container, overrides: Sequence[Override]) -> set[str]:
-    """Return the keys swept by the command line or a file in conf/sweep, also those set to one
-    value there.
-    """
+    """Return the keys swept by the command line or conf/sweep, also if only one value is left."""
     swept = {each.get_key_element() for each in overrides if each.is_sweep_override()}
     return swept | set(OmegaConf.select(config, "hydra.sweeper.params") or ())
 

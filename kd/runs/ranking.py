@@ -44,9 +44,7 @@ def rank_runs(runs: Sequence[tuple[Sequence[str], Report]]) -> list[RankingRow]:
 
 
 def show(runs: Sequence[tuple[Sequence[str], Report]]) -> None:
-    """Print the ranking on stdout: per cent, points for the gain; mean ± standard deviation over
-    seeds.
-    """
+    """Print the ranking on stdout: per cent, points for the gain; mean ± deviation over seeds."""
     if not runs:
         return
     rows = rank_runs(runs)

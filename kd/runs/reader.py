@@ -72,8 +72,8 @@ class FinishedRun:
         return keys[role]
 
     def _stores(self) -> list[Path]:
-        """Return the stores that may have its stages: near the run folder, or in the configured
-        output folder.
+        """Return the stores that may have its stages: near the run folder, or in the output
+        folder.
         """
         written = Path(self.report.origin.output_dir).expanduser().resolve()
         around = [parent / "store" for parent in (*self.folder.parents, written)]
@@ -101,8 +101,7 @@ class FinishedRun:
         return read_student(file, str(self.folder), self.trust)[0]
 
     def nets(self) -> tuple[dict[str, "nn.Module"], dict[str, str]]:
-        """Load the nets by role; also returns the reason for each missing one, as when a run folder
-        was moved alone.
+        """Load the nets by role; also returns why any is missing, as after moving a run folder.
 
         Raises:
             UserError: there is none at all.

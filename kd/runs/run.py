@@ -118,9 +118,7 @@ def finish_stage(
     force: bool,
     since: datetime | None,
 ) -> tuple[StageResult, str]:
-    """Train or fetch a stage, with live curves in the run folder; also returns how it was
-    obtained.
-    """
+    """Train or fetch a stage, with live curves in the run folder; also returns how it was got."""
     folder.follow(stage.name, store.root / f"{stage.key}.partial" / "tensorboard")
     started = time.perf_counter()
     done, reused = complete(stage, store, data, force=force, since=since)
@@ -136,9 +134,7 @@ def finish_stage(
 def by_role(
     chain: Sequence[StagePlan], stages: Mapping[str, StageResult]
 ) -> dict[Role, StageResult]:
-    """Return the stages to compare; of several students the last one, which builds on the
-    others.
-    """
+    """Return the stages to compare; of several students the last, which builds on the others."""
     return {plan.role: stages[plan.name] for plan in chain if plan.role}
 
 

@@ -1,5 +1,4 @@
-"""A sweep: many runs in one folder. Finished runs are skipped, failures do not stop others, a table
-ends it.
+"""A sweep: many runs in one folder. It skips finished runs, survives failures, ends in a table.
 
 Jobs run one after another in this process, or through one of Hydra's launchers in a process pool or
 on a cluster. Jobs and this process communicate through files, so all launchers behave alike.
@@ -67,8 +66,7 @@ RunJobs = Callable[[Sequence[Entry]], None]  # returns when these jobs have ende
 
 
 class Sweep(Callback):
-    """Runs all jobs in place of Hydra's sweeper, which would repeat finished ones and stop at a
-    failure.
+    """Runs all jobs instead of Hydra's sweeper, which would repeat jobs and stop at a failure.
 
     Args:
         command: what follows `python -m`.

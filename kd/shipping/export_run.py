@@ -213,9 +213,7 @@ def _write(kind: str, path: Path, subject: ExportSubject, calibration: int) -> N
 
 
 def _calibration(subject: ExportSubject, count: int) -> Iterator[NDArray[np.float32]]:
-    """Iterate over `count` unaugmented training images in batches, evenly spread over the training
-    part.
-    """
+    """Iterate over `count` evenly spread, unaugmented training images in batches."""
     assert subject.train is not None
     for index in torch.split(_spread(len(subject.train), count), 32):
         yield subject.feed(subject.train.pixels[index]).numpy()
@@ -281,8 +279,8 @@ def _logits(ask: Ask, images: Images, subject: ExportSubject) -> Tensor:
 
 
 def _beside(ours: Tensor, theirs: Tensor, labels: Tensor) -> dict[str, Any]:
-    """Compare logits [N, C] in int8 and float32: both accuracies, the interval, and the share of
-    equal predictions.
+    """Compare logits [N, C] in int8 and float32: accuracies, interval, share of equal
+    predictions.
     """
     found = summary(theirs, labels, ours)
     return {

@@ -1,6 +1,4 @@
-"""The chain of stage plans: what each trains, on what, after which others; read from the config,
-before any data.
-"""
+"""The chain of stage plans, read from the config before any data: what, on what, after which."""
 
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -137,7 +135,7 @@ def _loss(name: str, stage: StageConfig, config: Config) -> LossSpec:
     """Read the stage's loss. This happens once per stage; everything else uses the result.
 
     Raises:
-        UserError: for whatever is wrong in it, or a term that only another command can use.
+        UserError: the loss is invalid, or a term belongs to another command.
     """
     if stage.loss == "labels":
         return LABELS_ONLY
@@ -156,9 +154,7 @@ def _loss(name: str, stage: StageConfig, config: Config) -> LossSpec:
 
 
 def _sees(of_teacher: bool, loss: LossSpec) -> Sees:
-    """Choose what a stage sees: the teacher everything; unlabelled images only where the loss uses
-    them.
-    """
+    """Choose what a stage sees: the teacher all; unlabelled images only if the loss uses them."""
     if of_teacher:
         return "all"
     return "transfer" if loss.uses_unlabeled else "labels"

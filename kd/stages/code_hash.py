@@ -43,9 +43,7 @@ def code_of(*nodes: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _imports(tree: ast.Module, name: str, path: Path) -> list[str]:
-    """List what a module imports, in the form for `_source_file`; in `from a import b`, b may be a
-    module or a name.
-    """
+    """List what a module imports, for `_source_file`; in `from a import b`, b may be a module."""
     inside = name.split(".") if path.stem == "__init__" else name.split(".")[:-1]
     found = []
     for node in ast.walk(tree):
@@ -59,8 +57,8 @@ def _imports(tree: ast.Module, name: str, path: Path) -> list[str]:
 
 
 def _source_file(target: str) -> tuple[str, Path] | None:
-    """Find the module at the start of a dotted path, with its file; None for an installed or
-    built-in one.
+    """Find the module at the start of a dotted path, with its file; None if installed or built
+    in.
     """
     package, *names = target.split(".")[:-1] or [""]
     spec = _spec(package, None)

@@ -60,17 +60,14 @@ def classes_of(done: StageResult) -> int:
 
 
 def logits_of(done: StageResult, data: DataModule, images: Images) -> Tensor:
-    """Return a finished stage's logits [N, C] for unaugmented images, computed once and stored with
-    its weights.
-    """
+    """Return a finished stage's logits [N, C] for unaugmented images, stored with its weights."""
     return compute_once(
         done, logits_name(images), lambda: predict_logits(load_net(done), data, images)
     )
 
 
 def role_logits(done: Mapping[Role, StageResult], data: DataModule) -> dict[Role, Tensor]:
-    """Return each role's logits [N, C] for the test images: the only place that reads the test
-    part.
+    """Return each role's logits [N, C] for the test images; nothing else reads the test part.
 
     Many students share a teacher and a baseline, whose logits are stored with their weights. A
     student's are needed once, so only small ones are stored.
@@ -102,9 +99,7 @@ def macs_of(done: StageResult, net: nn.Module) -> int:
 
 
 def diagnose(done: StageResult, data: DataModule) -> TeacherDiagnosis:
-    """Return a teacher's logits for the validation images and for views of some training images;
-    computed once.
-    """
+    """Return a teacher's logits for validation images and some training views, stored."""
     val, train, augment = data.split.val, data.split.train, data.augment
     # A mixed view is no view of one image
     alone = augment.model_copy(update={"mixup": 0, "cutmix": 0})
@@ -135,8 +130,7 @@ def diagnose(done: StageResult, data: DataModule) -> TeacherDiagnosis:
 def compute_once(
     done: StageResult, name: str, compute: Callable[[], Tensor], what: str = "logits"
 ) -> Tensor:
-    """Return a tensor computed from a finished stage, stored under a name with its weights if
-    possible.
+    """Return a tensor of any shape [...] computed from a finished stage and stored beside it.
 
     Args:
         what: name of the tensor in the file.
@@ -156,9 +150,7 @@ def compute_once(
 
 
 def name_of(done: StageResult) -> str:
-    """Format a net's name for people: its builder, with the options that differ from the
-    defaults.
-    """
+    """Format a net's name for people: its builder with the non-default options."""
     return name_of_net(done.record["spec"]["net"])
 
 

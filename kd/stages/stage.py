@@ -251,9 +251,7 @@ def _is_loaded(stage: Stage) -> bool:
 
 
 def _start(stage: Stage, data: DataModule) -> nn.Module:
-    """Build the initial net of a stage: fresh, pretrained, from a file, or from an earlier
-    stage.
-    """
+    """Build the initial net of a stage: fresh, pretrained, from a file, or from another stage."""
     load = not (stage.weights or stage.start or stage.members)
     trained = stage.spec["epochs"] > 0
     net = build_net(stage.spec["net"], data.shape, f"{stage.name}.net", load=load, trained=trained)

@@ -1,6 +1,4 @@
-"""Start of a net: weights from a file, their part in the stage's key, the check that they fit; or
-training images.
-"""
+"""Start of a net: weights from a file with their part in the key; or training images."""
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -33,8 +31,7 @@ STARTING = 2**22  # pixels of the images that a net may get for its start
 
 
 def file_of(plan: StagePlan) -> Path | None:
-    """Return the file with a stage's initial weights, checked against the net; None if there is
-    none.
+    """Return the file with a stage's initial weights, checked against the net, or None.
 
     Raises:
         UserError: the file is missing, or says that it holds another net's weights.
@@ -72,9 +69,7 @@ def start_spec(plan: StagePlan, file: Path | None, classes: tuple[str, ...]) -> 
 
 @lru_cache(maxsize=8)
 def _checksum(file: Path, changed: int) -> str:
-    """Compute a file's checksum, once per modification time: each sweep job asks several times, and
-    45 MB take 0.1 s.
-    """
+    """Compute a file's checksum once per modification time: 45 MB take 0.1 s for each sweep job."""
     return checksum(file)
 
 
@@ -129,8 +124,7 @@ def load_start(
 
 
 def start_from_images(net: nn.Module, data: DataModule) -> None:
-    """Pass training images to `start_from` of a fresh net or of a net inside it, if there is such a
-    method.
+    """Pass training images to `start_from` of a fresh net, or of a net inside it, if it exists.
 
     It gets float32 [N, C, H, W], normalised but not augmented: up to 4,096 images of 32x32, fewer
     larger ones, spread evenly over the labelled training part. It must not draw random numbers.

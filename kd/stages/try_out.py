@@ -1,6 +1,4 @@
-"""Trial of a stage's loss on its two nets before training: hooked layers, and whether everything
-fits.
-"""
+"""Trial of a stage's loss on its two nets before training: does everything fit?"""
 
 import torch
 from torch import nn
@@ -18,8 +16,7 @@ from kd.training.objective import Objective
 
 
 def taps_of(plan: StagePlan, shape: Shape) -> dict[str, list[str]]:
-    """Return the hooked layers of a stage's net and its teacher's, `student` and `teacher`; empty
-    if unused.
+    """Return the hooked layers of a stage's net and its teacher's; empty if the loss uses none.
 
     Raises:
         UserError: there are none, or unequal numbers.

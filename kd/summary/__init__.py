@@ -1,6 +1,4 @@
-"""Comparison of many runs: runs that differ only in seed form a row, with mean, spread and
-tests.
-"""
+"""Comparison of many runs: runs that differ only in seed form a row, with spread and tests."""
 
 from collections.abc import Sequence
 from pathlib import Path

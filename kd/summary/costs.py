@@ -39,9 +39,7 @@ PARAMETERS = Axis(lambda model: model.params, "parameters (log)", "number of par
 
 @dataclass
 class Point:
-    """One or several trainings of a net, as a point: accuracies by stage, and all measurements of
-    its cost.
-    """
+    """One or several trainings of a net as a point: accuracies by stage, and its measured costs."""
 
     role: str
     name: str
@@ -56,8 +54,7 @@ class Point:
 
 
 def points_of(rows: Sequence[Row], axis: Axis) -> list[Point]:
-    """Return the students by row; teachers and baselines once each, however many rows share their
-    stages.
+    """Return the students by row; teachers and baselines once each, as rows share their stages.
 
     The cost of a net does not depend on its training, so its measurements are averaged over all
     runs.
@@ -97,9 +94,7 @@ def _net(model: ModelReport) -> str:
 
 
 def cost_plot(points: Sequence[Point], axis: Axis) -> Figure:
-    """Plot accuracy against a cost: a point per row, teachers and baselines, and the Pareto
-    front.
-    """
+    """Plot accuracy against a cost: a point per row, teachers, baselines, and the Pareto front."""
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes: Axes = figure.subplots()
     for role, style in ROLES.items():
@@ -149,9 +144,7 @@ def cost_plot(points: Sequence[Point], axis: Axis) -> Figure:
 
 
 def _log_axis(axes: Axes, costs: Sequence[float]) -> None:
-    """Set up a log axis with margins, a range of at least 2, and ticks that are readable for any
-    range.
-    """
+    """Set up a log axis with margins, a range of at least 2, and readable ticks."""
     low, high = min(costs), max(costs)
     room = max((high / low) ** 0.25, 2**0.5)
     axes.set_xlim(low / room, high * room)

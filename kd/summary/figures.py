@@ -1,5 +1,4 @@
-"""Pictures of many runs: accuracy over temperature and alpha, gains, accuracy against costs,
-learning curves.
+"""Pictures of many runs: accuracy over temperature and alpha, gains, costs, learning curves.
 
 Each function returns a matplotlib `Figure`, drawn without pyplot's global state, or None if there
 is nothing to show. Rows are ordered as in the tables.
@@ -99,8 +98,7 @@ def _limit_note(count: int, limit: int) -> str:
 
 
 def families(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Group rows that differ only in temperature and alpha, if both vary, by the rest of their
-    names; best first.
+    """Group rows that differ only in temperature and alpha, if both vary; best first.
 
     Schedules do not fit on an axis and are left out.
     """
@@ -300,9 +298,7 @@ def _history(model: ModelReport | None) -> NDArray[np.float64]:
 def _curve(
     axes: Axes, curves: Mapping[str, NDArray[np.float64]], name: str, style: Mapping[str, Any]
 ) -> bool:
-    """Plot mean and band over curves of different lengths; a net without training is a level
-    line.
-    """
+    """Plot mean and band over curves of any lengths; a net without training is a level line."""
     found = [curve for curve in curves.values() if len(curve)]
     if not found:
         return False

@@ -121,9 +121,7 @@ def group(runs: Iterable[Run]) -> tuple[list[Row], int]:
 
 
 def settings_of(run: Run) -> dict[str, object]:
-    """Return a run's knobs by dotted name, without those that change no result, and `loss`, the
-    terms' names.
-    """
+    """Return a run's knobs by dotted name, without those that change no result, and `loss`."""
     config = run.report.config
     loss = config.get("loss")
     terms = loss.get("terms") if isinstance(loss, Mapping) else None
@@ -145,9 +143,7 @@ def _text(value: object) -> str:
 
 
 def _following(runs: Sequence[Run]) -> set[str]:
-    """Return seeds of other parts (`teacher.seed`, `incremental.order_seed`) that equal the run's
-    in each run.
-    """
+    """Return seeds of other parts (such as `teacher.seed`) that equal the run's in each run."""
     flat = [dict(_leaves(run.report.config, "")) for run in runs]
     names = {name for each in flat for name in each if name.endswith("seed")}
     return {
@@ -156,8 +152,7 @@ def _following(runs: Sequence[Run]) -> set[str]:
 
 
 def differing(settings: Sequence[Settings]) -> list[str]:
-    """Return the knobs with more than one value: loss, temperature and alpha first, then others by
-    depth.
+    """Return the knobs with several values: loss, temperature and alpha first, others by depth.
 
     A knob that only some rows have (an option of one loss) counts if it differs among those.
     """

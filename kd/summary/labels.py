@@ -54,8 +54,7 @@ def _curve(name: str, rows: dict[int, Row]) -> LabelCurve:
 
 
 def worth(curve: LabelCurve, place: int) -> float | None:
-    """Estimate how many labels the baseline needs to match the student with `counts[place]` of
-    them.
+    """Estimate how many labels the baseline needs to match the student with `counts[place]`.
 
     Between two counts the baseline's accuracy is interpolated in the logarithm of the count.
 

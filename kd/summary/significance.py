@@ -31,9 +31,7 @@ def deviation(values: Sequence[float]) -> float | None:
 
 
 def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """Compute Student's t interval (95 %) of the mean; None for fewer than two values or equal
-    ones.
-    """
+    """Compute Student's t interval (95 %) of the mean; None for too few or equal values."""
     if len(values) < 2 or max(values) - min(values) < SAME:
         return None
     half = (

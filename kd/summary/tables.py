@@ -138,9 +138,7 @@ def _closed_gaps(row: Row) -> list[float]:
 
 
 def nets(row: Row, role: str) -> list[str]:
-    """Return the names of a role's nets in a row; several only if something besides the config
-    changed.
-    """
+    """Return the names of a role's nets in a row; several only if more than the config changed."""
     return list(dict.fromkeys(model.net for model in row.models(role)))
 
 
@@ -156,9 +154,7 @@ def spread(values: Sequence[float], factor: float, digits: int, sign: str = "") 
 
 
 def _count(values: Sequence[float]) -> Cell:
-    """Format the mean with three digits and a decimal prefix; the runs of a row have the same
-    net.
-    """
+    """Format the mean with three digits and a decimal prefix; a row has one net."""
     middle = mean(values)
     return Cell("") if middle is None else Cell(short(middle), middle)
 
@@ -259,8 +255,7 @@ def _best(row: Row, gain: Gain) -> str:
 
 
 def as_csv(rows: Sequence[Row], gains: Sequence[Gain]) -> str:
-    """Format one line per run: its row's statistics, the differing knobs, and all numbers of its
-    models.
+    """Format one line per run: its row's statistics, differing knobs, numbers of its models.
 
     Accuracies are fractions; missing values are empty.
     """

@@ -14,9 +14,7 @@ LINES = 15  # maximum number of rows in the picture
 
 
 def task_table(rows: Sequence[Row]) -> Table | None:
-    """Make accuracies in per cent and differences in points, in both protocols; None without
-    tasks.
-    """
+    """Make accuracies in per cent and differences in points, in both protocols, or None."""
     found = _learners(rows)
     if not found:
         return None

@@ -37,8 +37,7 @@ class TaskData:
         return range(start, start + len(self.tasks[task]))
 
     def task(self, task: int, exemplars: Images | None = None) -> DataModule:
-        """Return a task's data: its own images, then the exemplars. Validation and test have its
-        own classes.
+        """Return a task's data: its images, then the exemplars; validation and test of its classes.
 
         Args:
             exemplars: of earlier classes, labelled by position.

@@ -25,9 +25,7 @@ class Features(nn.Module):
         self.net, self.normalization = net, getattr(net, "normalization", None)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute features for x [B, C, H, W], scaled to length 1 as in Rebuffi et al. 2017; [B,
-        features].
-        """
+        """Compute features for x [B, C, H, W] at length 1 (Rebuffi et al. 2017); [B, features]."""
         return nn.functional.normalize(self.net.features(x), dim=1)
 
 
@@ -141,8 +139,7 @@ class Memory:
 
 
 def nearest_mean(features: Tensor, means: Tensor) -> Tensor:
-    """Return minus the distance to each class's mean: the scores of Rebuffi et al. 2017, algorithm
-    1.
+    """Return minus the distance to each class's mean (Rebuffi et al. 2017, algorithm 1).
 
     Args:
         features: of images, [N, D].

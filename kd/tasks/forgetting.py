@@ -24,12 +24,17 @@ def evaluation(
             (class-incremental).
 
     Returns:
-        `matrix`, after task i on task j <= i; `after`, after each task on all images of the classes
-        seen so far; `average` of those over all tasks (average incremental accuracy, Rebuffi et al.
-        2017); `final`, the last of them; `forgetting` (Chaudhry et al. 2018): the mean drop from
-        each task's earlier best to the end; `backward_transfer` (Lopez-Paz & Ranzato 2017): the
-        mean change from when it was just learned to the end. The last two exclude the last task and
-        are None for a single task.
+        a mapping of names to values:
+        - `matrix`, after task i on task j <= i;
+        - `after`, after each task on all images of the classes seen so far;
+        - `average` of those over all tasks (average incremental accuracy, Rebuffi et al. 2017);
+        - `final`, the last of them;
+        - `forgetting` (Chaudhry et al. 2018), the mean drop from each task's earlier best to the
+          end;
+        - `backward_transfer` (Lopez-Paz & Ranzato 2017), the mean change from when it was just
+          learned to the end.
+
+        The last two exclude the last task and are None for a single task.
     """
     matrix, after = _matrix(scores, labels, sizes, told)
     last = matrix[-1][:-1]

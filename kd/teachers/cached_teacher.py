@@ -1,6 +1,4 @@
-"""Teacher with cached outputs: each view is computed once, by the first to need it, and then
-read.
-"""
+"""Teacher with cached outputs: each view is computed once, by its first user, then read."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -99,7 +97,7 @@ class CachedTeacher:
             )
 
     def _rows_of(self, view: int) -> NDArray[np.floating] | None:
-        """Return a view's rows; while another process computes them, compute other views, then
+        """Return a view's rows; if another process computes them, compute other views, then
         wait.
         """
         for each in range(view, max(view + 1, self.views)):
@@ -123,9 +121,7 @@ class CachedTeacher:
                 self.files.write(view, self._compute(view))
 
     def __call__(self, x: Tensor, index: Tensor, view: int) -> NetOutput:
-        """Return the logits for x [B, C, H, W] in [0, 1] and index int64 [B]: float32 [B,
-        classes].
-        """
+        """Return float32 logits [B, classes] for x [B, C, H, W] in [0, 1] and index int64 [B]."""
         if self.rows is None or view != self.view:
             return self.live(x, index, view)
         rows = torch.from_numpy(self.rows[index.cpu().numpy()])

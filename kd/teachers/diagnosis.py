@@ -1,6 +1,4 @@
-"""Value of a teacher's soft labels: accuracy on validation, entropy and stability on training
-views.
-"""
+"""Value of a teacher's soft labels: accuracy on validation, entropy, stability over views."""
 
 import json
 import math
@@ -39,9 +37,12 @@ class TeacherDiagnosis:
         """Compute the measures at a temperature > 0.
 
         Returns:
-            `accuracy` on validation, a share; `entropy` of the soft labels of training views, nats
-            per image; `label_probability`, their mean probability of the true class; `instability`,
-            the symmetric mean Kullback-Leibler divergence between two views of an image, in nats.
+            a mapping of names to values:
+            - `accuracy` on validation, a share;
+            - `entropy` of the soft labels of training views, nats per image;
+            - `label_probability`, their mean probability of the true class;
+            - `instability`, the symmetric mean Kullback-Leibler divergence between two views of an
+              image, in nats.
         """
         log_p = (self.seen.double() / temperature).log_softmax(1)
         a, b = (self.views.double() / temperature).log_softmax(2)
@@ -53,7 +54,7 @@ class TeacherDiagnosis:
         }
 
     def _label_probability(self, views: Tensor, temperature: float) -> float:
-        """Compute the mean probability of the true class on labelled views [n, C]; without any, on
+        """Compute the mean probability of the true class on labelled views [n, C], or
         validation.
         """
         known = self.view_labels >= 0

@@ -64,7 +64,7 @@ class Ensemble(nn.Module):
         self.register_buffer("std", torch.ones(len(members), in_channels, dtype=torch.float64))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute the mean of the members for x [B, C, H, W], as `average` defines it; logits [B,
+        """Compute the mean of the members for x [B, C, H, W], by `average`; logits [B,
         num_classes].
         """
         logits: list[Tensor] = [

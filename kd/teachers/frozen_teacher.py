@@ -1,6 +1,4 @@
-"""Trained net as a teacher: evaluation mode, no gradient, out of reach of the student's
-training.
-"""
+"""Trained net as a teacher: evaluation mode, no gradient, out of reach of the training."""
 
 import copy
 

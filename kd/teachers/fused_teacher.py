@@ -9,7 +9,7 @@ from torch.fx.experimental.optimization import fuse
 
 from kd.teachers.frozen_teacher import FrozenTeacher
 
-TRIED = 8  # images on which the fused net must agree with the net as it is
+TRIED = 8  # images on which the fused net must agree with the original
 
 
 class FusedTeacher:
@@ -61,9 +61,7 @@ class FusedTeacher:
 
 
 def fuse_batch_norms(net: nn.Module) -> nn.Module:
-    """Return a copy in evaluation mode with batch norms fused, or the net itself if it cannot be
-    traced.
-    """
+    """Return a copy with batch norms fused, or the net itself if it cannot be traced."""
     try:
         quick: nn.Module = fuse(net)
     # A net's own code may raise anything on a placeholder

@@ -31,14 +31,12 @@ def computing_in(precision: Precision, device: torch.device) -> torch.autocast:
 
 
 class TeacherNet(Protocol):
-    """Source of outputs, one frozen net or several; x [B, C, H, W] in [0, 1] -> logits [B,
+    """Source of outputs, one net or several; x [B, C, H, W] in [0, 1] -> logits [B,
     num_classes].
     """
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Return logits [B, num_classes] without gradient, which do not depend on the rest of the
-        batch.
-        """
+        """Return logits [B, num_classes] without gradient, independent of the rest of the batch."""
 
     def to(self, device: torch.device) -> Any:
         """Move to a device."""

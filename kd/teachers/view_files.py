@@ -1,6 +1,4 @@
-"""Files of teacher outputs: one folder per view, published atomically, verified on opening, evicted
-by age.
-"""
+"""Files of teacher outputs: one folder per view, atomic, verified when opened, evicted by age."""
 
 import errno
 import json

@@ -17,8 +17,8 @@ from kd.training.finite import check_row
 
 
 class History(Callback):
-    """Metrics of each finished epoch, kept in the checkpoint; also logs a line per epoch without
-    progress bar.
+    """Metrics of each finished epoch, in the checkpoint; a log line per epoch without progress
+    bar.
     """
 
     state_key = "History"
@@ -85,7 +85,7 @@ class Best(ModelCheckpoint):
     """
 
     def check_monitor_top_k(self, trainer: L.Trainer, current: Tensor | None = None) -> bool:
-        """Whether to keep this epoch."""
+        """Whether to keep this epoch, whose metric is the scalar `current`."""
         return super().check_monitor_top_k(trainer, current) or (
             current is not None
             and self.best_model_score is not None

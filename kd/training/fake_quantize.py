@@ -28,8 +28,7 @@ def rounded_weights(weight: Tensor) -> Tensor:
 
 
 def rounded_activations(x: Tensor) -> Tensor:
-    """Round activations x [...] to 256 levels between the batch's minimum and maximum, with 0 among
-    them.
+    """Round activations x [...] to 256 levels between the batch's minimum and maximum, incl. 0.
 
     The file has fixed ranges from calibration; those of a batch are close, and need not be stored.
     """

@@ -67,9 +67,11 @@ def fit(
         learned: loss parameters, by name, of the stage that this one starts from.
 
     Returns:
-        `history`, one row of metrics per epoch; `val`, the rows of the `best` and the `last` epoch;
-        `epochs`, `steps` and `seconds` of training; `training_params`, the number of parameters
-        used only in training.
+        a mapping of names to values:
+        - `history`, one row of metrics per epoch;
+        - `val`, the rows of the `best` and the `last` epoch;
+        - `epochs`, `steps` and `seconds` of training;
+        - `training_params`, the number of parameters used only in training.
 
     Raises:
         StopRequest: by Ctrl-C; the next call resumes after the last finished epoch.
@@ -130,7 +132,7 @@ def fit(
 def _callbacks(
     name: str, spec: Mapping[str, Any], watched: TeacherDiagnosis | None, shape: Shape
 ) -> list[Callback]:
-    """The callbacks that a stage asks for besides its history."""
+    """Return the stage's callbacks besides its history."""
     found: list[Callback] = [StepLog(), RemainingTime(name)]
     if watched:
         found.append(DiagnosisLog(watched))

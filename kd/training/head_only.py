@@ -1,6 +1,4 @@
-"""Training only the last layer, or only the loss's parameters; the rest stays bit-identical,
-batch-norm statistics included.
-"""
+"""Training only the last layer, or only the loss's parameters; the rest stays bit-identical."""
 
 import lightning.pytorch as L
 from lightning.pytorch.callbacks import Callback
@@ -20,7 +18,7 @@ class HeadOnly(Callback):
         freeze_body(pl_module.net, self.shape)  # type: ignore[arg-type]
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Undo the train mode that Lightning has set; after validation it restores the modes it
+        """Undo the train mode that Lightning has set; after validation it restores what it
         found.
         """
         still_body(pl_module.net)  # type: ignore[arg-type]

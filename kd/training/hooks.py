@@ -19,8 +19,7 @@ def hook(
     shape: Shape,
     labels: Tensor,
 ) -> tuple[FeatureHooks | None, dict[str, Any]]:
-    """Hook the net in training as its loss needs it; also returns constructor arguments for that
-    loss.
+    """Hook the net in training for its loss; also returns constructor arguments for that loss.
 
     Args:
         spec: of the stage.

@@ -16,8 +16,7 @@ FALLS = {"step": (1 / 2, 3 / 4), "step_late": (5 / 8, 3 / 4, 7 / 8)}
 def make_schedule_of_rate(
     optimizer: Optimizer, schedule: str | Mapping[str, Any], steps: int, epochs: float
 ) -> LRScheduler:
-    """Build the learning-rate scheduler, to be stepped once per batch; groups keep their ratio to
-    `lr`.
+    """Build the learning-rate scheduler, stepped per batch; groups keep their ratio to `lr`.
 
     Args:
         schedule: `onecycle` warms up to `lr` over the first 30 % and anneals to almost nothing

@@ -87,7 +87,7 @@ class TermSpec:
 
     @property
     def command(self) -> str | None:
-        """The command that alone can use it, as its module says in `COMMAND`; None for any."""
+        """The only command that can use it, as its module says in `COMMAND`; None for any."""
         return getattr(sys.modules.get(self.target.__module__), "COMMAND", None)
 
 
@@ -125,9 +125,7 @@ class LossSpec:
 
     @property
     def wants_stem(self) -> bool:
-        """Whether a term also uses the stem before the first stage: its loss has an attribute
-        `stem`.
-        """
+        """Whether a term also uses the stem before the first stage: its loss has a `stem`."""
         return any(getattr(term.target, "stem", False) for term in self.terms)
 
 

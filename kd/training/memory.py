@@ -10,8 +10,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
 def keep_memory() -> None:
-    """Make the C library keep freed memory, and PyTorch skip filling it, for the rest of the
-    process.
+    """Make the C library keep freed memory, and PyTorch leave it unfilled, in this process.
 
     By default the library returns blocks over 32 MiB to the system at once. Each step asks for them
     again and gets zeroed pages one by one. For the CNN on 128 images of 32x32 this took 12 to 29 %

@@ -102,8 +102,7 @@ class Muon(Optimizer):
 
 
 def nearest_orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
-    """Approximate U V^T of matrix = U S V^T: five Newton-Schulz steps bring all singular values to
-    0.7 to 1.2.
+    """Approximate U V^T of matrix = U S V^T by Newton-Schulz: singular values of 0.7 to 1.2.
 
     Args:
         matrix: [rows, columns]; bfloat16 on a GPU, which is precise enough.

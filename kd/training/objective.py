@@ -19,7 +19,8 @@ class Term(nn.Module):
     """One summand: a loss with its weight, numbers and signals.
 
     Args:
-        build_arguments: available values of `BUILD_ARGUMENTS`, for losses with a net or layer of their own.
+        build_arguments: available values of `BUILD_ARGUMENTS`, for losses with a net or layer of
+            their own.
         unlabeled: whether there are unlabelled images. A loss that reads labels does not see them,
             unless its attribute `takes_unlabeled` is true.
     """
@@ -48,8 +49,7 @@ class Term(nn.Module):
             self.loss = construct({"_target_": spec.path, **built}, spec.where, **build_arguments)
 
     def forward(self, signals: Mapping[str, Any]) -> dict[str, Any]:
-        """Compute the unweighted loss `loss_NAME`, its weight `weight_NAME`, and changing numbers
-        for the log.
+        """Compute the unweighted loss `loss_NAME`, its weight `weight_NAME`, and numbers to log.
 
         Args:
             signals: by name; see `SIGNALS`. Tensors [B, ...].

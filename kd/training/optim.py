@@ -29,8 +29,7 @@ def make_optimizer(
     clips: bool = False,
     where: str = "optim",
 ) -> tuple[Optimizer, LRScheduler]:
-    """Build an optimiser from its config node, with its learning-rate schedule, to be stepped once
-    per batch.
+    """Build an optimiser from its config node, with its learning-rate schedule, stepped per batch.
 
     Args:
         net: its frozen parameters are left out.

@@ -18,9 +18,9 @@ def parameter_groups(
     Args:
         net: its parameters come in their order in the net.
         extra: parameters of the loss; treated like the net's last layer.
-        decay_norms: False removes weight decay from norms and biases (all one-dimensional
-            parameters), and from what a timm net lists in `no_weight_decay` (Goyal et al. 2017,
-            section 5.3; He et al. 2019, section 3.1).
+        decay_norms: False removes weight decay from norms and biases, so from all one-dimensional
+            parameters (Goyal et al. 2017, section 5.3; He et al. 2019, section 3.1). It also
+            removes it from what a timm net lists in `no_weight_decay`.
         layer_decay: factor per layer below the last, as `lr_scale`, in (0, 1] (Clark et al. 2020,
             ELECTRA; Bao et al. 2021, BEiT). A layer is a path up to its first number: `layer1.0`,
             `blocks.3`, `fc`. None gives all the same rate.

@@ -149,7 +149,7 @@ def _construct(asked: Mapping[str, Any]) -> L.Trainer:
 
 
 def _check_strategy(trainer: L.Trainer, asked: Any) -> None:
-    """Refuse several nodes, and ways of starting device processes that would hang or repeat the
+    """Refuse several nodes, and ways of starting processes that would hang or repeat the
     command.
     """
     if trainer.num_nodes > 1:

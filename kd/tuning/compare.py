@@ -41,9 +41,10 @@ def compare_settings(
         command: command line that repeats it.
 
     Returns:
-        contents of `result.json`: `settings`, by name, with `overrides` and lists over the seeds of
-        `validation` and `test` (the student's accuracies, fractions); `bought`, tuned minus default
-        on test, by seed.
+        contents of `result.json`:
+        - `settings`, by name, with `overrides` and lists over the seeds of `validation` and `test`
+          (the student's accuracies, fractions);
+        - `bought`, tuned minus default on test, by seed.
     """
     settings = {DEFAULT: []} if tuned == request.own else {DEFAULT: [], TUNED: overrides_of(tuned)}
     found: dict[str, dict[str, Any]] = {}

@@ -144,8 +144,7 @@ def _of_train(cfg: DictConfig) -> DictConfig:
 
 
 def typed_space(space: Node, overrides: Sequence[str]) -> tuple[Node, set[str] | None]:
-    """Return the space with each range as typed, and the typed knobs; None for all if a file was
-    chosen.
+    """Return the space with each range as typed, and the typed knobs; None if a file was chosen.
 
     Hydra would merge the keys of a typed range with those of the file's range.
     """

@@ -113,9 +113,7 @@ class Trials:
                 self.study.enqueue_trial(dict(self.request.default))
 
     def _settings(self) -> dict[str, str]:
-        """Return everything that a trial's value depends on besides the knobs, as a flat
-        mapping.
-        """
+        """Return everything that a trial's value depends on besides the knobs, flat."""
         config = {k: v for k, v in self.request.config.model_dump().items() if k not in NO_MATTER}
         config["trainer"] = {k: v for k, v in config["trainer"].items() if k not in RUNTIME_ONLY}
         tuning = self.request.tuning
@@ -189,9 +187,7 @@ class Trials:
                 write_trials(self.study, knobs, self.folder / "trials.csv")
 
     def _next(self) -> tuple[Trial, dict[str, str]]:
-        """Ask for a setting; equal at the same point of the search, however often it was
-        interrupted.
-        """
+        """Ask for a setting, equal at the same point of the search after any interruption."""
         trials = self.study.get_trials(deepcopy=False)
         new = sum("again" not in trial.user_attrs for trial in trials)
         self.study.sampler = optuna.samplers.TPESampler(

@@ -1,6 +1,4 @@
-"""A search on disk: its database, the check that it is intact and of this search, and the table of
-trials.
-"""
+"""A search on disk: its database, the check that it is intact, and the table of trials."""
 
 import csv
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What the benchmarks share: the data, a teacher trained once, and the table that ends the session."""
+"""Fixtures of the benchmarks: data, a teacher trained once, and the final table."""
 
 import json
 import os
@@ -24,13 +24,13 @@ _rows: list[Row] = []
 
 @pytest.fixture(autouse=True)
 def _threads() -> None:
-    """All cores, as a user's command has; the other tests take one."""
+    """Use all cores, as a user's command does; the other tests use one."""
     torch.set_num_threads(THREADS)
 
 
 @pytest.fixture(scope="session")
 def tell() -> Callable[[Row], None]:
-    """Puts a row into the table."""
+    """Add a row to the table."""
     return _rows.append
 
 
@@ -47,7 +47,7 @@ def cifar10() -> str:
 
 @pytest.fixture(scope="session")
 def train(cifar10: str) -> Callable[..., tuple[str, ...]]:
-    """The command of a run or sweep on the same few images, its output in a folder of its own."""
+    """Return the command of a run or sweep on the same few images, with its own output folder."""
 
     def command(out: Path, *overrides: str, images: int = IMAGES) -> tuple[str, ...]:
         data = ("--config-dir", str(HERE / "conf"), "data=part_of_cifar10", f"data.root={cifar10}")
@@ -60,9 +60,8 @@ def train(cifar10: str) -> Callable[..., tuple[str, ...]]:
             "+optim.fused=true",  # as the loops have it
             f"output_dir={out}",
         )
-        flags = [
-            each for each in overrides if each == "-m"
-        ]  # which Hydra takes in front of the overrides only
+        # Hydra accepts them only before the overrides.
+        flags = [each for each in overrides if each == "-m"]
         return "-m", "kd.train", *flags, *data, *same, *(each for each in overrides if each != "-m")
 
     return command
@@ -70,7 +69,7 @@ def train(cifar10: str) -> Callable[..., tuple[str, ...]]:
 
 @pytest.fixture(scope="session")
 def teacher(train: Callable[..., tuple[str, ...]]) -> str:
-    """Weights of a ResNet-18, trained once on the same images and kept between sessions."""
+    """Train a ResNet-18 once on the same images and keep its weights between sessions."""
     folder = OUT / f"teacher-{IMAGES}"
     weights = folder.with_suffix(".safetensors")
     if not weights.exists():
@@ -81,7 +80,7 @@ def teacher(train: Callable[..., tuple[str, ...]]) -> str:
 
 
 def pytest_terminal_summary() -> None:
-    """The table, and the same as JSON."""
+    """Print the table, and write it as JSON."""
     if not _rows:
         return
     table = Table("", "ours", "other", "", "ratio", "of single rounds", "target", "met", "n")

@@ -1,4 +1,6 @@
-"""What a GPU does with kd: bare steps next to the card's peak, stages, and several processes on one card."""
+"""Benchmarks for a GPU: bare steps against the card's peak, stages, several processes on one
+card.
+"""
 
 import argparse
 import json
@@ -31,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def per_second(step: Callable[[], object], device: str, seconds: float) -> float:
-    """How often a second a step is done, after three of them."""
+    """Measure steps per second, after three warm-up steps."""
 
     def wait() -> None:
         if device == "cuda":
@@ -50,7 +52,7 @@ def per_second(step: Callable[[], object], device: str, seconds: float) -> float
 
 
 def training_step(net: nn.Module, device: str, batch: int, bf16: bool) -> Callable[[], object]:
-    """Forth and back and SGD on one resident batch of 32x32."""
+    """Run forward, backward and SGD on one resident batch of 32x32."""
     net = net.to(device).to(memory_format=torch.channels_last)
     x = torch.rand(batch, 3, 32, 32, device=device).contiguous(memory_format=torch.channels_last)
     y = torch.randint(10, (batch,), device=device)
@@ -68,14 +70,14 @@ def training_step(net: nn.Module, device: str, batch: int, bf16: bool) -> Callab
 
 
 def peak(device: str, seconds: float) -> float:
-    """FLOP a second of a large product in bf16, as this card does it."""
+    """Measure the FLOP/s of a large bf16 matrix product on this card."""
     side = 8192 if device == "cuda" else 512
     a = torch.randn(side, side, device=device, dtype=torch.bfloat16)
     return 2.0 * side**3 * per_second(lambda: a @ a, device, seconds)
 
 
 def bare_steps(device: str, batch: int, seconds: float) -> list[str]:
-    """Rows of images a second and of the share of the peak."""
+    """Make rows of images per second and the share of the peak."""
     whole = peak(device, seconds)
     rows = [f"A large product in bf16: {whole / 1e12:.3g} TFLOP/s, which counts as the peak.", ""]
     rows += ["| net | way | images a second | share of the peak |", "|---|---|---:|---:|"]
@@ -93,7 +95,7 @@ def bare_steps(device: str, batch: int, seconds: float) -> list[str]:
 
 
 def side_by_side(device: str, batch: int, seconds: float, counts: list[int]) -> list[str]:
-    """Rows of images a second of several processes together, for the CNN in bf16."""
+    """Make rows of the total images per second of several processes, for the CNN in bf16."""
     rows = ["| processes | images a second, together |", "|---:|---:|"]
     options = ["--device", device, "--seconds", str(seconds), "--batch", str(batch), "--alone"]
     for count in counts:
@@ -107,7 +109,7 @@ def side_by_side(device: str, batch: int, seconds: float, counts: list[int]) -> 
 
 
 def stages(device: str, epochs: int) -> list[str]:
-    """Rows of ms a step inside kd, with the teacher's answers kept and asked live, with and without a compiler."""
+    """Make rows of ms per step inside kd, with cached and live teacher outputs, compiled or not."""
     data = Path(os.environ.get("KD_DATA_DIR", "data")) / "cifar-10-batches-py"
     source = ["data=cifar10"] if data.is_dir() else ["data=digits"]
     rows = [f"{source[0]}, ResNet-18 to the CNN, batches of 512.", ""]

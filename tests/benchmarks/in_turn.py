@@ -1,4 +1,4 @@
-"""Comparing what things cost, in turns, so that whatever else the machine does hits all alike."""
+"""Comparison of costs in turns, so that other load on the machine affects all alike."""
 
 import os
 import subprocess
@@ -18,12 +18,12 @@ class Row:
     """One comparison.
 
     Attributes:
-        what: is compared.
-        ours, other: median, in `unit`, and what `other` is.
-        ratio: ours / other of the medians, or of what they measure; `low` and `high` are the least and the largest
-            ratio of the two sides of a round.
-        target: what the ratio must be at most; None where there is no such thing.
-        rounds: how often each side was measured.
+        what: description.
+        ours, other: medians in `unit`, and what `other` is.
+        ratio: ours / other of the medians, or of what they measure; `low` and `high` are the
+            extremes over rounds.
+        target: largest accepted ratio; None without a limit.
+        rounds: measurements per side.
     """
 
     what: str
@@ -48,7 +48,7 @@ class Row:
 def in_turn(
     sides: Mapping[str, Callable[[], object]], rounds: int, warm: bool = True
 ) -> dict[str, list[float]]:
-    """Seconds that each side takes in each round; a side may give its own seconds back."""
+    """Time each side in each round, in seconds; a side may return its own seconds."""
     found: dict[str, list[float]] = {name: [] for name in sides}
     for i in range(-1 if warm else 0, rounds):
         for name in sides if i % 2 else reversed(sides):
@@ -69,7 +69,7 @@ def compared(
     scale: float = 1.0,
     note: str = "",
 ) -> Row:
-    """A row from the seconds of both sides, round by round."""
+    """Make a row from the seconds of both sides, round by round."""
     each = [a / b for a, b in zip(ours, other, strict=True)]
     a, b = median(ours), median(other)
     return Row(

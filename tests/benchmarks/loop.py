@@ -1,8 +1,8 @@
-"""Distillation as one writes it: DataLoader, transforms on each image, the teacher asked in each step, plain PyTorch.
+"""Reference distillation loop: DataLoader, transforms per image, live teacher, plain PyTorch.
 
-At its best reasonable settings (`test_settings_of_the_loop` compares them): channels-last, a fused optimiser, no
-gradient and evaluation mode for the teacher. Prints a JSON list: a job's temperature, alpha,
-seconds, and accuracy on test.
+It has its best reasonable settings (`test_settings_of_the_loop` compares them): channels-last, a
+fused optimiser, and a teacher in evaluation mode without gradient. Prints a JSON list: temperature,
+alpha, seconds and test accuracy of each job.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The same few images of CIFAR-10 for all that is compared."""
+"""The images of CIFAR-10 that all comparisons use."""
 
 from typing import Any
 
@@ -24,5 +24,7 @@ class PartOfCIFAR10(CIFAR10):
 
 
 def parts_of(count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Positions of the images to train on, to validate and to test; the first two in the training files."""
+    """Positions of the images to train on, to validate and to test; the first two in the training
+    files.
+    """
     return torch.arange(count), torch.arange(count, count + count // 5), torch.arange(1000)

@@ -1,4 +1,4 @@
-"""Views from the cache, next to PIL and torchvision on each image."""
+"""Views from the cache against PIL and torchvision per image."""
 
 import os
 from collections.abc import Callable
@@ -20,7 +20,7 @@ ORIGINALS = os.environ.get("KD_BENCH_ORIGINALS")
 
 
 def an_epoch(data: DataModule, batch: int) -> Callable[[], None]:
-    """All views of an epoch, made from the arrays in memory."""
+    """Make all views of an epoch from the arrays in memory."""
     loader = data.train_loader(batch, seed=0)
 
     def views() -> None:
@@ -50,13 +50,16 @@ def test_cifar10(cifar10: str, tell: Callable[[Row], None]) -> None:
 
 
 def test_x_rays_at_full_size(tell: Callable[[Row], None], tmp_path: Path) -> None:
-    """The same pictures, cropped and mirrored at 224: decoded once into the cache, or in each epoch."""
+    """Crop and mirror the same images at 224 pixels: decoded once into the cache, or in each
+    epoch.
+    """
     if not ORIGINALS:
         pytest.skip(
             "KD_BENCH_ORIGINALS names no folder of full-size images with a folder for each class"
         )
     data = ImageFolder(
-        ORIGINALS, image_size=224, cache="ram", cache_dir=str(tmp_path), val_fraction=0.2, test_fraction=0.2,
+        ORIGINALS, image_size=224, cache="ram", cache_dir=str(tmp_path), val_fraction=0.2,
+        test_fraction=0.2,
         augment={"resized_crop": 0.08, "horizontal_flip": True},
     )  # fmt: skip
     kept = len(data.split.train)
@@ -83,7 +86,7 @@ def test_x_rays_at_full_size(tell: Callable[[Row], None], tmp_path: Path) -> Non
 
 
 def test_streaming(tell: Callable[[Row], None]) -> None:
-    """An epoch of pictures at 64 px, each decoded anew, on all cores for each side."""
+    """Decode the images of an epoch at 64 pixels anew, on all cores for each side."""
     if not ORIGINALS:
         pytest.skip(
             "KD_BENCH_ORIGINALS names no folder of full-size images with a folder for each class"

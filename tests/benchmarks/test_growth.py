@@ -1,4 +1,4 @@
-"""How time grows: with images, epochs, jobs of a sweep, and the teacher's size; fitted and drawn."""
+"""Growth of time with images, epochs, sweep jobs and teacher size; fitted and drawn."""
 
 import json
 from collections.abc import Callable
@@ -20,7 +20,7 @@ GRID = {
 
 
 def seconds(train: Callable[..., tuple[str, ...]], out: Path, at: dict[str, int]) -> float:
-    """A sweep from nothing: an untrained teacher asked about fresh views, and students."""
+    """Run a sweep from scratch: fresh views for an untrained teacher, and students."""
     alphas = ",".join(str(round(0.1 + 0.05 * job, 2)) for job in range(at["jobs"]))
     small = (
         f"teacher.net.width={at['width']}",
@@ -40,9 +40,8 @@ def test_growth(
     sizes = GRID[knob]
     found = [seconds(train, tmp_path / str(size), BASE | {knob: size}) for size in sizes]
     OUT.mkdir(parents=True, exist_ok=True)
-    x = np.array(sizes, float) ** (
-        2 if knob == "width" else 1
-    )  # a net's arithmetic grows with its width squared
+    # A net's arithmetic grows with the square of its width.
+    x = np.array(sizes, float) ** (2 if knob == "width" else 1)
     slope, start = np.polyfit(x, found, 1)
     off = np.abs(np.polyval((slope, start), x) - found) / found
     figure = Figure(figsize=(5, 3.5), layout="constrained")
@@ -62,7 +61,10 @@ def test_growth(
     (OUT / f"growth_{knob}.json").write_text(json.dumps({"sizes": sizes, "seconds": found}))
     most = float(off.max())
     what = "width squared" if knob == "width" else knob
-    note = f"{start:.1f} s + {slope:.4g} s for each of {what}; measured at {sizes}: {np.round(found, 1).tolist()} s"
+    note = (
+        f"{start:.1f} s + {slope:.4g} s for each of {what}; measured at {sizes}: "
+        f"{np.round(found, 1).tolist()} s"
+    )
     tell(
         Row(
             f"growth with {what}: off a line",

@@ -13,7 +13,7 @@ EPOCHS = 4
 def test_two_processes(
     train: Callable[..., tuple[str, ...]], tell: Callable[[Row], None], tmp_path: Path
 ) -> None:
-    """A step on 100 images, with its share of validation: by one process, and by two with 50 each."""
+    """Time a step on 100 images, validation included: one process, or two with 50 each."""
 
     def step(name: str, *overrides: str) -> Callable[[], float]:
         rounds = iter(range(ROUNDS))

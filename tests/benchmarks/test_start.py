@@ -1,4 +1,4 @@
-"""What a command costs before and beside training, in seconds and in memory."""
+"""Costs of a command before and beside training, in seconds and memory."""
 
 import os
 import sys
@@ -14,7 +14,7 @@ MEMORY = 2.5e9  # bytes
 
 
 def against(what: str, seconds: list[float], limit: float, unit: str = "s", note: str = "") -> Row:
-    """A row next to a fixed limit."""
+    """Make a row against a fixed limit."""
     middle = float(np.median(seconds))
     low, high = (each / limit for each in (min(seconds), max(seconds)))
     return Row(what, middle, limit, unit, middle / limit, low, high, 1.0, len(seconds), note)
@@ -40,7 +40,9 @@ def test_a_run_that_is_there_already(tell: Callable[[Row], None], tmp_path: Path
 def test_memory(
     train: Callable[..., tuple[str, ...]], tell: Callable[[Row], None], tmp_path: Path
 ) -> None:
-    """The largest resident set of a whole run on 10,000 images of CIFAR-10: all images are read."""
+    """Measure peak resident memory of a whole run on 10,000 images of CIFAR-10: all images are
+    read.
+    """
     cheap = (
         "model=resnet18_to_cnn",
         "teacher.net.width=16",
@@ -59,7 +61,7 @@ def test_memory(
 
 
 def _peak(command: tuple[str, ...]) -> float:
-    """Bytes of the largest resident set of a Python command."""
+    """Return the peak resident bytes of a Python command."""
     script = (
         "import resource, subprocess, sys;"
         "done = subprocess.run([sys.executable, *sys.argv[1:]], stdout=subprocess.DEVNULL);"
@@ -73,7 +75,7 @@ def _peak(command: tuple[str, ...]) -> float:
 def test_size_of_the_cache(
     train: Callable[..., tuple[str, ...]], teacher: str, tmp_path: Path
 ) -> None:
-    """E views of N images in C classes take E x N x C x 2 bytes, and a header for each."""
+    """Check that E views of N images in C classes take E x N x C x 2 bytes and a header each."""
     count, views = 300, 3
     only = (
         "stages=[teacher,distill]",

@@ -1,4 +1,4 @@
-"""A training step of ours, next to nothing but the student's arithmetic."""
+"""A training step of kd against the student's bare arithmetic."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -30,7 +30,9 @@ KD = {"_target_": "kd.losses.kd.kd_loss", "temperature": 4.0}
 
 
 class Clock(L.Callback):
-    """Milliseconds of each step of an epoch, from its first batch's start to its last batch's end."""
+    """Milliseconds of each step of an epoch, from its first batch's start to its last batch's
+    end.
+    """
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -55,7 +57,9 @@ def net(width: int = 32) -> nn.Module:
 
 
 def a_step(logits_t: Callable[[Tensor], Tensor], count: int) -> Callable[[], float]:
-    """Seconds of a bare step: forward, loss, backward, optimiser; on one resident, augmented batch."""
+    """Seconds of a bare step: forward, loss, backward, optimiser; on one resident, augmented
+    batch.
+    """
     student = net().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4)
     x = torch.rand(BATCH, 3, 32, 32).contiguous(memory_format=torch.channels_last)
@@ -81,10 +85,11 @@ def a_step(logits_t: Callable[[Tensor], Tensor], count: int) -> Callable[[], flo
 def a_fit(
     data: PartOfCIFAR10, teacher: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[], float]:
-    """Seconds of a step inside one of our stages, with all that a stage does: views, logging, callbacks."""
+    """Time a step inside one of our stages: views, logging and callbacks included."""
     objective = {"ce_weight": 0.1, "terms": {"kd": {"weight": 0.9, "loss": KD}}}
     spec: Mapping[str, Any] = {
-        "epochs": EPOCHS, "batch_size": BATCH, "seed": 0, "objective": objective, "gradient_clip": None, "ema": None,
+        "epochs": EPOCHS, "batch_size": BATCH, "seed": 0, "objective": objective,
+        "gradient_clip": None, "ema": None,
         "swa": None,        "early_stopping": None, "keep": "last", "lr_schedule": "onecycle",
         "label_smoothing": 0.0, "trainer": {"precision": "32-true"},
         "optim": {"_target_": "torch.optim.AdamW", "lr": 1e-4}, "data": {"unlabeled": None},
@@ -127,8 +132,9 @@ def test_a_cached_step(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The teacher's answers are there; what is left beside the student's arithmetic."""
-    steps = 40  # an epoch about as long as one of the sweep's, as some of the work comes once in an epoch
+    """With cached teacher outputs, only the overhead over the student's arithmetic remains."""
+    # As long as an epoch of the sweep, since some work is done once per epoch.
+    steps = 40
     data = part(cifar10, steps)
     images = data.split.train
     files = ViewFiles(Room(tmp_path / "cache", 1.0), "key", len(images), 10, "float16")
@@ -158,7 +164,7 @@ def test_a_live_step(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The teacher is asked in each step; next to its forward pass and the student's arithmetic."""
+    """With a live teacher, compare with its forward pass and the student's arithmetic."""
     teacher = (
         ResNet(10, 18, image_size=32)
         .eval()

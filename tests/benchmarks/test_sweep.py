@@ -1,4 +1,4 @@
-"""Whole commands: a sweep and a single run, next to the loop that one writes and to torchdistill."""
+"""Whole commands: a sweep and a single run, against a plain loop and torchdistill."""
 
 import importlib.util
 import json
@@ -14,7 +14,7 @@ from in_turn import Row, compared, seconds_of
 EPOCHS = int(os.environ.get("KD_BENCH_EPOCHS", "10"))
 TEMPERATURES, ALPHAS = "1,2,4,8", "0.1,0.5,0.9"
 JOBS = len(TEMPERATURES.split(",")) * len(ALPHAS.split(","))
-# Of which the loops do some, and the rest by arithmetic: a loop starts each job from nothing, so all cost it the same.
+# The loops run some jobs; the rest is extrapolated, as each job of a loop starts from scratch.
 LOOP_TEMPERATURES, LOOP_ALPHAS = os.environ.get("KD_BENCH_LOOP", "2,8;0.5").split(";")
 Train = Callable[..., tuple[str, ...]]
 Knobs = tuple[float, float]  # temperature, alpha
@@ -39,10 +39,10 @@ def looped(
     images: int = IMAGES,
     jobs: int | None = None,
 ) -> tuple[float, list[tuple[Knobs, float]]]:
-    """Seconds of a loop's whole process, and the accuracies of its jobs.
+    """Time a loop's whole process; returns the accuracies of its jobs too.
 
     Args:
-        jobs: as if it had done so many of them, each in the mean time of those that it did.
+        jobs: number of jobs to extrapolate to, at the mean time of those it ran.
     """
     says: list[str] = []
     given = ("--root", cifar10, "--teacher", teacher, "--images", str(images))
@@ -60,7 +60,7 @@ def told(values: list[float]) -> str:
 def test_a_sweep(
     train: Train, cifar10: str, teacher: str, tell: Callable[[Row], None], tmp_path: Path
 ) -> None:
-    """12 jobs over T and alpha, fresh views in each epoch; ours between the loops."""
+    """Run 12 jobs over T and alpha with fresh views in each epoch; ours between the loops."""
     swept = (f"temperature={TEMPERATURES}", f"alpha={ALPHAS}", f"epochs={EPOCHS}")
     only = ("stages=[teacher,distill]", f"teacher.path={teacher}")
     loop = ("--epochs", str(EPOCHS), "--temperatures", LOOP_TEMPERATURES, "--alphas", LOOP_ALPHAS)
@@ -83,7 +83,7 @@ def test_a_sweep(
 def test_one_run_with_few_views(
     train: Train, cifar10: str, teacher: str, tell: Callable[[Row], None], tmp_path: Path
 ) -> None:
-    """30 epochs with five views of each image."""
+    """Run 30 epochs with five views per image."""
     epochs = 3 * EPOCHS
     only = (
         "stages=[teacher,distill]",
@@ -105,7 +105,7 @@ def test_one_run_with_few_views(
 def test_accuracy_of_few_views(
     train: Train, teacher: str, tell: Callable[[Row], None], tmp_path: Path
 ) -> None:
-    """What five views of each image cost in accuracy, next to a fresh one in each epoch; 3 seeds."""
+    """Measure the accuracy lost by five views per image instead of fresh ones; 3 seeds."""
     only = (
         "stages=[teacher,distill]",
         f"teacher.path={teacher}",
@@ -134,7 +134,7 @@ def test_accuracy_of_few_views(
 def test_settings_of_the_loop(
     layout: str, workers: int, cifar10: str, teacher: str, tell: Callable[[Row], None]
 ) -> None:
-    """The loop at other settings next to those that it is compared at, so that it stands at its best."""
+    """Check that the loop's settings are its best ones."""
     best, other = [], []
     for _ in range(2):
         best.append(looped("loop", cifar10, teacher, "--epochs", "2")[0])

@@ -1,4 +1,4 @@
-"""The same jobs as `loop.py`, by torchdistill's own distillation box; same nets, data, transforms and loss."""
+"""The jobs of `loop.py` with torchdistill's distillation box; same nets, data, transforms, loss."""
 
 import argparse
 
@@ -28,10 +28,8 @@ def distil(options: argparse.Namespace, temperature: float, alpha: float) -> flo
     steps = options.epochs * (len(train) // options.batch)
     logits = {"student_module_path": ".", "student_module_io": "output"}
     logits |= {"teacher_module_path": ".", "teacher_module_io": "output"}
-    loss = {
-        "key": "KDLoss",
-        "kwargs": {**logits, "temperature": temperature, "alpha": 1 - alpha},
-    }  # alpha: the labels'
+    # torchdistill's alpha is the weight of the labels.
+    loss = {"key": "KDLoss", "kwargs": {**logits, "temperature": temperature, "alpha": 1 - alpha}}
     config = {
         "num_epochs": options.epochs,
         "train_data_loader": loader_of(
@@ -57,12 +55,12 @@ def distil(options: argparse.Namespace, temperature: float, alpha: float) -> flo
     layout = getattr(torch, options.layout)
     for epoch in range(options.epochs):
         box.pre_epoch_process(epoch=epoch)
-        teacher.eval()  # which the box leaves to the caller
+        teacher.eval()  # the box leaves this to the caller
         for x, y, more in box.train_data_loader:
             box.pre_forward_process()
             loss = box.forward_process(x.contiguous(memory_format=layout), y, more)
             box.post_forward_process(loss)
-        accuracy(student, DataLoader(val, 500))  # its own loader gives three things a batch
+        accuracy(student, DataLoader(val, 500))  # its own loader gives three values per batch
         box.post_epoch_process()
     return accuracy(student, DataLoader(test, 500))
 

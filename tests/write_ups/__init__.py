@@ -1,1 +1,3 @@
-"""What write-ups get wrong, as written, to measure beside the corrected form: RESULTS.md has the commands."""
+"""Errors of published write-ups, reproduced to be measured beside the correct form; commands in
+RESULTS.md.
+"""

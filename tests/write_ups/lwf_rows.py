@@ -1,18 +1,20 @@
-"""Learning without Forgetting whose slice selects images instead of classes."""
+"""Learning without Forgetting with a slice that selects images instead of classes."""
 
 import torch.nn.functional as F
 from torch import Tensor
 
 
 def lwf_rows_loss(logits_s: Tensor, logits_t: Tensor, temperature: float = 2.0) -> Tensor:
-    """The binary cross-entropy of `kd.losses.lwf_bce`, over `outputs[:old]` where `outputs[:, :old]` was meant.
+    """Binary cross-entropy of `kd.losses.lwf_bce` over `outputs[:old]`, where `outputs[:, :old]`
+    was meant.
 
-    So the first C_old images of the batch are held to the old net's outputs, the others are not. The write-up's nets
-    have all outputs from the start; here the old net has C_old, and of the new one's as many are compared.
+    So the first C_old images of the batch are held to the old net's outputs, and the others are
+    not. The write-up's nets have all outputs from the start. Here the old net has C_old, and as
+    many of the new net's are compared.
 
     Args:
-        logits_s: the student's, [B, C].
-        logits_t: the teacher's, [B, C_old] with C_old <= C; no gradient flows to it.
+        logits_s: student logits, [B, C].
+        logits_t: teacher logits, [B, C_old] with C_old <= C; detached.
         temperature: T > 0.
 
     Returns:
