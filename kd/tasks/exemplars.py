@@ -105,11 +105,11 @@ class Memory:
         Returns:
             float32 [new + exemplars, classes known], NaN where nothing is stored.
         """
-        width, compute_once = self.source.places(len(done) - 1).stop, iter(self.images(done))
+        width, exemplars = self.source.places(len(done) - 1).stop, iter(self.images(done))
         rows = [torch.full((new, width), torch.nan)]
         for task, stage in enumerate(done):
             for _ in self.source.places(task):
-                logits = logits_of(stage, self.source.data, next(compute_once))
+                logits = logits_of(stage, self.source.data, next(exemplars))
                 rows.append(
                     nn.functional.pad(logits, (0, width - logits.shape[1]), value=torch.nan)
                 )
