@@ -113,7 +113,9 @@ def tidy(words: Sequence[str]) -> list[str]:
         for action in get_args_parser()._actions
         for flag in action.option_strings
     }
-    flags, rest, left = list[str](), list[str](), list(words)
+    flags = list[str]()
+    rest = list[str]()
+    left = list(words)
     while left:
         word = left.pop(0)
         if word not in takes:
@@ -271,7 +273,8 @@ def explain(error: Exception, config: str = "train", words: Sequence[str] | None
         return reference_error(error, _compose(config))
     cause = error.__cause__ or error.__context__
     if isinstance(cause, OmegaConfBaseException) and cause.full_key:
-        key, keys = str(cause.full_key), _keys(config)
+        key = str(cause.full_key)
+        keys = _keys(config)
         group, _, option = key.rpartition(".")
         if group == "trainer" and option in INSTEAD:
             return f"{key}: kd sets it; {INSTEAD[option]}"
@@ -295,7 +298,8 @@ def how_to_quote(error: OverrideParseException, module: str) -> str:
     Args:
         module: what follows `python -m`.
     """
-    words, word = sys.argv[1:], str(error.override)
+    words = sys.argv[1:]
+    word = str(error.override)
     place = words.index(word) if word in words else 0
     about = ""
     if "=" not in word:

@@ -73,7 +73,8 @@ def main() -> None:
     words = sys.argv[1:]
     first = 1 if words and (not words[0].startswith("-") or words[0] in ("-h", "--help")) else 0
     # `--port 6007` alone names no PATH
-    known, rest = (parser.parse_args(words[:first]), words[first:])
+    known = parser.parse_args(words[:first])
+    rest = words[first:]
     if not known.path.is_dir():
         raise UserError(f"{known.path.absolute()}: there is no such folder")
     if not runs_in(known.path):

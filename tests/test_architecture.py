@@ -268,6 +268,75 @@ def test_modules_classes_and_functions_are_nouns_or_verbs(path: Path) -> None:
     assert not {name for name in names - PUBLIC if _ends_as_participle(name)}
 
 
+COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+
+
+def _loops(node: ast.AST) -> int:
+    """How many `for` stand in each other in the comprehensions of an expression."""
+    inner = max((_loops(child) for child in ast.iter_child_nodes(node)), default=0)
+    return inner + (len(node.generators) if isinstance(node, COMPREHENSIONS) else 0)
+
+
+def _is_chained(node: ast.AST) -> bool:
+    """`a if x else b if y else c`."""
+    branches = (node.body, node.orelse) if isinstance(node, ast.IfExp) else ()
+    return any(isinstance(branch, ast.IfExp) for branch in branches)
+
+
+def _is_several_assignments(node: ast.AST) -> bool:
+    """`a, b = x, y`; unless they are exchanged (`a, b = b, a`), or literals of one kind."""
+    if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Tuple):
+        return False
+    if not isinstance(node.value, ast.Tuple):
+        return False
+    targets, values = node.targets[0].elts, node.value.elts
+    if any(isinstance(each, ast.Starred) for each in (*targets, *values)):
+        return False
+    if all(isinstance(each, ast.Constant) for each in values):
+        return len({type(each.value) for each in values if isinstance(each, ast.Constant)}) > 1
+    read = {ast.unparse(part) for each in values for part in ast.walk(each)}
+    read |= {ast.unparse(p) for each in targets for p in list(ast.walk(each))[1:]}
+    return not read & {ast.unparse(each) for each in targets}
+
+
+@pytest.mark.parametrize(
+    ("code", "flagged"),
+    [
+        ("a, b = f(), []", True),
+        ("self.a, self.b = a, b", True),
+        ("rows, start = None, 0", True),
+        ("a, b = b, a", False),
+        ("d[i], d[j] = d[j], d[i]", False),
+        ("low, high = 0.1, 0.9", False),
+        ("a, b = pair", False),
+        ("x = 1 if a else 2 if b else 3", True),
+        ("x = f(1 if a else 2) if b else 3", False),
+        ("x = [i for a in b for i in a]", False),
+        ("x = [[[i for i in j] for j in k] for k in l]", True),
+    ],
+)
+def test_dense_code_is_recognised(code: str, flagged: bool) -> None:
+    assert bool(_dense(ast.parse(code))) == flagged
+
+
+def _dense(tree: ast.Module) -> list[str]:
+    return [
+        f"line {node.lineno}: {ast.unparse(node)[:90]}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.expr | ast.stmt)
+        and (
+            _is_chained(node)
+            or _is_several_assignments(node)
+            or (isinstance(node, COMPREHENSIONS) and _loops(node) > 2)
+        )
+    ]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(KD)))
+def test_one_thought_a_line(path: Path) -> None:
+    assert not _dense(ast.parse(path.read_text()))
+
+
 # The share of annotations that mention `Any`, at most: it goes down to 0.03, and never up.
 ANY = 0.078
 

@@ -30,7 +30,8 @@ def read_rate(found: Any) -> str | dict[str, Any]:
     if not isinstance(node, Mapping) or node.get("schedule") not in RATES:
         name = node.get("schedule") if isinstance(node, Mapping) else node
         _refuse("", found, f"{', '.join(RATES)}{nearest(str(name), RATES)}")
-    name, own = node["schedule"], {k: v for k, v in node.items() if k != "schedule"}
+    name = node["schedule"]
+    own = {k: v for k, v in node.items() if k != "schedule"}
     for key, value in own.items():
         if key not in RATES[name]:
             accepted = ", ".join(RATES[name]) or "none"

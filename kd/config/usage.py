@@ -124,8 +124,10 @@ def _words(node: Mapping[str, Any], known: Mapping[str, Any]) -> str:
 
 def _bounds(node: Mapping[str, Any], whole: bool) -> str:
     """Format bounds of a JSON schema."""
-    low, above = node.get("minimum"), node.get("exclusiveMinimum")
-    high, below = node.get("maximum"), node.get("exclusiveMaximum")
+    low = node.get("minimum")
+    above = node.get("exclusiveMinimum")
+    high = node.get("maximum")
+    below = node.get("exclusiveMaximum")
     if whole and above is not None:
         low, above = above + 1, None
     words = [f"from {low:g}"] if low is not None else []

@@ -130,7 +130,9 @@ class DataModule(ABC):
         check_labels(labels)
         if val_labels != 0 or val_labels is False:
             check_labels(val_labels, "data.val_labels")
-        self.labels, self.labels_seed, self.omit = labels, labels_seed, omit
+        self.labels = labels
+        self.labels_seed = labels_seed
+        self.omit = omit
         self.val_labels = val_labels
         self.class_weights = one_of("class_weights", class_weights, (None, *get_args(Weights)))
         self.on_bad_image = one_of("on_bad_image", on_bad_image, get_args(OnBad))
@@ -147,9 +149,13 @@ class DataModule(ABC):
         self.root = Path(root).expanduser()
         self.unlabeled = Path(unlabeled).expanduser() if unlabeled else None
         self.teacher_data = teacher_data
-        self.val_fraction, self.test_fraction = val_fraction, test_fraction
-        self.split_seed, self.limit = split_seed, limit
-        self.views, self.num_workers, self.license = views, num_workers, license
+        self.val_fraction = val_fraction
+        self.test_fraction = test_fraction
+        self.split_seed = split_seed
+        self.limit = limit
+        self.views = views
+        self.num_workers = num_workers
+        self.license = license
         self.on_duplicate = one_of("on_duplicate", on_duplicate, get_args(OnDuplicate))
         self.reading = Reading()  # of files, for sources that have any
         # Files that could not be decoded, with reasons; and other remarks on the files.
@@ -223,7 +229,9 @@ class DataModule(ABC):
         source = self.read()
         self.source_names = source.train.names
         source, pool = self._distinct(source)
-        rest, val, test = source.train, source.val, source.test
+        rest = source.train
+        val = source.val
+        test = source.test
         check_counts(
             rest,
             [name for name, part in (("validation", val), ("test", test)) if part is None],
@@ -387,7 +395,8 @@ class DataModule(ABC):
         """Return the transfer set: the training part with the kept labels, then the unlabelled
         pool.
         """
-        split, train = self.split, self.split.train
+        split = self.split
+        train = self.split.train
         omitted = torch.isin(train.labels, torch.tensor(omitted_labels(self.omit, self.classes)))
         seen = (~omitted).nonzero()[:, 0]
         seed = self.labels_seed
@@ -423,7 +432,8 @@ class DataModule(ABC):
         if len(chosen) == len(train):
             return self
         found = self._with(train, self.split.val)
-        found.shown, found.length = chosen, len(self.training_images)
+        found.shown = chosen
+        found.length = len(self.training_images)
         return found
 
     def _with(self, train: Images, val: Images) -> "DataModule":

@@ -64,7 +64,10 @@ class EpochOrder(Sampler[list[int]]):
     ) -> None:
         self.chosen = range(size) if chosen is None else chosen
         self.length = len(self.chosen) if length is None else length
-        self.batch_size, self.seed, self.ranks, self.stride = batch_size, seed, ranks, stride
+        self.batch_size = batch_size
+        self.seed = seed
+        self.ranks = ranks
+        self.stride = stride
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -90,7 +93,9 @@ class InOrder(Sampler[list[int]]):
     """Batches of all positions in order, dealt to the ranks; the last batch may be smaller."""
 
     def __init__(self, size: int, batch_size: int, ranks: int = 1) -> None:
-        self.size, self.batch_size, self.ranks = size, batch_size, ranks
+        self.size = size
+        self.batch_size = batch_size
+        self.ranks = ranks
 
     def __len__(self) -> int:
         return -(-len(range(rank(), self.size, self.ranks)) // self.batch_size)

@@ -257,7 +257,8 @@ def _room(path: Path, shape: tuple[int, ...]) -> "np.memmap[Any, np.dtype[np.uin
     Raises:
         OSError: there is too little space. Writing to a map on a full disk would kill the process.
     """
-    needed, free = int(np.prod(shape)), shutil.disk_usage(path.parent).free
+    needed = int(np.prod(shape))
+    free = shutil.disk_usage(path.parent).free
     if needed > 0.95 * free:
         raise OSError(
             errno.ENOSPC, f"{needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free"
@@ -328,7 +329,8 @@ def _decode_all(
         the facts, the reasons of files that stay blank, and remarks on the others.
     """
     count, channels, size, _ = shape
-    facts, bad = Facts.blank(count, channels), dict[int, str]()
+    facts = Facts.blank(count, channels)
+    bad = dict[int, str]()
     remarks = dict[int, Remarks]()
 
     def one(position: int) -> None:

@@ -36,11 +36,13 @@ def turn_hue(x: Tensor, turn: Tensor) -> Tensor:
     """
     if x.shape[1] != 3:
         return x
-    most, least = x.amax(1, keepdim=True), x.amin(1, keepdim=True)
+    most = x.amax(1, keepdim=True)
+    least = x.amin(1, keepdim=True)
     spread = most - least
     toward = (most - x) / spread.clamp(min=1e-12)
     red, green, blue = toward.split(1, 1)  # type: ignore[no-untyped-call]
-    at_red, at_green = x[:, :1] == most, (x[:, 1:2] == most) & (x[:, :1] != most)
+    at_red = x[:, :1] == most
+    at_green = (x[:, 1:2] == most) & (x[:, :1] != most)
     sixths = torch.where(
         at_red, blue - green, torch.where(at_green, 2 + red - blue, 4 + green - red)
     )
@@ -65,7 +67,8 @@ def blur(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
     total = weights.cumsum(1)[:, -1:]
     kernel = (weights / total).float()[:, :, None, None, None]
     for axis, pad in ((2, (0, 0, radius, radius)), (3, (radius, radius, 0, 0))):
-        padded, size = F.pad(x, pad, mode="reflect"), x.shape[axis]
+        padded = F.pad(x, pad, mode="reflect")
+        size = x.shape[axis]
         x = padded.narrow(axis, 0, size) * kernel[:, 0]
         for i in range(1, len(steps)):
             x = x + padded.narrow(axis, i, size) * kernel[:, i]

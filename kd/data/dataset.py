@@ -62,9 +62,11 @@ class TorchDataset(DataModule):
 
 
 def _images(part: MapStyle, name: str) -> Images:
-    pixels, labels = [], []
+    pixels = []
+    labels = []
     for i in range(len(part)):
-        image, label = part[i][0], part[i][1]
+        image = part[i][0]
+        label = part[i][1]
         pixels.append(_pixels(image, f"{name}[{i}]"))
         labels.append(int(label))
         if pixels[i].shape != pixels[0].shape:

@@ -198,7 +198,8 @@ def _scale_transparent(image: ImageFile) -> None:
     """
     if image.format != "PNG" or "transparency" not in image.info or not image.tile:
         return
-    colour, kind = image.info["transparency"], image.tile[0].args
+    colour = image.info["transparency"]
+    kind = image.tile[0].args
     if kind == "RGB;16B":
         image.info["transparency"] = tuple(level >> 8 for level in colour)
     elif kind in ("L;2", "L;4"):
@@ -221,7 +222,8 @@ def _eight_bits(image: Image.Image, reading: Reading, remarks: Remarks | None) -
     """Convert a 16-bit gray image to 8 bits."""
     levels = np.asarray(image).astype(np.int64)
     clear = levels == image.info.get("transparency", -1)
-    most, shown = 2**reading.bit_depth - 1, levels[~clear]
+    most = 2**reading.bit_depth - 1
+    shown = levels[~clear]
     low, high = (int(shown.min()), int(shown.max())) if shown.size else (0, 0)
     if remarks:
         remarks.brightest = high

@@ -67,7 +67,8 @@ def find_duplicates(parts: Mapping[str, Images]) -> tuple[Duplicates, dict[str, 
         return Duplicates(), {name: torch.arange(len(parts[name])) for name in names}
     pictures = dict(zip(names, np.split(same, np.cumsum(sizes)[:-1]), strict=True))
     labels = np.concatenate([parts[name].labels.numpy() for name in names])
-    known, most = labels >= 0, labels.max() + 1
+    known = labels >= 0
+    most = labels.max() + 1
     labelled = np.unique(same[known] * most + labels[known]) // most  # each image once per label
     torn = np.flatnonzero(np.bincount(labelled) > 1)
     within = {name: len(found) - len(np.unique(found)) for name, found in pictures.items()}

@@ -93,7 +93,9 @@ class ImageFolder(DataModule):
             one_of("interpolation", interpolation, get_args(Interpolation)),
             one_of("draft", draft, (False, True)),
         )
-        self.image_size, self.channels, self.given = image_size, channels, parts
+        self.image_size = image_size
+        self.channels = channels
+        self.given = parts
 
     def read(self) -> Source:
         """List the folders, check that their classes agree, and decode the files."""
@@ -101,12 +103,10 @@ class ImageFolder(DataModule):
         listings = {part: self._list(folder) for part, folder in folders.items()}
         check_classes(listings, folders)
         classes = tuple(listings["train"])
-        entries = [
-            (part, label, path)
-            for part, listing in listings.items()
-            for label, name in enumerate(classes)
-            for path in listing[name]
-        ]
+        entries: list[tuple[str, int, Path]] = []
+        for part, listing in listings.items():
+            for label, name in enumerate(classes):
+                entries += [(part, label, path) for path in listing[name]]
         pixels, good = self.decode(
             [path for *_, path in entries], self.image_size, self.channels, "data.root"
         )

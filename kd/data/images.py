@@ -90,7 +90,8 @@ class PixelStore:
     """
 
     def __init__(self, array: Tensor, facts: Facts | None = None, file: Path | None = None) -> None:
-        self.array, self.file = array, file
+        self.array = array
+        self.file = file
         self._whole = torch.zeros(len(array), dtype=torch.bool)  # rows already checked
         if facts is not None:
             self.facts = facts
@@ -159,7 +160,8 @@ class Pixels:
     """Selected rows of one or more stores, as one array [N, C, H, W]. Indexing copies images."""
 
     def __init__(self, stores: Sequence[ImageRows], rows: Tensor) -> None:
-        self.stores, self.rows = tuple(stores), rows
+        self.stores = tuple(stores)
+        self.rows = rows
 
     @classmethod
     def whole(cls, store: ImageRows) -> "Pixels":
@@ -172,7 +174,8 @@ class Pixels:
         if all(pixels.stores == several[0].stores for pixels in several):
             return cls(several[0].stores, torch.cat([pixels.rows for pixels in several]))
         stores: list[ImageRows] = []
-        rows, start = [], 0
+        rows = []
+        start = 0
         for pixels in several:
             rows.append(pixels.rows + start)
             stores += pixels.stores
@@ -195,7 +198,8 @@ class Pixels:
         rows = self.rows[where]
         if len(self.stores) == 1:
             return self.stores[0].read(rows)
-        found, start = torch.empty(len(rows), *self.shape[1:], dtype=torch.uint8), 0
+        found = torch.empty(len(rows), *self.shape[1:], dtype=torch.uint8)
+        start = 0
         for store in self.stores:
             mine = (rows >= start) & (rows < start + store.shape[0])
             found[mine] = store.read(rows[mine] - start)
@@ -240,7 +244,8 @@ class Images:
         names: Sequence[str] | None = None,
     ) -> None:
         self.pixels = pixels if isinstance(pixels, Pixels) else Pixels.whole(PixelStore(pixels))
-        self.labels, self.groups = labels, groups
+        self.labels = labels
+        self.groups = groups
         self.names = [str(i) for i in range(len(labels))] if names is None else names
 
     def __len__(self) -> int:
@@ -295,7 +300,8 @@ class Images:
 
     def moments(self) -> tuple[list[float], list[float]]:
         """Return mean and standard deviation per channel, pixels in [0, 1]."""
-        facts, (count, _, height, width) = self.pixels.facts, self.pixels.shape
+        facts = self.pixels.facts
+        (count, _, height, width) = self.pixels.shape
         n = count * height * width
         means = facts.sums.sum(0).double() / n
         variances = facts.squares.sum(0).double() / n - means**2

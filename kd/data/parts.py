@@ -98,7 +98,8 @@ def hold_out(
     Raises:
         UserError: too few images (or groups).
     """
-    labels, alone = images.labels.numpy(), units(images)
+    labels = images.labels.numpy()
+    alone = units(images)
     unit = with_copies(images, alone)
     if per_class(images.labels, unit, len(classes)).min() <= least:
         unit = alone
@@ -151,11 +152,13 @@ def _at_least(
     rare = np.flatnonzero(counts < least)
     if not len(rare):
         return
-    ours, theirs = _by_class(labels[here]), _by_class(labels[there])
+    ours = _by_class(labels[here])
+    theirs = _by_class(labels[there])
     for label in rare.tolist():
         while counts[label] < least and theirs.get(label):
             most = int(counts.argmax())
-            i, j = ours[most].popleft(), theirs[label].popleft()
+            i = ours[most].popleft()
+            j = theirs[label].popleft()
             here[i], there[j] = there[j], here[i]
             counts[label] += 1
             counts[most] -= 1

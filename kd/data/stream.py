@@ -29,7 +29,10 @@ class FileRows:
         reading: Reading,
         facts: Facts,
     ) -> None:
-        self.files, self.shape, self.reading, self.facts = files, shape, reading, facts
+        self.files = files
+        self.shape = shape
+        self.reading = reading
+        self.facts = facts
 
     def read(self, rows: Tensor) -> Tensor:
         """Decode the images of these rows, int64 [B], to uint8 [B, C, H, W], on all cores.

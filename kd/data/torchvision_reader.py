@@ -37,7 +37,8 @@ class TorchvisionReader(DataModule):
         """
         state = self._state()
         if state is None or state not in _last:
-            train, test = self._open(True), self._open(False)
+            train = self._open(True)
+            test = self._open(False)
             _last.clear()
             _last[self._state()] = Source(
                 self.images(train), self.images(test), tuple(train.classes)

@@ -26,7 +26,8 @@ def trivial_augment(pixels: Tensor, operation: Tensor, strength: Tensor, sign: T
     Returns:
         uint8 [B, C, H, W].
     """
-    chosen, step = (operation * len(OPERATIONS)).long(), (strength * BINS).long()
+    chosen = (operation * len(OPERATIONS)).long()
+    step = (strength * BINS).long()
     found = pixels.clone()
     for number, (apply, least, most, signed) in enumerate(OPERATIONS.values()):
         mine = (chosen == number).nonzero()[:, 0]
@@ -92,7 +93,8 @@ def _rotate(x: Tensor, size: Tensor) -> Tensor:
     rows, columns = _places(x)
     middle_y, middle_x = ((n - 1) / 2 for n in x.shape[2:])
     angle = (size * math.pi / 180)[:, None, None]
-    down, right = rows - middle_y, columns - middle_x
+    down = rows - middle_y
+    right = columns - middle_x
     return _move(
         x,
         angle.sin() * right + angle.cos() * down + middle_y,
@@ -151,7 +153,8 @@ def _solarize(x: Tensor, size: Tensor) -> Tensor:
 
 def _autocontrast(x: Tensor, size: Tensor) -> Tensor:
     flat = x.flatten(2).float()
-    least, most = flat.amin(2), flat.amax(2)
+    least = flat.amin(2)
+    most = flat.amax(2)
     plain = most == least  # single-coloured images stay
     scale = torch.where(plain, 1.0, 255 / (most - least).clamp(min=1))
     least = torch.where(plain, 0.0, least)

@@ -214,12 +214,14 @@ def to_unit(pixels: Tensor) -> Tensor:
 
 def normalize(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """Compute (x - mean) / std per channel; x [B, C, H, W], mean and std in the same unit."""
-    shift, scale = x.new_tensor(mean), x.new_tensor(std)
+    shift = x.new_tensor(mean)
+    scale = x.new_tensor(std)
     if x.is_contiguous():
         return (x - shift[:, None, None]) / scale[:, None, None]
     # Whole rows: channels-last scatters a channel's numbers, and rows take a quarter of the CPU
     # time.
-    channels, width = x.shape[1], x.shape[3]
+    channels = x.shape[1]
+    width = x.shape[3]
     rows = (x.permute(0, 2, 3, 1).flatten(2) - shift.repeat(width)) / scale.repeat(width)
     return rows.view(*rows.shape[:2], width, channels).permute(0, 3, 1, 2)
 
@@ -306,17 +308,16 @@ def _crop(pixels: Tensor, u: Tensor, v: Tensor, mirrored: Tensor, augment: Augme
         if isinstance(augment.crop_padding, int)
         else round(augment.crop_padding * width)
     )
-    top, left = (u * (2 * pad + 1)).long(), (v * (2 * pad + 1)).long()
+    top = (u * (2 * pad + 1)).long()
+    left = (v * (2 * pad + 1)).long()
     if augment.pad_with == "reflect":  # it has no integer kernel
         padded = (
             F.pad(pixels.float(), (pad,) * 4, mode="reflect").to(torch.uint8).permute(0, 2, 3, 1)
         )
     else:
         padded = F.pad(pixels.permute(0, 2, 3, 1), (0, 0, *(pad,) * 4))
-    rows, columns = (
-        torch.arange(height, device=pixels.device),
-        torch.arange(width, device=pixels.device),
-    )
+    rows = torch.arange(height, device=pixels.device)
+    columns = torch.arange(width, device=pixels.device)
     rows, columns = (
         top[:, None] + rows,
         left[:, None] + torch.where(mirrored[:, None], width - 1 - columns, columns),
@@ -336,13 +337,12 @@ def _resample(x: Tensor, draws: list[Tensor], augment: Augment) -> Tensor:
     turn = math.radians(augment.rotation) * (2 * angle - 1)
     area = 1 - (1 - augment.resized_crop) * area if augment.resized_crop else torch.ones_like(area)
     aspect = ((4 / 3) ** (2 * ratio - 1) if augment.resized_crop else torch.ones_like(ratio)).sqrt()
-    wide, high = (area.sqrt() * aspect).clamp(max=1), (area.sqrt() / aspect).clamp(max=1)
-    cosine, sine, middle_x, middle_y = (
-        turn.cos(),
-        turn.sin(),
-        (1 - wide) * (2 * left - 1),
-        (1 - high) * (2 * top - 1),
-    )
+    wide = (area.sqrt() * aspect).clamp(max=1)
+    high = (area.sqrt() / aspect).clamp(max=1)
+    cosine = turn.cos()
+    sine = turn.sin()
+    middle_x = (1 - wide) * (2 * left - 1)
+    middle_y = (1 - high) * (2 * top - 1)
     # Coordinates in [-1, 1]. Plain float64 products: the last bit of a matrix product depends on
     # the batch.
     height, width = x.shape[2:]
@@ -366,10 +366,8 @@ def _rectangle(
     aspect = 3 ** (ratio - 0.5)  # aspect ratios 1:sqrt(3) to sqrt(3):1
     high = ((area.sqrt() * aspect).clamp(max=1) * height).round()
     wide = ((area.sqrt() / aspect).clamp(max=1) * width).round()
-    first_row, first_column = (
-        (top * (height - high + 1)).floor(),
-        (left * (width - wide + 1)).floor(),
-    )
+    first_row = (top * (height - high + 1)).floor()
+    first_column = (left * (width - wide + 1)).floor()
     rows = torch.arange(height, device=area.device)[None, :]
     columns = torch.arange(width, device=area.device)[None, :]
     in_rows = (rows >= first_row[:, None]) & (rows < (first_row + high)[:, None])

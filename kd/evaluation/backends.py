@@ -35,7 +35,10 @@ class NetRunner:
     """
 
     def __init__(self, net: nn.Module, shape: Shape, folder: Path, threads: int) -> None:
-        self.net, self.shape, self.folder, self.threads = net.eval(), shape, folder, threads
+        self.net = net.eval()
+        self.shape = shape
+        self.folder = folder
+        self.threads = threads
         self._copies: dict[str, nn.Module] = {}
 
     def runs(self, backend: str, device: str, batch: int) -> Pass:

@@ -54,7 +54,8 @@ def _panel(axes: Axes, found: Mapping[str, Any], device: str, batch: int) -> Non
         for j, model in enumerate(models):
             if row := at(model["latency"], place):
                 look = ROLES.get(model["role"], {"color": BLACK, "marker": "o"})
-                colour, marker = look["color"], look["marker"]
+                colour = look["color"]
+                marker = look["marker"]
                 y = i + (j - (len(models) - 1) / 2) * step
                 axes.plot([row["median"], row["p95"]], [y, y], color=colour, linewidth=1.5)
                 label = f"{model['role']}: {model['net']}" if i == 0 else None

@@ -77,13 +77,9 @@ def _with_ratio(value: float, unit: str, model: Mapping[str, Any], key: str) -> 
 
 
 def _less(ratio: float | None) -> str:
-    return (
-        ""
-        if ratio is None or ratio == 1
-        else f" ({ratio:.3g}x less)"
-        if ratio >= 1
-        else f" ({1 / ratio:.3g}x more)"
-    )
+    if ratio is None or ratio == 1:
+        return ""
+    return f" ({ratio:.3g}x less)" if ratio >= 1 else f" ({1 / ratio:.3g}x more)"
 
 
 def latency_rows(found: Mapping[str, Any]) -> TextRows:
@@ -154,7 +150,8 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
 def as_markdown(found: Mapping[str, Any]) -> str:
     """Format `benchmark.md`: all results, and how to repeat them."""
     command, run, found = as_code(found["command"]), as_code(found["run"]), escape_record(found)
-    roles, env = [model["role"] for model in found["models"]], found["environment"]
+    roles = [model["role"] for model in found["models"]]
+    env = found["environment"]
     stages = ", ".join(f"{model['role']} {model['stage']}" for model in found["models"])
     channels, size, _ = found["shape"]
     parts = [

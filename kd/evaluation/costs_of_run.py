@@ -89,29 +89,34 @@ def measure(
         `models`, a dictionary per role, and `unavailable`, the backends that could not run, with
         the reason.
     """
-    shape, said = finished.shape, {model.role: model for model in finished.report.models}
+    shape = finished.shape
+    said = {model.role: model for model in finished.report.models}
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     with tempfile.TemporaryDirectory() as scratch:
         prepared = prepare(nets, shape, config, devices, Path(scratch))
         measured = times(prepared.passes, config.seconds)
-    models: list[dict[str, Any]] = [
-        {
-            "role": role,
-            "net": said[role].net,
-            "stage": said[role].stage,
-            "params": size_of(net).params,
-            "macs": count_macs(net, shape),
-            "bytes": size_of(net).bytes,
-            "onnx_bytes": prepared.files[role].get("onnx"),
-            "onnx_int8_bytes": prepared.files[role].get("onnx_int8"),
-            "peak_activation_bytes": {
-                device: {str(batch): peak(net, shape, batch, device) for batch in config.batches}
-                for device in devices
-            },
-            "latency": [row(cell, each) for cell, each in measured.items() if cell.role == role],
+    models: list[dict[str, Any]] = []
+    for role, net in nets.items():
+        peaks = {
+            device: {str(batch): peak(net, shape, batch, device) for batch in config.batches}
+            for device in devices
         }
-        for role, net in nets.items()
-    ]
+        models.append(
+            {
+                "role": role,
+                "net": said[role].net,
+                "stage": said[role].stage,
+                "params": size_of(net).params,
+                "macs": count_macs(net, shape),
+                "bytes": size_of(net).bytes,
+                "onnx_bytes": prepared.files[role].get("onnx"),
+                "onnx_int8_bytes": prepared.files[role].get("onnx_int8"),
+                "peak_activation_bytes": peaks,
+                "latency": [
+                    row(cell, each) for cell, each in measured.items() if cell.role == role
+                ],
+            }
+        )
     if teacher := next((model for model in models if model["role"] == "teacher"), None):
         for model in models:
             model["to_teacher"] = ratios(model, teacher)
@@ -126,7 +131,8 @@ def prepare(
     scratch: Path,
 ) -> TimingPlan:
     """Prepare every net for every backend; compiling takes tens of seconds."""
-    passes, unavailable = dict[Measurement, Pass](), list[dict[str, Any]]()
+    passes = dict[Measurement, Pass]()
+    unavailable = list[dict[str, Any]]()
     subjects = {}
     for role, net in nets.items():
         (scratch / role).mkdir()
@@ -191,7 +197,8 @@ def ratios(model: Mapping[str, Any], teacher: Mapping[str, Any]) -> dict[str, An
         `params`, `macs`, `bytes`, `peak_activation_bytes` (by device and batch), and `latency`, of
         the medians, for each row that both have.
     """
-    own, other = model["peak_activation_bytes"], teacher["peak_activation_bytes"]
+    own = model["peak_activation_bytes"]
+    other = teacher["peak_activation_bytes"]
     key = ("device", "backend", "batch")
     medians = {tuple(each[k] for k in key): each["median"] for each in teacher["latency"]}
     return {

@@ -60,7 +60,8 @@ def evaluate(finished: FinishedRun, config: Evaluate, command: str) -> Path:
     reading = config.read_as(finished.report.data.reading)
     to_others = config.data, classes, finished.shape, own, reading
     evaluated_on = of_other(*to_others) if other else of_own(own)
-    val, labels = own.split.val if own else None, evaluated_on.images.labels
+    val = own.split.val if own else None
+    labels = evaluated_on.images.labels
     if config.operating_point.is_requested:
         check_point(config.operating_point, classes, val, lacking)
     said = ask_nets(nets, evaluated_on.images)
@@ -70,15 +71,7 @@ def evaluate(finished: FinishedRun, config: Evaluate, command: str) -> Path:
         "run": str(finished.folder),
         "name": finished.report.name,
         **provenance_of(command),
-        "data": {
-            **{
-                key: getattr(evaluated_on, key)
-                for key in ("name", "root", "part", "other", "left_out", "skipped")
-            },
-            "images": len(evaluated_on.images),
-            "fingerprint": evaluated_on.images.fingerprint,
-            "classes": list(classes),
-        },
+        "data": _about(evaluated_on, classes),
         "missing": missing,
         "calibrated_on": {"validation": len(own.split.val) if own else 0, "reason": lacking},
         **compare(said, finished, labels, calibration),
@@ -102,6 +95,17 @@ def evaluate(finished: FinishedRun, config: Evaluate, command: str) -> Path:
             config.seed,
         )
     return _publish(found, evaluated_on, folder)
+
+
+def _about(evaluated_on: EvaluationSet, classes: Sequence[str]) -> dict[str, Any]:
+    """Describe the evaluation set."""
+    keys = ("name", "root", "part", "other", "left_out", "skipped")
+    return {
+        **{key: getattr(evaluated_on, key) for key in keys},
+        "images": len(evaluated_on.images),
+        "fingerprint": evaluated_on.images.fingerprint,
+        "classes": list(classes),
+    }
 
 
 def ask_nets(nets: Mapping[str, nn.Module], images: Images) -> dict[str, Tensor]:
@@ -214,7 +218,8 @@ def judge(logits: Tensor, labels: Tensor, teacher: Tensor | None) -> dict[str, A
         - `per_class`: for each class `support` (its images), `precision` (None if never predicted)
           and `recall` (None without images).
     """
-    truth, chosen = labels.numpy(), logits.argmax(1).numpy()
+    truth = labels.numpy()
+    chosen = logits.argmax(1).numpy()
     precision, recall, _, support = precision_recall_fscore_support(
         truth, chosen, labels=range(logits.shape[1]), zero_division=np.nan
     )
@@ -238,7 +243,8 @@ def _kl(logits: Tensor, teacher: Tensor | None) -> float | None:
         return None
     total = 0.0
     for _, (own, other) in row_blocks(logits, teacher):
-        log_p, log_t = own.log_softmax(1), other.log_softmax(1)
+        log_p = own.log_softmax(1)
+        log_t = other.log_softmax(1)
         total += float(F.kl_div(log_p, log_t, reduction="sum", log_target=True))
     return max(0.0, total / len(logits))
 
@@ -316,24 +322,27 @@ def under_corruptions(
     for name, severity, i in waiting(steps, "corrupting images"):
         index = np.arange(i, min(i + size, len(images)))
         pixels = corrupt(images.pixels[i : i + size].numpy(), index, name, severity, seed)
-        x, labels = to_unit(torch.from_numpy(pixels).to(device)), images.labels[i : i + size]
+        x = to_unit(torch.from_numpy(pixels).to(device))
+        labels = images.labels[i : i + size]
         for role, net in nets.items():
             chosen = net(normalize(x, *normalization_of(net, UNSCALED))).argmax(1).cpu()
             right[role][name][str(severity)] += int((chosen == labels).sum())
     for net in nets.values():
         net.cpu()
-    accuracy = {
-        role: {
-            name: {level: n / len(images) for level, n in levels.items()}
-            for name, levels in each.items()
-        }
-        for role, each in right.items()
-    }
+    accuracy = {role: _shares(counts, len(images)) for role, counts in right.items()}
     mean = {
         role: float(np.mean([list(levels.values()) for levels in each.values()]))
         for role, each in accuracy.items()
     }
     return {"severities": list(severities), "seed": seed, "accuracy": accuracy, "mean": mean}
+
+
+def _shares(counts: Mapping[str, Mapping[str, int]], images: int) -> dict[str, dict[str, float]]:
+    """Divide the right answers by the number of images, by corruption and severity."""
+    return {
+        name: {level: count / images for level, count in levels.items()}
+        for name, levels in counts.items()
+    }
 
 
 def _publish(found: Mapping[str, Any], evaluated_on: EvaluationSet, folder: Path) -> Path:

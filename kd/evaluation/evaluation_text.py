@@ -52,7 +52,8 @@ def _number(text: str) -> float:
 
 def metric_rows(found: Mapping[str, Any]) -> TextRows:
     """Make a row per metric: its name, then each role's value."""
-    models, tests = found["models"], [model["test"] for model in found["models"]]
+    models = found["models"]
+    tests = [model["test"] for model in found["models"]]
     scaled = [model["calibrated"] or {} for model in models]
     rows = [
         ["net", *(model["net"] for model in models)],
@@ -126,21 +127,15 @@ def class_rows(found: Mapping[str, Any]) -> TextRows:
 
 def corruption_rows(found: Mapping[str, Any]) -> TextRows:
     """Make a row per corruption and severity, between those of clean images and the mean."""
-    under, models = found["corruptions"], found["models"]
+    under = found["corruptions"]
+    models = found["models"]
     roles = [model["role"] for model in models]
-    return [
-        ["none", "", *(_percent(model["test"]["accuracy"]) for model in models)],
-        *(
-            [
-                name,
-                str(level),
-                *(_percent(under["accuracy"][role][name][str(level)]) for role in roles),
-            ]
-            for name in next(iter(under["accuracy"].values()))
-            for level in under["severities"]
-        ),
-        ["mean", "", *(_percent(under["mean"][role]) for role in roles)],
-    ]
+    rows = [["none", "", *(_percent(model["test"]["accuracy"]) for model in models)]]
+    for name in next(iter(under["accuracy"].values())):
+        for level in map(str, under["severities"]):
+            shares = [under["accuracy"][role][name][level] for role in roles]
+            rows.append([name, level, *map(_percent, shares)])
+    return [*rows, ["mean", "", *(_percent(under["mean"][role]) for role in roles)]]
 
 
 def sentences(found: Mapping[str, Any]) -> list[str]:
@@ -177,8 +172,10 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
 def _about_operating_points(found: Mapping[str, Any]) -> list[str]:
     if "operating_point" not in found:
         return []
-    point, count = found["operating_point"], found["calibrated_on"]["validation"]
-    target, cost = point["asked"]["sensitivity"], point["asked"]["miss_cost"]
+    point = found["operating_point"]
+    count = found["calibrated_on"]["validation"]
+    target = point["asked"]["sensitivity"]
+    cost = point["asked"]["miss_cost"]
     how = (
         f"costs least where a miss costs as much as {cost:g} false alarms"
         if cost is not None
@@ -220,7 +217,8 @@ def _about_corruptions(found: Mapping[str, Any]) -> list[str]:
 
 def as_markdown(found: Mapping[str, Any]) -> str:
     """Format `evaluation.md`: all results, and how to repeat them."""
-    roles, env = [model["role"] for model in found["models"]], found["environment"]
+    roles = [model["role"] for model in found["models"]]
+    env = found["environment"]
     parts = [
         [f"# Evaluation of {in_markdown(found['name'])}"],
         _markdown(["", *roles], metric_rows(found)),

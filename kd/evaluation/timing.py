@@ -26,7 +26,8 @@ def times(passes: Mapping[K, Pass], seconds: float) -> dict[K, list[float]]:
             random order.
     """
     found: dict[K, list[float]] = {key: [] for key in passes}
-    order, draw = list(passes), random.Random(0)
+    order = list(passes)
+    draw = random.Random(0)
     for _ in waiting(range(ROUNDS), "measuring"):
         draw.shuffle(order)
         for key in order:

@@ -66,7 +66,8 @@ def header_of(path: Path) -> dict[str, Any] | None:
                 return None
             text = json.loads(file.read(size))["__metadata__"]["kd"]
             found = json.loads(text)
-            schema, _ = dict(found).get("schema", SCHEMA), found["net"]
+            schema = dict(found).get("schema", SCHEMA)
+            _ = found["net"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     if isinstance(schema, int) and schema > SCHEMA:

@@ -113,7 +113,9 @@ def _holder(path: Path) -> str | None:
         found = path.read_text(errors="replace")
     except OSError:
         return None
-    return (found if re.fullmatch(r"process \d+ on [\w.-]+", found) else ANOTHER) if found else None
+    if not found:
+        return None
+    return found if re.fullmatch(r"process \d+ on [\w.-]+", found) else ANOTHER
 
 
 def _sign(path: Path, name: str) -> None:

@@ -104,7 +104,8 @@ class JobFolder(RunFolder):
     """
 
     def __init__(self, final: Path) -> None:
-        self.final, self._held = final, contextlib.ExitStack()
+        self.final = final
+        self._held = contextlib.ExitStack()
 
     def __enter__(self) -> "JobFolder":
         shutil.rmtree(self.path, ignore_errors=True)  # left by a killed attempt

@@ -89,7 +89,8 @@ class Store:
 
     def publish(self, key: str, record: dict[str, Any]) -> StageResult:
         """Turn the working folder of `key` into a finished stage, replacing an older one."""
-        partial, final = self.root / f"{key}.partial", self.root / key
+        partial = self.root / f"{key}.partial"
+        final = self.root / key
         record = {
             "schema": SCHEMA,
             "key": key,

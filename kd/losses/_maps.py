@@ -50,7 +50,8 @@ def answers(maps: Tensor, head: nn.Module, bias: bool = True) -> Tensor:
         head: a linear layer, or a convolution of size 1.
         bias: whether to add its bias.
     """
-    weight, shift = head.weight, head.bias
+    weight = head.weight
+    shift = head.bias
     assert isinstance(weight, Tensor)
     added = shift.to(maps) if bias and isinstance(shift, Tensor) else None
     return F.linear(maps.flatten(2).transpose(1, 2), weight.flatten(1).to(maps), added)

@@ -32,7 +32,8 @@ def cat_kd_loss(
     Returns:
         scalar >= 0; 0 where the two agree.
     """
-    s, t = _activations(maps_s, head_s, side), _activations(maps_t.detach(), head_t, side)
+    s = _activations(maps_s, head_s, side)
+    t = _activations(maps_t.detach(), head_t, side)
     if normalize:
         s, t = unit(s), unit(t)
     return (s - t).pow(2).mean()

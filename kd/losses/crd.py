@@ -72,8 +72,11 @@ class CRD(nn.Module):
             raise ValueError(
                 f"found nce_t {nce_t}, nce_m {nce_m}, nce_k {nce_k}, feat_dim {feat_dim}"
             )
-        self.draws, self.temperature, self.momentum = min(nce_k, len(labels)), nce_t, nce_m
-        self.embed_s, self.embed_t = nn.Linear(width_s, feat_dim), nn.Linear(width_t, feat_dim)
+        self.draws = min(nce_k, len(labels))
+        self.temperature = nce_t
+        self.momentum = nce_m
+        self.embed_s = nn.Linear(width_s, feat_dim)
+        self.embed_t = nn.Linear(width_t, feat_dim)
         reach = 1 / math.sqrt(feat_dim / 3)
         for name in ("bank_s", "bank_t"):
             self.register_buffer(name, torch.empty(len(labels), feat_dim).uniform_(-reach, reach))
@@ -95,7 +98,8 @@ class CRD(nn.Module):
             pooled_t: teacher embeddings of any width, [B, D_t]; detached.
             index: training-set indices of the images, int64 [B].
         """
-        v_s, v_t = unit(self.embed_s(pooled_s)), unit(self.embed_t(pooled_t.detach()))
+        v_s = unit(self.embed_s(pooled_s))
+        v_t = unit(self.embed_t(pooled_t.detach()))
         negatives = self.negatives(index)
         total = v_s.new_zeros(())
         for side, (v, bank) in enumerate(((v_s, self.bank_t), (v_t, self.bank_s))):

@@ -45,7 +45,8 @@ class CTKD(nn.Module):
         super().__init__()
         if low <= 0 or span <= 0:
             raise ValueError(f"low and span must be above 0; found {low} and {span}")
-        self.low, self.span = low, span
+        self.low = low
+        self.span = span
         self.theta = nn.Parameter(torch.tensor(1.0))
         self.logged: dict[str, Tensor] = {}
 

@@ -24,7 +24,8 @@ def dcd_loss(scores: Tensor, consistency: float = 0.5) -> Tensor:
         scalar >= 0. Its minimum is not 0.
     """
     own = torch.arange(len(scores), device=scores.device)
-    rows, columns = F.log_softmax(scores, dim=1), F.log_softmax(scores, dim=0).T
+    rows = F.log_softmax(scores, dim=1)
+    columns = F.log_softmax(scores, dim=0).T
     contrast = F.nll_loss(rows, own)
     return contrast + consistency * F.kl_div(rows, columns, reduction="batchmean", log_target=True)
 
@@ -55,12 +56,15 @@ class DCD(nn.Module):
         super().__init__()
         if feat_dim < 1 or most <= 0:
             raise ValueError(f"found feat_dim {feat_dim}, most {most}; accepted are those above 0")
-        self.consistency, self.most = consistency, most
-        self.embed_s, self.embed_t = nn.Linear(width_s, feat_dim), nn.Linear(width_t, feat_dim)
+        self.consistency = consistency
+        self.most = most
+        self.embed_s = nn.Linear(width_s, feat_dim)
+        self.embed_t = nn.Linear(width_t, feat_dim)
         self.scale = nn.Parameter(torch.tensor(scale))
 
     def forward(self, pooled_s: Tensor, pooled_t: Tensor) -> Tensor:
         """Compute `dcd_loss` of embeddings [B, D] and [B, E], the teacher's detached; a scalar."""
-        v_s, v_t = unit(self.embed_s(pooled_s)), unit(self.embed_t(pooled_t.detach()))
+        v_s = unit(self.embed_s(pooled_s))
+        v_t = unit(self.embed_t(pooled_t.detach()))
         factor = self.scale.exp().clamp(max=self.most)
         return dcd_loss(v_s @ v_t.T * factor, self.consistency)

@@ -42,7 +42,8 @@ def dkd_loss(
         remains beside the target, so NCKD is 0; the first such call warns.
     """
     share, labels = shares(target, logits_s)
-    s, t = logits_s / temperature, logits_t.detach() / temperature
+    s = logits_s / temperature
+    t = logits_t.detach() / temperature
     each = [
         share[:, k] * dkd_of_images(s, t, labels[:, k, None], target_weight, non_target_weight)
         for k in range(labels.shape[1])

@@ -23,7 +23,8 @@ def dml_loss(logits_s: Tensor, logits_p: Tensor, target: Tensor) -> Tensor:
     Returns:
         scalar >= 0. At equal logits it is the peer's cross-entropy, not 0.
     """
-    log_p_s, log_p_p = F.log_softmax(logits_s, dim=1), F.log_softmax(logits_p, dim=1)
+    log_p_s = F.log_softmax(logits_s, dim=1)
+    log_p_p = F.log_softmax(logits_p, dim=1)
     to_student = F.kl_div(log_p_s, log_p_p.detach(), reduction="batchmean", log_target=True)
     to_peer = F.kl_div(log_p_p, log_p_s.detach(), reduction="batchmean", log_target=True)
     ignored: Any = {"ignore_index": -1} if target.ndim == 1 else {}

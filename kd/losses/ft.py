@@ -101,7 +101,8 @@ class FT(nn.Module):
         self.reconstruction = reconstruction
         if not reconstruction:
             self.paraphraser.requires_grad_(False).eval()
-        own, narrow = channels(shapes_s[-1]), max(1, round(rate * channels(shapes_t[-1])))
+        own = channels(shapes_s[-1])
+        narrow = max(1, round(rate * channels(shapes_t[-1])))
         self.translator = _stack(own, own, narrow, narrow)
 
     def train(self, mode: bool = True) -> "FT":

@@ -36,7 +36,8 @@ def kdsvd_loss(feats_s: list[Tensor], feats_t: list[Tensor], rank: int = 1) -> T
     before: tuple[Tensor, Tensor] | None = None
     total = feats_s[0].new_zeros(())
     for s, t in zip(feats_s, feats_t, strict=True):
-        a, b = as_map(s).flatten(2).transpose(1, 2), as_map(t.detach()).flatten(2).transpose(1, 2)
+        a = as_map(s).flatten(2).transpose(1, 2)
+        b = as_map(t.detach()).flatten(2).transpose(1, 2)
         if a.shape[2] != b.shape[2]:
             raise ValueError(
                 f"kdsvd: {a.shape[2]} channels of the student's and {b.shape[2]} of the teacher's"
@@ -76,7 +77,8 @@ def _directions(x: Tensor, rank: int) -> Tensor:
         _, values, rows = torch.linalg.svd(x, full_matrices=False)
         square = values.pow(2)
         tiny = 1e-10 * square[:, :1, None].pow(2) + 1e-30
-        v, known = rows[:, :rank].transpose(1, 2), rows.transpose(1, 2)
+        v = rows[:, :rank].transpose(1, 2)
+        known = rows.transpose(1, 2)
         gap = square[:, None, :rank] - square[:, :, None]  # [B, all, k]
         inverse = gap / (gap.pow(2) + tiny)
         # Towards directions of singular value 0

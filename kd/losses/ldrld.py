@@ -40,10 +40,13 @@ def ldrld_loss(
     """
     if depth < 2:
         raise ValueError(f"depth: found {depth}, accepted is an integer from 2")
-    s, t = logits_s / temperature, logits_t.detach() / temperature
+    s = logits_s / temperature
+    t = logits_t.detach() / temperature
     order = s.detach().argsort(dim=1, descending=True)
-    first, others = order[:, :depth], order[:, depth:]
-    top_s, top_t = s.gather(1, first), t.gather(1, first)
+    first = order[:, :depth]
+    others = order[:, depth:]
+    top_s = s.gather(1, first)
+    top_t = t.gather(1, first)
     i, j = torch.triu_indices(top_s.shape[1], top_s.shape[1], 1, device=s.device)
     ranks = torch.stack([i, j]).to(s) + 1
     weight = SCALE * torch.exp(-DECAY * ranks.sum(0)) / (GAP + ranks[1] - ranks[0])
@@ -56,5 +59,6 @@ def ldrld_loss(
 
 
 def _kl(s: Tensor, t: Tensor, dim: int) -> Tensor:
-    log_p_s, log_p_t = F.log_softmax(s, dim=dim), F.log_softmax(t, dim=dim)
+    log_p_s = F.log_softmax(s, dim=dim)
+    log_p_t = F.log_softmax(t, dim=dim)
     return F.kl_div(log_p_s, log_p_t, reduction="none", log_target=True).sum(dim)

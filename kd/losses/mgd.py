@@ -41,7 +41,8 @@ class MGD(nn.Module):
         if not 0 <= masked < 1:
             raise ValueError(f"masked: found {masked}, accepted is a number from 0 to below 1")
         self.masked = masked
-        own, wide = channels(shapes_s[-1]), channels(shapes_t[-1])
+        own = channels(shapes_s[-1])
+        wide = channels(shapes_t[-1])
         self.align = nn.Conv2d(own, wide, 1) if own != wide else nn.Identity()
         self.generate = nn.Sequential(
             nn.Conv2d(wide, wide, 3, padding=1), nn.ReLU(), nn.Conv2d(wide, wide, 3, padding=1)

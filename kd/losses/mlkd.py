@@ -33,7 +33,8 @@ def mlkd_loss(
     total = torch.zeros((), dtype=logits_s.dtype, device=logits_s.device)
     for temperature in temperatures:
         log_p_s = F.log_softmax(logits_s / temperature, dim=1)
-        p_s, p_t = log_p_s.exp(), F.softmax(logits_t.detach() / temperature, dim=1)
+        p_s = log_p_s.exp()
+        p_t = F.softmax(logits_t.detach() / temperature, dim=1)
         total = total + F.kl_div(log_p_s, p_t, reduction="batchmean") * temperature**2
         total = total + (p_t @ p_t.T - p_s @ p_s.T).square().sum() / batch
         total = total + (p_t.T @ p_t - p_s.T @ p_s).square().sum() / classes

@@ -32,7 +32,8 @@ def nkd_loss(
     """
     logits_t = logits_t.detach()
     if target.ndim == 1:
-        share, label = torch.ones_like(logits_s[:, :1]), target[:, None]
+        share = torch.ones_like(logits_s[:, :1])
+        label = target[:, None]
     else:
         share, label = target.topk(int((target > 0).sum(dim=1).max()), dim=1)
     at_target = F.softmax(logits_t, dim=1) * F.log_softmax(logits_s, dim=1)

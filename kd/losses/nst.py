@@ -23,7 +23,8 @@ def nst_loss(feats_s: list[Tensor], feats_t: list[Tensor], pairs: int | None = N
     """
     total = feats_s[0].new_zeros(())
     for s, t in last_maps(feats_s, feats_t, pairs):
-        a, b = unit(s.flatten(2), dim=2), unit(t.flatten(2), dim=2)
+        a = unit(s.flatten(2), dim=2)
+        b = unit(t.flatten(2), dim=2)
         total = total + _kernel(b, b) + _kernel(a, a) - 2 * _kernel(a, b)
     return total
 

@@ -37,5 +37,6 @@ def ofa_loss(
     log_p_s = F.log_softmax(logits_s / temperature, dim=1)
     p_t = F.softmax(logits_t.detach() / temperature, dim=1)
     label = target if target.ndim == 2 else F.one_hot(target, p_t.shape[1]).to(p_t.dtype)
-    is_target, is_other = (1 + p_t) ** epsilon - 1, p_t**epsilon
+    is_target = (1 + p_t) ** epsilon - 1
+    is_other = p_t**epsilon
     return -torch.sum((label * is_target + (1 - label) * is_other) * log_p_s, dim=1).mean()

@@ -60,7 +60,8 @@ class OFD(nn.Module):
 
     @torch.no_grad()
     def _margin(self, i: int, t: Tensor) -> Tensor:
-        total, count = self.get_buffer(f"sum_{i}"), self.get_buffer(f"count_{i}")
+        total = self.get_buffer(f"sum_{i}")
+        count = self.get_buffer(f"count_{i}")
         if self.training:
             total += t.clamp(max=0).double().sum((0, 2, 3))
             count += (t < 0).sum((0, 2, 3))

@@ -21,7 +21,8 @@ def pkt_loss(pooled_s: Tensor, pooled_t: Tensor, epsilon: float = 1e-7) -> Tenso
         scalar >= 0; 0 where the two agree. The loss compares the images of a batch, on each device
         separately: ranks do not share batches.
     """
-    p_s, p_t = _neighbours(pooled_s), _neighbours(pooled_t.detach())
+    p_s = _neighbours(pooled_s)
+    p_t = _neighbours(pooled_t.detach())
     return (p_t * ((p_t + epsilon) / (p_s + epsilon)).log()).mean()
 
 

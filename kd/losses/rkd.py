@@ -24,7 +24,8 @@ def rkd_loss(
         scalar >= 0; 0 where the two agree up to a factor. The loss compares the images of a batch,
         on each device separately: ranks do not share batches.
     """
-    total, fixed = pooled_s.new_zeros(()), pooled_t.detach()
+    total = pooled_s.new_zeros(())
+    fixed = pooled_t.detach()
     if distance_weight:
         total = total + distance_weight * F.smooth_l1_loss(_distances(pooled_s), _distances(fixed))
     if angle_weight:

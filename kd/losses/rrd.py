@@ -63,7 +63,8 @@ class RRD(nn.Module):
                 f"found feat_dim {feat_dim}, nce_k {nce_k}, temperature_s {temperature_s}, "
                 f"temperature_t {temperature_t}; accepted are numbers above 0"
             )
-        self.temperature_s, self.temperature_t = temperature_s, temperature_t
+        self.temperature_s = temperature_s
+        self.temperature_t = temperature_t
         self.embed_s = nn.Linear(width_s, feat_dim)
         self.embed_t = nn.Linear(width_t, feat_dim).requires_grad_(False)
         # As in the authors' code a column has length 1 at first, so a row is short
@@ -72,7 +73,8 @@ class RRD(nn.Module):
 
     def forward(self, pooled_s: Tensor, pooled_t: Tensor) -> Tensor:
         """Compute `rrd_loss` of embeddings [B, D] and [B, E], the teacher's detached; a scalar."""
-        v_s, v_t = unit(self.embed_s(pooled_s)), unit(self.embed_t(pooled_t.detach()))
+        v_s = unit(self.embed_s(pooled_s))
+        v_t = unit(self.embed_t(pooled_t.detach()))
         if self.training:
             self._remember(from_all_ranks(v_t))
         queue = self.queue.clone()

@@ -50,10 +50,13 @@ def sdd_loss(
         scalar >= 0; 0 where the two agree, maps and last layers.
     """
     whole = answers(F.adaptive_avg_pool2d(maps_t.detach(), 1), head_t).argmax(2)  # [B, 1]
-    s, t = _regions(maps_s, head_s, scales), _regions(maps_t.detach(), head_t, scales)
+    s = _regions(maps_s, head_s, scales)
+    t = _regions(maps_t.detach(), head_t, scales)
     chosen = t.argmax(2)  # [B, regions]
-    flat_s, flat_t = s.flatten(0, 1) / temperature, t.flatten(0, 1) / temperature
-    log_p_s, log_p_t = F.log_softmax(flat_s, dim=1), F.log_softmax(flat_t, dim=1)
+    flat_s = s.flatten(0, 1) / temperature
+    flat_t = t.flatten(0, 1) / temperature
+    log_p_s = F.log_softmax(flat_s, dim=1)
+    log_p_t = F.log_softmax(flat_t, dim=1)
     divergence = F.kl_div(log_p_s, log_p_t, reduction="none", log_target=True).sum(1)
     share, labels = shares(target, s[:, 0])
     total = maps_s.new_zeros(())

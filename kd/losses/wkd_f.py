@@ -69,7 +69,9 @@ class WKDF(nn.Module):
         super().__init__()
         if grid < 1 or epsilon <= 0:
             raise ValueError(f"found grid {grid}, epsilon {epsilon}; accepted are numbers above 0")
-        self.mean_weight, self.grid, self.epsilon = mean_weight, grid, epsilon
+        self.mean_weight = mean_weight
+        self.grid = grid
+        self.epsilon = epsilon
         self.projector = connector(channels(shapes_s[-1]), channels(shapes_t[-1])).append(nn.ReLU())
 
     def forward(self, feats_s: list[Tensor], feats_t: list[Tensor]) -> Tensor:

@@ -52,7 +52,8 @@ def wkd_l_loss(
     assert isinstance(weight, Tensor)
     rows = unit(weight.detach().flatten(1).to(logits_s))
     cost = (1 - torch.exp(-sharpen * (1 - rows @ rows.T))).relu() + TINY
-    log_p_s, p_t = F.log_softmax(logits_s, dim=1), F.softmax(logits_t.detach(), dim=1)
+    log_p_s = F.log_softmax(logits_s, dim=1)
+    p_t = F.softmax(logits_t.detach(), dim=1)
     each = []
     for k in range(labels.shape[1]):
         label = labels[:, k, None]

@@ -95,7 +95,8 @@ def summary(logits: Tensor, labels: Tensor, teacher: Tensor | None = None) -> Me
         - `agreement`, the share of images with the teacher's prediction (None without a teacher);
         - for two classes `sensitivity` and `specificity`, the recall of the second and the first.
     """
-    chosen, classes = logits.argmax(1), logits.shape[1]
+    chosen = logits.argmax(1)
+    classes = logits.shape[1]
     right = int((chosen == labels).sum())
     interval = binomtest(right, len(labels)).proportion_ci(method="wilson")
     sureness = probability_metrics(logits, labels)
@@ -247,7 +248,8 @@ def auroc(logits: Tensor, labels: Tensor) -> float | None:
         return None
     order = labels.argsort(stable=True)
     own = dict(enumerate(torch.split(order, images.tolist())))
-    width, areas = max(1, BLOCK // n), []
+    width = max(1, BLOCK // n)
+    areas = []
     for start, odds in _column_blocks(logits, width):
         ranked = np.sort(odds, axis=1)
         for row, column in enumerate(odds):
@@ -282,7 +284,8 @@ def _column_blocks(logits: Tensor, width: int) -> Iterator[tuple[int, NDArray[np
 
 def _recalls(chosen: Tensor, labels: Tensor) -> tuple[float | None, float | None]:
     """Of two classes: the recall of the second one, and that of the first."""
-    found, present = (labels.numpy(), chosen.numpy()), set(labels.tolist())
+    found = (labels.numpy(), chosen.numpy())
+    present = set(labels.tolist())
     sensitivity, specificity = (
         float(recall_score(*found, pos_label=one)) if one in present else None for one in (1, 0)
     )

@@ -61,8 +61,10 @@ def at_threshold(scores: Tensor, positive: Tensor, threshold: float) -> dict[str
         `..._ci95` (Wilson 1927). A fraction of nothing is None.
     """
     alarm = scores >= threshold
-    found, missed = int((alarm & positive).sum()), int((~alarm & positive).sum())
-    false, cleared = int((alarm & ~positive).sum()), int((~alarm & ~positive).sum())
+    found = int((alarm & positive).sum())
+    missed = int((~alarm & positive).sum())
+    false = int((alarm & ~positive).sum())
+    cleared = int((~alarm & ~positive).sum())
     shares = {
         "sensitivity": (found, found + missed),
         "specificity": (cleared, cleared + false),

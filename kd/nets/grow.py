@@ -75,7 +75,8 @@ class Grown(nn.Module):
         layers = [head, *(_wider(head, classes) for classes in blocks[1:])]
         self.path = next(iter(heads))
         inner.set_submodule(self.path, Blocks(layers))
-        self.net, self.blocks = inner, list(blocks)
+        self.net = inner
+        self.blocks = list(blocks)
         if isinstance(own := getattr(inner, "normalization", None), tuple):
             self.normalization = own
         self.register_buffer(

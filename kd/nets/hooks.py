@@ -63,11 +63,14 @@ class FeatureHooks:
                 "loss: asks for the last maps before global average pooling, but no module of "
                 f"{type(net).__name__} gives maps whose mean the last linear layer gets"
             )
-        self.net, self.paths, self.kinds = net, paths, tuple(kinds)
+        self.net = net
+        self.paths = paths
+        self.kinds = tuple(kinds)
         self.on = False
         self.found: dict[LayerPath, Tensor] = {}
         for layer in self.layers:
-            module, note = net.get_submodule(layer.path), partial(self._note, layer)
+            module = net.get_submodule(layer.path)
+            note = partial(self._note, layer)
             if layer.side == "input":
                 module.register_forward_pre_hook(partial(_entering, note))
             else:

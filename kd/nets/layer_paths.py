@@ -153,7 +153,8 @@ class ForwardRecord:
     def entering(self, path: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         """Hook before a module's forward pass."""
         if inputs and isinstance(inputs[0], Tensor):
-            self.inputs[path], self.versions[path, "input"] = inputs[0], inputs[0]._version
+            self.inputs[path] = inputs[0]
+            self.versions[path, "input"] = inputs[0]._version
             if path in self.activations:
                 self.activated.append(inputs[0])
 
@@ -182,15 +183,19 @@ class ForwardRecord:
 
     def before_average(self, pooled: LayerPath) -> LayerPath | None:
         """Find the largest maps whose mean over height and width is `pooled`; the last of them."""
-        mean, found, largest = self.inputs[pooled.path].flatten(1), None, 0
+        mean = self.inputs[pooled.path].flatten(1)
+        found = None
+        largest = 0
         for path in self.order:
-            layer, maps = LayerPath(path, "output"), self.outputs[path]
+            layer = LayerPath(path, "output")
+            maps = self.outputs[path]
             if not isinstance(maps, Tensor) or maps.ndim != 4 or self.is_overwritten(layer):
                 continue
             if maps.shape[1] != mean.shape[1] or maps.numel() < largest or not mean.any():
                 continue
             if torch.allclose(maps.mean((2, 3)), mean, rtol=1e-4, atol=1e-6):
-                found, largest = layer, maps.numel()
+                found = layer
+                largest = maps.numel()
         return found
 
     def _is_activated(self, tensor: Any) -> bool:
@@ -199,7 +204,8 @@ class ForwardRecord:
 
 def dry_pass(net: nn.Module, shape: Shape, training: bool) -> ForwardRecord:
     """Record a forward pass on two random images; the net is unchanged."""
-    record, dummy = ForwardRecord(), copy.deepcopy(net).train(training)
+    record = ForwardRecord()
+    dummy = copy.deepcopy(net).train(training)
     for path, module in dummy.named_modules():
         module.register_forward_pre_hook(partial(record.entering, path))
         module.register_forward_hook(partial(record.leaving, path))

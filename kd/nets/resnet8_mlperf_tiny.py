@@ -18,7 +18,8 @@ class SameConv(nn.Conv2d):
         return super().forward(F.pad(input, (*width, *height)))
 
     def _padding_of(self, side: int) -> tuple[int, int]:
-        stride, kernel = self.stride[0], self.kernel_size[0]
+        stride = self.stride[0]
+        kernel = self.kernel_size[0]
         total = max((-(-side // stride) - 1) * stride + kernel - side, 0)
         return total // 2, total - total // 2
 

@@ -78,7 +78,8 @@ class ResNetCIFAR(nn.Module):
         self.bn1 = nn.BatchNorm2d(widths[0])
         self.relu = nn.ReLU(inplace=True)
         for group in (1, 2, 3):
-            inputs, outputs = widths[group - 1], widths[group]
+            inputs = widths[group - 1]
+            outputs = widths[group]
             stride = 1 if group == 1 else 2
             first = BasicBlock(inputs, outputs, stride)
             if first.downsample is not None and shortcut == "A":

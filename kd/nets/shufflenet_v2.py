@@ -26,9 +26,12 @@ class SplitUnit(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         half = channels // 2
-        self.conv1, self.bn1 = _pointwise(half, half), nn.BatchNorm2d(half)
-        self.conv2, self.bn2 = _depthwise(half, 1), nn.BatchNorm2d(half)
-        self.conv3, self.bn3 = _pointwise(half, half), nn.BatchNorm2d(half)
+        self.conv1 = _pointwise(half, half)
+        self.bn1 = nn.BatchNorm2d(half)
+        self.conv2 = _depthwise(half, 1)
+        self.bn2 = nn.BatchNorm2d(half)
+        self.conv3 = _pointwise(half, half)
+        self.bn3 = nn.BatchNorm2d(half)
         self.relu = nn.ReLU(inplace=True)
         self.shuffle = ChannelShuffle(2)
 
@@ -50,11 +53,16 @@ class DownUnit(nn.Module):
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         half = outputs // 2
-        self.conv1, self.bn1 = _depthwise(inputs, 2), nn.BatchNorm2d(inputs)
-        self.conv2, self.bn2 = _pointwise(inputs, half), nn.BatchNorm2d(half)
-        self.conv3, self.bn3 = _pointwise(inputs, half), nn.BatchNorm2d(half)
-        self.conv4, self.bn4 = _depthwise(half, 2), nn.BatchNorm2d(half)
-        self.conv5, self.bn5 = _pointwise(half, half), nn.BatchNorm2d(half)
+        self.conv1 = _depthwise(inputs, 2)
+        self.bn1 = nn.BatchNorm2d(inputs)
+        self.conv2 = _pointwise(inputs, half)
+        self.bn2 = nn.BatchNorm2d(half)
+        self.conv3 = _pointwise(inputs, half)
+        self.bn3 = nn.BatchNorm2d(half)
+        self.conv4 = _depthwise(half, 2)
+        self.bn4 = nn.BatchNorm2d(half)
+        self.conv5 = _pointwise(half, half)
+        self.bn5 = nn.BatchNorm2d(half)
         self.relu = nn.ReLU(inplace=True)
         self.shuffle = ChannelShuffle(2)
 
@@ -89,14 +97,16 @@ class ShuffleNetV2(nn.Module):
         blocks: Sequence[int] = (3, 7, 3),
     ) -> None:
         super().__init__()
-        self.conv1, self.bn1 = _pointwise(in_channels, STEM), nn.BatchNorm2d(STEM)
+        self.conv1 = _pointwise(in_channels, STEM)
+        self.bn1 = nn.BatchNorm2d(STEM)
         self.relu = nn.ReLU(inplace=True)
         inputs = STEM
         for number, (outputs, units) in enumerate(zip(channels[:-1], blocks, strict=True), start=1):
             rest = [SplitUnit(outputs) for _ in range(units)]
             self.add_module(f"layer{number}", nn.Sequential(DownUnit(inputs, outputs), *rest))
             inputs = outputs
-        self.conv2, self.bn2 = _pointwise(inputs, channels[-1]), nn.BatchNorm2d(channels[-1])
+        self.conv2 = _pointwise(inputs, channels[-1])
+        self.bn2 = nn.BatchNorm2d(channels[-1])
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.linear = nn.Linear(channels[-1], num_classes)
         kaiming(self)

@@ -58,9 +58,11 @@ class SimKD(nn.Module):
         other = build_net(teacher, shape, "teacher.net", load=False)
         ours = _last_maps(net, shape, "student", averaged=True)
         theirs = _last_maps(other, shape, "teacher", averaged=False)
-        (channels, *size), (wide, *target) = ours.shapes[0], theirs.shapes[0]
+        (channels, *size) = ours.shapes[0]
+        (wide, *target) = theirs.shapes[0]
         pool = [nn.AdaptiveAvgPool2d(tuple(target))] if size[0] > target[0] else []
-        path, cut = ours.feats[0].path, theirs.feats[0].path
+        path = ours.feats[0].path
+        cut = theirs.feats[0].path
         maps, logits = _answer(other, cut, shape)
         projector = _projector(channels, wide, factor, negative=bool(maps.min() < 0))
         _replace(net, path, nn.Sequential(net.get_submodule(path), *pool, projector))

@@ -122,7 +122,8 @@ class SpeedNet(nn.Module):
 def _patch_covariance(images: Tensor) -> Tensor:
     """Return the covariance of all 2x2 patches, float64 [C * 4, C * 4], in a filter's order."""
     width = images.shape[1] * PATCH**2
-    count, total = 0, torch.zeros(width, dtype=torch.float64)
+    count = 0
+    total = torch.zeros(width, dtype=torch.float64)
     products = torch.zeros(width, width, dtype=torch.float64)
     for chunk in torch.split(images, CHUNK):
         patches = nn.functional.unfold(chunk, PATCH).double().transpose(0, 1).flatten(1)

@@ -30,7 +30,8 @@ def graph_around(net: nn.Module, path: str) -> tuple[fx.Graph, fx.Node]:
         CutError: the forward pass depends on its values or on the mode, or calls the module more
             than once.
     """
-    graphs, before = [], net.training
+    graphs = []
+    before = net.training
     try:
         for mode in (True, False):
             graphs.append(_Around(path).trace(net.train(mode)))
@@ -67,7 +68,8 @@ def splice(
     Raises:
         CutError: a net cannot be traced, or `other` needs more than that layer's output.
     """
-    graph, known = fx.Graph(), dict[fx.Node, fx.Node]()
+    graph = fx.Graph()
+    known = dict[fx.Node, fx.Node]()
     source, cut = graph_around(one, cut_one)
     for node in source.nodes:
         known[node] = graph.node_copy(node, lambda each: known[each])
@@ -87,7 +89,8 @@ def splice(
             if node.op in HOLDING:
                 theirs = str(node.target)
                 copied.target = ours = name(theirs)
-                modules[ours], taken[ours] = _at(other, theirs), theirs
+                modules[ours] = _at(other, theirs)
+                taken[ours] = theirs
     found = fx.GraphModule(modules, graph)
     found.graph.eliminate_dead_code()
     found.delete_all_unused_submodules()
@@ -105,7 +108,8 @@ def _at(net: nn.Module, path: str) -> nn.Module | Tensor:
 
 def after(net: fx.GraphModule, cut: str, maps: Tensor) -> Tensor:
     """Compute a net's output when its layer at `cut` returns `maps` [B, C, H, W]."""
-    graph, known = fx.Graph(), {}
+    graph = fx.Graph()
+    known = {}
     for node in net.graph.nodes:
         if node.op == "call_module" and node.target == cut:
             known[node] = graph.placeholder("maps")

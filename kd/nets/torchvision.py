@@ -65,10 +65,12 @@ def pretrained_weights(
     if weights is None:
         return None
     preset = weights.transforms()
-    mean, std = (0.5,) * 3, (0.5,) * 3
+    mean = (0.5,) * 3
+    std = (0.5,) * 3
     # These two declare ImageNet's and convert it to this themselves, see `transform_input`
     if name not in INCEPTIONS:
-        mean, std = tuple(preset.mean), tuple(preset.std)
+        mean = tuple(preset.mean)
+        std = tuple(preset.std)
     return PretrainedWeights(f"torchvision {weights!r} {weights.url.rpartition('/')[2]}", mean, std)
 
 
@@ -97,7 +99,8 @@ def _load(net: nn.Module, weights: WeightsEnum, where: str, in_channels: int) ->
     # DenseNet weights of 2017
     for name in [name for name in state if re.search(r"\.(norm|relu|conv)\.\d\.", name)]:
         state[re.sub(r"\.(norm|relu|conv)\.(\d)\.", r".\1\2.", name)] = state.pop(name)
-    own, first = net.state_dict(), f"{first_convolution(net)}.weight"
+    own = net.state_dict()
+    first = f"{first_convolution(net)}.weight"
     if in_channels == 1:
         state[first] = for_gray(state[first])
     classes = len(weights.meta["categories"])

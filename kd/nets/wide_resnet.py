@@ -62,7 +62,8 @@ class WideResNet(nn.Module):
         channels = [16, 16 * widen, 32 * widen, 64 * widen]
         self.conv1 = nn.Conv2d(in_channels, channels[0], 3, padding=1, bias=False)
         for group in (1, 2, 3):
-            inputs, outputs = channels[group - 1], channels[group]
+            inputs = channels[group - 1]
+            outputs = channels[group]
             first = PreActivationBlock(inputs, outputs, stride=1 if group == 1 else 2)
             rest = [
                 PreActivationBlock(outputs, outputs, stride=1) for _ in range((depth - 4) // 6 - 1)

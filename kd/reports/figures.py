@@ -141,7 +141,8 @@ def confusion_matrix(labels: Tensor, chosen: Tensor, classes: Sequence[str], who
         picture, ax=axes, shrink=0.8, format=PercentFormatter(1, 0), ticks=[0, 0.05, 0.2, 0.5, 1]
     )
     bar.set_label("share of the true class's images")
-    names, size = [short_name(name) for name in classes], min(10.0, 48 * side / n)
+    names = [short_name(name) for name in classes]
+    size = min(10.0, 48 * side / n)
     axes.set_xticks(
         range(n), names, fontsize=size, rotation=90 if n * max(map(len, names)) > 30 else 0
     )
@@ -185,8 +186,11 @@ def reliability_diagram(bins: Sequence[ReliabilityBin], who: str) -> Figure:
     figure, (upper, lower) = new_figure(5.0, 6.0, rows=2, sharex=True, height_ratios=[3, 1])
     upper.plot([0, 1], [0, 1], color="black", linestyle="--", linewidth=1, label="as sure as right")
     for i, each in enumerate(bins):
-        count, confidence, accuracy = each.count, each.confidence, each.accuracy
-        middle, width = (i + 0.5) / len(bins), 1 / len(bins)
+        count = each.count
+        confidence = each.confidence
+        accuracy = each.accuracy
+        middle = (i + 0.5) / len(bins)
+        width = 1 / len(bins)
         if accuracy is not None:
             interval = binomtest(round(accuracy * count), count).proportion_ci(method="wilson")
             upper.bar(middle, accuracy, width, color=SKY, edgecolor="white")
@@ -205,6 +209,24 @@ def reliability_diagram(bins: Sequence[ReliabilityBin], who: str) -> Figure:
         linewidth=1.2,
         label="mean confidence; 95 % interval",
     )
+    upper.set_title(f"{who}: {_calibration(bins)}")
+    upper.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="share of images told right")
+    lower.set(
+        xlabel="confidence: probability of the chosen class",
+        ylabel="test images (log)",
+        yscale="log",
+    )
+    lower.set_ylim(0.7, 6 * sum(each.count for each in bins))
+    lower.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    lower.yaxis.set_minor_locator(NullLocator())
+    upper.yaxis.set_major_formatter(PercentFormatter(1, 0))
+    lower.xaxis.set_major_formatter(PercentFormatter(1, 0))
+    figure.legend(loc="outside lower center", ncols=2, fontsize=9)
+    return figure
+
+
+def _calibration(bins: Sequence[ReliabilityBin]) -> str:
+    """State calibration error, accuracy and mean confidence, for the title."""
     full = [
         (each.count, each.confidence, each.accuracy)
         for each in bins
@@ -214,23 +236,10 @@ def reliability_diagram(bins: Sequence[ReliabilityBin], who: str) -> Figure:
     ece = sum(count * abs(accuracy - sure) for count, sure, accuracy in full) / total
     sure = sum(count * sure for count, sure, _ in full) / total
     right = sum(count * accuracy for count, _, accuracy in full) / total
-    upper.set_title(
-        f"{who}: expected calibration error {ece:.4f}\n{100 * right:.2f} % right, mean "
-        f"confidence {100 * sure:.2f} %"
+    return (
+        f"expected calibration error {ece:.4f}\n{100 * right:.2f} % right, mean confidence "
+        f"{100 * sure:.2f} %"
     )
-    upper.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="share of images told right")
-    lower.set(
-        xlabel="confidence: probability of the chosen class",
-        ylabel="test images (log)",
-        yscale="log",
-    )
-    lower.set_ylim(0.7, 6 * total)
-    lower.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    lower.yaxis.set_minor_locator(NullLocator())
-    upper.yaxis.set_major_formatter(PercentFormatter(1, 0))
-    lower.xaxis.set_major_formatter(PercentFormatter(1, 0))
-    figure.legend(loc="outside lower center", ncols=2, fontsize=9)
-    return figure
 
 
 def disagreement(logits: Sequence[Tensor]) -> Tensor:
@@ -313,7 +322,8 @@ def _bars(
     others = sorted((c for c in likely if c != label), key=lambda c: c not in chosen)
     shown = [label, *others[: max(2, len(chosen - {label}))]]
     for row, (role, each) in enumerate(said.items()):
-        style, thick = ROLES[role], 0.84 / len(said)
+        style = ROLES[role]
+        thick = 0.84 / len(said)
         at = np.arange(len(shown)) + (row - (len(said) - 1) / 2) * thick
         axes.barh(
             at,
@@ -359,7 +369,8 @@ def learning_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> F
                 axes.axhline(
                     rows[0][key], color=style["color"], linestyle=style["linestyle"], linewidth=1
                 )
-            epochs, values = [row["epoch"] + 1 for row in rows], [row[key] for row in rows]
+            epochs = [row["epoch"] + 1 for row in rows]
+            values = [row[key] for row in rows]
             axes.plot(
                 epochs, values, **style, markersize=4, markevery=max(1, len(rows) // 10), label=role
             )

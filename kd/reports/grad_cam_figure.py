@@ -26,7 +26,8 @@ def grad_cam_figure(
         maps: per role, [B, H, W] in [0, 1].
         classes: names.
     """
-    rows, columns = len(pixels), 1 + len(maps)
+    rows = len(pixels)
+    columns = 1 + len(maps)
     figure, grid = new_figure(2.3 * columns, 2.3 * rows + 0.6, rows, columns, squeeze=False)
     for row, line in enumerate(grid):
         picture = to_picture(pixels[row])

@@ -26,7 +26,8 @@ def model_card(report: Report, folder: str) -> str:
     """
     command, report = as_code(report.command), escape_record(report)
     by_role = {model.role: model for model in report.models}
-    student, data = by_role["student"], report.data
+    student = by_role["student"]
+    data = report.data
     parts = {
         "What it is": _what(student, by_role.get("teacher"), report),
         "What it is for": _purpose(data),
@@ -112,7 +113,8 @@ def _counts(student: ModelReport) -> list[int]:
 
 def _classes(student: ModelReport, classes: Sequence[str]) -> list[str]:
     """Format the recall of each class, the worst first."""
-    counts, confusion = _counts(student), student.test.confusion
+    counts = _counts(student)
+    confusion = student.test.confusion
     if confusion:
         recalls = sorted(
             (confusion[i][i] / n, name, n)
@@ -132,7 +134,8 @@ def _classes(student: ModelReport, classes: Sequence[str]) -> list[str]:
 
 
 def _limits(student: ModelReport, data: DataReport, report: Report) -> list[str]:
-    test, counts = student.test, [n for n in _counts(student) if n]
+    test = student.test
+    counts = [n for n in _counts(student) if n]
     low, high = (100 * bound for bound in test.accuracy_ci95)
     lines = [
         *trial_note(report.trainer),

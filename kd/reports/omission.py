@@ -27,7 +27,8 @@ def omitted_classes(
     if not data.omit:
         return None
     omitted = omitted_labels(data.omit, data.classes)
-    val, test = data.split.val, data.split.test
+    val = data.split.val
+    test = data.split.test
     return {
         role: omitted_errors(
             (logits_of(done[role], data, val), val.labels), (logits[role], test.labels), omitted
@@ -44,7 +45,9 @@ def omitted_lines(report: Report) -> list[str]:
 
 
 def _line(role: str, found: OmittedErrors, names: str) -> str:
-    before, after, images = found.errors, found.errors_corrected, found.images
+    before = found.errors
+    after = found.errors_corrected
+    images = found.images
     return (
         f"Never shown {names}, the {role} makes {before.all:,} errors on {images.all:,} test "
         f"images, {before.omitted:,} of them on the {images.omitted:,} of {names}. "

@@ -58,7 +58,8 @@ def quality_table(report: Report) -> Table:
         low, high = (100 * bound for bound in test.accuracy_ci95)
         accuracy = Cell(f"{100 * test.accuracy:.2f} [{low:.1f}, {high:.1f}]", test.accuracy)
         balanced, agreement, ece = map(_percent, (test.balanced_accuracy, test.agreement, test.ece))
-        nll, best = Cell(f"{test.nll:.3f}", test.nll), _percent(model.val.best)
+        nll = Cell(f"{test.nll:.3f}", test.nll)
+        best = _percent(model.val.best)
         cells.append(
             [Cell(model.role), Cell(model.net), accuracy, balanced, agreement, nll, ece, best]
         )
@@ -80,7 +81,8 @@ def cost_table(report: Report) -> Table:
     teacher = report.model("teacher")
     cells = []
     for model in report.models:
-        latency, than = model.latency_ms, None if model is teacher else teacher
+        latency = model.latency_ms
+        than = None if model is teacher else teacher
         times = than.latency_ms.median / latency.median if than else None
         cells.append(
             [
@@ -112,7 +114,9 @@ def _percent(share: float | None) -> Cell:
 
 def _less(ratio: float | None) -> str:
     """Format the ratio to the teacher's value, appended to a cell."""
-    return "" if ratio is None else f" (1/{ratio:.3g})" if ratio >= 1 else f" (×{1 / ratio:.3g})"
+    if ratio is None:
+        return ""
+    return f" (1/{ratio:.3g})" if ratio >= 1 else f" (×{1 / ratio:.3g})"
 
 
 Group = tuple[str, Sequence[Picture]]

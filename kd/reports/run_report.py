@@ -51,7 +51,8 @@ def make_report(
         config: the run's, checked.
         command: command line of the run.
     """
-    origin, teacher = provenance(), logits.get("teacher")
+    origin = provenance()
+    teacher = logits.get("teacher")
     trial = bool(trial_note(config.trainer))
     models = [_model(role, done[role], logits[role], teacher, data, trial) for role in done]
     return Report(
@@ -98,7 +99,8 @@ def _teacher_data(data: DataModule) -> TeacherImages | None:
     other = data.for_stage("all")
     if other is data:
         return None
-    train, val = len(other.split.train), len(other.split.val)
+    train = len(other.split.train)
+    val = len(other.split.val)
     return TeacherImages(name=f"{other.name} in {other.root}", train=train, val=val)
 
 
@@ -110,8 +112,10 @@ def _model(
     data: DataModule,
     trial: bool,
 ) -> ModelReport:
-    net, record = load_net(stage), stage.record
-    size, shape = size_of(net), data.shape
+    net = load_net(stage)
+    record = stage.record
+    size = size_of(net)
+    shape = data.shape
     return ModelReport(
         role=role,
         net=name_of(stage),
@@ -209,7 +213,8 @@ def teaching(
 
 
 def _out_of_order(done: Mapping[Role, StageResult], data: DataModule) -> str | None:
-    teacher, val = done.get("teacher"), data.split.val
+    teacher = done.get("teacher")
+    val = data.split.val
     if teacher is None or not teacher.record.get("loaded"):
         return None
     return other_order(logits_of(teacher, data, val), val.labels, data.classes)
@@ -223,7 +228,8 @@ def warnings(
     if teacher is None or not teacher.record.get("loaded") or not len(data.split.val):
         return []
     order = _out_of_order(done, data)
-    split, by_role = data.split, {model.role: model for model in models}
+    split = data.split
+    by_role = {model.role: model for model in models}
     logits = logits_of(teacher, data, split.val)
     val, test = (
         (each.accuracy, *each.accuracy_ci95)
@@ -265,7 +271,8 @@ def rows(report: Report) -> list[list[str]]:
 
 def verdict(report: Report) -> list[str]:
     """State the comparison in sentences, for the models that were run."""
-    found, lines = report.comparison, trial_note(report.trainer)
+    found = report.comparison
+    lines = trial_note(report.trainer)
     if found.gain is not None and found.gain_ci95 is not None and found.p_value is not None:
         low, high = (100 * bound for bound in found.gain_ci95)
         sure = "" if low > 0 or high < 0 else "; on these test images that may be chance"
@@ -305,7 +312,8 @@ def test_overlap(data: DataReport) -> list[str]:
 
 def _gap(found: Comparison) -> str | None:
     """State the share of the teacher's lead that is closed, if the lead is significant."""
-    closed, interval = found.gap_closed, found.lead_ci95
+    closed = found.gap_closed
+    interval = found.lead_ci95
     if closed is None:
         compared = found.gain is not None and found.speedup is not None
         no_gap = "The teacher is not ahead of the baseline, so there was no gap to close."
@@ -357,7 +365,8 @@ def as_table(report: Report) -> Table:
 def as_markdown(report: Report) -> str:
     """Format `report.md`: the comparison, and everything needed to read and repeat it."""
     command, report = as_code(report.command), escape_record(report)
-    data, env = report.data, report.environment
+    data = report.data
+    env = report.environment
     lines = [
         f"# {report.name}",
         "",

@@ -174,8 +174,10 @@ def draw_by_method(groups: Mapping[str, Sequence[IncrementalReport]]) -> Figure:
             spread = [
                 100 * statistics.stdev(values) if len(values) > 1 else 0.0 for values in curves
             ]
-            x, color = range(1, len(mean) + 1), STUDENTS[number % len(STUDENTS)]
-            style, marker = ("-", "--", ":")[number // len(STUDENTS) % 3], "os^Dv"[number % 5]
+            x = range(1, len(mean) + 1)
+            color = STUDENTS[number % len(STUDENTS)]
+            style = ("-", "--", ":")[number // len(STUDENTS) % 3]
+            marker = "os^Dv"[number % 5]
             plot.plot(
                 x,
                 mean,

@@ -24,7 +24,8 @@ def view_grid(data: DataModule, seed: int) -> Tensor:
     """
     train = data.split.train
     index = torch.linspace(0, len(train) - 1, min(IMAGES, len(train))).long()
-    pixels, pool = train.pixels[index], train if data.augment.mixes else None
+    pixels = train.pixels[index]
+    pool = train if data.augment.mixes else None
     numbers = [epoch if data.views is None else epoch % data.views for epoch in range(VIEWS)]
     views = [
         make_views(pixels, index, seed=seed, view=v, augment=data.augment, pool=pool)

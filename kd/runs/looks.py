@@ -38,7 +38,8 @@ def looks(
         return None
     apart = disagreement([each[differ] for each in said])
     shown = differ[apart.argsort(descending=True, stable=True)[:SHOWN]]
-    pixels, maps = data.split.test.pixels[shown], {}
+    pixels = data.split.test.pixels[shown]
+    maps = {}
     for role in BOTH:
         net = load_net(done[role])
         if (path := last_maps(net, data.shape)) is None:

@@ -43,7 +43,8 @@ def preflight(chain: Sequence[StagePlan], config: Config, data: DataModule) -> N
     check_trainer(config.trainer)
     ranks = config.trainer.get("devices", 1) * config.trainer.get("num_nodes", 1)
     for plan in chain:
-        learns, seen = False, data.for_stage(plan.sees)
+        learns = False
+        seen = data.for_stage(plan.sees)
         if plan.loss.terms:
             objective = try_out(plan, seen)
             learns = any(True for _ in objective.parameters())
@@ -52,7 +53,8 @@ def preflight(chain: Sequence[StagePlan], config: Config, data: DataModule) -> N
                 f"stage.{plan.name}.trains: found 'loss', but its loss learns nothing; "
                 "accepted is all"
             )
-        at, recipe = plan.recipe_at, plan.recipe
+        at = plan.recipe_at
+        recipe = plan.recipe
         if recipe.early_stopping and seen.val_labels == 0 and plan.sees != "all":
             raise UserError(
                 f"early_stopping: found {recipe.early_stopping}, which validation labels "

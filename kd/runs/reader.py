@@ -200,10 +200,8 @@ def read_student(
     # first, because the checksum covers the header, from which the net is built
     weights = read_weights(file, where)
     try:
-        shape, normalization = (
-            Shape(*header["shape"]),
-            (tuple(header["mean"]), tuple(header["std"])),
-        )
+        shape = Shape(*header["shape"])
+        normalization = (tuple(header["mean"]), tuple(header["std"]))
         classes = tuple(map(plain, header["classes"]))
     except (KeyError, TypeError) as error:
         raise UserError(f"{file}: its header is damaged ({error!r})") from error
@@ -282,7 +280,8 @@ def own_data(
         from kd.data.other_source import classes_text
 
         own = finished.data(**changes, cache_dir=cache_dir)
-        found, said = own.classes, tuple(finished.report.data.classes)
+        found = own.classes
+        said = tuple(finished.report.data.classes)
         if found != said:
             raise UserError(
                 f"data: {classes_text(found)}, but the run's nets tell apart {classes_text(said)}"

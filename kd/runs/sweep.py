@@ -81,7 +81,8 @@ class Sweep(Callback):
         check: str = "kd.config.schema.check",
         run: str = "kd.runs.run.run",
     ) -> None:
-        self.command, self.run = command, run
+        self.command = command
+        self.run = run
         self.check: Callable[[DictConfig, set[str]], Training] = get_object(check)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: object) -> None:
@@ -116,10 +117,8 @@ class Sweep(Callback):
     def _entries(self, folder: Path) -> list[Entry]:
         """Compose and check all combinations before any is run."""
         words = overrides_of(self.config)
-        keys, (combinations,) = (
-            swept_keys(self.config, words),
-            BasicSweeper.split_arguments(words, None),
-        )
+        keys = swept_keys(self.config, words)
+        (combinations,) = BasicSweeper.split_arguments(words, None)
         entries = []
         for i, overrides in enumerate(dict.fromkeys(map(tuple, combinations)), start=1):
             swept = tuple(each for each in overrides if each.partition("=")[0] in keys)
@@ -242,7 +241,8 @@ class Sweep(Callback):
     @contextmanager
     def _progress_lines(self, batch: Sequence[Entry], count: int) -> Iterator[None]:
         """Print a line for each job that ends meanwhile, in any process."""
-        over, waiting = threading.Event(), list(batch)
+        over = threading.Event()
+        waiting = list(batch)
 
         def look() -> None:
             for entry in [each for each in waiting if each.job and each.job.outcome()]:
@@ -276,7 +276,8 @@ class Sweep(Callback):
                 else f"{what} {entry.label}: failed: {why}"
             )
             return
-        outcome, report = entry.job.outcome(), entry.job.report()
+        outcome = entry.job.outcome()
+        report = entry.job.report()
         if report is None:
             error = outcome.error if outcome else None
             say(f"{what} {entry.label}: failed: {(error or 'it left no report').splitlines()[0]}")

@@ -228,7 +228,8 @@ def _check(kind: str, path: Path, subject: ExportSubject, config: Export) -> dic
     """Compare a file with PyTorch; the result says why it is refused, if it is."""
     runs = _open(kind, path)
     plain = whole_net(subject.net, subject.file_normalization)
-    difference, row = 0.0, dict[str, Any]()
+    difference = 0.0
+    row = dict[str, Any]()
     for name, images in subject.parts.items():
         some = images if kind == "int8" else images.at(_spread(len(images), COMPARED))
         ours, theirs = (_logits(each, some, subject) for each in (plain, runs))

@@ -145,7 +145,8 @@ def quantize(source: Path, path: Path, calibration: Iterator[np.ndarray[Any, Any
             return None if images is None else {INPUT: images}
 
     with tempfile.TemporaryDirectory() as folder, _quiet():
-        prepared, made = Path(folder) / "prepared.onnx", Path(folder) / "int8.onnx"
+        prepared = Path(folder) / "prepared.onnx"
+        made = Path(folder) / "int8.onnx"
         quant_pre_process(source, prepared)
         quantize_static(
             prepared,

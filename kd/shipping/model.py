@@ -46,8 +46,10 @@ class Model(nn.Module):
     ) -> None:
         super().__init__()
         self.net = net.requires_grad_(False)
-        self.classes, self.reading = tuple(classes), reading
-        self.channels, self.image_size = shape.channels, shape.image_size
+        self.classes = tuple(classes)
+        self.reading = reading
+        self.channels = shape.channels
+        self.image_size = shape.image_size
         self.register_buffer("_here", torch.zeros(0), persistent=False)
         self.eval()
 
@@ -70,7 +72,8 @@ class Model(nn.Module):
             )
         x = to_unit(images) if images.dtype == torch.uint8 else images.float()
         if x.numel() and not (float(x.min()) >= -SLACK and float(x.max()) <= 1 + SLACK):
-            low, high = float(x.min()), float(x.max())
+            low = float(x.min())
+            high = float(x.max())
             raise ValueError(
                 f"images: found {low:.4g} to {high:.4g}, wanted is [0, 1], not normalised, or uint8"
             )
@@ -243,10 +246,12 @@ def _of_onnx(path: Path, where: str) -> Model:
                 f"{where}: {path} was written by a later kd (schema {about['kd_schema']}, not "
                 f"{SCHEMA})"
             )
-        classes, size = [plain(name) for name in about["classes"]], about["image_size"]
+        classes = [plain(name) for name in about["classes"]]
+        size = about["image_size"]
         if not about["normalizes"]:
             net.normalization = (tuple(about["mean"]), tuple(about["std"]))
-        shape, reading = Shape(about["channels"], size, len(classes)), reading_of(about, path)
+        shape = Shape(about["channels"], size, len(classes))
+        reading = reading_of(about, path)
         logits = net(torch.zeros(2, shape.channels, size, size))
     except UserError:
         raise

@@ -31,7 +31,9 @@ def fit_batch(plan: StagePlan, data: DataModule, trainer: Mapping[str, Any]) -> 
 
 def with_batches(config: Config, chain: Sequence[StagePlan]) -> Config:
     """Return the config with the chain's actual batch sizes."""
-    top, teacher, stages = config.batch_size, config.teacher.batch_size, dict(config.stage)
+    top = config.batch_size
+    teacher = config.teacher.batch_size
+    stages = dict(config.stage)
     for plan in chain:
         found = plan.recipe.batch_size
         own = stages.get(plan.name)

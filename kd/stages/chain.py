@@ -139,9 +139,11 @@ def _loss(name: str, stage: StageConfig, config: Config) -> LossSpec:
     """
     if stage.loss == "labels":
         return LABELS_ONLY
-    node, where = config.loss, "loss"
+    node = config.loss
+    where = "loss"
     if isinstance(stage.loss, dict):
-        node, where = stage.loss, f"stage.{name}.loss"
+        node = stage.loss
+        where = f"stage.{name}.loss"
     spec = read_loss(node, where)
     for term in spec.terms:
         if term.command:
@@ -206,7 +208,8 @@ def _student_start(plan: StagePlan, config: Config) -> dict[str, Any]:
     Raises:
         UserError: the loss replaces the net, so the weights in the file do not fit.
     """
-    student, found = config.student, dict[str, Any]()
+    student = config.student
+    found = dict[str, Any]()
     if student.finetune == "head" and plan.trains == "all":
         found["trains"] = "head"
     if plan.start or plan.where != "student.net":
@@ -263,7 +266,9 @@ def _recipe(name: str, stage: StageConfig, base: Recipe) -> Recipe:
         recipe["optim"] = {**recipe["optim"], "lr": recipe["optim"]["lr"] * stage.lr_factor}
     if "ema" in own or "swa" in own:  # the stage's choice replaces either
         recipe |= {"ema": stage.ema, "swa": stage.swa}
-    at = f"stage.{name}." if own else "teacher." if isinstance(base, TeacherConfig) else ""
+    at = "teacher." if isinstance(base, TeacherConfig) else ""
+    if own:
+        at = f"stage.{name}."
     return check_recipe(Recipe(**{**recipe, "seed": recipe["seed"] + stage.seed_offset}), at)
 
 

@@ -106,13 +106,11 @@ def targets(node: Any) -> list[Mapping[str, Any]]:
         return [found for each in node for found in targets(each)]
     if not isinstance(node, Mapping):
         return []
-    own = (
-        [node]
-        if "_target_" in node
-        else [{"_target_": f"kd.config.schedules.{node['schedule']}"}]
-        if "schedule" in node
-        else []
-    )
+    own: list[Mapping[str, Any]] = []
+    if "_target_" in node:
+        own = [node]
+    elif "schedule" in node:
+        own = [{"_target_": f"kd.config.schedules.{node['schedule']}"}]
     return own + [found for each in node.values() for found in targets(each)]
 
 

@@ -72,7 +72,8 @@ def role_logits(done: Mapping[Role, StageResult], data: DataModule) -> dict[Role
     Many students share a teacher and a baseline, whose logits are stored with their weights. A
     student's are needed once, so only small ones are stored.
     """
-    test, found = data.split.test, dict[Role, Tensor]()
+    test = data.split.test
+    found = dict[Role, Tensor]()
     size = 4 * len(test) * len(data.classes)
     for role, each in done.items():
         if role != "student" or size <= SMALL:
@@ -100,7 +101,9 @@ def macs_of(done: StageResult, net: nn.Module) -> int:
 
 def diagnose(done: StageResult, data: DataModule) -> TeacherDiagnosis:
     """Return a teacher's logits for validation images and some training views, stored."""
-    val, train, augment = data.split.val, data.split.train, data.augment
+    val = data.split.val
+    train = data.split.train
+    augment = data.augment
     # A mixed view is no view of one image
     alone = augment.model_copy(update={"mixup": 0, "cutmix": 0})
     count = min(DIAGNOSIS_VIEWS, len(train), len(val))  # a trial's validation part is small
@@ -108,7 +111,8 @@ def diagnose(done: StageResult, data: DataModule) -> TeacherDiagnosis:
 
     def views(which: Sequence[int], augment: Augment) -> Tensor:
         def compute() -> Tensor:
-            teacher, parts = load_teacher(done), torch.split(some, data.evaluation_batch)
+            teacher = load_teacher(done)
+            parts = torch.split(some, data.evaluation_batch)
             make = partial(make_views, seed=0, augment=augment, pool=train)
             return torch.stack(
                 [

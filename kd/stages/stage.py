@@ -125,7 +125,8 @@ def make_stage(
     """
     data = data.for_stage(plan.sees)
     spec: dict[str, Any] = {"recipe": RECIPE, "shape": list(data.shape), "data": data.key()}
-    file, members = file_of(plan), tuple(done[name] for name in plan.members)
+    file = file_of(plan)
+    members = tuple(done[name] for name in plan.members)
     load = not (file or plan.start or members)
     spec |= net_spec(plan.net, *targets(plan.loss.node), load=load)
     spec |= start_spec(plan, file, data.classes)

@@ -107,7 +107,8 @@ def load_start(
         head = head_tensors(net, shape)
     except ValueError:
         head = []
-    said, outputs = spec.get("outputs_of_file"), None
+    said = spec.get("outputs_of_file")
+    outputs = None
     if said and not head:
         raise UserError(f"{where}: the net has no last layer whose outputs could be put in order")
     if said:
@@ -154,7 +155,8 @@ def _agree(theirs: Mapping[str, Any], plan: StagePlan, file: Path) -> None:
             for name, value in filled.items()
         }
 
-    a, b = whole(theirs), whole(plan.net)
+    a = whole(theirs)
+    b = whole(plan.net)
     other = [
         name for name in a.keys() | b.keys() if name != "pretrained" and a.get(name) != b.get(name)
     ]
@@ -192,7 +194,8 @@ def _outputs(plan: StagePlan, file: Path, ours: tuple[str, ...]) -> dict[str, An
         if not common:
             say(f"{where}: {file} calls its classes {_few(said)}; the data calls them {_few(ours)}")
             return None
-        theirs, taken = said, outputs_for(said, ours, f"{where}: {file}")
+        theirs = said
+        taken = outputs_for(said, ours, f"{where}: {file}")
     same = taken == list(range(len(theirs)))
     return None if same else {"taken": taken, "of": len(theirs)}
 

@@ -46,7 +46,8 @@ def try_out(plan: StagePlan, data: DataModule) -> Objective:
         beside = f", with {', '.join(taps['teacher'])} of its teacher" if teacher else ""
         say(f"{plan.name}: looks at {', '.join(taps['student'])} of the student{beside}")
     labels = data.split.train.labels
-    paths, signals = {}, {"target": torch.zeros(2, dtype=torch.int64), "index": torch.arange(2)}
+    paths = {}
+    signals = {"target": torch.zeros(2, dtype=torch.int64), "index": torch.arange(2)}
     x = torch.randn(2, data.shape.channels, data.shape.image_size, data.shape.image_size)
     sides: tuple[tuple[Side, nn.Module | None, str], ...] = (
         ("s", student, "student"),

@@ -145,7 +145,8 @@ def cost_plot(points: Sequence[Point], axis: Axis) -> Figure:
 
 def _log_axis(axes: Axes, costs: Sequence[float]) -> None:
     """Set up a log axis with margins, a range of at least 2, and readable ticks."""
-    low, high = min(costs), max(costs)
+    low = min(costs)
+    high = max(costs)
     room = max((high / low) ** 0.25, 2**0.5)
     axes.set_xlim(low / room, high * room)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))

@@ -127,7 +127,8 @@ def _steps(rows: Sequence[Row], knob: str) -> list[float]:
 
 def heat_map(rows: Sequence[Row]) -> Figure:
     """Draw validation and test accuracy over temperature (down) and alpha (across)."""
-    down, across = _steps(rows, "temperature"), _steps(rows, "alpha")
+    down = _steps(rows, "temperature")
+    across = _steps(rows, "alpha")
     width = max(3.4, 0.85 * len(across) + 1.4)
     figure = Figure(figsize=(2 * width, max(2.8, 0.55 * len(down) + 1.5)), layout="constrained")
     for axes, measure, name in zip(

@@ -61,7 +61,8 @@ def worth(curve: LabelCurve, place: int) -> float | None:
     Returns:
         that number; None if the baseline does not reach it with any count.
     """
-    wanted, (means, _) = curve.band("student")[0][place], curve.band("baseline")
+    wanted = curve.band("student")[0][place]
+    (means, _) = curve.band("baseline")
     if means[0] >= wanted:
         return float(curve.counts[0])
     for i, (low, high) in enumerate(pairwise(means)):
@@ -77,8 +78,11 @@ def worth_of_teacher(rows: Sequence[Row]) -> list[str]:
 
 
 def _sentence(curve: LabelCurve) -> str:
-    few, most, needed = curve.counts[0], curve.counts[-1], worth(curve, 0)
-    students, baselines = curve.band("student")[0], curve.band("baseline")[0]
+    few = curve.counts[0]
+    most = curve.counts[-1]
+    needed = worth(curve, 0)
+    students = curve.band("student")[0]
+    baselines = curve.band("baseline")[0]
     text = f"{curve.name}: with" if curve.name else "With"
     text += (
         f" {few:,} labels the student has {100 * students[0]:.2f} % on test, the baseline "

@@ -117,7 +117,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
     The chance of any false finding among all of them stays at the level. This also holds for
     dependent tests, as here: many rows share a baseline.
     """
-    adjusted, largest = [0.0] * len(p_values), 0.0
+    adjusted = [0.0] * len(p_values)
+    largest = 0.0
     for rank, i in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
         largest = max(largest, (len(p_values) - rank) * p_values[i])
         adjusted[i] = min(1.0, largest)

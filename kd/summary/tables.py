@@ -70,11 +70,11 @@ _OF_CLASSES: tuple[tuple[str, Measure, float, int], ...] = (
 
 def class_table(rows: Sequence[Row]) -> Table | None:
     """Make the metrics for uneven classes, of each role that has them; None if no report does."""
-    columns = {
-        f"{role}: {name}": [spread(row.values(role, measure), factor, digits) for row in rows]
-        for name, measure, factor, digits in _OF_CLASSES
-        for role in ROLES[::-1]
-    }
+    columns: dict[str, list[Cell]] = {}
+    for name, measure, factor, digits in _OF_CLASSES:
+        for role in ROLES[::-1]:
+            cells_of = [spread(row.values(role, measure), factor, digits) for row in rows]
+            columns[f"{role}: {name}"] = cells_of
     columns = {name: cells for name, cells in columns.items() if any(cell.text for cell in cells)}
     names = [(Cell(str(rank), rank), Cell(row.label)) for rank, row in enumerate(rows, 1)]
     cells = [[*first, *(column[i] for column in columns.values())] for i, first in enumerate(names)]
@@ -144,7 +144,8 @@ def nets(row: Row, role: str) -> list[str]:
 
 def spread(values: Sequence[float], factor: float, digits: int, sign: str = "") -> Cell:
     """Format mean ± sample standard deviation; the mean alone for one value or equal ones."""
-    middle, sd = mean(values), deviation(values)
+    middle = mean(values)
+    sd = deviation(values)
     if middle is None:
         return Cell("")
     text = f"{factor * middle:{sign},.{digits}f}"
@@ -196,7 +197,8 @@ TELLING = (
 
 def in_common(rows: Sequence[Row], *, all_knobs: bool = False) -> dict[str, str]:
     """Return the knobs that are equal in all rows: the most important ones, or all."""
-    first, changed = rows[0].settings, set(differing([row.settings for row in rows]))
+    first = rows[0].settings
+    changed = set(differing([row.settings for row in rows]))
     same = {
         knob for knob in first if knob not in changed and all(knob in row.settings for row in rows)
     }
@@ -321,9 +323,8 @@ def measurement_setup(rows: Sequence[Row]) -> list[str]:
 
     With several lines, latencies are not comparable across rows.
     """
+    machines = [run.report.environment for row in rows for run in row.runs]
     places = dict.fromkeys(
-        f"{env.device}, {env.threads} threads, torch {env.torch}"
-        for row in rows
-        for env in (run.report.environment for run in row.runs)
+        f"{env.device}, {env.threads} threads, torch {env.torch}" for env in machines
     )
     return list(places)

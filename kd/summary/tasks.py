@@ -22,16 +22,22 @@ def task_table(rows: Sequence[Row]) -> Table | None:
         f"{kind.partition('_')[0]}: {words}" for kind in EVALUATIONS for words in MEASURES.values()
     ]
     cells = []
-    for (rank, name), row in found.items():
-        columns = [
-            spread(finite(each.by(kind).measure(name) for each in _task_results(row)), 100, 1)
-            for kind in EVALUATIONS
-            for name in MEASURES
-        ]
+    for (rank, learner), row in found.items():
+        columns = [_spread(row, kind, name) for kind in EVALUATIONS for name in MEASURES]
         cells.append(
-            (Cell(str(rank), rank), Cell(name), Cell(str(len(row.runs)), len(row.runs)), *columns)
+            (
+                Cell(str(rank), rank),
+                Cell(learner),
+                Cell(str(len(row.runs)), len(row.runs)),
+                *columns,
+            )
         )
     return Table(("#", "runs", "seeds", *heads), cells)
+
+
+def _spread(row: Row, kind: str, measure: str) -> Cell:
+    results = _task_results(row)
+    return spread(finite(each.by(kind).measure(measure) for each in results), 100, 1)
 
 
 def task_picture(rows: Sequence[Row]) -> Picture | None:

@@ -25,7 +25,8 @@ class TaskData:
     """
 
     def __init__(self, data: DataModule, tasks: Sequence[Task]) -> None:
-        self.data, self.tasks = data, tasks
+        self.data = data
+        self.tasks = tasks
         self.order = [label for task in tasks for label in task]
         self.place = torch.full((len(data.classes),), -1)
         self.place[self.order] = torch.arange(len(self.order))
@@ -66,7 +67,8 @@ class TaskData:
         return Images(chosen.pixels, new[chosen.labels], chosen.groups)
 
     def _narrow(self, places: range, order: Sequence[int]) -> DataModule:
-        narrow, split = copy.copy(self.data), self.data.split
+        narrow = copy.copy(self.data)
+        split = self.data.split
         narrow.__dict__.pop("statistics", None)  # they are of the training images
         train, val, test = (
             self._of(part, places, order) for part in (split.train, split.val, split.test)

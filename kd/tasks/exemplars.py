@@ -22,7 +22,8 @@ class Features(nn.Module):
 
     def __init__(self, net: Grown) -> None:
         super().__init__()
-        self.net, self.normalization = net, getattr(net, "normalization", None)
+        self.net = net
+        self.normalization = getattr(net, "normalization", None)
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute features for x [B, C, H, W] at length 1 (Rebuffi et al. 2017); [B, features]."""
@@ -53,8 +54,10 @@ def herding(features: Tensor, count: int) -> list[int]:
     Returns:
         their positions, best first; the first of equal ones.
     """
-    mean, total = features.mean(0), torch.zeros_like(features[0])
-    left, chosen = torch.ones(len(features), dtype=torch.bool), list[int]()
+    mean = features.mean(0)
+    total = torch.zeros_like(features[0])
+    left = torch.ones(len(features), dtype=torch.bool)
+    chosen = list[int]()
     for k in range(1, min(count, len(features)) + 1):
         distance = (mean - (features + total) / k).norm(dim=1).where(left, torch.inf)
         best = int(distance.argmin())
@@ -72,7 +75,8 @@ class Memory:
     """
 
     def __init__(self, source: TaskData, asked: Incremental) -> None:
-        self.source, self.asked = source, asked
+        self.source = source
+        self.asked = asked
 
     def each(self, classes: int) -> int:
         """Return the number of images kept per class when `classes` are known."""
@@ -105,7 +109,8 @@ class Memory:
         Returns:
             float32 [new + exemplars, classes known], NaN where nothing is stored.
         """
-        width, exemplars = self.source.places(len(done) - 1).stop, iter(self.images(done))
+        width = self.source.places(len(done) - 1).stop
+        exemplars = iter(self.images(done))
         rows = [torch.full((new, width), torch.nan)]
         for task, stage in enumerate(done):
             for _ in self.source.places(task):

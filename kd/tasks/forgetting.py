@@ -56,7 +56,8 @@ def _matrix(
     """Compute the accuracy on each task after each, and on all images seen so far."""
     task_of = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
     mine = task_of[labels]
-    matrix, after = [], []
+    matrix = []
+    after = []
     for i, said in enumerate(scores):
         if told:
             said = said.masked_fill(task_of[: said.shape[1]] != mine[:, None], -torch.inf)

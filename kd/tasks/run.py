@@ -65,7 +65,8 @@ class TaskSchedule:
                     f"data.{name}: tasks take all images with their labels; accepted is null"
                 )
         shorten(data, config.trainer, len(data.classes))
-        self.config, self.asked = config, config.incremental
+        self.config = config
+        self.asked = config.incremental
         self.source = TaskData(data, make_tasks(self.asked, data.classes))
         self.memory = Memory(self.source, self.asked)
         self.loss = read_loss(config.loss)
@@ -194,7 +195,8 @@ def _report(
     command: str,
 ) -> Report:
     """Build the report of the last net, with the task results as `incremental`."""
-    config, whole = schedule.config, schedule.source.as_it_is()
+    config = schedule.config
+    whole = schedule.source.as_it_is()
     report = make_report(net, logits, whole, config=config, command=command)
     last = schedule.source.until(len(schedule) - 1)
     sizes = [len(task) for task in schedule.source.tasks]
@@ -207,9 +209,11 @@ def _report(
         }
         return TaskEvaluation(**both)
 
-    asked, count = schedule.asked, range(1, len(schedule) + 1)
+    asked = schedule.asked
+    count = range(1, len(schedule) + 1)
     keeps = asked.exemplars and not asked.keep_data
-    test, val = measure(last.split.test), measure(last.split.val)
+    test = measure(last.split.test)
+    val = measure(last.split.val)
     found = IncrementalReport(
         method=asked.method,
         tasks=[
@@ -239,7 +243,8 @@ def _learn(
     folder: RunFolder,
     since: datetime | None,
 ) -> StageResult:
-    task, data = len(done), schedule.data(done)
+    task = len(done)
+    data = schedule.data(done)
     stage = schedule.stage(data, done)
     finished, how = finish_stage(
         stage, store, data, folder, force=schedule.config.force, since=since
@@ -259,7 +264,8 @@ def preflight(schedule: TaskSchedule) -> None:
     Raises:
         UserError: something cannot be built, or a loss needs a teacher of all classes.
     """
-    config, ranks = schedule.config, schedule.config.trainer.get("devices", 1)
+    config = schedule.config
+    ranks = schedule.config.trainer.get("devices", 1)
     check_trainer(config.trainer)
     for task in range(len(schedule)):
         data = schedule.source.task(task)
@@ -267,7 +273,8 @@ def preflight(schedule: TaskSchedule) -> None:
         batches = len(data.train_loader(size, config.seed, ranks))
         batches_of(config.trainer, "limit_train_batches", batches)
     for task in {0, len(schedule) - 1}:
-        plan, shape = schedule.plan(task), schedule.source.until(task).shape
+        plan = schedule.plan(task)
+        shape = schedule.source.until(task).shape
         net = build_net(plan.net, shape, plan.where, trained=True)
         make_optimizer(net, 2, optim=config.optim, schedule=config.lr_schedule)
         if config.batch_size == 1:
@@ -281,7 +288,8 @@ def _try_loss(loss: LossSpec, shape: Shape, known: int) -> None:
     Args:
         known: number of the teacher's classes.
     """
-    objective, classes = Objective(loss, shape), shape.num_classes
+    objective = Objective(loss, shape)
+    classes = shape.num_classes
     given = {
         "logits_s": torch.zeros(2, classes, requires_grad=True),
         "logits_t": torch.zeros(2, known),
@@ -318,7 +326,8 @@ def _write(
     logits: Mapping[Role, Tensor],
 ) -> None:
     """Write the usual files of a run folder, and this run's figures."""
-    data, figures = schedule.source.as_it_is(), dict[str, Figure]()
+    data = schedule.source.as_it_is()
+    figures = dict[str, Figure]()
     if schedule.config.pictures:
         figures = {**pictures(report), **dict(figures_of(net, logits, data))}
     write_run(folder, report, figures, net, data)

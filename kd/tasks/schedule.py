@@ -122,7 +122,8 @@ def make_tasks(asked: Incremental, classes: Sequence[str]) -> list[Task]:
         order = list(range(len(classes)))
         if asked.order_seed is not None:
             random.Random(asked.order_seed).shuffle(order)
-        tasks, start = [], 0
+        tasks = []
+        start = 0
         for size in _sizes(asked, len(classes)):
             tasks.append(tuple(order[start : start + size]))
             start += size

@@ -52,13 +52,11 @@ class CachedTeacher:
         views: int = 0,
         pool: Images | None = None,
     ) -> None:
-        self.live, self.images, self.augment, self.seed, self.files = (
-            live,
-            images,
-            augment,
-            seed,
-            files,
-        )
+        self.live = live
+        self.images = images
+        self.augment = augment
+        self.seed = seed
+        self.files = files
         self.views = views
         self.pool = images if pool is None else pool
         self.view: int | None = None  # the view that `rows` belongs to
@@ -83,7 +81,8 @@ class CachedTeacher:
 
     def prepare(self, view: int) -> None:
         """Open the view's file, after this or another process has made it."""
-        self.view, self.rows = view, None
+        self.view = view
+        self.rows = None
         try:
             self.rows = self.files.open(view)
             if self.rows is None and self.writes:
@@ -132,10 +131,8 @@ class CachedTeacher:
         count, _, *size = self.images.pixels.shape
         steps = torch.split(torch.arange(count), STEP * chunk_of(*size))
         for index in _with_progress(steps, f"teacher's outputs for view {view}"):
-            pixels, here = (
-                self.images.pixels[index].to(self.live.device),
-                index.to(self.live.device),
-            )
+            pixels = self.images.pixels[index].to(self.live.device)
+            here = index.to(self.live.device)
             x = make_views(
                 pixels, here, seed=self.seed, view=view, augment=self.augment, pool=self.pool
             )
@@ -144,7 +141,8 @@ class CachedTeacher:
 
 def _with_progress(parts: Sequence[Tensor], what: str) -> Iterator[Tensor]:
     """Iterate over the parts; show progress after some seconds."""
-    started, shown = time.perf_counter(), False
+    started = time.perf_counter()
+    shown = False
     progress = Progress(console=console, transient=True, disable=not console.is_terminal)
     task = progress.add_task(what, total=len(parts))
     try:

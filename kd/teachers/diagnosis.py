@@ -114,7 +114,8 @@ def other_order(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> str |
     """
     chosen = logits.argmax(1)
     found = _assignment(chosen[::2], labels[::2], len(classes))
-    right, in_order = chosen == labels, found[labels] == chosen
+    right = chosen == labels
+    in_order = found[labels] == chosen
     gained = (in_order.double() - right.double())[1::2]
     if not len(gained):
         return None
@@ -157,7 +158,8 @@ def concerns(teacher: Mapping[str, float], classes: int, baseline: float | None)
         baseline: validation accuracy of the small net trained alone, a share; None if there is
             none.
     """
-    found, largest = [], math.log(classes)
+    found = []
+    largest = math.log(classes)
     if baseline is not None and teacher["accuracy"] < baseline:
         found.append(
             f"The teacher is right on {100 * teacher['accuracy']:.1f} % of the validation "

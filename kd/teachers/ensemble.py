@@ -53,7 +53,8 @@ class Ensemble(nn.Module):
         self.members = nn.ModuleList(
             build_net(node, shape, f"members[{i}]", load=False) for i, node in enumerate(members)
         )
-        self.average, self.temperature = average, temperature
+        self.average = average
+        self.temperature = temperature
         self.weights = [weight / sum(weights) for weight in weights]
         # It takes unnormalised pixels
         self.normalization = (

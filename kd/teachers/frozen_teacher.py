@@ -23,7 +23,8 @@ class FrozenTeacher:
     def __init__(self, net: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         self.net = copy.deepcopy(net).eval().requires_grad_(False)
         self.net.to(memory_format=torch.channels_last)  # memory format of the views
-        self.mean, self.std = mean, std
+        self.mean = mean
+        self.std = std
 
     def __deepcopy__(self, memo: object) -> "FrozenTeacher":
         # Weight averaging copies the model; the teacher never changes, so one is enough

@@ -23,7 +23,9 @@ class FusedTeacher:
     """
 
     def __init__(self, load: Callable[[], FrozenTeacher], compiled: bool = False) -> None:
-        self.load, self.device, self.asked = load, torch.device("cpu"), False
+        self.load = load
+        self.device = torch.device("cpu")
+        self.asked = False
         self.compiled = compiled
 
     @cached_property

@@ -74,7 +74,9 @@ class LiveTeacher:
     def __init__(
         self, answers: TeacherNet, outputs: Outputs = "float16", precision: Precision = "32-true"
     ) -> None:
-        self.answers, self.dtype, self.precision = answers, DTYPES[outputs], precision
+        self.answers = answers
+        self.dtype = DTYPES[outputs]
+        self.precision = precision
         self.device = torch.device("cpu")
 
     def __deepcopy__(self, memo: object) -> "LiveTeacher":

@@ -23,7 +23,9 @@ class WeightAverage(WeightAveraging):
 
     def __init__(self, ema: float | None = None, swa: float | None = None) -> None:
         super().__init__(multi_avg_fn=self._toward)
-        self.ema, self.swa, self.begin = ema, swa or 0.0, 0
+        self.ema = ema
+        self.swa = swa or 0.0
+        self.begin = 0
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Count the steps ahead."""

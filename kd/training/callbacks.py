@@ -26,7 +26,8 @@ class History(Callback):
     def __init__(
         self, name: str, watch: Callable[[Mapping[str, float]], None] | None = None
     ) -> None:
-        self.name, self.watch = name, watch
+        self.name = name
+        self.watch = watch
         self.rows: list[dict[str, float]] = []
         self.before = 0.0  # seconds of training before a resume
         self.started = time.perf_counter()
@@ -107,7 +108,9 @@ class RemainingTime(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock, after the steps of an earlier attempt."""
-        self.started, self.before, self.due = time.perf_counter(), trainer.global_step, self.FIRST
+        self.started = time.perf_counter()
+        self.before = trainer.global_step
+        self.due = self.FIRST
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object

@@ -87,11 +87,10 @@ def fit(
     own = [history, *_callbacks(name, spec, watched, data.shape)]
     trainer = make_trainer(spec, folder, runtime, own)
     ranks = trainer.world_size
-    train, val = (
-        data.train_loader(spec["batch_size"], spec["seed"], ranks),
-        data.val_loader(ranks=ranks),
-    )
-    last, best = folder / "last.ckpt", folder / "best.ckpt"
+    train = data.train_loader(spec["batch_size"], spec["seed"], ranks)
+    val = data.val_loader(ranks=ranks)
+    last = folder / "last.ckpt"
+    best = folder / "best.ckpt"
     start = last_good(last, best)
     resumed = ", from the last finished epoch of an earlier attempt" if start else ""
     say(f"{name}: training for {spec['epochs']} epochs{resumed}")

@@ -31,7 +31,8 @@ def make_schedule_of_rate(
         epochs: length of the stage in epochs.
     """
     node: dict[str, Any] = {"schedule": schedule} if isinstance(schedule, str) else dict(schedule)
-    name, each = node["schedule"], steps / max(1.0, epochs)
+    name = node["schedule"]
+    each = steps / max(1.0, epochs)
     rates = [group["lr"] for group in optimizer.param_groups]
     if name == "onecycle":
         moves = "momentum" in optimizer.defaults or "betas" in optimizer.defaults

@@ -6,7 +6,8 @@ import platform
 import torch
 
 # from glibc's mallopt(3)
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+M_TRIM_THRESHOLD = -1
+M_MMAP_MAX = -4
 
 
 def keep_memory() -> None:

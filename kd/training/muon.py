@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 # Coefficients of the quintic iteration that brings all singular values near 1; Jordan 2024.
-A, B, C = 3.4445, -4.7750, 2.0315
+A = 3.4445
+B = -4.7750
+C = 2.0315
 
 
 class Muon(Optimizer):
@@ -48,7 +50,8 @@ class Muon(Optimizer):
             raise ValueError(f"momentum: found {momentum}, accepted is a number from 0 to below 1")
         left = {id(each) for each in outer}
         groups = [each if isinstance(each, dict) else {"params": [each]} for each in params]
-        inner, others = [], []
+        inner = []
+        others = []
         for group in groups:
             own = [p for p in group["params"] if p.ndim > 1 and id(p) not in left]
             rest = [p for p in group["params"] if p.ndim <= 1 or id(p) in left]

@@ -114,7 +114,8 @@ class Objective(nn.Module):
         built |= build_arguments or {}
         labels = (build_arguments or {}).get("labels")
         unlabeled = labels is not None and bool((labels < 0).any())
-        self.class_weights, self.label_smoothing = class_weights, label_smoothing
+        self.class_weights = class_weights
+        self.label_smoothing = label_smoothing
         self.ce_weight = spec.ce_weight
         self.terms = nn.ModuleList(Term(term, built, unlabeled) for term in spec.terms)
 

@@ -69,7 +69,8 @@ def make_optimizer(
 
 
 def _check_grouping(grouping: Mapping[str, Any], where: str) -> None:
-    decay, norms = grouping.get("layer_decay", 1.0), grouping.get("decay_norms", True)
+    decay = grouping.get("layer_decay", 1.0)
+    norms = grouping.get("decay_norms", True)
     if not isinstance(decay, (int, float)) or isinstance(decay, bool) or not 0 < decay <= 1:
         raise UserError(
             f"{where}.layer_decay: found {decay!r}, accepted is a number above 0, up to 1, or null"

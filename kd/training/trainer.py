@@ -106,7 +106,8 @@ def check_compiler(device: str) -> None:
         UserError: no C++ compiler, or no Triton on a GPU.
     """
     if device == "cuda":
-        needed, there = "Triton", importlib.util.find_spec("triton") is not None
+        needed = "Triton"
+        there = importlib.util.find_spec("triton") is not None
     else:
         needed = "a C++ compiler (g++, clang++, or what CXX names)"
         there = any(map(shutil.which, [os.environ.get("CXX") or "g++", "clang++"]))

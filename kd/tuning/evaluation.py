@@ -37,7 +37,8 @@ def student_plans(chain: Sequence[StagePlan]) -> list[StagePlan]:
             f"stages: found [{', '.join(by_name)}]; a search needs a stage of the student, such "
             f"as distill"
         )
-    needed, open_ends = set[str](), [students[-1]]
+    needed = set[str]()
+    open_ends = [students[-1]]
     while open_ends:
         plan = by_name[open_ends.pop()]
         needed.add(plan.name)
@@ -71,7 +72,8 @@ class Evaluation:
 
     def teachers(self, config: Config, plans: Sequence[StagePlan]) -> None:
         """Finish the stages common to all trials, before the first."""
-        data, done = self._data(config), dict[str, StageResult]()
+        data = self._data(config)
+        done = dict[str, StageResult]()
         for plan in plans:
             if plan.role != "student":
                 done[plan.name], _ = complete(
@@ -85,11 +87,9 @@ class Evaluation:
             DropRequest: in the middle of the last stage.
             UserError: the setting cannot be trained.
         """
-        data, plans, done = (
-            self._data(config),
-            student_plans(chain_of(config)),
-            dict[str, StageResult](),
-        )
+        data = self._data(config)
+        plans = student_plans(chain_of(config))
+        done = dict[str, StageResult]()
         preflight(plans, config, data)
         for plan in plans[:-1]:
             done[plan.name], _ = complete(make_stage(plan, config, data, done), self.store, data)

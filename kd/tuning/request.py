@@ -148,7 +148,8 @@ def typed_space(space: Node, overrides: Sequence[str]) -> tuple[Node, set[str] |
 
     Hydra would merge the keys of a typed range with those of the file's range.
     """
-    found, asked = OmegaConf.create(space), set()
+    found = OmegaConf.create(space)
+    asked = set()
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         if override.key_or_group.startswith(OF_SPACE) and not override.is_delete():
             key = override.key_or_group.removeprefix(OF_SPACE)

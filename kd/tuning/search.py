@@ -99,7 +99,8 @@ class Trials:
         (self.folder / "locks").mkdir(parents=True, exist_ok=True)
         self.lock = lock_at(self.folder / "study.lock")
         self.process = uuid.uuid4().hex[:12]
-        self.begun, self.tried = perf_counter(), 0
+        self.begun = perf_counter()
+        self.tried = 0
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         with self.lock:
             url = tuning.storage or f"sqlite:///{(self.folder / 'study.db').resolve()}"

@@ -84,7 +84,10 @@ class Knob:
 
     def draw(self, trial: "Trial") -> str:
         """Draw the trial's value, formatted as by `written`."""
-        low, high, step, log = self.range.low, self.range.high, self.range.step, self.range.log
+        low = self.range.low
+        high = self.range.high
+        step = self.range.step
+        log = self.range.log
         if self.range.choices is not None:
             return str(
                 trial.suggest_categorical(self.name, [text_of(each) for each in self.range.choices])
