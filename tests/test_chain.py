@@ -147,14 +147,14 @@ class TestKeys:
         self, loss: str, teacher: str | None, data: DataModule
     ) -> None:
         made = stage("distill", data, f"loss={loss}")
-        assert made.spec.get("teacher") == (f"key-of-{teacher}" if teacher else None)
+        assert made.spec.teacher == (f"key-of-{teacher}" if teacher else None)
         assert made.teacher == (done(teacher) if teacher else None)
 
     def test_code_of_all_parts_of_the_loss_is_in_the_key(self, data: DataModule) -> None:
-        dml = stage("distill", data, "loss=dml", "teacher=resnet18").spec["code"]
+        dml = stage("distill", data, "loss=dml", "teacher=resnet18").spec.code
         assert {"kd.losses.dml", "kd.nets.resnet", "kd.nets.mlp"} <= set(dml)
-        assert "kd.config.schedules" in stage("distill", data, "loss=dkd").spec["code"]
-        assert "kd.config.schedules" not in stage("distill", data).spec["code"]
+        assert "kd.config.schedules" in stage("distill", data, "loss=dkd").spec.code
+        assert "kd.config.schedules" not in stage("distill", data).spec.code
 
     def test_finetune_starts_from_distill_and_knows_labels_only(self, data: DataModule) -> None:
         made = stage(
@@ -166,10 +166,10 @@ class TestKeys:
         )
         assert made.start == done("distill")
         assert made.teacher is None
-        assert made.spec["start"] == "key-of-distill"
-        assert made.spec["objective"] == {"ce_weight": 1.0, "terms": {}}
-        assert made.spec["epochs"] == 3
-        assert made.spec["optim"]["lr"] == pytest.approx(0.2)
+        assert made.spec.start == "key-of-distill"
+        assert made.spec.objective == {"ce_weight": 1.0, "terms": {}}
+        assert made.spec.epochs == 3
+        assert made.spec.optim["lr"] == pytest.approx(0.2)
 
     def test_finetune_key(self, data: DataModule) -> None:
         plain = stage("finetune", data).key

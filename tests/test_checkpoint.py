@@ -526,7 +526,7 @@ class TestRunFolder:
         )
         assert config.teacher.net == {"_target_": "kd.nets.mlp.MLP", "hidden": [8]}
         assert same(load_net(done).state_dict(), load_file(folder / "student.safetensors"))
-        assert done.record["epochs"] == 0
+        assert done.record.epochs == 0
 
     def test_the_net_given_agrees(self, folder: Path, make_config: Make) -> None:
         done, _ = self.teacher(
@@ -562,11 +562,11 @@ class TestRunFolder:
         )
         mean, std = construct(config.data, "data").statistics
         assert (list(mean), list(std)) != (header["mean"], header["std"])
-        assert done.record["normalization"] == [header["mean"], header["std"]]
+        assert done.record.normalization == (header["mean"], header["std"])
         assert load_net(done).normalization == (tuple(header["mean"]), tuple(header["std"]))
         said = "teacher.normalization={mean: [0.5], std: [0.25]}"
         done, _ = self.teacher(make_config, "teacher=checkpoint", f"teacher.path={folder}", said)
-        assert done.record["normalization"] == [[0.5], [0.25]]
+        assert done.record.normalization == ([0.5], [0.25])
 
     def with_header(self, folder: Path, tmp_path: Path, **changes: Any) -> Path:
         path = tmp_path / "changed.safetensors"

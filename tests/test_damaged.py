@@ -63,7 +63,7 @@ def tried(read: Callable[[], Any]) -> tuple[Any, str]:
 
 def record(folder: Path, key: str) -> Any:
     done = Store(folder).find(key)
-    return done and done.record
+    return done and done.record.plain()
 
 
 # Readers of each file, given its path; a run's whole output folder is around it.

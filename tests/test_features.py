@@ -414,10 +414,10 @@ class TestStages:
     def test_taps_are_in_the_key_where_the_loss_uses_them(self, digits: Digits) -> None:
         term = looks("both")
         made = self.stage(digits, *term)
-        assert made.spec["taps"] == {"student": ["hidden.1"], "teacher": ["hidden.3"]}
+        assert made.spec.taps == {"student": ["hidden.1"], "teacher": ["hidden.3"]}
         assert self.stage(digits, *term, "teacher.taps=[hidden.3]").key == made.key
         assert self.stage(digits, *term, "teacher.taps=[hidden.1]").key != made.key
-        assert "taps" not in self.stage(digits).spec
+        assert "taps" not in self.stage(digits).spec.plain()
         assert self.stage(digits).key == self.stage(digits, "student.taps=[hidden.1]").key
 
     def test_a_wrong_path_fails_before_training(self, digits: Digits) -> None:

@@ -72,14 +72,14 @@ def moved(before: State, after: State) -> set[str]:
 @pytest.mark.parametrize("how", [[], ["teacher.finetune=none"]])
 def test_as_loaded(how: list[str], make: Make, file: Path) -> None:
     result = done(make(f"teacher.path={file}", *how))
-    assert result.record["epochs"] == 0
+    assert result.record.epochs == 0
     assert moved(torch.load(file), result.weights()) == set()
 
 
 def test_all_of_it(make: Make, file: Path) -> None:
     before = torch.load(file)
     result = done(make(f"teacher.path={file}", "teacher.finetune=all", "teacher.keep=last"))
-    assert result.record["epochs"] == 2
+    assert result.record.epochs == 2
     assert moved(before, result.weights()) == set(before)
 
 
@@ -151,7 +151,7 @@ def test_another_number_of_classes(make: Make, tmp_path: Path) -> None:
 
 
 def test_a_fresh_net(make: Make) -> None:
-    assert done(make("teacher.finetune=none")).record["epochs"] == 0
+    assert done(make("teacher.finetune=none")).record.epochs == 0
     start = done(make("teacher.epochs=0")).weights()
     assert moved(start, done(make("teacher.finetune=none")).weights()) == set()
     assert moved(start, done(make("teacher.finetune=head", "teacher.keep=last")).weights()) == {

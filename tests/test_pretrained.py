@@ -22,6 +22,7 @@ from kd.config.construct import construct
 from kd.config.schema import Config, check
 from kd.data.digits import Digits
 from kd.errors import UserError
+from kd.files.stage_record import StageSpec
 from kd.files.store import Store
 from kd.measure.metrics import predict_logits
 from kd.nets.build import build_net, normalization_of, pretrained_weights_of
@@ -362,25 +363,25 @@ def make(tmp_path: Path) -> Callable[..., Config]:
 class TestNormalisationAndKeys:
     """A pretrained net gets the normalisation of its training wherever it gets pixels."""
 
-    def spec(self, config: Config, name: str = "teacher") -> dict[str, Any]:
+    def spec(self, config: Config, name: str = "teacher") -> StageSpec:
         return make_stage(plan(config, name), config, construct(config.data, "data"), {}).spec
 
     def test_the_key_names_the_weights(self, make: Callable[..., Config]) -> None:
         spec = self.spec(make(*PRETRAINED))
-        assert spec["pretrained"] == [
+        assert spec.pretrained == [
             "torchvision ShuffleNet_V2_X0_5_Weights.IMAGENET1K_V1 shufflenetv2_x0.5-f707e7126e.pth"
         ]
         student = self.spec(
             check(composed("student=torchvision", "student.net.pretrained=true")), "baseline"
         )
-        assert "mobilenet_v3_small-047dcff4.pth" in student["pretrained"][0]
+        assert "mobilenet_v3_small-047dcff4.pth" in student.pretrained[0]
 
     def test_nets_without_such_weights_have_no_such_key(self, make: Callable[..., Config]) -> None:
         for config in (make(*RESNET), make("teacher=mlp")):
             spec = self.spec(config)
-            assert "pretrained" not in spec
-            assert "pretrained" not in spec["net"], "false is as good as not said"
-            assert not {"trains", "normalization", "weights"} & spec.keys()
+            assert "pretrained" not in spec.plain()
+            assert "pretrained" not in spec.net, "false is as good as not said"
+            assert not {"trains", "normalization", "weights"} & spec.plain().keys()
 
     def test_everywhere(
         self, hub: Path, make: Callable[..., Config], monkeypatch: pytest.MonkeyPatch

@@ -167,13 +167,13 @@ def test_a_stage_is_trained_once_unless_forced(make_config: Make) -> None:
     config = make_config()
     first, reused = done(config)
     assert not reused
-    assert first.record["epochs"] == 2
+    assert first.record.epochs == 2
     again, reused = done(config)
     assert reused
     assert again.record == first.record
     forced, reused = done(config, force=True)
     assert not reused
-    assert forced.record["finished"] != first.record["finished"]
+    assert forced.record.finished != first.record.finished
     assert {p.name for p in first.folder.parent.iterdir()} == {first.key, f"{first.key}.lock"}
 
 
@@ -182,7 +182,7 @@ def test_same_seed_same_weights_and_zero_is_a_seed(make_config: Make) -> None:
     for seed in ("0", "0 ", "1"):
         torch.manual_seed(len(results))  # whatever happened before in the process
         results[seed], _ = done(make_config(f"teacher.seed={seed.strip()}"), force=True)
-    checksums = [result.record["sha256"] for result in results.values()]
+    checksums = [result.record.sha256 for result in results.values()]
     assert checksums[0] == checksums[1]
     assert checksums[0] != checksums[2]
 
@@ -197,7 +197,7 @@ def test_baseline_and_student_start_from_the_same_weights(make_config: Make) -> 
         for name in ("baseline", "distill")
     ]
     assert made[0].key != made[1].key
-    assert made[0].record["sha256"] == made[1].record["sha256"]
+    assert made[0].record.sha256 == made[1].record.sha256
 
 
 def test_a_fresh_net_may_start_from_the_training_images_as_it_will_see_them(
@@ -262,13 +262,11 @@ def test_weights_from_a_file(make_config: Make, tmp_path: Path) -> None:
     trained, _ = done(make_config())
     path = trained.folder / "weights.safetensors"
     loaded, _ = done(make_config(f"teacher.path={path}"))
-    assert loaded.record["epochs"] == 0
-    assert loaded.record["sha256"] == trained.record["sha256"]
+    assert loaded.record.epochs == 0
+    assert loaded.record.sha256 == trained.record.sha256
     plain = tmp_path / "plain.pt"
     torch.save(load_file(path), plain)
-    assert (
-        done(make_config(f"teacher.path={plain}"))[0].record["sha256"] == trained.record["sha256"]
-    )
+    assert done(make_config(f"teacher.path={plain}"))[0].record.sha256 == trained.record.sha256
 
 
 def test_a_teacher_that_is_taken_as_it_is_says_once_what_it_makes_of_validation(
@@ -315,7 +313,7 @@ def test_a_damaged_file_is_not_used(make_config: Make) -> None:
 
 def test_a_later_schema_is_refused(make_config: Make) -> None:
     trained, _ = done(make_config())
-    record = trained.record | {"schema": 99}
+    record = trained.record.plain() | {"schema": 99}
     (trained.folder / "stage.json").write_text(json.dumps(record))
     with pytest.raises(UserError, match="schema 99"):
         Store(trained.folder.parent).find(trained.key)
@@ -329,15 +327,13 @@ def test_of_equally_good_epochs_the_last_is_kept(make_config: Make) -> None:
             make_config(*slow, f"optim.lr={rate}", f"keep={keep}"), "baseline"
         )
     tied, early = records["best", 1e-6].record, records["best", 30.0].record
-    assert len({row["val/acc"] for row in tied["history"]}) == 1
-    assert tied["val"]["best"]["epoch"] == 2
-    assert tied["sha256"] == records["last", 1e-6].record["sha256"]
+    assert len({row["val/acc"] for row in tied.history}) == 1
+    assert tied.val.best["epoch"] == 2
+    assert tied.sha256 == records["last", 1e-6].record.sha256
     assert (
-        max(early["history"], key=lambda row: row["val/acc"])["epoch"]
-        == early["val"]["best"]["epoch"]
-        < 2
+        max(early.history, key=lambda row: row["val/acc"])["epoch"] == early.val.best["epoch"] < 2
     )
-    assert early["sha256"] != records["last", 30.0].record["sha256"]
+    assert early.sha256 != records["last", 30.0].record.sha256
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:

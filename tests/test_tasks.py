@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -239,7 +240,7 @@ def stages_of(root: Path, classes: list[int]) -> list[StageResult]:
     for folder in folders:
         folder.mkdir()
     return [
-        StageResult(folder.name, folder, {"spec": {"shape": [1, 8, count]}})
+        StageResult(folder.name, folder, SimpleNamespace(spec=SimpleNamespace(shape=(1, 8, count))))  # type: ignore[arg-type]
         for folder, count in zip(folders, classes, strict=True)
     ]
 

@@ -230,7 +230,7 @@ class TestValidationLabels:
         chain, done = chain_of(config), {}
         kept = {}
         for plan in chain[:2]:
-            kept[plan.name] = make_stage(plan, config, data, done).spec["keep"]
+            kept[plan.name] = make_stage(plan, config, data, done).spec.keep
         assert kept == {"teacher": "best", "baseline": "last"}
 
 

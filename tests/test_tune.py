@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -36,6 +37,7 @@ from kd.config.construct import construct
 from kd.config.schema import check
 from kd.data.base import DataModule
 from kd.errors import DropRequest, StopRequest, UserError
+from kd.files.stage_record import BestAndLast
 from kd.files.store import Store
 from kd.stages.stage import complete, make_stage
 from kd.tuning.compare import gain_on_test, spread
@@ -273,11 +275,10 @@ def fake_curves(monkeypatch: pytest.MonkeyPatch, curves: Sequence[Sequence[float
         for row in history:
             if watch:
                 watch(row)
-        return kd.stages.stage.StageResult(
-            "key",
-            Path(),
-            {"val": {"best": max(history, key=lambda row: row["val/acc"])}, "history": history},
-        ), False
+        best = max(history, key=lambda row: row["val/acc"])
+        val = BestAndLast(best=best, last=history[-1])
+        record = SimpleNamespace(val=val, history=history)
+        return kd.stages.stage.StageResult("key", Path(), record), False  # type: ignore[arg-type]
 
     monkeypatch.setattr("kd.tuning.evaluation.complete", fake)
     monkeypatch.setattr("kd.tuning.evaluation.Evaluation.teachers", lambda *args: None)
@@ -343,7 +344,7 @@ def test_a_dropped_stage_leaves_nothing_and_can_be_trained_later(tmp_path: Path)
     assert seen == [0]
     assert [path for path in store.root.iterdir() if path.is_dir()] == []
     done, reused = complete(stage, store, data, watch=lambda row: seen.append(row["epoch"]))
-    assert (len(done.record["history"]), reused, seen) == (2, False, [0, 0, 1])
+    assert (len(done.record.history), reused, seen) == (2, False, [0, 0, 1])
 
 
 def test_who_watches_is_shown_the_epochs_of_an_earlier_attempt_too(tmp_path: Path) -> None:
@@ -364,7 +365,7 @@ def test_who_watches_is_shown_the_epochs_of_an_earlier_attempt_too(tmp_path: Pat
     complete(stage, store, data, watch=lambda row: seen.append((row["epoch"], row["val/acc"])))
     done = store.find(stage.key)
     assert done is not None
-    assert seen == [(row["epoch"], row["val/acc"]) for row in done.record["history"]]
+    assert seen == [(row["epoch"], row["val/acc"]) for row in done.record.history]
 
 
 def test_a_failed_trial_is_recorded_and_the_search_goes_on(

@@ -3,21 +3,21 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import load_file
 from torch import Tensor
 
 from kd.errors import DamagedError, UserError
 from kd.files.locks import hold
-from kd.files.records import Record, read_record
+from kd.files.records import read_record
+from kd.files.stage_record import SCHEMA, StageRecord
 from kd.files.writing import writing
 
-SCHEMA = 1
+WEIGHTS = "weights.safetensors"  # the net's, in a stage's folder
 
 
 @dataclass(frozen=True)
@@ -26,15 +26,12 @@ class StageResult:
 
     Attributes:
         folder: holds `weights.safetensors`, `stage.json` and `tensorboard/`.
-        record: contents of `stage.json`: schema, key, spec, `val` (metrics of the `best` and the
-            `last` epoch), `history` (metrics by epoch), epochs, seconds, sha256 of the weights.
-            `total` adds the epochs and seconds of the stage it started from. `taught` has the final
-            value of its teacher's soft labels, and is empty without a teacher.
+        record: contents of `stage.json`.
     """
 
     key: str
     folder: Path
-    record: dict[str, Any]
+    record: StageRecord
 
     def weights(self) -> dict[str, Tensor]:
         """Load the net's state dict, verified against its checksum.
@@ -42,8 +39,8 @@ class StageResult:
         Raises:
             UserError: the file is damaged.
         """
-        path = self.folder / "weights.safetensors"
-        if checksum(path) != self.record["sha256"]:
+        path = self.folder / WEIGHTS
+        if checksum(path) != self.record.sha256:
             raise DamagedError(
                 f"{path} is damaged (its checksum is wrong); force=true trains the stage again"
             )
@@ -62,9 +59,8 @@ class Store:
         if not path.exists():
             return None
         try:
-            read_record(path, Record, SCHEMA, "stage")
-            record = json.loads(path.read_bytes())
-            if key_of(record.get("spec", {})) != key:
+            record = read_record(path, StageRecord, SCHEMA, "stage")
+            if key_of(record.spec.plain()) != key:
                 raise DamagedError(f"{path} is damaged: its spec is another stage's")
             return StageResult(key, path.parent, record)
         except DamagedError as error:
@@ -87,18 +83,13 @@ class Store:
                 with suppress(OSError):  # an attempt's files stay, so that the next one can resume
                     folder.rmdir()
 
-    def publish(self, key: str, record: dict[str, Any]) -> StageResult:
-        """Turn the working folder of `key` into a finished stage, replacing an older one."""
+    def publish(self, record: StageRecord) -> StageResult:
+        """Turn the working folder of a stage into a finished one, replacing an older one."""
+        key = record.key
         partial = self.root / f"{key}.partial"
         final = self.root / key
-        record = {
-            "schema": SCHEMA,
-            "key": key,
-            **record,
-            "sha256": checksum(partial / "weights.safetensors"),
-        }
         with writing(final, "a finished stage"):
-            (partial / "stage.json").write_text(json.dumps(record, indent=1))
+            (partial / "stage.json").write_text(record.text())
             put(partial, final)
         return StageResult(key, final, record)
 
@@ -115,7 +106,7 @@ def put(folder: Path, final: Path) -> None:
     shutil.rmtree(old)
 
 
-def key_of(spec: dict[str, Any]) -> str:
+def key_of(spec: Mapping[str, object]) -> str:
     """Compute a stage's key: 16 hexadecimal digits of the SHA-256 of its spec in canonical JSON."""
     plain = json.loads(json.dumps(spec))  # makes all keys strings, as in a file
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]

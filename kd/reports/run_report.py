@@ -23,6 +23,7 @@ from kd.files.report_file import (
     TeacherImages,
     ValidationAccuracy,
 )
+from kd.files.stage_record import EpochMetrics
 from kd.files.store import StageResult
 from kd.measure.costs import latency, size_of
 from kd.measure.metrics import paired_comparison, summary
@@ -124,20 +125,18 @@ def _model(
         bytes=size.bytes,
         latency_ms=latency(net, shape, seconds=0, least=2) if trial else latency(net, shape),
         test=summary(logits, data.split.test.labels, teacher),
-        val=ValidationAccuracy(
-            best=record["val"]["best"]["val/acc"], last=record["val"]["last"]["val/acc"]
-        ),
+        val=ValidationAccuracy(best=record.val.accuracy("best"), last=record.val.accuracy("last")),
         stage=stage.key,
-        training_params=record.get("training_params", 0),
+        training_params=record.training_params,
         step_ms=_step_ms(stage),
-        precision=record["spec"].get("trainer", {}).get("precision"),
-        epochs=record["total"]["epochs"],
-        seconds=record["total"]["seconds"],
-        history=columns(record["history"]),
+        precision=str(precision) if (precision := record.spec.trainer.get("precision")) else None,
+        epochs=record.total.epochs,
+        seconds=record.total.seconds,
+        history=columns(record.history),
     )
 
 
-def columns(history: Sequence[Mapping[str, float]]) -> Columns:
+def columns(history: Sequence[EpochMetrics]) -> Columns:
     """Return the metrics of a stage's epochs as columns: `epoch` (from 0), `val/acc`, ..."""
     names = dict.fromkeys(name for row in history for name in row)
     return {name: [row.get(name) for row in history] for name in names}
@@ -145,8 +144,8 @@ def columns(history: Sequence[Mapping[str, float]]) -> Columns:
 
 def _step_ms(stage: StageResult) -> float | None:
     """Return the time per optimiser step including validation, in ms; None without steps."""
-    steps = stage.record.get("steps", 0)
-    return 1000 * stage.record["seconds"] / steps if steps else None
+    steps = stage.record.steps
+    return 1000 * stage.record.seconds / steps if steps else None
 
 
 def compare(
@@ -203,7 +202,7 @@ def teaching(
     models: Sequence[ModelReport], done: Mapping[Role, StageResult], data: DataModule
 ) -> SoftLabels | None:
     """Return the measures of the student's soft labels, and warnings about them."""
-    taught = done["student"].record["taught"] if "student" in done else {}
+    taught = done["student"].record.taught if "student" in done else {}
     if not taught:
         return None
     baseline = next((model.val.best for model in models if model.role == "baseline"), None)
@@ -215,7 +214,7 @@ def teaching(
 def _out_of_order(done: Mapping[Role, StageResult], data: DataModule) -> str | None:
     teacher = done.get("teacher")
     val = data.split.val
-    if teacher is None or not teacher.record.get("loaded"):
+    if teacher is None or not teacher.record.loaded:
         return None
     return other_order(logits_of(teacher, data, val), val.labels, data.classes)
 
@@ -225,7 +224,7 @@ def warnings(
 ) -> list[str]:
     """List oddities of a teacher trained elsewhere, now that validation and test are known."""
     teacher = done.get("teacher")
-    if teacher is None or not teacher.record.get("loaded") or not len(data.split.val):
+    if teacher is None or not teacher.record.loaded or not len(data.split.val):
         return []
     order = _out_of_order(done, data)
     split = data.split
@@ -235,7 +234,7 @@ def warnings(
         (each.accuracy, *each.accuracy_ci95)
         for each in (summary(logits, split.val.labels), by_role["teacher"].test)
     )
-    taught = done["student"].record["taught"] if "student" in done else {}
+    taught = done["student"].record.taught if "student" in done else {}
     baseline = by_role.get("baseline")
     gap = baseline.val.best - baseline.test.accuracy if baseline else 0.0
     found = (

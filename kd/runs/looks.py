@@ -44,7 +44,7 @@ def looks(
         net = load_net(done[role])
         if (path := last_maps(net, data.shape)) is None:
             return None
-        x = normalize(to_unit(pixels), *map(tuple, done[role].record["normalization"]))
+        x = normalize(to_unit(pixels), *map(tuple, done[role].record.normalization))
         try:
             maps[str(role)] = grad_cam(net, x, logits[role][shown].argmax(1), path)
         except RuntimeError as error:  # a failed figure must not fail a finished training

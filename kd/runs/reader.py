@@ -53,7 +53,7 @@ class FinishedRun:
         roots = self._stores()
         for root in roots:
             if done := Store(root).find(key):
-                check_allowlist(done.record["spec"]["net"], "net", str(done.folder), self.trust)
+                check_allowlist(done.record.spec.net, "net", str(done.folder), self.trust)
                 return done
         looked = ", ".join(map(str, roots)) or "no folder called store near it"
         raise UserError(
@@ -130,7 +130,7 @@ class FinishedRun:
 
         if header := header_of(self.folder / STUDENT):
             return Shape(*header["shape"])
-        return Shape(*self.stage(self.roles[0]).record["spec"]["shape"])
+        return Shape(*self.stage(self.roles[0]).record.spec.shape)
 
     def room(self, out: str | None, inside: str = "") -> Path:
         """Return the folder for a command's results: the run's, or the config's `out`.

@@ -87,7 +87,7 @@ def run(
             stages[plan.name], how = finish_stage(
                 stage, store, data, folder, force=config.force, since=since
             )
-            accuracy = 100 * stages[plan.name].record["val"]["best"]["val/acc"]
+            accuracy = 100 * stages[plan.name].record.val.accuracy("best")
             say(f"{plan.name}: {how}, validation accuracy {accuracy:.2f} % ({stage.key})")
         done = by_role(chain, stages)
         logits = role_logits(done, data)
@@ -125,7 +125,7 @@ def finish_stage(
     folder.settle(stage.name, done.folder / "tensorboard", store.root.parent)
     trained = (
         f"trained in {time.perf_counter() - started:.0f} s"
-        if stage.spec["epochs"]
+        if stage.spec.epochs
         else "taken as it is"
     )
     return done, "already there" if reused else trained
@@ -143,7 +143,7 @@ def figures_of(
 ) -> Iterator[tuple[str, Figure]]:
     """Draw the figures of a run's models, each with its name; see `kd.reports.figures`."""
     test = data.split.test
-    histories = {str(role): each.record["history"] for role, each in done.items()}
+    histories = {str(role): each.record.history for role, each in done.items()}
     by_role = {str(role): each for role, each in logits.items()}
     yield from figures_of_run(histories, by_role, test.pixels, test.labels, data.classes)
     if (figure := looks(done, logits, data)) is not None:
@@ -166,10 +166,10 @@ def write_run(
         (folder / "MODEL_CARD.md").write_text(
             model_card(report, folder.name.removesuffix(".partial"))
         )
-        mean, std = done["student"].record["normalization"]
+        mean, std = done["student"].record.normalization
         about = {
             "schema": SCHEMA,
-            "net": done["student"].record["spec"]["net"],
+            "net": done["student"].record.spec.net,
             "shape": list(data.shape),
             "classes": list(data.classes),
             "mean": mean,

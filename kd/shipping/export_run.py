@@ -142,11 +142,7 @@ def _subject(finished: FinishedRun, config: Export) -> tuple[ExportSubject, str 
     """Return what to export, and the reason if the data is missing."""
     role = config.role
     net = finished.net(role)
-    shape = (
-        finished.shape
-        if role == "student"
-        else Shape(*finished.stage(role).record["spec"]["shape"])
-    )
+    shape = finished.shape if role == "student" else Shape(*finished.stage(role).record.spec.shape)
     own = normalization_of(net, ((0.0,), (1.0,)))
     cache = f"{config.output_dir}/cache"
     try:

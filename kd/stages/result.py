@@ -35,8 +35,8 @@ DIAGNOSIS_VIEWS = 256
 
 def load_net(done: StageResult) -> nn.Module:
     """Load the net of a finished stage, in evaluation mode."""
-    spec = done.record["spec"]
-    net = build_net(spec["net"], Shape(*spec["shape"]), f"{done.record['name']}.net", load=False)
+    spec = done.record.spec
+    net = build_net(spec.net, Shape(*spec.shape), f"{done.record.name}.net", load=False)
     net.load_state_dict(done.weights())
     copy_normalization(net, done)
     return net.eval()
@@ -44,19 +44,19 @@ def load_net(done: StageResult) -> nn.Module:
 
 def load_teacher(done: StageResult) -> FrozenTeacher:
     """Load a finished stage as a frozen teacher."""
-    mean, std = done.record["normalization"]
+    mean, std = done.record.normalization
     return FrozenTeacher(load_net(done), tuple(mean), tuple(std))
 
 
 def copy_normalization(net: nn.Module, done: StageResult) -> None:
     """Set the normalisation that a finished stage's net was trained with."""
-    mean, std = done.record["normalization"]
+    mean, std = done.record.normalization
     set_normalization(net, (tuple(mean), tuple(std)), len(mean), done.key)
 
 
 def classes_of(done: StageResult) -> int:
     """Return the number of classes of a finished stage's net."""
-    return Shape(*done.record["spec"]["shape"]).num_classes
+    return Shape(*done.record.spec.shape).num_classes
 
 
 def logits_of(done: StageResult, data: DataModule, images: Images) -> Tensor:
@@ -95,7 +95,7 @@ def macs_of(done: StageResult, net: nn.Module) -> int:
     Args:
         net: the stage's.
     """
-    shape = Shape(*done.record["spec"]["shape"])
+    shape = Shape(*done.record.spec.shape)
     return int(compute_once(done, "macs", lambda: torch.tensor(count_macs(net, shape)), "macs"))
 
 
@@ -155,7 +155,7 @@ def compute_once(
 
 def name_of(done: StageResult) -> str:
     """Format a net's name for people: its builder with the non-default options."""
-    return name_of_net(done.record["spec"]["net"])
+    return name_of_net(done.record.spec.net)
 
 
 def name_of_net(node: Mapping[str, Any]) -> str:

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,16 @@ from kd.config.schema import Training
 from kd.data.base import DataModule
 from kd.data.transfer import Sees
 from kd.errors import DropRequest
-from kd.files.store import StageResult, Store, key_of
+from kd.files.stage_record import (
+    SCHEMA,
+    BestAndLast,
+    EpochMetrics,
+    StageRecord,
+    StageSpec,
+    TrainingOutcome,
+    TrainingTotal,
+)
+from kd.files.store import WEIGHTS, StageResult, Store, checksum, key_of
 from kd.files.tensors import load_tensors, save_tensors
 from kd.files.writing import writing
 from kd.log import say
@@ -25,6 +33,7 @@ from kd.nets.build import build_net, normalization_of, set_normalization
 from kd.nets.grow import Grown, align
 from kd.nets.hooks import kinds_of
 from kd.nets.layer_paths import study
+from kd.nets.pretrained_weights import Normalization
 from kd.stages.chain import LABELS_ONLY, StagePlan
 from kd.stages.code_hash import RECIPE, code_of, targets
 from kd.stages.result import (
@@ -35,7 +44,7 @@ from kd.stages.result import (
     logits_name,
     logits_of,
 )
-from kd.stages.start import file_of, load_start, net_spec, start_from_images, start_spec
+from kd.stages.start import file_of, load_start, net_spec, set_start, start_from_images
 from kd.stages.try_out import taps_of
 from kd.teachers.cached_teacher import CachedTeacher
 from kd.teachers.diagnosis import other_order
@@ -96,8 +105,8 @@ class Stage:
     """
 
     name: str
-    spec: dict[str, Any]
-    runtime: Mapping[str, Any] = field(default_factory=dict)
+    spec: StageSpec
+    runtime: Mapping[str, object] = field(default_factory=dict)
     loss: LossSpec = LABELS_ONLY
     teacher: StageResult | None = None
     reference: StageResult | None = None
@@ -112,7 +121,7 @@ class Stage:
     @property
     def key(self) -> str:
         """Key of the result in the store."""
-        return key_of(self.spec)
+        return key_of(self.spec.plain())
 
 
 def make_stage(
@@ -124,40 +133,48 @@ def make_stage(
         done: earlier stages of the run, by name.
     """
     data = data.for_stage(plan.sees)
-    spec: dict[str, Any] = {"recipe": RECIPE, "shape": list(data.shape), "data": data.key()}
     file = file_of(plan)
     members = tuple(done[name] for name in plan.members)
     load = not (file or plan.start or members)
-    spec |= net_spec(plan.net, *targets(plan.loss.node), load=load)
-    spec |= start_spec(plan, file, data.classes)
+    net, pretrained = net_spec(plan.net, *targets(plan.loss.node), load=load)
+    spec = StageSpec(recipe=RECIPE, shape=(*data.shape,), data=data.key(), net=net)
+    if pretrained:
+        spec.pretrained = pretrained
+    set_start(spec, plan, file, data.classes)
     stage = Stage(plan.name, spec, weights=file, start_prefix=plan.start_prefix, sees=plan.sees)
     if plan.trains == "none":
-        spec |= {"epochs": 0, "code": code_of(*targets(plan.net))}
-        spec |= {"members": [each.key for each in members]} if members else {}
-        spec |= {"seed": plan.recipe.seed} if load else {}
+        spec.epochs = 0
+        spec.code = code_of(*targets(plan.net))
+        if members:
+            spec.members = [each.key for each in members]
+        if load:
+            spec.seed = plan.recipe.seed
         return replace(stage, members=members)
-    spec |= plan.recipe.model_dump()
+    for name, value in plan.recipe.model_dump().items():
+        setattr(spec, name, value)
     if data.val_labels == 0 and plan.sees != "all":
-        spec["keep"] = "last"  # validation selects nothing
-    spec["objective"] = plan.loss.node
-    spec["epochs"] = min(spec["epochs"], config.trainer.get("max_epochs", spec["epochs"]))
-    spec["trainer"] = {k: v for k, v in config.trainer.items() if k not in RUNTIME_ONLY | ELSEWHERE}
+        spec.keep = "last"  # validation selects nothing
+    spec.objective = dict(plan.loss.node)
+    spec.epochs = min(spec.epochs, config.trainer.get("max_epochs", spec.epochs))
+    spec.trainer = {k: v for k, v in config.trainer.items() if k not in RUNTIME_ONLY | ELSEWHERE}
     accelerator = str(config.trainer.get("accelerator", "auto"))
     own = f"{plan.recipe_at or 'trainer.'}precision"
-    spec["trainer"]["precision"] = resolve_precision(plan.precision, accelerator, own)
+    spec.trainer["precision"] = resolve_precision(plan.precision, accelerator, own)
     runtime = {k: v for k, v in config.trainer.items() if k in RUNTIME_ONLY}
-    spec["code"] = code_of(*targets(plan.net), *targets(spec["objective"]))
+    spec.code = code_of(*targets(plan.net), *targets(spec.objective))
     teacher = done[plan.teacher] if plan.teacher else None
     start = done[plan.start] if plan.start else None
-    spec |= {which: each.key for which, each in (("teacher", teacher), ("start", start)) if each}
+    if start:
+        spec.start = start.key
     if teacher:
-        spec["outputs"] = config.teacher.outputs
+        spec.teacher = teacher.key
+        spec.outputs = config.teacher.outputs
         asked = config.teacher.precision
-        spec["answered_in"] = resolve_precision(asked, accelerator, "teacher.precision")
+        spec.answered_in = resolve_precision(asked, accelerator, "teacher.precision")
     if plan.fake_quantize:
-        spec["fake_quantize"] = True
+        spec.fake_quantize = True
     if taps := taps_of(plan, data.shape):
-        spec["taps"] = taps
+        spec.taps = taps
     reference = teacher or (done.get("teacher") if plan.role != "teacher" else None)
     return replace(
         stage,
@@ -200,7 +217,7 @@ def complete(
     def counts(done: StageResult | None) -> bool:
         if done is None or not force:
             return done is not None
-        return since is not None and datetime.fromisoformat(done.record["finished"]) >= since
+        return since is not None and datetime.fromisoformat(done.record.finished) >= since
 
     done = store.find(stage.key)
     if done and counts(done):
@@ -210,59 +227,74 @@ def complete(
         done = store.find(stage.key)  # another process may have finished it in the meantime
         if done and counts(done):
             return done, True
-        torch.manual_seed(stage.spec.get("seed", 0))
+        torch.manual_seed(stage.spec.seed)
         net = _start(stage, data)
         try:
             result = (
                 _train(stage, net, data, folder, watch)
-                if stage.spec["epochs"]
+                if stage.spec.epochs
                 else _keep(net, data, folder, stage)
             )
         except DropRequest:
             shutil.rmtree(folder)
             raise
-        before = [each.record["total"] for each in (stage.start, *stage.members) if each]
-        total = {
-            each: result[each] + sum(one[each] for one in before) for each in ("epochs", "seconds")
-        }
-        last = result["history"][-1]
-        taught = {
-            key.removeprefix("teacher/"): last[key] for key in last if key.startswith("teacher/")
-        }
-        if stage.start and not taught:
-            taught = stage.start.record["taught"]
-        now = datetime.now(UTC).isoformat()
-        record = {
-            "name": stage.name,
-            "spec": stage.spec,
-            "finished": now,
-            **result,
-            "total": total,
-            "taught": taught,
-            "loaded": _is_loaded(stage),
-        }
-        record["normalization"] = [list(each) for each in normalization_of(net, data.statistics)]
-        return store.publish(stage.key, record), False
+        normalization = normalization_of(net, data.statistics)
+        sha256 = checksum(folder / WEIGHTS)
+        return store.publish(_record(stage, result, normalization, sha256)), False
+
+
+def _record(
+    stage: Stage, result: TrainingOutcome, normalization: Normalization, sha256: str
+) -> StageRecord:
+    """Put down what came of a stage."""
+    before = [each.record.total for each in (stage.start, *stage.members) if each]
+    taught = {
+        key.removeprefix("teacher/"): float(value)
+        for key, value in result.history[-1].items()
+        if key.startswith("teacher/")
+    }
+    if stage.start and not taught:
+        taught = stage.start.record.taught
+    return StageRecord(
+        schema_number=SCHEMA,
+        key=stage.key,
+        name=stage.name,
+        spec=stage.spec,
+        finished=datetime.now(UTC).isoformat(),
+        history=result.history,
+        val=result.val,
+        epochs=result.epochs,
+        steps=result.steps,
+        seconds=result.seconds,
+        training_params=result.training_params,
+        reference=stage.reference.key if stage.reference and stage.spec.epochs else None,
+        total=TrainingTotal(
+            epochs=result.epochs + sum(each.epochs for each in before),
+            seconds=result.seconds + sum(each.seconds for each in before),
+        ),
+        taught=taught,
+        loaded=_is_loaded(stage),
+        normalization=(list(normalization[0]), list(normalization[1])),
+        sha256=sha256,
+    )
 
 
 def _is_loaded(stage: Stage) -> bool:
     """Whether the net was trained elsewhere, on unknown images."""
-    members = any(each.record.get("loaded", False) for each in stage.members)
-    return bool(stage.weights and not stage.spec["epochs"]) or members
+    members = any(each.record.loaded for each in stage.members)
+    return bool(stage.weights and not stage.spec.epochs) or members
 
 
 def _start(stage: Stage, data: DataModule) -> nn.Module:
     """Build the initial net of a stage: fresh, pretrained, from a file, or from another stage."""
     load = not (stage.weights or stage.start or stage.members)
-    trained = stage.spec["epochs"] > 0
-    net = build_net(stage.spec["net"], data.shape, f"{stage.name}.net", load=load, trained=trained)
+    trained = stage.spec.epochs > 0
+    net = build_net(stage.spec.net, data.shape, f"{stage.name}.net", load=load, trained=trained)
     if stage.weights:
         load_start(net, stage.weights, f"{stage.start_prefix}path", stage.spec, data.shape)
-    if said := stage.spec.get("normalization"):
+    if said := stage.spec.normalization:
         where = f"{stage.start_prefix}normalization"
-        set_normalization(
-            net, (tuple(said["mean"]), tuple(said["std"])), data.shape.channels, where
-        )
+        set_normalization(net, (tuple(said.mean), tuple(said.std)), data.shape.channels, where)
     if stage.start:
         take = net.take_over if isinstance(net, Grown) else net.load_state_dict
         take(stage.start.weights())
@@ -275,31 +307,33 @@ def _start(stage: Stage, data: DataModule) -> nn.Module:
         assert isinstance(net, Ensemble)
         net.join(
             [each.weights() for each in stage.members],
-            [each.record["normalization"] for each in stage.members],
+            [each.record.normalization for each in stage.members],
         )
     return net
 
 
 def _train(
     stage: Stage, net: nn.Module, data: DataModule, folder: Path, watch: Watch | None
-) -> dict[str, Any]:
+) -> TrainingOutcome:
     # Imports Lightning, which a run with nothing to train skips
     from kd.training.fit import fit
 
     reference = None
     if stage.reference:
         reference = logits_of(stage.reference, data, data.split.val).argmax(1)
-    taught: dict[str, Any] = {}
+    teacher: Teacher | None = None
+    diagnosis = None
+    learned: dict[str, Tensor] = {}
     if stage.stored is not None:
-        taught = {"teacher": StoredTeacher(stage.stored)}
+        teacher = StoredTeacher(stage.stored)
     elif stage.teacher:
-        taught = {"teacher": teacher_of(stage, stage.teacher, data)}
+        teacher = teacher_of(stage, stage.teacher, data)
         # A teacher of fewer classes gives nothing for the other images
         if classes_of(stage.teacher) == data.shape.num_classes:
-            taught["watched"] = diagnose(stage.teacher, data)
-    if stage.start and (learned := stage.start.folder / LEARNED).exists():
-        taught["learned"] = load_tensors(learned)
-    if stage.spec.get("fake_quantize"):
+            diagnosis = diagnose(stage.teacher, data)
+    if stage.start and (file := stage.start.folder / LEARNED).exists():
+        learned = load_tensors(file)
+    if stage.spec.fake_quantize:
         say(f"{stage.name}: {fake_quantize(net)} layers round to 8 bits")
     result = fit(
         net,
@@ -309,17 +343,19 @@ def _train(
         data,
         folder,
         stage.runtime,
+        teacher=teacher,
+        watched=diagnosis,
         reference=reference,
         watch=watch,
-        **taught,
+        learned=learned,
     )
-    if stage.spec.get("align"):
-        factor = _align_head(net, folder / "weights.safetensors")
+    if stage.spec.align:
+        factor = _align_head(net, folder / WEIGHTS)
         say(
             f"{stage.name}: the new classes' weights times {factor:.2f}, which gives them the "
             "norm of the old ones'"
         )
-    return {**result, "reference": stage.reference.key if stage.reference else None}
+    return result
 
 
 def _align_head(net: nn.Module, file: Path) -> float:
@@ -331,11 +367,11 @@ def _align_head(net: nn.Module, file: Path) -> float:
     return factor
 
 
-def _keep(net: nn.Module, data: DataModule, folder: Path, stage: Stage) -> dict[str, Any]:
+def _keep(net: nn.Module, data: DataModule, folder: Path, stage: Stage) -> TrainingOutcome:
     """Finish a stage of 0 epochs: store the net as it is, with its validation metrics."""
     from torch.utils.tensorboard import SummaryWriter
 
-    save_tensors(net.state_dict(), folder / "weights.safetensors")
+    save_tensors(net.state_dict(), folder / WEIGHTS)
     val = data.split.val
     logits = predict_logits(net, data, val)
     # Same as in `logits_of`
@@ -343,55 +379,53 @@ def _keep(net: nn.Module, data: DataModule, folder: Path, stage: Stage) -> dict[
     found = summary(logits, val.labels)
     if stage.weights and (order := other_order(logits, val.labels, data.classes)):
         say(f"{stage.name}: {order}")
-    row = {"epoch": 0, "val/acc": found.accuracy, "val/loss": found.nll, "seconds": 0.0}
+    row: EpochMetrics = {
+        "epoch": 0,
+        "val/acc": found.accuracy,
+        "val/loss": found.nll,
+        "seconds": 0.0,
+    }
     curves = folder / "tensorboard"
     with writing(curves, "the curves"), SummaryWriter(str(curves)) as events:
         for name in ("val/acc", "val/loss"):
             events.add_scalar(name, row[name])
-    return {
-        "history": [row],
-        "val": {"best": row, "last": row},
-        "epochs": 0,
-        "seconds": 0.0,
-        "reference": None,
-        "steps": 0,
-        "training_params": 0,
-    }
+    return TrainingOutcome([row], BestAndLast(best=row, last=row), 0, 0, 0.0, 0)
 
 
 def teacher_of(stage: Stage, done: StageResult, data: DataModule) -> Teacher:
     """Return a finished stage as a teacher, with stored outputs if possible."""
     # Features are not stored, so the teacher is live
     if kinds := kinds_of(stage.loss.signals, "t"):
-        taps = stage.spec.get("taps", {}).get("teacher", [])
+        taps = stage.spec.taps.get("teacher", [])
         answers = load_teacher(done)
         paths = study(answers.net, taps, data.shape, where="teacher.taps")
-        return FeatureTeacher(
-            answers, paths, kinds, stage.spec["outputs"], stage.spec["answered_in"]
-        )
+        return FeatureTeacher(answers, paths, kinds, stage.spec.outputs, stage.spec.answered_in)
     folded = FusedTeacher(partial(load_teacher, done), bool(stage.runtime.get("compile")))
-    live = LiveTeacher(folded, stage.spec["outputs"], stage.spec["answered_in"])
+    live = LiveTeacher(folded, stage.spec.outputs, stage.spec.answered_in)
     if stage.room is None:
         return live
     images = data.split.train
-    net = done.record["spec"]["net"]
+    net = done.record.spec.net
+    spec = stage.spec
     key = {
-        "teacher": [done.record["sha256"], net, code_of(net), *done.record["normalization"]],
-        **{
-            name: stage.spec[name] for name in ("recipe", "seed", "shape", "outputs", "answered_in")
-        },
+        "teacher": [done.record.sha256, net, code_of(net), *done.record.normalization],
+        "recipe": spec.recipe,
+        "seed": spec.seed,
+        "shape": spec.shape,
+        "outputs": spec.outputs,
+        "answered_in": spec.answered_in,
         "data": data.view_key(),
         "torch": torch.__version__,  # other versions may differ in the last bit
     }
-    files = ViewFiles(stage.room, key_of(key), len(images), classes_of(done), stage.spec["outputs"])
+    files = ViewFiles(stage.room, key_of(key), len(images), classes_of(done), spec.outputs)
     # The number of epochs is not known then
-    epochs = 0 if stage.spec["early_stopping"] else stage.spec["epochs"]
+    epochs = 0 if spec.early_stopping else spec.epochs
     views = min(epochs, data.views or epochs)
     return CachedTeacher(
         live,
         images,
         augment=data.augment,
-        seed=stage.spec["seed"],
+        seed=spec.seed,
         files=files,
         views=views,
         pool=data.mixing_pool,

@@ -14,6 +14,7 @@ from kd.data.views import normalize, to_unit
 from kd.errors import UserError
 from kd.files.class_names import count_common, names_from_config, names_in, outputs_for
 from kd.files.header import header_of, weights_file
+from kd.files.stage_record import ChannelStatistics, ChosenOutputs, StageSpec
 from kd.files.store import checksum
 from kd.log import say
 from kd.nets.build import (
@@ -46,8 +47,10 @@ def file_of(plan: StagePlan) -> Path | None:
     return file
 
 
-def start_spec(plan: StagePlan, file: Path | None, classes: tuple[str, ...]) -> dict[str, Any]:
-    """Return what a stage's start adds to its key: nothing for a fresh net, trained whole.
+def set_start(
+    spec: StageSpec, plan: StagePlan, file: Path | None, classes: tuple[str, ...]
+) -> None:
+    """Set what a stage's start adds to its key: nothing for a fresh net, trained whole.
 
     Args:
         classes: of the data, by name.
@@ -55,16 +58,16 @@ def start_spec(plan: StagePlan, file: Path | None, classes: tuple[str, ...]) -> 
     Raises:
         UserError: the file's net does not know them all.
     """
-    spec: dict[str, Any] = {"weights": _checksum(file, file.stat().st_ctime_ns)} if file else {}
+    if file:
+        spec.weights = _checksum(file, file.stat().st_ctime_ns)
     if file and plan.state:
-        spec["state"] = plan.state
+        spec.state = plan.state
     if file and (outputs := _outputs(plan, file, classes)):
-        spec["outputs_of_file"] = outputs
-    if plan.normalization:
-        spec["normalization"] = plan.normalization.model_dump()
+        spec.outputs_of_file = outputs
+    if said := plan.normalization:
+        spec.normalization = ChannelStatistics(mean=list(said.mean), std=list(said.std))
     if plan.trains in ("head", "loss"):
-        spec["trains"] = plan.trains
-    return spec
+        spec.trains = plan.trains
 
 
 @lru_cache(maxsize=8)
@@ -74,9 +77,9 @@ def _checksum(file: Path, changed: int) -> str:
 
 
 def net_spec(
-    node: Mapping[str, Any], *others: Mapping[str, Any], load: bool = True
-) -> dict[str, Any]:
-    """Return what a net adds to a stage's key: its node, and its pretrained weights.
+    node: Mapping[str, object], *others: Mapping[str, object], load: bool = True
+) -> tuple[dict[str, object], list[str]]:
+    """Return what a net adds to a stage's key: its node, and the names of its pretrained weights.
 
     Args:
         others: further nodes that the stage builds.
@@ -88,12 +91,10 @@ def net_spec(
     plain = dict(node) if asked else fresh_node(node)  # false equals not set
     nodes = [*(each for each in nets if load and "_target_" in each), *others]
     names = [found.weights for each in nodes if (found := pretrained_weights_of(each, "net"))]
-    return {"net": plain, "pretrained": names} if names else {"net": plain}
+    return plain, names
 
 
-def load_start(
-    net: nn.Module, file: Path, where: str, spec: Mapping[str, Any], shape: Shape
-) -> None:
+def load_start(net: nn.Module, file: Path, where: str, spec: StageSpec, shape: Shape) -> None:
     """Load a file, and the normalisation of its net if the file has it.
 
     Args:
@@ -107,18 +108,18 @@ def load_start(
         head = head_tensors(net, shape)
     except ValueError:
         head = []
-    said = spec.get("outputs_of_file")
+    said = spec.outputs_of_file
     outputs = None
     if said and not head:
         raise UserError(f"{where}: the net has no last layer whose outputs could be put in order")
     if said:
-        outputs = OutputChoice(said["taken"], said["of"], head)
+        outputs = OutputChoice(said.taken, said.of, head)
         say(
             f"{where}: of {file.name}'s {outputs.of} outputs, {len(outputs.taken)} are taken, "
             "by name"
         )
-    fresh = head if spec["epochs"] else []
-    load_weights(net, file, where, fresh, spec.get("state"), outputs)
+    fresh = head if spec.epochs else []
+    load_weights(net, file, where, fresh, spec.state, outputs)
     header = header_of(file)
     if header and "mean" in header and "std" in header:
         set_normalization(net, (tuple(header["mean"]), tuple(header["std"])), shape.channels, where)
@@ -174,7 +175,7 @@ def _agree(theirs: Mapping[str, Any], plan: StagePlan, file: Path) -> None:
         )
 
 
-def _outputs(plan: StagePlan, file: Path, ours: tuple[str, ...]) -> dict[str, Any] | None:
+def _outputs(plan: StagePlan, file: Path, ours: tuple[str, ...]) -> ChosenOutputs | None:
     """Return which of a file's outputs stand for the data's classes; None if equal or unknown.
 
     Raises:
@@ -197,7 +198,7 @@ def _outputs(plan: StagePlan, file: Path, ours: tuple[str, ...]) -> dict[str, An
         theirs = said
         taken = outputs_for(said, ours, f"{where}: {file}")
     same = taken == list(range(len(theirs)))
-    return None if same else {"taken": taken, "of": len(theirs)}
+    return None if same else ChosenOutputs(taken=taken, of=len(theirs))
 
 
 @lru_cache(maxsize=8)

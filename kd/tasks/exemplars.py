@@ -133,7 +133,7 @@ class Memory:
         mine = (self.source.train.labels == place).nonzero()[:, 0]
         images = self.source.train.at(mine)
         # At that time; later it can only shrink
-        count = self.each(stage.record["spec"]["shape"][2])
+        count = self.each(stage.record.spec.shape[2])
 
         def choose() -> Tensor:
             return torch.tensor(herding(features_of(stage, self.source.data, images), count))

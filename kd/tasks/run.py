@@ -124,9 +124,9 @@ class TaskSchedule:
         if not done:
             return stage
         if self.asked.align:
-            stage.spec["align"] = True
+            stage.spec.align = True
         if self.asked.replay == "stored" and stage.teacher:
-            stage.spec["stored"] = True
+            stage.spec.stored = True
             new = len(self.source.task(len(done)).split.train)
             return replace(stage, stored=self.memory.stored_logits(done, new))
         return stage
@@ -223,7 +223,7 @@ def _report(
         classifier=asked.classifier,
         exemplars=[sum(map(len, schedule.memory.images(done[:i]))) if keeps else 0 for i in count],
         stages=[stage.key for stage in done],
-        seconds=[stage.record["seconds"] for stage in done],
+        seconds=[stage.record.seconds for stage in done],
         class_incremental=test.class_incremental,
         task_incremental=test.task_incremental,
         validation=val,
@@ -250,7 +250,7 @@ def _learn(
         stage, store, data, folder, force=schedule.config.force, since=since
     )
     names = ", ".join(data.classes[place] for place in schedule.source.places(task))
-    accuracy = 100 * finished.record["val"]["last"]["val/acc"]
+    accuracy = 100 * finished.record.val.accuracy("last")
     say(
         f"{stage.name} ({names}): {how}, validation accuracy on what it trained on "
         f"{accuracy:.2f} % ({stage.key})"
@@ -313,9 +313,10 @@ def _try_loss(loss: LossSpec, shape: Shape, known: int) -> None:
 def in_data_order(schedule: TaskSchedule, done: StageResult) -> StageResult:
     """Return the last net with its outputs in the data's class order."""
     order = sorted(range(len(schedule.source.order)), key=schedule.source.order.__getitem__)
-    spec = done.record["spec"]
-    net = {**fresh_node(spec["net"]), "order": order}
-    return StageResult(done.key, done.folder, {**done.record, "spec": {**spec, "net": net}})
+    spec = done.record.spec
+    net = {**fresh_node(spec.net), "order": order}
+    record = done.record.model_copy(update={"spec": spec.model_copy(update={"net": net})})
+    return StageResult(done.key, done.folder, record)
 
 
 def _write(

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -14,6 +13,7 @@ from kd.data.base import DataModule
 from kd.data.epoch_views import EpochViews
 from kd.errors import DivergedError, StopRequest, UserError
 from kd.files.checkpoints import last_good, read_checkpoint
+from kd.files.stage_record import BestAndLast, StageSpec, TrainingOutcome
 from kd.files.tensors import save_tensors
 from kd.files.writing import writing
 from kd.log import say
@@ -35,19 +35,19 @@ from kd.training.trainer import make_trainer, send_as_bytes
 
 def fit(
     net: nn.Module,
-    spec: Mapping[str, Any],
+    spec: StageSpec,
     loss: LossSpec,
     name: str,
     data: DataModule,
     folder: Path,
-    runtime: Mapping[str, Any],
+    runtime: Mapping[str, object],
     *,
     teacher: Teacher | None = None,
     watched: TeacherDiagnosis | None = None,
     reference: Tensor | None = None,
     watch: Callable[[Mapping[str, float]], None] | None = None,
     learned: Mapping[str, Tensor] | None = None,
-) -> dict[str, Any]:
+) -> TrainingOutcome:
     """Train one stage, or resume an earlier attempt in the same folder.
 
     Args:
@@ -66,13 +66,6 @@ def fit(
             training.
         learned: loss parameters, by name, of the stage that this one starts from.
 
-    Returns:
-        a mapping of names to values:
-        - `history`, one row of metrics per epoch;
-        - `val`, the rows of the `best` and the `last` epoch;
-        - `epochs`, `steps` and `seconds` of training;
-        - `training_params`, the number of parameters used only in training.
-
     Raises:
         StopRequest: by Ctrl-C; the next call resumes after the last finished epoch.
         DivergedError: the loss is NaN or infinite.
@@ -87,13 +80,13 @@ def fit(
     own = [history, *_callbacks(name, spec, watched, data.shape)]
     trainer = make_trainer(spec, folder, runtime, own)
     ranks = trainer.world_size
-    train = data.train_loader(spec["batch_size"], spec["seed"], ranks)
+    train = data.train_loader(spec.batch_size, spec.seed, ranks)
     val = data.val_loader(ranks=ranks)
     last = folder / "last.ckpt"
     best = folder / "best.ckpt"
     start = last_good(last, best)
     resumed = ", from the last finished epoch of an earlier attempt" if start else ""
-    say(f"{name}: training for {spec['epochs']} epochs{resumed}")
+    say(f"{name}: training for {spec.epochs} epochs{resumed}")
     if start:  # Lightning sets the order's epoch too late for prefetching workers
         train.sampler.set_epoch(start["epoch"] + 1)  # type: ignore[attr-defined]
     try:
@@ -110,7 +103,7 @@ def fit(
     if not last.exists():
         raise UserError(f"{name}: trainer.max_time was over before the end of the first epoch")
     end = read_checkpoint(last)
-    state = (read_checkpoint(best) if spec["keep"] == "best" else end)["state_dict"]
+    state = (read_checkpoint(best) if spec.keep == "best" else end)["state_dict"]
     save_tensors(_under("net.", state), folder / "weights.safetensors")
     if found := distiller.objective.learned_state(_under("objective.", state)):
         save_tensors(found, folder / "learned.safetensors")
@@ -118,32 +111,32 @@ def fit(
     best.unlink(missing_ok=True)
     rows = end["callbacks"]["History"]["rows"]
     top = max(rows, key=lambda row: (row["val/acc"], row["epoch"]))  # same rule as `Best`
-    return {
-        "history": rows,
-        "val": {"best": top, "last": rows[-1]},
-        "epochs": len(rows),
-        "steps": end["global_step"],
-        "seconds": rows[-1]["seconds"],
-        "training_params": sum(parameter.numel() for parameter in distiller.objective.parameters()),
-    }
+    return TrainingOutcome(
+        history=rows,
+        val=BestAndLast(best=top, last=rows[-1]),
+        epochs=len(rows),
+        steps=end["global_step"],
+        seconds=rows[-1]["seconds"],
+        training_params=sum(parameter.numel() for parameter in distiller.objective.parameters()),
+    )
 
 
 def _callbacks(
-    name: str, spec: Mapping[str, Any], watched: TeacherDiagnosis | None, shape: Shape
+    name: str, spec: StageSpec, watched: TeacherDiagnosis | None, shape: Shape
 ) -> list[Callback]:
     """Return the stage's callbacks besides its history."""
     found: list[Callback] = [StepLog(), RemainingTime(name)]
     if watched:
         found.append(DiagnosisLog(watched))
-    if "trains" in spec:
+    if spec.trains:
         only: dict[str, Callback] = {"head": HeadOnly(shape), "loss": LossOnly()}
-        found.append(only[spec["trains"]])
+        found.append(only[spec.trains])
     return found
 
 
 def _distiller(
     net: nn.Module,
-    spec: Mapping[str, Any],
+    spec: StageSpec,
     loss: LossSpec,
     data: DataModule,
     teacher: Teacher | None,
@@ -151,7 +144,7 @@ def _distiller(
 ) -> Distiller:
     """Build the LightningModule from the stage's spec."""
     # A loss may hold a net, whose init must depend only on the seed and differ from the student's.
-    torch.manual_seed((spec["seed"] * 1_000_003 + 500_009) % 2**63)
+    torch.manual_seed((spec.seed * 1_000_003 + 500_009) % 2**63)
     hooks, arguments = hook(net, spec, loss, teacher, data.shape, data.split.train.labels)
     return Distiller(
         net,
@@ -159,19 +152,19 @@ def _distiller(
             loss,
             data.shape,
             class_weights=data.loss_weights,
-            label_smoothing=spec["label_smoothing"],
+            label_smoothing=spec.label_smoothing,
             build_arguments=arguments,
         ),
         partial(
             make_optimizer,
-            optim=spec["optim"],
-            schedule=spec["lr_schedule"],
-            epochs=spec["epochs"],
-            clips=spec["gradient_clip"] is not None,
+            optim=spec.optim,
+            schedule=spec.lr_schedule,
+            epochs=spec.epochs,
+            clips=spec.gradient_clip is not None,
         ),
-        views=EpochViews(data.augment, spec["seed"], data.views, data.mixing_pool),
+        views=EpochViews(data.augment, spec.seed, data.views, data.mixing_pool),
         normalization=normalization_of(net, data.statistics),
-        seed=spec["seed"],
+        seed=spec.seed,
         teacher=teacher,
         reference=reference,
         hooks=hooks,

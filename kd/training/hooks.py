@@ -1,10 +1,10 @@
 """Feature hooks on the net in training, as its loss needs them."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
+from kd.files.stage_record import StageSpec
 from kd.nets.hooks import FeatureHooks, build_arguments, kinds_of
 from kd.nets.layer_paths import FeaturePaths, study
 from kd.shape import Shape
@@ -13,9 +13,9 @@ from kd.training.loss_spec import LossSpec
 
 def hook(
     net: nn.Module,
-    spec: Mapping[str, Any],
+    spec: StageSpec,
     loss: LossSpec,
-    teacher: Any,
+    teacher: object,
     shape: Shape,
     labels: Tensor,
 ) -> tuple[FeatureHooks | None, dict[str, Any]]:
@@ -30,7 +30,5 @@ def hook(
     paths: FeaturePaths | None = getattr(teacher, "paths", None)
     if not kinds:
         return None, build_arguments(None, paths, labels)
-    own = study(
-        net, spec.get("taps", {}).get("student", []), shape, where="student.taps", training=True
-    )
+    own = study(net, spec.taps.get("student", []), shape, where="student.taps", training=True)
     return FeatureHooks(net, own, kinds), build_arguments(own, paths, labels)

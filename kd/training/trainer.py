@@ -31,6 +31,7 @@ from kd.config.precision import device_of
 from kd.errors import UserError
 from kd.files.checkpoints import WholeCheckpoints
 from kd.files.events import silence_writer_traceback
+from kd.files.stage_record import StageSpec
 from kd.training.averaging import WeightAverage
 from kd.training.callbacks import Best, Curves, StepLimit
 
@@ -41,7 +42,7 @@ COPIES_ITSELF = ("ddp_spawn", "ddp_fork", "ddp_notebook")
 
 
 def make_trainer(
-    spec: Mapping[str, Any], folder: Path, runtime: Mapping[str, Any], own: list[Callback]
+    spec: StageSpec, folder: Path, runtime: Mapping[str, object], own: list[Callback]
 ) -> L.Trainer:
     """Build the Trainer of a stage.
 
@@ -54,18 +55,19 @@ def make_trainer(
     Raises:
         UserError: incompatible options.
     """
-    options = {
+    callbacks = own + _callbacks(spec, folder)
+    options: dict[str, Any] = {
         "enable_progress_bar": sys.stderr.isatty(),
-        "gradient_clip_val": spec["gradient_clip"],
+        "gradient_clip_val": spec.gradient_clip,
         **runtime,
-        **spec["trainer"],
-        "max_epochs": spec["epochs"],
+        **spec.trainer,
+        "max_epochs": spec.epochs,
         "default_root_dir": str(folder),
         "logger": Curves(str(folder), name="tensorboard", version="", default_hp_metric=False),
-        "callbacks": own + _callbacks(spec, folder),
+        "callbacks": callbacks,
     }
     if options["enable_progress_bar"]:
-        options["callbacks"].append(RichProgressBar(leave=False))
+        callbacks.append(RichProgressBar(leave=False))
     if kind := options.pop("profiler", None):
         options["profiler"] = PROFILERS[kind](dirpath=folder, filename="profile")
     return _construct(options)
@@ -149,7 +151,7 @@ def _construct(asked: Mapping[str, Any]) -> L.Trainer:
     return trainer
 
 
-def _check_strategy(trainer: L.Trainer, asked: Any) -> None:
+def _check_strategy(trainer: L.Trainer, asked: object) -> None:
     """Refuse several nodes, and ways of starting processes that would hang or repeat the
     command.
     """
@@ -174,7 +176,7 @@ def _check_strategy(trainer: L.Trainer, asked: Any) -> None:
         )
 
 
-def _callbacks(spec: Mapping[str, Any], folder: Path) -> list[Callback]:
+def _callbacks(spec: StageSpec, folder: Path) -> list[Callback]:
     # Two callbacks: `save_last` beside `monitor` rewrites last.ckpt only when the best changes.
     best = Best(
         folder, "best", monitor="val/acc", mode="max", save_top_k=1, enable_version_counter=False
@@ -188,10 +190,10 @@ def _callbacks(spec: Mapping[str, Any], folder: Path) -> list[Callback]:
         enable_version_counter=False,
     )
     callbacks: list[Callback] = [StepLimit(), best, last]
-    if spec["ema"] is not None or spec["swa"] is not None:
-        callbacks.append(WeightAverage(ema=spec["ema"], swa=spec["swa"]))
-    if spec["early_stopping"] is not None:
-        callbacks.append(EarlyStopping("val/acc", mode="max", patience=spec["early_stopping"]))
+    if spec.ema is not None or spec.swa is not None:
+        callbacks.append(WeightAverage(ema=spec.ema, swa=spec.swa))
+    if spec.early_stopping is not None:
+        callbacks.append(EarlyStopping("val/acc", mode="max", patience=spec.early_stopping))
     return callbacks
 
 

@@ -97,7 +97,7 @@ class Evaluation:
         done[last.name] = self._complete(
             make_stage(last, config, data, done), data, trial, config, pruning
         )
-        return float(done[last.name].record["val"][last.recipe.keep]["val/acc"])
+        return done[last.name].record.val.accuracy(last.recipe.keep)
 
     def _complete(
         self, stage: Stage, data: DataModule, trial: Trial, config: Config, pruning: bool
@@ -114,7 +114,7 @@ class Evaluation:
         # Other processes of a distributed training have no trial to report to.
         alone = config.trainer.get("devices", 1) * config.trainer.get("num_nodes", 1) == 1
         done, _ = complete(stage, self.store, data, watch=watch if alone else None)
-        for row in () if told else done.record["history"]:
+        for row in () if told else done.record.history:
             # A finished result from an earlier run counts as complete
             watch(row, prune=False)
         return done
