@@ -45,8 +45,8 @@ check: $(STAMP) ## lint, types and spelling
 docs: $(STAMP) ## build the pages of docs/ as a site in build/site
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
-results: $(STAMP) ## write RESULTS.md and the pictures in docs/img from results/
-	@$(BIN)/python -m results.make
+results: $(STAMP) ## write RESULTS.md, the pictures in docs/img and the table of losses
+	@$(BIN)/python -m results.make && $(BIN)/python -m results.methods
 
 results-run: $(STAMP) ## run or resume the tables of results/; ARGS="NAME", ARGS="--estimate"
 	@$(BIN)/python -m results.make run $(ARGS)

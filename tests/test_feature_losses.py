@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from kd.losses import (
     ab_loss,
     at_loss,
+    byot_loss,
     cat_kd_loss,
     cc_loss,
     cosine_features_loss,
@@ -44,6 +45,7 @@ from kd.losses import (
     wkd_l_loss,
 )
 from kd.losses._maps import as_map, same_size
+from kd.losses.byot import BYOT
 from kd.losses.crd import CRD
 from kd.losses.ft import FT
 from kd.losses.kdsvd import _directions
@@ -362,6 +364,20 @@ def cat_kd(side: int, normalize: bool) -> float:
     return total / B / 4 / side**2
 
 
+def byot(temperature: float, share: float, hint_weight: float) -> float:
+    total = 0.0
+    for answers, embeddings in zip(EXITS, (EMB_S, EMB_T), strict=True):
+        for b, k in enumerate(TARGET):
+            soft, own = (softened(list(z[b]), temperature) for z in (LAST_ANSWERS, answers))
+            total -= (1 - share) * math.log(softened(list(answers[b]), 1.0)[k]) / B
+            total -= share * sum(p * math.log(q) for p, q in zip(soft, own, strict=True)) / B
+        total += hint_weight * norm(embeddings - EMB_LAST)
+    return total
+
+
+EXITS = [np.random.default_rng(i).normal(0, 2, (B, 4)) for i in (3, 4)]
+LAST_ANSWERS = np.random.default_rng(5).normal(0, 2, (B, 4))
+EMB_LAST = np.random.default_rng(6).normal(0, 2, (B, 6))
 SCORES = np.random.default_rng(2).normal(0, 1, (B, B))
 SMALL_T = np.random.default_rng(1).normal(0, 3, (B, 4, 2, 2))
 P = np.abs(rng.normal(1, 0.3, B))
@@ -381,6 +397,7 @@ VARIANCES = [np.array([0.5, 1.0, 2.0]), np.array([0.3, 0.7, 1.5, 4.0])]
 MARGINS = [np.array([-0.1, -0.5, -0.9]), np.array([-2.0, -1.0, -0.3, 0.0])]
 LOGITS_S, LOGITS_T = rng.normal(0, 1, (B, 3)), rng.normal(0, 1, (B, 3))
 
+AT_EXITS = ([t(EMB_S), t(EMB_T)], t(LAST_ANSWERS), t(EMB_LAST), torch.tensor(TARGET))
 LAST = (t(MAPS_S[0]), t(MAPS_T[0]), HEAD_S, HEAD_T)
 
 FORMULAS: dict[str, tuple[Tensor, float]] = {
@@ -425,6 +442,11 @@ FORMULAS: dict[str, tuple[Tensor, float]] = {
         sdd("kd", 4.0, (1, 2), 2.0),
     ),
     "cat_kd": (cat_kd_loss(*LAST), cat_kd(2, False)),
+    "byot": (byot_loss(maps(EXITS), *AT_EXITS), byot(3.0, 0.3, 0.03)),
+    "byot of other numbers": (
+        byot_loss(maps(EXITS), *AT_EXITS, 1.5, 0.6, 0.2),
+        byot(1.5, 0.6, 0.2),
+    ),
     "cat_kd of length 1": (cat_kd_loss(*LAST, side=3, normalize=True), cat_kd(3, True)),
     "wkd_f": (wkd_f_loss(t(MAPS_S[0]), t(MAPS_T[0])), wkd_f(4.0, 1, 1e-5)),
     "wkd_f in cells": (
@@ -475,6 +497,7 @@ SLOPES: dict[str, tuple[Callable[..., Tensor], list[Array]]] = {
     "rrd": (lambda a: rrd_loss(a, t(SCORES.T)), [SCORES]),
     "sdd": (lambda a: sdd_loss(a, *LAST[1:], torch.tensor(TARGET)), MAPS_S[:1]),
     "cat_kd": (lambda a: cat_kd_loss(a, *LAST[1:]), MAPS_S[:1]),
+    "byot": (lambda a, b: byot_loss([a, b], *AT_EXITS), EXITS),
     "wkd_f": (lambda a: wkd_f_loss(a, t(MAPS_T[0]), grid=2), MAPS_S[:1]),
     "wkd_l": (
         lambda a: wkd_l_loss(a, t(LOGITS_T), torch.arange(B) % 3, SMALL_HEAD),
@@ -715,6 +738,22 @@ class TestCRD:
         assert torch.equal(before, crd.bank_s)
 
 
+def test_byots_exits_learn_from_the_last_answer_and_not_it_from_them() -> None:
+    """Nor is the body without them: what is under an exit is trained by it."""
+    torch.manual_seed(0)
+    byot = BYOT(((3, 8, 8), (4, 4, 4), (6, 2, 2)), 6, 5)
+    feats = [torch.randn(4, *s, requires_grad=True) for s in ((3, 8, 8), (4, 4, 4), (6, 2, 2))]
+    logits, embedding = torch.randn(4, 5, requires_grad=True), torch.randn(4, 6, requires_grad=True)
+    byot(feats, logits, embedding, torch.arange(4)).backward()
+    assert all(p.grad is not None for p in byot.parameters())
+    assert feats[0].grad.abs().sum() > 0
+    assert feats[1].grad.abs().sum() > 0
+    assert (logits.grad, embedding.grad, feats[2].grad) == (None, None, None)
+    assert byot.exits[0][0].stride == (4, 4)
+    with pytest.raises(ValueError, match="two or more"):
+        BYOT(((6, 2, 2),), 6, 5)
+
+
 class TestRRD:
     def test_a_batch_takes_the_place_of_the_oldest(self) -> None:
         torch.manual_seed(0)
@@ -888,6 +927,11 @@ AUTHORS: dict[str, tuple[float, Any, dict[str, Any]]] = {
             "scales": [1, 2, 4],
             "complementary": 2.0,
         },
+    ),
+    "byot": (
+        1.0,
+        1.0,
+        {"middle": 128, "temperature": 3.0, "share": 0.3, "hint_weight": 0.03},
     ),
     "cat_kd": (1.0, 15.0, {"side": 2, "normalize": False}),
     "dcd": (1.0, 1.0, {"feat_dim": 128, "consistency": 0.5, "scale": 1.0, "most": 10.0}),

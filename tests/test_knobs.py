@@ -40,7 +40,7 @@ USED = {
             "tfkd_reg",
             "tfkd_self",
         ),
-        *("wttm", "normkd", "rld", "ldrld", "wkd_l", "sdd"),
+        *("wttm", "normkd", "rld", "ldrld", "wkd_l", "sdd", "byot"),
         *("lwf", "lwf_bce", "lwf_mix"),
     },
 }

@@ -1,0 +1,21 @@
+"""docs/methods.md says what is in conf/loss and kd/losses."""
+
+import re
+
+from composed import METHODS, OF_TASKS
+
+from results.methods import PAGE, page
+
+
+def test_the_table_is_as_it_was_made() -> None:
+    made = page()
+    assert PAGE.read_text() == made, "run `make results`"
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", made, re.MULTILINE))
+    assert {*METHODS} - {*OF_TASKS} <= {*rows}
+    # By hand: 64 -> 128 and 64 -> 128 with biases; two memories of 50,000 x 128, two constants
+    assert "| 16,640; keeps 12,800,002 |" in rows["crd"]
+    assert rows["kd"].startswith(
+        "Hinton, Vinyals & Dean 2015, Distilling the Knowledge in a Neural"
+    )
+    assert "| logits_s, logits_t | cached | – | –" in rows["kd"]
+    assert "| logits_s | none |" in rows["label_smoothing"]
