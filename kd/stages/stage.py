@@ -150,10 +150,7 @@ def make_stage(
         if load:
             spec.seed = plan.recipe.seed
         return replace(stage, members=members)
-    for name, value in plan.recipe.model_dump().items():
-        setattr(spec, name, value)
-    if data.val_labels == 0 and plan.sees != "all":
-        spec.keep = "last"  # validation selects nothing
+    _set_recipe(spec, plan, data)
     spec.objective = dict(plan.loss.node)
     spec.epochs = min(spec.epochs, config.trainer.get("max_epochs", spec.epochs))
     spec.trainer = {k: v for k, v in config.trainer.items() if k not in RUNTIME_ONLY | ELSEWHERE}
@@ -185,6 +182,13 @@ def make_stage(
         start=start,
         room=_room(config),
     )
+
+
+def _set_recipe(spec: StageSpec, plan: StagePlan, data: DataModule) -> None:
+    for name, value in plan.recipe.model_dump().items():
+        setattr(spec, name, value)
+    if data.val_labels == 0 and plan.sees != "all":
+        spec.keep = "last"  # validation selects nothing
 
 
 def _room(config: Training) -> Room | None:
