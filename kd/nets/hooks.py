@@ -78,7 +78,7 @@ class FeatureHooks:
 
     @property
     def layers(self) -> list[LayerPath]:
-        """All hooked places, each once."""
+        """All hooked layers, each once."""
         wanted = {
             FEATS: self.paths.feats,
             PREACTS: self.paths.preacts,

@@ -45,7 +45,7 @@ class FeaturePaths:
         head: path of that layer.
         maps: the last maps [B, C, H, W] before global average pooling, whose mean over H and W is
             `pooled`; None if `pooled` is no such mean.
-        copied: places whose tensor is overwritten before the forward pass ends.
+        copied: layers whose tensor is overwritten before the forward pass ends.
         shapes: feature shape of one image per layer: (channels, H, W), (tokens, channels) or
             (channels,).
         width: length of the pooled embedding; 0 without one.

@@ -14,7 +14,7 @@ from kd.stages.result import logits_of
 
 
 def omitted_classes(
-    done: Mapping[Role, StageResult], logits: Mapping[Role, Tensor], data: DataModule
+    results: Mapping[Role, StageResult], logits: Mapping[Role, Tensor], data: DataModule
 ) -> dict[str, OmittedErrors] | None:
     """Count the errors on omitted classes of each net that was not shown them, by role.
 
@@ -31,9 +31,9 @@ def omitted_classes(
     test = data.split.test
     return {
         role: omitted_errors(
-            (logits_of(done[role], data, val), val.labels), (logits[role], test.labels), omitted
+            (logits_of(results[role], data, val), val.labels), (logits[role], test.labels), omitted
         )
-        for role in done
+        for role in results
         if role != "teacher"
     }
 

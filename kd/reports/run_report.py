@@ -37,7 +37,7 @@ from kd.teachers.diagnosis import concerns, knows_validation, other_order
 
 
 def make_report(
-    done: Mapping[Role, StageResult],
+    results: Mapping[Role, StageResult],
     logits: Mapping[Role, Tensor],
     data: DataModule,
     *,
@@ -47,7 +47,7 @@ def make_report(
     """Measure the stages' nets on the test part and compare them.
 
     Args:
-        done: finished stage of each role.
+        results: finished stage of each role.
         logits: per role, [N, C] for the test images.
         config: the run's, checked.
         command: command line of the run.
@@ -55,7 +55,7 @@ def make_report(
     origin = provenance()
     teacher = logits.get("teacher")
     trial = bool(trial_note(config.trainer))
-    models = [_model(role, done[role], logits[role], teacher, data, trial) for role in done]
+    models = [_model(role, results[role], logits[role], teacher, data, trial) for role in results]
     return Report(
         schema_number=SCHEMA,
         name=config.name,
@@ -68,9 +68,9 @@ def make_report(
         data=_data(data),
         models=models,
         comparison=compare(models, logits, data.split.test.labels),
-        omitted=omitted_classes(done, logits, data),
-        teaching=teaching(models, done, data),
-        warnings=warnings(models, done, data),
+        omitted=omitted_classes(results, logits, data),
+        teaching=teaching(models, results, data),
+        warnings=warnings(models, results, data),
     )
 
 
@@ -199,20 +199,20 @@ def compare(
 
 
 def teaching(
-    models: Sequence[ModelReport], done: Mapping[Role, StageResult], data: DataModule
+    models: Sequence[ModelReport], results: Mapping[Role, StageResult], data: DataModule
 ) -> SoftLabels | None:
     """Return the measures of the student's soft labels, and warnings about them."""
-    taught = done["student"].record.taught if "student" in done else {}
+    taught = results["student"].record.taught if "student" in results else {}
     if not taught:
         return None
     baseline = next((model.val.best for model in models if model.role == "baseline"), None)
-    if _out_of_order(done, data):  # its accuracy means nothing then
+    if _out_of_order(results, data):  # its accuracy means nothing then
         baseline = None
     return SoftLabels(**taught, concerns=concerns(taught, len(data.classes), baseline))
 
 
-def _out_of_order(done: Mapping[Role, StageResult], data: DataModule) -> str | None:
-    teacher = done.get("teacher")
+def _out_of_order(results: Mapping[Role, StageResult], data: DataModule) -> str | None:
+    teacher = results.get("teacher")
     val = data.split.val
     if teacher is None or not teacher.record.loaded:
         return None
@@ -220,13 +220,13 @@ def _out_of_order(done: Mapping[Role, StageResult], data: DataModule) -> str | N
 
 
 def warnings(
-    models: Sequence[ModelReport], done: Mapping[Role, StageResult], data: DataModule
+    models: Sequence[ModelReport], results: Mapping[Role, StageResult], data: DataModule
 ) -> list[str]:
     """List oddities of a teacher trained elsewhere, now that validation and test are known."""
-    teacher = done.get("teacher")
+    teacher = results.get("teacher")
     if teacher is None or not teacher.record.loaded or not len(data.split.val):
         return []
-    order = _out_of_order(done, data)
+    order = _out_of_order(results, data)
     split = data.split
     by_role = {model.role: model for model in models}
     logits = logits_of(teacher, data, split.val)
@@ -234,7 +234,7 @@ def warnings(
         (each.accuracy, *each.accuracy_ci95)
         for each in (summary(logits, split.val.labels), by_role["teacher"].test)
     )
-    taught = done["student"].record.taught if "student" in done else {}
+    taught = results["student"].record.taught if "student" in results else {}
     baseline = by_role.get("baseline")
     gap = baseline.val.best - baseline.test.accuracy if baseline else 0.0
     found = (

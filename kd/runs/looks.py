@@ -20,7 +20,7 @@ BOTH: tuple[Role, Role] = ("teacher", "student")
 
 
 def looks(
-    done: Mapping[Role, StageResult], logits: Mapping[Role, Tensor], data: DataModule
+    results: Mapping[Role, StageResult], logits: Mapping[Role, Tensor], data: DataModule
 ) -> Figure | None:
     """Draw Grad-CAM of teacher and student on the images where they differ most.
 
@@ -30,7 +30,7 @@ def looks(
     Returns:
         None if a role is missing or has no maps, or if both predict the same everywhere.
     """
-    if not set(BOTH) <= done.keys() or logits["teacher"].shape != logits["student"].shape:
+    if not set(BOTH) <= results.keys() or logits["teacher"].shape != logits["student"].shape:
         return None
     said = [logits[role] for role in BOTH]
     differ = (said[0].argmax(1) != said[1].argmax(1)).nonzero()[:, 0]
@@ -41,10 +41,10 @@ def looks(
     pixels = data.split.test.pixels[shown]
     maps = {}
     for role in BOTH:
-        net = load_net(done[role])
+        net = load_net(results[role])
         if (path := last_maps(net, data.shape)) is None:
             return None
-        x = normalize(to_unit(pixels), *map(tuple, done[role].record.normalization))
+        x = normalize(to_unit(pixels), *map(tuple, results[role].record.normalization))
         try:
             maps[str(role)] = grad_cam(net, x, logits[role][shown].argmax(1), path)
         except RuntimeError as error:  # a failed figure must not fail a finished training

@@ -27,10 +27,10 @@ def pending_plans(
     """Return the chain from its first missing stage on; finished stages need no trial."""
     stages: dict[str, StageResult] = {}
     for i, plan in enumerate(chain):
-        done = store.find(make_stage(plan, config, data, stages).key)
-        if done is None:
+        result = store.find(make_stage(plan, config, data, stages).key)
+        if result is None:
             return chain[i:]
-        stages[plan.name] = done
+        stages[plan.name] = result
     return []
 
 

@@ -52,9 +52,9 @@ class FinishedRun:
         key = self._key(role)
         roots = self._stores()
         for root in roots:
-            if done := Store(root).find(key):
-                check_allowlist(done.record.spec.net, "net", str(done.folder), self.trust)
-                return done
+            if result := Store(root).find(key):
+                check_allowlist(result.record.spec.net, "net", str(result.folder), self.trust)
+                return result
         looked = ", ".join(map(str, roots)) or "no folder called store near it"
         raise UserError(
             f"{self.folder}: the weights of the {role} (stage {key}) are not there; looked in "

@@ -89,11 +89,11 @@ def run(
             )
             accuracy = 100 * stages[plan.name].record.val.accuracy("best")
             say(f"{plan.name}: {how}, validation accuracy {accuracy:.2f} % ({stage.key})")
-        done = by_role(chain, stages)
-        logits = role_logits(done, data)
-        report = make_report(done, logits, data, config=config, command=command)
-        figures = dict(figures_of(done, logits, data)) if config.pictures else {}
-        write_run(folder.path, report, figures, done, data)
+        results = by_role(chain, stages)
+        logits = role_logits(results, data)
+        report = make_report(results, logits, data, config=config, command=command)
+        figures = dict(figures_of(results, logits, data)) if config.pictures else {}
+        write_run(folder.path, report, figures, results, data)
         own = {plan.role for plan in chain if plan.role and folder.shows(plan.name)}
         shown = {
             name: each
@@ -121,14 +121,14 @@ def finish_stage(
     """Train or fetch a stage, with live curves in the run folder; also returns how it was got."""
     folder.follow(stage.name, store.root / f"{stage.key}.partial" / "tensorboard")
     started = time.perf_counter()
-    done, reused = complete(stage, store, data, force=force, since=since)
-    folder.settle(stage.name, done.folder / "tensorboard", store.root.parent)
+    result, reused = complete(stage, store, data, force=force, since=since)
+    folder.settle(stage.name, result.folder / "tensorboard", store.root.parent)
     trained = (
         f"trained in {time.perf_counter() - started:.0f} s"
         if stage.spec.epochs
         else "taken as it is"
     )
-    return done, "already there" if reused else trained
+    return result, "already there" if reused else trained
 
 
 def by_role(
@@ -139,14 +139,14 @@ def by_role(
 
 
 def figures_of(
-    done: Mapping[Role, StageResult], logits: Mapping[Role, Tensor], data: DataModule
+    results: Mapping[Role, StageResult], logits: Mapping[Role, Tensor], data: DataModule
 ) -> Iterator[tuple[str, Figure]]:
     """Draw the figures of a run's models, each with its name; see `kd.reports.figures`."""
     test = data.split.test
-    histories = {str(role): each.record.history for role, each in done.items()}
+    histories = {str(role): each.record.history for role, each in results.items()}
     by_role = {str(role): each for role, each in logits.items()}
     yield from figures_of_run(histories, by_role, test.pixels, test.labels, data.classes)
-    if (figure := looks(done, logits, data)) is not None:
+    if (figure := looks(results, logits, data)) is not None:
         yield "grad_cam", figure
 
 
@@ -154,7 +154,7 @@ def write_run(
     folder: Path,
     report: Report,
     figures: Mapping[str, Figure],
-    done: Mapping[Role, StageResult],
+    results: Mapping[Role, StageResult],
     data: DataModule,
 ) -> None:
     """Write the files of a run: report, config, and the student with a header that describes it."""
@@ -162,18 +162,18 @@ def write_run(
     (folder / "report.md").write_text(as_markdown(report))
     (folder / "report.html").write_text(as_page(report, figures))
     (folder / "config.yaml").write_text(yaml.safe_dump(report.config, sort_keys=False))
-    if "student" in done:
+    if "student" in results:
         (folder / "MODEL_CARD.md").write_text(
             model_card(report, folder.name.removesuffix(".partial"))
         )
-        mean, std = done["student"].record.normalization
+        mean, std = results["student"].record.normalization
         about = {
             "schema": SCHEMA,
-            "net": done["student"].record.spec.net,
+            "net": results["student"].record.spec.net,
             "shape": list(data.shape),
             "classes": list(data.classes),
             "mean": mean,
             "std": std,
             "reading": asdict(data.reading),
         }
-        save_tensors(done["student"].weights(), folder / STUDENT, about)
+        save_tensors(results["student"].weights(), folder / STUDENT, about)

@@ -33,40 +33,40 @@ SMALL = 2**24
 DIAGNOSIS_VIEWS = 256
 
 
-def load_net(done: StageResult) -> nn.Module:
+def load_net(result: StageResult) -> nn.Module:
     """Load the net of a finished stage, in evaluation mode."""
-    spec = done.record.spec
-    net = build_net(spec.net, Shape(*spec.shape), f"{done.record.name}.net", load=False)
-    net.load_state_dict(done.weights())
-    copy_normalization(net, done)
+    spec = result.record.spec
+    net = build_net(spec.net, Shape(*spec.shape), f"{result.record.name}.net", load=False)
+    net.load_state_dict(result.weights())
+    copy_normalization(net, result)
     return net.eval()
 
 
-def load_teacher(done: StageResult) -> FrozenTeacher:
+def load_teacher(result: StageResult) -> FrozenTeacher:
     """Load a finished stage as a frozen teacher."""
-    mean, std = done.record.normalization
-    return FrozenTeacher(load_net(done), tuple(mean), tuple(std))
+    mean, std = result.record.normalization
+    return FrozenTeacher(load_net(result), tuple(mean), tuple(std))
 
 
-def copy_normalization(net: nn.Module, done: StageResult) -> None:
+def copy_normalization(net: nn.Module, result: StageResult) -> None:
     """Set the normalisation that a finished stage's net was trained with."""
-    mean, std = done.record.normalization
-    set_normalization(net, (tuple(mean), tuple(std)), len(mean), done.key)
+    mean, std = result.record.normalization
+    set_normalization(net, (tuple(mean), tuple(std)), len(mean), result.key)
 
 
-def classes_of(done: StageResult) -> int:
+def classes_of(result: StageResult) -> int:
     """Return the number of classes of a finished stage's net."""
-    return Shape(*done.record.spec.shape).num_classes
+    return Shape(*result.record.spec.shape).num_classes
 
 
-def logits_of(done: StageResult, data: DataModule, images: Images) -> Tensor:
+def logits_of(result: StageResult, data: DataModule, images: Images) -> Tensor:
     """Return a finished stage's logits [N, C] for unaugmented images, stored with its weights."""
     return compute_once(
-        done, logits_name(images), lambda: predict_logits(load_net(done), data, images)
+        result, logits_name(images), lambda: predict_logits(load_net(result), data, images)
     )
 
 
-def role_logits(done: Mapping[Role, StageResult], data: DataModule) -> dict[Role, Tensor]:
+def role_logits(results: Mapping[Role, StageResult], data: DataModule) -> dict[Role, Tensor]:
     """Return each role's logits [N, C] for the test images; nothing else reads the test part.
 
     Many students share a teacher and a baseline, whose logits are stored with their weights. A
@@ -75,7 +75,7 @@ def role_logits(done: Mapping[Role, StageResult], data: DataModule) -> dict[Role
     test = data.split.test
     found = dict[Role, Tensor]()
     size = 4 * len(test) * len(data.classes)
-    for role, each in done.items():
+    for role, each in results.items():
         if role != "student" or size <= SMALL:
             found[role] = logits_of(each, data, test)
         else:
@@ -88,18 +88,18 @@ def logits_name(images: Images) -> str:
     return f"logits-{images.fingerprint[:16]}"
 
 
-def macs_of(done: StageResult, net: nn.Module) -> int:
+def macs_of(result: StageResult, net: nn.Module) -> int:
     """Return a finished stage's multiply-accumulates per image, computed once and stored with its
     weights.
 
     Args:
         net: the stage's.
     """
-    shape = Shape(*done.record.spec.shape)
-    return int(compute_once(done, "macs", lambda: torch.tensor(count_macs(net, shape)), "macs"))
+    shape = Shape(*result.record.spec.shape)
+    return int(compute_once(result, "macs", lambda: torch.tensor(count_macs(net, shape)), "macs"))
 
 
-def diagnose(done: StageResult, data: DataModule) -> TeacherDiagnosis:
+def diagnose(result: StageResult, data: DataModule) -> TeacherDiagnosis:
     """Return a teacher's logits for validation images and some training views, stored."""
     val = data.split.val
     train = data.split.train
@@ -111,7 +111,7 @@ def diagnose(done: StageResult, data: DataModule) -> TeacherDiagnosis:
 
     def views(which: Sequence[int], augment: Augment) -> Tensor:
         def compute() -> Tensor:
-            teacher = load_teacher(done)
+            teacher = load_teacher(result)
             parts = torch.split(some, data.evaluation_batch)
             make = partial(make_views, seed=0, augment=augment, pool=train)
             return torch.stack(
@@ -123,23 +123,23 @@ def diagnose(done: StageResult, data: DataModule) -> TeacherDiagnosis:
 
         about = {"images": train.fingerprint, "augment": augment.model_dump(mode="json")}
         return compute_once(
-            done, f"views-{key_of({**about, 'views': list(which), 'count': count})}", compute
+            result, f"views-{key_of({**about, 'views': list(which), 'count': count})}", compute
         )
 
     two = views((0, 1), alone)
     seen = views((0,), augment)[0] if augment.mixes else two[0]
-    return TeacherDiagnosis(logits_of(done, data, val), val.labels, two, train.labels[some], seen)
+    return TeacherDiagnosis(logits_of(result, data, val), val.labels, two, train.labels[some], seen)
 
 
 def compute_once(
-    done: StageResult, name: str, compute: Callable[[], Tensor], what: str = "logits"
+    result: StageResult, name: str, compute: Callable[[], Tensor], what: str = "logits"
 ) -> Tensor:
     """Return a tensor of any shape [...] computed from a finished stage and stored beside it.
 
     Args:
         what: name of the tensor in the file.
     """
-    path = done.folder / f"{name}.safetensors"
+    path = result.folder / f"{name}.safetensors"
     if path.exists():
         try:
             return load_tensors(path)[what]
@@ -153,9 +153,9 @@ def compute_once(
     return found
 
 
-def name_of(done: StageResult) -> str:
+def name_of(result: StageResult) -> str:
     """Format a net's name for people: its builder with the non-default options."""
-    return name_of_net(done.record.spec.net)
+    return name_of_net(result.record.spec.net)
 
 
 def name_of_net(node: Mapping[str, Any]) -> str:

@@ -125,16 +125,16 @@ class Stage:
 
 
 def make_stage(
-    plan: StagePlan, config: Training, data: DataModule, done: Mapping[str, StageResult]
+    plan: StagePlan, config: Training, data: DataModule, results: Mapping[str, StageResult]
 ) -> Stage:
     """Make the stage of a plan.
 
     Args:
-        done: earlier stages of the run, by name.
+        results: earlier stages of the run, by name.
     """
     data = data.for_stage(plan.sees)
     file = file_of(plan)
-    members = tuple(done[name] for name in plan.members)
+    members = tuple(results[name] for name in plan.members)
     load = not (file or plan.start or members)
     net, pretrained = net_spec(plan.net, *targets(plan.loss.node), load=load)
     spec = StageSpec(recipe=RECIPE, shape=(*data.shape,), data=data.key(), net=net)
@@ -159,8 +159,8 @@ def make_stage(
     spec.trainer["precision"] = resolve_precision(plan.precision, accelerator, own)
     runtime = {k: v for k, v in config.trainer.items() if k in RUNTIME_ONLY}
     spec.code = code_of(*targets(plan.net), *targets(spec.objective))
-    teacher = done[plan.teacher] if plan.teacher else None
-    start = done[plan.start] if plan.start else None
+    teacher = results[plan.teacher] if plan.teacher else None
+    start = results[plan.start] if plan.start else None
     if start:
         spec.start = start.key
     if teacher:
@@ -172,7 +172,7 @@ def make_stage(
         spec.fake_quantize = True
     if taps := taps_of(plan, data.shape):
         spec.taps = taps
-    reference = teacher or (done.get("teacher") if plan.role != "teacher" else None)
+    reference = teacher or (results.get("teacher") if plan.role != "teacher" else None)
     return replace(
         stage,
         runtime=runtime,
@@ -218,23 +218,23 @@ def complete(
         DropRequest: by `watch`; nothing of the stage is kept.
     """
 
-    def counts(done: StageResult | None) -> bool:
-        if done is None or not force:
-            return done is not None
-        return since is not None and datetime.fromisoformat(done.record.finished) >= since
+    def counts(result: StageResult | None) -> bool:
+        if result is None or not force:
+            return result is not None
+        return since is not None and datetime.fromisoformat(result.record.finished) >= since
 
-    done = store.find(stage.key)
-    if done and counts(done):
-        return done, True
+    result = store.find(stage.key)
+    if result and counts(result):
+        return result, True
     data = data.for_stage(stage.sees)
     with store.claim(stage.key, stage.name) as folder:
-        done = store.find(stage.key)  # another process may have finished it in the meantime
-        if done and counts(done):
-            return done, True
+        result = store.find(stage.key)  # another process may have finished it in the meantime
+        if result and counts(result):
+            return result, True
         torch.manual_seed(stage.spec.seed)
         net = _start(stage, data)
         try:
-            result = (
+            outcome = (
                 _train(stage, net, data, folder, watch)
                 if stage.spec.epochs
                 else _keep(net, data, folder, stage)
@@ -244,17 +244,17 @@ def complete(
             raise
         normalization = normalization_of(net, data.statistics)
         sha256 = checksum(folder / WEIGHTS)
-        return store.publish(_record(stage, result, normalization, sha256)), False
+        return store.publish(_record(stage, outcome, normalization, sha256)), False
 
 
 def _record(
-    stage: Stage, result: TrainingOutcome, normalization: Normalization, sha256: str
+    stage: Stage, outcome: TrainingOutcome, normalization: Normalization, sha256: str
 ) -> StageRecord:
     """Put down what came of a stage."""
     before = [each.record.total for each in (stage.start, *stage.members) if each]
     taught = {
         key.removeprefix("teacher/"): float(value)
-        for key, value in result.history[-1].items()
+        for key, value in outcome.history[-1].items()
         if key.startswith("teacher/")
     }
     if stage.start and not taught:
@@ -265,16 +265,16 @@ def _record(
         name=stage.name,
         spec=stage.spec,
         finished=datetime.now(UTC).isoformat(),
-        history=result.history,
-        val=result.val,
-        epochs=result.epochs,
-        steps=result.steps,
-        seconds=result.seconds,
-        training_params=result.training_params,
+        history=outcome.history,
+        val=outcome.val,
+        epochs=outcome.epochs,
+        steps=outcome.steps,
+        seconds=outcome.seconds,
+        training_params=outcome.training_params,
         reference=stage.reference.key if stage.reference and stage.spec.epochs else None,
         total=TrainingTotal(
-            epochs=result.epochs + sum(each.epochs for each in before),
-            seconds=result.seconds + sum(each.seconds for each in before),
+            epochs=outcome.epochs + sum(each.epochs for each in before),
+            seconds=outcome.seconds + sum(each.seconds for each in before),
         ),
         taught=taught,
         loaded=_is_loaded(stage),
@@ -348,7 +348,7 @@ def _train(
         folder,
         stage.runtime,
         teacher=teacher,
-        watched=diagnosis,
+        diagnosis=diagnosis,
         reference=reference,
         watch=watch,
         learned=learned,
@@ -396,23 +396,23 @@ def _keep(net: nn.Module, data: DataModule, folder: Path, stage: Stage) -> Train
     return TrainingOutcome([row], BestAndLast(best=row, last=row), 0, 0, 0.0, 0)
 
 
-def teacher_of(stage: Stage, done: StageResult, data: DataModule) -> Teacher:
+def teacher_of(stage: Stage, result: StageResult, data: DataModule) -> Teacher:
     """Return a finished stage as a teacher, with stored outputs if possible."""
     # Features are not stored, so the teacher is live
     if kinds := kinds_of(stage.loss.signals, "t"):
         taps = stage.spec.taps.get("teacher", [])
-        answers = load_teacher(done)
+        answers = load_teacher(result)
         paths = study(answers.net, taps, data.shape, where="teacher.taps")
         return FeatureTeacher(answers, paths, kinds, stage.spec.outputs, stage.spec.answered_in)
-    folded = FusedTeacher(partial(load_teacher, done), bool(stage.runtime.get("compile")))
+    folded = FusedTeacher(partial(load_teacher, result), bool(stage.runtime.get("compile")))
     live = LiveTeacher(folded, stage.spec.outputs, stage.spec.answered_in)
     if stage.room is None:
         return live
     images = data.split.train
-    net = done.record.spec.net
+    net = result.record.spec.net
     spec = stage.spec
     key = {
-        "teacher": [done.record.sha256, net, code_of(net), *done.record.normalization],
+        "teacher": [result.record.sha256, net, code_of(net), *result.record.normalization],
         "recipe": spec.recipe,
         "seed": spec.seed,
         "shape": spec.shape,
@@ -421,7 +421,7 @@ def teacher_of(stage: Stage, done: StageResult, data: DataModule) -> Teacher:
         "data": data.view_key(),
         "torch": torch.__version__,  # other versions may differ in the last bit
     }
-    files = ViewFiles(stage.room, key_of(key), len(images), classes_of(done), spec.outputs)
+    files = ViewFiles(stage.room, key_of(key), len(images), classes_of(result), spec.outputs)
     # The number of epochs is not known then
     epochs = 0 if spec.early_stopping else spec.epochs
     views = min(epochs, data.views or epochs)

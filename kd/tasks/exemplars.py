@@ -30,13 +30,13 @@ class Features(nn.Module):
         return nn.functional.normalize(self.net.features(x), dim=1)
 
 
-def features_of(done: StageResult, data: DataModule, images: Images) -> Tensor:
+def features_of(result: StageResult, data: DataModule, images: Images) -> Tensor:
     """Compute a finished stage's features of unaugmented images, scaled to length 1.
 
     Returns:
         float64 [N, number of features].
     """
-    net = load_net(done)
+    net = load_net(result)
     assert isinstance(net, Grown)
     return predict_logits(Features(net), data, images).double()
 
@@ -86,21 +86,21 @@ class Memory:
             else self.asked.exemplars // classes
         )
 
-    def images(self, done: Sequence[StageResult]) -> list[Images]:
+    def images(self, results: Sequence[StageResult]) -> list[Images]:
         """Return the exemplars of each class after these tasks, labelled by position.
 
         Args:
-            done: finished stage of each task.
+            results: finished stage of each task.
         """
-        count = self.each(self.source.places(len(done) - 1).stop)
+        count = self.each(self.source.places(len(results) - 1).stop)
         train = self.source.train
         return [
             train.at(self._ranking(stage, place)[:count])
-            for task, stage in enumerate(done)
+            for task, stage in enumerate(results)
             for place in self.source.places(task)
         ]
 
-    def stored_logits(self, done: Sequence[StageResult], new: int) -> Tensor:
+    def stored_logits(self, results: Sequence[StageResult], new: int) -> Tensor:
         """Return the stored logits for the training images of the next task.
 
         Args:
@@ -109,10 +109,10 @@ class Memory:
         Returns:
             float32 [new + exemplars, classes known], NaN where nothing is stored.
         """
-        width = self.source.places(len(done) - 1).stop
-        exemplars = iter(self.images(done))
+        width = self.source.places(len(results) - 1).stop
+        exemplars = iter(self.images(results))
         rows = [torch.full((new, width), torch.nan)]
-        for task, stage in enumerate(done):
+        for task, stage in enumerate(results):
             for _ in self.source.places(task):
                 logits = logits_of(stage, self.source.data, next(exemplars))
                 rows.append(
@@ -120,12 +120,14 @@ class Memory:
                 )
         return torch.cat(rows)
 
-    def means(self, done: Sequence[StageResult]) -> Tensor:
+    def means(self, results: Sequence[StageResult]) -> Tensor:
         """Return the exemplars' mean features under the last net, at length 1.
 
         [classes known, number of features].
         """
-        features = [features_of(done[-1], self.source.data, each) for each in self.images(done)]
+        features = [
+            features_of(results[-1], self.source.data, each) for each in self.images(results)
+        ]
         return nn.functional.normalize(torch.stack([each.mean(0) for each in features]), dim=1)
 
     def _ranking(self, stage: StageResult, place: int) -> Tensor:

@@ -98,47 +98,47 @@ class TaskSchedule:
             start=before,
         )
 
-    def data(self, done: Sequence[StageResult]) -> DataModule:
+    def data(self, results: Sequence[StageResult]) -> DataModule:
         """Return the training data of the task after these."""
-        task = len(done)
+        task = len(results)
         if self.asked.keep_data:
             return self.source.until(task)
-        return self.source.task(task, self._exemplars(done))
+        return self.source.task(task, self._exemplars(results))
 
-    def _exemplars(self, done: Sequence[StageResult]) -> Images | None:
-        if not done or not self.asked.exemplars:
+    def _exemplars(self, results: Sequence[StageResult]) -> Images | None:
+        if not results or not self.asked.exemplars:
             return None
-        first, *rest = self.memory.images(done)
+        first, *rest = self.memory.images(results)
         for each in rest:
             first = first.join(each)
         return first
 
-    def stage(self, data: DataModule, done: Sequence[StageResult]) -> Stage:
+    def stage(self, data: DataModule, results: Sequence[StageResult]) -> Stage:
         """Return the stage of the task after these."""
-        plan = fit_batch(self.plan(len(done)), data, self.config.trainer)
+        plan = fit_batch(self.plan(len(results)), data, self.config.trainer)
         stage = make_stage(
-            plan, self.config, data, {f"task_{i}": each for i, each in enumerate(done, start=1)}
+            plan, self.config, data, {f"task_{i}": each for i, each in enumerate(results, start=1)}
         )
         # It knows fewer classes, so agreement means nothing
         stage = replace(stage, reference=None)
-        if not done:
+        if not results:
             return stage
         if self.asked.align:
             stage.spec.align = True
         if self.asked.replay == "stored" and stage.teacher:
             stage.spec.stored = True
-            new = len(self.source.task(len(done)).split.train)
-            return replace(stage, stored=self.memory.stored_logits(done, new))
+            new = len(self.source.task(len(results)).split.train)
+            return replace(stage, stored=self.memory.stored_logits(results, new))
         return stage
 
-    def scores(self, done: Sequence[StageResult], images: Images) -> list[torch.Tensor]:
+    def scores(self, results: Sequence[StageResult], images: Images) -> list[torch.Tensor]:
         """Compute the classifier's scores after each task: [N, classes seen so far]."""
         data = self.source.data
         if self.asked.classifier == "logits":
-            return [logits_of(stage, data, images) for stage in done]
+            return [logits_of(stage, data, images) for stage in results]
         return [
-            nearest_mean(features_of(stage, data, images), self.memory.means(done[: i + 1]))
-            for i, stage in enumerate(done)
+            nearest_mean(features_of(stage, data, images), self.memory.means(results[: i + 1]))
+            for i, stage in enumerate(results)
         ]
 
 
@@ -172,12 +172,12 @@ def run(
     store = Store(output / "store")
     folder = folder or RunFolder(output / "runs", config.name)
     with writing(folder.path, "the run's folder"), folder:
-        done: list[StageResult] = []
+        results: list[StageResult] = []
         for _ in schedule.source.tasks:
-            done.append(_learn(schedule, done, store, folder, since))
-        net: dict[Role, StageResult] = {"student": in_data_order(schedule, done[-1])}
+            results.append(_learn(schedule, results, store, folder, since))
+        net: dict[Role, StageResult] = {"student": in_data_order(schedule, results[-1])}
         logits = role_logits(net, schedule.source.as_it_is())
-        report = _report(schedule, done, net, logits, command)
+        report = _report(schedule, results, net, logits, command)
         _write(folder.path, report, schedule, net, logits)
     console = out or Console()
     console.print(as_table(report))
@@ -189,7 +189,7 @@ def run(
 
 def _report(
     schedule: TaskSchedule,
-    done: Sequence[StageResult],
+    results: Sequence[StageResult],
     net: Mapping[Role, StageResult],
     logits: Mapping[Role, Tensor],
     command: str,
@@ -202,7 +202,7 @@ def _report(
     sizes = [len(task) for task in schedule.source.tasks]
 
     def measure(images: Images) -> TaskEvaluation:
-        scores = schedule.scores(done, images)
+        scores = schedule.scores(results, images)
         both = {
             name: evaluation(scores, images.labels, sizes, told)
             for name, told in EVALUATIONS.items()
@@ -221,9 +221,11 @@ def _report(
             for task in range(len(schedule))
         ],
         classifier=asked.classifier,
-        exemplars=[sum(map(len, schedule.memory.images(done[:i]))) if keeps else 0 for i in count],
-        stages=[stage.key for stage in done],
-        seconds=[stage.record.seconds for stage in done],
+        exemplars=[
+            sum(map(len, schedule.memory.images(results[:i]))) if keeps else 0 for i in count
+        ],
+        stages=[stage.key for stage in results],
+        seconds=[stage.record.seconds for stage in results],
         class_incremental=test.class_incremental,
         task_incremental=test.task_incremental,
         validation=val,
@@ -238,14 +240,14 @@ def _report(
 
 def _learn(
     schedule: TaskSchedule,
-    done: Sequence[StageResult],
+    results: Sequence[StageResult],
     store: Store,
     folder: RunFolder,
     since: datetime | None,
 ) -> StageResult:
-    task = len(done)
-    data = schedule.data(done)
-    stage = schedule.stage(data, done)
+    task = len(results)
+    data = schedule.data(results)
+    stage = schedule.stage(data, results)
     finished, how = finish_stage(
         stage, store, data, folder, force=schedule.config.force, since=since
     )
@@ -310,13 +312,13 @@ def _try_loss(loss: LossSpec, shape: Shape, known: int) -> None:
         ) from error
 
 
-def in_data_order(schedule: TaskSchedule, done: StageResult) -> StageResult:
+def in_data_order(schedule: TaskSchedule, result: StageResult) -> StageResult:
     """Return the last net with its outputs in the data's class order."""
     order = sorted(range(len(schedule.source.order)), key=schedule.source.order.__getitem__)
-    spec = done.record.spec
+    spec = result.record.spec
     net = {**fresh_node(spec.net), "order": order}
-    record = done.record.model_copy(update={"spec": spec.model_copy(update={"net": net})})
-    return StageResult(done.key, done.folder, record)
+    record = result.record.model_copy(update={"spec": spec.model_copy(update={"net": net})})
+    return StageResult(result.key, result.folder, record)
 
 
 def _write(

@@ -147,14 +147,14 @@ def duration(seconds: float) -> str:
 class DiagnosisLog(Callback):
     """Logs the measures of the teacher's soft labels per epoch, at the current temperature."""
 
-    def __init__(self, watched: TeacherDiagnosis) -> None:
-        self.watched = watched
+    def __init__(self, diagnosis: TeacherDiagnosis) -> None:
+        self.diagnosis = diagnosis
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Use the temperature of the epoch's first step."""
         assert isinstance(pl_module, Distiller)
         temperature = pl_module.objective.temperature(trainer.global_step / pl_module.steps)
-        for name, value in self.watched.at(temperature).items():
+        for name, value in self.diagnosis.at(temperature).items():
             pl_module.log(f"teacher/{name}", value, on_step=False, on_epoch=True)
 
 

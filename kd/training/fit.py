@@ -43,7 +43,7 @@ def fit(
     runtime: Mapping[str, object],
     *,
     teacher: Teacher | None = None,
-    watched: TeacherDiagnosis | None = None,
+    diagnosis: TeacherDiagnosis | None = None,
     reference: Tensor | None = None,
     watch: Callable[[Mapping[str, float]], None] | None = None,
     learned: Mapping[str, Tensor] | None = None,
@@ -59,7 +59,7 @@ def fit(
             has parameters; also holds checkpoints during training.
         runtime: Trainer options that do not change the result.
         teacher: gives outputs for views; needed if the objective uses it.
-        watched: the teacher's logits on validation images, logged as `teacher/...` per epoch.
+        diagnosis: the teacher's logits on validation images, logged as `teacher/...` per epoch.
         reference: classes that the teacher predicts on the validation part, int64 [N], for
             `val/agreement`.
         watch: receives each epoch's row, also those of an earlier attempt; an exception ends the
@@ -77,7 +77,7 @@ def fit(
     if runtime.get("compile") and distiller.hooks is None:  # hooks would split the compiled graph
         distiller.net.compile()
     history = History(name, watch)
-    own = [history, *_callbacks(name, spec, watched, data.shape)]
+    own = [history, *_callbacks(name, spec, diagnosis, data.shape)]
     trainer = make_trainer(spec, folder, runtime, own)
     ranks = trainer.world_size
     train = data.train_loader(spec.batch_size, spec.seed, ranks)
@@ -122,12 +122,12 @@ def fit(
 
 
 def _callbacks(
-    name: str, spec: StageSpec, watched: TeacherDiagnosis | None, shape: Shape
+    name: str, spec: StageSpec, diagnosis: TeacherDiagnosis | None, shape: Shape
 ) -> list[Callback]:
     """Return the stage's callbacks besides its history."""
     found: list[Callback] = [StepLog(), RemainingTime(name)]
-    if watched:
-        found.append(DiagnosisLog(watched))
+    if diagnosis:
+        found.append(DiagnosisLog(diagnosis))
     if spec.trains:
         only: dict[str, Callback] = {"head": HeadOnly(shape), "loss": LossOnly()}
         found.append(only[spec.trains])

@@ -73,11 +73,11 @@ class Evaluation:
     def teachers(self, config: Config, plans: Sequence[StagePlan]) -> None:
         """Finish the stages common to all trials, before the first."""
         data = self._data(config)
-        done = dict[str, StageResult]()
+        results = dict[str, StageResult]()
         for plan in plans:
             if plan.role != "student":
-                done[plan.name], _ = complete(
-                    make_stage(plan, config, data, done), self.store, data
+                results[plan.name], _ = complete(
+                    make_stage(plan, config, data, results), self.store, data
                 )
 
     def value(self, config: Config, trial: Trial, pruning: bool) -> float:
@@ -89,15 +89,17 @@ class Evaluation:
         """
         data = self._data(config)
         plans = student_plans(chain_of(config))
-        done = dict[str, StageResult]()
+        results = dict[str, StageResult]()
         preflight(plans, config, data)
         for plan in plans[:-1]:
-            done[plan.name], _ = complete(make_stage(plan, config, data, done), self.store, data)
+            results[plan.name], _ = complete(
+                make_stage(plan, config, data, results), self.store, data
+            )
         last = plans[-1]
-        done[last.name] = self._complete(
-            make_stage(last, config, data, done), data, trial, config, pruning
+        results[last.name] = self._complete(
+            make_stage(last, config, data, results), data, trial, config, pruning
         )
-        return done[last.name].record.val.accuracy(last.recipe.keep)
+        return results[last.name].record.val.accuracy(last.recipe.keep)
 
     def _complete(
         self, stage: Stage, data: DataModule, trial: Trial, config: Config, pruning: bool
@@ -113,8 +115,8 @@ class Evaluation:
 
         # Other processes of a distributed training have no trial to report to.
         alone = config.trainer.get("devices", 1) * config.trainer.get("num_nodes", 1) == 1
-        done, _ = complete(stage, self.store, data, watch=watch if alone else None)
-        for row in () if told else done.record.history:
+        result, _ = complete(stage, self.store, data, watch=watch if alone else None)
+        for row in () if told else result.record.history:
             # A finished result from an earlier run counts as complete
             watch(row, prune=False)
-        return done
+        return result
