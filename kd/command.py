@@ -44,10 +44,7 @@ CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf"
 
 
 def run_command(
-    main: Callable[[], object],
-    module: str,
-    model: type[BaseModel] | None = None,
-    doc: str | None = None,
+    main: Callable[[], Any], module: str, model: type[BaseModel] | None = None
 ) -> NoReturn:
     """Run a command's main and exit with its code.
 
@@ -57,13 +54,12 @@ def run_command(
     Args:
         module: what follows `python -m`.
         model: schema of the config; None for a command that parses its own arguments.
-        doc: text of `--help`; None for the docstring of main's module.
     """
     if model:
         sys.argv[1:] = tidy(sys.argv[1:])
         if {"-h", "--help"} & set(sys.argv[1:]):
             name = module.rpartition(".")[2]
-            doc = doc or inspect.unwrap(main).__globals__["__doc__"]
+            doc = inspect.unwrap(main).__globals__["__doc__"]
             print(usage(doc, folder_of(name), name, model))
             sys.exit(0)
     os.environ["HYDRA_FULL_ERROR"] = (

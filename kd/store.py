@@ -39,9 +39,9 @@ def main() -> None:
     )
     parser.add_argument("--check", action="store_true", help="read all weights and check them")
     parser.add_argument("--unused", action="store_true", help="stages that no run refers to")
-    parser.add_argument("--days", type=float, help="what was not used for so many days")
+    parser.add_argument("--days", type=float, help="entries unused for this many days")
     parser.add_argument(
-        "--gigabytes", type=float, help="what was not used for longest, down to this"
+        "--gigabytes", type=float, help="least recently used entries, until this size is left"
     )
     parser.add_argument("--yes", action="store_true", help="do not ask")
     asked = parser.parse_args()

@@ -297,7 +297,7 @@ CASES: list[Case] = [
         ("incremental.tasks[1]: there is no class '12'",),
     ),
     ("incremental", "incremental.exemplars=9", ("incremental.exemplars: found 9 for 10 classes",)),
-    ("incremental", "incremental.first=4", ("incremental.first: needs incremental.step",)),
+    ("incremental", "incremental.first=4", ("incremental.first: also needs incremental.step",)),
     ("incremental", "incremental.method=lwff", ("incremental/method: there is no 'lwff'",)),
     (
         "incremental",

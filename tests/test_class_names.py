@@ -143,7 +143,7 @@ def test_what_cannot_be_mapped_is_refused(
 
 def test_classes_are_about_a_path(tmp_path: Path) -> None:
     for key in ("classes=[a,b]", "state=ema"):
-        with pytest.raises(UserError, match=f"teacher.{key[:5]}.*there is no teacher.path"):
+        with pytest.raises(UserError, match=f"teacher.{key[:5]}.*teacher.path is not set"):
             check(tiny(tmp_path, f"teacher.{key}"))
 
 

@@ -216,7 +216,7 @@ def test_a_checkpoint_to_go_on_from(
     folder = run(config, "")
     said = capsys.readouterr().err
     assert f"{path} is damaged: the checksum of " in said
-    assert "; training begins anew" in said
+    assert "; training starts from scratch" in said
     assert "from the last finished epoch" not in said
     undisturbed = make_config(*words, f"output_dir={config.output_dir}2")
     one, two = (load_file(each / "student.safetensors") for each in (folder, run(undisturbed, "")))

@@ -236,7 +236,7 @@ def test_without_the_data_float32_is_checked_on_random_pixels(copied: Shipped) -
 def test_data_of_another_number_of_classes_is_refused(copied: Shipped, tmp_path: Path) -> None:
     shutil.copytree(copied.photos, tmp_path / "photos")
     shutil.rmtree(tmp_path / "photos" / "cat")
-    with pytest.raises(UserError, match=r"data: .*dog, error.*run's nets tell apart .*cat"):
+    with pytest.raises(UserError, match=r"data: .*dog, error.*run's nets are for .*cat"):
         export(open_run(copied.run), copied.config(f"data.root={tmp_path / 'photos'}"), "again")
 
 

@@ -142,7 +142,7 @@ class TestSimKD:
                 {"_target_": "kd.nets.cnn_shallow.ShallowCNN"},
                 "ShallowCNN does not end in the average",
             ),
-            ({**CNN, "pretrained": True}, "starts afresh"),
+            ({**CNN, "pretrained": True}, "starts from scratch"),
         ],
     )
     def test_refused(self, student: dict[str, Any], message: str) -> None:

@@ -374,7 +374,7 @@ class TestRefused:
             study(resnet(), [path], SHAPE, where="student.taps")
 
     def test_a_module_that_is_not_met(self) -> None:
-        with pytest.raises(UserError, match="does not come by 'unused'"):
+        with pytest.raises(UserError, match="does not reach 'unused'"):
             study(InPlace(), ["unused"], SHAPE, where="student.taps")
 
     def test_no_embedding(self) -> None:
@@ -431,7 +431,7 @@ class TestStages:
     def test_features_that_do_not_fit_fail_before_training(self, digits: Digits) -> None:
         cfg = check(composed(*looks("shaped"), "student.net.hidden=[3]"))
         with pytest.raises(
-            UserError, match="loss: cannot take what the taps give: The size of tensor"
+            UserError, match="loss: does not accept the features: The size of tensor"
         ):
             try_out(chain_of(cfg)[-1], digits)
 

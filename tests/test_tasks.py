@@ -81,7 +81,7 @@ def test_listed_classes_come_as_listed_whatever_the_seed() -> None:
             r"^incremental.tasks: found 11, the data has 10 classes; accepted are 1 to 10$",
         ),
         ({"first": 11, "step": 1}, r"^incremental.first: found 11, the data has 10 classes$"),
-        ({"first": 5}, r"^incremental.first: needs incremental.step beside it$"),
+        ({"first": 5}, r"^incremental.first: also needs incremental.step$"),
         (
             {"tasks": [["a", "b"], ["b"]]},
             r"^incremental.tasks: class 'b' is in task 1 and in task 2; .* comes once$",

@@ -255,7 +255,7 @@ def test_trials_of_other_settings_are_not_mixed_in(
     assert searched(tmp_path, "n_trials=1") == 0
     assert searched(tmp_path, "n_trials=2", "epochs=1") == 2
     said = capsys.readouterr().err
-    assert "'s' was begun with epochs=2, found is 1" in said
+    assert "'s' was started with epochs=2, found is 1" in said
     assert "study=NAME" in said
     assert searched(tmp_path, "n_trials=1", "seeds=[7]", "study=null") == 0
     assert searched(tmp_path, "n_trials=1", "epochs=1", "study=null") == 0
@@ -394,7 +394,7 @@ def test_without_any_finished_trial_the_end_is_1(
         == 1
     )
     said = capsys.readouterr().err
-    assert "none of 2 trials came to an end" in said
+    assert "none of 2 trials finished" in said
     assert "distill: the loss is nan at step 2" in said
     assert "Traceback" not in said
 

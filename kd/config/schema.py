@@ -134,10 +134,7 @@ class Start(Strict):
     def _of_a_path(self) -> Self:
         for name in ("state", "classes"):
             if (found := getattr(self, name)) is not None and self.path is None:
-                raise UserError(
-                    f"{self.at}.{name}: found {found!r}, but there is no {self.at}.path that "
-                    "it is about"
-                )
+                raise UserError(f"{self.at}.{name}: found {found!r}, but {self.at}.path is not set")
         return self
 
     @model_validator(mode="before")
@@ -355,19 +352,6 @@ class Command(Strict):
 
     debug: bool
     trust: list[str]
-
-
-class RunRequest(Command):
-    """Config shared by the commands of `kd.run_commands`.
-
-    Attributes:
-        run: folder of the finished run.
-        out: folder for the results; None for the run's own.
-    """
-
-    run: str
-    out: str | None
-    _typed: frozenset[str] = PrivateAttr(frozenset())  # keys on the command line
 
 
 def check(cfg: DictConfig, typed: Collection[str] = ()) -> Config:

@@ -56,9 +56,9 @@ def label_order(source: Source | Split, where: str, classes: Sequence[str], shap
     """
     if set(source.classes) != set(classes):
         raise UserError(
-            f"{where}: {classes_text(source.classes)}, but the run's nets tell apart "
-            f"{classes_text(classes)}; accepted is a data set with the same classes, by name, in "
-            "any order"
+            f"{where}: {classes_text(source.classes)}, but the run's nets are for "
+            f"{classes_text(classes)}; accepted is a data set with the same classes, by name, "
+            "in any order"
         )
     _, *found = source.train.pixels.shape
     if found != (wanted := [shape.channels, shape.image_size, shape.image_size]):

@@ -186,7 +186,7 @@ def assert_apart(parts: Mapping[str, Images]) -> None:
             if group in seen:
                 raise UserError(
                     f"data.group_pattern: group {group!r} has images in {seen[group]} and in "
-                    f"{part}; a group must be in one part alone. Repair the folders or the "
+                    f"{part}; a group must be in one part only. Repair the folders or the "
                     "pattern"
                 )
             seen[group] = part

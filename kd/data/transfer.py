@@ -38,8 +38,7 @@ def omitted_labels(asked: Sequence[str | int] | None, classes: Sequence[str]) ->
             )
     if len(classes) - len(names) < 2:
         raise UserError(
-            f"data.omit: found {len(names)} of {len(classes)} classes; at least two must be "
-            "left to tell apart"
+            f"data.omit: found {len(names)} of {len(classes)} classes; at least two must remain"
         )
     return [classes.index(name) for name in names]
 

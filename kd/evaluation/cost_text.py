@@ -129,8 +129,8 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
     gpu = "" if env["device"] == env["cpu"] else f"; {env['device']}"
     lines = [
         f"{env['cpu']}, {threads}{gpu}; warm, about {found['seconds']:g} s for each row, in "
-        f"{found['rounds']} rounds "
-        "in which all took turns. In brackets and in the last column: next to the teacher.",
+        f"{found['rounds']} rounds of turns. In brackets and in the last column: relative to "
+        "the teacher.",
         "Activations: the most that is held at once beyond weights and images, in PyTorch as it "
         "is.",
     ]
@@ -155,7 +155,7 @@ def as_markdown(found: Mapping[str, Any]) -> str:
     stages = ", ".join(f"{model['role']} {model['stage']}" for model in found["models"])
     channels, size, _ = found["shape"]
     parts = [
-        [f"# What the nets of {found['name']} cost"],
+        [f"# Costs of the nets of {found['name']}"],
         _markdown(["", *roles], cost_rows(found), 1),
         _markdown(LATENCY, latency_rows(found), 4),
         ["![Latencies](benchmark.png)"],
@@ -165,11 +165,9 @@ def as_markdown(found: Mapping[str, Any]) -> str:
             "",
             f"- Command: {command}",
             f"- Run: {run}; stages {stages}; images of {channels}x{size}x{size}.",
-            "- MACs: multiply-accumulates of convolutions, matrix products and attention for one "
-            "image. The ONNX files "
-            "normalise the images themselves; int8 is calibrated on random images, which changes "
-            "what it answers, not "
-            "how fast.",
+            "- MACs: multiply-accumulates of convolutions, matrix products and attention for "
+            "one image. The ONNX files normalise the images themselves; int8 is calibrated "
+            "on random images, which changes its outputs, not its speed.",
             f"- Finished {found['finished']}, commit {found['git'] or 'unknown'}; Python "
             f"{env['python']}, torch "
             f"{env['torch']}.",

@@ -182,10 +182,9 @@ def _about_operating_points(found: Mapping[str, Any]) -> list[str]:
         else f"has the fewest false alarms and finds {100 * target:g} %"
     )
     return [
-        f"At the operating point an image counts as {point['positive']} from that probability on "
-        f"which {how}, on the "
-        f"run's {count} validation images. What it gives on other images varies as the intervals "
-        f"say."
+        f"At the operating point an image counts as {point['positive']} from the probability "
+        f"that {how}, on the run's {count} validation images. Results on other images vary as "
+        "the intervals say."
     ]
 
 
@@ -259,7 +258,7 @@ def _confusion(model: Mapping[str, Any], classes: Sequence[str]) -> list[list[st
     if counts is not None and len(classes) <= SHOWN:
         rows = [[name, *map(str, row)] for name, row in zip(classes, counts, strict=True)]
         head = [
-            f"## What the {model['role']} chooses",
+            f"## Predictions of the {model['role']}",
             "",
             "TextRows: the true class; columns: the chosen one; images.",
         ]
@@ -273,7 +272,7 @@ def _confusion(model: Mapping[str, Any], classes: Sequence[str]) -> list[list[st
     lines = [
         f"- {in_markdown(classes[t])} as {in_markdown(classes[c])}: {n} images" for n, t, c in most
     ]
-    return [[f"## What the {model['role']} confuses most", "", *lines]]
+    return [[f"## Most frequent confusions of the {model['role']}", "", *lines]]
 
 
 def _markdown(header: Sequence[str], rows: TextRows) -> list[str]:

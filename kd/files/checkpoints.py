@@ -63,7 +63,7 @@ def last_good(last: Path, best: Path) -> dict[str, Any] | None:
         read_checkpoint(best)
         return read_checkpoint(last)
     except DamagedError as error:
-        say(f"{error}; training begins anew")
+        say(f"{error}; training starts from scratch")
     last.unlink()
     best.unlink(missing_ok=True)
     return None

@@ -82,7 +82,7 @@ def study(
     for path in paths:
         if path not in record.outputs:
             raise UserError(
-                f"{where}: the net's forward pass does not come by {path!r}; choose another module"
+                f"{where}: the net's forward pass does not reach {path!r}; choose another module"
             )
         if not isinstance(record.outputs[path], Tensor) or record.outputs[path].ndim < 2:
             kind = type(record.outputs[path]).__name__

@@ -83,7 +83,8 @@ def hub_state(url: str, where: str) -> dict[str, Any]:
     ) as error:
         if file.exists():
             raise UserError(
-                f"{where}: {file} is no weights file, or a damaged one; remove it to load it anew"
+                f"{where}: {file} is no weights file, or a damaged one; remove it to download "
+                "it again"
             ) from error
         raise missing(
             where, file.name, url, str(file.parent), f"download it and put it here: {file}", error

@@ -51,7 +51,7 @@ class SimKD(nn.Module):
         super().__init__()
         shape = Shape(in_channels, image_size, num_classes)
         if student.get("pretrained"):
-            raise ValueError("student.net.pretrained: this method's student starts afresh")
+            raise ValueError("student.net.pretrained: this method's student starts from scratch")
         net = build_net(student, shape, "student.net", load=False, trained=True)
         if isinstance(own := getattr(net, "normalization", None), tuple):
             self.normalization = own
@@ -72,7 +72,9 @@ class SimKD(nn.Module):
                 lambda name: str(ours.head) if name == theirs.head else f"teacher.{name}",
             )
         except CutError as error:
-            raise ValueError(f"loss.net: cannot go on as the teacher does: {error}") from error
+            raise ValueError(
+                f"loss.net: cannot reuse the teacher's last layers: {error}"
+            ) from error
         small = size if size[0] < target[0] else target
         _try_out(self.net, path, maps, logits, (wide, *small))
         self.taps = (f"net.{path}",)

@@ -116,7 +116,7 @@ def _state(name: str, timm: ModuleType) -> dict[str, Any]:
         return load_file(file)
     except (OSError, SafetensorError) as error:
         raise UserError(
-            f"{name}: {file} is no weights file, or a damaged one; remove it to load it anew"
+            f"{name}: {file} is no weights file, or a damaged one; remove it to download it again"
         ) from error
 
 

@@ -56,10 +56,8 @@ def _what(student: ModelReport, teacher: ModelReport | None, report: Report) -> 
 def _purpose(data: DataReport) -> list[str]:
     return [
         f"Images of the kind it was trained on ({data.name}), each of exactly one of its "
-        f"classes. It has no answer "
-        "for an image of none of them: it chooses one all the same. Not meant for decisions "
-        "about people, diagnoses "
-        "among them, without a test of its own for that use."
+        "classes. For any other image it chooses one of them too. Not meant for decisions "
+        "about people, diagnoses among them, without a test of its own for that use."
     ]
 
 
@@ -158,9 +156,8 @@ def _limits(student: ModelReport, data: DataReport, report: Report) -> list[str]
         )
     if test.ece > UNSURE:
         lines.append(
-            f"Its probabilities are off by {test.ece:.3f} on average: do not take them for "
-            f"how often it is right. "
-            "`python -m kd.evaluate` fits a temperature that mends most of that."
+            f"Its probabilities are off by {test.ece:.3f} on average: do not read them as its "
+            "accuracy. `python -m kd.evaluate` fits a temperature that corrects most of that."
         )
     return [f"- {line}" for line in [*lines, *cautions(report)]]
 

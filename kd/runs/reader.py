@@ -284,7 +284,7 @@ def own_data(
         said = tuple(finished.report.data.classes)
         if found != said:
             raise UserError(
-                f"data: {classes_text(found)}, but the run's nets tell apart {classes_text(said)}"
+                f"data: {classes_text(found)}, but the run's nets are for {classes_text(said)}"
             )
     except UserError as error:
         if needed:

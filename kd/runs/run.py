@@ -124,9 +124,7 @@ def finish_stage(
     result, reused = complete(stage, store, data, force=force, since=since)
     folder.settle(stage.name, result.folder / "tensorboard", store.root.parent)
     trained = (
-        f"trained in {time.perf_counter() - started:.0f} s"
-        if stage.spec.epochs
-        else "taken as it is"
+        f"trained in {time.perf_counter() - started:.0f} s" if stage.spec.epochs else "used as is"
     )
     return result, "already there" if reused else trained
 

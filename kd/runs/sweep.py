@@ -105,8 +105,8 @@ class Sweep(Callback):
         jobs = [entry for entry in entries if entry.job]
         todo = [entry for entry in jobs if entry.job and entry.job.report() is None]
         say(
-            f"{len(entries)} jobs in {folder}, {len(jobs) - len(todo)} of them done; what "
-            "they say is in its logs/"
+            f"{len(entries)} jobs in {folder}, {len(jobs) - len(todo)} of them done; their "
+            "logs are in its logs/"
         )
         for entry in entries:
             if entry not in todo:

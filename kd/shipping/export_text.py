@@ -53,7 +53,7 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
     ]
     if found["without_data"]:
         lines.append(
-            f"Checked on random pixels alone, as the data is not to be had: {found['without_data']}"
+            f"Checked only on random pixels, as the data is missing: {found['without_data']}"
         )
     for each in found["files"]:
         if each["refused"]:

@@ -186,7 +186,9 @@ def _on(model: Model, device: str) -> Model:
         return model.to(device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
-        raise UserError(f"device: found {device!r}, which cannot be had here: {reason}") from error
+        raise UserError(
+            f"device: found {device!r}, which is not available here: {reason}"
+        ) from error
 
 
 def _refuse_other_files(path: Path, where: str) -> None:

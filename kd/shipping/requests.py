@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from kd.config.fields import Node
-from kd.config.schema import RunRequest
+from kd.config.schema import Command
 from kd.errors import UserError, nearest
 
 # Export formats, with their file endings.
@@ -22,9 +22,10 @@ def _formats(found: list[str]) -> list[str]:
     return [name for name in FORMATS if name in found]
 
 
-class Export(RunRequest):
+class Export(Command):
     """Config of `kd.export`; see conf/export.yaml."""
 
+    run: str
     formats: Annotated[list[str], Field(min_length=1), AfterValidator(_formats)]
     role: str
     normalize: bool
@@ -32,4 +33,5 @@ class Export(RunRequest):
     tolerance: PositiveFloat
     max_loss: NonNegativeFloat
     data: Node
+    out: str | None
     output_dir: str

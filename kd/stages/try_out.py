@@ -71,7 +71,7 @@ def try_out(plan: StagePlan, data: DataModule) -> Objective:
         objective({"x": x, "epoch": 0, "progress": 0.0, **signals})
     except (RuntimeError, ValueError, IndexError) as error:
         raise UserError(
-            f"{where}: cannot take what the taps give: {str(error).partition(chr(10))[0]}"
+            f"{where}: does not accept the features: {str(error).partition(chr(10))[0]}"
         ) from error
     return objective
 

@@ -22,9 +22,9 @@ from kd.summary.tables import (
 )
 
 NOTES = (
-    "Rows are ranked by the student's validation accuracy, the one to choose by; test stands "
-    "beside it. ± is the "
-    "standard deviation over the seeds; none is shown where all seeds have the same value.",
+    "Rows are ranked by the student's validation accuracy, which settings are chosen by; "
+    "test is shown beside it. ± is the standard deviation over the seeds; none is shown "
+    "where all seeds have the same value.",
     "Gain: student over the baseline of the same seed. With several seeds, the interval is "
     "Student's t of the mean and "
     "p that of the paired t-test, both over the seeds (Wilcoxon's signed ranks cannot go below p "
@@ -52,8 +52,8 @@ def write_summary(paths: Sequence[Path]) -> str:
     folder = paths[0] if paths[0].is_dir() else paths[0].parent
     title = f"Summary of {folder.resolve().name}"
     about = (
-        f"{sum(len(row.runs) for row in rows)} runs in {len(rows)} rows; those of a row differ "
-        f"by their seed alone."
+        f"{sum(len(row.runs) for row in rows)} runs in {len(rows)} rows; the runs of a row "
+        "differ only in seed."
     )
     if aside:
         about += f" {aside} were set aside: a later run has the same settings and seed."

@@ -78,9 +78,9 @@ def _label_pictures(rows: Sequence[Row], seeds: str) -> Iterator[Picture]:
         of = f" of {curve.name}" if curve.name else ""
         yield picture(
             label_plot(curve),
-            f"Test accuracy{of} against the number of labels that student and baseline had: mean "
-            f"over the seeds ({seeds} a row), band ± one standard deviation. How far apart the "
-            "curves are from left to right is what the teacher is worth in labels.",
+            f"Test accuracy{of} against the number of labels that student and baseline had: "
+            f"mean over the seeds ({seeds} a row), band ± one standard deviation. The "
+            "horizontal distance of the curves is the teacher's value in labels.",
             f"Test accuracy{of} of baseline and student against the number of labels",
         )
 

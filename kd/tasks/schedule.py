@@ -70,7 +70,7 @@ class Incremental(Strict):
     def _fit(self) -> Self:
         if (self.first is None) != (self.step is None):
             given, other = ("first", "step") if self.step is None else ("step", "first")
-            raise UserError(f"incremental.{given}: needs incremental.{other} beside it")
+            raise UserError(f"incremental.{given}: also needs incremental.{other}")
         if not self.exemplars and (self.classifier == "nearest_mean" or self.replay == "stored"):
             raise UserError(
                 f"incremental.exemplars: found 0; {self.method} needs some, accepted are 1 or more"

@@ -85,9 +85,9 @@ def knows_validation(
         return None
     found = (
         "The teacher has probably been trained on the validation images: it is right on "
-        f"{100 * val[0]:.2f} % of them and on {100 * test[0]:.2f} % of the test images. What "
-        "validation says of it (accuracy, agreement) is of images it knows by heart, and so "
-        "are its soft labels on the training images"
+        f"{100 * val[0]:.2f} % of them and on {100 * test[0]:.2f} % of the test images. Its "
+        "accuracy and agreement on validation are those of memorised images, and so are its "
+        "soft labels on the training images"
     )
     if entropy is not None:
         largest = math.log(classes)

@@ -134,10 +134,8 @@ def as_markdown(result: Mapping[str, Any], request: Request) -> str:
     )
     chose = (
         f"Chosen on validation by {result['trials']} trials, all with seed {result['seed']}; "
-        f"accuracies in %, mean and "
-        f"standard deviation over seeds {seeds}. Test was read for these runs alone, after the "
-        f"search."
-        f"{flatters}"
+        f"accuracies in %, mean and standard deviation over seeds {seeds}. Test was read only "
+        f"for these runs, after the search.{flatters}"
     )
     how = (
         f"Command: {as_code(result['command'])}; commit {result['git'] or 'unknown'}, torch "

@@ -115,8 +115,7 @@ def accept(cfg: DictConfig, keys: Collection[str]) -> Request:
     config = check(_of_train(base), keys)
     if config.force:
         raise UserError(
-            "force: found true; what is finished is not trained again in a search, so accepted "
-            "is false"
+            "force: found true; a search does not retrain finished stages, so accepted is false"
         )
     return Request(tuning, config, space, overrides, default, about)
 

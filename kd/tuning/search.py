@@ -253,9 +253,7 @@ class Trials:
                 None,
             )
             why = f"; the last one failed: {last}" if last else ""
-            raise CommandError(
-                f"search {self.name}: none of {len(trials)} trials came to an end{why}"
-            )
+            raise CommandError(f"search {self.name}: none of {len(trials)} trials finished{why}")
         return max(finished, key=lambda trial: (trial.value, -trial.number))
 
     def tell_importance(self) -> None:

@@ -34,7 +34,8 @@ def open_study(url: str, name: str, pruner: optuna.pruners.BasePruner) -> optuna
         _check_intact(study, url)
     except Exception as error:  # from SQLAlchemy, the driver, Optuna, or their contents
         raise DamagedError(
-            f"storage: {url!r} is damaged: {_first_line(error)}; begin anew with another study=NAME"
+            f"storage: {url!r} is damaged: {_first_line(error)}; start again with another "
+            "study=NAME"
         ) from error
     return study
 
@@ -69,9 +70,9 @@ def check_same(study: optuna.Study, settings: Mapping[str, str]) -> None:
     for key in sorted({*before, *settings}):
         if before.get(key) != settings.get(key):
             raise UserError(
-                f"study: {study.study_name!r} was begun with {key}={before.get(key)}, found is "
-                f"{settings.get(key)}; "
-                "trials of both cannot be compared, so give this search another study=NAME"
+                f"study: {study.study_name!r} was started with {key}={before.get(key)}, found "
+                f"is {settings.get(key)}; trials of both cannot be compared, so give this "
+                "search another study=NAME"
             )
 
 
