@@ -33,6 +33,7 @@ from kd.errors import CommandError, StopRequest, UserError, nearest
 from kd.files.locks import free
 from kd.files.writing import cause_of, writing
 from kd.log import printable
+from kd.ranks import current, find_launch, follow, lead
 
 T = TypeVar("T")
 
@@ -50,6 +51,7 @@ def run_command(
 
     0: done. 2: the user can fix it; a few lines on stderr. 130: interrupted; shows the command that
     resumes. 1: some part failed and is named, or a bug of ours, with its traceback.
+    Of the processes of torchrun or srun, the first runs the command and the others join it.
 
     Args:
         module: what follows `python -m`.
@@ -57,49 +59,68 @@ def run_command(
     """
     if model:
         sys.argv[1:] = tidy(sys.argv[1:])
-        if {"-h", "--help"} & set(sys.argv[1:]):
-            name = module.rpartition(".")[2]
-            doc = inspect.unwrap(main).__globals__["__doc__"]
-            print(usage(doc, folder_of(name), name, model))
-            sys.exit(0)
-    os.environ["HYDRA_FULL_ERROR"] = (
-        "1"  # Hydra re-raises exceptions instead of exiting with its own code
-    )
+    command = functools.partial(_exit_code, main, module, model)
+    launch = find_launch(sys.argv[1:])
+    if launch is None:
+        sys.exit(command())
+    if launch.rank == 0:
+        sys.exit(lead(launch, command))
+    with stop_on_signal():
+        sys.exit(follow(launch))
+
+
+def _exit_code(main: Callable[[], Any], module: str, model: type[BaseModel] | None) -> int:
+    """Run a command's main, print its errors and return the exit code."""
+    name = module.rpartition(".")[2]
+    if model and {"-h", "--help"} & set(sys.argv[1:]):
+        doc = inspect.unwrap(main).__globals__["__doc__"]
+        print(usage(doc, folder_of(name), name, model))
+        return 0
+    # Hydra hands its exceptions on instead of leaving with its own exit code
+    os.environ["HYDRA_FULL_ERROR"] = "1"
     debug = any(argument.removeprefix("+") == "debug=true" for argument in sys.argv[1:])
     try:
-        error: BaseException | None = None
-        try:
-            with stop_on_signal():
-                refuse_torchrun(module)
-                main()
-        except Leave as leave:
-            error = leave.__cause__
-        except Exception as found:
-            if debug or not of_hydra(found):
-                raise
-            raise UserError(explain(found, module.rpartition(".")[2])) from found
-        if error:
-            raise error
+        _run(main, name, debug)
     except (UserError, HydraException) as error:
         if debug:
             raise
-        print(printable(f"kd: {explain(error, module.rpartition('.')[2])}"), file=sys.stderr)
-        sys.exit(2)
+        print(printable(f"kd: {explain(error, name)}"), file=sys.stderr)
+        return 2
     except OSError as error:
         if debug or (cause := cause_of(error)) is None:
             raise
         print(f"kd: {error.filename or 'a file, or the terminal'}: {cause}", file=sys.stderr)
-        sys.exit(2)
+        return 2
     except CommandError as error:
         print(printable(f"kd: {error}"), file=sys.stderr)
-        sys.exit(1)
+        return 1
     except (StopRequest, KeyboardInterrupt):
         print(
             f"kd: interrupted; the same command goes on from here:\n  {this_command(module)}",
             file=sys.stderr,
         )
-        sys.exit(130)
-    sys.exit(0)
+        return 130
+    except SystemExit as left:
+        if isinstance(left.code, str):
+            raise
+        return left.code or 0
+    return 0
+
+
+def _run(main: Callable[[], Any], name: str, debug: bool) -> None:
+    """Run a command's main; turn errors of Hydra into the user's."""
+    error: BaseException | None = None
+    try:
+        with stop_on_signal():
+            main()
+    except Leave as leave:
+        error = leave.__cause__
+    except Exception as found:
+        if debug or not of_hydra(found):
+            raise
+        raise UserError(explain(found, name)) from found
+    if error:
+        raise error
 
 
 def tidy(words: Sequence[str]) -> list[str]:
@@ -179,23 +200,6 @@ def job(
     return run
 
 
-def refuse_torchrun(module: str) -> None:
-    """Refuse to be one of torchrun's processes, each of which would run the whole command.
-
-    Raises:
-        UserError: in the first of them; the others leave without a word.
-    """
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    if "TORCHELASTIC_RUN_ID" not in os.environ or count == 1:
-        return
-    if os.environ.get("RANK") != "0":
-        sys.exit(2)
-    raise UserError(
-        f"torchrun started {count} processes, each of which would run the whole command; kd "
-        f"starts them itself:\n  {this_command(module)} trainer=ddp trainer.devices={count}"
-    )
-
-
 @contextmanager
 def only_one_of_a_step(config: Any) -> Iterator[None]:
     """Refuse to be a second task of a SLURM step with an equal config; another seed is another
@@ -206,7 +210,8 @@ def only_one_of_a_step(config: Any) -> Iterator[None]:
     """
     step = "-".join(os.environ.get(f"SLURM_{name}", "") for name in ("JOB_ID", "STEP_ID"))
     output = getattr(config, "output_dir", None)
-    if output is None or int(os.environ.get("SLURM_NTASKS", "1")) == 1 or "" in step.split("-"):
+    alone = int(os.environ.get("SLURM_NTASKS", "1")) == 1 or "" in step.split("-")
+    if output is None or alone or current():
         yield
         return
     key = hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:16]
@@ -217,9 +222,8 @@ def only_one_of_a_step(config: Any) -> Iterator[None]:
         if not mine:
             count = os.environ["SLURM_NTASKS"]
             raise UserError(
-                f"srun started {count} tasks of the same config, which would do the same; "
-                f"start one task (--ntasks=1) with trainer=ddp trainer.devices={count}, or "
-                "give each its own seed=$SLURM_PROCID"
+                f"srun started {count} tasks of the same config, which would do the same; add "
+                "trainer=ddp to have them train together, or give each its own seed=$SLURM_PROCID"
             )
         yield
 

@@ -36,6 +36,10 @@ class CommandError(Exception):
     """The command failed for a reason that could not be checked up front: exit code 1."""
 
 
+class RankLostError(CommandError):
+    """Another process of the same training has ended, so that no further training can begin."""
+
+
 class DropRequest(Exception):  # noqa: N818 - no error, a decision
     """A stage was abandoned by its observer; its partial results are removed."""
 

@@ -398,6 +398,37 @@ class TestSeveralProcesses:
         assert [path.name for path in (tmp_path / "cache" / "key-cpu").glob("view*")] == ["view-0"]
 
 
+def _prepare_as(rank: int, folder: Path) -> None:
+    """One of two ranks of a training, which prepare two views; the disk is full for the second."""
+    store = torch.distributed.FileStore(str(folder / "store"), 2)
+    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    teacher = cached(folder / "cache", limit=1.5 * TestLimit.SIZE / 1e9)
+    teacher.prepare(0)
+    assert teacher.rows is not None
+    asked = teacher.live.answers.asked
+    teacher.prepare(1)
+    assert teacher.rows is None
+    torch.save((asked, teacher.live.answers.asked), folder / f"asked-{rank}")
+
+
+def test_each_rank_computes_its_share_of_a_view(tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    context = multiprocessing.get_context("fork")
+    ranks = [context.Process(target=_prepare_as, args=(rank, tmp_path)) for rank in (0, 1)]
+    for each in ranks:
+        each.start()
+    for each in ranks:
+        each.join(60)
+    assert [each.exitcode for each in ranks] == [0, 0]
+    assert [torch.load(tmp_path / f"asked-{rank}") for rank in (0, 1)] == [(50, 50)] * 2
+    teacher = cached(tmp_path / "cache")
+    teacher.prepare(0)
+    assert teacher.live.answers.asked == 0
+    (x, index, view) = batch(0, *range(100))
+    alone = LiveTeacher(Sums(), "float32")
+    assert torch.equal(teacher(x, index, view).logits, alone(x, index, view).logits)
+
+
 class TestNoRoom:
     def check_live(
         self,

@@ -18,7 +18,7 @@ HOME = "/home/somebody"
 TRAINS = (
     r"^  alpha=0\.5 .*\(a number from 0 to 1, or a schedule",
     r"^  temperature=2\.0 .*\(a number above 0, or a schedule",
-    r"^  batch_size=\d+ +\(a whole number from 1\)",
+    r"^  batch_size=\d+ +over all devices \(a whole number from 1\)",
     r"^  ema=null .*\(a number above 0 and below 1 or null\)",
     r"^  trainer.max_steps=null (.*\n)?.*\(a whole number from 1, or -1",
     r"^  data +chest_xray, cifar10",
@@ -176,20 +176,6 @@ def test_help_has_the_commands_own_examples_knobs_and_groups(
     if name not in ("predict", "incremental", "report", "dashboard", "store"):
         assert "incremental" not in said
         assert not re.search(r"^ +predict ", said, re.M)
-
-
-def test_torchrun_is_refused_once(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for name, value in (("TORCHELASTIC_RUN_ID", "x"), ("WORLD_SIZE", "4"), ("RANK", "0")):
-        monkeypatch.setenv(name, value)
-    assert exit_code("train", "seed=3") == 2
-    said = capsys.readouterr().err
-    assert "kd: torchrun started 4 processes" in said
-    assert "python -m kd.train seed=3 trainer=ddp trainer.devices=4" in said
-    monkeypatch.setenv("RANK", "1")
-    assert exit_code("train", "seed=3") == 2
-    assert capsys.readouterr().err == ""
 
 
 def test_tasks_of_a_slurm_step_may_not_do_the_same(

@@ -195,7 +195,7 @@ def test_views_do_not_depend_on_batches_workers_or_ranks() -> None:
     for data, batch_size, ranks in (
         (Made(augment=augment), 16, 1),
         (Made(augment=augment, num_workers=2), 9, 1),
-        (Made(augment=augment), 8, 2),
+        (Made(augment=augment), 16, 2),
     ):
         found = shown(data, batch_size, 3, ranks)
         assert found.keys() == wanted.keys()

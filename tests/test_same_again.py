@@ -70,7 +70,7 @@ def test_two_processes_give_nearly_the_weights_of_one(tmp_path: Path) -> None:
             *trainer,
             "trainer.accelerator=cpu",
             f"trainer.devices={ranks}",
-            f"batch_size={20 // ranks}",
+            "batch_size=20",
         )
         out = tmp_path / str(ranks)
         optim = ("optim=adamw", "optim.lr=0.003", "stages=[baseline]")

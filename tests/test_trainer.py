@@ -22,7 +22,12 @@ from kd.config.trainer import INSTEAD, Options
 TABLE: dict[str, list[tuple[str, str | None]]] = {
     "accelerator": [("cpu", None), ("tpuu", "tpuu")],
     "strategy": [("auto", None), ("dpp", "dpp")],
-    "devices": [("1", None), ("0", "found 0; accepted is a whole number from 1"), ("x", "'x'")],
+    "devices": [
+        ("1", None),
+        ("auto", None),
+        ("0", "found 0; accepted is a whole number"),
+        ("x", "'x'"),
+    ],
     "num_nodes": [("1", None), ("0", "found 0; accepted is a whole number from 1")],
     "precision": [("bf16-mixed", None), ("64-true", "accepted are auto, 32-true, bf16-mixed")],
     "max_epochs": [("1", None), ("0", "found 0; accepted is a whole number from 1")],

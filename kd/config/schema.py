@@ -41,7 +41,8 @@ class Recipe(Strict):
 
     Attributes:
         epochs: passes over the training part; 0 keeps the initial net.
-        batch_size: images per optimiser step and device.
+        batch_size: images per optimiser step, over all devices.
+        batch_size_per_device: images per optimiser step on each device; null uses `batch_size`.
         lr_schedule: learning-rate schedule, per step; see `kd.training.learning_rate`.
         label_smoothing: share of a label that is spread evenly over all classes (Szegedy et al.
             2016).
@@ -66,6 +67,7 @@ class Recipe(Strict):
     swa: Annotated[float, Field(ge=0, lt=1)] | None
     early_stopping: PositiveInt | None
     keep: Literal["best", "last"]
+    batch_size_per_device: PositiveInt | None = None
 
 
 class NormalizationConfig(Strict):
@@ -269,6 +271,7 @@ class StageConfig(Strict):
     swa: Annotated[float, Field(ge=0, lt=1)] | None = None
     early_stopping: PositiveInt | None = None
     keep: Literal["best", "last"] | None = None
+    batch_size_per_device: PositiveInt | None = None
 
 
 class Training(Recipe):

@@ -19,6 +19,13 @@ def _whole(found: Any) -> bool:
     return type(found) is int and found > 0
 
 
+def _devices(found: Any) -> bool:
+    if isinstance(found, list):
+        numbers = all(type(each) is int and each >= 0 for each in found)
+        return numbers and 0 < len(found) == len(set(found))
+    return _whole(found) or found in ("auto", -1)
+
+
 def _batches(found: Any) -> bool:
     return _whole(found) or (type(found) is float and 0 < found <= 1)
 
@@ -33,6 +40,12 @@ def _duration(found: Any) -> bool:
 
 
 Whole = Annotated[Any, AcceptedValue("a whole number from 1", _whole)]
+Devices = Annotated[
+    Any,
+    AcceptedValue(
+        "a whole number from 1, auto or -1 for all, or a list of GPUs as [0,1]", _devices
+    ),
+]
 Batches = Annotated[
     Any,
     AcceptedValue("a number of batches from 1, or a share of them above 0 and up to 1.0", _batches),
@@ -63,7 +76,7 @@ class Options(BaseModel):
 
     accelerator: str | None = None
     strategy: str | None = None
-    devices: Whole = None
+    devices: Devices = None
     num_nodes: Whole = None
     precision: Annotated[Any, Field(description=f"one of {', '.join(ACCEPTED)}")] = None
     max_epochs: Whole = None

@@ -487,17 +487,22 @@ class DataModule(ABC):
         """Return batches of consecutive epochs, each in its own order that depends on `seed` only.
 
         Args:
-            batch_size: images per batch on each rank.
+            batch_size: images per batch, over all ranks.
             ranks: processes that train together; each image is on one of them.
             where: config key of the batch size, for messages.
 
         Raises:
-            UserError: not one full batch can be made.
+            UserError: not one full batch can be made, or the ranks' shares differ.
         """
         images = self.split.train
+        if batch_size % ranks:
+            raise UserError(
+                f"{where}: found {batch_size}, of which {ranks} devices have no equal shares; "
+                f"accepted are multiples of {ranks}, or {where}_per_device=N"
+            )
         order = EpochOrder(
             len(images),
-            batch_size,
+            batch_size // ranks,
             seed,
             ranks,
             chosen=None if self.shown is None else self.shown.tolist(),
@@ -506,9 +511,8 @@ class DataModule(ABC):
         )
         if not len(order):
             raise UserError(
-                f"{where}: {batch_size} on {ranks} device(s) leaves no batch of the "
-                f"{order.length} training images of {self.name}; accepted are 1 to "
-                f"{order.length // ranks}"
+                f"{where}: {batch_size} leaves no batch of the {order.length} training images of "
+                f"{self.name}; accepted are {ranks} to {order.length}"
             )
         return self._loader(images, order)
 

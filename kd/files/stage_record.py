@@ -41,6 +41,7 @@ class StageSpec(Record):
         trains: part of the net that is trained, `head` or `loss`; None for all of it.
         members: keys of the stages that form an ensemble.
         objective: node of the loss.
+        batch_size_per_device: images that each of several devices sees, where that matters.
         trainer: options that change the result.
         code: hashes of the modules outside kd, by name.
         teacher, start: keys of the stages that teach and that it starts from.
@@ -67,6 +68,7 @@ class StageSpec(Record):
     epochs: int = 0
     seed: int = 0
     batch_size: int = 0
+    batch_size_per_device: int | None = None
     optim: dict[str, object] = {}
     lr_schedule: str | dict[str, object] = ""
     gradient_clip: int | float | None = None

@@ -18,7 +18,7 @@ from pydantic import Field
 
 from kd.command import Leave, typed_overrides
 from kd.config.schema import Training
-from kd.errors import DamagedError, StopRequest, UserError, WriteError
+from kd.errors import DamagedError, RankLostError, StopRequest, UserError, WriteError
 from kd.files.locks import free, hold
 from kd.files.records import Record, read_record
 from kd.files.report_file import Report, read_report
@@ -201,7 +201,7 @@ def _attempt(job: Job) -> str | None:
             get_object(job.run)(
                 config, job.command, folder=JobFolder(job.folder), since=job.since, out=console
             )
-        except StopRequest as error:
+        except (StopRequest, RankLostError) as error:
             raise Leave from error
         except (Exception, SystemExit) as error:
             console.print(traceback.format_exc(), markup=False, soft_wrap=True)

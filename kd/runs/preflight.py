@@ -17,6 +17,7 @@ from kd.stages.chain import StagePlan
 from kd.stages.stage import make_stage
 from kd.stages.start import file_of
 from kd.stages.try_out import try_out
+from kd.training.devices import world_size
 from kd.training.optim import make_optimizer
 from kd.training.trainer import check_trainer
 
@@ -41,7 +42,7 @@ def preflight(chain: Sequence[StagePlan], config: Config, data: DataModule) -> N
         UserError: something cannot be built.
     """
     check_trainer(config.trainer)
-    ranks = config.trainer.get("devices", 1) * config.trainer.get("num_nodes", 1)
+    ranks = world_size(config.trainer)
     for plan in chain:
         learns = False
         seen = data.for_stage(plan.sees)
@@ -78,7 +79,7 @@ def preflight(chain: Sequence[StagePlan], config: Config, data: DataModule) -> N
         make_optimizer(net, 2, optim=recipe.optim, schedule=recipe.lr_schedule, where=f"{at}optim")
         loader = seen.train_loader(recipe.batch_size, recipe.seed, ranks, where=f"{at}batch_size")
         batches_of(config.trainer, "limit_train_batches", len(loader))
-        if recipe.batch_size == 1:
+        if recipe.batch_size == ranks:  # one image on each device
             check_single(net, data.shape, f"{at}batch_size")
 
 

@@ -32,6 +32,7 @@ from kd.command import Leave, explain, of_hydra, typed_keys
 from kd.config.schema import Training
 from kd.errors import UnusedError, UserError
 from kd.log import say
+from kd.ranks import current
 from kd.runs.job import Job, LauncherTask, describe
 from kd.runs.names import overrides_of, plain, run_names, swept_keys
 from kd.runs.ranking import show
@@ -201,6 +202,12 @@ class Sweep(Callback):
         kind = type(launcher).__name__
         if kind == "BasicLauncher":
             return self._run_here, 1
+        if ranks := current():
+            raise UserError(
+                f"hydra/launcher: found {kind} beside the {ranks.launch.size} processes of "
+                "torchrun or srun, which train one job after another together; leave the launcher "
+                "out"
+            )
         if kind == "JoblibLauncher":
             _refuse_devices(todo)
         return partial(self._run_by, launcher), self.config.hydra.sweeper.max_batch_size or len(
@@ -321,9 +328,11 @@ def _command(command: str, overrides: Sequence[str]) -> str:
 
 
 def _refuse_devices(entries: Sequence[Entry]) -> None:
-    """Refuse several devices in joblib's pool, whose processes cannot start others."""
-    found = [entry.config.trainer.get("devices", 1) for entry in entries if entry.config]
-    if many := [devices for devices in found if devices not in (1, "1", "auto")]:
+    """A process of joblib's pool cannot start those that several devices need."""
+    from kd.training.devices import devices_of  # which brings torch
+
+    found = [devices_of(entry.config.trainer) for entry in entries if entry.config]
+    if many := [devices for devices in found if devices > 1]:
         raise UserError(
             f"trainer.devices: found {many[0]} with hydra/launcher=joblib; several devices "
             "take one job at a time: leave the launcher out, or take submitit_local or "

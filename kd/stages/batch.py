@@ -8,6 +8,7 @@ from kd.config.schema import Config
 from kd.data.base import DataModule
 from kd.log import say
 from kd.stages.chain import StagePlan
+from kd.training.devices import world_size
 
 
 def fit_batch(plan: StagePlan, data: DataModule, trainer: Mapping[str, Any]) -> StagePlan:
@@ -19,7 +20,7 @@ def fit_batch(plan: StagePlan, data: DataModule, trainer: Mapping[str, Any]) -> 
     if plan.trains == "none":
         return plan
     images = data.for_stage(plan.sees).images_an_epoch
-    most = images // (trainer.get("devices", 1) * trainer.get("num_nodes", 1))
+    most = images - images % world_size(trainer)
     if not 0 < most < plan.recipe.batch_size:  # an empty part is refused where batches are made
         return plan
     say(
@@ -30,18 +31,21 @@ def fit_batch(plan: StagePlan, data: DataModule, trainer: Mapping[str, Any]) -> 
 
 
 def with_batches(config: Config, chain: Sequence[StagePlan]) -> Config:
-    """Return the config with the chain's actual batch sizes."""
-    top = config.batch_size
-    teacher = config.teacher.batch_size
+    """Return the config with the chain's actual batch sizes, over all devices."""
+    own = {name for name, stage in config.stage.items() if stage.batch_size is not None}
     stages = dict(config.stage)
+    found = dict[str, int]()
     for plan in chain:
-        found = plan.recipe.batch_size
-        own = stages.get(plan.name)
-        if own and own.batch_size is not None:
-            stages[plan.name] = own.model_copy(update={"batch_size": found})
-        elif plan.recipe_at == "teacher." and found < teacher:
-            teacher = found
-        elif plan.recipe_at == "" and found < top:
-            top = found
-    net = config.teacher.model_copy(update={"batch_size": teacher})
-    return config.model_copy(update={"batch_size": top, "teacher": net, "stage": stages})
+        size = plan.recipe.batch_size
+        at = plan.recipe_at
+        if plan.name in own:
+            stages[plan.name] = stages[plan.name].model_copy(update=_batch(size))
+        else:
+            found[at] = min(size, found.get(at, size))
+    net = config.teacher.model_copy(update=_batch(found.get("teacher.")))
+    return config.model_copy(update={**_batch(found.get("")), "teacher": net, "stage": stages})
+
+
+def _batch(size: int | None) -> dict[str, int | None]:
+    """Return the changes to a recipe whose batch size is known; none for None."""
+    return {} if size is None else {"batch_size": size, "batch_size_per_device": None}

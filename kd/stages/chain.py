@@ -1,5 +1,6 @@
 """The chain of stage plans, read from the config before any data: what, on what, after which."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -8,6 +9,7 @@ from kd.config.rates import check_length
 from kd.config.schema import Config, NormalizationConfig, Recipe, StageConfig, TeacherConfig
 from kd.data.transfer import Sees
 from kd.errors import UserError, nearest
+from kd.training.devices import world_size
 from kd.training.loss_spec import LossSpec, read_loss
 
 Role = Literal["teacher", "baseline", "student"]
@@ -115,7 +117,7 @@ def _plan(name: str, stage: StageConfig, config: Config) -> StagePlan:
         _role(name, stage),
         net,
         where,
-        _recipe(name, stage, config.teacher if of_teacher else config),
+        _recipe(name, stage, config.teacher if of_teacher else config, config.trainer),
         "teacher." if of_teacher else "",
         loss,
         precision=config.teacher.precision if of_teacher else config.trainer["precision"],
@@ -256,7 +258,7 @@ def _role(name: str, stage: StageConfig) -> Role | None:
     return "student" if stage.net == "student" else None
 
 
-def _recipe(name: str, stage: StageConfig, base: Recipe) -> Recipe:
+def _recipe(name: str, stage: StageConfig, base: Recipe, trainer: Mapping[str, Any]) -> Recipe:
     """Return the net's recipe with the stage's changes."""
     own = {key: value for key in Recipe.model_fields if (value := getattr(stage, key)) is not None}
     recipe = {key: getattr(base, key) for key in Recipe.model_fields} | own
@@ -266,14 +268,17 @@ def _recipe(name: str, stage: StageConfig, base: Recipe) -> Recipe:
         recipe["optim"] = {**recipe["optim"], "lr": recipe["optim"]["lr"] * stage.lr_factor}
     if "ema" in own or "swa" in own:  # the stage's choice replaces either
         recipe |= {"ema": stage.ema, "swa": stage.swa}
+    if "batch_size" in own:
+        recipe["batch_size_per_device"] = stage.batch_size_per_device
     at = "teacher." if isinstance(base, TeacherConfig) else ""
     if own:
         at = f"stage.{name}."
-    return check_recipe(Recipe(**{**recipe, "seed": recipe["seed"] + stage.seed_offset}), at)
+    whole = Recipe(**{**recipe, "seed": recipe["seed"] + stage.seed_offset})
+    return check_recipe(whole, at, world_size(trainer))
 
 
-def check_recipe(recipe: Recipe, at: str) -> Recipe:
-    """Check that the parts of a recipe fit each other, and return it.
+def check_recipe(recipe: Recipe, at: str, devices: int) -> Recipe:
+    """Check that the parts of a recipe fit each other; return it with its global batch size.
 
     Args:
         at: prefix of its keys in the config.
@@ -287,4 +292,7 @@ def check_recipe(recipe: Recipe, at: str) -> Recipe:
             f"{at}swa: found {recipe.swa} beside ema={recipe.ema}, which averages too; "
             "accepted is one of the two"
         )
-    return recipe
+    if recipe.batch_size_per_device is None:
+        return recipe
+    whole = {"batch_size": recipe.batch_size_per_device * devices, "batch_size_per_device": None}
+    return recipe.model_copy(update=whole)

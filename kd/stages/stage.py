@@ -45,7 +45,7 @@ from kd.stages.result import (
     logits_of,
 )
 from kd.stages.start import file_of, load_start, net_spec, set_start, start_from_images
-from kd.stages.try_out import taps_of
+from kd.stages.try_out import depends_on_batch, taps_of
 from kd.teachers.cached_teacher import CachedTeacher
 from kd.teachers.diagnosis import other_order
 from kd.teachers.ensemble import Ensemble
@@ -54,6 +54,7 @@ from kd.teachers.fused_teacher import FusedTeacher
 from kd.teachers.live_teacher import LiveTeacher, Teacher
 from kd.teachers.stored_teacher import StoredTeacher
 from kd.teachers.view_files import Room, ViewFiles
+from kd.training.devices import world_size
 from kd.training.fake_quantize import fake_quantize
 from kd.training.loss_spec import LossSpec
 
@@ -61,6 +62,9 @@ from kd.training.loss_spec import LossSpec
 RUNTIME_ONLY = {
     "accelerator",
     "strategy",
+    "devices",
+    "num_nodes",
+    "sync_batchnorm",
     "log_every_n_steps",
     "deterministic",
     "enable_progress_bar",
@@ -150,7 +154,7 @@ def make_stage(
         if load:
             spec.seed = plan.recipe.seed
         return replace(stage, members=members)
-    _set_recipe(spec, plan, data)
+    _set_recipe(spec, plan, data, config)
     spec.objective = dict(plan.loss.node)
     spec.epochs = min(spec.epochs, config.trainer.get("max_epochs", spec.epochs))
     spec.trainer = {k: v for k, v in config.trainer.items() if k not in RUNTIME_ONLY | ELSEWHERE}
@@ -184,9 +188,12 @@ def make_stage(
     )
 
 
-def _set_recipe(spec: StageSpec, plan: StagePlan, data: DataModule) -> None:
-    for name, value in plan.recipe.model_dump().items():
+def _set_recipe(spec: StageSpec, plan: StagePlan, data: DataModule, config: Training) -> None:
+    for name, value in plan.recipe.model_dump(exclude={"batch_size_per_device"}).items():
         setattr(spec, name, value)
+    devices = world_size(config.trainer)
+    if devices > 1 and depends_on_batch(plan, data, config.trainer):
+        spec.batch_size_per_device = spec.batch_size // devices
     if data.val_labels == 0 and plan.sees != "all":
         spec.keep = "last"  # validation selects nothing
 

@@ -1,7 +1,13 @@
 """Trial of a stage's loss on its two nets before training: does everything fit?"""
 
+import copy
+import math
+from collections.abc import Mapping
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from kd.data.base import DataModule
 from kd.errors import UserError
@@ -40,40 +46,94 @@ def try_out(plan: StagePlan, data: DataModule) -> Objective:
     asked = plan.loss.signals
     if not kinds_of(asked, "s") + kinds_of(asked, "t"):
         return Objective(plan.loss, data.shape)
-    student, teacher = _nets(plan, data.shape)
     taps = taps_of(plan, data.shape)
     if taps and not (plan.taps and plan.teacher_taps):
-        beside = f", with {', '.join(taps['teacher'])} of its teacher" if teacher else ""
+        beside = f", with {', '.join(taps['teacher'])} of its teacher" if plan.teacher_net else ""
         say(f"{plan.name}: looks at {', '.join(taps['student'])} of the student{beside}")
-    labels = data.split.train.labels
+    objective, signals = _with_signals(plan, data, taps, images=2)
+    try:
+        objective(signals)
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise UserError(
+            f"loss: does not accept the features: {str(error).partition(chr(10))[0]}"
+        ) from error
+    return objective
+
+
+def depends_on_batch(plan: StagePlan, data: DataModule, trainer: Mapping[str, Any]) -> bool:
+    """Whether a training depends on how many images a device sees at once.
+
+    Batch norm makes it so, unless it is over all devices. So do images that lack a label, as the
+    mean is over those that have one. So does a loss that compares the images of a batch: on four
+    random images it is not the mean of the losses of both halves.
+
+    Args:
+        data: as the stage sees it.
+        trainer: the config's options of the Trainer.
+    """
+    student, _ = _nets(plan, data.shape)
+    normed = any(isinstance(module, _BatchNorm) for module in student.modules())
+    if normed and not trainer.get("sync_batchnorm"):
+        return True
+    if bool((data.split.train.labels < 0).any()):
+        return True
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        objective, signals = _with_signals(plan, data, taps_of(plan, data.shape), images=4)
+        try:
+            whole = _losses(objective, signals, slice(4))
+            first = _losses(objective, signals, slice(2))
+            second = _losses(objective, signals, slice(2, 4))
+        except (RuntimeError, ValueError, IndexError):
+            return True
+    means = [(one + other) / 2 for one, other in zip(first, second, strict=True)]
+    pairs = zip(whole, means, strict=True)
+    return not all(math.isclose(a, b, rel_tol=1e-4, abs_tol=1e-6) for a, b in pairs)
+
+
+def _losses(objective: Objective, signals: Mapping[str, Any], part: slice) -> list[float]:
+    """The losses of some of the images, each as if it were the first."""
+    torch.manual_seed(0)
+    own = {name: _rows(value, part) for name, value in signals.items()}
+    parts = copy.deepcopy(objective)(own)
+    return [float(value.detach()) for name, value in parts.items() if name.startswith("loss_")]
+
+
+def _rows(value: Any, part: slice) -> Any:
+    """Return some images of a signal; a value that is not of images stays."""
+    if isinstance(value, list):
+        return [_rows(each, part) for each in value]
+    return value[part] if isinstance(value, Tensor) else value
+
+
+def _with_signals(
+    plan: StagePlan, data: DataModule, taps: Mapping[str, list[str]], images: int
+) -> tuple[Objective, dict[str, Any]]:
+    """A stage's objective, and what it is given in the middle of a training, for random images."""
+    asked = plan.loss.signals
+    shape = data.shape
+    x = torch.randn(images, shape.channels, shape.image_size, shape.image_size)
+    index = torch.arange(images)
+    signals: dict[str, Any] = {"x": x, "target": index % shape.num_classes, "index": index}
+    signals |= {"epoch": 0, "progress": 0.5}
     paths = {}
-    signals = {"target": torch.zeros(2, dtype=torch.int64), "index": torch.arange(2)}
-    x = torch.randn(2, data.shape.channels, data.shape.image_size, data.shape.image_size)
+    student, teacher = _nets(plan, shape)
     sides: tuple[tuple[Side, nn.Module | None, str], ...] = (
         ("s", student, "student"),
         ("t", teacher, "teacher"),
     )
     for side, net, role in sides:
-        if net is not None:
-            paths[side] = study(
-                net, taps.get(role, []), data.shape, where=f"{role}.taps", training=side == "s"
-            )
-            with torch.no_grad():
-                hooks = FeatureHooks(net.eval(), paths[side], kinds_of(asked, side))
-                signals |= as_signals(hooks(net, x), side)
-    where = "loss"
-    objective = Objective(
-        plan.loss,
-        data.shape,
-        build_arguments=build_arguments(paths.get("s"), paths.get("t"), labels),
-    )
-    try:
-        objective({"x": x, "epoch": 0, "progress": 0.0, **signals})
-    except (RuntimeError, ValueError, IndexError) as error:
-        raise UserError(
-            f"{where}: does not accept the features: {str(error).partition(chr(10))[0]}"
-        ) from error
-    return objective
+        if net is None:
+            signals[f"logits_{side}"] = torch.randn(images, shape.num_classes)
+            continue
+        paths[side] = study(
+            net, taps.get(role, []), shape, where=f"{role}.taps", training=side == "s"
+        )
+        with torch.no_grad():
+            hooks = FeatureHooks(net.eval(), paths[side], kinds_of(asked, side))
+            signals |= as_signals(hooks(net, x), side)
+    given = build_arguments(paths.get("s"), paths.get("t"), data.split.train.labels)
+    return Objective(plan.loss, shape, build_arguments=given), signals
 
 
 def _nets(plan: StagePlan, shape: Shape) -> tuple[nn.Module, nn.Module | None]:

@@ -41,6 +41,7 @@ from kd.tasks.data import TaskData
 from kd.tasks.exemplars import Memory, features_of, nearest_mean
 from kd.tasks.forgetting import evaluation
 from kd.tasks.schedule import IncrementalConfig, make_tasks
+from kd.training.devices import world_size
 from kd.training.loss_spec import LossSpec, read_loss
 from kd.training.objective import Objective
 from kd.training.optim import make_optimizer
@@ -90,7 +91,11 @@ class TaskSchedule:
             None,
             node,
             "student.net",
-            check_recipe(Recipe(**{k: getattr(self.config, k) for k in Recipe.model_fields}), ""),
+            check_recipe(
+                Recipe(**{k: getattr(self.config, k) for k in Recipe.model_fields}),
+                "",
+                world_size(self.config.trainer),
+            ),
             "",
             loss,
             precision=self.config.trainer["precision"],
@@ -267,11 +272,12 @@ def preflight(schedule: TaskSchedule) -> None:
         UserError: something cannot be built, or a loss needs a teacher of all classes.
     """
     config = schedule.config
-    ranks = schedule.config.trainer.get("devices", 1)
+    ranks = world_size(config.trainer)
     check_trainer(config.trainer)
     for task in range(len(schedule)):
         data = schedule.source.task(task)
-        size = min(config.batch_size, max(1, data.images_an_epoch // ranks))
+        images = max(ranks, data.images_an_epoch - data.images_an_epoch % ranks)
+        size = min(schedule.plan(task).recipe.batch_size, images)
         batches = len(data.train_loader(size, config.seed, ranks))
         batches_of(config.trainer, "limit_train_batches", batches)
     for task in {0, len(schedule) - 1}:
@@ -279,7 +285,7 @@ def preflight(schedule: TaskSchedule) -> None:
         shape = schedule.source.until(task).shape
         net = build_net(plan.net, shape, plan.where, trained=True)
         make_optimizer(net, 2, optim=config.optim, schedule=config.lr_schedule)
-        if config.batch_size == 1:
+        if plan.recipe.batch_size == ranks:  # one image on each device
             check_single(net, shape, "batch_size")
         _try_loss(plan.loss, shape, known=sum(plan.net["blocks"][:-1]))
 

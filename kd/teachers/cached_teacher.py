@@ -2,10 +2,12 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 from rich.progress import Progress
 from torch import Tensor
@@ -30,7 +32,8 @@ class CachedTeacher:
     full, no permission, `limit` reached), a warning is logged once and each batch is computed live.
 
     While another process computes the view that is needed, this one computes one of the next. So
-    concurrent jobs, and the ranks of DDP, share the work.
+    concurrent jobs share the work. The ranks of one training each compute their share of a view,
+    which rank 0 writes. If another job computes it just then, they compute each batch live.
 
     Args:
         live: the teacher to ask.
@@ -84,8 +87,10 @@ class CachedTeacher:
         self.view = view
         self.rows = None
         try:
+            if is_together():
+                self._make_together(view)
             self.rows = self.files.open(view)
-            if self.rows is None and self.writes:
+            if self.rows is None and self.writes and not is_together():
                 self.rows = self._rows_of(view)
         except (OSError, WriteError) as error:
             self.writes = False
@@ -119,6 +124,40 @@ class CachedTeacher:
             if mine and self.files.open(view) is None:
                 self.files.write(view, self._compute(view))
 
+    def _make_together(self, view: int) -> None:
+        """Compute a view on all ranks, unless it is there; rank 0 decides, and writes it.
+
+        Raises:
+            OSError, WriteError: on rank 0, after the others went on.
+        """
+        device = self.live.device
+        if dist.get_rank():
+            steps = iter(self._steps())
+            while agree(True, device):
+                self._gather(view, next(steps))
+            return
+        with ExitStack() as last:
+            last.callback(agree, False, device)
+            if self.writes and self.files.open(view) is None:
+                with self.files.claim(view, wait=False) as mine:
+                    if mine:
+                        self.files.write(view, self._compute(view))
+
+    def _gather(self, view: int, index: Tensor) -> Tensor:
+        """Compute the share of this rank; return the rows of all ranks on rank 0."""
+        rank = dist.get_rank()
+        ranks = dist.get_world_size()
+        most = -(-len(index) // ranks)
+        own = index[rank * most : (rank + 1) * most]
+        mine = torch.zeros(
+            most, self.files.classes, dtype=self.live.dtype, device=self.live.device
+        )  # equally many on each rank
+        if len(own):
+            mine[: len(own)] = self._ask(view, own)
+        parts = [torch.empty_like(mine) for _ in range(ranks)] if rank == 0 else None
+        dist.gather(mine, parts)
+        return torch.cat(parts)[: len(index)] if parts else mine
+
     def __call__(self, x: Tensor, index: Tensor, view: int) -> NetOutput:
         """Return float32 logits [B, classes] for x [B, C, H, W] in [0, 1] and index int64 [B]."""
         if self.rows is None or view != self.view:
@@ -126,17 +165,42 @@ class CachedTeacher:
         rows = torch.from_numpy(self.rows[index.cpu().numpy()])
         return NetOutput(rows.to(x.device).float())
 
-    def _compute(self, view: int) -> Iterator[NDArray[np.floating]]:
-        """Compute all rows of a view, block by block."""
+    def _steps(self) -> Sequence[Tensor]:
+        """Return the images of each step: STEP chunks for each rank."""
         count, _, *size = self.images.pixels.shape
-        steps = torch.split(torch.arange(count), STEP * chunk_of(*size))
-        for index in _with_progress(steps, f"teacher's outputs for view {view}"):
-            pixels = self.images.pixels[index].to(self.live.device)
-            here = index.to(self.live.device)
-            x = make_views(
-                pixels, here, seed=self.seed, view=view, augment=self.augment, pool=self.pool
-            )
-            yield self.live.ask(x.contiguous(memory_format=torch.channels_last)).cpu().numpy()
+        ranks = dist.get_world_size() if is_together() else 1
+        return torch.split(torch.arange(count), STEP * chunk_of(*size) * ranks)
+
+    def _compute(self, view: int) -> Iterator[NDArray[np.floating]]:
+        """Compute all rows of a view, block by block; together with the other ranks, if any."""
+        for index in _with_progress(self._steps(), f"teacher's outputs for view {view}"):
+            if is_together():
+                agree(True, self.live.device)
+                rows = self._gather(view, index)
+            else:
+                rows = self._ask(view, index)
+            yield rows.cpu().numpy()
+
+    def _ask(self, view: int, index: Tensor) -> Tensor:
+        """Compute the logits of images, int64 [n], as augmented in a view."""
+        here = index.to(self.live.device)
+        pixels = self.images.pixels[index].to(self.live.device)
+        x = make_views(
+            pixels, here, seed=self.seed, view=view, augment=self.augment, pool=self.pool
+        )
+        return self.live.ask(x.contiguous(memory_format=torch.channels_last))
+
+
+def is_together() -> bool:
+    """Whether several processes are in one training."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def agree(choice: bool, device: torch.device) -> bool:
+    """Return on every rank what rank 0 has chosen."""
+    box = torch.tensor([choice], dtype=torch.uint8, device=device)
+    dist.broadcast(box, src=0)
+    return bool(box)
 
 
 def _with_progress(parts: Sequence[Tensor], what: str) -> Iterator[Tensor]:

@@ -1,6 +1,7 @@
 """Callbacks of a training: history, best epoch, curves, remaining time, the teacher's measures."""
 
 import math
+import signal
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -31,6 +32,9 @@ class History(Callback):
         self.rows: list[dict[str, float]] = []
         self.before = 0.0  # seconds of training before a resume
         self.started = time.perf_counter()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"watch": None}  # who watches is in the process that began
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock, after the time of an earlier attempt."""
@@ -155,7 +159,23 @@ class DiagnosisLog(Callback):
         assert isinstance(pl_module, Distiller)
         temperature = pl_module.objective.temperature(trainer.global_step / pl_module.steps)
         for name, value in self.diagnosis.at(temperature).items():
-            pl_module.log(f"teacher/{name}", value, on_step=False, on_epoch=True)
+            # Alike on all ranks, so is their mean.
+            pl_module.log(f"teacher/{name}", value, on_step=False, on_epoch=True, sync_dist=True)
+
+
+class OwnSignals(Callback):
+    """Keeps this process's way to take SIGTERM; Lightning's would broadcast amid another exchange.
+
+    For a process that torchrun or srun started.
+    """
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Remember it, before Lightning's comes."""
+        self.own = signal.getsignal(signal.SIGTERM)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Put it back."""
+        signal.signal(signal.SIGTERM, self.own)
 
 
 class Curves(TensorBoardLogger):

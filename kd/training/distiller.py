@@ -13,6 +13,7 @@ from torchmetrics import MeanMetric
 from kd.data.base import Batch
 from kd.data.epoch_views import EpochViews
 from kd.data.views import normalize, to_unit
+from kd.log import console
 from kd.nets.hooks import FeatureHooks, NetOutput, as_signals
 from kd.teachers.live_teacher import Teacher
 from kd.training.finite import finite
@@ -70,6 +71,7 @@ class Distiller(L.LightningModule):
 
     def on_fit_start(self) -> None:
         """Move the teacher to the student's device, as Lightning does not know it."""
+        console.quiet = not self.trainer.is_global_zero
         keep_memory()  # here, because each process of a distributed training comes here
         self.layout = layout_of(self.net, self.trainer.precision, self.device)
         self.to(memory_format=self.layout)
@@ -80,7 +82,8 @@ class Distiller(L.LightningModule):
         """Prepare the teacher. Seed the net's own draws, so that a resumed run repeats them."""
         if self.teacher is not None:
             self.teacher.prepare(self.views.number(self.current_epoch))
-        torch.manual_seed((self.seed * 1_000_003 + self.current_epoch + 1) % 2**63)
+        own = self.global_rank * 2**40  # each rank has other images, which want other draws
+        torch.manual_seed((self.seed * 1_000_003 + self.current_epoch + 1 + own) % 2**63)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Distil one batch; returns the `loss`, a scalar, and all its `parts` for `StepLog`."""

@@ -8,8 +8,9 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
-from kd.data.base import DataModule
+from kd.data.base import Batch, DataModule
 from kd.data.epoch_views import EpochViews
 from kd.errors import DivergedError, StopRequest, UserError
 from kd.files.checkpoints import last_good, read_checkpoint
@@ -18,10 +19,12 @@ from kd.files.tensors import save_tensors
 from kd.files.writing import writing
 from kd.log import say
 from kd.nets.build import normalization_of
+from kd.ranks import current, on_all_ranks
 from kd.shape import Shape
 from kd.teachers.diagnosis import TeacherDiagnosis
 from kd.teachers.live_teacher import Teacher
-from kd.training.callbacks import DiagnosisLog, History, RemainingTime
+from kd.training.callbacks import DiagnosisLog, History, OwnSignals, RemainingTime
+from kd.training.devices import world_size
 from kd.training.distiller import Distiller
 from kd.training.finite import WHAT_HELPS
 from kd.training.head_only import HeadOnly, LossOnly
@@ -31,6 +34,8 @@ from kd.training.objective import Objective
 from kd.training.optim import make_optimizer
 from kd.training.step_log import StepLog
 from kd.training.trainer import make_trainer, send_as_bytes
+
+LAST = "last.ckpt"
 
 
 def fit(
@@ -74,15 +79,12 @@ def fit(
     """
     distiller = _distiller(net, spec, loss, data, teacher, reference)
     distiller.objective.go_on_from(learned or {})
-    if runtime.get("compile") and distiller.hooks is None:  # hooks would split the compiled graph
-        distiller.net.compile()
     history = History(name, watch)
     own = [history, *_callbacks(name, spec, diagnosis, data.shape)]
-    trainer = make_trainer(spec, folder, runtime, own)
-    ranks = trainer.world_size
+    ranks = world_size({**runtime, **spec.trainer})
     train = data.train_loader(spec.batch_size, spec.seed, ranks)
     val = data.val_loader(ranks=ranks)
-    last = folder / "last.ckpt"
+    last = folder / LAST
     best = folder / "best.ckpt"
     start = last_good(last, best)
     resumed = ", from the last finished epoch of an earlier attempt" if start else ""
@@ -91,8 +93,8 @@ def fit(
         train.sampler.set_epoch(start["epoch"] + 1)  # type: ignore[attr-defined]
     try:
         with writing(folder / "tensorboard", f"the curves of {name}"), send_as_bytes():
-            trainer.fit(
-                distiller, train, val, ckpt_path=str(last) if start else None, weights_only=True
+            on_all_ranks(
+                train_together, distiller, spec, folder, runtime, own, (train, val), bool(start)
             )
     except MisconfigurationException as error:
         raise UserError(f"{name}: trainer: {error}") from error
@@ -132,6 +134,30 @@ def _callbacks(
         only: dict[str, Callback] = {"head": HeadOnly(shape), "loss": LossOnly()}
         found.append(only[spec.trains])
     return found
+
+
+def train_together(
+    distiller: Distiller,
+    spec: StageSpec,
+    folder: Path,
+    runtime: Mapping[str, object],
+    own: list[Callback],
+    loaders: tuple[DataLoader[Batch], DataLoader[Batch]],
+    resumes: bool,
+) -> None:
+    """Train, as one of the processes that do so together; all get the same arguments.
+
+    Args:
+        own: the stage's callbacks, as of `make_trainer`.
+        loaders: of training and validation images.
+        resumes: whether to go on from `last.ckpt` in the folder.
+    """
+    if runtime.get("compile") and distiller.hooks is None:  # hooks would split it into parts
+        distiller.net.compile()
+    own = [*own, OwnSignals()] if current() else own
+    trainer = make_trainer(spec, folder, runtime, own)
+    path = str(folder / LAST) if resumes else None
+    trainer.fit(distiller, *loaders, ckpt_path=path, weights_only=True)
 
 
 def _distiller(

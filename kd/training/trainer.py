@@ -14,7 +14,6 @@ from typing import Any
 
 import lightning.pytorch as L
 import torch
-from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import (
@@ -34,11 +33,9 @@ from kd.files.events import silence_writer_traceback
 from kd.files.stage_record import StageSpec
 from kd.training.averaging import WeightAverage
 from kd.training.callbacks import Best, Curves, StepLimit
+from kd.training.devices import resolve_devices
 
 PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
-
-# Strategies that start device processes as copies of this one, not by repeating the command.
-COPIES_ITSELF = ("ddp_spawn", "ddp_fork", "ddp_notebook")
 
 
 def make_trainer(
@@ -123,54 +120,40 @@ def check_compiler(device: str) -> None:
 def _construct(asked: Mapping[str, Any]) -> L.Trainer:
     _quiet()
     # `compile` is for `kd.training.fit`.
-    options = {name: value for name, value in asked.items() if name != "compile"}
-    options.setdefault("benchmark", not options.get("deterministic"))
+    asked, place = resolve_devices(
+        {name: value for name, value in asked.items() if name != "compile"}
+    )
+    _refuse_forks(str(asked.get("strategy")))
+    options = {"benchmark": not asked.get("deterministic"), **asked}
     try:
         trainer = L.Trainer(
             **options,
             enable_model_summary=False,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,  # the loaders distribute the images to ranks themselves
-            # One of our processes starts the others. Lightning's SLURM mode, one task per device,
-            # would repeat the whole command in each. Its mid-epoch checkpoint at SIGUSR1 would not
-            # resume to the same bits.
-            plugins=[LightningEnvironment(), WholeCheckpoints()],
+            # Not Lightning's for SLURM, whose checkpoint at SIGUSR1, in the middle of an epoch,
+            # would not resume to the same bits.
+            plugins=[place, WholeCheckpoints()],
         )
     except (MisconfigurationException, ImportError, *REFUSALS) as error:
         raise UserError(f"trainer: {error}") from error
-    _check_strategy(trainer, options.get("strategy"))
     if options.get("sync_batchnorm") and isinstance(trainer.accelerator, CPUAccelerator):
         raise UserError(
             "trainer.sync_batchnorm: found true on a CPU; torch synchronises batch norm "
             "between GPUs alone"
         )
-    if trainer.num_devices == 1:
+    if trainer.world_size == 1:
         # Lightning guesses it from RANK, LOCAL_RANK and SLURM_PROCID, and only rank 0 writes
         # curves.
         rank_zero_only.rank = 0  # type: ignore[attr-defined]
     return trainer
 
 
-def _check_strategy(trainer: L.Trainer, asked: object) -> None:
-    """Refuse several nodes, and ways of starting processes that would hang or repeat the
-    command.
-    """
-    if trainer.num_nodes > 1:
+def _refuse_forks(strategy: str) -> None:
+    """Refuse to fork beside OpenMP threads: the copy would wait for threads that it lacks."""
+    if strategy.startswith(("ddp_fork", "ddp_notebook")) and torch.get_num_threads() > 1:
         raise UserError(
-            f"trainer.num_nodes: found {trainer.num_nodes}; a training takes one node, and "
-            "several devices of it with trainer=ddp; hydra/launcher=submitit_slurm spreads "
-            "the jobs of a sweep over nodes"
-        )
-    if trainer.num_devices > 1 and not str(asked).startswith(COPIES_ITSELF):
-        raise UserError(
-            f"trainer.strategy: found {asked!r} for {trainer.num_devices} devices, which "
-            "would start the whole command once more for each; accepted is ddp_spawn "
-            "(trainer=ddp)"
-        )
-    forks = str(asked).startswith(("ddp_fork", "ddp_notebook"))
-    if forks and torch.get_num_threads() > 1:  # a copy would wait for OpenMP threads it lacks
-        raise UserError(
-            f"trainer.strategy: found {asked!r} with {torch.get_num_threads()} threads, with "
+            f"trainer.strategy: found {strategy!r} with {torch.get_num_threads()} threads, with "
             "which forked processes hang; set OMP_NUM_THREADS=1, or take ddp_spawn "
             "(trainer=ddp)"
         )

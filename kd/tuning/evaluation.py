@@ -18,6 +18,7 @@ from kd.files.store import StageResult, Store
 from kd.runs.preflight import preflight
 from kd.stages.chain import StagePlan, chain_of
 from kd.stages.stage import Stage, complete, make_stage
+from kd.training.devices import world_size
 
 
 class PruneRequest(DropRequest):
@@ -114,7 +115,7 @@ class Evaluation:
                 raise PruneRequest(f"pruned at epoch {epoch}")
 
         # Other processes of a distributed training have no trial to report to.
-        alone = config.trainer.get("devices", 1) * config.trainer.get("num_nodes", 1) == 1
+        alone = world_size(config.trainer) == 1
         result, _ = complete(stage, self.store, data, watch=watch if alone else None)
         for row in () if told else result.record.history:
             # A finished result from an earlier run counts as complete

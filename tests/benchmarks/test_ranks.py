@@ -29,7 +29,7 @@ def test_two_processes(
 
         return measured
 
-    two = step("two", "trainer=ddp", "trainer.devices=2", "batch_size=50")
+    two = step("two", "trainer=ddp", "trainer.devices=2")
     found = in_turn({"two": two, "one": step("one")}, ROUNDS, warm=False)
     tell(
         compared("a step on 2 processes / on 1", found["two"], found["one"], unit="ms", scale=1000)

@@ -1,0 +1,91 @@
+"""How many processes train together, and where Lightning is to find them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+
+from kd.config.precision import device_of
+from kd.errors import UserError
+from kd.ranks import Launch, current
+
+# Strategies that start a device's process as a copy of this one.
+COPIES_ITSELF = ("ddp_spawn", "ddp_fork", "ddp_notebook")
+
+HOW_TO_LAUNCH = "torchrun --nproc-per-node {devices} -m kd.train trainer=ddp ..."
+
+
+def world_size(options: Mapping[str, Any]) -> int:
+    """How many processes train together under these options of the Trainer."""
+    ranks = current()
+    return ranks.launch.size if ranks else devices_of(options)
+
+
+def devices_of(options: Mapping[str, Any]) -> int:
+    """How many devices `trainer.devices` asks for; `auto` and -1 are all GPUs.
+
+    On a CPU they are one process, or two where the strategy is there for several.
+    """
+    found = options.get("devices", 1)
+    if isinstance(found, list):
+        return len(found)
+    if found not in ("auto", -1):
+        return int(found)
+    device = device_of(str(options.get("accelerator", "auto")))
+    if device == "cuda":
+        return max(1, torch.cuda.device_count())
+    several = str(options.get("strategy", "auto")) != "auto"
+    return 2 if several and device == "cpu" else 1
+
+
+def resolve_devices(options: Mapping[str, Any]) -> tuple[dict[str, Any], ClusterEnvironment]:
+    """The options with devices, nodes and strategy as this process was started, and its place.
+
+    Raises:
+        UserError: what is asked for is not what was started.
+    """
+    ranks = current()
+    if ranks is not None:
+        return {**options, **_in_launch(options, ranks.launch)}, TorchElasticEnvironment()
+    nodes = options.get("num_nodes", 1)
+    strategy = str(options.get("strategy", "auto"))
+    count = devices_of(options)
+    if nodes > 1:
+        raise UserError(
+            f"trainer.num_nodes: found {nodes} in a single process; start one for each device with "
+            f"srun, or with torchrun --nnodes {nodes} --nproc-per-node {count} "
+            "--rdzv-backend c10d --rdzv-endpoint HOST:PORT -m kd.train trainer=ddp ..."
+        )
+    found = options.get("devices", 1)
+    several: dict[str, Any] = {} if isinstance(found, list) else {"devices": count}
+    if count > 1 and strategy in ("auto", "ddp"):
+        several["strategy"] = "ddp_spawn"
+    elif count > 1 and not strategy.startswith(COPIES_ITSELF):
+        raise UserError(
+            f"trainer.strategy: found {strategy!r} for {count} devices in a single process; start "
+            f"one for each: {HOW_TO_LAUNCH.format(devices=count)}"
+        )
+    return {**options, **several}, LightningEnvironment()
+
+
+def _in_launch(options: Mapping[str, Any], launch: Launch) -> dict[str, Any]:
+    """Devices, nodes and strategy in a process of torchrun or srun."""
+    strategy = str(options.get("strategy", "auto"))
+    if strategy == "auto" or strategy.startswith("ddp"):
+        strategy = "ddp"
+    found = options.get("devices", 1)
+    if found not in (1, "auto", -1) and devices_of(options) != launch.local_size:
+        raise UserError(
+            f"trainer.devices: found {found!r}, but {launch.local_size} processes were started on "
+            "each node; leave it out"
+        )
+    if (nodes := options.get("num_nodes", 1)) not in (1, launch.nodes):
+        raise UserError(
+            f"trainer.num_nodes: found {nodes}, but processes were started on {launch.nodes}; "
+            "leave it out"
+        )
+    count = {} if isinstance(found, list) else {"devices": launch.local_size}
+    return {**count, "num_nodes": launch.nodes, "strategy": strategy}

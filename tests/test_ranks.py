@@ -1,0 +1,255 @@
+"""Several processes of one launch: what torchrun and srun start, and how it ends."""
+
+import json
+import os
+import re
+import signal
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from composed import TINY, composed
+from processes import Process
+from safetensors.torch import load_file
+
+import kd.ranks
+from kd.config.schema import check
+from kd.data.digits import Digits
+from kd.errors import UserError
+from kd.ranks import Launch, find_launch
+from kd.stages.chain import chain_of
+from kd.stages.stage import make_stage
+from kd.stages.try_out import depends_on_batch
+from kd.training.devices import devices_of, resolve_devices, world_size
+
+RUN = ("model=mlp_to_mlp", "data=digits", *TINY, "trainer=ddp", "trainer.accelerator=cpu")
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "RANK": "3", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}
+SRUN = {
+    "SLURM_JOB_ID": "70",
+    "SLURM_STEP_ID": "2",
+    "SLURM_NTASKS": "4",
+    "SLURM_NNODES": "2",
+    "SLURM_PROCID": "3",
+    "SLURM_LOCALID": "1",
+    "SLURM_NODEID": "1",
+}
+
+
+@pytest.mark.parametrize(
+    ("variables", "words", "found"),
+    [
+        (TORCHRUN, [], (3, 8, 4)),
+        ({**TORCHRUN, "WORLD_SIZE": "1", "RANK": "0", "LOCAL_WORLD_SIZE": "1"}, [], None),
+        (SRUN, ["trainer=ddp"], (3, 4, 2)),
+        (SRUN, ["seed=1", "trainer.strategy=ddp"], (3, 4, 2)),
+        (SRUN, ["seed=1"], None),  # tasks with a config each
+        ({**SRUN, "SLURM_STEP_ID": ""}, ["trainer=ddp"], None),  # sbatch's own script
+        ({}, ["trainer=ddp"], None),
+    ],
+)
+def test_find_launch(
+    variables: dict[str, str], words: list[str], found: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    launch = find_launch(words)
+    assert (launch and (launch.rank, launch.size, launch.local_size)) == found
+    if launch and "SLURM_JOB_ID" in variables:
+        assert launch.nodes == 2
+        assert launch.variables["LOCAL_RANK"] == "1"
+        assert launch.variables["MASTER_PORT"] == str(15000 + 70 + 2)
+
+
+def test_nodes_with_unequal_numbers_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {**TORCHRUN, "WORLD_SIZE": "7"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="7 processes, 4 of them on this node"):
+        find_launch([])
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
+    """Pretend to be rank 0 of so many processes, so many on each node."""
+
+    def pretend(size: int, local_size: int) -> None:
+        ranks = SimpleNamespace(launch=Launch(0, size, local_size))
+        monkeypatch.setattr(kd.ranks, "_current", ranks)
+
+    return pretend
+
+
+def test_the_launch_says_how_many_devices_there_are(launched: Callable[[int, int], None]) -> None:
+    launched(8, 4)
+    cpu = {"accelerator": "cpu"}
+    for asked in ({}, {"devices": "auto"}, {"devices": 4, "num_nodes": 2}, {"strategy": "ddp"}):
+        options, place = resolve_devices({**cpu, **asked})
+        assert {"devices": 4, "num_nodes": 2, "strategy": "ddp"}.items() <= options.items()
+        assert type(place).__name__ == "TorchElasticEnvironment"
+        assert world_size({**cpu, **asked}) == 8
+    with pytest.raises(UserError, match=r"trainer.devices: found 2, but 4 processes"):
+        resolve_devices({**cpu, "devices": 2})
+    with pytest.raises(UserError, match=r"trainer.num_nodes: found 3, but .* on 2"):
+        resolve_devices({**cpu, "num_nodes": 3})
+
+
+@pytest.mark.parametrize(
+    ("asked", "count"),
+    [
+        ({}, 1),
+        ({"devices": "auto"}, 1),
+        ({"devices": "auto", "strategy": "ddp"}, 2),
+        ({"devices": -1, "strategy": "ddp"}, 2),
+        ({"devices": [0, 2, 3]}, 3),
+    ],
+)
+def test_how_many_devices_are_asked_for(asked: dict[str, Any], count: int) -> None:
+    assert devices_of({"accelerator": "cpu", **asked}) == count
+
+
+def spec(*words: str) -> dict[str, Any]:
+    """What the baseline's key is made of."""
+    config = check(composed("data.limit=200", "batch_size=48", "stages=[baseline]", *words))
+    (plan,) = chain_of(config)
+    return make_stage(plan, config, Digits(limit=200), {}).spec.model_dump(exclude_unset=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "share"), [(("student=mlp",), None), (("student=cnn", "student.net.width=4"), 6)]
+)
+def test_how_the_world_is_split_is_no_part_of_the_key(
+    words: tuple[str, ...], share: int | None, launched: Callable[[int, int], None]
+) -> None:
+    """But the images that a device sees at once are, for a net with batch norm: 48 / 8."""
+    alone, found = spec(*words), []
+    for size, local_size in ((8, 8), (8, 4)):
+        launched(size, local_size)
+        found.append(spec(*words, "trainer=ddp"))
+    assert found[0] == found[1]
+    assert found[0].pop("batch_size_per_device", None) == share
+    assert found[0] == alone
+    per_device = spec(*words, "trainer=ddp", "batch_size_per_device=6")
+    assert per_device == found[1]
+
+
+def test_images_without_a_label_make_the_share_matter(
+    launched: Callable[[int, int], None],
+) -> None:
+    """The mean of each device is over those that have one."""
+    launched(2, 2)
+    config = check(composed("data.limit=200", "stages=[teacher,distill]"))
+    (_, plan) = chain_of(config)
+    assert not depends_on_batch(plan, Digits(limit=200), {})
+    few = Digits(limit=200, labels=50).for_stage(plan.sees)
+    assert depends_on_batch(plan, few, {})
+
+
+# By their definitions; `rkd` and the others relate the images of a batch to each other.
+COMPARING = {"rkd": True, "sp": True, "cc": True, "pkt": True, "dist": True, "crd": True}
+SINGLE = {"kd": False, "dkd": False, "nkd": False, "mse_logits": False, "at": False, "vid": False}
+
+
+@pytest.mark.parametrize(("loss", "compares"), [*COMPARING.items(), *SINGLE.items()])
+def test_losses_that_compare_images_are_found(loss: str, compares: bool) -> None:
+    small = ("teacher.net.hidden=[16]", "student.net.hidden=[8]")
+    config = check(composed(f"loss={loss}", "stages=[teacher,distill]", *small))
+    (_, plan) = chain_of(config)
+    assert depends_on_batch(plan, Digits(limit=200), {}) == compares
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def tasks(*words: str) -> list[Process]:
+    """Two tasks of one step of SLURM, as srun starts them."""
+    step = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "SLURM_NNODES": "1"}
+    step |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    found = []
+    for rank in ("0", "1"):
+        own = {"SLURM_PROCID": rank, "SLURM_LOCALID": rank, "SLURM_NODEID": "0"}
+        environment = {**os.environ, **step, **own}
+        found.append(Process("kd.train", *RUN, *words, environment=environment))
+    return found
+
+
+def torchrun(*words: str, nodes: int, each: int) -> list[Process]:
+    """Launchers of torchrun that meet on this machine, one for each node."""
+    place = ("--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}")
+    flags = (f"--nnodes={nodes}", f"--nproc-per-node={each}", *place, "--local-addr=127.0.0.1")
+    command = (*flags, "-m", "kd.train", *RUN, *words)
+    return [Process("torch.distributed.run", *command) for _ in range(nodes)]
+
+
+def results(out: Path) -> tuple[dict[str, str], dict[str, Any], list[Any]]:
+    """Keys and weights of the stages by name, and the models of the only report."""
+    records = {file.parent: json.loads(file.read_text()) for file in out.glob("store/*/stage.json")}
+    keys = {record["name"]: record["key"] for record in records.values()}
+    weights = {
+        record["name"]: load_file(folder / "weights.safetensors")
+        for folder, record in records.items()
+    }
+    (report,) = out.glob("runs/*/report.json")
+    return keys, weights, [each["test"] for each in json.loads(report.read_text())["models"]]
+
+
+@pytest.mark.slow
+def test_launched_by_torchrun_by_srun_and_alone_it_is_the_same(tmp_path: Path) -> None:
+    """Two processes add the gradient up in another order: within 1e-5, see test_same_again.py."""
+    alone = tmp_path / "alone"
+    done = Process("kd.train", *RUN, "trainer.devices=1", f"output_dir={alone}").wait()
+    assert done.returncode == 0, done.stderr
+    keys, weights, tests = results(alone)
+    for name, start in (("srun", tasks), ("torchrun", partial(torchrun, nodes=2, each=1))):
+        out = tmp_path / name
+        first, second = (each.wait() for each in start(f"output_dir={out}"))
+        assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+        said = sorted((each.stdout + each.stderr for each in (first, second)), key=len)
+        assert not re.search("Report:|teacher|Warning", said[0]), said[0]
+        assert said[1].count("Report:") == 1
+        own_keys, own_weights, own_tests = results(out)
+        assert own_keys == keys
+        torch.testing.assert_close(own_weights, weights, rtol=1e-5, atol=1e-5)
+        for mine, theirs in zip(own_tests, tests, strict=True):
+            assert mine["accuracy"] == pytest.approx(theirs["accuracy"], abs=2 / 449)
+        assert not list(out.glob("store/*.partial"))
+
+
+def child_of_rank(rank: int, word: str) -> int:
+    """The process of a rank whose command line has a word."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            words = (folder / "cmdline").read_text().split("\0")
+            variables = (folder / "environ").read_text().split("\0")
+            if word in words and f"RANK={rank}" in variables:
+                return int(folder.name)
+    raise AssertionError(f"no process of rank {rank}")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs Linux's /proc")
+def test_a_killed_rank_ends_all_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    words = ("stages=[baseline]", "epochs=12")
+    out = f"output_dir={tmp_path / 'killed'}"
+    (run,) = torchrun(*words, out, nodes=1, each=2)
+    assert any("epoch 2/" in line for line in run.lines()), run.stderr
+    os.kill(child_of_rank(1, out), signal.SIGKILL)
+    killed = time.monotonic()
+    assert run.wait(60).returncode != 0
+    assert time.monotonic() - killed < 30
+    assert len(re.findall("^kd: ", run.stderr, re.M)) == 1, run.stderr
+    for each in tasks(*words, out):
+        assert each.wait().returncode == 0, each.stderr
+        assert "goes on" not in each.stderr
+    for each in tasks(*words, f"output_dir={tmp_path / 'whole'}"):
+        assert each.wait().returncode == 0, each.stderr
+    (_, went_on, _), (_, whole, _) = results(tmp_path / "killed"), results(tmp_path / "whole")
+    assert all(torch.equal(went_on["baseline"][name], it) for name, it in whole["baseline"].items())
