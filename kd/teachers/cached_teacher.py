@@ -17,6 +17,7 @@ from kd.data.views import Augment, make_views
 from kd.errors import WriteError
 from kd.log import console, say
 from kd.nets.hooks import NetOutput
+from kd.nets.layer_paths import FeaturePaths
 from kd.teachers.live_teacher import LiveTeacher, chunk_of
 from kd.teachers.view_files import ViewFiles
 
@@ -56,6 +57,7 @@ class CachedTeacher:
         pool: Images | None = None,
     ) -> None:
         self.live = live
+        self.paths: FeaturePaths | None = None
         self.images = images
         self.augment = augment
         self.seed = seed

@@ -32,7 +32,7 @@ class FeatureTeacher(LiveTeacher):
         precision: Precision = "32-true",
     ) -> None:
         super().__init__(answers, outputs, precision)
-        self.paths = paths
+        self.paths: FeaturePaths | None = paths
         self.hooks = FeatureHooks(answers.net, paths, kinds)
 
     @torch.no_grad()

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from kd.config.precision import Precision
 from kd.nets.hooks import NetOutput
+from kd.nets.layer_paths import FeaturePaths
 
 # On a CPU a net always gets this many images at once, padded with blank ones. The last bit of its
 # logits depends on the batch size (not on the other images), and must not depend on the caller.
@@ -43,7 +44,13 @@ class TeacherNet(Protocol):
 
 
 class Teacher(Protocol):
-    """Teacher in training."""
+    """Teacher in training.
+
+    Attributes:
+        paths: where its features come from; None where it gives none.
+    """
+
+    paths: FeaturePaths | None
 
     def __call__(self, x: Tensor, index: Tensor, view: int) -> NetOutput:
         """Return float32 logits [B, num_classes], and features where asked, without gradient.
@@ -78,6 +85,7 @@ class LiveTeacher:
         self.dtype = DTYPES[outputs]
         self.precision = precision
         self.device = torch.device("cpu")
+        self.paths: FeaturePaths | None = None
 
     def __deepcopy__(self, memo: object) -> "LiveTeacher":
         # Weight averaging copies the model; the teacher never changes, so one is enough

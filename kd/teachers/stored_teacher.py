@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from kd.nets.hooks import NetOutput
+from kd.nets.layer_paths import FeaturePaths
 
 
 class StoredTeacher:
@@ -15,6 +16,7 @@ class StoredTeacher:
 
     def __init__(self, rows: Tensor) -> None:
         self.rows = rows
+        self.paths: FeaturePaths | None = None
 
     def __deepcopy__(self, memo: object) -> "StoredTeacher":
         return self  # weight averaging copies the model; stored logits never change

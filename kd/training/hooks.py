@@ -6,8 +6,9 @@ from torch import Tensor, nn
 
 from kd.files.stage_record import StageSpec
 from kd.nets.hooks import FeatureHooks, build_arguments, kinds_of
-from kd.nets.layer_paths import FeaturePaths, study
+from kd.nets.layer_paths import study
 from kd.shape import Shape
+from kd.teachers.live_teacher import Teacher
 from kd.training.loss_spec import LossSpec
 
 
@@ -15,7 +16,7 @@ def hook(
     net: nn.Module,
     spec: StageSpec,
     loss: LossSpec,
-    teacher: object,
+    teacher: Teacher | None,
     shape: Shape,
     labels: Tensor,
 ) -> tuple[FeatureHooks | None, dict[str, Any]]:
@@ -27,7 +28,7 @@ def hook(
         labels: of all training images, int64 [N], -1 for none.
     """
     kinds = kinds_of(loss.signals, "s")
-    paths: FeaturePaths | None = getattr(teacher, "paths", None)
+    paths = teacher.paths if teacher is not None else None
     if not kinds:
         return None, build_arguments(None, paths, labels)
     own = study(net, spec.taps.get("student", []), shape, where="student.taps", training=True)
