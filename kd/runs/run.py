@@ -1,6 +1,5 @@
 """A run: the chain of stages, then the report, in a folder that appears complete."""
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
@@ -18,9 +17,8 @@ from kd.data.trial import shorten
 from kd.files.header import SCHEMA, STUDENT
 from kd.files.report_file import Report
 from kd.files.run_folder import RunFolder
-from kd.files.store import StageResult, Store
+from kd.files.store import StageResult
 from kd.files.tensors import save_tensors
-from kd.files.writing import writable, writing
 from kd.log import say
 from kd.reports.figures import figures_of_run
 from kd.reports.model_card import model_card
@@ -28,12 +26,13 @@ from kd.reports.opening import opening
 from kd.reports.run_events import begin, finish
 from kd.reports.run_page import as_page
 from kd.reports.run_report import as_markdown, as_table, make_report, verdict
+from kd.runs.frame import RunFrame
 from kd.runs.looks import looks
 from kd.runs.preflight import pending_plans, preflight
 from kd.stages.batch import fit_batch, with_batches
 from kd.stages.chain import LABELS_ONLY, Role, StagePlan, chain_of
 from kd.stages.result import role_logits
-from kd.stages.stage import Stage, complete, make_stage
+from kd.stages.stage import make_stage
 
 
 def run(
@@ -62,7 +61,7 @@ def run(
         StopRequest: by Ctrl-C; finished stages are kept.
     """
     config = config.resolve()
-    output = writable(Path(config.output_dir).expanduser())
+    frame = RunFrame(config, folder, since, out)
     chain = chain_of(config)  # also reads the losses, before the data
     loss = next((plan.loss for plan in chain if plan.loss.node is config.loss), LABELS_ONLY)
     data = data or construct(config.data, "data")
@@ -70,23 +69,15 @@ def run(
     chain = [fit_batch(plan, data, config.trainer) for plan in chain]
     config = with_batches(config, chain)
     shorten(data, config.trainer)
-    store = Store(output / "store")
-    if left := chain if config.force else pending_plans(chain, config, data, store):
+    if left := chain if config.force else pending_plans(chain, config, data, frame.store):
         preflight(left, config, data)
         for line in opening(chain, data):
             say(line)
-    folder = folder or RunFolder(output / "runs", config.name)
-    with (
-        writing(folder.path, "the run's folder"),
-        folder,
-        begin(folder.events, config, data) as events,
-    ):
+    with frame.open_folder() as folder, begin(folder.events, config, data) as events:
         stages: dict[str, StageResult] = {}
         for plan in chain:
             stage = make_stage(plan, config, data, stages)
-            stages[plan.name], how = finish_stage(
-                stage, store, data, folder, force=config.force, since=since
-            )
+            stages[plan.name], how = frame.finish(stage, data, folder)
             accuracy = 100 * stages[plan.name].record.val.accuracy("best")
             say(f"{plan.name}: {how}, validation accuracy {accuracy:.2f} % ({stage.key})")
         results = by_role(chain, stages)
@@ -101,32 +92,7 @@ def run(
             if "/" not in name or name.rpartition("/")[2] in own
         }
         finish(events, config, loss, report, shown)
-    console = out or Console()
-    console.print(as_table(report))
-    for line in verdict(report):
-        console.print(line, highlight=False)
-    console.print(f"Report: {folder.final / 'report.html'}", highlight=False, soft_wrap=True)
-    return folder.final
-
-
-def finish_stage(
-    stage: Stage,
-    store: Store,
-    data: DataModule,
-    folder: RunFolder,
-    *,
-    force: bool,
-    since: datetime | None,
-) -> tuple[StageResult, str]:
-    """Train or fetch a stage, with live curves in the run folder; also returns how it was got."""
-    folder.follow(stage.name, store.root / f"{stage.key}.partial" / "tensorboard")
-    started = time.perf_counter()
-    result, reused = complete(stage, store, data, force=force, since=since)
-    folder.settle(stage.name, result.folder / "tensorboard", store.root.parent)
-    trained = (
-        f"trained in {time.perf_counter() - started:.0f} s" if stage.spec.epochs else "used as is"
-    )
-    return result, "already there" if reused else trained
+    return frame.show(folder, as_table(report), verdict(report))
 
 
 def by_role(

@@ -23,15 +23,15 @@ from kd.files.report_file import (
     ValidationAccuracy,
 )
 from kd.files.run_folder import RunFolder
-from kd.files.store import StageResult, Store
-from kd.files.writing import writable, writing
+from kd.files.store import StageResult
 from kd.log import say
 from kd.nets.build import build_net, fresh_node
 from kd.reports.figures import export
 from kd.reports.run_report import make_report
 from kd.reports.tasks import EVALUATIONS, PICTURES, as_markdown, as_table, pictures
+from kd.runs.frame import RunFrame
 from kd.runs.preflight import check_single
-from kd.runs.run import figures_of, finish_stage, write_run
+from kd.runs.run import figures_of, write_run
 from kd.shape import Shape
 from kd.stages.batch import fit_batch
 from kd.stages.chain import LABELS_ONLY, Role, StagePlan, check_recipe
@@ -171,25 +171,18 @@ def run(
         StopRequest: by Ctrl-C; finished stages are kept.
     """
     config = config.resolve()
-    output = writable(Path(config.output_dir).expanduser())
+    frame = RunFrame(config, folder, since, out)
     schedule = TaskSchedule(config, construct(config.data, "data"))
     preflight(schedule)
-    store = Store(output / "store")
-    folder = folder or RunFolder(output / "runs", config.name)
-    with writing(folder.path, "the run's folder"), folder:
+    with frame.open_folder() as folder:
         results: list[StageResult] = []
         for _ in schedule.source.tasks:
-            results.append(_learn(schedule, results, store, folder, since))
+            results.append(_learn(schedule, results, frame, folder))
         net: dict[Role, StageResult] = {"student": in_data_order(schedule, results[-1])}
         logits = role_logits(net, schedule.source.as_it_is())
         report = _report(schedule, results, net, logits, command)
         _write(folder.path, report, schedule, net, logits)
-    console = out or Console()
-    console.print(as_table(report))
-    for line in trial_note(config.trainer):
-        console.print(line)
-    console.print(f"Report: {folder.final / 'report.html'}", highlight=False, soft_wrap=True)
-    return folder.final
+    return frame.show(folder, as_table(report), trial_note(config.trainer))
 
 
 def _report(
@@ -246,23 +239,20 @@ def _report(
 def _learn(
     schedule: TaskSchedule,
     results: Sequence[StageResult],
-    store: Store,
+    frame: RunFrame,
     folder: RunFolder,
-    since: datetime | None,
 ) -> StageResult:
     task = len(results)
     data = schedule.data(results)
     stage = schedule.stage(data, results)
-    finished, how = finish_stage(
-        stage, store, data, folder, force=schedule.config.force, since=since
-    )
+    result, how = frame.finish(stage, data, folder)
     names = ", ".join(data.classes[place] for place in schedule.source.places(task))
-    accuracy = 100 * finished.record.val.accuracy("last")
+    accuracy = 100 * result.record.val.accuracy("last")
     say(
         f"{stage.name} ({names}): {how}, validation accuracy on what it trained on "
         f"{accuracy:.2f} % ({stage.key})"
     )
-    return finished
+    return result
 
 
 def preflight(schedule: TaskSchedule) -> None:
