@@ -3,7 +3,6 @@
 import copy
 import re
 from collections.abc import Collection, Mapping
-from typing import Any
 
 from omegaconf import Container, DictConfig, OmegaConf
 
@@ -55,7 +54,7 @@ def after_underscore(word: str | None) -> str:
     return f"_{word}" if word and word != "null" else ""
 
 
-def one_minus(value: Any) -> Any:
+def one_minus(value: object) -> object:
     """Compute 1 minus a number or a schedule of the config."""
     if isinstance(value, DictConfig):
         return {"schedule": "one_minus", "of": OmegaConf.to_container(value, resolve=True)}
@@ -63,7 +62,7 @@ def one_minus(value: Any) -> Any:
     return 1 - value if isinstance(value, (int, float)) else value
 
 
-def in_a_name(value: Any) -> str:
+def in_a_name(value: object) -> str:
     """Format a number or a schedule for a file name: `4.0`, `cosine-8-2`."""
     if not isinstance(value, Mapping):
         return str(value)
@@ -74,7 +73,7 @@ def in_a_name(value: Any) -> str:
     return re.sub(r"[^A-Za-z0-9.-]+", "-", "-".join(words))
 
 
-def _numbers(node: Any, prefix: str) -> list[str]:
+def _numbers(node: object, prefix: str) -> list[str]:
     """Return the dotted keys of numbers under a config node."""
     if isinstance(node, dict):
         return [key for name, value in node.items() for key in _numbers(value, f"{prefix}.{name}")]

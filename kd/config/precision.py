@@ -1,6 +1,6 @@
 """Number format of training: accepted values, and the meaning of `auto` on this machine."""
 
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from pydantic_core import PydanticCustomError
 
@@ -12,7 +12,7 @@ ACCEPTED = ("auto", *get_args(Precision))
 SHORT = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}  # Lightning accepts these too
 
 
-def read_precision(found: Any, key: str) -> str:
+def read_precision(found: object, key: str) -> str:
     """Normalise a precision from the config to one of `ACCEPTED`.
 
     Raises:

@@ -12,7 +12,7 @@ import math
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from kd.config.construct import check_keywords, check_values, resolve_target
 from kd.errors import UserError, nearest
@@ -104,7 +104,7 @@ GRID = [i / 100 for i in range(101)]
 NAMES = ("constant", "linear", "cosine", "step", "warmup", "one_minus")
 
 
-def is_schedule(value: Any, where: str = "schedule") -> bool:
+def is_schedule(value: object, where: str = "schedule") -> bool:
     """Whether a config value is a schedule: has `schedule`, or a `_target_` that takes
     `progress`.
     """
@@ -116,7 +116,7 @@ def is_schedule(value: Any, where: str = "schedule") -> bool:
     )
 
 
-def make_schedule(value: Any, where: str, accept: Accept = ANY) -> Schedule:
+def make_schedule(value: object, where: str, accept: Accept = ANY) -> Schedule:
     """Build a function of progress in [0, 1] from a number or a schedule in the config.
 
     Args:
@@ -152,7 +152,9 @@ def make_schedule(value: Any, where: str, accept: Accept = ANY) -> Schedule:
     return schedule
 
 
-def _resolve(node: Mapping[str, Any], where: str) -> tuple[Callable[..., float], dict[str, Any]]:
+def _resolve(
+    node: Mapping[str, object], where: str
+) -> tuple[Callable[..., float], dict[str, object]]:
     """Return a schedule's function, and its keywords except `progress`."""
     if "schedule" in node:
         name = node["schedule"]

@@ -1,7 +1,6 @@
 """Values of `teacher.data`: a folder, changed keys of the run's data, or another source."""
 
 from collections.abc import Mapping
-from typing import Any
 
 FOLDER = "kd.data.image_folder.ImageFolder"
 
@@ -9,7 +8,9 @@ FOLDER = "kd.data.image_folder.ImageFolder"
 NOT_TAKEN_OVER = ("labels", "omit", "val_labels", "unlabeled", "limit", "parts", "teacher_data")
 
 
-def teacher_source(data: Mapping[str, Any], asked: str | Mapping[str, Any]) -> dict[str, Any]:
+def teacher_source(
+    data: Mapping[str, object], asked: str | Mapping[str, object]
+) -> dict[str, object]:
     """Build the config node of the teacher's training data.
 
     Args:

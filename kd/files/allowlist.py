@@ -4,7 +4,6 @@ anybody.
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from kd.errors import UserError
 
@@ -32,7 +31,7 @@ READING = {
 
 
 def check_allowlist(
-    node: Any,
+    node: object,
     kind: str,
     where: str,
     trust: Sequence[str] = (),

@@ -4,7 +4,6 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from kd.errors import UserError, nearest
 from kd.files.header import header_of
@@ -76,7 +75,7 @@ def names_from_config(value: str | Sequence[str], where: str) -> list[str]:
     return found
 
 
-def _as_names(value: Any) -> list[str] | None:
+def _as_names(value: object) -> list[str] | None:
     """Convert a list of names, or a mapping between names and indices, to names in order."""
     if isinstance(value, Mapping):
         try:

@@ -61,7 +61,9 @@ def read_weights(path: Path, where: str) -> list[StateDict]:
     )
 
 
-def _states(value: Any, holders: tuple[str, ...], beside: tuple[str, ...]) -> Iterator[StateDict]:
+def _states(
+    value: object, holders: tuple[str, ...], beside: tuple[str, ...]
+) -> Iterator[StateDict]:
     if not isinstance(value, Mapping):
         return
     named = {name: each for name, each in value.items() if isinstance(name, str)}
@@ -74,7 +76,7 @@ def _states(value: Any, holders: tuple[str, ...], beside: tuple[str, ...]) -> It
             yield from _states(named[name], (*holders, name), tuple(named))
 
 
-def read_content(path: Path, where: str) -> Any:
+def read_content(path: Path, where: str) -> object:
     """Read everything in a weights file; only tensors and plain values are unpickled.
 
     Raises:
@@ -111,7 +113,7 @@ def _refusal(path: Path, where: str, needed: str) -> str:
     )
 
 
-def _state_in(outline: Any) -> str:
+def _state_in(outline: object) -> str:
     """Return the Python expression for the state dict in a loaded file x with this outline."""
     if not isinstance(outline, Mapping):
         return "x.state_dict()"
@@ -136,16 +138,16 @@ def _places(outline: Mapping[Any, Any], x: str, depth: int = 0) -> Iterator[tupl
 class _Blank:
     """Placeholder for anything that is not read: a net, a storage, a custom class."""
 
-    def __init__(self, *_: Any, **__: Any) -> None: ...
+    def __init__(self, *_: object, **__: object) -> None: ...
 
-    def __setstate__(self, _: Any) -> None: ...
+    def __setstate__(self, _: object) -> None: ...
 
-    def __setitem__(self, _: Any, __: Any) -> None: ...
+    def __setitem__(self, _: object, __: object) -> None: ...
 
-    def append(self, _: Any) -> None:
+    def append(self, _: object) -> None:
         """Ignore items that a pickle appends to a custom list."""
 
-    def extend(self, _: Any) -> None:
+    def extend(self, _: object) -> None:
         """Ignore items that a pickle adds to a custom list."""
 
 
@@ -156,18 +158,18 @@ class _BlankTensor(_Blank):
 class _Outline(pickle.Unpickler):
     """Unpickler of mappings only; classes become placeholders, so nothing is imported or called."""
 
-    def find_class(self, module: str, name: str) -> Any:
+    def find_class(self, module: str, name: str) -> object:
         """Return `OrderedDict`, or a placeholder."""
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
         return _BlankTensor if module == "torch._utils" else _Blank
 
-    def persistent_load(self, _: Any) -> Any:
+    def persistent_load(self, _: object) -> object:
         """Return a placeholder for a tensor's storage."""
         return _Blank()
 
 
-def _outline(path: Path) -> Any:
+def _outline(path: Path) -> object:
     """Return the mappings in a `torch.save` file with placeholders for the rest."""
     try:
         if zipfile.is_zipfile(path):

@@ -61,7 +61,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     return found
 
 
-def _digest(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> str:
+def _digest(tensors: Mapping[str, Tensor], about: Mapping[str, object]) -> str:
     """Compute the SHA-256 of tensors with names, shapes and types, and of the header."""
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):

@@ -1,7 +1,5 @@
 """Operating points: the score threshold for a positive, chosen on one part, tested on another."""
 
-from typing import Any
-
 import torch
 from scipy.stats import binomtest
 from torch import Tensor
@@ -46,7 +44,7 @@ def by_cost(scores: Tensor, positive: Tensor, miss_cost: float) -> float:
     return float(ordered[best]) if best < len(ordered) else float("inf")
 
 
-def at_threshold(scores: Tensor, positive: Tensor, threshold: float) -> dict[str, Any]:
+def at_threshold(scores: Tensor, positive: Tensor, threshold: float) -> dict[str, object]:
     """Evaluate a threshold.
 
     Args:
@@ -75,7 +73,7 @@ def at_threshold(scores: Tensor, positive: Tensor, threshold: float) -> dict[str
     return {**counts, **{k: v for name, share in shares.items() for k, v in _share(name, *share)}}
 
 
-def _share(name: str, count: int, total: int) -> list[tuple[str, Any]]:
+def _share(name: str, count: int, total: int) -> list[tuple[str, object]]:
     if not total:
         return [(name, None), (f"{name}_ci95", None)]
     interval = binomtest(count, total).proportion_ci(method="wilson")

@@ -6,7 +6,6 @@ The layout is `templates/page.html.jinja`; a page is a template that extends it.
 import base64
 import io
 from dataclasses import dataclass
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib import rc_context
@@ -58,7 +57,7 @@ def image(figure: Figure, caption: str, alt: str) -> Picture:
     return Picture(f"data:image/png;base64,{data}", caption, alt, round(96 * figure.get_figwidth()))
 
 
-def render(template: str, **values: Any) -> str:
+def render(template: str, **values: object) -> str:
     """Render a template of `kd/reports/templates`; values are escaped."""
     environment = Environment(
         loader=PackageLoader("kd.reports"),

@@ -28,8 +28,12 @@ def provenance() -> Provenance:
 def provenance_of(command: str) -> dict[str, object]:
     """The same under the keys of a record, with the line that repeats it."""
     found = provenance()
-    environment = found.environment.plain()
-    return {**found._asdict(), "command": command, "environment": environment}
+    return {
+        "finished": found.finished,
+        "git": found.git,
+        "command": command,
+        "environment": found.environment.plain(),
+    }
 
 
 def _environment() -> Environment:

@@ -20,7 +20,7 @@ PACKAGES = {"site-packages", "dist-packages"}
 INSTALLED = tuple(sysconfig.get_path(kind) for kind in ("purelib", "platlib", "stdlib"))
 
 
-def code_of(*nodes: Mapping[str, Any]) -> dict[str, str]:
+def code_of(*nodes: Mapping[str, object]) -> dict[str, str]:
     """Hash each module of a `_target_` and those it imports, without comments and docstrings.
 
     A class's `taps` do not count: the layers in use are in the key themselves.
@@ -100,7 +100,7 @@ def _bare(tree: ast.Module) -> str:
     return ast.unparse(tree)
 
 
-def targets(node: Any) -> list[Mapping[str, Any]]:
+def targets(node: object) -> list[Mapping[str, object]]:
     """List all nodes of a config that name code, at any depth."""
     if isinstance(node, list):
         return [found for each in node for found in targets(each)]

@@ -3,7 +3,6 @@
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -158,7 +157,7 @@ def name_of(result: StageResult) -> str:
     return name_of_net(result.record.spec.net)
 
 
-def name_of_net(node: Mapping[str, Any]) -> str:
+def name_of_net(node: Mapping[str, object]) -> str:
     """Format the name of a net's config node."""
     target, options = resolve_target(node, "net")
     if target is Ensemble:
@@ -184,5 +183,5 @@ def name_of_net(node: Mapping[str, Any]) -> str:
     return f"{name}({', '.join(f'{k}={v}' for k, v in changed.items())})" if changed else name
 
 
-def _items(value: Any) -> tuple[Any, ...]:
+def _items(value: object) -> tuple[object, ...]:
     return value if isinstance(value, tuple) else ()

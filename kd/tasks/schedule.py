@@ -18,7 +18,7 @@ from kd.errors import UnusedError, UserError, nearest
 Task = tuple[int, ...]  # labels, as in the data
 
 
-def _division(value: Any) -> int | list[list[str | int]]:
+def _division(value: object) -> int | list[list[str | int]]:
     """Validate a number of tasks, or lists of classes."""
     if type(value) is int and value > 0:
         return value

@@ -1,6 +1,6 @@
 """Live teacher, and the protocols for all teachers."""
 
-from typing import Any, Literal, Protocol, get_args
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -39,7 +39,7 @@ class TeacherNet(Protocol):
     def __call__(self, x: Tensor) -> Tensor:
         """Return logits [B, num_classes] without gradient, independent of the rest of the batch."""
 
-    def to(self, device: torch.device) -> Any:
+    def to(self, device: torch.device) -> object:
         """Move to a device."""
 
 
@@ -64,7 +64,7 @@ class Teacher(Protocol):
     def prepare(self, view: int) -> None:
         """Prepare for a view; called before its first batch."""
 
-    def to(self, device: torch.device) -> Any:
+    def to(self, device: torch.device) -> object:
         """Move to a device."""
 
 

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.lib import format as npy
@@ -147,7 +146,7 @@ class ViewFiles:
     def _folder(self, view: int) -> Path:
         return self.folder / f"view-{view}"
 
-    def _manifest(self) -> dict[str, Any]:
+    def _manifest(self) -> dict[str, object]:
         return {"rows": self.rows, "classes": self.classes, "dtype": self.dtype}
 
     def _verify(self, folder: Path) -> None:

@@ -65,7 +65,7 @@ class History(Callback):
             del metrics["train/acc"]
         return {"epoch": epoch, **metrics, "seconds": round(seconds, 3)}
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """Return the state for the checkpoint."""
         return {"rows": self.rows}
 
@@ -77,7 +77,7 @@ class History(Callback):
 class StepLimit(Callback):
     """Stops at `trainer.max_steps` after a final validation, which Lightning skips in mid-epoch."""
 
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, *_: object) -> None:
         """Request the stop."""
         if trainer.global_step >= trainer.max_steps > 0:
             trainer.should_stop = True

@@ -44,7 +44,7 @@ class Distiller(L.LightningModule):
         self,
         net: nn.Module,
         objective: Objective,
-        configure: Callable[..., tuple[Optimizer, Any]],
+        configure: Callable[..., tuple[Optimizer, object]],
         *,
         views: EpochViews,
         normalization: tuple[tuple[float, ...], tuple[float, ...]],
@@ -85,7 +85,7 @@ class Distiller(L.LightningModule):
         own = self.global_rank * 2**40  # each rank has other images, which want other draws
         torch.manual_seed((self.seed * 1_000_003 + self.current_epoch + 1 + own) % 2**63)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, object]:
         """Distil one batch; returns the `loss`, a scalar, and all its `parts` for `StepLog`."""
         pixels, labels, index = batch
         view = self.views.number(self.current_epoch)

@@ -1,7 +1,5 @@
 """Feature hooks on the net in training, as its loss needs them."""
 
-from typing import Any
-
 from torch import Tensor, nn
 
 from kd.files.stage_record import StageSpec
@@ -19,7 +17,7 @@ def hook(
     teacher: Teacher | None,
     shape: Shape,
     labels: Tensor,
-) -> tuple[FeatureHooks | None, dict[str, Any]]:
+) -> tuple[FeatureHooks | None, dict[str, object]]:
     """Hook the net in training for its loss; also returns constructor arguments for that loss.
 
     Args:

@@ -14,7 +14,7 @@ FALLS = {"step": (1 / 2, 3 / 4), "step_late": (5 / 8, 3 / 4, 7 / 8)}
 
 
 def make_schedule_of_rate(
-    optimizer: Optimizer, schedule: str | Mapping[str, Any], steps: int, epochs: float
+    optimizer: Optimizer, schedule: str | Mapping[str, object], steps: int, epochs: float
 ) -> LRScheduler:
     """Build the learning-rate scheduler, stepped per batch; groups keep their ratio to `lr`.
 
