@@ -328,7 +328,7 @@ def _command(command: str, overrides: Sequence[str]) -> str:
 
 
 def _refuse_devices(entries: Sequence[Entry]) -> None:
-    """A process of joblib's pool cannot start those that several devices need."""
+    """Refuse several devices in joblib's pool, whose processes cannot start others."""
     from kd.training.devices import devices_of  # which brings torch
 
     found = [devices_of(entry.config.trainer) for entry in entries if entry.config]

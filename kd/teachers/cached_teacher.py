@@ -151,9 +151,8 @@ class CachedTeacher:
         ranks = dist.get_world_size()
         most = -(-len(index) // ranks)
         own = index[rank * most : (rank + 1) * most]
-        mine = torch.zeros(
-            most, self.files.classes, dtype=self.live.dtype, device=self.live.device
-        )  # equally many on each rank
+        # Equally many on each rank
+        mine = torch.zeros(most, self.files.classes, dtype=self.live.dtype, device=self.live.device)
         if len(own):
             mine[: len(own)] = self._ask(view, own)
         parts = [torch.empty_like(mine) for _ in range(ranks)] if rank == 0 else None

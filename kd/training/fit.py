@@ -152,7 +152,7 @@ def train_together(
         loaders: of training and validation images.
         resumes: whether to go on from `last.ckpt` in the folder.
     """
-    if runtime.get("compile") and distiller.hooks is None:  # hooks would split it into parts
+    if runtime.get("compile") and distiller.hooks is None:  # hooks would split the compiled graph
         distiller.net.compile()
     own = [*own, OwnSignals()] if current() else own
     trainer = make_trainer(spec, folder, runtime, own)
