@@ -24,10 +24,11 @@ from kd.stages.chain import chain_of
 from kd.stages.stage import complete, make_stage
 from kd.teachers.frozen_teacher import FrozenTeacher
 from kd.teachers.live_teacher import LiveTeacher
-from kd.training.callbacks import RemainingTime, duration
+from kd.training.callbacks import RemainingTime
 from kd.training.distiller import Distiller
 from kd.training.layout import layout_of
 from kd.training.optim import make_optimizer
+from kd.training.remaining import Outlook, duration
 from kd.training.trainer import check_compiler
 
 Make = Callable[..., Config]
@@ -348,6 +349,7 @@ class FakeTrainer:
     """At a step of a stage of 60 epochs of 100 steps."""
 
     is_global_zero, max_epochs, estimated_stepping_batches = True, 60, 6000
+    progress_bar_callback = None
 
     def __init__(self, step: int) -> None:
         self.global_step = step
@@ -388,6 +390,27 @@ def test_how_long_a_stage_still_takes(
         now[0] += 1
         callback.on_train_batch_end(FakeTrainer(first + step), None, None, None, 0)
     assert capsys.readouterr().err.splitlines() == expected
+
+
+@pytest.mark.parametrize("bar", [None, "a bar"])
+def test_how_long_the_run_still_takes(
+    bar: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A step a second, of 600, then longer stages; a bar shows it after the first line."""
+    now = [50.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    monkeypatch.setattr(FakeTrainer, "estimated_stepping_batches", 600)
+    monkeypatch.setattr(FakeTrainer, "progress_bar_callback", bar)
+    callback: Any = RemainingTime("teacher", Outlook(lambda seconds: 2.5 * seconds, "kd budget"))
+    callback.on_train_start(FakeTrainer(0), None)
+    for step in range(1, 300):
+        now[0] += 1
+        callback.on_train_batch_end(FakeTrainer(step), None, None, None, 0)
+    first = "teacher: about 10 min left of 10 min, 35 min of the run; half an hour in all:"
+    later = "teacher: about 7 min left of 10 min, 32 min of the run"
+    said = capsys.readouterr().err.splitlines()
+    assert said == [first, "  kd budget", *([] if bar else [later])]
+    assert callback.left == "5 min, 30 min of the run"
 
 
 def test_lengths_of_time() -> None:

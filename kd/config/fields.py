@@ -100,4 +100,18 @@ def _refusal(text: str) -> PydanticCustomError:
     return PydanticCustomError("number", "{text}", {"text": text})
 
 
+def seconds_of(length: str) -> float:
+    """Return a length of time such as `90s`, `30min`, `1h30min` in seconds; 0 if it is none."""
+    parts = re.fullmatch(r"(?:([\d.]+)h)?(?:([\d.]+)min)?(?:([\d.]+)s)?", length)
+    try:
+        found = [float(each or 0) for each in parts.groups()] if parts else []
+    except ValueError:
+        return 0.0
+    return sum(number * unit for number, unit in zip(found, (3600, 60, 1), strict=False))
+
+
+Budget = Annotated[
+    str,
+    AcceptedValue("a length of time such as 90s, 30min, 1h30min", lambda it: seconds_of(it) > 0),
+]
 FolderName = Annotated[str, AfterValidator(_folder_name)]

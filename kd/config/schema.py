@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from kd.config.checking import as_floats, check_as, validate
-from kd.config.fields import FolderName, LearningRate, Node, Seed, Trains, number
+from kd.config.fields import Budget, FolderName, LearningRate, Node, Seed, Trains, number
 from kd.config.knobs import KNOBS, refuse_unused, uses
 from kd.config.precision import ACCEPTED, read_precision, resolve_precision
 from kd.config.schedules import POSITIVE, SHARE
@@ -324,11 +324,13 @@ class Config(Training):
     """Config of `kd.train`; the recipe at top level is that of student and baseline.
 
     Attributes:
+        budget: how long the stages may take together; fewer epochs where they would take longer.
         numbers_from: source of the loss's numbers, unless set on the command line; null for the
             loss file. See conf/authors.
     """
 
     numbers_from: str | None
+    budget: Budget | None
     stages: Annotated[list[str], Field(min_length=1)]
     stage: dict[Annotated[str, Field(pattern=r"^\w+$")], StageConfig]
     teacher: TeacherConfig

@@ -1,7 +1,7 @@
 """A run: the chain of stages, then the report, in a folder that appears complete."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from kd.data.trial import shorten
 from kd.files.header import SCHEMA, STUDENT
 from kd.files.report_file import Report
 from kd.files.run_folder import RunFolder
-from kd.files.store import StageResult
+from kd.files.store import StageResult, Store
 from kd.files.tensors import save_tensors
 from kd.log import say
 from kd.reports.figures import figures_of_run
@@ -26,6 +26,7 @@ from kd.reports.opening import opening
 from kd.reports.run_events import begin, finish
 from kd.reports.run_page import as_page
 from kd.reports.run_report import as_markdown, as_table, make_report, verdict
+from kd.runs.duration import outlook, within_budget
 from kd.runs.frame import RunFrame
 from kd.runs.looks import looks
 from kd.runs.preflight import pending_plans, preflight
@@ -66,10 +67,8 @@ def run(
     loss = next((plan.loss for plan in chain if plan.loss.node is config.loss), LABELS_ONLY)
     data = data or construct(config.data, "data")
     assert isinstance(data, DataModule)
-    chain = [fit_batch(plan, data, config.trainer) for plan in chain]
-    config = with_batches(config, chain)
-    shorten(data, config.trainer)
-    if left := chain if config.force else pending_plans(chain, config, data, frame.store):
+    config, chain = _fit_config(config, chain, data, frame.store)
+    if left := _pending(chain, config, data, frame.store):
         preflight(left, config, data)
         for line in opening(chain, data):
             say(line)
@@ -77,6 +76,7 @@ def run(
         stages: dict[str, StageResult] = {}
         for plan in chain:
             stage = make_stage(plan, config, data, stages)
+            stage = replace(stage, outlook=outlook(plan, left, config, data, command))
             stages[plan.name], how = frame.finish(stage, data, folder)
             accuracy = 100 * stages[plan.name].record.val.accuracy("best")
             say(f"{plan.name}: {how}, validation accuracy {accuracy:.2f} % ({stage.key})")
@@ -93,6 +93,26 @@ def run(
         }
         finish(events, config, loss, report, shown)
     return frame.show(folder, as_table(report), verdict(report))
+
+
+def _fit_config(
+    config: Config, chain: Sequence[StagePlan], data: DataModule, store: Store
+) -> tuple[Config, list[StagePlan]]:
+    """Fit batches to the data, the data to a trial, and epochs to the budget."""
+    chain = [fit_batch(plan, data, config.trainer) for plan in chain]
+    config = with_batches(config, chain)
+    shorten(data, config.trainer)
+    if config.budget is None:
+        return config, chain
+    config = within_budget(config, chain, _pending(chain, config, data, store), data)
+    return config, [fit_batch(plan, data, config.trainer) for plan in chain_of(config)]
+
+
+def _pending(
+    chain: Sequence[StagePlan], config: Config, data: DataModule, store: Store
+) -> Sequence[StagePlan]:
+    """Return the stages that are to be trained."""
+    return chain if config.force else pending_plans(chain, config, data, store)
 
 
 def by_role(

@@ -57,6 +57,7 @@ from kd.teachers.view_files import Room, ViewFiles
 from kd.training.devices import world_size
 from kd.training.fake_quantize import fake_quantize
 from kd.training.loss_spec import LossSpec
+from kd.training.remaining import Outlook
 
 # Trainer options that do not change a stage's result.
 RUNTIME_ONLY = {
@@ -106,6 +107,7 @@ class Stage:
         room: storage of the teacher's outputs; None stores nothing.
         stored: logits [training images, C] to replay instead of a teacher.
         sees: which training images and labels it sees.
+        outlook: what the run does after it, for messages.
     """
 
     name: str
@@ -121,6 +123,7 @@ class Stage:
     room: Room | None = None
     stored: Tensor | None = None
     sees: Sees = "all"
+    outlook: Outlook | None = None
 
     @property
     def key(self) -> str:
@@ -359,6 +362,7 @@ def _train(
         reference=reference,
         watch=watch,
         learned=learned,
+        outlook=stage.outlook,
     )
     if stage.spec.align:
         factor = _align_head(net, folder / WEIGHTS)

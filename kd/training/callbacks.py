@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning.pytorch as L
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
@@ -15,6 +15,7 @@ from kd.log import say
 from kd.teachers.diagnosis import TeacherDiagnosis
 from kd.training.distiller import Distiller
 from kd.training.finite import check_row
+from kd.training.remaining import Outlook, duration
 
 
 class History(Callback):
@@ -99,16 +100,23 @@ class Best(ModelCheckpoint):
 
 
 class RemainingTime(Callback):
-    """Logs the remaining time of a stage after 20 seconds, and again every few minutes.
+    """Logs the remaining time of a stage and of the run after 20 seconds, and again every few
+    minutes; on a terminal the progress bar shows it instead.
 
     Args:
         name: of the stage.
+        outlook: what the run does after it; None if the stage is all.
+
+    Attributes:
+        left: text for the progress bar; empty in the first seconds.
     """
 
     FIRST, EVERY, LONG = 20.0, 180.0, 1800.0  # seconds
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, outlook: Outlook | None = None) -> None:
         self.name = name
+        self.outlook = outlook
+        self.left = ""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock, after the steps of an earlier attempt."""
@@ -122,30 +130,45 @@ class RemainingTime(Callback):
         """Log the remaining time when due."""
         passed = time.perf_counter() - self.started
         done = trainer.global_step - self.before
-        if passed < self.due or not trainer.is_global_zero or done == 0:
+        if passed < self.FIRST or not trainer.is_global_zero or done == 0:
             return
         steps = int(trainer.estimated_stepping_batches)
         left = passed / done * (steps - trainer.global_step)
-        whole = passed + left
-        advice = self._advice(trainer, whole)
-        say(f"{self.name}: about {duration(left)} left of {duration(whole)}{advice}")
+        rest = self.outlook.rest(passed / done * steps) if self.outlook else 0.0
+        run = f", {duration(left + rest)} of the run" if rest else ""
+        self.left = f"{duration(left)}{run}"
+        first = self.due == self.FIRST
+        if passed < self.due or (trainer.progress_bar_callback and not first):
+            return
+        advice = self._advice(trainer, passed + left, rest) if first and not self.before else ""
+        say(f"{self.name}: about {duration(left)} left of {duration(passed + left)}{run}{advice}")
         self.due = passed + self.EVERY
 
-    def _advice(self, trainer: L.Trainer, whole: float) -> str:
-        """Suggest a setting that takes half an hour, in the first message of a longer stage."""
+    def _advice(self, trainer: L.Trainer, whole: float, rest: float) -> str:
+        """Suggest a line for half an hour where the stage and those after it take longer."""
+        if whole + rest <= self.LONG:
+            return ""
+        if self.outlook:
+            return f"; half an hour in all:\n  {self.outlook.shorter}"
         epochs = int((trainer.max_epochs or 0) * self.LONG / whole)
-        if whole <= self.LONG or self.before or self.due > self.FIRST or epochs < 1:
+        if epochs < 1:
             return ""
         prefix = "teacher." if self.name.startswith("teacher") else ""
         return f"; {prefix}epochs={epochs} would take half an hour"
 
 
-def duration(seconds: float) -> str:
-    """Format a duration for people: `40 s`, `12 min`, `3 h 20 min`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+class Progress(RichProgressBar):
+    """Progress bar that also shows the remaining time of the stage and of the run."""
+
+    def get_metrics(
+        self, trainer: L.Trainer, pl_module: L.LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
+        """Add `left` to the metrics."""
+        found = super().get_metrics(trainer, pl_module)
+        for each in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(each, RemainingTime) and each.left:
+                found["left"] = each.left
+        return found
 
 
 class DiagnosisLog(Callback):

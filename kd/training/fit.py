@@ -32,6 +32,7 @@ from kd.training.hooks import hook
 from kd.training.loss_spec import LossSpec
 from kd.training.objective import Objective
 from kd.training.optim import make_optimizer
+from kd.training.remaining import Outlook
 from kd.training.step_log import StepLog
 from kd.training.trainer import make_trainer, send_as_bytes
 
@@ -52,6 +53,7 @@ def fit(
     reference: Tensor | None = None,
     watch: Callable[[Mapping[str, float]], None] | None = None,
     learned: Mapping[str, Tensor] | None = None,
+    outlook: Outlook | None = None,
 ) -> TrainingOutcome:
     """Train one stage, or resume an earlier attempt in the same folder.
 
@@ -70,6 +72,7 @@ def fit(
         watch: receives each epoch's row, also those of an earlier attempt; an exception ends the
             training.
         learned: loss parameters, by name, of the stage that this one starts from.
+        outlook: what the run does after it, for messages.
 
     Raises:
         StopRequest: by Ctrl-C; the next call resumes after the last finished epoch.
@@ -80,7 +83,7 @@ def fit(
     distiller = _distiller(net, spec, loss, data, teacher, reference)
     distiller.objective.go_on_from(learned or {})
     history = History(name, watch)
-    own = [history, *_callbacks(name, spec, diagnosis, data.shape)]
+    own = [history, *_callbacks(name, spec, diagnosis, data.shape, outlook)]
     ranks = world_size({**runtime, **spec.trainer})
     train = data.train_loader(spec.batch_size, spec.seed, ranks)
     val = data.val_loader(ranks=ranks)
@@ -124,10 +127,14 @@ def fit(
 
 
 def _callbacks(
-    name: str, spec: StageSpec, diagnosis: TeacherDiagnosis | None, shape: Shape
+    name: str,
+    spec: StageSpec,
+    diagnosis: TeacherDiagnosis | None,
+    shape: Shape,
+    outlook: Outlook | None,
 ) -> list[Callback]:
     """Return the stage's callbacks besides its history."""
-    found: list[Callback] = [StepLog(), RemainingTime(name)]
+    found: list[Callback] = [StepLog(), RemainingTime(name, outlook)]
     if diagnosis:
         found.append(DiagnosisLog(diagnosis))
     if spec.trains:

@@ -20,7 +20,6 @@ from lightning.pytorch.callbacks import (
     Callback,
     EarlyStopping,
     ModelCheckpoint,
-    RichProgressBar,
 )
 from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
 from lightning_utilities.core.rank_zero import rank_zero_only
@@ -32,7 +31,7 @@ from kd.files.checkpoints import WholeCheckpoints
 from kd.files.events import silence_writer_traceback
 from kd.files.stage_record import StageSpec
 from kd.training.averaging import WeightAverage
-from kd.training.callbacks import Best, Curves, StepLimit
+from kd.training.callbacks import Best, Curves, Progress, StepLimit
 from kd.training.devices import resolve_devices
 
 PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
@@ -64,7 +63,7 @@ def make_trainer(
         "callbacks": callbacks,
     }
     if options["enable_progress_bar"]:
-        callbacks.append(RichProgressBar(leave=False))
+        callbacks.append(Progress(leave=False))
     if kind := options.pop("profiler", None):
         options["profiler"] = PROFILERS[kind](dirpath=folder, filename="profile")
     return _construct(options)

@@ -117,6 +117,11 @@ def accept(cfg: DictConfig, keys: Collection[str]) -> Request:
         raise UserError(
             "force: found true; a search does not retrain finished stages, so accepted is false"
         )
+    if config.budget is not None:
+        raise UserError(
+            f"budget: found {config.budget}; a search's epochs must not change, so "
+            "accepted is null; timeout=SECONDS ends a search"
+        )
     return Request(tuning, config, space, overrides, default, about)
 
 

@@ -1,0 +1,166 @@
+"""How long a run takes, measured on a few images; and fewer epochs where that is over a budget."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from kd.config.fields import seconds_of
+from kd.config.precision import device_of
+from kd.config.schema import Config
+from kd.config.trainer import batches_of
+from kd.data.base import DataModule
+from kd.files.store import key_of
+from kd.files.writing import writing
+from kd.log import say
+from kd.nets.build import build_net
+from kd.stages.chain import StagePlan
+from kd.teachers.live_teacher import computing_in
+from kd.training.devices import world_size
+from kd.training.remaining import Outlook, duration
+
+IMAGES, TIMES = 16, 3  # of a pass that is timed, and how often
+HALF_AN_HOUR = "30min"
+
+
+def stage_seconds(plan: StagePlan, config: Config, data: DataModule) -> float:
+    """Estimate the time of a stage from that of one image, and of its teacher's answer.
+
+    Args:
+        config: with its precisions resolved.
+    """
+    recipe = plan.recipe
+    seen = data.for_stage(plan.sees)
+    if plan.trains == "none" or not recipe.epochs:
+        return 0.0
+    epochs = min(recipe.epochs, config.trainer.get("max_epochs", recipe.epochs))
+    batches = max(1, seen.images_an_epoch // recipe.batch_size)
+    images = batches_of(config.trainer, "limit_train_batches", batches) * recipe.batch_size
+    # Validation is a forward pass: about a third of a training step
+    each = _image_seconds(plan, config, data)
+    return float(epochs * (images + len(seen.split.val) / 3) * each)
+
+
+def _image_seconds(plan: StagePlan, config: Config, data: DataModule) -> float:
+    device = torch.device(device_of(str(config.trainer.get("accelerator", "auto"))))
+    shape = data.shape
+    count = min(IMAGES, plan.recipe.batch_size)
+    with torch.random.fork_rng():  # training must not depend on whether this was measured
+        nets = [build_net(plan.net, shape, plan.where, load=False, trained=True)]
+        if plan.teacher_net is not None:
+            nets.append(build_net(plan.teacher_net, shape, "teacher.net", load=False).eval())
+        for net in nets:
+            net.to(device).to(memory_format=torch.channels_last)
+        x = torch.randn(count, shape.channels, shape.image_size, shape.image_size, device=device)
+        x = x.to(memory_format=torch.channels_last)
+        passed = []
+        for _ in range(TIMES):
+            started = time.perf_counter()
+            _step(nets, x, plan.precision, config.teacher.precision)
+            passed.append(time.perf_counter() - started)
+    return min(passed) / count
+
+
+def _step(nets: Sequence[nn.Module], x: torch.Tensor, *precisions: Any) -> None:
+    target = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    with computing_in(precisions[0], x.device):
+        logits = nets[0](x)
+    F.cross_entropy(logits.float(), target).backward()  # type: ignore[no-untyped-call]
+    with torch.no_grad(), computing_in(precisions[1], x.device):
+        for teacher in nets[1:]:
+            teacher(x)
+    if x.device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def outlook(
+    plan: StagePlan, left: Sequence[StagePlan], config: Config, data: DataModule, command: str
+) -> Outlook | None:
+    """Say how long the stages after one take, once it is known how long that takes.
+
+    Args:
+        left: the stages that are to be trained.
+        command: the line that repeats the run.
+
+    Returns:
+        None for a stage that is not trained, or on several devices, whose processes it cannot be
+        sent to.
+    """
+    if plan not in left or world_size(config.trainer) > 1:
+        return None
+    chain = left[left.index(plan) :]
+    estimate = cache(lambda number: stage_seconds(chain[number], config, data))
+
+    def rest(seconds: float) -> float:
+        ratio = seconds / max(estimate(0), 1e-9)  # of what it takes to the estimate
+        return sum(estimate(i) for i in range(1, len(chain))) * ratio
+
+    return Outlook(rest, f"{command} budget={HALF_AN_HOUR}")
+
+
+def within_budget(
+    config: Config, chain: Sequence[StagePlan], left: Sequence[StagePlan], data: DataModule
+) -> Config:
+    """Return the config with fewer epochs, where the stages would take longer than its budget.
+
+    All stages lose the same share. The choice is kept in the output folder: the same command, and
+    the other jobs of a sweep, then train for as many epochs and find what is finished.
+
+    Args:
+        chain: of the run.
+        left: the stages that are to be trained.
+    """
+    assert config.budget is not None
+    recipes = [each.recipe.model_dump(exclude={"seed", "optim"}) for each in chain]
+    asked = {
+        "budget": config.budget,
+        "stages": [[each.name, each.net, mine] for each, mine in zip(chain, recipes, strict=True)],
+        "trainer": config.trainer,
+        "data": data.key(),
+    }
+    folder = Path(config.output_dir).expanduser() / "cache" / "budget"
+    file = folder / f"{key_of(asked)}.json"
+    if file.exists():
+        chosen = {str(name): int(epochs) for name, epochs in json.loads(file.read_text()).items()}
+        return with_epochs(config, chain, chosen)
+    seconds = {each.name: stage_seconds(each, config, data) for each in left}
+    share = min(1.0, seconds_of(config.budget) / max(sum(seconds.values()), 1e-9))
+    chosen = {
+        each.name: max(1, int(each.recipe.epochs * share)) for each in left if seconds[each.name]
+    }
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(chosen))
+    epochs = ", ".join(f"{name} {count}" for name, count in chosen.items())
+    whole = duration(sum(seconds.values()))
+    say(f"budget: {config.budget}; as asked the stages take about {whole}; epochs: {epochs}")
+    return with_epochs(config, chain, chosen)
+
+
+def with_epochs(config: Config, chain: Sequence[StagePlan], chosen: Mapping[str, int]) -> Config:
+    """Return the config in which the stages have these epochs.
+
+    Args:
+        chosen: by the stage's name.
+    """
+    top = config.epochs
+    teacher = config.teacher.epochs
+    stages = dict(config.stage)
+    for plan in chain:
+        if (epochs := chosen.get(plan.name)) is None:
+            continue
+        own = stages.get(plan.name)
+        if own and own.epochs is not None:
+            stages[plan.name] = own.model_copy(update={"epochs": epochs})
+        elif plan.recipe_at.startswith("teacher."):
+            teacher = epochs
+        else:
+            top = epochs
+    net = config.teacher.model_copy(update={"epochs": teacher})
+    return config.model_copy(update={"epochs": top, "teacher": net, "stage": stages})
