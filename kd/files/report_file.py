@@ -257,7 +257,7 @@ class OmittedCounts(Record):
 
 
 class OmittedErrors(Record):
-    """Errors of a net on classes that it was never shown; see `kd.measure.omitted`."""
+    """Errors of a net on classes that it was never shown; see `kd.measure.omission`."""
 
     images: OmittedCounts
     errors: OmittedCounts
@@ -266,7 +266,7 @@ class OmittedErrors(Record):
 
 
 class SoftLabels(Record):
-    """What the teacher's soft labels were worth; see `kd.teachers.watch`."""
+    """What the teacher's soft labels were worth; see `kd.teachers.diagnosis`."""
 
     accuracy: float
     entropy: float
