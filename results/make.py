@@ -335,10 +335,15 @@ def write() -> None:
 
 def run(name: str) -> None:
     """Run or resume a table's commands, and write its CSV."""
-    spec = specs()[name]
-    for command in spec.commands:
+    for command in specs()[name].commands:
         words = [sys.executable if word == "python" else word for word in shlex.split(command)]
         subprocess.run(words, check=True, cwd=ROOT)
+    collect(name)
+
+
+def collect(name: str) -> None:
+    """Write a table's CSV from its finished runs."""
+    spec = specs()[name]
     output = Path(os.environ.get("KD_OUTPUT_DIR", ROOT / "outputs"))
     folders = [str(output / folder) for folder in spec.folders]
     subprocess.run(
@@ -348,7 +353,8 @@ def run(name: str) -> None:
         stdout=subprocess.DEVNULL,
     )
     lines = list(csv.DictReader((Path(folders[0]) / "summary.csv").open()))
-    columns = dict.fromkeys([*spec.rows, *KEPT])
+    shown = [asked.partition(" ")[0] for asked in spec.columns.values()]
+    columns = dict.fromkeys([*spec.rows, *KEPT, *(each for each in shown if each != "n")])
     with (HERE / f"{name}.csv").open("w") as file:
         writer = csv.DictWriter(
             file, [*columns], extrasaction="ignore", lineterminator="\n", restval=""

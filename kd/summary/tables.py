@@ -304,6 +304,8 @@ def _numbers(run: Run) -> Iterator[tuple[str, object]]:
         )
     yield from _flat("comparison", run.report.comparison.plain())
     yield from _flat("environment", run.report.environment.plain())
+    for role, errors in (run.report.omitted or {}).items():
+        yield from _flat(f"omitted.{role}", errors.model_dump())
 
 
 def _flat(prefix: str, node: object) -> Iterator[tuple[str, object]]:
