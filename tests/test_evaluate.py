@@ -98,8 +98,8 @@ def test_the_temperature_is_fitted_on_validation(finished: Path, tmp_path: Path)
         / calibrated["temperature"]
     )
     after = summary(test, split.test.labels)
-    assert calibrated["ece"] == pytest.approx(after["ece"])
-    assert calibrated["nll"] == pytest.approx(after["nll"])
+    assert calibrated["ece"] == pytest.approx(after.ece)
+    assert calibrated["nll"] == pytest.approx(after.nll)
     assert found["calibrated_on"]["validation"] == len(split.val)
 
 

@@ -37,7 +37,7 @@ for seed, role in enumerate(("teacher", "baseline", "student")):
     logits[role][torch.arange(n), labels] += 3
 made = time.process_time() - start
 found = {role: summary(each, labels, logits["teacher"]) for role, each in logits.items()}
-paired(logits["student"], logits["baseline"], labels)
+paired_comparison(logits["student"], logits["baseline"], labels)
 row = {"val/acc": 0.5, "val/loss": 1.0}
 histories = {role: [{"epoch": e, **row} for e in range(90)] for role in logits}
 size = 0

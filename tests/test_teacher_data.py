@@ -194,11 +194,12 @@ def test_a_run_with_a_folder_for_the_teacher(tmp_path: Path) -> None:
     )
     place = run(check(composed(*words)), "a test")
     found = read_report(place / "report.json")
-    data, said = found["data"], (place / "report.md").read_text()
+    data, said = found.data, (place / "report.md").read_text()
     # 24 pictures: 5 of test, 2 of validation, 17 left, less those in the run's test part.
-    assert data["test"] == 3
-    assert data["teacher"]["train"] + data["teacher"]["val"] <= 24 - 5
-    assert f"the teacher learned from {data['teacher']['train']} training images of" in said
+    assert data.test == 3
+    assert data.teacher
+    assert data.teacher.train + data.teacher.val <= 24 - 5
+    assert f"the teacher learned from {data.teacher.train} training images of" in said
     node = {"_target_": FOLDER, "root": other}
     from kd.runs.reader import open_run
 

@@ -304,7 +304,7 @@ class Report(Record):
     environment: Environment
     config: dict[str, object]
     data: DataReport
-    models: Annotated[list[ModelReport], Field(min_length=1)]
+    models: list[ModelReport]
     comparison: Comparison
     omitted: dict[str, OmittedErrors] | None = None
     teaching: SoftLabels | None = None

@@ -70,7 +70,7 @@ def show(runs: Sequence[tuple[Sequence[str], Report]]) -> None:
     console = Console(highlight=False)
     console.print(table)
     console.print(
-        f"RankingRow by validation; accuracies in per cent, gain over the baseline in points{over}."
+        f"Ranked by validation; accuracies in per cent, gain over the baseline in points{over}."
     )
 
 
