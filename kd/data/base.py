@@ -360,7 +360,7 @@ class DataModule(ABC):
         """Return the other source that the teacher trains on."""
         assert self.teacher_data is not None
         where = "teacher.data"
-        other = sized_source(self.teacher_data, where, self.shape)
+        other = sized_source(DataModule, self.teacher_data, where, self.shape)
         check_sees_all(other, where)
         split = other.split
         order = label_order(split, where, self.classes, self.shape)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,18 +12,21 @@ from kd.data.images import Images, Source, Split
 from kd.errors import UserError
 from kd.shape import Shape
 
-if TYPE_CHECKING:
-    from kd.data.base import DataModule
-
 NOTHING: Mapping[str, Any] = MappingProxyType({})
+T = TypeVar("T")
 
 
 def sized_source(
-    node: Mapping[str, Any], where: str, shape: Shape, reading: Mapping[str, Any] = NOTHING
-) -> "DataModule":
+    kind: type[T],
+    node: Mapping[str, Any],
+    where: str,
+    shape: Shape,
+    reading: Mapping[str, Any] = NOTHING,
+) -> T:
     """Build a source whose image files are decoded at the size that the nets take.
 
     Args:
+        kind: the class that every source has.
         node: builds the source.
         where: its key in the config, for messages.
         shape: of the nets.
@@ -32,13 +35,11 @@ def sized_source(
     Raises:
         UserError: the node builds no data set.
     """
-    from kd.data.base import DataModule
-
     target, _ = resolve_target(node, where)
     accepted = parameters_of(target)
     size = {"image_size": shape.image_size, "channels": shape.channels, **reading}
     found = construct({**node, **{k: v for k, v in size.items() if k in accepted}}, where)
-    if not isinstance(found, DataModule):
+    if not isinstance(found, kind):
         raise UserError(f"{where}: {node['_target_']!r} is no data set")
     return found
 

@@ -59,7 +59,7 @@ def of_other(
     Raises:
         UserError: its classes differ, or the nets do not take its images.
     """
-    data = sized_source(node, "data", shape, reading or {})
+    data = sized_source(DataModule, node, "data", shape, reading or {})
     source = data.read()
     order = label_order(source, "data", classes, shape)
     images, part = (source.test, "its test part") if source.test else (source.train, "all of it")
