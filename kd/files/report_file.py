@@ -336,10 +336,13 @@ def read_report(file: Path) -> Report:
     """What a run's report says.
 
     Raises:
-        DamagedError: it cannot be read, or is no report.
+        DamagedError: it cannot be read, is no report, or has no model.
         UserError: a later kd wrote it.
     """
     try:
-        return read_record(file, Report, SCHEMA, "report")
+        report = read_record(file, Report, SCHEMA, "report")
     except OSError as error:
         raise DamagedError(f"{file}: cannot be read: {error.strerror}") from error
+    if not report.models:  # a run whose stages have no role
+        raise DamagedError(f"{file}: models: found none, so there is nothing to compare")
+    return report
