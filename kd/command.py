@@ -45,7 +45,10 @@ CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf"
 
 
 def run_command(
-    main: Callable[[], Any], module: str, model: type[BaseModel] | None = None
+    main: Callable[[], object],
+    module: str,
+    model: type[BaseModel] | None = None,
+    doc: str | None = None,
 ) -> NoReturn:
     """Run a command's main and exit with its code.
 
@@ -56,10 +59,11 @@ def run_command(
     Args:
         module: what follows `python -m`.
         model: schema of the config; None for a command that parses its own arguments.
+        doc: text of `--help`; None for the docstring of main's module.
     """
     if model:
         sys.argv[1:] = tidy(sys.argv[1:])
-    command = functools.partial(_exit_code, main, module, model)
+    command = functools.partial(_exit_code, main, module, model, doc)
     launch = find_launch(sys.argv[1:])
     if launch is None:
         sys.exit(command())
@@ -69,11 +73,13 @@ def run_command(
         sys.exit(follow(launch))
 
 
-def _exit_code(main: Callable[[], Any], module: str, model: type[BaseModel] | None) -> int:
+def _exit_code(
+    main: Callable[[], Any], module: str, model: type[BaseModel] | None, doc: str | None
+) -> int:
     """Run a command's main, print its errors and return the exit code."""
     name = module.rpartition(".")[2]
     if model and {"-h", "--help"} & set(sys.argv[1:]):
-        doc = inspect.unwrap(main).__globals__["__doc__"]
+        doc = doc or inspect.unwrap(main).__globals__["__doc__"]
         print(usage(doc, folder_of(name), name, model))
         return 0
     # Hydra hands its exceptions on instead of leaving with its own exit code

@@ -12,7 +12,7 @@ from PIL import Image
 
 from kd.command import CONF
 from kd.config.schema import check
-from kd.export import _read_request
+from kd.run_commands import command_of, read_request
 from kd.runs.reader import open_run
 from kd.runs.run import run
 from kd.shipping.export_run import export
@@ -37,7 +37,9 @@ class Shipped(NamedTuple):
         """The config of an export of it."""
         GlobalHydra.instance().clear()
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            return _read_request(compose("export", [f"run={self.run}", *overrides]), set())
+            return read_request(
+                command_of("export"), compose("export", [f"run={self.run}", *overrides]), set()
+            )
 
 
 def make_photos(folder: Path, each: int = 30) -> Path:

@@ -11,7 +11,6 @@ import torch
 from composed import composed_command
 from torch import nn
 
-from kd.benchmark import _read_request
 from kd.evaluation.backends import NetRunner, UnavailableError
 from kd.evaluation.cost_figure import figure_of
 from kd.evaluation.cost_text import latency_rows, sentences
@@ -20,6 +19,7 @@ from kd.evaluation.requests import Benchmark
 from kd.evaluation.timing import LEAST, ROUNDS, median_and_p95, times
 from kd.measure.costs import peak_activations
 from kd.nets.mlp import MLP
+from kd.run_commands import command_of, read_request
 from kd.runs.reader import open_run
 from kd.shape import Shape
 
@@ -27,8 +27,10 @@ SHAPE = Shape(1, 8, 10)
 
 
 def config(run: Path, *overrides: str) -> Benchmark:
-    return _read_request(
-        composed_command("benchmark", f"run={run}", "seconds=0.01", *overrides), set()
+    return read_request(
+        command_of("benchmark"),
+        composed_command("benchmark", f"run={run}", "seconds=0.01", *overrides),
+        set(),
     )
 
 

@@ -18,13 +18,13 @@ from kd.data.digits import Digits
 from kd.data.images import Images
 from kd.data.other_source import unseen
 from kd.errors import UserError
-from kd.evaluate import _read_request
 from kd.evaluation.evaluation import evaluate, judge, under_corruptions, versus
 from kd.evaluation.evaluation_set import of_other
 from kd.evaluation.requests import Evaluate
 from kd.measure.corruptions import CORRUPTIONS, corrupt
 from kd.measure.metrics import ask, summary
 from kd.nets.build import normalization_of
+from kd.run_commands import command_of, read_request
 from kd.runs.reader import open_run
 from kd.shape import Shape
 
@@ -33,8 +33,10 @@ CLASSES = tuple(map(str, range(10)))
 
 
 def config(run: Path, *overrides: str) -> Evaluate:
-    return _read_request(
-        composed_command("evaluate", f"run={run}", f"output_dir={run.parent}", *overrides), set()
+    return read_request(
+        command_of("evaluate"),
+        composed_command("evaluate", f"run={run}", f"output_dir={run.parent}", *overrides),
+        set(),
     )
 
 
@@ -191,8 +193,10 @@ def test_other_images_are_read_as_the_runs_were(
     run.report.data.reading["bit_depth"] = 12
     words = ("data=image_folder", f"data.root={photos}", f"out={tmp_path}")
     for typed, left_out in ((set(), 30), ({"data", "data.bit_depth"}, 0)):  # 16 in conf
-        asked = _read_request(
-            composed_command("evaluate", f"run={finished}", f"output_dir={tmp_path}", *words), typed
+        asked = read_request(
+            command_of("evaluate"),
+            composed_command("evaluate", f"run={finished}", f"output_dir={tmp_path}", *words),
+            typed,
         )
         found = json.loads(evaluate(run, asked, "").read_text())["data"]
         assert found["left_out"] == left_out  # found by their pixels

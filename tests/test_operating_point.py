@@ -10,7 +10,6 @@ from composed import composed_command
 from scipy.stats import norm
 
 from kd.errors import UserError
-from kd.evaluate import _read_request
 from kd.evaluation.evaluation import evaluate
 from kd.evaluation.requests import Evaluate
 from kd.measure.metrics import ask
@@ -21,6 +20,7 @@ from kd.measure.operating_point import (
     positive_scores,
 )
 from kd.nets.build import normalization_of
+from kd.run_commands import command_of, read_request
 from kd.runs.reader import open_run
 
 POINT = "operating_point"
@@ -28,7 +28,7 @@ POINT = "operating_point"
 
 def config(run: Path, *overrides: str) -> Evaluate:
     words = (f"run={run}", f"output_dir={run.parent}", *overrides)
-    return _read_request(composed_command("evaluate", *words), set())
+    return read_request(command_of("evaluate"), composed_command("evaluate", *words), set())
 
 
 def brute(scores: list[float], positive: list[bool]) -> list[tuple[float, int, int]]:

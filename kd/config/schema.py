@@ -359,6 +359,19 @@ class Command(Strict):
     trust: list[str]
 
 
+class RunRequest(Command):
+    """Config shared by the commands of `kd.run_commands`.
+
+    Attributes:
+        run: folder of the finished run.
+        out: folder for the results; None for the run's own.
+    """
+
+    run: str
+    out: str | None
+    _typed: frozenset[str] = PrivateAttr(frozenset())  # keys on the command line
+
+
 def check(cfg: DictConfig, typed: Collection[str] = ()) -> Config:
     """Validate the composed config of `kd.train`; see `check_training`."""
     return check_training(Config, cfg, typed)

@@ -8,12 +8,11 @@ from pydantic import (
     BeforeValidator,
     Field,
     PositiveFloat,
-    PrivateAttr,
     model_validator,
 )
 
 from kd.config.fields import Node, Seed
-from kd.config.schema import Command, Strict
+from kd.config.schema import RunRequest, Strict
 from kd.errors import UserError, nearest
 
 # Backends: PyTorch as it is, torch.compile, ONNX Runtime, and ONNX Runtime in int8.
@@ -30,11 +29,9 @@ def _backends(found: list[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-class Benchmark(Command):
+class Benchmark(RunRequest):
     """Config of `kd.benchmark`; see conf/benchmark.yaml."""
 
-    run: str
-    out: str | None
     backends: Annotated[list[str], Field(min_length=1), AfterValidator(_backends)]
     batches: Annotated[list[Annotated[int, Field(gt=0, le=2**16)]], Field(min_length=1)]
     seconds: PositiveFloat
@@ -87,19 +84,16 @@ class OperatingPoint(Strict):
         return self.sensitivity is not None or self.miss_cost is not None
 
 
-class Evaluate(Command):
+class Evaluate(RunRequest):
     """Config of `kd.evaluate`; see conf/evaluate.yaml."""
 
-    run: str
     data: Node
-    out: str | None
     flips: bool
     operating_point: OperatingPoint
     corruptions: Annotated[Any, AfterValidator(_corruptions)]
     severities: Annotated[list[Annotated[int, Field(ge=1, le=5)]], Field(min_length=1)]
     seed: Seed
     output_dir: str
-    _typed: frozenset[str] = PrivateAttr(frozenset())
 
     def read_as(self, reading: Mapping[str, Any]) -> dict[str, Any]:
         """Return how another data set's files are read: as the run's, but for what was typed.

@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from kd.config.fields import Node
-from kd.config.schema import Command
+from kd.config.schema import RunRequest
 from kd.errors import UserError, nearest
 
 # Export formats, with their file endings.
@@ -22,10 +22,9 @@ def _formats(found: list[str]) -> list[str]:
     return [name for name in FORMATS if name in found]
 
 
-class Export(Command):
+class Export(RunRequest):
     """Config of `kd.export`; see conf/export.yaml."""
 
-    run: str
     formats: Annotated[list[str], Field(min_length=1), AfterValidator(_formats)]
     role: str
     normalize: bool
@@ -33,5 +32,4 @@ class Export(Command):
     tolerance: PositiveFloat
     max_loss: NonNegativeFloat
     data: Node
-    out: str | None
     output_dir: str
