@@ -32,6 +32,7 @@ VERSION = 2  # of the decoded array; raise it when `decode` gives other pixels
 MANIFEST, FACTS = "manifest.json", "facts.safetensors"
 ENDS = 4096  # bytes at each end of a file that enter its key
 GB = 1e9
+FILL = 0.95  # share of the free disk space that images may take
 LARGE = 512 * 2**20  # bytes above which an array stays on disk by default
 
 REMEDY = "make room, set data.cache_dir to another folder, or data.cache=off to decode into memory"
@@ -123,7 +124,7 @@ class Cache:
         """
         if self.mode != "auto" or size <= LARGE:
             return "ram" if self.mode == "auto" else self.mode
-        room = min(self.limit * GB, 0.95 * shutil.disk_usage(_existing(entry)).free)
+        room = min(self.limit * GB, FILL * shutil.disk_usage(_existing(entry)).free)
         chosen: Mode = "disk" if (entry / "pixels.npy").exists() or size <= room else "stream"
         say(f"data.cache=auto: {chosen}, as the images take {size / GB:.1f} GB")
         return chosen
@@ -259,7 +260,7 @@ def _room(path: Path, shape: tuple[int, ...]) -> "np.memmap[Any, np.dtype[np.uin
     """
     needed = int(np.prod(shape))
     free = shutil.disk_usage(path.parent).free
-    if needed > 0.95 * free:
+    if needed > FILL * free:
         raise OSError(
             errno.ENOSPC, f"{needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free"
         )

@@ -46,11 +46,13 @@ class FileRows:
 
     def _image(self, row: int) -> Tensor:
         _, channels, size, _ = self.shape
-        file = plain(str(self.files[row]))
+        file = self.files[row]
         try:
-            image = decode(self.files[row], size, channels, self.reading)
+            image = decode(file, size, channels, self.reading)
         except DecodeError as error:
-            raise DamagedError(f"{file}: {error}; it could be decoded before") from error
+            name = plain(str(file))
+            raise DamagedError(f"{name}: {error}; it could be decoded before") from error
         if digest_of(image) != self.facts.digests[row].numpy().tobytes():
-            raise DamagedError(f"{file} changed since it was read first; start the run again")
+            name = plain(str(file))
+            raise DamagedError(f"{name} changed since it was read first; start the run again")
         return torch.from_numpy(image)
