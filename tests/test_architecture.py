@@ -33,6 +33,19 @@ def test_functions_are_short_and_names_say_what(path: Path) -> None:
             assert lines <= 50, f"{node.name} has {lines} lines"
 
 
+@pytest.mark.parametrize("function", ["training/fit.py fit", "runs/run.py run"])
+def test_the_two_ways_in_fit_on_a_screen(function: str) -> None:
+    """With their docstrings; and what belongs together is one argument."""
+    file, name = function.split()
+    (node,) = (
+        node
+        for node in ast.parse((KD / file).read_text()).body
+        if isinstance(node, ast.FunctionDef) and node.name == name
+    )
+    assert (node.end_lineno or 0) - node.lineno + 1 < 50
+    assert len([*node.args.args, *node.args.kwonlyargs]) <= 6
+
+
 def test_the_training_class_is_small() -> None:
     assert len((KD / "training" / "distiller.py").read_text().splitlines()) <= 150
 

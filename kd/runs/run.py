@@ -1,8 +1,9 @@
 """A run: the chain of stages, then the report, in a folder that appears complete."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -34,6 +35,7 @@ from kd.stages.batch import fit_batch, with_batches
 from kd.stages.chain import LABELS_ONLY, Role, StagePlan, chain_of
 from kd.stages.result import role_logits
 from kd.stages.stage import make_stage
+from kd.training.remaining import Outlook
 
 
 def run(
@@ -73,26 +75,50 @@ def run(
         for line in opening(chain, data):
             say(line)
     with frame.open_folder() as folder, begin(folder.events, config, data) as events:
-        stages: dict[str, StageResult] = {}
-        for plan in chain:
-            stage = make_stage(plan, config, data, stages)
-            stage = replace(stage, outlook=outlook(plan, left, config, data, command))
-            stages[plan.name], how = frame.finish(stage, data, folder)
-            accuracy = 100 * stages[plan.name].record.val.accuracy("best")
-            say(f"{plan.name}: {how}, validation accuracy {accuracy:.2f} % ({stage.key})")
+        ahead = partial(outlook, left=left, config=config, data=data, command=command)
+        stages = _finish_stages(frame, folder, chain, config, data, ahead)
         results = by_role(chain, stages)
         logits = role_logits(results, data)
         report = make_report(results, logits, data, config=config, command=command)
         figures = dict(figures_of(results, logits, data)) if config.pictures else {}
         write_run(folder.path, report, figures, results, data)
-        own = {plan.role for plan in chain if plan.role and folder.shows(plan.name)}
-        shown = {
-            name: each
-            for name, each in figures.items()
-            if "/" not in name or name.rpartition("/")[2] in own
-        }
+        shown = _own_figures(figures, chain, folder)
         finish(events, config, loss, report, shown)
     return frame.show(folder, as_table(report), verdict(report))
+
+
+def _finish_stages(
+    frame: RunFrame,
+    folder: RunFolder,
+    chain: Sequence[StagePlan],
+    config: Config,
+    data: DataModule,
+    ahead: Callable[[StagePlan], Outlook | None],
+) -> dict[str, StageResult]:
+    """Train or fetch the stages in turn; returns their results by name.
+
+    Args:
+        ahead: says what the run does after a stage.
+    """
+    stages: dict[str, StageResult] = {}
+    for plan in chain:
+        stage = replace(make_stage(plan, config, data, stages), outlook=ahead(plan))
+        stages[plan.name], how = frame.finish(stage, data, folder)
+        accuracy = 100 * stages[plan.name].record.val.accuracy("best")
+        say(f"{plan.name}: {how}, validation accuracy {accuracy:.2f} % ({stage.key})")
+    return stages
+
+
+def _own_figures(
+    figures: Mapping[str, Figure], chain: Sequence[StagePlan], folder: RunFolder
+) -> dict[str, Figure]:
+    """Return the run's figures without those of a model whose curves another run shows."""
+    own = {plan.role for plan in chain if plan.role and folder.shows(plan.name)}
+    return {
+        name: each
+        for name, each in figures.items()
+        if "/" not in name or name.rpartition("/")[2] in own
+    }
 
 
 def _fit_config(

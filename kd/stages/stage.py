@@ -330,7 +330,7 @@ def _train(
     stage: Stage, net: nn.Module, data: DataModule, folder: Path, watch: Watch | None
 ) -> TrainingOutcome:
     # Imports Lightning, which a run with nothing to train skips
-    from kd.training.fit import fit
+    from kd.training.fit import TrainingJob, fit
 
     reference = None
     if stage.reference:
@@ -349,21 +349,20 @@ def _train(
         learned = load_tensors(file)
     if stage.spec.fake_quantize:
         say(f"{stage.name}: {fake_quantize(net)} layers round to 8 bits")
-    result = fit(
-        net,
+    job = TrainingJob(
+        stage.name,
         stage.spec,
         stage.loss,
-        stage.name,
         data,
-        folder,
         stage.runtime,
         teacher=teacher,
         diagnosis=diagnosis,
         reference=reference,
-        watch=watch,
         learned=learned,
+        watch=watch,
         outlook=stage.outlook,
     )
+    result = fit(net, job, folder)
     if stage.spec.align:
         factor = _align_head(net, folder / WEIGHTS)
         say(

@@ -1,6 +1,8 @@
 """One `Trainer.fit`: from a stage's spec alone to trained weights in a folder."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +22,6 @@ from kd.files.writing import writing
 from kd.log import say
 from kd.nets.build import normalization_of
 from kd.ranks import current, on_all_ranks
-from kd.shape import Shape
 from kd.teachers.diagnosis import TeacherDiagnosis
 from kd.teachers.live_teacher import Teacher
 from kd.training.callbacks import DiagnosisLog, History, OwnSignals, RemainingTime
@@ -37,42 +38,48 @@ from kd.training.step_log import StepLog
 from kd.training.trainer import make_trainer, send_as_bytes
 
 LAST = "last.ckpt"
+BEST = "best.ckpt"
 
 
-def fit(
-    net: nn.Module,
-    spec: StageSpec,
-    loss: LossSpec,
-    name: str,
-    data: DataModule,
-    folder: Path,
-    runtime: Mapping[str, object],
-    *,
-    teacher: Teacher | None = None,
-    diagnosis: TeacherDiagnosis | None = None,
-    reference: Tensor | None = None,
-    watch: Callable[[Mapping[str, float]], None] | None = None,
-    learned: Mapping[str, Tensor] | None = None,
-    outlook: Outlook | None = None,
-) -> TrainingOutcome:
-    """Train one stage, or resume an earlier attempt in the same folder.
+@dataclass(frozen=True)
+class TrainingJob:
+    """One training, with all that it is given.
 
-    Args:
-        net: net with its initial weights.
+    Attributes:
+        name: of the stage, for people.
         spec: as `kd.stages.stage.Stage.spec`; covers everything that the result depends on.
         loss: objective of the training.
-        name: name of the stage, for people.
-        folder: gets `weights.safetensors` and `tensorboard/`, and `learned.safetensors` if the loss
-            has parameters; also holds checkpoints during training.
         runtime: Trainer options that do not change the result.
         teacher: gives outputs for views; needed if the objective uses it.
         diagnosis: the teacher's logits on validation images, logged as `teacher/...` per epoch.
         reference: classes that the teacher predicts on the validation part, int64 [N], for
             `val/agreement`.
+        learned: loss parameters, by name, of the stage that this one starts from.
         watch: receives each epoch's row, also those of an earlier attempt; an exception ends the
             training.
-        learned: loss parameters, by name, of the stage that this one starts from.
         outlook: what the run does after it, for messages.
+    """
+
+    name: str
+    spec: StageSpec
+    loss: LossSpec
+    data: DataModule
+    runtime: Mapping[str, object]
+    teacher: Teacher | None = None
+    diagnosis: TeacherDiagnosis | None = None
+    reference: Tensor | None = None
+    learned: Mapping[str, Tensor] = field(default_factory=dict)
+    watch: Callable[[Mapping[str, float]], None] | None = None
+    outlook: Outlook | None = None
+
+
+def fit(net: nn.Module, job: TrainingJob, folder: Path) -> TrainingOutcome:
+    """Train one stage, or resume an earlier attempt in the same folder.
+
+    Args:
+        net: net with its initial weights.
+        folder: gets `weights.safetensors` and `tensorboard/`, and `learned.safetensors` if the loss
+            has parameters; also holds checkpoints during training.
 
     Raises:
         StopRequest: by Ctrl-C; the next call resumes after the last finished epoch.
@@ -80,40 +87,50 @@ def fit(
         WriteError: such as on a full disk; the next call resumes after the last finished epoch.
         UserError: the Trainer or the optimiser refuses settings.
     """
-    distiller = _distiller(net, spec, loss, data, teacher, reference)
-    distiller.objective.go_on_from(learned or {})
-    history = History(name, watch)
-    own = [history, *_callbacks(name, spec, diagnosis, data.shape, outlook)]
-    ranks = world_size({**runtime, **spec.trainer})
-    train = data.train_loader(spec.batch_size, spec.seed, ranks)
-    val = data.val_loader(ranks=ranks)
-    last = folder / LAST
-    best = folder / "best.ckpt"
-    start = last_good(last, best)
+    spec = job.spec
+    distiller = _distiller(net, job)
+    distiller.objective.go_on_from(job.learned)
+    own = [History(job.name, job.watch), *_callbacks(job)]
+    ranks = world_size({**job.runtime, **spec.trainer})
+    train = job.data.train_loader(spec.batch_size, spec.seed, ranks)
+    val = job.data.val_loader(ranks=ranks)
+    start = last_good(folder / LAST, folder / BEST)
     resumed = ", from the last finished epoch of an earlier attempt" if start else ""
-    say(f"{name}: training for {spec.epochs} epochs{resumed}")
+    say(f"{job.name}: training for {spec.epochs} epochs{resumed}")
     if start:  # Lightning sets the order's epoch too late for prefetching workers
         train.sampler.set_epoch(start["epoch"] + 1)  # type: ignore[attr-defined]
+    curves = writing(folder / "tensorboard", f"the curves of {job.name}")
+    with _errors_with(job.name), curves, send_as_bytes():
+        on_all_ranks(
+            train_together, distiller, spec, folder, job.runtime, own, (train, val), bool(start)
+        )
+    if not (folder / LAST).exists():
+        raise UserError(f"{job.name}: trainer.max_time was over before the end of the first epoch")
+    return _outcome(distiller.objective, spec, folder)
+
+
+@contextmanager
+def _errors_with(name: str) -> Iterator[None]:
+    """Turn what ends a training into errors that name its stage."""
     try:
-        with writing(folder / "tensorboard", f"the curves of {name}"), send_as_bytes():
-            on_all_ranks(
-                train_together, distiller, spec, folder, runtime, own, (train, val), bool(start)
-            )
+        yield
     except MisconfigurationException as error:
         raise UserError(f"{name}: trainer: {error}") from error
     except SystemExit:  # Lightning's exit after Ctrl-C, once its loops are closed
         raise StopRequest(name) from None
     except DivergedError as error:
         raise DivergedError(f"{name}: {error}; {WHAT_HELPS}") from None
-    if not last.exists():
-        raise UserError(f"{name}: trainer.max_time was over before the end of the first epoch")
-    end = read_checkpoint(last)
-    state = (read_checkpoint(best) if spec.keep == "best" else end)["state_dict"]
+
+
+def _outcome(objective: Objective, spec: StageSpec, folder: Path) -> TrainingOutcome:
+    """Write the weights that the stage keeps, and remove its checkpoints."""
+    end = read_checkpoint(folder / LAST)
+    state = (read_checkpoint(folder / BEST) if spec.keep == "best" else end)["state_dict"]
     save_tensors(_under("net.", state), folder / "weights.safetensors")
-    if found := distiller.objective.learned_state(_under("objective.", state)):
+    if found := objective.learned_state(_under("objective.", state)):
         save_tensors(found, folder / "learned.safetensors")
-    last.unlink(missing_ok=True)
-    best.unlink(missing_ok=True)
+    for name in (LAST, BEST):
+        (folder / name).unlink(missing_ok=True)
     rows = end["callbacks"]["History"]["rows"]
     top = max(rows, key=lambda row: (row["val/acc"], row["epoch"]))  # same rule as `Best`
     return TrainingOutcome(
@@ -122,24 +139,18 @@ def fit(
         epochs=len(rows),
         steps=end["global_step"],
         seconds=rows[-1]["seconds"],
-        training_params=sum(parameter.numel() for parameter in distiller.objective.parameters()),
+        training_params=sum(parameter.numel() for parameter in objective.parameters()),
     )
 
 
-def _callbacks(
-    name: str,
-    spec: StageSpec,
-    diagnosis: TeacherDiagnosis | None,
-    shape: Shape,
-    outlook: Outlook | None,
-) -> list[Callback]:
+def _callbacks(job: TrainingJob) -> list[Callback]:
     """Return the stage's callbacks besides its history."""
-    found: list[Callback] = [StepLog(), RemainingTime(name, outlook)]
-    if diagnosis:
-        found.append(DiagnosisLog(diagnosis))
-    if spec.trains:
-        only: dict[str, Callback] = {"head": HeadOnly(shape), "loss": LossOnly()}
-        found.append(only[spec.trains])
+    found: list[Callback] = [StepLog(), RemainingTime(job.name, job.outlook)]
+    if job.diagnosis:
+        found.append(DiagnosisLog(job.diagnosis))
+    if job.spec.trains:
+        only: dict[str, Callback] = {"head": HeadOnly(job.data.shape), "loss": LossOnly()}
+        found.append(only[job.spec.trains])
     return found
 
 
@@ -167,22 +178,18 @@ def train_together(
     trainer.fit(distiller, *loaders, ckpt_path=path, weights_only=True)
 
 
-def _distiller(
-    net: nn.Module,
-    spec: StageSpec,
-    loss: LossSpec,
-    data: DataModule,
-    teacher: Teacher | None,
-    reference: Tensor | None,
-) -> Distiller:
+def _distiller(net: nn.Module, job: TrainingJob) -> Distiller:
     """Build the LightningModule from the stage's spec."""
+    spec = job.spec
+    data = job.data
     # A loss may hold a net, whose init must depend only on the seed and differ from the student's.
     torch.manual_seed((spec.seed * 1_000_003 + 500_009) % 2**63)
-    hooks, arguments = hook(net, spec, loss, teacher, data.shape, data.split.train.labels)
+    labels = data.split.train.labels
+    hooks, arguments = hook(net, spec, job.loss, job.teacher, data.shape, labels)
     return Distiller(
         net,
         Objective(
-            loss,
+            job.loss,
             data.shape,
             class_weights=data.loss_weights,
             label_smoothing=spec.label_smoothing,
@@ -198,8 +205,8 @@ def _distiller(
         views=EpochViews(data.augment, spec.seed, data.views, data.mixing_pool),
         normalization=normalization_of(net, data.statistics),
         seed=spec.seed,
-        teacher=teacher,
-        reference=reference,
+        teacher=job.teacher,
+        reference=job.reference,
         hooks=hooks,
     )
 

@@ -1,7 +1,7 @@
 """A training step of kd against the student's bare arithmetic."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -15,6 +15,7 @@ from in_turn import Row, compared, in_turn
 from part_of_cifar10 import PartOfCIFAR10
 from torch import Tensor, nn
 
+from kd.files.stage_record import StageSpec
 from kd.nets.cnn import CNN
 from kd.nets.resnet import ResNet
 from kd.teachers.cached_teacher import CachedTeacher
@@ -87,27 +88,24 @@ def a_fit(
 ) -> Callable[[], float]:
     """Time a step inside one of our stages: views, logging and callbacks included."""
     objective = {"ce_weight": 0.1, "terms": {"kd": {"weight": 0.9, "loss": KD}}}
-    spec: Mapping[str, Any] = {
-        "epochs": EPOCHS, "batch_size": BATCH, "seed": 0, "objective": objective,
-        "gradient_clip": None, "ema": None,
-        "swa": None,        "early_stopping": None, "keep": "last", "lr_schedule": "onecycle",
-        "label_smoothing": 0.0, "trainer": {"precision": "32-true"},
-        "optim": {"_target_": "torch.optim.AdamW", "lr": 1e-4}, "data": {"unlabeled": None},
-    }  # fmt: skip
+    spec = StageSpec(
+        recipe=0, shape=(*data.shape,), data={}, net={}, objective=objective,
+        epochs=EPOCHS, batch_size=BATCH, keep="last", lr_schedule="onecycle",
+        trainer={"precision": "32-true"}, optim={"_target_": "torch.optim.AdamW", "lr": 1e-4},
+    )  # fmt: skip
     made = fitting._callbacks
     runs = iter(range(10**6))
 
     def stage() -> float:
         clock = Clock()
-        monkeypatch.setattr(
-            fitting, "_callbacks", lambda spec, folder: [*made(spec, folder), clock]
-        )
+        monkeypatch.setattr(fitting, "_callbacks", lambda job: [*made(job), clock])
         here = folder / str(next(runs))
         here.mkdir()
         runtime = {"accelerator": "cpu", "enable_progress_bar": False}
-        fitting.fit(
-            net(), spec, read_loss(objective), "distill", data, here, runtime, teacher=teacher
+        job = fitting.TrainingJob(
+            "distill", spec, read_loss(objective), data, runtime, teacher=teacher
         )
+        fitting.fit(net(), job, here)
         return fmean(clock.seconds[1:])  # the first epoch warms up
 
     return stage
