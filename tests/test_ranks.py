@@ -7,7 +7,6 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from composed import TINY, composed
-from processes import Process
+from processes import ROOT, Process
 from safetensors.torch import load_file
 
 import kd.ranks
@@ -182,10 +181,14 @@ def tasks(*words: str) -> list[Process]:
 
 
 def torchrun(*words: str, nodes: int, each: int) -> list[Process]:
-    """Launchers of torchrun that meet on this machine, one for each node."""
+    """Launchers of torchrun that meet on this machine, one for each node.
+
+    They fork the ranks, which then need not import torch again: 7 s of CPU time less for each.
+    """
     place = ("--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}")
     flags = (f"--nnodes={nodes}", f"--nproc-per-node={each}", *place, "--local-addr=127.0.0.1")
-    command = (*flags, "-m", "kd.train", *RUN, *words)
+    script = ("--run-path", "--start-method=fork", str(ROOT / "kd" / "train.py"))
+    command = (*flags, *script, *RUN, *words)
     return [Process("torch.distributed.run", *command) for _ in range(nodes)]
 
 
@@ -223,25 +226,20 @@ def test_launched_by_torchrun_by_srun_and_alone_it_is_the_same(tmp_path: Path) -
         assert not list(out.glob("store/*.partial"))
 
 
-def child_of_rank(rank: int, word: str) -> int:
-    """The process of a rank whose command line has a word."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            words = (folder / "cmdline").read_text().split("\0")
-            variables = (folder / "environ").read_text().split("\0")
-            if word in words and f"RANK={rank}" in variables:
-                return int(folder.name)
-    raise AssertionError(f"no process of rank {rank}")
+def rank_of(launcher: Process, rank: int) -> int:
+    """The process of a rank; a launcher starts them in their order."""
+    pid = launcher.process.pid
+    return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[rank])
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs Linux's /proc")
+@pytest.mark.skipif(not Path("/proc/thread-self/children").exists(), reason="needs Linux's /proc")
 def test_a_killed_rank_ends_all_and_the_same_command_goes_on(tmp_path: Path) -> None:
     words = ("stages=[baseline]", "epochs=12")
     out = f"output_dir={tmp_path / 'killed'}"
     (run,) = torchrun(*words, out, nodes=1, each=2)
     assert any("epoch 2/" in line for line in run.lines()), run.stderr
-    os.kill(child_of_rank(1, out), signal.SIGKILL)
+    os.kill(rank_of(run, 1), signal.SIGKILL)
     killed = time.monotonic()
     assert run.wait(60).returncode != 0
     assert time.monotonic() - killed < 30
