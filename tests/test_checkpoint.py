@@ -306,6 +306,67 @@ def refused(state: State, tmp_path: Path) -> str:
     return str(error.value)
 
 
+def renamed(state: State) -> State:
+    """The same tensors in the same order under names of another project."""
+    return {
+        f"t{i}.{name.rpartition('.')[2]}": value for i, (name, value) in enumerate(state.items())
+    }
+
+
+def test_other_names_in_the_net_s_order(tmp_path: Path, capsys: Any) -> None:
+    without_counters = {k: v for k, v in STATE.items() if not k.endswith("num_batches_tracked")}
+    for state in (renamed(STATE), {"state_dict": renamed(without_counters)}):
+        torch.save(state, tmp_path / "a.pt")
+        found = fresh()
+        load_weights(found, tmp_path / "a.pt", "teacher.path", by_order=True)
+        assert same(found.state_dict(), {**STATE, **counters(found)})
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1
+        assert "tensors of a.pt are taken in order, t0.weight as conv1.weight first" in said
+    cut = dict(list(renamed(STATE).items())[:-2])  # a body without its last layer
+    for state, classes in ((renamed(net(classes=7).state_dict()), 7), (cut, 0)):
+        torch.save(state, tmp_path / "a.pt")
+        found = fresh()
+        load_weights(
+            found, tmp_path / "a.pt", "teacher.path", ["fc.weight", "fc.bias"], by_order=True
+        )
+        assert torch.equal(found.fc.weight, fresh().fc.weight)
+        assert torch.equal(found.bn1.running_mean, STATE["bn1.running_mean"])
+        words = f"is for {classes} classes" if classes else "has no last layer"
+        assert words in capsys.readouterr().err
+
+
+def counters(module: nn.Module) -> State:
+    return {k: v for k, v in module.state_dict().items() if k.endswith("num_batches_tracked")}
+
+
+def swapped(state: State) -> State:
+    """Mean and variance of the first batch norm in the other order: their shapes are equal."""
+    names = list(state)
+    a, b = names.index("bn1.running_mean"), names.index("bn1.running_var")
+    names[a], names[b] = names[b], names[a]
+    return {name: state[name] for name in names}
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        (dict(list(STATE.items())[:9]), r"the file has \d+ tensors and the net \d+.* nothing more"),
+        ({**STATE, "more": torch.zeros(1)}, r"meets nothing more in the net"),
+        (net(classes=7).state_dict(), r"the file is for 7 classes, the data has 10"),
+        (swapped(STATE), r"the first 3 fit in order, then bn1.running_var \[2\] in the file meets"),
+    ],
+    ids=["fewer", "more", "classes", "kinds"],
+)
+def test_another_order_is_refused_with_counts(state: State, words: str, tmp_path: Path) -> None:
+    torch.save(state, tmp_path / "a.pt")
+    with pytest.raises(UserError, match=words):
+        load_weights(fresh(), tmp_path / "a.pt", "teacher.path", by_order=True)
+    save_file(STATE, tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match=r"teacher.match: .* lists its tensors by name; accepted"):
+        load_weights(fresh(), tmp_path / "a.safetensors", "teacher.path", by_order=True)
+
+
 def test_missing_unexpected_and_wrongly_shaped_in_one_message(tmp_path: Path) -> None:
     state = dict(STATE)
     del state["fc.weight"], state["fc.bias"]

@@ -1,7 +1,7 @@
 """A teacher from given weights: unchanged, fine-tuned, or only its last layer trained."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -119,10 +119,39 @@ def test_the_head_alone_bit_for_bit(
     assert not any(any(each) for each in modes)
 
 
-def test_the_head_alone_is_resumed(
-    make: Make, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def of_norms(names: Iterable[str]) -> set[str]:
+    """Weights, biases, statistics and counters of a ResNet's batch norms."""
+    return {name for name in names if ".bn" in f".{name}" or ".downsample.1." in name}
+
+
+@pytest.mark.parametrize("how", [[], ["teacher.ema=0.8"], ["optim@teacher.optim=adamw"]])
+def test_frozen_norms(
+    how: list[str], make: Make, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    how = (f"teacher.path={file}", "teacher.finetune=head", "teacher.epochs=3")
+    """They stay bit for bit, in evaluation mode; all else is trained, in train mode."""
+    step = Distiller.training_step
+    modes: set[tuple[bool, bool]] = set()
+
+    def note(self: Distiller, *args: Any) -> dict[str, Any]:
+        for module in self.net.modules():
+            modes.add((isinstance(module, nn.BatchNorm2d), module.training))
+        return step(self, *args)
+
+    monkeypatch.setattr(Distiller, "training_step", note)
+    before = torch.load(file)
+    how = [f"teacher.path={file}", "teacher.finetune=frozen_norms", "teacher.keep=last", *how]
+    after = done(make(*how)).weights()
+    norms = of_norms(before)
+    assert sum(name.endswith("running_var") for name in norms) == 20  # of a ResNet-18
+    assert moved(before, after) == before.keys() - norms
+    assert modes == {(True, False), (False, True)}
+
+
+@pytest.mark.parametrize("part", ["head", "frozen_norms"])
+def test_a_part_of_the_net_is_resumed(
+    part: str, make: Make, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    how = (f"teacher.path={file}", f"teacher.finetune={part}", "teacher.epochs=3")
     whole = done(make(*how, f"output_dir={tmp_path / 'whole'}")).weights()
     with monkeypatch.context() as patch:
         stop_before(1, patch)
@@ -131,7 +160,9 @@ def test_the_head_alone_is_resumed(
     assert list((tmp_path / "out" / "store").glob("*.partial/last.ckpt"))
     resumed = done(make(*how)).weights()
     assert moved(whole, resumed) == set()
-    assert moved(torch.load(file), resumed) == {"fc.weight", "fc.bias"}
+    before = torch.load(file)
+    trained = {"fc.weight", "fc.bias"} if part == "head" else before.keys() - of_norms(before)
+    assert moved(before, resumed) == trained
 
 
 def test_another_number_of_classes(make: Make, tmp_path: Path) -> None:
@@ -169,13 +200,14 @@ def test_keys(make: Make, file: Path, tmp_path: Path) -> None:
 
     distinct = [
         (), (path,), (path, "teacher.finetune=all"), (path, "teacher.finetune=head"),
+        (path, "teacher.finetune=frozen_norms"), (path, "teacher.match=order"),
         ("teacher.finetune=head",),
         (path, "teacher.finetune=all", "teacher.optim.lr=0.01"),
         (path, "teacher.normalization={mean: [0.5], std: [0.5]}"),
     ]  # fmt: skip
     assert len({key(*each) for each in distinct}) == len(distinct)
     assert key() == key("teacher.finetune=all")
-    assert key(path) == key(path, "teacher.finetune=none")
+    assert key(path) == key(path, "teacher.finetune=none") == key(path, "teacher.match=name")
     assert key(path) == key(path, "teacher.optim.lr=0.01", "teacher.epochs=7", "teacher.seed=3")
     copied = tmp_path / "copy.pth"
     copied.write_bytes(file.read_bytes())

@@ -79,7 +79,9 @@ def test_a_run_s_student_goes_on_and_names_its_net(tmp_path: Path) -> None:
     [
         (["student.path=nowhere.pt"], ["student.path: there is no file"]),
         (["student.state=ema"], ["student.state: found 'ema'", "student.path is not set"]),
-        (["student.finetune=none"], ["student.finetune", "'all' or 'head'"]),
+        (["student.finetune=none"], ["student.finetune", "'all', 'head' or 'frozen_norms'"]),
+        (["student.match=order"], ["student.match: found 'order'", "student.path is not set"]),
+        (["student.finetune=frozen_norms"], ["student.finetune", "MLP has no batch norms"]),
         (["student=checkpoint"], ["student.path: found None, needed is the file"]),
         (["student.path=a.pt", "loss=simkd"], ["student.path", "net of its own"]),
     ],

@@ -19,7 +19,8 @@ from kd.config.rates import RATES, read_rate
 from kd.config.schedules import Accept, make_schedule
 from kd.errors import UserError
 
-Trains = Literal["all", "head", "none"]
+Trains = Literal["all", "head", "frozen_norms", "none"]
+Match = Literal["name", "order"]
 # See kd.training.learning_rate
 LearningRate = Annotated[
     Any,

@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from kd.config.checking import as_floats, check_as, validate
-from kd.config.fields import Budget, FolderName, LearningRate, Node, Seed, Trains, number
+from kd.config.fields import Budget, FolderName, LearningRate, Match, Node, Seed, Trains, number
 from kd.config.knobs import KNOBS, refuse_unused, uses
 from kd.config.precision import ACCEPTED, read_precision, resolve_precision
 from kd.config.schedules import POSITIVE, SHARE
@@ -114,6 +114,7 @@ class Start(Strict):
         path: file with initial weights, or a run folder; null for fresh weights.
         state: choice between several sets of weights in that file: `ema`, `raw`, or a key or
             prefix; null prefers averaged ones (EMA).
+        match: pair the file's tensors with the net's by `name`, or by `order` where names differ.
         classes: classes of the net in that file, in order: a list, or a file with one per line.
             Outputs are matched to the data's classes by name, and others are dropped. null: as the
             file says.
@@ -128,14 +129,16 @@ class Start(Strict):
     net: Node
     path: str | None = None
     state: str | None = None
+    match: Match = "name"
     classes: Annotated[list[Name], Field(min_length=1)] | str | None = None
     normalization: NormalizationConfig | None = None
     taps: Annotated[list[str], Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
     def _of_a_path(self) -> Self:
-        for name in ("state", "classes"):
-            if (found := getattr(self, name)) is not None and self.path is None:
+        for name in ("state", "classes", "match"):
+            found = getattr(self, name)
+            if found not in (None, "name") and self.path is None:
                 raise UserError(f"{self.at}.{name}: found {found!r}, but {self.at}.path is not set")
         return self
 
@@ -160,7 +163,8 @@ class TeacherConfig(Recipe, AnswerConfig, Start):
         data: training data other than the run's: a folder, changed keys of the run's data, or
             another source with the same classes.
         finetune: what to train from the initial weights: all of the net, the last layer only
-            (head), or nothing (none). null trains all without a `path`, and nothing with one.
+            (head), all but batch norms (frozen_norms), or nothing (none). null trains all without a
+            `path`, and nothing with one.
         members: ensemble members; each lists only what differs from this teacher. None: no
             ensemble.
         weights, average, average_temperature: of the ensemble; see `kd.teachers.ensemble.Ensemble`.
@@ -223,12 +227,13 @@ class StudentConfig(Start):
     level.
 
     Attributes:
-        finetune: what to train: all of the net, or the last layer only (head); null for all.
+        finetune: what to train: all of the net, the last layer only (head), or all but batch norms
+            (frozen_norms); null for all.
     """
 
     at = "student"
 
-    finetune: Literal["all", "head"] | None = None
+    finetune: Literal["all", "head", "frozen_norms"] | None = None
 
 
 class StageConfig(Strict):

@@ -38,7 +38,9 @@ class StageSpec(Record):
         net: node of the net; `pretrained` names the weights that come with it.
         weights: checksum of the file with the initial weights; `state` is which of its state dicts.
         normalization: of the net in that file, where the config says it.
-        trains: part of the net that is trained, `head` or `loss`; None for all of it.
+        match: `order` where its tensors are paired in order, whatever their names.
+        trains: part of the net that is trained, `head`, `frozen_norms` (all but batch norms) or
+            `loss`; None for all of it.
         members: keys of the stages that form an ensemble.
         objective: node of the loss.
         batch_size_per_device: images that each of several devices sees, where that matters.
@@ -61,6 +63,7 @@ class StageSpec(Record):
     pretrained: list[str] = []
     weights: str | None = None
     state: str | None = None
+    match: str | None = None
     outputs_of_file: ChosenOutputs | None = None
     normalization: ChannelStatistics | None = None
     trains: str | None = None

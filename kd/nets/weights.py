@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from kd.errors import UserError, nearest
 from kd.files.state_dicts import CONTAINERS, StateDict, read_weights
 from kd.log import say
+from kd.nets.tensor_order import COUNTER, pair_in_order
 
 # Keys and prefixes of checkpoints and wrappers; they do not describe the tensors.
 PLAIN = {*CONTAINERS, "module", "_orig_mod"}
 AVERAGED = {"ema", "swa", "averaged", "average", "shadow"}  # words in a key or prefix
-COUNTER = "num_batches_tracked"  # of batch norm; missing in files older than PyTorch 0.4.1
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,7 @@ def load_weights(
     head: Collection[str] = (),
     which: str | None = None,
     outputs: OutputChoice | None = None,
+    by_order: bool = False,
 ) -> None:
     """Load a file's tensors into `net`; names and shapes must match, except for a common prefix.
 
@@ -97,11 +98,12 @@ def load_weights(
         which: choice between several matching sets of weights in the file: `ema`, `raw`, or a key
             or prefix. None prefers averaged ones.
         outputs: outputs to take, if the file's net has more or another order; None takes all.
+        by_order: pair the tensors in order, whatever their names.
 
     Raises:
         UserError: the file cannot be read, or its tensors do not match the net; says which.
     """
-    put_weights(net, read_weights(path, where), path, where, head, which, outputs)
+    put_weights(net, read_weights(path, where), path, where, head, which, outputs, by_order)
 
 
 def put_weights(
@@ -112,10 +114,18 @@ def put_weights(
     head: Collection[str] = (),
     which: str | None = None,
     outputs: OutputChoice | None = None,
+    by_order: bool = False,
 ) -> None:
     """Load what `read_weights` returned; otherwise like `load_weights`."""
     expected = net.state_dict()
-    fit = _choice(net, states, path, where, which)
+    if by_order:
+        fits = _fits_in_order(states, expected, head, path, where)
+    else:
+        fits = [fit for state in states for fit in _fits(state, net)]
+    fit = _choice(net, fits, path, where, which)
+    if by_order:
+        first = f"{next(iter(fit.state.tensors))} as {next(iter(fit.tensors))}"
+        say(f"{where}: {len(fit.tensors)} tensors of {path.name} are taken in order, {first} first")
     found = {name: expected[name] for name in expected if name.endswith(COUNTER)}
     found |= fit.tensors
     if outputs:
@@ -173,9 +183,7 @@ def _select_rows(
     return {name: found[name][rows] for name in named}
 
 
-def _choice(
-    net: nn.Module, states: Sequence[StateDict], path: Path, where: str, which: str | None
-) -> Fit:
+def _choice(net: nn.Module, fits: Sequence[Fit], path: Path, where: str, which: str | None) -> Fit:
     """Choose the tensors of a file for a net.
 
     Preferred are the places and prefixes that cover most of the net's parameters, then averaged
@@ -189,7 +197,6 @@ def _choice(
     def cover(fit: Fit) -> int:
         return len(parameters & fit.tensors.keys())
 
-    fits = [fit for state in states for fit in _fits(state, net)]
     if which is not None:
         most = max(map(cover, fits))
         fits = _fits_of_name([fit for fit in fits if 2 * cover(fit) >= most], which, path, where)
@@ -272,6 +279,36 @@ def _fits(state: StateDict, net: nn.Module) -> list[Fit]:
         ours = {_rename(tail, rules): tensor for tail, tensor in tails.items()}
         better = len(expected & ours.keys()) > len(expected & tails.keys())
         found.append(Fit(state, prefix, ours if better else tails))
+    return found
+
+
+def _fits_in_order(
+    states: Sequence[StateDict],
+    expected: Mapping[str, Tensor],
+    head: Collection[str],
+    path: Path,
+    where: str,
+) -> list[Fit]:
+    """Match the state dicts of a file to a net's by the order of the tensors.
+
+    Raises:
+        UserError: none fits, or the file does not keep the order.
+    """
+    key = f"{_key(where, 'match')}: found 'order'"
+    if path.suffix == ".safetensors":
+        raise UserError(
+            f"{key}, but {path.name} lists its tensors by name; accepted is a .pt or .pth file, "
+            "which keeps the order of its net"
+        )
+    found: list[Fit] = []
+    reasons = []
+    for state in states:
+        try:
+            found.append(Fit(state, "", pair_in_order(state.tensors, expected, head)))
+        except ValueError as error:
+            reasons.append((len(state.tensors), str(error)))
+    if not found:
+        raise UserError(f"{key}, but the weights in {path} do not fit so: {max(reasons)[1]}")
     return found
 
 

@@ -10,6 +10,7 @@ from kd.config.trainer import batches_of
 from kd.data.base import DataModule
 from kd.errors import UserError
 from kd.files.store import StageResult, Store
+from kd.nets.batch_norms import batch_norms
 from kd.nets.build import build_net
 from kd.nets.head import head_of
 from kd.shape import Shape
@@ -74,12 +75,17 @@ def preflight(chain: Sequence[StagePlan], config: Config, data: DataModule) -> N
         )
         if plan.trains == "head":
             check_head(net, data, plan.start_prefix)
+        if plan.trains == "frozen_norms" and not batch_norms(net):
+            raise UserError(
+                f"{plan.start_prefix}finetune: found 'frozen_norms', but {type(net).__name__} has "
+                "no batch norms; accepted are all, head"
+            )
         if plan.trains == "none":
             continue
         make_optimizer(net, 2, optim=recipe.optim, schedule=recipe.lr_schedule, where=f"{at}optim")
         loader = seen.train_loader(recipe.batch_size, recipe.seed, ranks, where=f"{at}batch_size")
         batches_of(config.trainer, "limit_train_batches", len(loader))
-        if recipe.batch_size == ranks:  # one image on each device
+        if recipe.batch_size == ranks and plan.trains != "frozen_norms":  # one image on each device
             check_single(net, data.shape, f"{at}batch_size")
 
 

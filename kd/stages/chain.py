@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from kd.config.fields import Node, Trains
+from kd.config.fields import Match, Node, Trains
 from kd.config.rates import check_length
 from kd.config.schema import Config, NormalizationConfig, Recipe, StageConfig, TeacherConfig
 from kd.data.transfer import Sees
@@ -32,10 +32,11 @@ class StagePlan:
         start: earlier stage with the initial weights; None for fresh ones.
         path: file with the initial weights.
         state: choice between several sets of weights in that file.
+        match: whether its tensors are paired with the net's by name or in order.
         classes: classes of that file's net in order, or a file that names them; None for what the
             file says.
-        trains: all of the net, its last layer only (head), none of it, or only the loss's own
-            parameters (loss).
+        trains: all of the net, its last layer only (head), all but batch norms (frozen_norms), none
+            of it, or only the loss's own parameters (loss).
         fake_quantize: whether its layers round to 8 bits in training.
         normalization: normalisation used in training the weights in `path`, if the config says it.
         members: earlier stages that form the ensemble.
@@ -56,6 +57,7 @@ class StagePlan:
     start: str | None = None
     path: str | None = None
     state: str | None = None
+    match: Match = "name"
     classes: list[str] | str | None = None
     trains: Trains | Literal["loss"] = "all"
     fake_quantize: bool = False
@@ -200,7 +202,7 @@ def _teacher_start(config: Config) -> dict[str, Any]:
         return {"net": _ensemble(teacher), "trains": "none", "members": tuple(_names(teacher))}
     return {
         name: getattr(teacher, name)
-        for name in ("path", "state", "classes", "trains", "normalization")
+        for name in ("path", "state", "match", "classes", "trains", "normalization")
     }
 
 
@@ -212,8 +214,8 @@ def _student_start(plan: StagePlan, config: Config) -> dict[str, Any]:
     """
     student = config.student
     found = dict[str, Any]()
-    if student.finetune == "head" and plan.trains == "all":
-        found["trains"] = "head"
+    if student.finetune and plan.trains == "all":
+        found["trains"] = student.finetune
     if plan.start or plan.where != "student.net":
         if student.path and not plan.start:
             raise UserError(
@@ -221,7 +223,7 @@ def _student_start(plan: StagePlan, config: Config) -> dict[str, Any]:
                 "student's, which cannot start from a file; accepted is null"
             )
         return found
-    names = ("path", "state", "classes", "normalization")
+    names = ("path", "state", "match", "classes", "normalization")
     return found | {name: getattr(student, name) for name in names}
 
 

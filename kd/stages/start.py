@@ -62,11 +62,13 @@ def set_start(
         spec.weights = _checksum(file, file.stat().st_ctime_ns)
     if file and plan.state:
         spec.state = plan.state
+    if file and plan.match != "name":
+        spec.match = plan.match
     if file and (outputs := _outputs(plan, file, classes)):
         spec.outputs_of_file = outputs
     if said := plan.normalization:
         spec.normalization = ChannelStatistics(mean=list(said.mean), std=list(said.std))
-    if plan.trains in ("head", "loss"):
+    if plan.trains not in ("all", "none"):
         spec.trains = plan.trains
 
 
@@ -119,7 +121,7 @@ def load_start(net: nn.Module, file: Path, where: str, spec: StageSpec, shape: S
             "by name"
         )
     fresh = head if spec.epochs else []
-    load_weights(net, file, where, fresh, spec.state, outputs)
+    load_weights(net, file, where, fresh, spec.state, outputs, spec.match == "order")
     header = header_of(file)
     if header and "mean" in header and "std" in header:
         set_normalization(net, (tuple(header["mean"]), tuple(header["std"])), shape.channels, where)

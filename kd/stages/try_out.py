@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from kd.data.base import DataModule
 from kd.errors import UserError
 from kd.log import say
+from kd.nets.batch_norms import batch_norms
 from kd.nets.build import build_net
 from kd.nets.hooks import LISTS, FeatureHooks, Side, as_signals, build_arguments, kinds_of
 from kd.nets.layer_paths import study
@@ -72,7 +72,7 @@ def depends_on_batch(plan: StagePlan, data: DataModule, trainer: Mapping[str, An
         trainer: the config's options of the Trainer.
     """
     student, _ = _nets(plan, data.shape)
-    normed = any(isinstance(module, _BatchNorm) for module in student.modules())
+    normed = plan.trains != "frozen_norms" and bool(batch_norms(student))
     if normed and not trainer.get("sync_batchnorm"):
         return True
     if bool((data.split.train.labels < 0).any()):

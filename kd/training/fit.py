@@ -28,7 +28,7 @@ from kd.training.callbacks import DiagnosisLog, History, OwnSignals, RemainingTi
 from kd.training.devices import world_size
 from kd.training.distiller import Distiller
 from kd.training.finite import WHAT_HELPS
-from kd.training.head_only import HeadOnly, LossOnly
+from kd.training.head_only import FrozenNorms, HeadOnly, LossOnly
 from kd.training.hooks import hook
 from kd.training.loss_spec import LossSpec
 from kd.training.objective import Objective
@@ -149,8 +149,12 @@ def _callbacks(job: TrainingJob) -> list[Callback]:
     if job.diagnosis:
         found.append(DiagnosisLog(job.diagnosis))
     if job.spec.trains:
-        only: dict[str, Callback] = {"head": HeadOnly(job.data.shape), "loss": LossOnly()}
-        found.append(only[job.spec.trains])
+        parts: dict[str, Callback] = {
+            "head": HeadOnly(job.data.shape),
+            "frozen_norms": FrozenNorms(),
+            "loss": LossOnly(),
+        }
+        found.append(parts[job.spec.trains])
     return found
 
 

@@ -1,8 +1,9 @@
-"""Training only the last layer, or only the loss's parameters; the rest stays bit-identical."""
+"""Training a part of the net, or only the loss's parameters; the rest stays bit-identical."""
 
 import lightning.pytorch as L
 from lightning.pytorch.callbacks import Callback
 
+from kd.nets.batch_norms import freeze_norms, still_norms
 from kd.nets.head import freeze_body, still_body
 from kd.shape import Shape
 
@@ -22,6 +23,18 @@ class HeadOnly(Callback):
         found.
         """
         still_body(pl_module.net)  # type: ignore[arg-type]
+
+
+class FrozenNorms(Callback):
+    """Freezes the batch norms, and keeps them in evaluation mode while the rest is trained."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Freeze their weights and biases."""
+        freeze_norms(pl_module.net)  # type: ignore[arg-type]
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Undo the train mode that Lightning has set."""
+        still_norms(pl_module.net)  # type: ignore[arg-type]
 
 
 class LossOnly(Callback):
