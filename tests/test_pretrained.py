@@ -287,6 +287,21 @@ class TestTimm:
         )
         assert list(head_of(net, Shape(3, 32, 7))) == ["head", "head_dist"]
 
+    @pytest.mark.parametrize("pretrained", [False, True])
+    def test_a_last_layer_for_few_classes_starts_narrow(
+        self, pretrained: bool, hugging: Path
+    ) -> None:
+        name = "mobilenetv3_small_050.lamb_in1k"  # timm's own bound is 1 / sqrt(outputs), 0.71
+        if pretrained:
+            put_timm(hugging, name)
+        net = build_net(timm_node(name, pretrained), Shape(3, 32, 2), "teacher.net")
+        head = net.get_classifier()
+        assert float(head.weight.abs().max()) <= head.in_features**-0.5
+        zero = build_net(
+            timm_node("vit_tiny_patch16_224", False, img_size=32), Shape(3, 32, 2), "x"
+        )
+        assert not zero.head.weight.abs().max() > 0.1, "timm's own, which is narrow, stays"
+
     def test_the_default_tag_is_the_named_one(self) -> None:
         tagged = pretrained_weights_of(timm_node("resnet18.a1_in1k"), "x")
         assert pretrained_weights_of(timm_node("resnet18"), "x") == tagged

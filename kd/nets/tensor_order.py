@@ -26,10 +26,11 @@ def pair_in_order(
     Raises:
         ValueError: they do not fit; gives both counts, and the first pair that differs.
     """
-    theirs, ours = _counted(theirs), _counted(expected)
+    theirs = _without_counters(theirs)
+    ours = _without_counters(expected)
     if head and len(theirs) == len(ours) - len(head):
         ours = {name: tensor for name, tensor in ours.items() if name not in head}
-    rows = _last_rows(theirs), _last_rows(ours)
+    rows = (_last_rows(theirs), _last_rows(ours))
     for fitting, (one, other) in enumerate(zip_longest(theirs.items(), ours.items())):
         if not _fits(one, other, rows):
             raise ValueError(
@@ -40,7 +41,7 @@ def pair_in_order(
     return dict(zip(ours, theirs.values(), strict=True))
 
 
-def _counted(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _without_counters(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in tensors.items() if not name.endswith(COUNTER)}
 
 
@@ -54,7 +55,8 @@ def _fits(
 ) -> bool:
     if theirs is None or ours is None:
         return False
-    (name, found), (our_name, wanted) = theirs, ours
+    name, found = theirs
+    our_name, wanted = ours
     ends = {name.rpartition(".")[2], our_name.rpartition(".")[2]}
     if len(ends) == 2 and ends <= KINDS:
         return False

@@ -37,6 +37,7 @@ def timm_net(
         fresh: nn.Module = timm.create_model(
             name, num_classes=num_classes, in_chans=in_channels, **options
         )
+        _narrow_head(fresh)
         return fresh
     # Tensors are passed to timm, so that reading and its error messages are decided here.
     overlay = {"state_dict": _state(name, timm)}
@@ -55,7 +56,22 @@ def timm_net(
         net
     ).keys():  # else every copy of the net would hold them twice
         setattr(net, kept, {k: v for k, v in getattr(net, kept).items() if k != "state_dict"})
+    if num_classes != _config(name, timm).num_classes:
+        _narrow_head(net)
     return net
+
+
+def _narrow_head(net: nn.Module) -> None:
+    """Give a fresh last layer PyTorch's own initial weights, if timm's are far wider.
+
+    In timm's EfficientNets and MobileNets their width goes by the number of outputs. With two
+    classes on 1,280 trained features the logits are near 50, and the first steps spoil the net.
+    """
+    head = getattr(net, "get_classifier", lambda: None)()
+    if isinstance(head, nn.Linear):
+        usual = (3 * head.in_features) ** -0.5  # standard deviation
+        if float(head.weight.detach().std()) > 2 * usual:
+            head.reset_parameters()
 
 
 def pretrained_weights(name: str, pretrained: bool = False, **_: Any) -> PretrainedWeights | None:
