@@ -10,7 +10,7 @@ import pytest
 import torch
 from made_reports import as_report
 
-from kd.files.report_file import Latency, ModelReport, ValidationAccuracy
+from kd.files.report_file import EpochAccuracies, Latency, ModelReport
 from kd.measure.metrics import summary
 from kd.reports.run_page import as_page, cost_table, quality_table
 from kd.reports.run_report import compare, verdict
@@ -121,7 +121,7 @@ def test_retention_is_of_a_teacher_that_is_better_than_chance(
             bytes=4,
             latency_ms=Latency(batch=1, median=1.0, p95=1.0),
             test=summary(logits[role], labels),
-            val=ValidationAccuracy(best=0.5, last=0.5),
+            val=EpochAccuracies(best=0.5, last=0.5),
             stage="0",
             epochs=1,
             seconds=1.0,

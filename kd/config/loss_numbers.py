@@ -10,6 +10,7 @@ before the command line. The source below provides them to Hydra: the last entry
 """
 
 from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 from hydra.core.config_search_path import ConfigSearchPath
@@ -90,17 +91,26 @@ def _stays(experiment: str, knob: str, losses: list[str]) -> bool:
 
 
 def _of_the_authors(table: DictConfig, loss: str, pair: str) -> dict[str, Any]:
-    """Return the published numbers for the pair, or for any, with their source for the report."""
-    for wanted in (pair, "any"):
-        for row in table.rows:
-            if (row.method, row.pair) == (loss, wanted):
-                whose = f"{row.source}, for {'any pair' if wanted == 'any' else pair}"
-                nested = OmegaConf.create()
-                for key, value in row.value.items():
-                    OmegaConf.update(nested, str(key), value)
-                numbers = OmegaConf.to_container(nested)
-                return {**numbers, "numbers_from": whose}  # type: ignore[dict-item]
-    return {"numbers_from": OURS}
+    """Return the published numbers for the pair, or for any, with their source for the report.
+
+    Rows of the method `any` hold beside those of the loss.
+    """
+    nested = OmegaConf.create()
+    for row in table.rows:
+        if row.method == "any" and fnmatchcase(pair, row.pair):
+            _merge(nested, row.value)
+    whose = OURS
+    own = {row.pair: row for row in table.rows if row.method == loss and row.pair in (pair, "any")}
+    if row := own.get(pair, own.get("any")):
+        whose = f"{row.source}, for {'any pair' if row.pair == 'any' else pair}"
+        _merge(nested, row.value)
+    numbers = OmegaConf.to_container(nested)
+    return {**numbers, "numbers_from": whose}  # type: ignore[dict-item]
+
+
+def _merge(nested: DictConfig, values: DictConfig) -> None:
+    for key, value in values.items():
+        OmegaConf.update(nested, str(key), value)
 
 
 def _knobs(path: str) -> dict[str, Any]:

@@ -60,15 +60,18 @@ class DataModule(ABC):
 
     Args:
         root: folder to look in.
-        val_fraction: share of the training images (or groups) held out for model selection, in (0,
-            1). Used where the source has no validation part.
-        test_fraction: the same for the final test.
+        val_fraction: share of the training images (or groups) held out for model selection, in [0,
+            1). Used where the source has no validation part. 0 holds out none: nothing is selected,
+            and all nets keep the weights of their last epoch.
+        test_fraction: the same for the final test, in (0, 1).
         split_seed: seed of the split and of `limit`. It is not the training seed: runs of several
             seeds then select on the same images and may share a teacher.
         limit: number of training images to use (stratified); validation and test stay whole. None
             uses all.
         augment: keywords of `kd.data.views.Augment`, the augmentation of training images.
         views: None for a new view of each image in each epoch, V to cycle through V views.
+        normalization: `mean` and `std` per channel, for pixels in [0, 1], of all nets without their
+            own; None for those of the training images.
         class_weights: `balanced` weights the training cross-entropy by N / (classes * images of the
             class); None weights all classes equally.
         labels: how many training images keep their label for student and baseline: a count, a share
@@ -102,6 +105,7 @@ class DataModule(ABC):
         limit: int | None = None,
         augment: Mapping[str, Any] | None = None,
         views: int | None = None,
+        normalization: dict[str, list[float]] | None = None,
         class_weights: Weights | None = None,
         labels: Labels = None,
         labels_seed: Annotated[int, Field(ge=0, lt=2**63)] = 0,
@@ -117,11 +121,15 @@ class DataModule(ABC):
         num_workers: NonNegativeInt = 0,
         on_duplicate: OnDuplicate = "warn",
     ) -> None:
-        for name, fraction in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
-            if not 0 < fraction < 1:
-                raise UserError(
-                    f"data.{name}: found {fraction}, accepted is a number between 0 and 1"
-                )
+        if not 0 <= val_fraction < 1:
+            raise UserError(
+                f"data.val_fraction: found {val_fraction}, accepted is a number from 0 (no "
+                "validation part) to below 1"
+            )
+        if not 0 < test_fraction < 1:
+            raise UserError(
+                f"data.test_fraction: found {test_fraction}, accepted is a number between 0 and 1"
+            )
         for name, count in (("limit", limit), ("views", views)):
             if count is not None and (not isinstance(count, int) or count < 1):
                 raise UserError(
@@ -134,6 +142,7 @@ class DataModule(ABC):
         self.labels_seed = labels_seed
         self.omit = omit
         self.val_labels = val_labels
+        self.normalization = normalization
         self.class_weights = one_of("class_weights", class_weights, (None, *get_args(Weights)))
         self.on_bad_image = one_of("on_bad_image", on_bad_image, get_args(OnBad))
         if cache == "disk" and cache_dir is None:
@@ -232,18 +241,21 @@ class DataModule(ABC):
         rest = source.train
         val = source.val
         test = source.test
+        carves_val = val is None and self.val_fraction > 0
         check_counts(
             rest,
-            [name for name, part in (("validation", val), ("test", test)) if part is None],
+            [*(["validation"] if carves_val else []), *(["test"] if test is None else [])],
             source.classes,
         )
         if test is None:
             # Minimum per class to keep for the validation part still to come
-            least = 1 if val else 2
+            least = 2 if carves_val else 1
             rest, test = hold_out(
                 rest, self.test_fraction, "test", source.classes, self.split_seed, least
             )
-        if val is None:
+        if val is None and not carves_val:
+            val = rest.at([])
+        elif val is None:
             rest, val = hold_out(
                 rest, self.val_fraction, "validation", source.classes, self.split_seed
             )
@@ -331,8 +343,25 @@ class DataModule(ABC):
 
     @cached_property
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation of each channel over the training part, pixels in [0, 1]."""
-        return _statistics(self.split.train)
+        """Mean and standard deviation of each channel over the training part, pixels in [0, 1].
+
+        Raises:
+            UserError: `normalization` names others that are not one number for each channel.
+        """
+        return self._statistics_of(self.split.train)
+
+    def _statistics_of(self, images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        said = self.normalization
+        if said is None:
+            return _statistics(images)
+        channels = images.pixels.shape[1]
+        fits = sorted(said) == ["mean", "std"] and {len(x) for x in said.values()} == {channels}
+        if not fits or min(said["std"]) <= 0:
+            raise UserError(
+                f"data.normalization: found {said}; accepted are null or {{mean: [...], "
+                f"std: [...]}} with a number for each of {channels} channels, std above 0"
+            )
+        return tuple(said["mean"]), tuple(said["std"])
 
     @property
     def loss_weights(self) -> tuple[float, ...] | None:
@@ -409,6 +438,11 @@ class DataModule(ABC):
         if split.unlabeled:
             train = train.join(split.unlabeled)
         val = split.val
+        if self.val_labels and not val:
+            raise UserError(
+                f"data.val_labels: found {self.val_labels}, but data.val_fraction=0 leaves no "
+                "validation part; accepted are null or 0"
+            )
         if self.val_labels:
             where = "data.val_labels"
             val = val.at(labels_to_keep(val, self.val_labels, seed, self.source_names, where))
@@ -417,7 +451,7 @@ class DataModule(ABC):
         found = self._with(train, val)
         if omitted.any():
             found.shown = (train.labels != OMITTED).nonzero()[:, 0]
-            found.statistics = _statistics(split.train.at(seen))
+            found.statistics = self._statistics_of(split.train.at(seen))
         return found
 
     @cached_property
@@ -515,6 +549,10 @@ class DataModule(ABC):
                 f"{self.name}; accepted are {ranks} to {order.length}"
             )
         return self._loader(images, order)
+
+    def selects(self, sees: Sees) -> bool:
+        """Whether validation labels select the weights of a stage that sees these images."""
+        return bool(self.split.val) and (sees == "all" or self.val_labels != 0)
 
     @property
     def images_an_epoch(self) -> int:

@@ -30,6 +30,8 @@ def shorten(data: D, options: Mapping[str, Any], least: int = 1) -> D:
     for part in ("val", "test"):
         if (name := f"limit_{part}_batches") in options:
             images: Images = getattr(data.split, part)
+            if not images:  # data.val_fraction=0
+                continue
             size = min(images.pixels.batch, TRIAL_BATCH if is_trial(options) else sys.maxsize)
             batches = batches_of(options, name, math.ceil(len(images) / size))
             kept = _by_turns(images, max(least, batches * size))

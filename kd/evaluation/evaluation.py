@@ -61,6 +61,8 @@ def evaluate(finished: FinishedRun, config: Evaluate, command: str) -> Path:
     to_others = config.data, classes, finished.shape, own, reading
     evaluated_on = of_other(*to_others) if other else of_own(own)
     val = own.split.val if own else None
+    if own and not own.split.val:
+        lacking = "data.val_fraction=0 held out no images"
     labels = evaluated_on.images.labels
     if config.operating_point.is_requested:
         check_point(config.operating_point, classes, val, lacking)
@@ -158,7 +160,7 @@ def check_point(
     """
     label = _label(wanted.positive, classes)
     where = f"operating_point: needs validation images of {classes[label]}"
-    if val is None:
+    if not val:
         raise UserError(f"{where}, and the run's validation part is not there: {lacking}")
     if not (val.labels == label).any():
         raise UserError(f"{where}, and the run's validation part has none")

@@ -50,20 +50,23 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return found
 
 
-def last_good(last: Path, best: Path) -> dict[str, Any] | None:
+def last_good(last: Path, best: Path | None) -> dict[str, Any] | None:
     """Return the checkpoint to resume from; None to start from scratch, also after damage (logged).
 
     Args:
         last: checkpoint of the last finished epoch.
-        best: checkpoint of the best epoch on validation; exists together with `last`.
+        best: checkpoint of the best epoch on validation; exists together with `last`. None where
+            there is no validation part.
     """
     if not last.exists():
         return None
     try:
-        read_checkpoint(best)
+        if best:
+            read_checkpoint(best)
         return read_checkpoint(last)
     except DamagedError as error:
         say(f"{error}; training starts from scratch")
     last.unlink()
-    best.unlink(missing_ok=True)
+    if best:
+        best.unlink(missing_ok=True)
     return None

@@ -73,11 +73,11 @@ class Metrics(Record):
     reliability: list[ReliabilityBin] = []
 
 
-class ValidationAccuracy(Record):
-    """Accuracy on the validation part, of the best epoch and of the last."""
+class EpochAccuracies(Record):
+    """Accuracy of the epoch that was best on validation, and of the last; None of no such epoch."""
 
-    best: float
-    last: float
+    best: float | None = None
+    last: float | None = None
 
 
 class Latency(Record):
@@ -92,6 +92,8 @@ class ModelReport(Record):
     """One of the models side by side.
 
     Attributes:
+        test: of the weights that the run keeps.
+        test_by_epoch: on test, of both epochs; empty in older reports.
         stage: the name of a folder in the store.
         step_ms: time of an optimiser step in milliseconds; None where nothing was trained.
         precision: the number format of the training.
@@ -104,7 +106,8 @@ class ModelReport(Record):
     bytes: int
     latency_ms: Latency
     test: Metrics
-    val: ValidationAccuracy
+    test_by_epoch: EpochAccuracies = EpochAccuracies()
+    val: EpochAccuracies
     stage: Annotated[str, Field(pattern=r"^[\w.-]*\w$")]
     training_params: int = 0
     step_ms: float | None = None

@@ -94,14 +94,17 @@ class StageSpec(Record):
 
 
 class BestAndLast(Record):
-    """Metrics of the epoch that was best on validation, and of the last one."""
+    """Metrics of the epoch that was best on validation, and of the last one; the same without a
+    validation part.
+    """
 
     best: EpochMetrics
     last: EpochMetrics
 
-    def accuracy(self, epoch: str) -> float:
-        """Validation accuracy of the `best` or the `last` epoch, a fraction."""
-        return float({"best": self.best, "last": self.last}[epoch]["val/acc"])
+    def accuracy(self, epoch: str) -> float | None:
+        """Validation accuracy of the `best` or the `last` epoch, a fraction; None of no images."""
+        found = {"best": self.best, "last": self.last}[epoch].get("val/acc")
+        return None if found is None else float(found)
 
 
 class TrainingTotal(Record):

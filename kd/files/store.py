@@ -19,6 +19,9 @@ from kd.files.writing import writing
 
 WEIGHTS = "weights.safetensors"  # the net's, in a stage's folder
 
+# The net's weights of the epoch that is not kept: the last, or the best on validation
+OTHER_EPOCH = "other_epoch.safetensors"
+
 
 @dataclass(frozen=True)
 class StageResult:

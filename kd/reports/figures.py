@@ -5,6 +5,7 @@ state. Colours are those of Okabe and Ito (2008), or run from light to dark in o
 blindness and printers. Roles also differ in line style and hatching.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -356,25 +357,28 @@ def to_picture(pixels: Tensor) -> NDArray[np.uint8]:
 def learning_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
     """Plot validation accuracy and loss of each role by epoch; a level line without training.
 
+    Without a validation part, accuracy and loss on the training views.
+
     Args:
         histories: per role one row per epoch with `epoch` (from 0), `val/acc` and `val/loss`.
     """
     figure, both = new_figure(9.6, 4.0, columns=2)
+    validated = any("val/acc" in row for rows in histories.values() for row in rows)
+    part, losses = ("val", "cross-entropy in nats") if validated else ("train", "loss")
     for axes, key, name in zip(
-        both, ("val/acc", "val/loss"), ("accuracy", "cross-entropy in nats"), strict=True
+        both, (f"{part}/acc", f"{part}/loss"), ("accuracy", losses), strict=True
     ):
         for role, rows in histories.items():
             style = {k: v for k, v in ROLES[role].items() if k != "hatch"}
-            if len(rows) == 1:
-                axes.axhline(
-                    rows[0][key], color=style["color"], linestyle=style["linestyle"], linewidth=1
-                )
             epochs = [row["epoch"] + 1 for row in rows]
-            values = [row[key] for row in rows]
+            values = [row.get(key, math.nan) for row in rows]
+            if len(rows) == 1:
+                level = {"color": style["color"], "linestyle": style["linestyle"]}
+                axes.axhline(values[0], **level, linewidth=1)
             axes.plot(
                 epochs, values, **style, markersize=4, markevery=max(1, len(rows) // 10), label=role
             )
-        axes.set(xlabel="epoch", ylabel=f"validation {name}")
+        axes.set(xlabel="epoch", ylabel=f"{'validation' if validated else 'training'} {name}")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(color="#dddddd", linewidth=0.6)
     both[0].yaxis.set_major_formatter(PercentFormatter(1))

@@ -31,7 +31,7 @@ def model_card(report: Report, folder: str) -> str:
     parts = {
         "What it is": _what(student, by_role.get("teacher"), report),
         "What it is for": _purpose(data),
-        "Data": _data(data),
+        "Data": _data(report),
         "How good it is": [*_metrics(by_role, data), "", *_classes(student, data.classes)],
         "What to beware of": _limits(student, data, report),
         "How to use it": _use(folder),
@@ -61,7 +61,8 @@ def _purpose(data: DataReport) -> list[str]:
     ]
 
 
-def _data(data: DataReport) -> list[str]:
+def _data(report: Report) -> list[str]:
+    data = report.data
     skipped = (
         f" {len(data.skipped)} files could not be decoded and were left out."
         if data.skipped
@@ -69,7 +70,7 @@ def _data(data: DataReport) -> list[str]:
     )
     return [
         f"- {data.name}: {training_images(data)}; {data.val} for validation; "
-        f"{data.test} for the test, read once at the end. {selection_data(data)}{skipped}",
+        f"{data.test} for the test, read once at the end. {selection_data(report)}{skipped}",
         *(f"- {note[0].upper()}{note[1:]}." for note in data.notes),
         f"- Licence of the data, as stated by whoever trained the model: "
         f"{data.license or 'not stated'}.",

@@ -22,9 +22,9 @@ def omitted_classes(
         logits: of each role, for the test images.
 
     Returns:
-        None where all classes were shown.
+        None where all classes were shown, or without a validation part.
     """
-    if not data.omit:
+    if not data.omit or not data.split.val:  # the bias is chosen on validation
         return None
     omitted = omitted_labels(data.omit, data.classes)
     val = data.split.val

@@ -33,7 +33,7 @@ def as_page(report: Report, figures: Mapping[str, Figure]) -> str:
         report=report,
         said=verdict(report),
         training=training_images(report.data),
-        chosen=selection_data(report.data),
+        chosen=selection_data(report),
         quality=quality_table(report),
         costs=cost_table(report),
         groups=[each for each in groups if each[1]],
@@ -137,7 +137,10 @@ def _tasks(figures: Mapping[str, Figure]) -> Group:
 
 
 def _curves(figures: Mapping[str, Figure]) -> Group:
-    caption = "Accuracy and cross-entropy on the validation images after each epoch, by model."
+    caption = (
+        "Accuracy and cross-entropy on the validation images after each epoch, by model; without a "
+        "validation part, accuracy and loss on the training views."
+    )
     found = figures.get("learning_curves")
     return "Learning curves", [picture(found, caption, "Learning curves by model")] if found else []
 

@@ -16,12 +16,12 @@ from kd.files.report_file import (
     Comparison,
     DataReport,
     DuplicateCounts,
+    EpochAccuracies,
     ModelReport,
     Report,
     SkippedFile,
     SoftLabels,
     TeacherImages,
-    ValidationAccuracy,
 )
 from kd.files.stage_record import EpochMetrics
 from kd.files.store import StageResult
@@ -32,7 +32,7 @@ from kd.reports.omission import omitted_classes, omitted_lines
 from kd.reports.provenance import provenance
 from kd.reports.units import selection_data, short, training_images
 from kd.stages.chain import Role
-from kd.stages.result import load_net, logits_of, macs_of, name_of
+from kd.stages.result import accuracies_by_epoch, load_net, logits_of, macs_of, name_of
 from kd.teachers.diagnosis import concerns, knows_validation, other_order
 
 
@@ -125,7 +125,8 @@ def _model(
         bytes=size.bytes,
         latency_ms=latency(net, shape, seconds=0, least=2) if trial else latency(net, shape),
         test=summary(logits, data.split.test.labels, teacher),
-        val=ValidationAccuracy(best=record.val.accuracy("best"), last=record.val.accuracy("last")),
+        test_by_epoch=accuracies_by_epoch(stage, logits, data),
+        val=EpochAccuracies(best=record.val.accuracy("best"), last=record.val.accuracy("last")),
         stage=stage.key,
         training_params=record.training_params,
         step_ms=_step_ms(stage),
@@ -214,7 +215,7 @@ def teaching(
 def _out_of_order(results: Mapping[Role, StageResult], data: DataModule) -> str | None:
     teacher = results.get("teacher")
     val = data.split.val
-    if teacher is None or not teacher.record.loaded:
+    if teacher is None or not teacher.record.loaded or not val:
         return None
     return other_order(logits_of(teacher, data, val), val.labels, data.classes)
 
@@ -236,7 +237,8 @@ def warnings(
     )
     taught = results["student"].record.taught if "student" in results else {}
     baseline = by_role.get("baseline")
-    gap = baseline.val.best - baseline.test.accuracy if baseline else 0.0
+    on_val = baseline.val.best if baseline else None
+    gap = on_val - baseline.test.accuracy if baseline and on_val is not None else 0.0
     found = (
         order,
         knows_validation(val, test, gap, taught.get("entropy"), len(data.classes)),
@@ -365,6 +367,7 @@ def as_markdown(report: Report) -> str:
     """Format `report.md`: the comparison, and everything needed to read and repeat it."""
     command, report = as_code(report.command), escape_record(report)
     data = report.data
+    chosen = selection_data(report)
     env = report.environment
     lines = [
         f"# {report.name}",
@@ -379,7 +382,7 @@ def as_markdown(report: Report) -> str:
         "",
         f"- Command: {command}",
         f"- Data: {data.name}, {len(data.classes)} classes; {training_images(data)}; "
-        f"{data.val} validation and {data.test} test images. {selection_data(data)} "
+        f"{data.val} validation and {data.test} test images. {chosen} "
         "Test was read once for each model.",
         *(f"- Left out, not to be decoded: {each.file}: {each.reason}" for each in data.skipped),
         *(f"- Of the data: {note}." for note in data.notes),
@@ -387,9 +390,8 @@ def as_markdown(report: Report) -> str:
         f"- Python {env.python}, torch {env.torch}, Lightning {env.lightning}, {env.device}; "
         f"latency on the CPU with {env.threads} threads.",
         *(
-            f"- {model.role}: {model.epochs} epochs in {model.seconds:.0f} s{_in(model)}, "
-            f"validation accuracy {100 * model.val.best:.2f} % at best and "
-            f"{100 * model.val.last:.2f} % at the end, stage {model.stage}."
+            f"- {model.role}: {model.epochs} epochs in {model.seconds:.0f} s{_in(model)}"
+            f"{_by_epoch(model)}, stage {model.stage}."
             for model in report.models
         ),
         *_numbers_from(report.config),
@@ -398,6 +400,24 @@ def as_markdown(report: Report) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _by_epoch(model: ModelReport) -> str:
+    """Format the accuracies of the last epoch and of the one best on validation."""
+
+    def percent(share: float | None) -> str:
+        return "" if share is None else f"{100 * share:.2f} %"
+
+    val, test = model.val, model.test_by_epoch
+    text = ""
+    if val.best is not None:
+        best, last = percent(val.best), percent(val.last)
+        text += f", validation accuracy {best} at best and {last} at the end"
+    if test.last is not None:
+        text += f", test accuracy {percent(test.last)} of the last epoch"
+        if test.best is not None:
+            text += f" and {percent(test.best)} of the epoch best on validation"
+    return text
 
 
 def _in(model: ModelReport) -> str:

@@ -1,6 +1,6 @@
 """Formatting of numbers for people."""
 
-from kd.files.report_file import DataReport
+from kd.files.report_file import DataReport, Report
 
 
 def short(count: float) -> str:
@@ -21,16 +21,24 @@ def training_images(data: DataReport) -> str:
         text += f", of which those of {', '.join(data.omitted)} were never shown to the two"
     text += f" and {data.unlabeled} without labels" if data.unlabeled else ""
     if other := data.teacher:
-        text += (
-            f"; the teacher learned from {other.train} training images of {other.name} and "
-            f"was chosen on {other.val} validation images of it"
-        )
+        text += f"; the teacher learned from {other.train} training images of {other.name}"
+        text += f" and was chosen on {other.val} validation images of it" if other.val else ""
     return text
 
 
-def selection_data(data: DataReport) -> str:
-    """Describe what selected the weights of a run's nets, from its report's `data`."""
+def selection_data(report: Report) -> str:
+    """Describe what selected the weights of a run's nets."""
+    data = report.data
     labels = data.val if data.val_labels is None else data.val_labels
+    if not data.val:
+        return (
+            "Nothing was selected: there is no validation part, and all nets keep the weights of "
+            "their last epoch."
+        )
+    teacher = report.config.get("teacher")
+    of_teacher = teacher.get("keep") if isinstance(teacher, dict) else None
+    if report.config.get("keep") == of_teacher == "last":
+        return "Nothing was selected: all nets keep the weights of their last epoch."
     if labels == 0:
         return (
             "The student and the baseline keep the weights of their last epoch, which no "

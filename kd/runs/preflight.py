@@ -46,6 +46,8 @@ def preflight(chain: Sequence[StagePlan], config: Config, data: DataModule) -> N
     ranks = world_size(config.trainer)
     for plan in chain:
         learns = False
+        at = plan.recipe_at
+        recipe = plan.recipe
         seen = data.for_stage(plan.sees)
         if plan.loss.terms:
             objective = try_out(plan, seen)
@@ -55,13 +57,13 @@ def preflight(chain: Sequence[StagePlan], config: Config, data: DataModule) -> N
                 f"stage.{plan.name}.trains: found 'loss', but its loss learns nothing; "
                 "accepted is all"
             )
-        at = plan.recipe_at
-        recipe = plan.recipe
-        if recipe.early_stopping and seen.val_labels == 0 and plan.sees != "all":
+        if recipe.early_stopping and not seen.selects(plan.sees):
+            off = "data.val_labels=0" if seen.split.val else "data.val_fraction=0"
+            other = "data.val_labels=null" if seen.split.val else "data.val_fraction=0.1"
             raise UserError(
-                f"early_stopping: found {recipe.early_stopping}, which validation labels "
-                "decide; data.val_labels=0 lets them decide nothing. Accepted together are "
-                "early_stopping=null or data.val_labels=null"
+                f"{at}early_stopping: found {recipe.early_stopping}, which validation labels "
+                f"decide; {off} lets them decide nothing. Accepted together are "
+                f"{at}early_stopping=null or {other}"
             )
         file = file_of(plan)
         most = file.stat().st_size if file and plan.trains == "none" else None

@@ -29,6 +29,8 @@ class RankingRow:
 def rank_runs(runs: Sequence[tuple[Sequence[str], Report]]) -> list[RankingRow]:
     """A row for all runs that differ by their seed alone, the best on validation first.
 
+    Rows without a validation part come last, in their order: test ranks nothing.
+
     Args:
         runs: for each what is swept, as `key=value`, and its report.
     """
@@ -36,11 +38,12 @@ def rank_runs(runs: Sequence[tuple[Sequence[str], Report]]) -> list[RankingRow]:
     for swept, report in runs:
         label = " ".join(word for word in swept if not word.startswith("seed="))
         row = rows.setdefault(label, RankingRow(label))
-        row.val.append(report.student.val.best)
+        if report.student.val.best is not None:
+            row.val.append(report.student.val.best)
         row.test.append(report.student.test.accuracy)
         if report.comparison.gain is not None:
             row.gain.append(report.comparison.gain)
-    return sorted(rows.values(), key=lambda row: -statistics.fmean(row.val))
+    return sorted(rows.values(), key=lambda row: -statistics.fmean(row.val) if row.val else 0.0)
 
 
 def show(runs: Sequence[tuple[Sequence[str], Report]]) -> None:
@@ -65,13 +68,12 @@ def show(runs: Sequence[tuple[Sequence[str], Report]]) -> None:
     for i, row in enumerate(rows, start=1):
         numbers = [_spread(row.val), _spread(row.test), _spread(row.gain, "+")]
         table.add_row(str(i), row.label or "all", *numbers)
-    seeds = max(len(row.val) for row in rows)
+    seeds = max(len(row.test) for row in rows)
     over = f"; mean ± standard deviation over {seeds} seeds" if seeds > 1 else ""
     console = Console(highlight=False)
     console.print(table)
-    console.print(
-        f"Ranked by validation; accuracies in per cent, gain over the baseline in points{over}."
-    )
+    ranked = "Ranked by validation" if rows[0].val else "Not ranked, without a validation part"
+    console.print(f"{ranked}; accuracies in per cent, gain over the baseline in points{over}.")
 
 
 def _spread(values: Sequence[float], sign: str = "") -> str:

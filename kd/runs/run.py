@@ -104,8 +104,9 @@ def _finish_stages(
     for plan in chain:
         stage = replace(make_stage(plan, config, data, stages), outlook=ahead(plan))
         stages[plan.name], how = frame.finish(stage, data, folder)
-        accuracy = 100 * stages[plan.name].record.val.accuracy("best")
-        say(f"{plan.name}: {how}, validation accuracy {accuracy:.2f} % ({stage.key})")
+        accuracy = stages[plan.name].record.val.accuracy("best")
+        said = "" if accuracy is None else f", validation accuracy {100 * accuracy:.2f} %"
+        say(f"{plan.name}: {how}{said} ({stage.key})")
     return stages
 
 

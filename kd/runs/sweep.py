@@ -292,10 +292,9 @@ class Sweep(Callback):
         model = report.student
         done = "done before, " if before else ""
         seconds = "" if before or not outcome else f", {outcome.seconds:.0f} s"
-        say(
-            f"{what} {entry.label}: {done}{model.role} {100 * model.val.best:.2f} % "
-            f"on validation{seconds}"
-        )
+        best = model.val.best
+        said = f" {100 * best:.2f} % on validation" if best is not None else " done"
+        say(f"{what} {entry.label}: {done}{model.role}{said}{seconds}")
 
     def _finish(self, folder: Path, entries: Sequence[Entry]) -> int:
         """Print the table, the command for the curves, and the failures; returns the exit code."""

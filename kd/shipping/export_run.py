@@ -167,14 +167,18 @@ def _subject(finished: FinishedRun, config: Export) -> tuple[ExportSubject, str 
     }
     metadata = {key: json.dumps(value) for key, value in about.items()}
     parts, train = _images(data, shape)
+    if "int8" in config.formats and "val" not in parts:
+        raise UserError(
+            "formats: int8 is accepted or refused by its accuracy on validation images, and "
+            "data.val_fraction=0 held out none; formats=[onnx,pt2] do without"
+        )
     return ExportSubject(net.cpu(), shape, own, config.normalize, metadata, parts, train), lacking
 
 
 def _images(data: DataModule | None, shape: Shape) -> tuple[dict[str, Images], Images | None]:
     if data is not None:
-        return {"val": data.split.val, "test": data.split.test}, data.for_stage(
-            "transfer"
-        ).training_images
+        parts = {"val": data.split.val, "test": data.split.test}
+        return {k: v for k, v in parts.items() if v}, data.for_stage("transfer").training_images
     draw = torch.Generator().manual_seed(0)
     size = (RANDOM, shape.channels, shape.image_size, shape.image_size)
     pixels = torch.randint(0, 256, size, generator=draw, dtype=torch.uint8)

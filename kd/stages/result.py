@@ -12,7 +12,8 @@ from kd.config.construct import resolve_target
 from kd.data.base import DataModule, Images
 from kd.data.views import Augment, make_views
 from kd.errors import DamagedError, WriteError
-from kd.files.store import StageResult, key_of
+from kd.files.report_file import EpochAccuracies
+from kd.files.store import OTHER_EPOCH, StageResult, key_of
 from kd.files.tensors import load_tensors, save_tensors
 from kd.log import say
 from kd.measure.costs import count_macs
@@ -80,6 +81,31 @@ def role_logits(results: Mapping[Role, StageResult], data: DataModule) -> dict[R
         else:
             found[role] = predict_logits(load_net(each), data, test)
     return found
+
+
+def accuracies_by_epoch(result: StageResult, kept: Tensor, data: DataModule) -> EpochAccuracies:
+    """Return test accuracies of a stage's last epoch and of the one best on validation.
+
+    Never of the epoch best on test. Empty for a net that was not trained here.
+
+    Args:
+        kept: logits [N, C] of the weights that the stage keeps, for the test images.
+    """
+    record = result.record
+    if not record.spec.epochs:
+        return EpochAccuracies()
+    test = data.split.test
+    selects = record.val.accuracy("best") is not None
+    weights = result.folder / OTHER_EPOCH
+    other = kept
+    if weights.exists():
+        net = load_net(result)
+        net.load_state_dict(load_tensors(weights))
+        name = f"{logits_name(test)}-other_epoch"
+        other = compute_once(result, name, lambda: predict_logits(net, data, test))
+    own, others = (float((each.argmax(1) == test.labels).double().mean()) for each in (kept, other))
+    last, best = (own, others) if record.spec.keep == "last" else (others, own)
+    return EpochAccuracies(last=last, best=best if selects else None)
 
 
 def logits_name(images: Images) -> str:

@@ -197,8 +197,8 @@ def _set_recipe(spec: StageSpec, plan: StagePlan, data: DataModule, config: Trai
     devices = world_size(config.trainer)
     if devices > 1 and depends_on_batch(plan, data, config.trainer):
         spec.batch_size_per_device = spec.batch_size // devices
-    if data.val_labels == 0 and plan.sees != "all":
-        spec.keep = "last"  # validation selects nothing
+    if not data.selects(plan.sees):
+        spec.keep = "last"
 
 
 def _room(config: Training) -> Room | None:
@@ -333,8 +333,9 @@ def _train(
     from kd.training.fit import TrainingJob, fit
 
     reference = None
-    if stage.reference:
-        reference = logits_of(stage.reference, data, data.split.val).argmax(1)
+    val = data.split.val
+    if stage.reference and val:
+        reference = logits_of(stage.reference, data, val).argmax(1)
     teacher: Teacher | None = None
     diagnosis = None
     learned: dict[str, Tensor] = {}
@@ -343,7 +344,7 @@ def _train(
     elif stage.teacher:
         teacher = teacher_of(stage, stage.teacher, data)
         # A teacher of fewer classes gives nothing for the other images
-        if classes_of(stage.teacher) == data.shape.num_classes:
+        if classes_of(stage.teacher) == data.shape.num_classes and val:
             diagnosis = diagnose(stage.teacher, data)
     if stage.start and (file := stage.start.folder / LEARNED).exists():
         learned = load_tensors(file)
@@ -387,6 +388,9 @@ def _keep(net: nn.Module, data: DataModule, folder: Path, stage: Stage) -> Train
 
     save_tensors(net.state_dict(), folder / WEIGHTS)
     val = data.split.val
+    if not val:
+        only: EpochMetrics = {"epoch": 0, "seconds": 0.0}
+        return TrainingOutcome([only], BestAndLast(best=only, last=only), 0, 0, 0.0, 0)
     logits = predict_logits(net, data, val)
     # Same as in `logits_of`
     save_tensors({"logits": logits}, folder / f"{logits_name(val)}.safetensors")

@@ -76,8 +76,8 @@ class Row:
         return mean(self.values("student", best_on_validation))
 
 
-def best_on_validation(model: ModelReport) -> float:
-    """The accuracy that a run is chosen by."""
+def best_on_validation(model: ModelReport) -> float | None:
+    """The accuracy that a run is chosen by; None without a validation part."""
     return model.val.best
 
 

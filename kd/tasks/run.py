@@ -16,12 +16,7 @@ from kd.config.trainer import batches_of, trial_note
 from kd.data.base import DataModule, Images
 from kd.data.trial import shorten
 from kd.errors import UserError
-from kd.files.report_file import (
-    IncrementalReport,
-    Report,
-    TaskEvaluation,
-    ValidationAccuracy,
-)
+from kd.files.report_file import EpochAccuracies, IncrementalReport, Report, TaskEvaluation
 from kd.files.run_folder import RunFolder
 from kd.files.store import StageResult
 from kd.log import say
@@ -65,6 +60,11 @@ class TaskSchedule:
                 raise UserError(
                     f"data.{name}: tasks take all images with their labels; accepted is null"
                 )
+        if not data.split.val:
+            raise UserError(
+                "data.val_fraction: found 0, but each task is measured on validation images; "
+                "accepted is a number between 0 and 1"
+            )
         shorten(data, config.trainer, len(data.classes))
         self.config = config
         self.asked = config.incremental
@@ -231,7 +231,7 @@ def _report(
     # Ranking value of a sweep: the last stage's own validation covers only its own classes.
     final = val.class_incremental.after[-1]
     net_of_all = report.models[0].model_copy(
-        update={"val": ValidationAccuracy(best=final, last=final)}
+        update={"val": EpochAccuracies(best=final, last=final)}
     )
     return report.model_copy(update={"incremental": found, "models": [net_of_all]})
 
@@ -247,7 +247,7 @@ def _learn(
     stage = schedule.stage(data, results)
     result, how = frame.finish(stage, data, folder)
     names = ", ".join(data.classes[place] for place in schedule.source.places(task))
-    accuracy = 100 * result.record.val.accuracy("last")
+    accuracy = 100 * (result.record.val.accuracy("last") or 0.0)
     say(
         f"{stage.name} ({names}): {how}, validation accuracy on what it trained on "
         f"{accuracy:.2f} % ({stage.key})"

@@ -50,11 +50,10 @@ class History(Callback):
         check_row(row)
         self.rows.append(row)
         if trainer.is_global_zero and not trainer.progress_bar_callback:
-            say(
-                f"{self.name}: epoch {len(self.rows)}/{trainer.max_epochs}  train/loss "
-                f"{row['train/loss']:.4f}  val/loss {row['val/loss']:.4f}  val/acc "
-                f"{row['val/acc']:.4f}  {row['seconds']:.0f} s"
-            )
+            names = [name for name in ("train/loss", "val/loss", "val/acc") if name in row]
+            numbers = "  ".join(f"{name} {row[name]:.4f}" for name in names)
+            epoch = f"{len(self.rows)}/{trainer.max_epochs}"
+            say(f"{self.name}: epoch {epoch}  {numbers}  {row['seconds']:.0f} s")
         if self.watch:
             self.watch(row)
 

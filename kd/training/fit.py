@@ -17,6 +17,7 @@ from kd.data.epoch_views import EpochViews
 from kd.errors import DivergedError, StopRequest, UserError
 from kd.files.checkpoints import last_good, read_checkpoint
 from kd.files.stage_record import BestAndLast, StageSpec, TrainingOutcome
+from kd.files.store import OTHER_EPOCH, WEIGHTS
 from kd.files.tensors import save_tensors
 from kd.files.writing import writing
 from kd.log import say
@@ -78,8 +79,9 @@ def fit(net: nn.Module, job: TrainingJob, folder: Path) -> TrainingOutcome:
 
     Args:
         net: net with its initial weights.
-        folder: gets `weights.safetensors` and `tensorboard/`, and `learned.safetensors` if the loss
-            has parameters; also holds checkpoints during training.
+        folder: gets `weights.safetensors` and `tensorboard/`, `learned.safetensors` if the loss has
+            parameters, and the weights of the other epoch if the best on validation is not the
+            last; also holds checkpoints during training.
 
     Raises:
         StopRequest: by Ctrl-C; the next call resumes after the last finished epoch.
@@ -93,8 +95,8 @@ def fit(net: nn.Module, job: TrainingJob, folder: Path) -> TrainingOutcome:
     own = [History(job.name, job.watch), *_callbacks(job)]
     ranks = world_size({**job.runtime, **spec.trainer})
     train = job.data.train_loader(spec.batch_size, spec.seed, ranks)
-    val = job.data.val_loader(ranks=ranks)
-    start = last_good(folder / LAST, folder / BEST)
+    val = job.data.val_loader(ranks=ranks) if job.data.split.val else None
+    start = last_good(folder / LAST, folder / BEST if val else None)
     resumed = ", from the last finished epoch of an earlier attempt" if start else ""
     say(f"{job.name}: training for {spec.epochs} epochs{resumed}")
     if start:  # Lightning sets the order's epoch too late for prefetching workers
@@ -125,14 +127,20 @@ def _errors_with(name: str) -> Iterator[None]:
 def _outcome(objective: Objective, spec: StageSpec, folder: Path) -> TrainingOutcome:
     """Write the weights that the stage keeps, and remove its checkpoints."""
     end = read_checkpoint(folder / LAST)
-    state = (read_checkpoint(folder / BEST) if spec.keep == "best" else end)["state_dict"]
-    save_tensors(_under("net.", state), folder / "weights.safetensors")
+    rows = end["callbacks"]["History"]["rows"]
+    top = rows[-1]
+    if "val/acc" in top:
+        top = max(rows, key=lambda row: (row["val/acc"], row["epoch"]))  # same rule as `Best`
+    best = end if top is rows[-1] else read_checkpoint(folder / BEST)
+    kept, other = (best, end) if spec.keep == "best" else (end, best)
+    state = kept["state_dict"]
+    save_tensors(_under("net.", state), folder / WEIGHTS)
+    if best is not end:
+        save_tensors(_under("net.", other["state_dict"]), folder / OTHER_EPOCH)
     if found := objective.learned_state(_under("objective.", state)):
         save_tensors(found, folder / "learned.safetensors")
     for name in (LAST, BEST):
         (folder / name).unlink(missing_ok=True)
-    rows = end["callbacks"]["History"]["rows"]
-    top = max(rows, key=lambda row: (row["val/acc"], row["epoch"]))  # same rule as `Best`
     return TrainingOutcome(
         history=rows,
         val=BestAndLast(best=top, last=rows[-1]),
@@ -164,20 +172,20 @@ def train_together(
     folder: Path,
     runtime: Mapping[str, object],
     own: list[Callback],
-    loaders: tuple[DataLoader[Batch], DataLoader[Batch]],
+    loaders: tuple[DataLoader[Batch], DataLoader[Batch] | None],
     resumes: bool,
 ) -> None:
     """Train, as one of the processes that do so together; all get the same arguments.
 
     Args:
         own: the stage's callbacks, as of `make_trainer`.
-        loaders: of training and validation images.
+        loaders: of training and validation images; None where there are none.
         resumes: whether to go on from `last.ckpt` in the folder.
     """
     if runtime.get("compile") and distiller.hooks is None:  # hooks would split the compiled graph
         distiller.net.compile()
     own = [*own, OwnSignals()] if current() else own
-    trainer = make_trainer(spec, folder, runtime, own)
+    trainer = make_trainer(spec, folder, runtime, own, validates=loaders[1] is not None)
     path = str(folder / LAST) if resumes else None
     trainer.fit(distiller, *loaders, ckpt_path=path, weights_only=True)
 

@@ -38,7 +38,11 @@ PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": 
 
 
 def make_trainer(
-    spec: StageSpec, folder: Path, runtime: Mapping[str, object], own: list[Callback]
+    spec: StageSpec,
+    folder: Path,
+    runtime: Mapping[str, object],
+    own: list[Callback],
+    validates: bool = True,
 ) -> L.Trainer:
     """Build the Trainer of a stage.
 
@@ -51,7 +55,7 @@ def make_trainer(
     Raises:
         UserError: incompatible options.
     """
-    callbacks = own + _callbacks(spec, folder)
+    callbacks = own + _callbacks(spec, folder, validates)
     options: dict[str, Any] = {
         "enable_progress_bar": sys.stderr.isatty(),
         "gradient_clip_val": spec.gradient_clip,
@@ -158,7 +162,7 @@ def _refuse_forks(strategy: str) -> None:
         )
 
 
-def _callbacks(spec: StageSpec, folder: Path) -> list[Callback]:
+def _callbacks(spec: StageSpec, folder: Path, validates: bool) -> list[Callback]:
     # Two callbacks: `save_last` beside `monitor` rewrites last.ckpt only when the best changes.
     best = Best(
         folder, "best", monitor="val/acc", mode="max", save_top_k=1, enable_version_counter=False
@@ -171,7 +175,7 @@ def _callbacks(spec: StageSpec, folder: Path) -> list[Callback]:
         save_on_train_epoch_end=True,
         enable_version_counter=False,
     )
-    callbacks: list[Callback] = [StepLimit(), best, last]
+    callbacks: list[Callback] = [StepLimit(), *([best] if validates else []), last]
     if spec.ema is not None or spec.swa is not None:
         callbacks.append(WeightAverage(ema=spec.ema, swa=spec.swa))
     if spec.early_stopping is not None:
@@ -191,5 +195,6 @@ def _quiet() -> None:
         ".*AMP with fp16 is not supported on CPU.*",
         ".*Checkpoint directory.*",
         ".*in eval mode at the start of training.*",
+        ".*have no `val_dataloader`.*",
     ):
         warnings.filterwarnings("ignore", message)

@@ -100,7 +100,9 @@ class Evaluation:
         results[last.name] = self._complete(
             make_stage(last, config, data, results), data, trial, config, pruning
         )
-        return results[last.name].record.val.accuracy(last.recipe.keep)
+        value = results[last.name].record.val.accuracy(last.recipe.keep)
+        assert value is not None  # `tune` refuses data without a validation part
+        return value
 
     def _complete(
         self, stage: Stage, data: DataModule, trial: Trial, config: Config, pruning: bool

@@ -51,10 +51,11 @@ def tune(request: Request, command: str) -> Path:
     output = writable(Path(request.config.output_dir).expanduser())
     plans = student_plans(chain_of(request.config))
     data: DataModule = construct(request.config.data, "data")
-    if data.val_labels == 0:
+    if not data.selects("transfer"):
+        key = "val_labels" if data.split.val else "val_fraction"
+        accepted = "null or a number of images" if data.split.val else "a number between 0 and 1"
         raise UserError(
-            "data.val_labels: found 0, but a search chooses on validation; accepted are null or a "
-            "number of images"
+            f"data.{key}: found 0, but a search chooses on validation; accepted is {accepted}"
         )
     shorten(data, request.config.trainer)
     preflight(chain_of(request.config), request.config, data)
