@@ -121,15 +121,7 @@ class DataModule(ABC):
         num_workers: NonNegativeInt = 0,
         on_duplicate: OnDuplicate = "warn",
     ) -> None:
-        if not 0 <= val_fraction < 1:
-            raise UserError(
-                f"data.val_fraction: found {val_fraction}, accepted is a number from 0 (no "
-                "validation part) to below 1"
-            )
-        if not 0 < test_fraction < 1:
-            raise UserError(
-                f"data.test_fraction: found {test_fraction}, accepted is a number between 0 and 1"
-            )
+        _check_fractions(val_fraction, test_fraction)
         for name, count in (("limit", limit), ("views", views)):
             if count is not None and (not isinstance(count, int) or count < 1):
                 raise UserError(
@@ -586,6 +578,17 @@ class DataModule(ABC):
             persistent_workers=self.num_workers > 0,
             generator=torch.Generator(),
         )
+
+
+def _check_fractions(val: float, test: float) -> None:
+    """Refuse shares of the images that cannot be held out."""
+    if not 0 <= val < 1:
+        raise UserError(
+            f"data.val_fraction: found {val}, accepted is a number from 0 (no validation part) to "
+            "below 1"
+        )
+    if not 0 < test < 1:
+        raise UserError(f"data.test_fraction: found {test}, accepted is a number between 0 and 1")
 
 
 def one_of(name: str, found: T, accepted: Sequence[T]) -> T:
