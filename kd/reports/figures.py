@@ -364,7 +364,8 @@ def learning_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> F
     """
     figure, both = new_figure(9.6, 4.0, columns=2)
     validated = any("val/acc" in row for rows in histories.values() for row in rows)
-    part, losses = ("val", "cross-entropy in nats") if validated else ("train", "loss")
+    part = "val" if validated else "train"
+    losses = "cross-entropy in nats" if validated else "loss"
     for axes, key, name in zip(
         both, (f"{part}/acc", f"{part}/loss"), ("accuracy", losses), strict=True
     ):

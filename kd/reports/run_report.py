@@ -408,7 +408,8 @@ def _by_epoch(model: ModelReport) -> str:
     def percent(share: float | None) -> str:
         return "" if share is None else f"{100 * share:.2f} %"
 
-    val, test = model.val, model.test_by_epoch
+    val = model.val
+    test = model.test_by_epoch
     text = ""
     if val.best is not None:
         best, last = percent(val.best), percent(val.last)
