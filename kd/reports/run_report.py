@@ -412,8 +412,8 @@ def _by_epoch(model: ModelReport) -> str:
     test = model.test_by_epoch
     text = ""
     if val.best is not None:
-        best, last = percent(val.best), percent(val.last)
-        text += f", validation accuracy {best} at best and {last} at the end"
+        text += f", validation accuracy {percent(val.best)} at best"
+        text += f" and {percent(val.last)} at the end"
     if test.last is not None:
         text += f", test accuracy {percent(test.last)} of the last epoch"
         if test.best is not None:
