@@ -95,6 +95,7 @@ class Spec(Strict):
         folders: where the runs are, below the output folder.
         rows: knobs by which runs are grouped; those of a group differ by their seed alone.
         columns: heading to a column of the CSV, and how it is shown: `%`, `points`, or plain.
+        row: what a row is called where several tables stand in one; `{knob}` is the row's value.
     """
 
     title: str
@@ -105,6 +106,7 @@ class Spec(Strict):
     rows: list[str]
     columns: dict[str, str]
     caption: str
+    row: str = ""
     headline: Headline = Headline()
     picture: Picture | None = None
 
@@ -218,15 +220,32 @@ def table(spec: Spec, runs: Runs) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def joined(named: dict[str, Spec]) -> str:
+    """Several tables as one, in Markdown: the columns that all have, and the name of each row."""
+    first, *others = (spec.columns.items() for spec in named.values())
+    columns = [column for column in first if all(column in each for each in others)]
+    lines = [["", *(heading for heading, _ in columns)], ["---", *["---:"] * len(columns)]]
+    for name, spec in named.items():
+        for values, group in grouped(runs_of(name), spec.rows).items():
+            row = spec.row
+            for knob, value in zip(spec.rows, values, strict=True):
+                row = row.replace(f"{{{knob}}}", f"{int(value):,}" if value.isdigit() else value)
+            lines.append([row, *(cell(group, asked) for _, asked in columns)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def filled(page: str) -> str:
-    """A page with each block `<!-- table NAME --> ... <!-- end -->` as the table is now."""
+    """A page with each block `<!-- table NAME... --> ... <!-- end -->` as the tables are now."""
     tables = specs()
 
     def block(found: re.Match[str]) -> str:
-        name = found[1]
-        return f"<!-- table {name} -->\n{table(tables[name], runs_of(name))}\n<!-- end -->"
+        names = found[1].split()
+        named = {name: tables[name] for name in names}
+        one = len(names) == 1
+        made = table(named[names[0]], runs_of(names[0])) if one else joined(named)
+        return f"<!-- table {found[1]} -->\n{made}\n<!-- end -->"
 
-    return re.sub(r"<!-- table (\w+) -->\n.*?<!-- end -->", block, page, flags=re.DOTALL)
+    return re.sub(r"<!-- table ([\w ]+) -->\n.*?<!-- end -->", block, page, flags=re.DOTALL)
 
 
 def pages() -> dict[Path, str]:

@@ -54,3 +54,12 @@ def test_a_page_is_filled_between_its_marks() -> None:
     assert "old" not in new
     assert new.startswith(f"before\n<!-- table {name} -->\n| n |")
     assert new.endswith("<!-- end -->\nafter")
+
+
+def test_tables_are_joined_by_the_columns_that_all_have() -> None:
+    page = filled("<!-- table digits_few cifar10_labels -->\n<!-- end -->")
+    lines = page.splitlines()
+    assert lines[1] == "|  | n | teacher | alone | distilled | gain, points [95 %] |"
+    assert lines[3].startswith("| digits, 20 labels of 1,213 | 10 |")
+    assert lines[-2].startswith("| CIFAR-10, 45,000 labels of 45,000 | 3 |")
+    assert [line.count("|") for line in lines[1:-1]] == [7] * 7
