@@ -3,7 +3,6 @@
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +16,8 @@ from kd.evaluation.cost_text import latency_rows, sentences
 from kd.evaluation.costs_of_run import Measurement, benchmark, ratios, row
 from kd.evaluation.requests import Benchmark
 from kd.evaluation.timing import LEAST, ROUNDS, median_and_p95, times
+from kd.files.benchmark_file import BenchmarkRecord, ModelCosts, UnavailablePass
+from kd.files.report_file import Environment
 from kd.measure.costs import peak_activations
 from kd.nets.mlp import MLP
 from kd.run_commands import command_of, read_request
@@ -102,7 +103,7 @@ def test_times_are_in_milliseconds() -> None:
 def test_median_and_p95() -> None:
     assert median_and_p95([float(i) for i in range(1, 101)]) == (50.5, 95.0)
     found = row(Measurement("cpu", "eager", 64, "student"), [4.0] * 9 + [50.0])
-    assert found == {
+    assert found.plain() == {
         "device": "cpu",
         "backend": "eager",
         "batch": 64,
@@ -113,7 +114,7 @@ def test_median_and_p95() -> None:
     }
 
 
-def model(role: str, scale: float, *backends: str) -> dict[str, Any]:
+def model(role: str, scale: float, *backends: str) -> ModelCosts:
     rows = [
         row(
             Measurement("cpu", backend, batch, role),
@@ -122,41 +123,56 @@ def model(role: str, scale: float, *backends: str) -> dict[str, Any]:
         for backend in backends
         for batch in (1, 64)
     ]
-    return {
-        "role": role,
-        "net": role.upper(),
-        "stage": "key",
-        **{key: int(1000 * scale) for key in ("params", "macs", "bytes")},
-        "onnx_bytes": None,
-        "onnx_int8_bytes": None,
-        "peak_activation_bytes": {"cpu": {"1": int(100 * scale), "64": int(6400 * scale)}},
-        "latency": rows,
-    }
+    return ModelCosts(
+        role=role,
+        net=role.upper(),
+        stage="key",
+        params=int(1000 * scale),
+        macs=int(1000 * scale),
+        bytes=int(1000 * scale),
+        onnx_bytes=None,
+        onnx_int8_bytes=None,
+        peak_activation_bytes={"cpu": {"1": int(100 * scale), "64": int(6400 * scale)}},
+        latency=rows,
+    )
 
 
 def test_ratios_to_the_teacher() -> None:
     found = ratios(model("student", 2, "eager", "compile"), model("teacher", 10, "eager"))
-    assert [found[key] for key in ("params", "macs", "bytes")] == [5, 5, 5]
-    assert found["peak_activation_bytes"] == {"cpu": {"1": 5, "64": 5}}
-    assert found["latency"] == [
+    assert (found.params, found.macs, found.bytes) == (5, 5, 5)
+    assert found.peak_activation_bytes == {"cpu": {"1": 5, "64": 5}}
+    assert [each.plain() for each in found.latency] == [
         {"device": "cpu", "backend": "eager", "batch": batch, "ratio": 5} for batch in (1, 64)
     ]
 
 
-def made_up() -> dict[str, Any]:
+def made_up() -> BenchmarkRecord:
     teacher, student = model("teacher", 10, "eager"), model("student", 2, "eager", "compile")
-    for each in (teacher, student):
-        each["to_teacher"] = ratios(each, teacher)
-    missing = {"device": "cpu", "backend": "compile", "role": "teacher", "reason": "no compiler"}
-    return {
-        "name": "x",
-        "models": [teacher, student],
-        "environment": {"device": "A CPU", "cpu": "A CPU", "threads": 2},
-        "seconds": 1.0,
-        "rounds": 20,
-        "missing": {},
-        "unavailable": [{**missing, "batch": 1}, {**missing, "batch": 64}],
-    }
+    models = [
+        each.model_copy(update={"to_teacher": ratios(each, teacher)}) for each in (teacher, student)
+    ]
+    return BenchmarkRecord(
+        schema_number=1,
+        run="run",
+        finished="",
+        git=None,
+        command="",
+        environment=Environment(
+            python="", torch="", lightning="", device="A CPU", cpu="A CPU", threads=2
+        ),
+        name="x",
+        shape=(1, 8, 10),
+        models=models,
+        seconds=1.0,
+        rounds=20,
+        missing={},
+        unavailable=[
+            UnavailablePass(
+                device="cpu", backend="compile", batch=batch, role="teacher", reason="no compiler"
+            )
+            for batch in (1, 64)
+        ],
+    )
 
 
 def test_the_table_has_a_row_for_each_latency() -> None:
@@ -178,7 +194,8 @@ def test_the_table_has_a_row_for_each_latency() -> None:
 
 def test_the_picture_shows_each_latency() -> None:
     found = made_up()
-    found["models"][1]["latency"][0]["p95"] = 3.5
+    student = found.models[1]
+    student.latency[0] = student.latency[0].model_copy(update={"p95": 3.5})
     figure = figure_of(found)
     assert [axes.get_title(loc="left").partition(",")[0] for axes in figure.axes] == [
         "1 image at once",

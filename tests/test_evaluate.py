@@ -134,21 +134,21 @@ def test_judge_against_formulas() -> None:
     labels[labels == 2] = 3  # so 2 is never true
     found = judge(logits, labels, teacher)
     chosen = logits.argmax(1)
-    for c, each in enumerate(found["per_class"]):
+    for c, each in enumerate(found.per_class):
         hits, true, said = (
             int(((chosen == c) & (labels == c)).sum()),
             int((labels == c).sum()),
             int((chosen == c).sum()),
         )
-        assert each["support"] == true
-        assert each["precision"] == (pytest.approx(hits / said) if said else None)
-        assert each["recall"] == (pytest.approx(hits / true) if true else None)
-    assert found["per_class"][3]["precision"] is None
-    assert found["per_class"][2]["recall"] is None
+        assert each.support == true
+        assert each.precision == (pytest.approx(hits / said) if said else None)
+        assert each.recall == (pytest.approx(hits / true) if true else None)
+    assert found.per_class[3].precision is None
+    assert found.per_class[2].recall is None
     t, s = teacher.double().numpy(), logits.double().numpy()
     log_t, log_s = (z - np.log(np.exp(z).sum(1, keepdims=True)) for z in (t, s))
-    assert found["kl"] == pytest.approx((np.exp(log_t) * (log_t - log_s)).sum(1).mean(), abs=1e-9)
-    assert judge(logits, labels, None)["kl"] is None
+    assert found.kl == pytest.approx((np.exp(log_t) * (log_t - log_s)).sum(1).mean(), abs=1e-9)
+    assert judge(logits, labels, None).kl is None
 
 
 def test_versus_counts_what_one_alone_gets_right() -> None:
@@ -156,9 +156,9 @@ def test_versus_counts_what_one_alone_gets_right() -> None:
     first = torch.tensor([[1.0, 0]] * 12 + [[0, 1.0]] * 8)
     second = torch.tensor([[1.0, 0]] * 5 + [[0, 1.0]] * 12 + [[1.0, 0]] * 3)
     found = versus("a", "b", {"a": first, "b": second}, labels)
-    assert (found["only_first"], found["only_second"]) == (7, 3)
-    assert found["difference"] == pytest.approx(0.2)
-    assert found["p_value"] == pytest.approx(2 * sum(math.comb(10, i) for i in range(4)) / 2**10)
+    assert (found.only_first, found.only_second) == (7, 3)
+    assert found.difference == pytest.approx(0.2)
+    assert found.p_value == pytest.approx(2 * sum(math.comb(10, i) for i in range(4)) / 2**10)
 
 
 def test_other_images_of_the_same_classes(finished: Path, photos: Path, tmp_path: Path) -> None:
@@ -179,6 +179,9 @@ def test_other_images_of_the_same_classes(finished: Path, photos: Path, tmp_path
     (photos / "3" / "new.png").write_bytes(next((photos / "4").glob("test*.png")).read_bytes())
     other, _ = evaluated(finished, "data=image_folder", f"data.root={photos}", out)
     assert other.name == "evaluation_image_folder_photos_2.json"
+    other.write_text(json.dumps({**found, "schema": 99}))  # a later kd's, which is kept
+    third, _ = evaluated(finished, "data=image_folder", f"data.root={photos}", out)
+    assert third.name == "evaluation_image_folder_photos_3.json"
     assert file.exists()
 
 

@@ -76,17 +76,17 @@ def test_what_a_threshold_gives() -> None:
     scores = torch.tensor([0.9, 0.5, 0.2, 0.6, 0.1, 0.0, 0.3])
     positive = torch.tensor([True, True, True, False, False, False, False])
     found = at_threshold(scores, positive, 0.5)  # an image at the threshold counts
-    assert [found[k] for k in ("found", "missed", "false_alarms", "cleared")] == [2, 1, 1, 3]
+    assert (found.found, found.missed, found.false_alarms, found.cleared) == (2, 1, 1, 3)
     for name, (count, total) in {
         "sensitivity": (2, 3),
         "specificity": (3, 4),
         "precision": (2, 3),
         "negative_precision": (3, 4),
     }.items():
-        assert found[name] == count / total
-        assert found[f"{name}_ci95"] == pytest.approx(wilson(count, total))
+        assert getattr(found, name) == count / total
+        assert list(getattr(found, f"{name}_ci95")) == pytest.approx(wilson(count, total))
     nobody = at_threshold(scores, positive, math.inf)
-    assert (nobody["sensitivity"], nobody["precision"], nobody["precision_ci95"]) == (0, None, None)
+    assert (nobody.sensitivity, nobody.precision, nobody.precision_ci95) == (0, None, None)
 
 
 @pytest.mark.parametrize("label", [0, 1, 2])

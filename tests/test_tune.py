@@ -560,13 +560,13 @@ def test_what_was_bought_in_a_sentence() -> None:
     gains = [0.01, 0.03, 0.02]
     # t, 97.5 %, 2 degrees
     half = 4.302652729911275 * statistics.stdev(100 * gain for gain in gains) / math.sqrt(3)
-    assert gain_on_test({"bought": gains}) == (
+    assert gain_on_test(gains) == (
         f"Tuning bought +2.00 points on test [95 % over 3 seeds: {2 - half:+.2f} to "
         f"{2 + half:+.2f}]; that may be chance."
     )
-    assert not gain_on_test({"bought": [0.01, 0.011, 0.012]}).endswith("chance.")
-    assert "no telling" in gain_on_test({"bought": [0.01]})
-    assert "bought nothing" in gain_on_test({"bought": []})
+    assert not gain_on_test([0.01, 0.011, 0.012]).endswith("chance.")
+    assert "no telling" in gain_on_test([0.01])
+    assert "bought nothing" in gain_on_test([])
 
 
 def test_commands_in_the_docs_can_be_searched() -> None:

@@ -1,22 +1,25 @@
 """Costs of nets as text and tables, for the terminal and `benchmark.md`."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TypeVar
 
 from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from kd.files.benchmark_file import BenchmarkRecord, TimingPlace
 from kd.reports.escape import as_code, escape_record
 from kd.reports.table import TextRows
 from kd.reports.units import short
 
+Timing = TypeVar("Timing", bound=TimingPlace)
+
 LATENCY = ("on", "backend", "batch", "net", "median, ms", "p95, ms", "images/s", "times as fast")
 
 
-def tables(found: Mapping[str, Any]) -> list[Table]:
+def tables(found: BenchmarkRecord) -> list[Table]:
     """Make the tables for the terminal, within 80 columns: sizes and latencies by role."""
-    roles = [model["role"] for model in found["models"]]
+    roles = found.roles
     return [
         _table(["", *roles], cost_rows(found), 1),
         _table(LATENCY, latency_rows(found), 4, lines=True),
@@ -35,45 +38,34 @@ def _table(header: Sequence[str], rows: TextRows, left: int, lines: bool = False
     return table
 
 
-def cost_rows(found: Mapping[str, Any]) -> TextRows:
+def cost_rows(found: BenchmarkRecord) -> TextRows:
     """Make a row per cost: its name, then each role's value with its ratio to the teacher's."""
-    models = found["models"]
-    rows = [["net", *(model["net"] for model in models)]]
-    for name, key, unit in (
-        ("parameters", "params", ""),
-        ("MACs", "macs", ""),
-        ("safetensors", "bytes", "B"),
-    ):
-        rows.append([name, *(_with_ratio(model[key], unit, model, key) for model in models)])
-    for name, key in (("ONNX, float32", "onnx_bytes"), ("ONNX, int8", "onnx_int8_bytes")):
-        if any(model[key] is not None for model in models):
-            rows.append(
-                [
-                    name,
-                    *("-" if model[key] is None else f"{short(model[key])}B" for model in models),
-                ]
-            )
-    for device, batch in _places(models[0]["peak_activation_bytes"]):
-        name = f"activations, {device}, batch {batch}"
-        cells = []
-        for model in models:
-            ratio = (
-                model.get("to_teacher", {})
-                .get("peak_activation_bytes", {})
-                .get(device, {})
-                .get(batch)
-            )
-            cells.append(f"{short(model['peak_activation_bytes'][device][batch])}B{_less(ratio)}")
-        rows.append([name, *cells])
+    models = found.models
+    both = [(model, model.to_teacher) for model in models]
+    rows = [
+        ["net", *(model.net for model in models)],
+        ["parameters", *(f"{short(m.params)}{_less(r.params if r else None)}" for m, r in both)],
+        ["MACs", *(f"{short(m.macs)}{_less(r.macs if r else None)}" for m, r in both)],
+        ["safetensors", *(f"{short(m.bytes)}B{_less(r.bytes if r else None)}" for m, r in both)],
+        *_size_row("ONNX, float32", [model.onnx_bytes for model in models]),
+        *_size_row("ONNX, int8", [model.onnx_int8_bytes for model in models]),
+    ]
+    for device, batches in models[0].peak_activation_bytes.items():
+        for batch in batches:
+            cells = [
+                f"{short(m.peak_activation_bytes[device][batch])}B"
+                f"{_less(r.peak_activation_bytes[device][batch] if r else None)}"
+                for m, r in both
+            ]
+            rows.append([f"activations, {device}, batch {batch}", *cells])
     return rows
 
 
-def _places(by_device: Mapping[str, Mapping[str, int]]) -> list[tuple[str, str]]:
-    return [(device, batch) for device, batches in by_device.items() for batch in batches]
-
-
-def _with_ratio(value: float, unit: str, model: Mapping[str, Any], key: str) -> str:
-    return f"{short(value)}{unit}{_less(model.get('to_teacher', {}).get(key))}"
+def _size_row(name: str, sizes: Sequence[int | None]) -> TextRows:
+    """Make the row of a file's size, if any net has one."""
+    if not any(size is not None for size in sizes):
+        return []
+    return [[name, *("-" if size is None else f"{short(size)}B" for size in sizes)]]
 
 
 def _less(ratio: float | None) -> str:
@@ -82,64 +74,55 @@ def _less(ratio: float | None) -> str:
     return f" ({ratio:.3g}x less)" if ratio >= 1 else f" ({1 / ratio:.3g}x more)"
 
 
-def latency_rows(found: Mapping[str, Any]) -> TextRows:
+def latency_rows(found: BenchmarkRecord) -> TextRows:
     """Make a row per latency, in the order of `LATENCY`, grouped by device, backend and batch."""
     rows = []
     for place in places(found):
-        for model in found["models"]:
-            each = at(model["latency"], place)
+        for model in found.models:
+            each = at(model.latency, place)
             if each is None:
                 continue
-            ratio = at(model.get("to_teacher", {}).get("latency", ()), place)
-            faster = "" if ratio is None or model["role"] == "teacher" else f"{ratio['ratio']:.3g}x"
+            ratio = at(model.to_teacher.latency, place) if model.to_teacher else None
+            faster = "" if ratio is None or model.role == "teacher" else f"{ratio.ratio:.3g}x"
             numbers = [
-                f"{each['median']:.3g}",
-                f"{each['p95']:.3g}",
-                short(each["images_per_second"]),
+                f"{each.median:.3g}",
+                f"{each.p95:.3g}",
+                short(each.images_per_second),
                 faster,
             ]
-            rows.append([place[0], place[1], str(place[2]), model["role"], *numbers])
+            rows.append([place[0], place[1], str(place[2]), model.role, *numbers])
     return rows
 
 
-def places(found: Mapping[str, Any]) -> list[tuple[str, str, int]]:
+def places(found: BenchmarkRecord) -> list[tuple[str, str, int]]:
     """List device, backend and batch of all latencies, by device, then batch, then backend."""
-    every = [
-        (each["device"], each["backend"], each["batch"])
-        for model in found["models"]
-        for each in model["latency"]
-    ]
-    known = list(dict.fromkeys(every))
+    known = list(dict.fromkeys(row.place for model in found.models for row in model.latency))
     return sorted(
         known, key=lambda place: (place[0], place[2], [each[1] for each in known].index(place[1]))
     )
 
 
-def at(rows: Sequence[Mapping[str, Any]], place: tuple[str, str, int]) -> Mapping[str, Any] | None:
+def at(rows: Sequence[Timing], place: tuple[str, str, int]) -> Timing | None:
     """Return the row of a device, backend and batch, if there is one."""
-    return next(
-        (row for row in rows if (row["device"], row["backend"], row["batch"]) == place), None
-    )
+    return next((row for row in rows if row.place == place), None)
 
 
-def sentences(found: Mapping[str, Any]) -> list[str]:
+def sentences(found: BenchmarkRecord) -> list[str]:
     """List notes for reading the tables."""
-    env = found["environment"]
-    threads = f"{env['threads']} thread{'s' * (env['threads'] != 1)}"
-    gpu = "" if env["device"] == env["cpu"] else f"; {env['device']}"
+    env = found.environment
+    threads = f"{env.threads} thread{'s' * (env.threads != 1)}"
+    gpu = "" if env.device == env.cpu else f"; {env.device}"
     lines = [
-        f"{env['cpu']}, {threads}{gpu}; warm, about {found['seconds']:g} s for each row, in "
-        f"{found['rounds']} rounds of turns. In brackets and in the last column: relative to "
+        f"{env.cpu}, {threads}{gpu}; warm, about {found.seconds:g} s for each row, in "
+        f"{found.rounds} rounds of turns. In brackets and in the last column: relative to "
         "the teacher.",
         "Activations: the most that is held at once beyond weights and images, in PyTorch as it "
         "is.",
     ]
-    lines += [f"No {role}: {reason}" for role, reason in found["missing"].items()]
+    lines += [f"No {role}: {reason}" for role, reason in found.missing.items()]
     reasons: dict[tuple[str, str, str], list[str]] = {}
-    for each in found["unavailable"]:
-        reasons.setdefault((each["device"], each["backend"], each["reason"]), []).append(
-            each["role"]
-        )
+    for each in found.unavailable:
+        reasons.setdefault((each.device, each.backend, each.reason), []).append(each.role)
     for (device, backend, reason), roles in reasons.items():
         lines.append(
             f"Not run: {backend} on {device} ({', '.join(dict.fromkeys(roles))}): {reason}"
@@ -147,15 +130,15 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def as_markdown(found: Mapping[str, Any]) -> str:
+def as_markdown(found: BenchmarkRecord) -> str:
     """Format `benchmark.md`: all results, and how to repeat them."""
-    command, run, found = as_code(found["command"]), as_code(found["run"]), escape_record(found)
-    roles = [model["role"] for model in found["models"]]
-    env = found["environment"]
-    stages = ", ".join(f"{model['role']} {model['stage']}" for model in found["models"])
-    channels, size, _ = found["shape"]
+    command, run, found = as_code(found.command), as_code(found.run), escape_record(found)
+    roles = found.roles
+    env = found.environment
+    stages = ", ".join(f"{model.role} {model.stage}" for model in found.models)
+    channels, size, _ = found.shape
     parts = [
-        [f"# Costs of the nets of {found['name']}"],
+        [f"# Costs of the nets of {found.name}"],
         _markdown(["", *roles], cost_rows(found), 1),
         _markdown(LATENCY, latency_rows(found), 4),
         ["![Latencies](benchmark.png)"],
@@ -168,9 +151,9 @@ def as_markdown(found: Mapping[str, Any]) -> str:
             "- MACs: multiply-accumulates of convolutions, matrix products and attention for "
             "one image. The ONNX files normalise the images themselves; int8 is calibrated "
             "on random images, which changes its outputs, not its speed.",
-            f"- Finished {found['finished']}, commit {found['git'] or 'unknown'}; Python "
-            f"{env['python']}, torch "
-            f"{env['torch']}.",
+            f"- Finished {found.finished}, commit {found.git or 'unknown'}; Python "
+            f"{env.python}, torch "
+            f"{env.torch}.",
         ],
     ]
     return "\n\n".join("\n".join(part) for part in parts)

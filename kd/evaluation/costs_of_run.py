@@ -1,12 +1,11 @@
 """Costs of a finished run's nets, compared on this machine."""
 
 import itertools
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from rich.console import Console
@@ -17,15 +16,22 @@ from kd.evaluation.cost_figure import figure_of
 from kd.evaluation.cost_text import as_markdown, sentences, tables
 from kd.evaluation.requests import Benchmark
 from kd.evaluation.timing import ROUNDS, median_and_p95, times
+from kd.files.benchmark_file import (
+    SCHEMA,
+    BenchmarkRecord,
+    CostRatios,
+    ModelCosts,
+    TimingRatio,
+    TimingRow,
+    UnavailablePass,
+)
 from kd.files.writing import whole
 from kd.log import waiting
 from kd.measure.costs import count_macs, peak_activations, size_of
 from kd.reports.figures import settle
-from kd.reports.provenance import cpu_name, provenance, provenance_of
+from kd.reports.provenance import cpu_name, provenance
 from kd.runs.reader import FinishedRun
 from kd.shape import Shape
-
-SCHEMA = 1
 
 
 class Measurement(NamedTuple):
@@ -42,7 +48,7 @@ class TimingPlan:
     """Passes to time, reasons for missing ones, and bytes of the ONNX files by role and backend."""
 
     passes: dict[Measurement, Pass]
-    unavailable: list[dict[str, Any]]
+    unavailable: list[UnavailablePass]
     files: dict[str, dict[str, int]]
 
 
@@ -63,18 +69,23 @@ def benchmark(finished: FinishedRun, config: Benchmark, command: str) -> Path:
     before = torch.get_num_threads()
     torch.set_num_threads(config.threads or before)
     try:
-        found = {
-            "schema": SCHEMA,
-            "run": str(finished.folder),
-            "name": finished.report.name,
-            **provenance_of(command),
-            "environment": provenance().environment.plain() | {"cpu": cpu_name()},
-            "shape": list(finished.shape),
-            "seconds": config.seconds,
-            "rounds": ROUNDS,
-            "missing": missing,
-            **measure(nets, finished, config),
-        }
+        models, unavailable = measure(nets, finished, config)
+        origin = provenance(command)
+        found = BenchmarkRecord(
+            schema_number=SCHEMA,
+            run=str(finished.folder),
+            finished=origin["finished"],
+            git=origin["git"],
+            command=command,
+            environment=origin["environment"].model_copy(update={"cpu": cpu_name()}),
+            name=finished.report.name,
+            shape=(*finished.shape,),
+            seconds=config.seconds,
+            rounds=ROUNDS,
+            missing=missing,
+            models=models,
+            unavailable=unavailable,
+        )
     finally:
         torch.set_num_threads(before)
     return _publish(found, folder)
@@ -82,45 +93,41 @@ def benchmark(finished: FinishedRun, config: Benchmark, command: str) -> Path:
 
 def measure(
     nets: Mapping[str, nn.Module], finished: FinishedRun, config: Benchmark
-) -> dict[str, Any]:
+) -> tuple[list[ModelCosts], list[UnavailablePass]]:
     """Measure costs and latencies of each net, and the ratios to the teacher's.
 
     Returns:
-        `models`, a dictionary per role, and `unavailable`, the backends that could not run, with
-        the reason.
+        what each net costs, and the backends that could not run.
     """
     shape = finished.shape
-    said = {model.role: model for model in finished.report.models}
+    known = {model.role: model for model in finished.report.models}
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     with tempfile.TemporaryDirectory() as scratch:
         prepared = prepare(nets, shape, config, devices, Path(scratch))
         measured = times(prepared.passes, config.seconds)
-    models: list[dict[str, Any]] = []
+    models = []
     for role, net in nets.items():
         peaks = {
             device: {str(batch): peak(net, shape, batch, device) for batch in config.batches}
             for device in devices
         }
         models.append(
-            {
-                "role": role,
-                "net": said[role].net,
-                "stage": said[role].stage,
-                "params": size_of(net).params,
-                "macs": count_macs(net, shape),
-                "bytes": size_of(net).bytes,
-                "onnx_bytes": prepared.files[role].get("onnx"),
-                "onnx_int8_bytes": prepared.files[role].get("onnx_int8"),
-                "peak_activation_bytes": peaks,
-                "latency": [
-                    row(cell, each) for cell, each in measured.items() if cell.role == role
-                ],
-            }
+            ModelCosts(
+                role=role,
+                net=known[role].net,
+                stage=known[role].stage,
+                params=size_of(net).params,
+                macs=count_macs(net, shape),
+                bytes=size_of(net).bytes,
+                onnx_bytes=prepared.files[role].get("onnx"),
+                onnx_int8_bytes=prepared.files[role].get("onnx_int8"),
+                peak_activation_bytes=peaks,
+                latency=[row(cell, each) for cell, each in measured.items() if cell.role == role],
+            )
         )
-    if teacher := next((model for model in models if model["role"] == "teacher"), None):
-        for model in models:
-            model["to_teacher"] = ratios(model, teacher)
-    return {"models": models, "unavailable": prepared.unavailable}
+    if teacher := next((model for model in models if model.role == "teacher"), None):
+        models = [each.model_copy(update={"to_teacher": ratios(each, teacher)}) for each in models]
+    return models, prepared.unavailable
 
 
 def prepare(
@@ -132,7 +139,7 @@ def prepare(
 ) -> TimingPlan:
     """Prepare every net for every backend; compiling takes tens of seconds."""
     passes = dict[Measurement, Pass]()
-    unavailable = list[dict[str, Any]]()
+    unavailable = list[UnavailablePass]()
     subjects = {}
     for role, net in nets.items():
         (scratch / role).mkdir()
@@ -145,7 +152,7 @@ def prepare(
         try:
             passes[cell] = subjects[cell.role].runs(cell.backend, cell.device, cell.batch)
         except UnavailableError as error:
-            unavailable.append({**cell._asdict(), "reason": str(error)})
+            unavailable.append(UnavailablePass(**cell._asdict(), reason=str(error)))
     files = {
         role: {file.stem: file.stat().st_size for file in sorted((scratch / role).glob("*.onnx"))}
         for role in nets
@@ -174,53 +181,48 @@ def peak(net: nn.Module, shape: Shape, batch: int, device: str) -> int:
     return int(found)
 
 
-def row(cell: Measurement, milliseconds: list[float]) -> dict[str, Any]:
-    """Make a latency row: `median`, `p95` (ms per pass), `images_per_second`, and `passes`
-    timed.
-    """
+def row(cell: Measurement, milliseconds: list[float]) -> TimingRow:
+    """Make the row of a latency."""
     median, p95 = median_and_p95(milliseconds)
-    where = {key: value for key, value in cell._asdict().items() if key != "role"}
-    per_second = 1000 * cell.batch / median
-    return {
-        **where,
-        "median": median,
-        "p95": p95,
-        "images_per_second": per_second,
-        "passes": len(milliseconds),
-    }
+    return TimingRow(
+        device=cell.device,
+        backend=cell.backend,
+        batch=cell.batch,
+        median=median,
+        p95=p95,
+        images_per_second=1000 * cell.batch / median,
+        passes=len(milliseconds),
+    )
 
 
-def ratios(model: Mapping[str, Any], teacher: Mapping[str, Any]) -> dict[str, Any]:
-    """Compute the teacher's costs divided by the model's.
-
-    Returns:
-        `params`, `macs`, `bytes`, `peak_activation_bytes` (by device and batch), and `latency`, of
-        the medians, for each row that both have.
-    """
-    own = model["peak_activation_bytes"]
-    other = teacher["peak_activation_bytes"]
-    key = ("device", "backend", "batch")
-    medians = {tuple(each[k] for k in key): each["median"] for each in teacher["latency"]}
-    return {
-        **{what: teacher[what] / max(model[what], 1) for what in ("params", "macs", "bytes")},
-        "peak_activation_bytes": {
-            device: {batch: other[device][batch] / max(size, 1) for batch, size in each.items()}
-            for device, each in own.items()
+def ratios(model: ModelCosts, teacher: ModelCosts) -> CostRatios:
+    """Compute the teacher's costs divided by the model's."""
+    peaks = teacher.peak_activation_bytes
+    medians = {each.place: each.median for each in teacher.latency}
+    return CostRatios(
+        params=teacher.params / max(model.params, 1),
+        macs=teacher.macs / max(model.macs, 1),
+        bytes=teacher.bytes / max(model.bytes, 1),
+        peak_activation_bytes={
+            device: {batch: peaks[device][batch] / max(size, 1) for batch, size in each.items()}
+            for device, each in model.peak_activation_bytes.items()
         },
-        "latency": [
-            {**{k: each[k] for k in key}, "ratio": medians[where] / each["median"]}
-            for each in model["latency"]
-            if (where := tuple(each[k] for k in key)) in medians
+        latency=[
+            TimingRatio(
+                device=each.device,
+                backend=each.backend,
+                batch=each.batch,
+                ratio=medians[each.place] / each.median,
+            )
+            for each in model.latency
+            if each.place in medians
         ],
-    }
+    )
 
 
-def _publish(found: Mapping[str, Any], folder: Path) -> Path:
+def _publish(found: BenchmarkRecord, folder: Path) -> Path:
     file = folder / "benchmark.json"
-    for path, text in (
-        (file, json.dumps(found, indent=1)),
-        (file.with_suffix(".md"), as_markdown(found)),
-    ):
+    for path, text in ((file, found.text()), (file.with_suffix(".md"), as_markdown(found))):
         with whole(path) as temporary:
             temporary.write_text(text + "\n")
     figure = figure_of(found)

@@ -1,10 +1,8 @@
 """Evaluation of a finished run: images, metrics of each net, and nets in pairs."""
 
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +17,24 @@ from kd.errors import UserError, nearest
 from kd.evaluation.evaluation_set import EvaluationSet, of_other, of_own
 from kd.evaluation.evaluation_text import as_markdown, sentences, tables
 from kd.evaluation.requests import Evaluate, OperatingPoint
+from kd.files.evaluation_file import (
+    SCHEMA,
+    CalibratedMetrics,
+    CalibrationImages,
+    ClassMetrics,
+    CorruptionAccuracies,
+    EvaluatedImages,
+    EvaluatedMetrics,
+    EvaluatedModel,
+    EvaluationRecord,
+    FlipMetrics,
+    ModelThreshold,
+    OperatingPoints,
+    PairedDifference,
+    RequestedThreshold,
+)
+from kd.files.records import Record, read_record
+from kd.files.report_file import Report, SkippedFile
 from kd.files.writing import whole
 from kd.log import waiting
 from kd.measure.calibration import fit_temperature
@@ -31,10 +47,9 @@ from kd.measure.operating_point import (
     positive_scores,
 )
 from kd.nets.build import normalization_of
-from kd.reports.provenance import provenance_of
+from kd.reports.provenance import provenance
 from kd.runs.reader import FinishedRun, own_data
 
-SCHEMA = 1
 PAIRS = (("student", "baseline"), ("student", "teacher"), ("baseline", "teacher"))
 UNSCALED = ((0.0,), (1.0,))
 RoleLogits = tuple[Mapping[str, Tensor], Tensor]  # each role's logits [N, C], and the labels [N]
@@ -53,61 +68,61 @@ def evaluate(finished: FinishedRun, config: Evaluate, command: str) -> Path:
         UserError: the run's files or the data are missing, or do not fit each other.
     """
     folder = finished.room(config.out)
-    classes = tuple(finished.report.data.classes)
+    classes = finished.report.data.classes
     nets, missing = finished.nets()
     other = "_target_" in config.data
     own, lacking = own_data(finished, config.data, f"{config.output_dir}/cache", needed=not other)
     reading = config.read_as(finished.report.data.reading)
     to_others = config.data, classes, finished.shape, own, reading
     evaluated_on = of_other(*to_others) if other else of_own(own)
+    images = evaluated_on.images
     val = own.split.val if own else None
     if own and not own.split.val:
         lacking = "data.val_fraction=0 held out no images"
-    labels = evaluated_on.images.labels
-    if config.operating_point.is_requested:
-        check_point(config.operating_point, classes, val, lacking)
-    said = ask_nets(nets, evaluated_on.images)
+    wanted = config.operating_point
+    if wanted.is_requested:
+        check_point(wanted, classes, val, lacking)
+    said = ask_nets(nets, images)
     calibration = (ask_nets(nets, val), val.labels) if val else None
-    found: dict[str, Any] = {
-        "schema": SCHEMA,
-        "run": str(finished.folder),
-        "name": finished.report.name,
-        **provenance_of(command),
-        "data": _about(evaluated_on, classes),
-        "missing": missing,
-        "calibrated_on": {"validation": len(own.split.val) if own else 0, "reason": lacking},
-        **compare(said, finished, labels, calibration),
-    }
-    if config.flips:
-        for model in found["models"]:
-            model["flipped"] = _flip_metrics(
-                nets[model["role"]], said[model["role"]], evaluated_on.images
-            )
-    if config.operating_point.is_requested:
+    mirrored = nets if config.flips else {}
+    found = EvaluationRecord(
+        schema_number=SCHEMA,
+        run=str(finished.folder),
+        **provenance(command),
+        name=finished.report.name,
+        data=_about(evaluated_on, classes),
+        missing=missing,
+        calibrated_on=CalibrationImages(validation=len(val or ()), reason=lacking),
+        models=evaluate_nets(mirrored, said, finished.report, images, calibration),
+        paired=[versus(a, b, said, images.labels) for a, b in PAIRS if {a, b} <= set(said)],
+    )
+    more: dict[str, Record] = {}
+    if wanted.is_requested:
         assert calibration is not None  # refused earlier otherwise
-        found["operating_point"] = operating_points(
-            config.operating_point, classes, (said, labels), calibration
+        more["operating_point"] = operating_points(
+            wanted, classes, (said, images.labels), calibration
         )
     if config.corruptions:
-        found["corruptions"] = under_corruptions(
-            nets,
-            evaluated_on.images,
-            config.corruptions,
-            sorted(set(config.severities)),
-            config.seed,
+        severities = sorted(set(config.severities))
+        more["corruptions"] = under_corruptions(
+            nets, images, config.corruptions, severities, config.seed
         )
-    return _publish(found, evaluated_on, folder)
+    return _publish(found.model_copy(update=more), folder)
 
 
-def _about(evaluated_on: EvaluationSet, classes: Sequence[str]) -> dict[str, Any]:
+def _about(evaluated_on: EvaluationSet, classes: Sequence[str]) -> EvaluatedImages:
     """Describe the evaluation set."""
-    keys = ("name", "root", "part", "other", "left_out", "skipped")
-    return {
-        **{key: getattr(evaluated_on, key) for key in keys},
-        "images": len(evaluated_on.images),
-        "fingerprint": evaluated_on.images.fingerprint,
-        "classes": list(classes),
-    }
+    return EvaluatedImages(
+        name=evaluated_on.name,
+        root=evaluated_on.root,
+        part=evaluated_on.part,
+        other=evaluated_on.other,
+        left_out=evaluated_on.left_out,
+        skipped=[SkippedFile(**each) for each in evaluated_on.skipped],
+        images=len(evaluated_on.images),
+        fingerprint=evaluated_on.images.fingerprint,
+        classes=list(classes),
+    )
 
 
 def ask_nets(nets: Mapping[str, nn.Module], images: Images) -> dict[str, Tensor]:
@@ -115,39 +130,40 @@ def ask_nets(nets: Mapping[str, nn.Module], images: Images) -> dict[str, Tensor]
     return {role: ask(net, images, normalization_of(net, UNSCALED)) for role, net in nets.items()}
 
 
-def compare(
+def evaluate_nets(
+    mirrored: Mapping[str, nn.Module],
     logits: Mapping[str, Tensor],
-    finished: FinishedRun,
-    labels: Tensor,
+    report: Report,
+    images: Images,
     calibration: RoleLogits | None,
-) -> dict[str, list[dict[str, Any]]]:
-    """Compute each net's metrics, and compare the nets in pairs.
+) -> list[EvaluatedModel]:
+    """Compute each net's metrics.
 
     Args:
+        mirrored: nets by role that are asked about mirror images too.
         logits: per role, [N, C].
-        labels: int64 [N].
+        report: of the run.
+        images: N of them.
         calibration: data for fitting temperatures; None fits none.
-
-    Returns:
-        `models`, a dictionary per role, and `paired_comparison`, one per pair of roles.
     """
-    said = {model.role: model for model in finished.report.models}
-    models = [
-        {
-            "role": role,
-            "net": said[role].net,
-            "params": said[role].params,
-            "stage": said[role].stage,
-            "test": judge(each, labels, logits.get("teacher")),
-            "calibrated": _calibration_metrics(each, labels, calibration[0][role], calibration[1])
-            if calibration
-            else None,
-            "flipped": None,
-        }
-        for role, each in logits.items()
-    ]
-    pairs = [versus(a, b, logits, labels) for a, b in PAIRS if {a, b} <= set(logits)]
-    return {"models": models, "paired": pairs}
+    known = {model.role: model for model in report.models}
+    found = []
+    for role, each in logits.items():
+        scaled = None
+        if calibration:
+            scaled = _calibration_metrics(each, images.labels, calibration[0][role], calibration[1])
+        found.append(
+            EvaluatedModel(
+                role=role,
+                net=known[role].net,
+                params=known[role].params,
+                stage=known[role].stage,
+                test=judge(each, images.labels, logits.get("teacher")),
+                calibrated=scaled,
+                flipped=_flip_metrics(mirrored[role], each, images) if role in mirrored else None,
+            )
+        )
+    return found
 
 
 def check_point(
@@ -168,14 +184,8 @@ def check_point(
 
 def operating_points(
     wanted: OperatingPoint, classes: Sequence[str], test: RoleLogits, validation: RoleLogits
-) -> dict[str, Any]:
-    """Choose each net's threshold on validation; evaluate it there and on these images.
-
-    Returns:
-        `positive`, the class; `asked`, the request; and `models`, by role: `threshold`, a
-        probability; and `validation` and `test`, each as from
-        `kd.measure.operating_point.at_threshold`.
-    """
+) -> OperatingPoints:
+    """Choose each net's threshold on validation; evaluate it there and on these images."""
     label = _label(wanted.positive, classes)
     truth, there = (labels == label for _, labels in (test, validation))
     models = {}
@@ -186,13 +196,13 @@ def operating_points(
         else:
             assert wanted.sensitivity is not None
             threshold = by_sensitivity(on_val, there, wanted.sensitivity)
-        models[role] = {
-            "threshold": float(torch.tensor(threshold, dtype=torch.float64).sigmoid()),
-            "validation": at_threshold(on_val, there, threshold),
-            "test": at_threshold(scores, truth, threshold),
-        }
-    target = {"sensitivity": wanted.sensitivity, "miss_cost": wanted.miss_cost}
-    return {"positive": classes[label], "asked": target, "models": models}
+        models[role] = ModelThreshold(
+            threshold=float(torch.tensor(threshold, dtype=torch.float64).sigmoid()),
+            validation=at_threshold(on_val, there, threshold),
+            test=at_threshold(scores, truth, threshold),
+        )
+    asked = RequestedThreshold(sensitivity=wanted.sensitivity, miss_cost=wanted.miss_cost)
+    return OperatingPoints(positive=classes[label], asked=asked, models=models)
 
 
 def _label(positive: str | None, classes: Sequence[str]) -> int:
@@ -208,17 +218,11 @@ def _label(positive: str | None, classes: Sequence[str]) -> int:
     return classes.index(positive)
 
 
-def judge(logits: Tensor, labels: Tensor, teacher: Tensor | None) -> dict[str, Any]:
+def judge(logits: Tensor, labels: Tensor, teacher: Tensor | None) -> EvaluatedMetrics:
     """Compute all metrics of logits [N, C] against labels int64 [N].
 
     Args:
         teacher: teacher logits [N, C], or None.
-
-    Returns:
-        those of `kd.measure.metrics.summary`, and:
-        - `kl`, the mean divergence KL(teacher || model) in nats (None without a teacher);
-        - `per_class`: for each class `support` (its images), `precision` (None if never predicted)
-          and `recall` (None without images).
     """
     truth = labels.numpy()
     chosen = logits.argmax(1).numpy()
@@ -226,18 +230,16 @@ def judge(logits: Tensor, labels: Tensor, teacher: Tensor | None) -> dict[str, A
         truth, chosen, labels=range(logits.shape[1]), zero_division=np.nan
     )
     per_class = [
-        {
-            "support": int(n),
-            "precision": None if np.isnan(p) else float(p),
-            "recall": None if np.isnan(r) else float(r),
-        }
+        ClassMetrics(
+            support=int(n),
+            precision=None if np.isnan(p) else float(p),
+            recall=None if np.isnan(r) else float(r),
+        )
         for n, p, r in zip(support, precision, recall, strict=True)
     ]
-    return {
-        **summary(logits, labels, teacher).plain(),
-        "kl": _kl(logits, teacher),
-        "per_class": per_class,
-    }
+    found = summary(logits, labels, teacher).plain()
+    own = {"kl": _kl(logits, teacher), "per_class": per_class}
+    return EvaluatedMetrics.model_validate(found | own)
 
 
 def _kl(logits: Tensor, teacher: Tensor | None) -> float | None:
@@ -251,47 +253,45 @@ def _kl(logits: Tensor, teacher: Tensor | None) -> float | None:
     return max(0.0, total / len(logits))
 
 
-def _flip_metrics(net: nn.Module, logits: Tensor, images: Images) -> dict[str, Any]:
+def _flip_metrics(net: nn.Module, logits: Tensor, images: Images) -> FlipMetrics:
     """Compute the accuracy of the mean logits of each image and its mirror image."""
     other = ask(net, images, normalization_of(net, UNSCALED), mirrored=True)
-    found = summary((logits + other) / 2, images.labels).plain()
-    return {key: found[key] for key in ("accuracy", "accuracy_ci95", "nll")}
+    found = summary((logits + other) / 2, images.labels)
+    return FlipMetrics(accuracy=found.accuracy, accuracy_ci95=found.accuracy_ci95, nll=found.nll)
 
 
 def _calibration_metrics(
     logits: Tensor, labels: Tensor, on_val: Tensor, val_labels: Tensor
-) -> dict[str, Any] | None:
+) -> CalibratedMetrics | None:
     """Return the metrics that temperature scaling changes; None if no temperature fits."""
     temperature = fit_temperature(on_val, val_labels)
     if temperature is None:
         return None
-    return {"temperature": temperature, **probability_metrics(logits, labels, temperature).plain()}
+    found = probability_metrics(logits, labels, temperature).plain()
+    return CalibratedMetrics.model_validate({**found, "temperature": temperature})
 
 
-def versus(first: str, second: str, logits: Mapping[str, Tensor], labels: Tensor) -> dict[str, Any]:
+def versus(
+    first: str, second: str, logits: Mapping[str, Tensor], labels: Tensor
+) -> PairedDifference:
     """Compare two nets on the same images.
 
     Args:
         first, second: their roles.
         logits: by role, [N, C].
         labels: int64 [N].
-
-    Returns:
-        `difference` in accuracy (first - second) with interval and p, see
-        `paired_comparison`; `only_first`
-        and `only_second`, the images that only one gets right, on which McNemar's test rests.
     """
     found = paired_comparison(logits[first], logits[second], labels)
     right, other = (logits[role].argmax(1) == labels for role in (first, second))
-    return {
-        "first": first,
-        "second": second,
-        "difference": found.gain,
-        "difference_ci95": found.gain_ci95,
-        "p_value": found.p_value,
-        "only_first": int((right & ~other).sum()),
-        "only_second": int((other & ~right).sum()),
-    }
+    return PairedDifference(
+        first=first,
+        second=second,
+        difference=found.gain,
+        difference_ci95=found.gain_ci95,
+        p_value=found.p_value,
+        only_first=int((right & ~other).sum()),
+        only_second=int((other & ~right).sum()),
+    )
 
 
 @torch.no_grad()
@@ -301,13 +301,8 @@ def under_corruptions(
     names: Sequence[str],
     severities: Sequence[int],
     seed: int,
-) -> dict[str, Any]:
-    """Measure the accuracy of each net on corrupted images; see `kd.measure.corruptions`.
-
-    Returns:
-        `severities`, `seed`, `accuracy` by role, corruption and severity (as a string), and `mean`
-        over both by role.
-    """
+) -> CorruptionAccuracies:
+    """Measure the accuracy of each net on corrupted images; see `kd.measure.corruptions`."""
     channels = images.pixels.shape[1]
     if channels not in (1, 3):
         raise UserError(
@@ -336,7 +331,9 @@ def under_corruptions(
         role: float(np.mean([list(levels.values()) for levels in each.values()]))
         for role, each in accuracy.items()
     }
-    return {"severities": list(severities), "seed": seed, "accuracy": accuracy, "mean": mean}
+    return CorruptionAccuracies(
+        severities=list(severities), seed=seed, accuracy=accuracy, mean=mean
+    )
 
 
 def _shares(counts: Mapping[str, Mapping[str, int]], images: int) -> dict[str, dict[str, float]]:
@@ -347,13 +344,10 @@ def _shares(counts: Mapping[str, Mapping[str, int]], images: int) -> dict[str, d
     }
 
 
-def _publish(found: Mapping[str, Any], evaluated_on: EvaluationSet, folder: Path) -> Path:
-    file = _free_name(folder, evaluated_on, found)
+def _publish(found: EvaluationRecord, folder: Path) -> Path:
+    file = _free_name(folder, found)
     there = file.exists()
-    for path, text in (
-        (file, json.dumps(found, indent=1)),
-        (file.with_suffix(".md"), as_markdown(found)),
-    ):
+    for path, text in ((file, found.text()), (file.with_suffix(".md"), as_markdown(found))):
         with whole(path) as temporary:
             temporary.write_text(text + "\n")
     console = Console()
@@ -371,26 +365,22 @@ def _publish(found: Mapping[str, Any], evaluated_on: EvaluationSet, folder: Path
     return file
 
 
-def _free_name(folder: Path, evaluated_on: EvaluationSet, found: Mapping[str, Any]) -> Path:
+def _free_name(folder: Path, found: EvaluationRecord) -> Path:
     """Return a file name that is free, or that of an earlier evaluation on the same images."""
-    words = (
-        [evaluated_on.name, Path(evaluated_on.root).name]
-        if evaluated_on.other and evaluated_on.name == "image_folder"
-        else [evaluated_on.name]
-    )
-    stem = "_".join(["evaluation", *(words if evaluated_on.other else [])])
+    words = ["evaluation"]
+    if found.data.other:
+        words.append(found.data.name)
+        if found.data.name == "image_folder":
+            words.append(Path(found.data.root).name)
+    stem = "_".join(words)
     for i in itertools.count(1):
         file = folder / (f"{stem}.json" if i == 1 else f"{stem}_{i}.json")
         try:
-            earlier = json.loads(file.read_text())
-            same = (earlier["run"], earlier["data"]["fingerprint"]) == (
-                found["run"],
-                found["data"]["fingerprint"],
-            )
+            earlier = read_record(file, EvaluationRecord, SCHEMA, "evaluation")
         except FileNotFoundError:
             return file
-        except (ValueError, KeyError, TypeError):
-            same = False
-        if same:
+        except UserError:  # somebody else's file
+            continue
+        if (earlier.run, earlier.data.fingerprint) == (found.run, found.data.fingerprint):
             return file
     raise AssertionError

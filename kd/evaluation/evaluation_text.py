@@ -1,12 +1,18 @@
 """Evaluation as text and tables, for the terminal and `evaluation.md`."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from kd.files.evaluation_file import (
+    CorruptionAccuracies,
+    EvaluatedModel,
+    EvaluationRecord,
+    OperatingPoints,
+)
+from kd.files.report_file import Interval
 from kd.reports.escape import as_code, in_markdown
 from kd.reports.table import TextRows
 
@@ -14,9 +20,9 @@ from kd.reports.table import TextRows
 SHOWN = 20
 
 
-def tables(found: Mapping[str, Any]) -> list[Table]:
+def tables(found: EvaluationRecord) -> list[Table]:
     """Make the tables for the terminal, within 80 columns: metrics, classes, corruptions."""
-    roles = [model["role"] for model in found["models"]]
+    roles = found.roles
     per_class = class_rows(found)
     title = "precision / recall in per cent"
     if len(per_class) > SHOWN:
@@ -26,14 +32,13 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
         _table(["", *roles], metric_rows(found)),
         _table(["class", "images", *roles], per_class, title),
     ]
-    if "operating_point" in found:
-        shown.append(_table(["", *roles], point_rows(found), "at the operating point"))
-    if "corruptions" in found:
+    if found.operating_point:
         shown.append(
-            _table(
-                ["corruption", "severity", *roles], corruption_rows(found), "accuracy in per cent"
-            )
+            _table(["", *roles], point_rows(found.operating_point), "at the operating point")
         )
+    if found.corruptions:
+        rows = corruption_rows(found, found.corruptions)
+        shown.append(_table(["corruption", "severity", *roles], rows, "accuracy in per cent"))
     return shown
 
 
@@ -50,116 +55,123 @@ def _number(text: str) -> float:
     return float(text) if text.strip() not in ("", "-") else -1.0
 
 
-def metric_rows(found: Mapping[str, Any]) -> TextRows:
+def metric_rows(found: EvaluationRecord) -> TextRows:
     """Make a row per metric: its name, then each role's value."""
-    models = found["models"]
-    tests = [model["test"] for model in found["models"]]
-    scaled = [model["calibrated"] or {} for model in models]
+    models = found.models
+    tests = [model.test for model in models]
+    scaled = [model.calibrated for model in models]
+    two = len(found.data.classes) == 2
     rows = [
-        ["net", *(model["net"] for model in models)],
-        ["accuracy, % [95 %, Wilson]", *(_accuracy(test) for test in tests)],
+        ["net", *(model.net for model in models)],
+        ["accuracy, % [95 %, Wilson]", *(_interval(t.accuracy, t.accuracy_ci95) for t in tests)],
         *_flip_rows(models),
-        ["balanced accuracy, %", *(_percent(test["balanced_accuracy"]) for test in tests)],
-        *(
-            [f"{name}, %", *(_percent(test[name]) for test in tests)]
-            for name in ("sensitivity", "specificity")
-            if name in tests[0]
-        ),
-        [
-            "AUROC" if "sensitivity" in tests[0] else "AUROC, one against the rest",
-            *(_f(t["auroc"]) for t in tests),
-        ],
-        ["NLL, nats", *(_f(test["nll"]) for test in tests)],
-        ["  after temperature scaling", *(_f(each.get("nll")) for each in scaled)],
-        ["Brier score", *(_f(test["brier"]) for test in tests)],
-        ["  after temperature scaling", *(_f(each.get("brier")) for each in scaled)],
-        ["ECE, 15 bins", *(_f(test["ece"]) for test in tests)],
-        ["  after temperature scaling", *(_f(each.get("ece")) for each in scaled)],
-        ["temperature fitted", *(_f(each.get("temperature"), 3) for each in scaled)],
+        ["balanced accuracy, %", *(_percent(test.balanced_accuracy) for test in tests)],
     ]
-    if any(test["kl"] is not None for test in tests):
+    if two:
+        rows.append(["sensitivity, %", *(_percent(test.sensitivity) for test in tests)])
+        rows.append(["specificity, %", *(_percent(test.specificity) for test in tests)])
+    rows += [
+        ["AUROC" if two else "AUROC, one against the rest", *(_f(test.auroc) for test in tests)],
+        ["NLL, nats", *(_f(test.nll) for test in tests)],
+        ["  after temperature scaling", *(_f(each.nll if each else None) for each in scaled)],
+        ["Brier score", *(_f(test.brier) for test in tests)],
+        ["  after temperature scaling", *(_f(each.brier if each else None) for each in scaled)],
+        ["ECE, 15 bins", *(_f(test.ece) for test in tests)],
+        ["  after temperature scaling", *(_f(each.ece if each else None) for each in scaled)],
+        ["temperature fitted", *(_f(each.temperature if each else None, 3) for each in scaled)],
+    ]
+    if any(test.kl is not None for test in tests):
         rows.append(
-            ["agreement with the teacher, %", *(_percent(test["agreement"]) for test in tests)]
+            ["agreement with the teacher, %", *(_percent(test.agreement) for test in tests)]
         )
-        rows.append(["KL(teacher || model), nats", *(_f(test["kl"]) for test in tests)])
+        rows.append(["KL(teacher || model), nats", *(_f(test.kl) for test in tests)])
     return rows
 
 
-def _flip_rows(models: Sequence[Mapping[str, Any]]) -> TextRows:
+def _flip_rows(models: Sequence[EvaluatedModel]) -> TextRows:
     """Make the rows of accuracy with test-time flips, if asked for."""
-    flipped = [model["flipped"] for model in models if model["flipped"]]
-    return [["  with test-time flips", *map(_accuracy, flipped)]] if flipped else []
+    flipped = [model.flipped for model in models if model.flipped]
+    cells = [_interval(each.accuracy, each.accuracy_ci95) for each in flipped]
+    return [["  with test-time flips", *cells]] if flipped else []
 
 
-def point_rows(found: Mapping[str, Any]) -> TextRows:
+def point_rows(found: OperatingPoints) -> TextRows:
     """Make the rows of each role's operating point and its results."""
-    models = list(found["operating_point"]["models"].values())
-    names = {
-        "sensitivity": "sensitivity, % [95 %, Wilson]",
-        "specificity": "specificity, %",
-        "precision": "alarms that are right, %",
-        "negative_precision": "cleared that are right, %",
-    }
-    counts = {"missed": "missed", "false_alarms": "false alarms"}
+    models = found.models.values()
+    val = [model.validation for model in models]
+    test = [model.test for model in models]
     return [
-        ["threshold, a probability", *(f"{model['threshold']:.4f}" for model in models)],
+        ["threshold, a probability", *(f"{model.threshold:.4f}" for model in models)],
         [
             "sensitivity on validation, %",
-            *(_interval(m["validation"], "sensitivity") for m in models),
+            *(_interval(each.sensitivity, each.sensitivity_ci95) for each in val),
         ],
-        *([word, *(_interval(m["test"], name) for m in models)] for name, word in names.items()),
-        *([word, *(str(m["test"][name]) for m in models)] for name, word in counts.items()),
+        [
+            "sensitivity, % [95 %, Wilson]",
+            *(_interval(each.sensitivity, each.sensitivity_ci95) for each in test),
+        ],
+        [
+            "specificity, %",
+            *(_interval(each.specificity, each.specificity_ci95) for each in test),
+        ],
+        [
+            "alarms that are right, %",
+            *(_interval(each.precision, each.precision_ci95) for each in test),
+        ],
+        [
+            "cleared that are right, %",
+            *(_interval(each.negative_precision, each.negative_precision_ci95) for each in test),
+        ],
+        ["missed", *(str(each.missed) for each in test)],
+        ["false alarms", *(str(each.false_alarms) for each in test)],
     ]
 
 
-def class_rows(found: Mapping[str, Any]) -> TextRows:
+def class_rows(found: EvaluationRecord) -> TextRows:
     """Make a row per class: name, images, then each role's precision and recall in per cent."""
-    columns = [model["test"]["per_class"] for model in found["models"]]
+    columns = [model.test.per_class for model in found.models]
     return [
         [
             name,
-            str(each[0]["support"]),
-            *(f"{_percent(m['precision'], 1)} / {_percent(m['recall'], 1)}" for m in each),
+            str(each[0].support),
+            *(f"{_percent(m.precision, 1)} / {_percent(m.recall, 1)}" for m in each),
         ]
-        for name, each in zip(found["data"]["classes"], zip(*columns, strict=True), strict=True)
+        for name, each in zip(found.data.classes, zip(*columns, strict=True), strict=True)
     ]
 
 
-def corruption_rows(found: Mapping[str, Any]) -> TextRows:
+def corruption_rows(found: EvaluationRecord, under: CorruptionAccuracies) -> TextRows:
     """Make a row per corruption and severity, between those of clean images and the mean."""
-    under = found["corruptions"]
-    models = found["models"]
-    roles = [model["role"] for model in models]
-    rows = [["none", "", *(_percent(model["test"]["accuracy"]) for model in models)]]
-    for name in next(iter(under["accuracy"].values())):
-        for level in map(str, under["severities"]):
-            shares = [under["accuracy"][role][name][level] for role in roles]
+    rows = [["none", "", *(_percent(model.test.accuracy) for model in found.models)]]
+    for name in next(iter(under.accuracy.values())):
+        for level in map(str, under.severities):
+            shares = [under.accuracy[role][name][level] for role in found.roles]
             rows.append([name, level, *map(_percent, shares)])
-    return [*rows, ["mean", "", *(_percent(under["mean"][role]) for role in roles)]]
+    return [*rows, ["mean", "", *(_percent(under.mean[role]) for role in found.roles)]]
 
 
-def sentences(found: Mapping[str, Any]) -> list[str]:
+def sentences(found: EvaluationRecord) -> list[str]:
     """List the results in sentences, and notes for reading them."""
-    data = found["data"]
-    where = f" in {data['root']}" if data["other"] else ""
-    lines = [f"{data['images']} images: {data['part']} of {data['name']}{where}."]
-    if data["left_out"]:
+    data = found.data
+    where = f" in {data.root}" if data.other else ""
+    lines = [f"{data.images} images: {data.part} of {data.name}{where}."]
+    if data.left_out:
         lines.append(
-            f"{data['left_out']} images were left out: the run's nets were trained on them or "
+            f"{data.left_out} images were left out: the run's nets were trained on them or "
             f"chosen by them."
         )
-    if data["skipped"]:
-        lines.append(f"{len(data['skipped'])} files could not be decoded.")
-    lines += [f"No {role}: {reason}" for role, reason in found["missing"].items()]
-    for pair in found["paired"]:
-        low, high = (100 * bound for bound in pair["difference_ci95"])
+    if data.skipped:
+        lines.append(f"{len(data.skipped)} files could not be decoded.")
+    lines += [f"No {role}: {reason}" for role, reason in found.missing.items()]
+    for pair in found.paired:
+        low, high = (100 * bound for bound in pair.difference_ci95)
         sure = "" if low > 0 or high < 0 else "; that may be chance"
         lines.append(
-            f"{pair['first'].capitalize()} over {pair['second']}: "
-            f"{100 * pair['difference']:+.2f} points [95 %: "
-            f"{low:+.2f} to {high:+.2f}]; {pair['only_first']} images only it gets right, "
-            f"{pair['only_second']} only "
-            f"the {pair['second']} (McNemar p = {pair['p_value']:.2g}){sure}."
+            f"{pair.first.capitalize()} over {pair.second}: "
+            f"{100 * pair.difference:+.2f} points [95 %: "
+            f"{low:+.2f} to {high:+.2f}]; {pair.only_first} images only it gets right, "
+            f"{pair.only_second} only "
+            f"the {pair.second} (McNemar p = {pair.p_value:.2g}){sure}."
         )
     return [
         *lines,
@@ -169,30 +181,26 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _about_operating_points(found: Mapping[str, Any]) -> list[str]:
-    if "operating_point" not in found:
+def _about_operating_points(found: EvaluationRecord) -> list[str]:
+    if not (point := found.operating_point):
         return []
-    point = found["operating_point"]
-    count = found["calibrated_on"]["validation"]
-    target = point["asked"]["sensitivity"]
-    cost = point["asked"]["miss_cost"]
-    how = (
-        f"costs least where a miss costs as much as {cost:g} false alarms"
-        if cost is not None
-        else f"has the fewest false alarms and finds {100 * target:g} %"
-    )
+    target = point.asked.sensitivity
+    cost = point.asked.miss_cost
+    how = f"costs least where a miss costs as much as {cost:g} false alarms" if cost else ""
+    if target is not None:
+        how = f"has the fewest false alarms and finds {100 * target:g} %"
     return [
-        f"At the operating point an image counts as {point['positive']} from the probability "
-        f"that {how}, on the run's {count} validation images. Results on other images vary as "
-        "the intervals say."
+        f"At the operating point an image counts as {point.positive} from the probability "
+        f"that {how}, on the run's {found.calibrated_on.validation} validation images. Results "
+        "on other images vary as the intervals say."
     ]
 
 
-def _about_temperatures(found: Mapping[str, Any]) -> list[str]:
-    if reason := found["calibrated_on"]["reason"]:
+def _about_temperatures(found: EvaluationRecord) -> list[str]:
+    if reason := found.calibrated_on.reason:
         return [f"No temperature was fitted, as the run's validation part is not there: {reason}"]
-    without = [model["role"] for model in found["models"] if model["calibrated"] is None]
-    on = f"on the run's {found['calibrated_on']['validation']} validation images"
+    without = [model.role for model in found.models if model.calibrated is None]
+    on = f"on the run's {found.calibrated_on.validation} validation images"
     if without:
         who = ", ".join(without)
         return [
@@ -202,11 +210,11 @@ def _about_temperatures(found: Mapping[str, Any]) -> list[str]:
     return [f"The temperatures were fitted {on}."]
 
 
-def _about_corruptions(found: Mapping[str, Any]) -> list[str]:
-    if "corruptions" not in found:
+def _about_corruptions(found: EvaluationRecord) -> list[str]:
+    if not found.corruptions:
         return []
-    under = found["corruptions"]
-    means = ", ".join(f"{role} {100 * mean:.2f} %" for role, mean in under["mean"].items())
+    mean = found.corruptions.mean
+    means = ", ".join(f"{role} {100 * share:.2f} %" for role, share in mean.items())
     return [
         f"Mean accuracy under corruptions: {means}. Severities are those of CIFAR-10-C at all "
         f"image sizes (Hendrycks & "
@@ -214,65 +222,65 @@ def _about_corruptions(found: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def as_markdown(found: Mapping[str, Any]) -> str:
+def as_markdown(found: EvaluationRecord) -> str:
     """Format `evaluation.md`: all results, and how to repeat them."""
-    roles = [model["role"] for model in found["models"]]
-    env = found["environment"]
+    roles = found.roles
+    env = found.environment
     parts = [
-        [f"# Evaluation of {in_markdown(found['name'])}"],
+        [f"# Evaluation of {in_markdown(found.name)}"],
         _markdown(["", *roles], metric_rows(found)),
         [f"- {in_markdown(line)}" for line in sentences(found)],
         ["## Classes", "", "Precision / recall, in per cent."],
         _markdown(["class", "images", *roles], class_rows(found)),
-        *(
-            part
-            for model in found["models"]
-            for part in _confusion(model, found["data"]["classes"])
-        ),
+        *(part for model in found.models for part in _confusion(model, found.data.classes)),
     ]
-    if "operating_point" in found:
-        parts += [["## Operating point"], _markdown(["", *roles], point_rows(found))]
-    if "corruptions" in found:
+    if found.operating_point:
+        parts += [
+            ["## Operating point"],
+            _markdown(["", *roles], point_rows(found.operating_point)),
+        ]
+    if found.corruptions:
+        rows = corruption_rows(found, found.corruptions)
         parts += [["## Corruptions", "", "Accuracy in per cent."]]
-        parts += [_markdown(["corruption", "severity", *roles], corruption_rows(found))]
-    stages = ", ".join(f"{model['role']} {model['stage']}" for model in found["models"])
+        parts += [_markdown(["corruption", "severity", *roles], rows)]
+    stages = ", ".join(f"{model.role} {model.stage}" for model in found.models)
     how = [
         "## How",
         "",
-        f"- Command: {as_code(found['command'])}",
-        f"- Run: {as_code(found['run'])}; stages {stages}.",
+        f"- Command: {as_code(found.command)}",
+        f"- Run: {as_code(found.run)}; stages {stages}.",
         "- Interval of the accuracy: Wilson. Of differences: bootstrap over the images; p: "
         "McNemar's exact test. Brier "
         "score: summed over the classes. ECE: 15 bins of equal width. Temperature: lowest NLL on "
         "validation.",
-        f"- Finished {found['finished']}, commit {found['git'] or 'unknown'}; Python "
-        f"{env['python']}, torch "
-        f"{env['torch']}, {env['device']}.",
+        f"- Finished {found.finished}, commit {found.git or 'unknown'}; Python "
+        f"{env.python}, torch "
+        f"{env.torch}, {env.device}.",
     ]
     return "\n\n".join("\n".join(part) for part in [*parts, how])
 
 
-def _confusion(model: Mapping[str, Any], classes: Sequence[str]) -> list[list[str]]:
+def _confusion(model: EvaluatedModel, classes: Sequence[str]) -> list[list[str]]:
     """Format the confusion matrix, or the ten most frequent confusions of many classes."""
-    counts = model["test"]["confusion"]
+    counts = model.test.confusion
     if counts is not None and len(classes) <= SHOWN:
         rows = [[name, *map(str, row)] for name, row in zip(classes, counts, strict=True)]
         head = [
-            f"## Predictions of the {model['role']}",
+            f"## Predictions of the {model.role}",
             "",
             "TextRows: the true class; columns: the chosen one; images.",
         ]
         return [head, _markdown(["", *classes], rows)]
     if counts is None:
-        pairs = model["test"]["confused_pairs"]
-        wrong = [(each["images"], each["label"], each["chosen"]) for each in pairs]
+        pairs = model.test.confused_pairs or []
+        wrong = [(each.images, each.label, each.chosen) for each in pairs]
     else:
         wrong = [(n, t, c) for t, row in enumerate(counts) for c, n in enumerate(row) if t != c]
     most = sorted((each for each in wrong if each[0]), key=lambda each: -each[0])[:10]
     lines = [
         f"- {in_markdown(classes[t])} as {in_markdown(classes[c])}: {n} images" for n, t, c in most
     ]
-    return [[f"## Most frequent confusions of the {model['role']}", "", *lines]]
+    return [[f"## Most frequent confusions of the {model.role}", "", *lines]]
 
 
 def _markdown(header: Sequence[str], rows: TextRows) -> list[str]:
@@ -280,15 +288,11 @@ def _markdown(header: Sequence[str], rows: TextRows) -> list[str]:
     return ["| " + " | ".join(in_markdown(cell) for cell in line) + " |" for line in lines]
 
 
-def _accuracy(test: Mapping[str, Any]) -> str:
-    return _interval(test, "accuracy")
-
-
-def _interval(test: Mapping[str, Any], name: str) -> str:
-    if test[name] is None:
+def _interval(share: float | None, ci95: Interval | None) -> str:
+    if share is None or ci95 is None:
         return "-"
-    low, high = test[f"{name}_ci95"]
-    return f"{100 * test[name]:.2f} [{100 * low:.1f}, {100 * high:.1f}]"
+    low, high = ci95
+    return f"{100 * share:.2f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def _percent(value: float | None, digits: int = 2) -> str:

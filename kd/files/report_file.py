@@ -79,6 +79,10 @@ class EpochAccuracies(Record):
     best: float | None = None
     last: float | None = None
 
+    def of(self, epoch: str) -> float | None:
+        """That of the `best` or the `last` epoch."""
+        return {"best": self.best, "last": self.last}[epoch]
+
 
 class Latency(Record):
     """Time of a forward pass in milliseconds."""
@@ -250,6 +254,24 @@ class Environment(Record):
     device: str
     threads: int
     cpu: str = ""
+
+
+class RunCommandRecord(Record):
+    """What `kd.evaluate`, `kd.benchmark` and `kd.export` say of the making of their files.
+
+    Attributes:
+        run: folder of the run.
+        finished: ISO time.
+        git: the commit; None outside a checkout.
+        command: the line that repeats it.
+    """
+
+    schema_number: int = Field(alias="schema")
+    run: str
+    finished: str
+    git: str | None
+    command: str
+    environment: Environment
 
 
 class OmittedCounts(Record):

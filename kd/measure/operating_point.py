@@ -4,6 +4,9 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor
 
+from kd.files.evaluation_file import ThresholdMetrics
+from kd.files.report_file import Interval
+
 
 def by_sensitivity(scores: Tensor, positive: Tensor, target: float) -> float:
     """Find the highest threshold of this sensitivity, which has the fewest false alarms.
@@ -44,43 +47,36 @@ def by_cost(scores: Tensor, positive: Tensor, miss_cost: float) -> float:
     return float(ordered[best]) if best < len(ordered) else float("inf")
 
 
-def at_threshold(scores: Tensor, positive: Tensor, threshold: float) -> dict[str, object]:
+def at_threshold(scores: Tensor, positive: Tensor, threshold: float) -> ThresholdMetrics:
     """Evaluate a threshold.
 
     Args:
         scores: float [N].
         positive: bool [N].
         threshold: an image is positive if its score reaches it.
-
-    Returns:
-        the counts `found`, `missed`, `false_alarms` and `cleared`, and four fractions:
-        `sensitivity` (positives found), `specificity` (negatives cleared), `precision` (alarms that
-        are right) and `negative_precision` (cleared that are right). Each has a 95 % interval
-        `..._ci95` (Wilson 1927). A fraction of nothing is None.
     """
     alarm = scores >= threshold
     found = int((alarm & positive).sum())
     missed = int((~alarm & positive).sum())
     false = int((alarm & ~positive).sum())
     cleared = int((~alarm & ~positive).sum())
-    shares = {
-        "sensitivity": (found, found + missed),
-        "specificity": (cleared, cleared + false),
-        "precision": (found, found + false),
-        "negative_precision": (cleared, cleared + missed),
-    }
     counts = {"found": found, "missed": missed, "false_alarms": false, "cleared": cleared}
-    return {**counts, **{k: v for name, share in shares.items() for k, v in _share(name, *share)}}
+    shares = {
+        **_share("sensitivity", found, missed),
+        **_share("specificity", cleared, false),
+        **_share("precision", found, false),
+        **_share("negative_precision", cleared, missed),
+    }
+    return ThresholdMetrics.model_validate({**counts, **shares})
 
 
-def _share(name: str, count: int, total: int) -> list[tuple[str, object]]:
+def _share(name: str, count: int, others: int) -> dict[str, float | Interval | None]:
+    """Return a fraction with its 95 % interval (Wilson 1927), under their names."""
+    total = count + others
     if not total:
-        return [(name, None), (f"{name}_ci95", None)]
+        return {name: None, f"{name}_ci95": None}
     interval = binomtest(count, total).proportion_ci(method="wilson")
-    return [
-        (name, count / total),
-        (f"{name}_ci95", [float(interval.low), float(interval.high)]),
-    ]
+    return {name: count / total, f"{name}_ci95": (float(interval.low), float(interval.high))}
 
 
 def positive_scores(logits: Tensor, label: int) -> Tensor:

@@ -5,34 +5,33 @@ import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import TypedDict
 
 import torch
 
 from kd.files.report_file import Environment
 
 
-class Provenance(NamedTuple):
-    """When a result was provenance_of, by which commit of the code (None: unknown), on what."""
+class Provenance(TypedDict):
+    """How a result was made: when, by which commit of the code (None: unknown), and on what."""
 
     finished: str
     git: str | None
+    command: str
     environment: Environment
 
 
-def provenance() -> Provenance:
-    """What every result says of its making."""
-    return Provenance(datetime.now(UTC).isoformat(timespec="seconds"), _git(), _environment())
+def provenance(command: str) -> Provenance:
+    """Return what every result says of its making.
 
-
-def provenance_of(command: str) -> dict[str, object]:
-    """The same under the keys of a record, with the line that repeats it."""
-    found = provenance()
+    Args:
+        command: the line that repeats it.
+    """
     return {
-        "finished": found.finished,
-        "git": found.git,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "git": _git(),
         "command": command,
-        "environment": found.environment.plain(),
+        "environment": _environment(),
     }
 
 

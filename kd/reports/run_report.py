@@ -52,7 +52,6 @@ def make_report(
         config: the run's, checked.
         command: command line of the run.
     """
-    origin = provenance()
     teacher = logits.get("teacher")
     trial = bool(trial_note(config.trainer))
     models = [_model(role, results[role], logits[role], teacher, data, trial) for role in results]
@@ -60,10 +59,7 @@ def make_report(
         schema_number=SCHEMA,
         name=config.name,
         seed=config.seed,
-        finished=origin.finished,
-        git=origin.git,
-        command=command,
-        environment=origin.environment,
+        **provenance(command),
         config=config.model_dump(),
         data=_data(data),
         models=models,

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,13 +15,16 @@ from torch import Tensor, nn
 
 from kd.data.base import DataModule, Images
 from kd.data.views import normalize, to_unit
-from kd.errors import CommandError, UserError, WriteError
+from kd.errors import CommandError, DamagedError, UserError, WriteError
+from kd.files.export_file import SCHEMA as RECORD_SCHEMA
+from kd.files.export_file import ExportedFile, ExportRecord, QuantizedAccuracy
+from kd.files.records import read_record
 from kd.files.writing import whole
 from kd.log import say, waiting
 from kd.measure.metrics import summary
 from kd.nets.build import normalization_of
 from kd.nets.pretrained_weights import Normalization
-from kd.reports.provenance import provenance_of
+from kd.reports.provenance import provenance
 from kd.runs.reader import FinishedRun, own_data
 from kd.shape import Shape
 from kd.shipping.export_text import as_markdown, as_table, sentences
@@ -84,32 +86,26 @@ def export(finished: FinishedRun, config: Export, command: str) -> Path:
     _require_packages(config.formats)
     subject, lacking = _subject(finished, config)
     folder = finished.room(config.out, "export")
+    kept = _earlier(folder / "export.json")
     rows = []
     for kind in config.formats:
         path = folder / f"{config.role}{FORMATS[kind]}"
         say(f"writing and checking {path.name}")
-        rows.append(
-            {
-                "format": kind,
-                "role": config.role,
-                "file": path.name,
-                **_make(kind, path, subject, config),
-            }
-        )
-    found: dict[str, Any] = {
-        "schema": SCHEMA,
-        "run": str(finished.folder),
-        **provenance_of(command),
-        "versions": _versions(),
-        "params": sum(parameter.numel() for parameter in subject.net.parameters()),
-        "normalizes": config.normalize,
-        "checked_on": {name: len(images) for name, images in subject.parts.items()},
-        "without_data": lacking,
-        "tolerance": config.tolerance,
-        "max_loss": config.max_loss,
-        "files": rows,
-    }
-    return _publish(found, folder)
+        rows.append(_make(kind, path, subject, config))
+    found = ExportRecord(
+        schema_number=RECORD_SCHEMA,
+        run=str(finished.folder),
+        **provenance(command),
+        versions=_versions(),
+        params=sum(parameter.numel() for parameter in subject.net.parameters()),
+        normalizes=config.normalize,
+        checked_on={name: len(images) for name, images in subject.parts.items()},
+        without_data=lacking,
+        tolerance=config.tolerance,
+        max_loss=config.max_loss,
+        files=rows,
+    )
+    return _publish(found, kept, folder)
 
 
 def _require_packages(formats: list[str]) -> None:
@@ -185,17 +181,18 @@ def _images(data: DataModule | None, shape: Shape) -> tuple[dict[str, Images], I
     return {"random": Images(pixels, torch.full((RANDOM,), -1))}, None
 
 
-def _make(kind: str, path: Path, subject: ExportSubject, config: Export) -> dict[str, Any]:
+def _make(kind: str, path: Path, subject: ExportSubject, config: Export) -> ExportedFile:
     """Write one file and check it, removing a failed one; returns its entry in `export.json`."""
     try:
         _write(kind, path, subject, config.calibration)
-        row = {"bytes": path.stat().st_size, **_check(kind, path, subject, config)}
+        row = _check(kind, path, subject, config)
     except WriteError:  # such as on a full disk; an earlier file stays
         raise
     except Exception as error:  # exporters may raise anything; the other formats go on
         reason = (str(error).strip().splitlines() or [""])[0][:300]
-        row = {"refused": f"{type(error).__name__}: {reason}"}
-    if row["refused"]:
+        refused = f"{type(error).__name__}: {reason}"
+        row = ExportedFile(format=kind, role=config.role, file=path.name, refused=refused)
+    if row.refused:
         path.unlink(missing_ok=True)
     return row
 
@@ -224,12 +221,12 @@ def _spread(size: int, count: int) -> Tensor:
     return torch.linspace(0, size - 1, min(size, count)).long()
 
 
-def _check(kind: str, path: Path, subject: ExportSubject, config: Export) -> dict[str, Any]:
+def _check(kind: str, path: Path, subject: ExportSubject, config: Export) -> ExportedFile:
     """Compare a file with PyTorch; the result says why it is refused, if it is."""
     runs = _open(kind, path)
     plain = whole_net(subject.net, subject.file_normalization)
     difference = 0.0
-    row = dict[str, Any]()
+    int8: dict[str, QuantizedAccuracy] = {}
     for name, images in subject.parts.items():
         some = images if kind == "int8" else images.at(_spread(len(images), COMPARED))
         ours, theirs = (_logits(each, some, subject) for each in (plain, runs))
@@ -238,26 +235,37 @@ def _check(kind: str, path: Path, subject: ExportSubject, config: Export) -> dic
             float((ours - theirs).abs().max()) if theirs.isfinite().all() else float("inf"),
         )
         if kind == "int8":
-            row[name] = _beside(ours, theirs, some.labels)
-    row = {
-        "max_difference": difference if difference < float("inf") else None,
-        "refused": None,
-        **row,
-    }
-    if row["max_difference"] is None:
-        row["refused"] = "its logits are not all finite"
-    elif kind == "int8":
-        lost = 100 * (row["val"]["float32"] - row["val"]["accuracy"])
+            int8[name] = _beside(ours, theirs, some.labels)
+    return ExportedFile(
+        format=kind,
+        role=config.role,
+        file=path.name,
+        bytes=path.stat().st_size,
+        max_difference=difference if difference < float("inf") else None,
+        refused=_reason(difference, int8.get("val"), config),
+        **int8,
+    )
+
+
+def _reason(difference: float, int8: QuantizedAccuracy | None, config: Export) -> str | None:
+    """Say why a file is refused; None for a good one.
+
+    Args:
+        difference: largest of the logits.
+        int8: on validation; None for float32.
+    """
+    if difference == float("inf"):
+        return "its logits are not all finite"
+    if int8:
+        lost = 100 * (int8.float32 - int8.accuracy)
         if lost > config.max_loss:
-            row["refused"] = (
+            return (
                 f"loses {lost:.2f} points of validation accuracy, accepted are "
                 f"max_loss={config.max_loss}"
             )
     elif difference > config.tolerance:
-        row["refused"] = (
-            f"differs by {difference:.2g} from PyTorch, accepted is tolerance={config.tolerance}"
-        )
-    return row
+        return f"differs by {difference:.2g} from PyTorch, accepted is tolerance={config.tolerance}"
+    return None
 
 
 def _open(kind: str, path: Path) -> Ask:
@@ -279,54 +287,52 @@ def _logits(ask: Ask, images: Images, subject: ExportSubject) -> Tensor:
     )
 
 
-def _beside(ours: Tensor, theirs: Tensor, labels: Tensor) -> dict[str, Any]:
-    """Compare logits [N, C] in int8 and float32: accuracies, interval, share of equal
-    predictions.
-    """
-    found = summary(theirs, labels, ours)
-    return {
-        "images": len(labels),
-        "accuracy": found.accuracy,
-        "accuracy_ci95": found.accuracy_ci95,
-        "float32": summary(ours, labels).accuracy,
-        "same_class": found.agreement,
-    }
+def _beside(ours: Tensor, theirs: Tensor, labels: Tensor) -> QuantizedAccuracy:
+    """Compare logits [N, C] in int8 and float32."""
+    found = summary(theirs, labels)
+    return QuantizedAccuracy(
+        images=len(labels),
+        accuracy=found.accuracy,
+        accuracy_ci95=found.accuracy_ci95,
+        float32=summary(ours, labels).accuracy,
+        same_class=float((theirs.argmax(1) == ours.argmax(1)).double().mean()),
+    )
 
 
-def _publish(found: dict[str, Any], folder: Path) -> Path:
+def _publish(found: ExportRecord, earlier: list[ExportedFile], folder: Path) -> Path:
     """Merge the results with those of earlier commands in the folder; write and print them.
 
     Raises:
         CommandError: a file was refused.
     """
-    refused = [row for row in found["files"] if row["refused"]]
-    file = folder / "export.json"
-    new = {row["file"] for row in found["files"]}
-    kept = [
-        row for row in _earlier(file) if row["file"] not in new and (folder / row["file"]).exists()
-    ]
+    new = {row.file for row in found.files}
+    kept = [row for row in earlier if row.file not in new and (folder / row.file).exists()]
     console = Console()
     console.print(as_table(found))
     for line in sentences(found):
         console.print(line, highlight=False, markup=False)
-    whole_note = {**found, "files": [*found["files"], *kept]}
-    for path, text in (
-        (file, json.dumps(whole_note, indent=1)),
-        (folder / "export.md", as_markdown(whole_note)),
-    ):
+    merged = found.model_copy(update={"files": [*found.files, *kept]})
+    file = folder / "export.json"
+    for path, text in ((file, merged.text()), (folder / "export.md", as_markdown(merged))):
         with whole(path) as temporary:
             temporary.write_text(text)
     say(f"Written to {folder}")
+    refused = [row for row in found.files if row.refused]
     if refused:
         raise CommandError(
-            "\n".join(f"{row['file']} is refused and removed: {row['refused']}" for row in refused)
+            "\n".join(f"{row.file} is refused and removed: {row.refused}" for row in refused)
         )
     return file
 
 
-def _earlier(file: Path) -> list[dict[str, Any]]:
+def _earlier(file: Path) -> list[ExportedFile]:
+    """Return the good files that earlier commands wrote.
+
+    Raises:
+        UserError: a later kd wrote the record.
+    """
     try:
-        rows: list[dict[str, Any]] = json.loads(file.read_text())["files"]
-    except (OSError, ValueError, KeyError, TypeError):
+        record = read_record(file, ExportRecord, RECORD_SCHEMA, "export")
+    except (OSError, DamagedError):
         return []
-    return [row for row in rows if not row["refused"]]
+    return [row for row in record.files if not row.refused]

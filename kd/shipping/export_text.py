@@ -1,11 +1,9 @@
 """Result of an export as text and tables, for the terminal and `export.md`."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from rich import box
 from rich.table import Table
 
+from kd.files.export_file import ExportedFile, ExportRecord
 from kd.reports.escape import as_code, escape_record
 
 COLUMNS = (
@@ -19,56 +17,49 @@ COLUMNS = (
 WORTH_SAYING = 0.5  # points of accuracy that int8 may lose without a remark
 
 
-def rows(found: Mapping[str, Any]) -> list[list[str]]:
+def rows(found: ExportRecord) -> list[list[str]]:
     """Make a row per file, in the order of `COLUMNS`."""
-    return [_row(each) for each in found["files"]]
+    return [_row(each) for each in found.files]
 
 
-def _row(each: Mapping[str, Any]) -> list[str]:
-    if each["refused"] and "bytes" not in each:
-        return [each["file"], "refused", "", "", "", ""]
-    size = "refused" if each["refused"] else f"{each['bytes'] / 1000:.1f} kB"
-    worst = "" if each["max_difference"] is None else f"{each['max_difference']:.2g}"
-    test = each.get("test")
-    if test is None:
-        return [each["file"], size, worst, "", "", ""]
-    low, high = (100 * bound for bound in test["accuracy_ci95"])
-    accuracy = f"{100 * test['accuracy']:.2f} % [{low:.1f}, {high:.1f}]"
+def _row(each: ExportedFile) -> list[str]:
+    if each.bytes is None:
+        return [each.file, "refused", "", "", "", ""]
+    size = "refused" if each.refused else f"{each.bytes / 1000:.1f} kB"
+    worst = "" if each.max_difference is None else f"{each.max_difference:.2g}"
+    if each.test is None:
+        return [each.file, size, worst, "", "", ""]
+    low, high = (100 * bound for bound in each.test.accuracy_ci95)
     return [
-        each["file"],
+        each.file,
         size,
         worst,
-        accuracy,
-        f"{100 * test['float32']:.2f} %",
-        f"{100 * test['same_class']:.1f} %",
+        f"{100 * each.test.accuracy:.2f} % [{low:.1f}, {high:.1f}]",
+        f"{100 * each.test.float32:.2f} %",
+        f"{100 * each.test.same_class:.1f} %",
     ]
 
 
-def sentences(found: Mapping[str, Any]) -> list[str]:
+def sentences(found: ExportRecord) -> list[str]:
     """List remarks on the files."""
-    fed = "pixels in [0, 1]" if found["normalizes"] else "pixels that are normalised already"
+    fed = "pixels in [0, 1]" if found.normalizes else "pixels that are normalised already"
     lines = [
         f"They take {fed}, float32 [batch, channels, height, width], and give logits [batch, "
         f"classes]."
     ]
-    if found["without_data"]:
-        lines.append(
-            f"Checked only on random pixels, as the data is missing: {found['without_data']}"
-        )
-    for each in found["files"]:
-        if each["refused"]:
-            lines.append(f"{each['file']} is refused and removed: {each['refused']}.")
-        elif "val" in each:
-            won = {
-                part: 100 * (each[part]["accuracy"] - each[part]["float32"])
-                for part in ("val", "test")
-            }
+    if found.without_data:
+        lines.append(f"Checked only on random pixels, as the data is missing: {found.without_data}")
+    for each in found.files:
+        if each.refused:
+            lines.append(f"{each.file} is refused and removed: {each.refused}.")
+        elif each.val and each.test:
+            val = 100 * (each.val.accuracy - each.val.float32)
+            test = 100 * (each.test.accuracy - each.test.float32)
             lines.append(
-                f"int8 next to float32: {won['val']:+.2f} points on {each['val']['images']} "
-                f"validation images, "
-                f"{won['test']:+.2f} on {each['test']['images']} test images."
+                f"int8 next to float32: {val:+.2f} points on {each.val.images} validation images, "
+                f"{test:+.2f} on {each.test.images} test images."
             )
-            if won["val"] < -WORTH_SAYING:
+            if val < -WORTH_SAYING:
                 lines.append(
                     f"That is a loss of more than {WORTH_SAYING} points; try calibration=1000, "
                     f"or experiment=quantize."
@@ -76,7 +67,7 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def as_table(found: Mapping[str, Any]) -> Table:
+def as_table(found: ExportRecord) -> Table:
     """Make the table for the terminal, within 80 columns."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for i, column in enumerate(COLUMNS):
@@ -88,14 +79,14 @@ def as_table(found: Mapping[str, Any]) -> Table:
     return table
 
 
-def as_markdown(found: Mapping[str, Any]) -> str:
+def as_markdown(found: ExportRecord) -> str:
     """Format `export.md`."""
-    command, found = as_code(found["command"]), escape_record(found)
-    env = found["environment"]
-    checked = ", ".join(f"{count} {name}" for name, count in found["checked_on"].items())
-    packages = ", ".join(f"{name} {found['versions'][name]}" for name in sorted(found["versions"]))
+    command, found = as_code(found.command), escape_record(found)
+    env = found.environment
+    checked = ", ".join(f"{count} {name}" for name, count in found.checked_on.items())
+    packages = ", ".join(f"{name} {found.versions[name]}" for name in sorted(found.versions))
     lines = [
-        f"# Exported from {found['run']}",
+        f"# Exported from {found.run}",
         "",
         "| " + " | ".join(COLUMNS) + " |",
         "|" + "|".join("---" if i == 0 else "---:" for i in range(len(COLUMNS))) + "|",
@@ -103,13 +94,13 @@ def as_markdown(found: Mapping[str, Any]) -> str:
         "",
         *(f"- {line}" for line in sentences(found)),
         f"- The difference is that of the logits from PyTorch's, accepted in float32 is "
-        f"{found['tolerance']}. Images "
+        f"{found.tolerance}. Images "
         f"to check on: {checked}; float32 on up to 512 of each part.",
-        f"- Parameters of the net as it is exported: {found['params']:,}.",
-        f"- Command: {command}, {found['finished']}, commit {found['git'] or 'unknown'}.",
-        f"- Python {env['python']}, torch {env['torch']}{', ' + packages if packages else ''}, "
-        f"{env['device']}, "
-        f"{env['threads']} threads.",
+        f"- Parameters of the net as it is exported: {found.params:,}.",
+        f"- Command: {command}, {found.finished}, commit {found.git or 'unknown'}.",
+        f"- Python {env.python}, torch {env.torch}{', ' + packages if packages else ''}, "
+        f"{env.device}, "
+        f"{env.threads} threads.",
         "",
     ]
     return "\n".join(lines)

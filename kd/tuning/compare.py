@@ -10,7 +10,6 @@ import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from scipy.stats import t as student_t
@@ -19,6 +18,7 @@ from kd.config.schema import Config
 from kd.errors import DamagedError
 from kd.files.report_file import Report, read_report
 from kd.files.run_folder import RunFolder
+from kd.files.search_file import SCHEMA, SearchResult, SettingResult
 from kd.files.writing import whole
 from kd.log import say
 from kd.reports.escape import as_code
@@ -31,7 +31,7 @@ DEFAULT, TUNED = "default", "tuned"
 
 def compare_settings(
     request: Request, tuned: Mapping[str, str], folder: Path, study: str, trials: int, command: str
-) -> dict[str, Any]:
+) -> SearchResult:
     """Run both settings on all seeds, and write `result.json` and `result.md`.
 
     Args:
@@ -39,47 +39,61 @@ def compare_settings(
         folder: of the search; runs go into its `runs`.
         trials: number of trials in the search.
         command: command line that repeats it.
-
-    Returns:
-        contents of `result.json`:
-        - `settings`, by name, with `overrides` and lists over the seeds of `validation` and `test`
-          (the student's accuracies, fractions);
-        - `bought`, tuned minus default on test, by seed.
     """
-    settings = {DEFAULT: []} if tuned == request.own else {DEFAULT: [], TUNED: overrides_of(tuned)}
-    found: dict[str, dict[str, Any]] = {}
-    for name, overrides in settings.items():
-        reports = []
-        for seed in request.tuning.seeds:
-            config = request.config_with(
-                [*overrides, f"seed={seed}", f"name={text_of(f'{study}_{name}_s{seed}')}"]
-            )
-            line = shlex.join(
-                ["python", "-m", "kd.train", *request.overrides, *overrides, f"seed={seed}"]
-            )
-            reports.append(_report(config, line, folder / "runs"))
-        students = [report.student for report in reports]
-        found[name] = {
-            "overrides": overrides,
-            "validation": [getattr(each.val, request.config.keep) for each in students],
-            "test": [each.test.accuracy for each in students],
-        }
-    result = {
-        "schema": 1,
-        "study": study,
-        "trials": trials,
-        "seed": request.config.seed,
-        "seeds": request.tuning.seeds,
-        "settings": found,
-        "bought": [a - b for a, b in zip(found[TUNED]["test"], found[DEFAULT]["test"], strict=True)]
-        if TUNED in found
-        else [],
-        "command": command,
-        "git": reports[0].git,
-        "environment": reports[0].environment.plain(),
+    reports = {DEFAULT: _reports(request, [], folder, f"{study}_{DEFAULT}")}
+    overrides = overrides_of(tuned)
+    if tuned != request.own:
+        reports[TUNED] = _reports(request, overrides, folder, f"{study}_{TUNED}")
+    keep = request.config.keep
+    settings = {
+        name: SettingResult(
+            overrides=overrides if name == TUNED else [],
+            validation=[_validation(each, keep) for each in found],
+            test=[each.student.test.accuracy for each in found],
+        )
+        for name, found in reports.items()
     }
+    last = [*reports.values()][-1][0]
+    result = SearchResult(
+        schema_number=SCHEMA,
+        study=study,
+        trials=trials,
+        seed=request.config.seed,
+        seeds=request.tuning.seeds,
+        settings=settings,
+        bought=_gains(settings),
+        command=command,
+        git=last.git,
+        environment=last.environment,
+    )
     _write(result, request, folder)
     return result
+
+
+def _validation(report: Report, epoch: str) -> float:
+    """Return the student's validation accuracy of the `best` or the `last` epoch."""
+    share = report.student.val.of(epoch)
+    assert share is not None  # `tune` refuses data without a validation part
+    return share
+
+
+def _gains(settings: Mapping[str, SettingResult]) -> list[float]:
+    """Return tuned minus default on test, by seed; none where the recipe's own setting stays."""
+    if TUNED not in settings:
+        return []
+    pairs = zip(settings[TUNED].test, settings[DEFAULT].test, strict=True)
+    return [tuned - default for tuned, default in pairs]
+
+
+def _reports(request: Request, overrides: list[str], folder: Path, name: str) -> list[Report]:
+    """Return the reports of a setting's runs, one per seed."""
+    found = []
+    for seed in request.tuning.seeds:
+        run_name = text_of(f"{name}_s{seed}")
+        config = request.config_with([*overrides, f"seed={seed}", f"name={run_name}"])
+        words = ["python", "-m", "kd.train", *request.overrides, *overrides, f"seed={seed}"]
+        found.append(_report(config, shlex.join(words), folder / "runs"))
+    return found
 
 
 def _report(config: Config, command: str, root: Path) -> Report:
@@ -99,9 +113,9 @@ def _report(config: Config, command: str, root: Path) -> Report:
     return read_report(folder / "report.json")
 
 
-def _write(result: Mapping[str, Any], request: Request, folder: Path) -> None:
+def _write(result: SearchResult, request: Request, folder: Path) -> None:
     text = as_markdown(result, request)
-    for name, content in (("result.json", json.dumps(result, indent=1)), ("result.md", text)):
+    for name, content in (("result.json", result.text()), ("result.md", text)):
         with whole(folder / name) as path:
             path.write_text(content)
     console = Console(soft_wrap=True, highlight=False, markup=False)
@@ -111,21 +125,18 @@ def _write(result: Mapping[str, Any], request: Request, folder: Path) -> None:
     )
 
 
-def as_markdown(result: Mapping[str, Any], request: Request) -> str:
+def as_markdown(result: SearchResult, request: Request) -> str:
     """Format both settings side by side, and the gain of the search."""
-    seeds = ", ".join(map(str, result["seeds"]))
+    seeds = ", ".join(map(str, result.seeds))
     lines = [
-        f"| student, {len(result['seeds'])} seed{'s' * (len(result['seeds']) > 1)} | validation "
-        f"| test |",
+        f"| student, {len(result.seeds)} seed{'s' * (len(result.seeds) > 1)} | validation | test |",
         "|---|---:|---:|",
     ]
-    for name, found in result["settings"].items():
-        setting = " ".join(found["overrides"]) or "the recipe's own"
-        lines.append(
-            f"| {name}: {setting} | {spread(found['validation'])} | {spread(found['test'])} |"
-        )
-    environment = result["environment"]
-    tuned = result["settings"].get(TUNED, {"overrides": []})["overrides"]
+    for name, found in result.settings.items():
+        setting = " ".join(found.overrides) or "the recipe's own"
+        lines.append(f"| {name}: {setting} | {spread(found.validation)} | {spread(found.test)} |")
+    environment = result.environment
+    tuned = result.settings[TUNED].overrides if TUNED in result.settings else []
     paste = shlex.join(["python", "-m", "kd.train", *request.overrides, *tuned])
     flatters = (
         " The validation column flatters the tuned setting, which was chosen on the same images."
@@ -133,21 +144,27 @@ def as_markdown(result: Mapping[str, Any], request: Request) -> str:
         else ""
     )
     chose = (
-        f"Chosen on validation by {result['trials']} trials, all with seed {result['seed']}; "
+        f"Chosen on validation by {result.trials} trials, all with seed {result.seed}; "
         f"accuracies in %, mean and standard deviation over seeds {seeds}. Test was read only "
         f"for these runs, after the search.{flatters}"
     )
     how = (
-        f"Command: {as_code(result['command'])}; commit {result['git'] or 'unknown'}, torch "
-        f"{environment['torch']}, "
-        f"{environment['device']}, {environment['threads']} threads."
+        f"Command: {as_code(result.command)}; commit {result.git or 'unknown'}, torch "
+        f"{environment.torch}, "
+        f"{environment.device}, {environment.threads} threads."
     )
-    return "\n".join([*lines, "", gain_on_test(result), "", f"    {paste}", "", chose, "", how, ""])
+    return "\n".join(
+        [*lines, "", gain_on_test(result.bought), "", f"    {paste}", "", chose, "", how, ""]
+    )
 
 
-def gain_on_test(result: Mapping[str, Any]) -> str:
-    """State the search's gain on test, paired by seed, in a sentence."""
-    gains = [100 * gain for gain in result["bought"]]
+def gain_on_test(bought: Sequence[float]) -> str:
+    """State the search's gain on test in a sentence.
+
+    Args:
+        bought: tuned minus default, by seed.
+    """
+    gains = [100 * gain for gain in bought]
     if not gains:
         return (
             "No trial was better than the recipe's own setting, so it stays; tuning bought nothing."

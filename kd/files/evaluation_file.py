@@ -1,0 +1,184 @@
+"""What `kd.evaluate` writes: `evaluation.json`."""
+
+from kd.files.records import Record
+from kd.files.report_file import (
+    Fraction,
+    Interval,
+    Metrics,
+    ProbabilityMetrics,
+    RunCommandRecord,
+    SkippedFile,
+)
+
+SCHEMA = 1
+
+
+class ClassMetrics(Record):
+    """Of one class: its images, precision (None if never predicted), recall (None of no image)."""
+
+    support: int
+    precision: float | None
+    recall: float | None
+
+
+class EvaluatedMetrics(Metrics):
+    """All metrics of a net.
+
+    Attributes:
+        kl: mean divergence KL(teacher || model) in nats; None without a teacher.
+    """
+
+    kl: float | None
+    per_class: list[ClassMetrics]
+
+
+class CalibratedMetrics(ProbabilityMetrics):
+    """The metrics that temperature scaling changes, after it; the temperature is above 0."""
+
+    temperature: float
+
+
+class FlipMetrics(Record):
+    """Metrics of the mean logits of each image and its mirror image."""
+
+    accuracy: Fraction
+    accuracy_ci95: Interval
+    nll: float
+
+
+class EvaluatedModel(Record):
+    """One of the nets.
+
+    Attributes:
+        stage: key in the store.
+        calibrated: None without validation images, or where no temperature fits.
+        flipped: None unless asked for.
+    """
+
+    role: str
+    net: str
+    params: int
+    stage: str
+    test: EvaluatedMetrics
+    calibrated: CalibratedMetrics | None
+    flipped: FlipMetrics | None
+
+
+class PairedDifference(Record):
+    """Two nets on the same images, by role.
+
+    Attributes:
+        difference: in accuracy, first - second; its interval and p as of
+            `kd.measure.metrics.paired_comparison`.
+        only_first, only_second: images that only one gets right, on which McNemar's test rests.
+    """
+
+    first: str
+    second: str
+    difference: float
+    difference_ci95: Interval
+    p_value: float
+    only_first: int
+    only_second: int
+
+
+class EvaluatedImages(Record):
+    """The evaluation set; see `kd.evaluation.evaluation_set.EvaluationSet`."""
+
+    name: str
+    root: str
+    part: str
+    other: bool
+    left_out: int
+    skipped: list[SkippedFile]
+    images: int
+    fingerprint: str
+    classes: list[str]
+
+
+class CalibrationImages(Record):
+    """How many validation images temperatures and thresholds were chosen on, or why on none."""
+
+    validation: int
+    reason: str | None
+
+
+class ThresholdMetrics(Record):
+    """What a threshold does to some images: counts, and fractions with 95 % intervals (Wilson).
+
+    A fraction of nothing is None.
+
+    Attributes:
+        found, missed: positives.
+        false_alarms, cleared: negatives.
+        sensitivity: positives found; `specificity` is negatives cleared.
+        precision: alarms that are right; `negative_precision` is cleared that are right.
+    """
+
+    found: int
+    missed: int
+    false_alarms: int
+    cleared: int
+    sensitivity: Fraction | None
+    sensitivity_ci95: Interval | None
+    specificity: Fraction | None
+    specificity_ci95: Interval | None
+    precision: Fraction | None
+    precision_ci95: Interval | None
+    negative_precision: Fraction | None
+    negative_precision_ci95: Interval | None
+
+
+class ModelThreshold(Record):
+    """A net's threshold, a probability, and its results on validation and on these images."""
+
+    threshold: float
+    validation: ThresholdMetrics
+    test: ThresholdMetrics
+
+
+class RequestedThreshold(Record):
+    """The share of positives to find, or the cost of a miss in false alarms."""
+
+    sensitivity: float | None
+    miss_cost: float | None
+
+
+class OperatingPoints(Record):
+    """The threshold of each net, by role, for the class `positive`."""
+
+    positive: str
+    asked: RequestedThreshold
+    models: dict[str, ModelThreshold]
+
+
+class CorruptionAccuracies(Record):
+    """Accuracy by role, corruption and severity (1 to 5); and the mean over both by role."""
+
+    severities: list[int]
+    seed: int
+    accuracy: dict[str, dict[str, dict[str, float]]]
+    mean: dict[str, float]
+
+
+class EvaluationRecord(RunCommandRecord):
+    """What `evaluation.json` holds.
+
+    Attributes:
+        missing: why a net is not there, by role.
+        operating_point, corruptions: None unless asked for.
+    """
+
+    name: str
+    data: EvaluatedImages
+    missing: dict[str, str]
+    calibrated_on: CalibrationImages
+    models: list[EvaluatedModel]
+    paired: list[PairedDifference]
+    operating_point: OperatingPoints | None = None
+    corruptions: CorruptionAccuracies | None = None
+
+    @property
+    def roles(self) -> list[str]:
+        """The roles of its nets."""
+        return [model.role for model in self.models]
