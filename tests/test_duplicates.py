@@ -1,6 +1,7 @@
 """Duplicate images: messages, dropping, and splitting."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -165,8 +166,8 @@ def test_carving_takes_linear_time() -> None:
     count, classes = 320_000, 1000
     draw = torch.Generator().manual_seed(0)
     digests = torch.randint(0, 256, (count, 16), dtype=torch.uint8, generator=draw)
-    blank = torch.zeros(count, 1, dtype=torch.int64)
-    store = PixelStore(torch.zeros(count, 1, 1, 1, dtype=torch.uint8), Facts(digests, blank, blank))
+    facts = replace(Facts.blank(count, 1), digests=digests)
+    store = PixelStore(torch.zeros(count, 1, 1, 1, dtype=torch.uint8), facts)
     labels = torch.arange(count) % (classes - 1)
     labels[:3] = classes - 1
     every, names = Images(Pixels.whole(store), labels), tuple(map(str, range(classes)))

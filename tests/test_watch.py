@@ -134,13 +134,13 @@ def test_fine_tuning_keeps_what_was_told_of_the_distillation(tmp_path: Path) -> 
 
 def test_a_teacher_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    make_views = kd.stages.result.make_views
+    views_of = kd.stages.result.views_of
 
     def spy(*args: Any, **options: Any) -> torch.Tensor:
         asked.append((options["augment"].mixes, options["view"], *args[1].tolist()))
-        return make_views(*args, **options)
+        return views_of(*args, **options)
 
-    monkeypatch.setattr(kd.stages.result, "make_views", spy)
+    monkeypatch.setattr(kd.stages.result, "views_of", spy)
     for temperature in (1, 2, 3):
         run(check(tiny(tmp_path, f"temperature={temperature}", "data/augment=strong")), "a test")
     # Two views of an image alone, and one mixed as the student sees it.

@@ -5,7 +5,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -13,9 +13,9 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 import torch
 from pydantic import Field, NonNegativeInt, ValidationError
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
-from kd.data.batches import Batch, EpochOrder, Gather, InOrder, Loader
+from kd.data.batches import Batch, EpochOrder, Gather, GatherViews, InOrder, InViews, Loader
 from kd.data.cache import Cache, Mode
 from kd.data.decode import Reading
 from kd.data.duplicates import Duplicates, find_duplicates
@@ -492,17 +492,25 @@ class DataModule(ABC):
             "mean": list(mean),
             "std": list(std),
             "augment": self.augment.model_dump(mode="json"),
+            **self._crops_key(self.split.train),
             "views": self.views,
             "class_weights": self.class_weights,
             "shown": None if self.shown is None else _digest(self.shown),
             "length": self.length,
         }
 
+    def _crops_key(self, images: Images) -> dict[str, Any]:
+        """Return what random crops of the originals depend on, where there are any."""
+        if not self.augment.resized_crop:
+            return {}
+        return {"originals": images.source_fingerprint, "reading": asdict(self.reading)}
+
     def view_key(self) -> dict[str, Any]:
         """Return everything that views depend on except the seed; labels are not included."""
         mixed = self.mixing_pool
         return {
             "images": self.split.train.pixel_fingerprint,
+            **self._crops_key(self.split.train),
             "augment": self.augment.model_dump(mode="json"),
             "mixed_with": mixed.pixel_fingerprint if mixed else None,
         }
@@ -540,7 +548,8 @@ class DataModule(ABC):
                 f"{where}: {batch_size} leaves no batch of the {order.length} training images of "
                 f"{self.name}; accepted are {ranks} to {order.length}"
             )
-        return self._loader(images, order)
+        dataset = GatherViews(images, seed, self.augment)
+        return self._loader(dataset, InViews(order, self.views))
 
     def selects(self, sees: Sees) -> bool:
         """Whether validation labels select the weights of a stage that sees these images."""
@@ -565,15 +574,17 @@ class DataModule(ABC):
             ranks: processes that validate together.
         """
         val = self.split.val
-        return self._loader(val, InOrder(len(val), batch_size or self.evaluation_batch, ranks))
+        return self._loader(
+            Gather(val), InOrder(len(val), batch_size or self.evaluation_batch, ranks)
+        )
 
-    def _loader(self, images: Images, batches: Sampler[list[int]]) -> DataLoader[Batch]:
+    def _loader(self, batches: Dataset[Batch], order: Sampler[Any]) -> DataLoader[Batch]:
         # The sampler yields whole batches of positions: one gather instead of B items and a
         # collate.
         return Loader(
-            Gather(images),
+            batches,
             batch_size=None,
-            sampler=batches,
+            sampler=order,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             generator=torch.Generator(),

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from kd.data.images import Images
+from kd.data.views import Augment, read_pixels, view_number
 
 # Pixels uint8 [B, C, H, W], labels int64 [B], indices int64 [B]
 Batch = tuple[Tensor, Tensor, Tensor]
@@ -26,6 +27,29 @@ class Gather(Dataset[Batch]):
         index = torch.as_tensor(positions, dtype=torch.int64)
         where = index % len(self.images)  # rounds of an epoch, numbered as in `EpochOrder`
         return self.images.pixels[where], self.images.labels[where], index
+
+
+class GatherViews(Dataset[Batch]):
+    """Like `Gather`, for training: reads what the views are made of.
+
+    Args:
+        seed, augment: of the views.
+    """
+
+    def __init__(self, images: Images, seed: int, augment: Augment) -> None:
+        self.images = images
+        self.seed = seed
+        self.augment = augment
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, turn: tuple[int, Sequence[int]]) -> Batch:
+        view, positions = turn
+        index = torch.as_tensor(positions, dtype=torch.int64)
+        labels = self.images.labels[index % len(self.images)]
+        pixels = read_pixels(self.images, index, seed=self.seed, view=view, augment=self.augment)
+        return pixels, labels, index
 
 
 def rank() -> int:
@@ -87,6 +111,29 @@ class EpochOrder(Sampler[list[int]]):
         step = self.batch_size * self.ranks
         for start in range(0, len(self) * step, step):
             yield order[start + rank() : start + step : self.ranks]
+
+
+class InViews(Sampler[tuple[int, list[int]]]):
+    """Batches of an epoch, each with the number of its view.
+
+    Args:
+        cycle: number of views that repeat; None for a new one in each epoch.
+    """
+
+    def __init__(self, order: EpochOrder, cycle: int | None) -> None:
+        self.order = order
+        self.cycle = cycle
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch."""
+        self.order.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __iter__(self) -> Iterator[tuple[int, list[int]]]:
+        view = view_number(self.order.epoch, self.cycle)
+        return ((view, positions) for positions in self.order)
 
 
 class InOrder(Sampler[list[int]]):

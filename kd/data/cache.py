@@ -19,18 +19,18 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 
 from kd.data.decode import AS_STORED, DecodeError, Reading, Remarks, decode, remarking, threads
-from kd.data.folder import plain
+from kd.data.image_bytes import EncodedImages, ImagePaths
 from kd.data.images import Facts, ImageRows, PixelStore
-from kd.data.stream import FileRows
+from kd.data.stream import DecodedAgain, FileRows, source_digest
 from kd.errors import WriteError
 from kd.files.locks import free, hold
 from kd.files.store import checksum
 from kd.files.writing import writing
 from kd.log import console, say
+from kd.shape import ImageSize, height_and_width
 
-VERSION = 2  # of the decoded array; raise it when `decode` gives other pixels
+VERSION = 3  # of the decoded array; raise it when `decode` gives other pixels
 MANIFEST, FACTS = "manifest.json", "facts.safetensors"
-ENDS = 4096  # bytes at each end of a file that enter its key
 GB = 1e9
 FILL = 0.95  # share of the free disk space that images may take
 LARGE = 512 * 2**20  # bytes above which an array stays on disk by default
@@ -77,25 +77,28 @@ class Cache:
 
     def decode_files(
         self,
-        files: Sequence[Path],
-        size: int,
+        files: Sequence[Path] | EncodedImages,
+        size: ImageSize,
         channels: int,
         reading: Reading = AS_STORED,
     ) -> DecodedFiles:
-        """Return the images of the files, uint8 [N, channels, size, size], from the cache if
+        """Return the images of the files, uint8 [N, channels, height, width], from the cache if
         nothing changed.
 
         Raises:
             WriteError: the disk has no room for an array that is to be mapped.
         """
-        shape = (len(files), channels, size, size)
+        files = files if isinstance(files, EncodedImages) else ImagePaths(files)
+        shape = (len(files), channels, *height_and_width(size))
         if self.folder is None or self.mode == "off":
             array = None if self.mode == "stream" else np.zeros(shape, np.uint8)
             facts, bad, notes = _decode_all(files, shape, array, reading)
+            originals = DecodedAgain(files, channels, reading, facts)
             if array is None:
-                return DecodedFiles(FileRows(files, shape, reading, facts), bad, notes)
-            return DecodedFiles(PixelStore(torch.from_numpy(array), facts), bad, notes)
-        entry = self.folder / f"images-{_key(files, size, channels, reading)}"
+                return DecodedFiles(FileRows(originals, shape), bad, notes)
+            store = PixelStore(torch.from_numpy(array), facts, originals=originals)
+            return DecodedFiles(store, bad, notes)
+        entry = self.folder / f"images-{_key(files, shape, reading)}"
         mode = self._choose(entry, int(np.prod(shape)))
         try:
             manifest = _valid(entry, mode)
@@ -132,7 +135,7 @@ class Cache:
     def _write(
         self,
         entry: Path,
-        files: Sequence[Path],
+        files: EncodedImages,
         shape: tuple[int, int, int, int],
         reading: Reading,
         *,
@@ -170,16 +173,18 @@ class Cache:
 def _open_rows(
     entry: Path,
     mode: Mode,
-    files: Sequence[Path],
+    files: EncodedImages,
     shape: tuple[int, int, int, int],
     reading: Reading,
 ) -> ImageRows:
     """Open the images of an entry."""
+    facts = Facts.load(entry / FACTS)
+    originals = DecodedAgain(files, shape[1], reading, facts)
     if mode == "stream":
-        return FileRows(files, shape, reading, Facts.load(entry / FACTS))
+        return FileRows(originals, shape)
     if mode == "disk":
-        return PixelStore.from_file(entry / "pixels.npy")
-    return PixelStore(torch.from_numpy(np.load(entry / "pixels.npy")), Facts.load(entry / FACTS))
+        return PixelStore.from_file(entry / "pixels.npy", originals)
+    return PixelStore(torch.from_numpy(np.load(entry / "pixels.npy")), facts, originals=originals)
 
 
 def _existing(path: Path) -> Path:
@@ -187,35 +192,10 @@ def _existing(path: Path) -> Path:
     return next(each for each in path.absolute().parents if each.exists())
 
 
-def _key(files: Sequence[Path], size: int, channels: int, reading: Reading) -> str:
-    """Return a hash of the files' relative paths, their states and the way they are decoded.
-
-    The folder's own place does not count: copies and hard links that keep the files' times are the
-    same images.
-    """
-    digest = hashlib.sha256(f"{VERSION} {PIL.__version__} {size} {channels} {reading}".encode())
-    above = len(os.path.commonpath([file.absolute().parent for file in files]))
-    with ThreadPoolExecutor(threads()) as pool:
-        for file, state in zip(files, pool.map(_state, files, chunksize=64), strict=True):
-            digest.update(os.fsencode(file.absolute())[above:] + b"\0" + state)
-    return digest.hexdigest()[:16]
-
-
-def _state(file: Path) -> bytes:
-    """Return size, modification time and a hash of the first and last 4 KB.
-
-    The hash notices a file that was replaced with its times kept.
-    """
-    try:
-        with file.open("rb", buffering=0) as stream:
-            found = os.fstat(stream.fileno())
-            ends = stream.read(ENDS)
-            if found.st_size > ENDS:
-                stream.seek(max(ENDS, found.st_size - ENDS))
-                ends += stream.read(ENDS)
-    except OSError:
-        return b"unreadable"
-    return f"{found.st_size} {found.st_mtime_ns} ".encode() + hashlib.sha256(ends).digest()
+def _key(files: EncodedImages, shape: tuple[int, int, int, int], reading: Reading) -> str:
+    """Return a hash of the files' states and the way they are decoded."""
+    how = f"{VERSION} {PIL.__version__} {shape[1:]} {reading}"
+    return hashlib.sha256(how.encode() + files.fingerprint()).hexdigest()[:16]
 
 
 def _make_room(folder: Path, needed: int, limit: float) -> None:
@@ -316,7 +296,7 @@ def _same_pixels(entry: Path, stamp: list[int]) -> bool:
 
 
 def _decode_all(
-    files: Sequence[Path],
+    files: EncodedImages,
     shape: tuple[int, int, int, int],
     array: NDArray[np.uint8] | None,
     reading: Reading,
@@ -324,12 +304,12 @@ def _decode_all(
     """Decode all files, on all cores.
 
     Args:
-        array: filled with the pixels, [N, C, S, S]; None for facts only.
+        array: filled with the pixels, [N, C, H, W]; None for facts only.
 
     Returns:
         the facts, the reasons of files that stay blank, and remarks on the others.
     """
-    count, channels, size, _ = shape
+    count, channels, *size = shape
     facts = Facts.blank(count, channels)
     bad = dict[int, str]()
     remarks = dict[int, Remarks]()
@@ -337,22 +317,22 @@ def _decode_all(
     def one(position: int) -> None:
         said = Remarks()
         try:
-            image = decode(files[position], size, channels, reading, said)
-        except DecodeError as error:
-            bad[position] = str(error)
+            data = files.read(position)
+            facts.sources.numpy()[position] = np.frombuffer(source_digest(data), np.uint8)
+            image = decode(data, (size[0], size[1]), channels, reading, said)
+        except (DecodeError, OSError) as error:
+            bad[position] = getattr(error, "strerror", None) or str(error)
             image = np.zeros(shape[1:], np.uint8)
         if array is not None:
             array[position] = image
         facts.note(position, image)
-        if said != Remarks():
+        facts.sizes.numpy()[position] = said.size
+        if said.warnings or said.brightest is not None:
             remarks[position] = said
 
     pool = ThreadPoolExecutor(threads())
     if not console.is_terminal:
-        say(
-            f"decoding {count} images in "
-            f"{plain(os.path.commonpath([file.absolute() for file in files]))}"
-        )
+        say(f"decoding {count} images in {files.place}")
     try:
         bar = Progress(console=console, transient=True, disable=not console.is_terminal)
         with bar as progress, remarking():
@@ -365,7 +345,7 @@ def _decode_all(
     return facts, dict(sorted(bad.items())), _notes(files, dict(sorted(remarks.items())), reading)
 
 
-def _notes(files: Sequence[Path], remarks: Mapping[int, Remarks], reading: Reading) -> list[str]:
+def _notes(files: EncodedImages, remarks: Mapping[int, Remarks], reading: Reading) -> list[str]:
     """Summarise the remarks of all files in a few sentences."""
     notes = []
     levels = [each.brightest for each in remarks.values() if each.brightest is not None]
@@ -378,7 +358,7 @@ def _notes(files: Sequence[Path], remarks: Mapping[int, Remarks], reading: Readi
         )
     warned = {i: each.warnings[0] for i, each in remarks.items() if each.warnings}
     if warned:
-        shown = [f"{plain(str(files[i]))}: {text}" for i, text in list(warned.items())[:NAMED]]
+        shown = [f"{files.name(i)}: {text}" for i, text in list(warned.items())[:NAMED]]
         more = f"; and {len(warned) - NAMED} more" if len(warned) > NAMED else ""
         notes.append(
             f"Pillow warns of {len(warned)} image{'s' * (len(warned) != 1)}: "

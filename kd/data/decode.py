@@ -1,5 +1,6 @@
 """Decoding of one image file of any common kind to pixels of a given size."""
 
+import io
 import math
 import os
 import threading
@@ -13,14 +14,17 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 from pydantic import Field
+
+from kd.shape import ImageSize, height_and_width
 
 # Kinds that Pillow recognises but cannot decode alone; EPS would start another program,
 # Ghostscript.
 NOT_DECODED = frozenset(("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"))
 FULL = 0xFFFF  # largest 16-bit level
+QUARTER_TURNS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 
 # We refuse larger images with a message, so Pillow need not warn.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -28,6 +32,7 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 _now = threading.local()  # `remarks` of the file that a thread decodes
 
 
+Box = tuple[int, int, int, int]  # top, left, height, width in pixels of the upright original
 Resize = Literal["stretch", "crop", "pad"]
 Interpolation = Literal["bilinear", "bicubic", "lanczos", "box"]
 
@@ -71,10 +76,12 @@ class Remarks:
     Attributes:
         warnings: Pillow's; collected inside `remarking`.
         brightest: highest level of a 16-bit gray image, 0 to 65535; None for any other.
+        size: height and width of the upright original, in pixels.
     """
 
     warnings: list[str] = field(default_factory=list)
     brightest: int | None = None
+    size: tuple[int, int] = (0, 0)
 
 
 def threads() -> int:
@@ -116,53 +123,53 @@ def remarking() -> Iterator[None]:
 
 
 def decode(
-    path: Path,
-    size: int,
+    file: Path | bytes,
+    size: ImageSize,
     channels: int,
     reading: Reading = AS_STORED,
     remarks: Remarks | None = None,
+    box: Box | None = None,
 ) -> NDArray[np.uint8]:
-    """Decode a file to a square image.
+    """Decode a file to an image of one size.
 
     The EXIF orientation is applied. Transparent pixels become white. 16-bit gray levels are divided
     by 257, or by less if `bit_depth` is smaller. The first picture of an animation or multi-page
     file counts.
 
     Args:
-        size: height and width of the result, in pixels.
+        file: path of the file, or its bytes.
+        size: of the result, in pixels.
         channels: 3 for RGB, 1 for gray.
         remarks: is filled in.
+        box: part of the original that is resized to the whole result, in place of `resize`.
 
     Returns:
-        uint8 [channels, size, size].
+        uint8 [channels, height, width].
 
     Raises:
         DecodeError: the file is unreadable, damaged, no image or too large; says which.
     """
     _now.remarks = remarks
+    sides = height_and_width(size)
     try:
-        with Image.open(path) as image:
-            width, height = image.size
-            if width * height > (Image.MAX_IMAGE_PIXELS or width * height):
-                raise DecodeError(
-                    f"{width}x{height} pixels are too many, accepted are up to "
-                    f"{Image.MAX_IMAGE_PIXELS}"
-                )
-            if reading.draft:
-                least = math.ceil(2 * size / reading.crop_ratio)
-                image.draft(image.mode, (least, least))
+        data = file.read_bytes() if isinstance(file, Path) else file
+        with Image.open(io.BytesIO(data)) as image:
             _scale_transparent(image)
+            full = _upright_size(image)  # loads a PNG
+            if remarks:
+                remarks.size = full
+            if reading.draft:
+                _draft(image, sides, reading, box)
             upright = ImageOps.exif_transpose(image)
-            flat = _flatten(upright, reading, remarks).convert("RGB" if channels == 3 else "L")
-            pixels = np.asarray(_square(flat, size, reading))
+            part, place = _part(upright, box, full) if box else (upright, None)
+            flat = _flatten(part, reading, remarks).convert("RGB" if channels == 3 else "L")
+            pixels = np.asarray(_resize(flat, sides, reading, place))
     except DecodeError:
         raise
     except Image.DecompressionBombError:
         raise DecodeError(f"too many pixels, accepted are up to {Image.MAX_IMAGE_PIXELS}") from None
     except UnidentifiedImageError:
-        raise DecodeError(
-            "empty file" if path.stat().st_size == 0 else "not an image, or of an unknown kind"
-        ) from None
+        raise DecodeError("not an image, or of an unknown kind" if data else "empty file") from None
     except OSError as error:
         raise DecodeError(error.strerror or str(error)) from error
     except Exception as error:  # decoders raise undocumented errors on damaged files
@@ -172,24 +179,95 @@ def decode(
     return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
 
 
-def _square(image: Image.Image, size: int, reading: Reading) -> Image.Image:
-    """Resize an image to `size` x `size` pixels, as `reading` says."""
-    method = Image.Resampling[reading.interpolation.upper()]
-    if reading.resize == "stretch":
-        return image.resize((size, size), method)
+def _upright_size(image: ImageFile) -> tuple[int, int]:
+    """Return height and width as the EXIF orientation has them.
+
+    Raises:
+        DecodeError: they are too many pixels.
+    """
     width, height = image.size
-    if reading.resize == "pad":
-        scale = size / max(width, height)
-        wide, high = (max(1, round(side * scale)) for side in (width, height))
-        square = Image.new(image.mode, (size, size))
-        corner = ((size - wide) // 2, (size - high) // 2)
-        square.paste(image.resize((wide, high), method), corner)
-        return square
-    short = math.floor(size / reading.crop_ratio)
-    # torchvision rounds the longer side down, and the crop's corner to the nearest even number.
-    wide, high = (short * side // min(width, height) for side in (width, height))
-    left, top = (round((side - size) / 2) for side in (wide, high))
-    return image.resize((wide, high), method).crop((left, top, left + size, top + size))
+    if width * height > (Image.MAX_IMAGE_PIXELS or width * height):
+        raise DecodeError(
+            f"{width}x{height} pixels are too many, accepted are up to {Image.MAX_IMAGE_PIXELS}"
+        )
+    turned = image.getexif().get(ExifTags.Base.Orientation, 1) in QUARTER_TURNS
+    return (width, height) if turned else (height, width)
+
+
+def _draft(image: ImageFile, size: tuple[int, int], reading: Reading, box: Box | None) -> None:
+    """Have a JPEG decoded at the smallest scale that leaves twice the result's size."""
+    if box is None:
+        least = math.ceil(2 * max(size) / reading.crop_ratio)
+        image.draft(image.mode, (least, least))
+        return
+    scale = max(2 * wanted / found for wanted, found in zip(size, box[2:], strict=True))
+    width, height = (math.ceil(scale * side) for side in image.size)
+    image.draft(image.mode, (width, height))
+
+
+def _part(
+    image: Image.Image, box: Box, full: tuple[int, int]
+) -> tuple[Image.Image, tuple[float, float, float, float]]:
+    """Cut out a box.
+
+    Args:
+        full: height and width that the box refers to; a draft is smaller.
+
+    Returns:
+        the whole pixels of the box, and its place in them: left, top, right, bottom.
+    """
+    down = image.height / full[0]
+    right = image.width / full[1]
+    top, left, height, width = box
+    x = math.floor(left * right)
+    y = math.floor(top * down)
+    x_end = (left + width) * right
+    y_end = (top + height) * down
+    most_x = min(math.ceil(x_end), image.width)
+    most_y = min(math.ceil(y_end), image.height)
+    place = (left * right - x, top * down - y, min(x_end, most_x) - x, min(y_end, most_y) - y)
+    return image.crop((x, y, most_x, most_y)), place
+
+
+def _resize(
+    image: Image.Image,
+    size: tuple[int, int],
+    reading: Reading,
+    place: tuple[float, float, float, float] | None,
+) -> Image.Image:
+    """Resize an image to height and width `size`: a part of it, or all of it as `reading` says."""
+    method = Image.Resampling[reading.interpolation.upper()]
+    if place is not None or reading.resize == "stretch":
+        return image.resize(size[::-1], method, box=place)
+    return _pad(image, size, method) if reading.resize == "pad" else _central(image, size, reading)
+
+
+def _pad(image: Image.Image, size: tuple[int, int], method: Image.Resampling) -> Image.Image:
+    """Resize an image as a whole into black of height and width `size`."""
+    height, width = size
+    scale = min(height / image.height, width / image.width)
+    high, wide = (max(1, round(side * scale)) for side in (image.height, image.width))
+    found = Image.new(image.mode, (width, height))
+    corner = ((width - wide) // 2, (height - high) // 2)
+    found.paste(image.resize((wide, high), method), corner)
+    return found
+
+
+def _central(image: Image.Image, size: tuple[int, int], reading: Reading) -> Image.Image:
+    """Resize an image and take its centre, of height and width `size`."""
+    method = Image.Resampling[reading.interpolation.upper()]
+    height, width = size
+    # For a square this is torchvision's rule: the shorter side is rounded down, then the longer.
+    ratio = reading.crop_ratio
+    if image.height * width <= image.width * height:  # the height is the tighter one
+        high = math.floor(height / ratio)
+        wide = max(width, high * image.width // image.height)
+    else:
+        wide = math.floor(width / ratio)
+        high = max(height, wide * image.height // image.width)
+    # torchvision rounds the crop's corner to the nearest even number.
+    left, top = (round((a - b) / 2) for a, b in ((wide, width), (high, height)))
+    return image.resize((wide, high), method).crop((left, top, left + width, top + height))
 
 
 def _scale_transparent(image: ImageFile) -> None:

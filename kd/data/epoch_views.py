@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from kd.data.images import Images
-from kd.data.views import Augment, make_views, mixed_target
+from kd.data.views import Augment, make_views, mixed_target, view_number
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,13 @@ class EpochViews:
 
     def number(self, epoch: int) -> int:
         """Return the view of an epoch, both counted from 0."""
-        return epoch if self.cycle is None else epoch % self.cycle
+        return view_number(epoch, self.cycle)
 
     def images(self, pixels: Tensor, index: Tensor, view: int) -> Tensor:
         """Make the views of a batch.
 
         Args:
-            pixels: uint8 [B, C, H, W].
+            pixels: uint8 [B, C, H, W], as the training's loader reads them.
             index: the images' numbers in the training part, int64 [B].
 
         Returns:

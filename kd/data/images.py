@@ -1,14 +1,15 @@
 """Images for training: rows of uint8 arrays, in memory or memory-mapped, with labels."""
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -24,17 +25,23 @@ class Facts:
         digests: uint8 [N, 16], first half of the SHA-256 of an image's pixels.
         sums: int64 [N, C], sums of the pixel values 0 to 255.
         squares: int64 [N, C], sums of the squared pixel values.
+        sizes: int32 [N, 2], height and width of the original that it was made from.
+        sources: uint8 [N, 16], first half of the SHA-256 of that original's file; of an image
+            without a file its digest.
     """
 
     digests: Tensor
     sums: Tensor
     squares: Tensor
+    sizes: Tensor
+    sources: Tensor
 
     @classmethod
     def blank(cls, count: int, channels: int) -> "Facts":
         """Allocate the facts of `count` images."""
         sums, squares = (torch.zeros(count, channels, dtype=torch.int64) for _ in range(2))
-        return cls(torch.zeros(count, 16, dtype=torch.uint8), sums, squares)
+        digests, sources = (torch.zeros(count, 16, dtype=torch.uint8) for _ in range(2))
+        return cls(digests, sums, squares, torch.zeros(count, 2, dtype=torch.int32), sources)
 
     @classmethod
     def of(cls, array: NDArray[np.uint8]) -> "Facts":
@@ -42,10 +49,11 @@ class Facts:
         facts = cls.blank(*array.shape[:2])
         for position, image in enumerate(array):
             facts.note(position, image)
-        return facts
+        facts.sizes[:] = torch.tensor(array.shape[2:])
+        return replace(facts, sources=facts.digests)
 
     def note(self, position: int, image: NDArray[np.uint8]) -> None:
-        """Fill in the facts of one image [C, H, W]."""
+        """Fill in the facts of one image [C, H, W] that are of its pixels."""
         channels = image.reshape(len(image), -1)
         self.digests.numpy()[position] = np.frombuffer(digest_of(image), np.uint8)
         self.sums.numpy()[position] = channels.sum(1, dtype=np.int64)
@@ -57,16 +65,20 @@ class Facts:
     @classmethod
     def join(cls, several: Sequence["Facts"]) -> "Facts":
         """Concatenate."""
-        digests, sums, squares = zip(
-            *((f.digests, f.sums, f.squares) for f in several), strict=True
-        )
-        return cls(torch.cat(digests), torch.cat(sums), torch.cat(squares))
+        return cls(*(torch.cat([getattr(each, name) for each in several]) for name in cls.names()))
+
+    def at(self, rows: Tensor) -> "Facts":
+        """Select those of some images, int64 [B]."""
+        return Facts(*(getattr(self, name)[rows] for name in self.names()))
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """Return the names of the attributes."""
+        return [each.name for each in fields(cls)]
 
     def save(self, path: Path) -> None:
         """Write them as safetensors."""
-        path.write_bytes(
-            save({"digests": self.digests, "sums": self.sums, "squares": self.squares})
-        )
+        path.write_bytes(save({name: getattr(self, name) for name in self.names()}))
 
     @classmethod
     def load(cls, path: Path) -> "Facts":
@@ -79,6 +91,33 @@ def digest_of(image: NDArray[np.uint8]) -> bytes:
     return hashlib.sha256(np.ascontiguousarray(image).data).digest()[:16]
 
 
+def crop_arrays(pixels: Tensor, boxes: Tensor, size: Sequence[int]) -> Tensor:
+    """Resize a box of each image to one size, antialiased, as torchvision's v2 does.
+
+    Args:
+        pixels: uint8 [B, C, H, W].
+        boxes: top, left, height, width in pixels, int64 [B, 4].
+        size: height and width of the result.
+    """
+    found = [
+        F.interpolate(
+            image[None, :, top : top + height, left : left + width],
+            list(size),
+            mode="bilinear",
+            antialias=True,
+        )
+        for image, (top, left, height, width) in zip(pixels, boxes.tolist(), strict=True)
+    ]
+    return torch.cat(found) if found else pixels.new_zeros(0, pixels.shape[1], *size)
+
+
+class Originals(Protocol):
+    """The files that images were decoded from, by row."""
+
+    def crop(self, rows: Tensor, boxes: Tensor, size: Sequence[int]) -> Tensor:
+        """Decode boxes of the originals, int64 [B, 4]; like `ImageRows.crop`."""
+
+
 class PixelStore:
     """One uint8 array of images with their facts.
 
@@ -87,11 +126,19 @@ class PixelStore:
         facts: if already known.
         file: the `.npy` file that `array` is mapped from, with `facts.safetensors` beside it. Other
             processes open that file instead of receiving the pixels.
+        originals: what the images were decoded from; None where the array is all there is.
     """
 
-    def __init__(self, array: Tensor, facts: Facts | None = None, file: Path | None = None) -> None:
+    def __init__(
+        self,
+        array: Tensor,
+        facts: Facts | None = None,
+        file: Path | None = None,
+        originals: Originals | None = None,
+    ) -> None:
         self.array = array
         self.file = file
+        self.originals = originals
         self._whole = torch.zeros(len(array), dtype=torch.bool)  # rows already checked
         if facts is not None:
             self.facts = facts
@@ -108,11 +155,11 @@ class PixelStore:
         return count, channels, height, width
 
     @classmethod
-    def from_file(cls, file: Path) -> "PixelStore":
+    def from_file(cls, file: Path, originals: Originals | None = None) -> "PixelStore":
         """Map a `.npy` file; pages are loaded on access and released when memory is short."""
         # Copy-on-write, because torch warns of read-only arrays; nothing here writes.
         array = torch.from_numpy(np.load(file, mmap_mode="c"))
-        return cls(array, Facts.load(file.with_name("facts.safetensors")), file)
+        return cls(array, Facts.load(file.with_name("facts.safetensors")), file, originals)
 
     def read(self, rows: Tensor) -> Tensor:
         """Copy the images of these rows, int64 [B], to uint8 [B, C, H, W].
@@ -131,14 +178,21 @@ class PixelStore:
         # Row by row, since an index would go element by element
         return self.array.index_select(0, rows)
 
+    def crop(self, rows: Tensor, boxes: Tensor) -> Tensor:
+        """Resize a box of each original, int64 [B, 4], to the images' size; see `ImageRows`."""
+        size = self.shape[2:]
+        if self.originals is not None:
+            return self.originals.crop(rows, boxes, size)
+        return crop_arrays(self.read(rows), boxes, size)
+
     def matches_facts(self, row: int) -> bool:
         """Check an image against its digest."""
         return digest_of(self.array[row].numpy()) == self.facts.digests[row].numpy().tobytes()
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.file is not None:
-            return (PixelStore.from_file, (self.file,))
-        return (PixelStore, (self.array, self.facts))
+            return (PixelStore.from_file, (self.file, self.originals))
+        return (PixelStore, (self.array, self.facts, None, self.originals))
 
 
 class ImageRows(Protocol):
@@ -154,6 +208,17 @@ class ImageRows(Protocol):
 
     def read(self, rows: Tensor) -> Tensor:
         """Copy the images of these rows, int64 [B], to uint8 [B, C, H, W]."""
+
+    def crop(self, rows: Tensor, boxes: Tensor) -> Tensor:
+        """Resize a box of each original to the images' size, antialiased.
+
+        Args:
+            rows: of the images, int64 [B].
+            boxes: top, left, height, width in pixels of the originals, int64 [B, 4].
+
+        Returns:
+            uint8 [B, C, H, W].
+        """
 
 
 class Pixels:
@@ -196,15 +261,34 @@ class Pixels:
 
     def __getitem__(self, where: slice | Tensor) -> Tensor:
         rows = self.rows[where]
+        return self._gather(rows, lambda store, own, _: store.read(own))
+
+    def crop(self, where: Tensor, boxes: Tensor) -> Tensor:
+        """Resize a box of each original, int64 [B, 4]; see `ImageRows.crop`."""
+        return self._gather(self.rows[where], lambda store, own, at: store.crop(own, boxes[at]))
+
+    def _gather(
+        self, rows: Tensor, read: Callable[[ImageRows, Tensor, Tensor | slice], Tensor]
+    ) -> Tensor:
+        """Read rows from their stores.
+
+        Args:
+            read: gets a store, its own rows, and their places among all.
+        """
         if len(self.stores) == 1:
-            return self.stores[0].read(rows)
+            return read(self.stores[0], rows, slice(None))
         found = torch.empty(len(rows), *self.shape[1:], dtype=torch.uint8)
         start = 0
         for store in self.stores:
-            mine = (rows >= start) & (rows < start + store.shape[0])
-            found[mine] = store.read(rows[mine] - start)
+            mine = ((rows >= start) & (rows < start + store.shape[0])).nonzero()[:, 0]
+            found[mine] = read(store, rows[mine] - start, mine)
             start += store.shape[0]
         return found
+
+    @cached_property
+    def original_sizes(self) -> Tensor:
+        """Height and width of each original, int32 [N, 2]."""
+        return self.facts.sizes
 
     @property
     def batch(self) -> int:
@@ -220,8 +304,7 @@ class Pixels:
     @property
     def facts(self) -> Facts:
         """Facts of the selected rows."""
-        every = Facts.join([store.facts for store in self.stores])
-        return Facts(every.digests[self.rows], every.sums[self.rows], every.squares[self.rows])
+        return Facts.join([store.facts for store in self.stores]).at(self.rows)
 
 
 class Images:
@@ -292,6 +375,14 @@ class Images:
     def pixel_fingerprint(self) -> str:
         """Return the SHA-256 of shape and pixels, as 64 hexadecimal digits."""
         return self._pixels_digest().hexdigest()
+
+    @cached_property
+    def source_fingerprint(self) -> str:
+        """Return the SHA-256 of the originals, as 64 hexadecimal digits."""
+        facts = self.pixels.facts
+        digest = hashlib.sha256(facts.sources.numpy().tobytes())
+        digest.update(facts.sizes.numpy().tobytes())
+        return digest.hexdigest()
 
     def _pixels_digest(self) -> "hashlib._Hash":
         digest = hashlib.sha256(repr(self.pixels.shape).encode())

@@ -1,38 +1,106 @@
 """Images decoded from their files at each access."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from kd.data.decode import DecodeError, Reading, decode, threads
-from kd.data.folder import plain
+from kd.data.image_bytes import EncodedImages
 from kd.data.images import Facts, digest_of
 from kd.errors import DamagedError
+
+
+def source_digest(data: bytes) -> bytes:
+    """Return the first half of the SHA-256 of a file's bytes, 16 bytes."""
+    return hashlib.sha256(data).digest()[:16]
+
+
+@dataclass(frozen=True)
+class DecodedAgain:
+    """Originals of images, each decoded whenever a part of it is wanted, on all cores.
+
+    Attributes:
+        files: one per row.
+        channels: 3 for RGB, 1 for gray.
+        facts: of the files when they were first read; each is checked against them.
+    """
+
+    files: EncodedImages
+    channels: int
+    reading: Reading
+    facts: Facts
+
+    def crop(self, rows: Tensor, boxes: Tensor, size: Sequence[int]) -> Tensor:
+        """Decode boxes of the originals, int64 [B, 4], at one size; like `ImageRows.crop`.
+
+        Raises:
+            DamagedError: a file has changed since the run started, or is missing.
+        """
+        height, width = size
+
+        def one(row: int, box: list[int]) -> NDArray[np.uint8]:
+            data = self.read(row)
+            if source_digest(data) != self.facts.sources[row].numpy().tobytes():
+                raise self.change(row)
+            top, left, high, wide = box
+            return self.decode(row, data, (height, width), (top, left, high, wide))
+
+        images = on_all_cores(one, rows.tolist(), boxes.tolist())
+        return torch.stack(images) if images else torch.zeros(0, self.channels, height, width)
+
+    def decode(
+        self,
+        row: int,
+        data: bytes,
+        size: tuple[int, int],
+        box: tuple[int, int, int, int] | None = None,
+    ) -> NDArray[np.uint8]:
+        """Decode a row's file, which could be decoded before."""
+        try:
+            return decode(data, size, self.channels, self.reading, box=box)
+        except DecodeError as error:
+            raise DamagedError(
+                f"{self.files.name(row)}: {error}; it could be decoded before"
+            ) from error
+
+    def read(self, row: int) -> bytes:
+        """Read a row's file."""
+        try:
+            return self.files.read(row)
+        except OSError as error:
+            why = error.strerror or str(error)
+            raise DamagedError(
+                f"{self.files.name(row)}: {why}; it could be decoded before"
+            ) from error
+
+    def change(self, row: int) -> DamagedError:
+        """Build the error for a file that is not what it was."""
+        return DamagedError(
+            f"{self.files.name(row)} changed since it was read first; start the run again"
+        )
 
 
 class FileRows:
     """Image files by row; only facts stay in memory.
 
     Args:
-        files: one per row.
         shape: number of images, channels, height, width.
-        facts: of the decoded files; each image read is checked against them.
     """
 
-    def __init__(
-        self,
-        files: Sequence[Path],
-        shape: tuple[int, int, int, int],
-        reading: Reading,
-        facts: Facts,
-    ) -> None:
-        self.files = files
+    def __init__(self, originals: DecodedAgain, shape: tuple[int, int, int, int]) -> None:
+        self.originals = originals
         self.shape = shape
-        self.reading = reading
-        self.facts = facts
+
+    @property
+    def facts(self) -> Facts:
+        """Facts of the images."""
+        return self.originals.facts
 
     def read(self, rows: Tensor) -> Tensor:
         """Decode the images of these rows, int64 [B], to uint8 [B, C, H, W], on all cores.
@@ -40,19 +108,23 @@ class FileRows:
         Raises:
             DamagedError: a file has changed since the run started, or is missing.
         """
-        with ThreadPoolExecutor(threads()) as pool:
-            images = list(pool.map(self._image, rows.tolist()))
+        images = on_all_cores(self._image, rows.tolist())
         return torch.stack(images) if images else torch.zeros(0, *self.shape[1:], dtype=torch.uint8)
 
-    def _image(self, row: int) -> Tensor:
-        _, channels, size, _ = self.shape
-        file = self.files[row]
-        try:
-            image = decode(file, size, channels, self.reading)
-        except DecodeError as error:
-            name = plain(str(file))
-            raise DamagedError(f"{name}: {error}; it could be decoded before") from error
+    def crop(self, rows: Tensor, boxes: Tensor) -> Tensor:
+        """Decode a box of each original, int64 [B, 4], at the images' size."""
+        return self.originals.crop(rows, boxes, self.shape[2:])
+
+    def _image(self, row: int) -> NDArray[np.uint8]:
+        image = self.originals.decode(row, self.originals.read(row), self.shape[2:])
         if digest_of(image) != self.facts.digests[row].numpy().tobytes():
-            name = plain(str(file))
-            raise DamagedError(f"{name} changed since it was read first; start the run again")
-        return torch.from_numpy(image)
+            raise self.originals.change(row)
+        return image
+
+
+def on_all_cores(
+    one: Callable[..., NDArray[np.uint8]], *arguments: Sequence[object]
+) -> list[Tensor]:
+    """Call a function for each image, in threads; it returns uint8 [C, H, W]."""
+    with ThreadPoolExecutor(threads()) as pool:
+        return [torch.from_numpy(image) for image in pool.map(one, *arguments)]

@@ -1,5 +1,7 @@
 """Views: image `index` as augmented in epoch `view`, drawn for whole batches on the device.
 
+Random crops come first, from the originals, where the images are read; the rest is in `make_views`.
+
 Every random number is a hash of (seed, view, image index, purpose): a counter-based generator,
 Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3". There is no generator state. So a
 view is the same for any batch, worker, rank or resume point. For the same reason no floating-point
@@ -23,6 +25,8 @@ from kd.data.images import Images
 from kd.data.trivial import trivial_augment
 
 MASK = 0xFFFFFFFF
+ASPECT = (3 / 4, 4 / 3)  # width to height of random crops
+ATTEMPTS = 10  # to draw one that fits
 
 Share = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -32,6 +36,9 @@ class Augment(BaseModel):
     """Augmentation of a view, in this order. With everything off a view is the image itself.
 
     Attributes:
+        resized_crop: smallest area share of a random crop of the original, which is resized to the
+            image's size, at aspect ratios 3:4 to 4:3 (Szegedy et al. 2015; torchvision's
+            RandomResizedCrop); 0 for none.
         crop_padding: padding on each side before a random crop to the image's size: pixels, or
             below 1 a share of the side.
         pad_with: zeros (black), or the image mirrored at its edge.
@@ -42,8 +49,6 @@ class Augment(BaseModel):
         trivial: one of 14 operations at one of 31 strengths, such as shear, rotation, posterize or
             contrast (TrivialAugment, Müller & Hutter 2021); see `kd.data.trivial`.
         rotation: up to this many degrees to either side.
-        resized_crop: smallest area share of a random crop, which is stretched back to full size, at
-            aspect ratios 3:4 to 4:3 (Szegedy et al. 2015); 0 for none.
         brightness: up to plus or minus this is added to all pixels, in units of the full range.
         contrast: distances from the image's mean are scaled by 1 plus or minus up to this.
         saturation: distances from gray are scaled by 1 plus or minus up to this.
@@ -60,13 +65,13 @@ class Augment(BaseModel):
     # Defaults are validated too: 0 and 0.0 then give one key in the store.
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, validate_default=True)
 
+    resized_crop: Share = 0
     crop_padding: NonNegativeInt | Annotated[float, Field(ge=0, lt=1)] = 0
     pad_with: Literal["zeros", "reflect"] = "zeros"
     horizontal_flip: bool | Literal["alternating"] = False
     vertical_flip: bool = False
     trivial: bool = False
     rotation: Annotated[float, Field(ge=0, le=180)] = 0
-    resized_crop: Share = 0
     brightness: Share = 0
     contrast: Share = 0
     saturation: Share = 0
@@ -143,6 +148,84 @@ def uniform(seed: int, view: int, index: Tensor, draw: int) -> Tensor:
     return (mixed >> 8).to(torch.float32) / (1 << 24)
 
 
+def views_of(
+    images: Images,
+    index: Tensor,
+    *,
+    seed: int,
+    view: int,
+    augment: Augment,
+    pool: Images | None = None,
+    device: torch.device | None = None,
+) -> Tensor:
+    """Read images and augment them: `read_pixels`, then `make_views`.
+
+    Args:
+        index: of the images, int64 [B], on the CPU.
+        device: that augments.
+
+    Returns:
+        float32 [B, C, H, W] in [0, 1].
+    """
+    pixels = read_pixels(images, index, seed=seed, view=view, augment=augment)
+    here = index.to(device or index.device)
+    return make_views(
+        pixels.to(here.device), here, seed=seed, view=view, augment=augment, pool=pool
+    )
+
+
+def read_pixels(images: Images, index: Tensor, *, seed: int, view: int, augment: Augment) -> Tensor:
+    """Read what views are made of: the images, or random crops of their originals.
+
+    Args:
+        index: of the images, int64 [B], on the CPU; from the number of images on in further rounds.
+
+    Returns:
+        uint8 [B, C, H, W].
+    """
+    where = index % len(images)
+    if not augment.resized_crop:
+        return images.pixels[where]
+    sizes = images.pixels.original_sizes[where]
+    return images.pixels.crop(where, crop_boxes(sizes, index, seed, view, augment.resized_crop))
+
+
+def crop_boxes(sizes: Tensor, index: Tensor, seed: int, view: int, smallest: float) -> Tensor:
+    """Draw random crops as torchvision's RandomResizedCrop does.
+
+    It draws area and aspect ratio up to ten times until the crop fits; then it takes the centre.
+
+    Args:
+        sizes: height and width of the originals in pixels, int [B, 2].
+        index: of the images, int64 [B].
+        smallest: share of the area.
+
+    Returns:
+        top, left, height and width, int64 [B, 4].
+    """
+    height, width = sizes.double().unbind(1)
+    least, most = ASPECT
+    high = torch.minimum(height, (width / least).round())
+    wide = torch.minimum(width, (height * most).round())
+    middle = (((height - high) / 2).floor(), ((width - wide) / 2).floor(), high, wide)
+    found = torch.stack(middle, 1)
+    missing = torch.ones_like(height, dtype=torch.bool)
+    for attempt in range(ATTEMPTS):
+        area, ratio, top, left = (
+            uniform(seed, view, index, purpose + (attempt << 8)).double()
+            for purpose in (Draw.AREA, Draw.RATIO, Draw.TOP, Draw.LEFT)
+        )
+        area = height * width * (smallest + (1 - smallest) * area)
+        aspect = (math.log(least) + math.log(most / least) * ratio).exp()
+        high = (area / aspect).sqrt().round()
+        wide = (area * aspect).sqrt().round()
+        fits = missing & (high > 0) & (high <= height) & (wide > 0) & (wide <= width)
+        corner = ((top * (height - high + 1)).floor(), (left * (width - wide + 1)).floor())
+        found = torch.where(fits[:, None], torch.stack((*corner, high, wide), 1), found)
+        missing &= ~fits
+    return found.long()
+
+
 def make_views(
     pixels: Tensor,
     index: Tensor,
@@ -152,10 +235,10 @@ def make_views(
     augment: Augment,
     pool: Images | None = None,
 ) -> Tensor:
-    """Augment a batch.
+    """Augment a batch as it was read.
 
     Args:
-        pixels: uint8 [B, C, H, W].
+        pixels: uint8 [B, C, H, W], from `read_pixels`.
         index: indices of the images in their training set, int64 [B], on the same device.
         view: number of the view, >= 0; the epoch, unless `data.views` makes epochs share views.
         pool: training set, source of the second image of a mixed view; needed if `augment.mixes`.
@@ -168,7 +251,8 @@ def make_views(
         return x
     assert pool is not None
     partner = partners(index, seed, view, len(pool))
-    other = _single(pool.pixels[partner.cpu()].to(x.device), partner, seed, view, augment)
+    other = read_pixels(pool, partner.cpu(), seed=seed, view=view, augment=augment).to(x.device)
+    other = _single(other, partner, seed, view, augment)
     own = _own_share(index, seed, view, augment, *x.shape[2:])
     return (x * own + other * (1 - own)).clamp(0, 1)
 
@@ -243,10 +327,8 @@ def _single(pixels: Tensor, index: Tensor, seed: int, view: int, augment: Augmen
     if augment.trivial:
         x = trivial_augment(x, *(draw(p) for p in (Draw.OPERATION, Draw.STRENGTH, Draw.SIGN)))
     x = to_unit(x)
-    if augment.rotation or augment.resized_crop:
-        x = _resample(
-            x, [draw(p) for p in (Draw.ANGLE, Draw.AREA, Draw.RATIO, Draw.TOP, Draw.LEFT)], augment
-        )
+    if augment.rotation:
+        x = _rotate(x, math.radians(augment.rotation) * (2 * draw(Draw.ANGLE) - 1))
     return _tone(x, pixels, draw, augment)
 
 
@@ -331,32 +413,26 @@ def _crop(pixels: Tensor, u: Tensor, v: Tensor, mirrored: Tensor, augment: Augme
     return cut.view(-1, height, width, channels).permute(0, 3, 1, 2)
 
 
-def _resample(x: Tensor, draws: list[Tensor], augment: Augment) -> Tensor:
-    """Crop, stretch to full size and rotate in one interpolation; black beyond the edge."""
-    angle, area, ratio, top, left = draws
-    turn = math.radians(augment.rotation) * (2 * angle - 1)
-    area = 1 - (1 - augment.resized_crop) * area if augment.resized_crop else torch.ones_like(area)
-    aspect = ((4 / 3) ** (2 * ratio - 1) if augment.resized_crop else torch.ones_like(ratio)).sqrt()
-    wide = (area.sqrt() * aspect).clamp(max=1)
-    high = (area.sqrt() / aspect).clamp(max=1)
-    cosine = turn.cos()
-    sine = turn.sin()
-    middle_x = (1 - wide) * (2 * left - 1)
-    middle_y = (1 - high) * (2 * top - 1)
+def _rotate(x: Tensor, turn: Tensor) -> Tensor:
+    """Rotate each image by an angle in radians, float64 [B]; black beyond the edge."""
+    cosine = turn.cos()[:, None, None]
+    sine = turn.sin()[:, None, None]
     # Coordinates in [-1, 1]. Plain float64 products: the last bit of a matrix product depends on
     # the batch.
     height, width = x.shape[2:]
     rows = ((2 * torch.arange(height, device=x.device).double() + 1) / height - 1)[None, :, None]
     columns = ((2 * torch.arange(width, device=x.device).double() + 1) / width - 1)[None, None, :]
-    cosine, sine, wide, high, middle_x, middle_y = (
-        t[:, None, None] for t in (cosine, sine, wide, high, middle_x, middle_y)
-    )
-    to_x = (columns * cosine - rows * sine) * wide + middle_x
-    to_y = (columns * sine + rows * cosine) * high + middle_y
+    to_x = columns * cosine - rows * sine * (height / width)
+    to_y = columns * sine * (width / height) + rows * cosine
     grid = torch.stack([to_x, to_y], dim=3).float()
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False).clamp(
         0, 1
     )
+
+
+def view_number(epoch: int, cycle: int | None) -> int:
+    """Return the view of an epoch, both counted from 0; with a cycle of V they repeat after V."""
+    return epoch if cycle is None else epoch % cycle
 
 
 def _rectangle(

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd.data.base import DataModule
-from kd.data.views import make_views, to_unit
+from kd.data.views import to_unit, view_number, views_of
 
 IMAGES = 8
 VIEWS = 7
@@ -26,10 +26,9 @@ def view_grid(data: DataModule, seed: int) -> Tensor:
     index = torch.linspace(0, len(train) - 1, min(IMAGES, len(train))).long()
     pixels = train.pixels[index]
     pool = train if data.augment.mixes else None
-    numbers = [epoch if data.views is None else epoch % data.views for epoch in range(VIEWS)]
+    numbers = [view_number(epoch, data.views) for epoch in range(VIEWS)]
     views = [
-        make_views(pixels, index, seed=seed, view=v, augment=data.augment, pool=pool)
-        for v in numbers
+        views_of(train, index, seed=seed, view=v, augment=data.augment, pool=pool) for v in numbers
     ]
     cells = torch.stack([to_unit(pixels), *views], 1)
     count, across, *_, width = cells.shape

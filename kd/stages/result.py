@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kd.config.construct import resolve_target
 from kd.data.base import DataModule, Images
-from kd.data.views import Augment, make_views
+from kd.data.views import Augment, views_of
 from kd.errors import DamagedError, WriteError
 from kd.files.report_file import EpochAccuracies
 from kd.files.store import OTHER_EPOCH, StageResult, key_of
@@ -138,15 +138,13 @@ def diagnose(result: StageResult, data: DataModule) -> TeacherDiagnosis:
         def compute() -> Tensor:
             teacher = load_teacher(result)
             parts = torch.split(some, data.evaluation_batch)
-            make = partial(make_views, seed=0, augment=augment, pool=train)
+            make = partial(views_of, train, seed=0, augment=augment, pool=train)
             return torch.stack(
-                [
-                    torch.cat([teacher(make(train.pixels[i], i, view=v)) for i in parts])
-                    for v in which
-                ]
+                [torch.cat([teacher(make(i, view=v)) for i in parts]) for v in which]
             )
 
-        about = {"images": train.fingerprint, "augment": augment.model_dump(mode="json")}
+        sources = {"images": train.fingerprint, "originals": train.source_fingerprint}
+        about = {**sources, "augment": augment.model_dump(mode="json")}
         return compute_once(
             result, f"views-{key_of({**about, 'views': list(which), 'count': count})}", compute
         )

@@ -13,7 +13,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from kd.data.images import Images
-from kd.data.views import Augment, make_views
+from kd.data.views import Augment, views_of
 from kd.errors import WriteError
 from kd.log import console, say
 from kd.nets.hooks import NetOutput
@@ -184,10 +184,14 @@ class CachedTeacher:
 
     def _ask(self, view: int, index: Tensor) -> Tensor:
         """Compute the logits of images, int64 [n], as augmented in a view."""
-        here = index.to(self.live.device)
-        pixels = self.images.pixels[index].to(self.live.device)
-        x = make_views(
-            pixels, here, seed=self.seed, view=view, augment=self.augment, pool=self.pool
+        x = views_of(
+            self.images,
+            index,
+            seed=self.seed,
+            view=view,
+            augment=self.augment,
+            pool=self.pool,
+            device=self.live.device,
         )
         return self.live.ask(x.contiguous(memory_format=torch.channels_last))
 
