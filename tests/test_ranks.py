@@ -201,7 +201,7 @@ def results(out: Path) -> tuple[dict[str, str], dict[str, Any], list[Any]]:
         for folder, record in records.items()
     }
     (report,) = out.glob("runs/*/report.json")
-    return keys, weights, [each["test"] for each in json.loads(report.read_text())["models"]]
+    return keys, weights, json.loads(report.read_text())["models"]
 
 
 @pytest.mark.slow
@@ -210,7 +210,8 @@ def test_launched_by_torchrun_by_srun_and_alone_it_is_the_same(tmp_path: Path) -
     alone = tmp_path / "alone"
     done = Process("kd.train", *RUN, "trainer.devices=1", f"output_dir={alone}").wait()
     assert done.returncode == 0, done.stderr
-    keys, weights, tests = results(alone)
+    keys, weights, models = results(alone)
+    assert {(each["devices"], each["batch_size_per_device"]) for each in models} == {(1, 50)}
     for name, start in (("srun", tasks), ("torchrun", partial(torchrun, nodes=2, each=1))):
         out = tmp_path / name
         first, second = (each.wait() for each in start(f"output_dir={out}"))
@@ -218,11 +219,15 @@ def test_launched_by_torchrun_by_srun_and_alone_it_is_the_same(tmp_path: Path) -
         said = sorted((each.stdout + each.stderr for each in (first, second)), key=len)
         assert not re.search("Report:|teacher|Warning", said[0]), said[0]
         assert said[1].count("Report:") == 1
-        own_keys, own_weights, own_tests = results(out)
+        own_keys, own_weights, own = results(out)
         assert own_keys == keys
         torch.testing.assert_close(own_weights, weights, rtol=1e-5, atol=1e-5)
-        for mine, theirs in zip(own_tests, tests, strict=True):
-            assert mine["accuracy"] == pytest.approx(theirs["accuracy"], abs=2 / 449)
+        for mine, theirs in zip(own, models, strict=True):
+            accuracy = theirs["test"]["accuracy"]
+            assert mine["test"]["accuracy"] == pytest.approx(accuracy, abs=2 / 449)
+            assert (mine["devices"], mine["batch_size_per_device"]) == (2, 25)
+        (text,) = (each.read_text() for each in out.glob("runs/*/report.md"))
+        assert text.count("on 2 devices, 25 images each a step") == len(models)
         assert not list(out.glob("store/*.partial"))
 
 

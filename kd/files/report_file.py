@@ -101,6 +101,9 @@ class ModelReport(Record):
         stage: the name of a folder in the store.
         step_ms: time of an optimiser step in milliseconds; None where nothing was trained.
         precision: the number format of the training.
+        devices: how many trained together.
+        batch_size_per_device: images of a step that each of them saw; None where nothing was
+            trained.
     """
 
     role: Line
@@ -116,6 +119,8 @@ class ModelReport(Record):
     training_params: int = 0
     step_ms: float | None = None
     precision: str | None = None
+    devices: int = 1
+    batch_size_per_device: int | None = None
     epochs: int
     seconds: float
     history: Columns = {}

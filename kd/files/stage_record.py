@@ -139,6 +139,7 @@ class StageRecord(Record):
         finished: ISO time.
         history: one row of metrics per epoch.
         steps, training_params: see `TrainingOutcome`; 0 in older records.
+        devices: how many trained together; no part of the key.
         reference: key of the stage that `val/agreement` compares with.
         taught: last value of its teacher's soft labels; empty without a teacher.
         loaded: whether the net was trained elsewhere, on unknown images.
@@ -157,6 +158,7 @@ class StageRecord(Record):
     steps: int = 0
     seconds: float
     training_params: int = 0
+    devices: int = 1
     reference: str | None = None
     total: TrainingTotal
     taught: dict[str, float] = {}

@@ -127,6 +127,8 @@ def _model(
         training_params=record.training_params,
         step_ms=_step_ms(stage),
         precision=str(precision) if (precision := record.spec.trainer.get("precision")) else None,
+        devices=record.devices,
+        batch_size_per_device=record.spec.batch_size // record.devices or None,
         epochs=record.total.epochs,
         seconds=record.total.seconds,
         history=columns(record.history),
@@ -418,7 +420,10 @@ def _by_epoch(model: ModelReport) -> str:
 
 
 def _in(model: ModelReport) -> str:
-    return f" in {model.precision}" if model.precision else ""
+    numbers = f" in {model.precision}" if model.precision else ""
+    if model.devices == 1:
+        return numbers
+    return f"{numbers} on {model.devices} devices, {model.batch_size_per_device} images each a step"
 
 
 def _numbers_from(config: Mapping[str, object]) -> list[str]:

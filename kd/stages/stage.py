@@ -281,6 +281,7 @@ def _record(
         steps=outcome.steps,
         seconds=outcome.seconds,
         training_params=outcome.training_params,
+        devices=world_size({**stage.runtime, **stage.spec.trainer}) if stage.spec.epochs else 1,
         reference=stage.reference.key if stage.reference and stage.spec.epochs else None,
         total=TrainingTotal(
             epochs=outcome.epochs + sum(each.epochs for each in before),
