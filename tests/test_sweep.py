@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,11 +22,13 @@ from omegaconf import OmegaConf
 from processes import Process
 from safetensors.torch import load_file
 
+import kd.runs.sweep
 from kd.config.schema import check
 from kd.errors import UnusedError, UserError
 from kd.files.report_file import Report
 from kd.runs.names import overrides_of, sweep_name
 from kd.runs.ranking import RankingRow, rank_runs
+from kd.runs.sweep import Entry, ask_ray_for_gpus, batches
 from kd.stages.code_hash import code_of
 from kd.train import start
 from kd.training.loss_spec import read_loss
@@ -558,3 +561,49 @@ def test_sweep_methods_is_every_loss_that_kd_train_accepts() -> None:
     swept = swept_by("methods")
     assert sorted(swept["loss"]) == sorted(accepted)
     assert swept["seed"] == ["0", "1", "2", "3", "4"]
+
+
+def test_a_large_sweep_says_first_what_it_will_do(
+    sweep: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kd.runs.sweep, "SOON", 0.0)
+    ran = sweep("-m", "temperature=1,2,4", "seed=0,1", "epochs=-1")
+    assert ran.code == 2
+    first = ran.err.splitlines()[0]
+    assert first.startswith("6 jobs (values: 2 of seed, 3 of temperature), to be run one after ")
+
+
+@pytest.mark.parametrize("size", [1, 4, 400])
+@pytest.mark.parametrize("count", [100, 400])
+def test_each_job_is_probed_once(count: int, size: int) -> None:
+    """Of 400, every tenth runs elsewhere: those come last, in their order."""
+    probed = []
+
+    def entry(number: int) -> Entry:
+        def runs_elsewhere() -> bool:
+            probed.append(number)
+            return number % 10 == 0
+
+        job: Any = SimpleNamespace(runs_elsewhere=runs_elsewhere)
+        return Entry(number, (), (), job=job)
+
+    found = list(batches([entry(number) for number in range(count)], size))
+    assert probed == list(range(count))
+    assert {len(each) for each in found} == {min(size, count)}
+    order = [each.number for batch in found for each in batch]
+    assert order == sorted(range(count), key=lambda number: (number % 10 == 0, number))
+
+
+@pytest.mark.parametrize(("typed", "asked"), [({}, 2), ({"num_gpus": 0.5}, 0.5)])
+def test_ray_is_asked_for_the_gpus_of_a_job(
+    typed: dict[str, float], asked: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray hides all GPUs from a task that asks for none."""
+    remote = OmegaConf.create(typed)
+    OmegaConf.set_struct(remote, True)
+    config = check(composed("trainer.devices=2"))
+    ask_ray_for_gpus(remote, [Entry(1, (), (), config=config)])
+    assert remote == typed  # here is none
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    ask_ray_for_gpus(remote, [Entry(1, (), (), config=config)])
+    assert remote == {"num_gpus": asked}

@@ -35,9 +35,9 @@ def refuse_unused(cfg: DictConfig, typed: Collection[str]) -> None:
 def uses(cfg: Container, knob: str) -> bool:
     """Whether the loss of a composed config depends on a knob: changes the knob and compares."""
     losses = []
+    turned = copy.deepcopy(cfg)
+    OmegaConf.set_readonly(turned, False)
     for value in (0.25, 0.75):
-        turned = copy.deepcopy(cfg)
-        OmegaConf.set_readonly(turned, False)
         OmegaConf.update(turned, knob, value, merge=False)
         losses.append(OmegaConf.to_container(OmegaConf.select(turned, "loss"), resolve=True))
     return losses[0] != losses[1]

@@ -25,6 +25,7 @@ from kd.files.report_file import Report, read_report
 from kd.files.writing import whole
 from kd.log import say
 from kd.runs.job_log import into
+from kd.runs.own_device import reserve_devices
 from kd.stages.code_hash import RECIPE, code_of, targets
 
 SCHEMA = 1
@@ -195,6 +196,8 @@ def _attempt(job: Job) -> str | None:
             config = job.config
             # Several progress bars on one terminal would overwrite each other
             if os.getpid() != job.driver:
+                if devices := reserve_devices(config.trainer):
+                    say(f"on GPU {', '.join(devices)}")
                 config = config.model_copy(
                     update={"trainer": {"enable_progress_bar": False, **config.trainer}}
                 )

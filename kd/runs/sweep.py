@@ -8,7 +8,9 @@ import gc
 import shlex
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -36,6 +38,7 @@ from kd.ranks import current
 from kd.runs.job import Job, LauncherTask, describe
 from kd.runs.names import overrides_of, plain, run_names, swept_keys
 from kd.runs.ranking import show
+from kd.training.remaining import duration
 
 
 @dataclass
@@ -62,6 +65,8 @@ class Entry:
         """Label for people."""
         return " ".join(self.swept) or "the only job"
 
+
+SOON = 5.0  # seconds of checking configs without a word
 
 RunJobs = Callable[[Sequence[Entry]], None]  # returns when these jobs have ended
 
@@ -121,7 +126,11 @@ class Sweep(Callback):
         keys = swept_keys(self.config, words)
         (combinations,) = BasicSweeper.split_arguments(words, None)
         entries = []
-        for i, overrides in enumerate(dict.fromkeys(map(tuple, combinations)), start=1):
+        different = list(dict.fromkeys(map(tuple, combinations)))
+        started = time.perf_counter()
+        for i, overrides in enumerate(different, start=1):
+            if i == 2:
+                self._announce(different, keys, time.perf_counter() - started)
             swept = tuple(each for each in overrides if each.partition("=")[0] in keys)
             entries.append(entry := Entry(i, overrides, swept))
             try:
@@ -157,6 +166,31 @@ class Sweep(Callback):
                 log.write_text(f"{explain(entry.error)}\n")  # type: ignore[arg-type]
         return entries
 
+    def _announce(
+        self, combinations: Sequence[tuple[str, ...]], keys: Collection[str], each: float
+    ) -> None:
+        """Say what a large sweep is going to do, before all configs are checked.
+
+        Args:
+            each: seconds that checking one config takes.
+        """
+        seconds = each * len(combinations)
+        if seconds < SOON:
+            return
+        values: dict[str, set[str]] = {key: set() for key in sorted(keys)}
+        for overrides in combinations:
+            for word in overrides:
+                key, _, value = word.partition("=")
+                if key in values:
+                    values[key].add(value)
+        found = ", ".join(f"{len(those)} of {key}" for key, those in values.items())
+        launcher = self.config.hydra.runtime.choices["hydra/launcher"]
+        how = "one after another" if launcher == "basic" else f"by {launcher}"
+        say(
+            f"{len(combinations)} jobs (values: {found}), to be run {how} where they are not done; "
+            f"first all configs are checked, in about {duration(seconds)}"
+        )
+
     def _check(self, overrides: tuple[str, ...]) -> Training:
         try:
             cfg = self.context.config_loader.load_sweep_config(self.config, list(overrides))
@@ -172,12 +206,8 @@ class Sweep(Callback):
         if not todo:
             return
         run, size = self._launcher(todo)
-        left = list(todo)
         try:
-            while left:
-                # Free ones first
-                left.sort(key=lambda entry: bool(entry.job and entry.job.runs_elsewhere()))
-                batch, left = left[:size], left[size:]
+            for batch in batches(todo, size):
                 for entry in batch:
                     assert entry.job
                     entry.job.make_ready()
@@ -210,6 +240,8 @@ class Sweep(Callback):
             )
         if kind == "JoblibLauncher":
             _refuse_devices(todo)
+        if kind == "RayLauncher":
+            ask_ray_for_gpus(launcher.ray_cfg.remote, todo)  # type: ignore[attr-defined]
         return partial(self._run_by, launcher), self.config.hydra.sweeper.max_batch_size or len(
             todo
         )
@@ -319,6 +351,22 @@ class Sweep(Callback):
         return 1
 
 
+def batches(todo: Sequence[Entry], size: int) -> Iterator[list[Entry]]:
+    """Group jobs by `size`, first those that no other process runs; each is probed once."""
+    left = deque(todo)
+    later = list[Entry]()
+    while left or later:
+        batch = list[Entry]()
+        while left and len(batch) < size:
+            entry = left.popleft()
+            elsewhere = entry.job is not None and entry.job.runs_elsewhere()
+            (later if elsewhere else batch).append(entry)
+        if not left:
+            room = size - len(batch)
+            batch, later = batch + later[:room], later[room:]
+        yield batch
+
+
 def _command(command: str, overrides: Sequence[str]) -> str:
     """Return the command line that runs a job alone."""
     flags = [word for word in sys.argv[1:] if "=" not in word and word not in ("-m", "--multirun")]
@@ -337,6 +385,21 @@ def _refuse_devices(entries: Sequence[Entry]) -> None:
             "take one job at a time: leave the launcher out, or take submitit_local or "
             "submitit_slurm"
         )
+
+
+def ask_ray_for_gpus(remote: DictConfig, entries: Sequence[Entry]) -> None:
+    """Have Ray reserve each job's GPUs: it hides all of them from a task that asks for none."""
+    from kd.config.precision import device_of
+    from kd.training.devices import devices_of
+
+    asked = [
+        devices_of(entry.config.trainer)
+        for entry in entries
+        if entry.config and device_of(entry.config.trainer["accelerator"]) == "cuda"
+    ]
+    if asked and "num_gpus" not in remote:
+        with open_dict(remote):
+            remote.num_gpus = max(asked)
 
 
 def _log_of(entry: Entry, folder: Path) -> Path:
