@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 
 from kd.errors import UserError
 
-# Classes by their file, and the two functions that build library nets. Other functions are
+# Classes by their file, and the three functions that build library nets. Other functions are
 # excluded: some of them build anything.
-LIBRARIES = r"kd\.nets\.(torchvision\.torchvision_net|timm\.timm_net)"
+LIBRARIES = r"kd\.nets\.(torchvision\.torchvision_net|timm\.timm_net|huggingface\.huggingface_net)"
 ACCEPTED = {
     "net": (
         "the nets in kd.nets",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from kd.errors import UserError, nearest
 from kd.files.header import header_of
+from kd.files.onnx_file import metadata_of
 from kd.files.state_dicts import read_content
 
 # Keys under which checkpoints and hub config.json files name classes.
@@ -25,14 +26,18 @@ def names_in(file: Path, where: str) -> list[str] | None:
     """Return the class names in a file, in output order; None if it has none.
 
     A run's student has them in its header, a checkpoint under one of `KEYS`, a hub model in
-    config.json beside it.
+    config.json beside it, an ONNX file in its metadata.
 
     Raises:
         UserError: the file cannot be read.
     """
     if header := header_of(file):
         return _as_names(header.get("classes"))
-    content = {} if file.suffix == ".safetensors" else read_content(file, where)
+    content: object = {}
+    if file.suffix == ".onnx":
+        content = metadata_of(file, where)
+    elif file.suffix != ".safetensors":
+        content = read_content(file, where)
     try:
         beside = json.loads((file.parent / "config.json").read_text())
     except (OSError, ValueError, RecursionError):

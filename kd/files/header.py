@@ -10,20 +10,25 @@ from kd.errors import UserError, first_of
 from kd.files.allowlist import check_allowlist
 
 STUDENT = "student.safetensors"
+HUB_CONFIG, HUB_WEIGHTS = "config.json", "model.safetensors"  # of a Hugging Face folder
 SCHEMA = 1
 Count = Annotated[int, Field(gt=0, le=2**20)]  # channels, side of an image, classes
 
 
 def weights_file(path: str | Path, where: str) -> Path:
-    """Return the weights file: the path itself, or the student's weights in a run folder.
+    """Return the weights file: the path itself, or that in a run's or a Hugging Face folder.
 
     Args:
         where: config key of the path, for messages.
 
     Raises:
-        UserError: the file is missing, or the folder is no run folder.
+        UserError: the file is missing, or the folder is neither.
     """
     found = Path(path).expanduser()
+    if is_hub_folder(found) and not (found / STUDENT).is_file():
+        found /= HUB_WEIGHTS
+        if (beside := found.with_name(f"{HUB_WEIGHTS}.index.json")).is_file():
+            raise UserError(f"{where}: {beside} names several files; accepted is one {HUB_WEIGHTS}")
     if found.is_dir():
         if not (found / STUDENT).is_file():
             raise UserError(
@@ -34,6 +39,35 @@ def weights_file(path: str | Path, where: str) -> Path:
     if not found.is_file():
         raise UserError(f"{where}: there is no file {found.absolute()}")
     return found
+
+
+def is_hub_folder(folder: Path) -> bool:
+    """Whether a folder looks like a model of Hugging Face's `transformers`."""
+    return "model_type" in _json(folder / HUB_CONFIG)
+
+
+def _json(file: Path) -> dict[str, object]:
+    """Read a JSON object; empty if the file is missing or holds none."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _hub_net(folder: Path) -> dict[str, object]:
+    """Return the node of the net in a Hugging Face folder."""
+    config = _json(folder / HUB_CONFIG)
+    shown = _json(folder / "preprocessor_config.json")
+    known = shown.get("do_normalize", True) and "image_mean" in shown and "image_std" in shown
+    return {
+        "_target_": "kd.nets.huggingface.huggingface_net",
+        "name": str(config.pop("model_type")),
+        "config": {
+            key: value for key, value in config.items() if key not in ("id2label", "label2id")
+        },
+        "statistics": {"mean": shown["image_mean"], "std": shown["image_std"]} if known else {},
+    }
 
 
 class Header(BaseModel):
@@ -83,7 +117,9 @@ def header_of(path: Path) -> dict[str, Any] | None:
 
 
 def net_of(path: str | Path, where: str) -> dict[str, Any]:
-    """Return the net node in a file's header; only the project's own nets are allowed.
+    """Return the net node in a file's header, or that of a Hugging Face folder.
+
+    Only the project's own nets and the net libraries are allowed.
 
     Args:
         where: config prefix of `path` and `net`, for messages.
@@ -93,6 +129,8 @@ def net_of(path: str | Path, where: str) -> dict[str, Any]:
     """
     file = weights_file(path, f"{where}.path")
     header = header_of(file)
+    if header is None and is_hub_folder(file.parent):
+        return _hub_net(file.parent)
     if header is None:
         raise UserError(
             f"{where}.net: {file} does not name its net, as a run's student does; choose it: "

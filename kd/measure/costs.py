@@ -24,9 +24,9 @@ class Size(NamedTuple):
 
 
 def size_of(net: nn.Module) -> Size:
-    """How large a net is."""
+    """How large a net is; one that is not torch's counts its parameters itself."""
     return Size(
-        sum(p.numel() for p in net.parameters()),
+        getattr(net, "parameter_count", 0) or sum(p.numel() for p in net.parameters()),
         len(save({k: v.contiguous() for k, v in net.state_dict().items()})),
     )
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kd.errors import UserError, nearest
+from kd.files.header import is_hub_folder
 from kd.files.state_dicts import CONTAINERS, StateDict, read_weights
 from kd.log import say
 from kd.nets.tensor_order import COUNTER, pair_in_order
@@ -103,7 +104,9 @@ def load_weights(
     Raises:
         UserError: the file cannot be read, or its tensors do not match the net; says which.
     """
-    put_weights(net, read_weights(path, where), path, where, head, which, outputs, by_order)
+    read = getattr(net, "read_states", None) if is_hub_folder(path.parent) else None
+    states = (read or read_weights)(path, where)
+    put_weights(net, states, path, where, head, which, outputs, by_order)
 
 
 def put_weights(

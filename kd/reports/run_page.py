@@ -10,7 +10,7 @@ from kd.measure.metrics import CONFUSION
 from kd.reports.page import Picture, image, picture, render
 from kd.reports.run_report import verdict
 from kd.reports.table import Cell, Table
-from kd.reports.units import selection_data, short, training_images
+from kd.reports.units import count_text, selection_data, short, training_images
 
 
 def as_page(report: Report, figures: Mapping[str, Figure]) -> str:
@@ -93,7 +93,8 @@ def cost_table(report: Report) -> Table:
                     model.params,
                 ),
                 Cell(
-                    short(model.macs) + _less(than.macs / max(1, model.macs) if than else None),
+                    count_text(model.macs)
+                    + _less(than.macs / max(1, model.macs) if than else None),
                     model.macs,
                 ),
                 Cell(
@@ -113,8 +114,8 @@ def _percent(share: float | None) -> Cell:
 
 
 def _less(ratio: float | None) -> str:
-    """Format the ratio to the teacher's value, appended to a cell."""
-    if ratio is None:
+    """Format the ratio to the teacher's value, for a cell; nothing where it is unknown."""
+    if not ratio:
         return ""
     return f" (1/{ratio:.3g})" if ratio >= 1 else f" (×{1 / ratio:.3g})"
 

@@ -30,7 +30,7 @@ from kd.measure.metrics import paired_comparison, summary
 from kd.reports.escape import as_code, escape_record
 from kd.reports.omission import omitted_classes, omitted_lines
 from kd.reports.provenance import provenance
-from kd.reports.units import selection_data, short, training_images
+from kd.reports.units import count_text, selection_data, short, training_images
 from kd.stages.chain import Role
 from kd.stages.result import accuracies_by_epoch, load_net, logits_of, macs_of, name_of
 from kd.teachers.diagnosis import concerns, knows_validation, other_order
@@ -258,7 +258,7 @@ def rows(report: Report) -> list[list[str]]:
                 model.role,
                 model.net,
                 short(model.params),
-                short(model.macs),
+                count_text(model.macs),
                 f"{short(model.bytes)}B",
                 f"{model.latency_ms.median:.2f} ms",
                 f"{100 * model.test.accuracy:.2f} % [{100 * low:.1f}, {100 * high:.1f}]",

@@ -3,6 +3,11 @@
 from kd.files.report_file import DataReport, Report
 
 
+def count_text(count: float) -> str:
+    """Format a count that is 0 where it could not be made, as of an ONNX file's MACs."""
+    return short(count) if count else "?"
+
+
 def short(count: float) -> str:
     """Format three significant digits with a decimal prefix: 93.9 k, 11.2 M."""
     power = 0

@@ -75,20 +75,36 @@ def preflight(chain: Sequence[StagePlan], config: Config, data: DataModule) -> N
             most=most,
             trained=plan.trains != "none",
         )
-        if plan.trains == "head":
-            check_head(net, data, plan.start_prefix)
-        if plan.trains == "frozen_norms" and not batch_norms(net):
-            raise UserError(
-                f"{plan.start_prefix}finetune: found 'frozen_norms', but {type(net).__name__} has "
-                "no batch norms; accepted are all, head"
-            )
         if plan.trains == "none":
             continue
+        check_parts(net, plan, data)
         make_optimizer(net, 2, optim=recipe.optim, schedule=recipe.lr_schedule, where=f"{at}optim")
         loader = seen.train_loader(recipe.batch_size, recipe.seed, ranks, where=f"{at}batch_size")
         batches_of(config.trainer, "limit_train_batches", len(loader))
         if recipe.batch_size == ranks and plan.trains != "frozen_norms":  # one image on each device
             check_single(net, data.shape, f"{at}batch_size")
+
+
+def check_parts(net: nn.Module, plan: StagePlan, data: DataModule) -> None:
+    """Refuse to train what a net does not have.
+
+    Raises:
+        UserError: it has no parameters, no last layer, or no batch norms.
+    """
+    at = plan.start_prefix
+    kind = type(net).__name__
+    if not any(True for _ in net.parameters()):
+        raise UserError(
+            f"{at}finetune: {kind} has nothing to train; accepted is {at}path=FILE with "
+            f"{at}finetune=none"
+        )
+    if plan.trains == "head":
+        check_head(net, data, at)
+    if plan.trains == "frozen_norms" and not batch_norms(net):
+        raise UserError(
+            f"{at}finetune: found 'frozen_norms', but {kind} has no batch norms; accepted are "
+            "all, head"
+        )
 
 
 def check_single(net: nn.Module, shape: Shape, where: str) -> None:

@@ -15,7 +15,9 @@ from kd.data.folder import plain
 from kd.data.views import normalize, to_unit
 from kd.errors import DamagedError, UserError, first_of, nearest
 from kd.files.header import STUDENT, header_of
+from kd.files.onnx_file import check_whole
 from kd.nets.build import normalization_of
+from kd.nets.onnx_graph import open_session
 from kd.runs.reader import open_run, read_student
 from kd.shape import Shape
 from kd.shipping.formats import INPUT, OUTPUT, SCHEMA, is_intact, whole_net
@@ -116,15 +118,8 @@ class OnnxNet(nn.Module):
     def __init__(
         self, path: Path, normalization: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     ) -> None:
-        import onnxruntime
-
         super().__init__()
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 3
-        self.session = onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"]
-        )
+        self.session = open_session(str(path))
         self.normalization = normalization
 
     def forward(self, x: Tensor) -> Tensor:
@@ -191,37 +186,9 @@ def _on(model: Model, device: str) -> Model:
         ) from error
 
 
-def _refuse_other_files(path: Path, where: str) -> None:
-    """Refuse an ONNX file with tensors in other files, which may be anywhere; ours are one file.
-
-    Raises:
-        UserError: it names another file.
-    """
-    import onnx
-
-    open_ends: list[Any] = [onnx.load(str(path), load_external_data=False)]
-    while open_ends:
-        for _, value in open_ends.pop().ListFields():
-            for each in (
-                value
-                if isinstance(value, Sequence) and not isinstance(value, (str, bytes))
-                else [value]
-            ):
-                if isinstance(each, onnx.TensorProto) and each.external_data:
-                    files = ", ".join(
-                        entry.value for entry in each.external_data if entry.key == "location"
-                    )
-                    raise UserError(
-                        f"{where}: {path} takes tensors from another file ({files}); accepted is "
-                        f"{ACCEPTED}"
-                    )
-                if hasattr(each, "ListFields"):
-                    open_ends.append(each)
-
-
 def _of_onnx(path: Path, where: str) -> Model:
     try:
-        _refuse_other_files(path, where)
+        check_whole(path, where, ACCEPTED)
         net = OnnxNet(path)
         # A UnicodeDecodeError for an invalid byte
         said = net.session.get_modelmeta().custom_metadata_map

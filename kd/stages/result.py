@@ -203,6 +203,7 @@ def name_of_net(node: Mapping[str, object]) -> str:
     changed = {
         k: name_of_net(v) if isinstance(v, Mapping) and "_target_" in v else v
         for k, v in changed.items()
+        if not isinstance(v, Mapping) or "_target_" in v
     }
     return f"{name}({', '.join(f'{k}={v}' for k, v in changed.items())})" if changed else name
 

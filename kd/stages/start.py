@@ -24,6 +24,7 @@ from kd.nets.build import (
     set_normalization,
 )
 from kd.nets.head import head_tensors
+from kd.nets.onnx_graph import OnnxGraph
 from kd.nets.weights import OutputChoice, load_weights
 from kd.shape import Shape
 from kd.stages.chain import StagePlan
@@ -106,11 +107,16 @@ def load_start(net: nn.Module, file: Path, where: str, spec: StageSpec, shape: S
     Raises:
         UserError: the tensors do not fit the net.
     """
+    said = spec.outputs_of_file
+    if isinstance(net, OnnxGraph):
+        if spec.state or spec.match:
+            raise UserError(f"{where}: {file.name} has no state dict for .state or .match to read")
+        net.read_file(file, where, OutputChoice(said.taken, said.of, []) if said else None)
+        return
     try:
         head = head_tensors(net, shape)
     except ValueError:
         head = []
-    said = spec.outputs_of_file
     outputs = None
     if said and not head:
         raise UserError(f"{where}: the net has no last layer whose outputs could be put in order")

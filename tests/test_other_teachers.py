@@ -1,0 +1,209 @@
+"""Teachers that are no nets of ours: an ONNX file, a Hugging Face folder."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from composed import plan, tiny
+from onnx import TensorProto, helper, numpy_helper
+from safetensors.torch import load_file
+
+from kd.config.construct import construct
+from kd.config.schema import Config, check
+from kd.data.base import DataModule
+from kd.errors import UserError
+from kd.files.store import StageResult, Store
+from kd.runs.run import run
+from kd.stages.result import load_net, load_teacher
+from kd.stages.stage import complete, make_stage
+
+HIDDEN = ("student.net.hidden=[8]",)
+PLAIN = "teacher.normalization={mean: [0.0], std: [1.0]}"
+RNG = np.random.default_rng(0)
+WEIGHT, BIAS = RNG.normal(0, 0.3, (12, 64)), RNG.normal(0, 0.3, 12)  # float64
+
+
+def write(path: Path, classes: int = 10, softmax: bool = False, batch: int | str = "N") -> Path:
+    """A linear classifier of 8x8 gray images, with a second output beside its answer."""
+    nodes = [
+        helper.make_node("Flatten", ["x"], ["flat"]),
+        helper.make_node("Gemm", ["flat", "w", "b"], ["raw"], transB=1),
+        helper.make_node("Softmax" if softmax else "Identity", ["raw"], ["answer"]),
+    ]
+    given = helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, 1, 8, 8])
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, size])
+        for name, size in (("answer", classes), ("flat", 64))
+    ]
+    tensors = [
+        numpy_helper.from_array(WEIGHT[:classes].astype(np.float32), "w"),
+        numpy_helper.from_array(BIAS[:classes].astype(np.float32), "b"),
+    ]
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", [given], ends, tensors),
+        opset_imports=[helper.make_opsetid("", 13)],
+        ir_version=8,
+    )
+    onnx.save(model, str(path))
+    return path
+
+
+def config(out: Path, *overrides: str) -> Config:
+    return check(tiny(out, *HIDDEN, "epochs=1", "trainer.precision=32-true", *overrides))
+
+
+def done(made: Config) -> tuple[StageResult, DataModule]:
+    data: DataModule = construct(made.data, "data")
+    stage = make_stage(plan(made, "teacher"), made, data, {})
+    return complete(stage, Store(Path(made.output_dir) / "store"), data)[0], data
+
+
+def by_hand(x: torch.Tensor, classes: int = 10) -> np.ndarray:
+    return x.double().flatten(1).numpy() @ WEIGHT[:classes].T + BIAS[:classes]
+
+
+@pytest.mark.parametrize("batch", ["N", 3])
+@pytest.mark.parametrize("softmax", [False, True])
+def test_an_onnx_file_answers_as_its_formula(
+    softmax: bool, batch: int | str, tmp_path: Path
+) -> None:
+    file = write(tmp_path / "a.onnx", softmax=softmax, batch=batch)
+    onnx_teacher = ("teacher=onnx", f"teacher.path={file}", "teacher.net.output=answer", PLAIN)
+    result, data = done(config(tmp_path, *onnx_teacher))
+    file.unlink()  # its content is in the store
+    x = data.split.val.pixels[torch.arange(7)].float() / 255
+    wanted = by_hand(x)
+    found = load_teacher(result)(x).double().numpy()
+    if softmax:
+        wanted = wanted - np.log(np.exp(wanted).sum(1, keepdims=True))
+    assert np.abs(found - wanted).max() < 1e-4
+    val = data.split.val
+    right = by_hand(val.pixels[:].float() / 255).argmax(1) == val.labels.numpy()
+    assert result.record.val.accuracy("best") == pytest.approx(right.mean(), abs=1e-6)
+    assert result.record.loaded
+
+
+def test_outputs_of_other_classes_are_left_out(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.onnx", classes=12)
+    names = "teacher.classes=[x,9,8,7,6,5,4,3,2,1,0,y]"
+    result, data = done(
+        config(
+            tmp_path,
+            "teacher=onnx",
+            f"teacher.path={file}",
+            "teacher.net.output=answer",
+            PLAIN,
+            names,
+        )
+    )
+    x = data.split.val.pixels[torch.arange(4)].float() / 255
+    wanted = by_hand(x, 12)[:, [10, 9, 8, 7, 6, 5, 4, 3, 2, 1]]
+    assert np.abs(load_net(result)(x).numpy() - wanted).max() < 1e-4
+
+
+def test_a_run_from_an_onnx_file_is_the_same_without_the_cache(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.onnx")
+    words = ("teacher=onnx", f"teacher.path={file}", "teacher.net.output=answer", PLAIN)
+    folder = run(config(tmp_path / "one", *words), "")
+    report = json.loads((folder / "report.json").read_text())
+    teacher = next(model for model in report["models"] if model["role"] == "teacher")
+    assert teacher["net"] == "OnnxGraph(output=answer)"
+    assert teacher["params"] == 64 * 10 + 10
+    assert report["teaching"]
+    live = run(config(tmp_path / "two", *words, "teacher.cache=off"), "")
+    one, two = (load_file(each / "student.safetensors") for each in (folder, live))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert list((tmp_path / "one" / "cache" / "teacher").glob("*/view-0"))
+
+
+Refusal = tuple[Callable[[Path], Path], list[str], str]
+
+
+@pytest.mark.parametrize(
+    ("make", "more", "words"),
+    [
+        (write, [], r"teacher.path: .*its outputs are answer, flat"),
+        (write, ["teacher.net.output=anser"], r"found 'anser', its outputs are answer, flat"),
+        (
+            lambda path: write(path, classes=12),
+            ["teacher.net.output=answer"],
+            r"gives \[2, 12\] for two images, needed are \[2, 10\] for 10 classes; teacher.classes",
+        ),
+        (
+            write,
+            ["teacher.net.output=answer", "teacher.classes=[0,1,2,3,4,5,6,7,8,9,x]"],
+            r"gives \[2, 10\] for two images, needed are \[2, 11\] for 11 classes",
+        ),
+        (write, ["data=image_folder", "data.root=nowhere"], r"nowhere"),
+        (write, ["teacher.finetune=all"], r"teacher.finetune: OnnxGraph has nothing to train"),
+        (write, ["teacher.net.output=answer", "loss=at"], r"teacher"),
+        (write, ["teacher.state=ema"], r"has no state dict"),
+        (lambda path: path.write_bytes(b"x" * 99) and path, [], r"no ONNX file, or a damaged one"),
+    ],
+)
+def test_what_an_onnx_file_cannot_do_is_one_message(
+    make: Callable[[Path], Path], more: list[str], words: str, tmp_path: Path
+) -> None:
+    file = make(tmp_path / "a.onnx")
+    with pytest.raises(UserError, match=words):
+        run(config(tmp_path, "teacher=onnx", f"teacher.path={file}", PLAIN, *more), "")
+    with pytest.raises(UserError, match=r"teacher.finetune: OnnxGraph has nothing to train"):
+        run(config(tmp_path, "teacher=onnx"), "")
+
+
+class TestHuggingFace:
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        """A tiny ViT of 12 classes, as `save_pretrained` writes it."""
+        transformers = pytest.importorskip("transformers")
+        torch.manual_seed(3)
+        names = {i: f"{9 - i}" if i < 10 else f"more {i}" for i in range(12)}
+        made = transformers.ViTConfig(
+            hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+            image_size=8, patch_size=4, num_channels=1, id2label=names,
+            label2id={name: i for i, name in names.items()},
+        )  # fmt: skip
+        self.net = transformers.ViTForImageClassification(made).eval()
+        self.net.save_pretrained(tmp_path / "vit")
+        shown = {"do_normalize": True, "image_mean": [0.25], "image_std": [0.5]}
+        (tmp_path / "vit" / "preprocessor_config.json").write_text(json.dumps(shown))
+        return tmp_path / "vit"
+
+    def test_it_answers_as_transformers_does(self, folder: Path, tmp_path: Path) -> None:
+        made = config(tmp_path, "teacher=huggingface", f"teacher.path={folder}")
+        result, data = done(made)
+        x = data.split.val.pixels[torch.arange(5)].float() / 255
+        with torch.no_grad():
+            wanted = self.net((x - 0.25) / 0.5).logits[:, [9, 8, 7, 6, 5, 4, 3, 2, 1, 0]]
+        assert torch.allclose(load_teacher(result)(x), wanted, atol=1e-5)
+        assert result.record.normalization == ([0.25], [0.5])
+
+    def test_a_run_that_trains_it_on(self, folder: Path, tmp_path: Path) -> None:
+        how = ("teacher=huggingface", f"teacher.path={folder}", "teacher.finetune=head")
+        report = json.loads((run(config(tmp_path, *how), "") / "report.json").read_text())
+        teacher = next(model for model in report["models"] if model["role"] == "teacher")
+        assert teacher["net"] == "vit"
+        before = self.net.state_dict()
+        after = load_file(tmp_path / "store" / teacher["stage"] / "weights.safetensors")
+        moved = {name for name in after if not torch.equal(before[name], after[name])}
+        assert moved == {"classifier.weight", "classifier.bias"}
+
+    @pytest.mark.parametrize(
+        ("more", "words"),
+        [
+            ({"model_type": "nothing"}, "nothing"),
+            ({"model_type": "timm_wrapper"}, "teacher=timm"),
+            ({"image_size": 16}, r"cannot take 1x8x8 images"),
+        ],
+    )
+    def test_another_folder_is_refused(
+        self, more: dict[str, object], words: str, folder: Path, tmp_path: Path
+    ) -> None:
+        about = json.loads((folder / "config.json").read_text()) | more
+        (folder / "config.json").write_text(json.dumps(about))
+        with pytest.raises(UserError, match=words):
+            run(config(tmp_path, "teacher=huggingface", f"teacher.path={folder}"), "")
