@@ -20,7 +20,6 @@ from kd.stages.start import file_of
 from kd.stages.try_out import try_out
 from kd.training.devices import world_size
 from kd.training.optim import make_optimizer
-from kd.training.trainer import check_trainer
 
 
 def pending_plans(
@@ -42,6 +41,8 @@ def preflight(chain: Sequence[StagePlan], config: Config, data: DataModule) -> N
     Raises:
         UserError: something cannot be built.
     """
+    from kd.training.trainer import check_trainer  # Lightning, half of all imports
+
     check_trainer(config.trainer)
     ranks = world_size(config.trainer)
     for plan in chain:

@@ -1,16 +1,18 @@
 """How many processes train together, and where Lightning is to find them."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
-from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
 from kd.config.precision import device_of
 from kd.errors import UserError
 from kd.ranks import Launch, current
+
+if TYPE_CHECKING:  # a run that finds everything needs no Lightning: 2 of its 4 s of imports
+    from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 
 # Strategies that start a device's process as a copy of this one.
 COPIES_ITSELF = ("ddp_spawn", "ddp_fork", "ddp_notebook")
@@ -47,6 +49,9 @@ def resolve_devices(options: Mapping[str, Any]) -> tuple[dict[str, Any], Cluster
     Raises:
         UserError: what is asked for is not what was started.
     """
+    from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+    from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+
     ranks = current()
     if ranks is not None:
         return {**options, **_in_launch(options, ranks.launch)}, TorchElasticEnvironment()
