@@ -10,14 +10,13 @@ python -m kd.tune n_trials=40                           continues from 20: same 
 """
 
 import functools
-import re
 import sys
 from typing import NoReturn
 
 import hydra
 
 from kd.command import CONF, job, run_command, this_command
-from kd.tuning.request import OF_SPACE, Request, TuneConfig, accept
+from kd.tuning.request import Request, TuneConfig, accept, as_added
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="tune")
@@ -30,10 +29,8 @@ def main(request: Request) -> None:
 
 
 def start() -> NoReturn:
-    """Run the command. Any knob may be in the search space, so Hydra's `++` is added."""
-    sys.argv[1:] = [
-        re.sub(rf"^(?={re.escape(OF_SPACE)})", "++", argument) for argument in sys.argv[1:]
-    ]
+    """Run the command."""
+    sys.argv[1:] = as_added(sys.argv[1:])
     run_command(main, "kd.tune", TuneConfig)
 
 

@@ -12,6 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 NAMES = (
     "train",
     "tune",
+    "compare",
     "report",
     "evaluate",
     "benchmark",

@@ -155,7 +155,7 @@ FLOORS = [
     {"reports"},
     {"runs", "summary"},
     {"shipping", "tasks", "tuning"},
-    {"evaluation"},
+    {"evaluation", "comparison"},
 ]
 
 

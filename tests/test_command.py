@@ -30,7 +30,16 @@ HELP = {
         r"^  teacher.epochs=40 +\(a whole number from 0\)",
         r"^  sweep +labels, methods",
     ),
-    "tune": (r"^  n_trials=20 .*\n?.*\(a whole number from 1\)", *TRAINS, r"^  search +kd, optim"),
+    "tune": (
+        r"^  n_trials=20 .*\n?.*\(a whole number from 1\)",
+        *TRAINS,
+        r"^  search +kd, method, optim",
+    ),
+    "compare": (
+        r"^  n_trials=10 (.*\n)?.*\(a whole number from 0\)",
+        *TRAINS,
+        r"^  search +kd, method",
+    ),
     "incremental": (
         r"^  incremental.exemplars=0 .*from 0\)",
         *TRAINS,

@@ -50,11 +50,11 @@ def _defaults(folder: Path, config: str) -> list[Any]:
 
 
 def _files(folder: Path, config: str) -> list[str]:
-    """Return the config's file and the files that it includes whole."""
+    """Return the config's file and the files that it includes whole, and those that they do."""
     whole = [
         each for each in _defaults(folder, config) if isinstance(each, str) and each != "_self_"
     ]
-    return [f"{each}.yaml" for each in (config, *whole)]
+    return [f"{config}.yaml", *(file for each in whole for file in _files(folder, each))]
 
 
 def _groups(folder: Path, config: str) -> Iterator[tuple[str, str | None]]:

@@ -29,11 +29,14 @@ IMAGES, TIMES = 16, 3  # of a pass that is timed, and how often
 HALF_AN_HOUR = "30min"
 
 
-def stage_seconds(plan: StagePlan, config: Config, data: DataModule) -> float:
+def stage_seconds(
+    plan: StagePlan, config: Config, data: DataModule, each: float | None = None
+) -> float:
     """Estimate the time of a stage from that of one image, and of its teacher's answer.
 
     Args:
         config: with its precisions resolved.
+        each: seconds of one image; None to measure them.
     """
     recipe = plan.recipe
     seen = data.for_stage(plan.sees)
@@ -43,11 +46,12 @@ def stage_seconds(plan: StagePlan, config: Config, data: DataModule) -> float:
     batches = max(1, seen.images_an_epoch // recipe.batch_size)
     images = batches_of(config.trainer, "limit_train_batches", batches) * recipe.batch_size
     # Validation is a forward pass: about a third of a training step
-    each = _image_seconds(plan, config, data)
+    each = image_seconds(plan, config, data) if each is None else each
     return float(epochs * (images + len(seen.split.val) / 3) * each)
 
 
-def _image_seconds(plan: StagePlan, config: Config, data: DataModule) -> float:
+def image_seconds(plan: StagePlan, config: Config, data: DataModule) -> float:
+    """Measure a training step of a stage, per image: both nets, without the loss's arithmetic."""
     device = torch.device(device_of(str(config.trainer.get("accelerator", "auto"))))
     shape = data.shape
     count = min(IMAGES, plan.recipe.batch_size)

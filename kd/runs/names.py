@@ -30,7 +30,7 @@ SHOWN = {
 PICKED = {"model": {"teacher", "student"}, "incremental/method": {"loss"}}
 
 # Keys without influence on a sweep's name: forced, or with tracebacks, it is the same sweep.
-APART = {"force", "debug", "pictures", "output_dir", "name", "sweep"}
+APART = {"force", "debug", "pictures", "output_dir", "name", "sweep", "dry_run"}
 
 
 def sweep_name(*, _root_: Container) -> str:

@@ -33,6 +33,7 @@ from omegaconf import DictConfig, open_dict
 from kd.command import Leave, explain, of_hydra, typed_keys
 from kd.config.schema import Training
 from kd.errors import UnusedError, UserError
+from kd.files.report_file import Report
 from kd.log import say
 from kd.ranks import current
 from kd.runs.job import Job, LauncherTask, describe
@@ -328,10 +329,16 @@ class Sweep(Callback):
         said = f" {100 * best:.2f} % on validation" if best is not None else " done"
         say(f"{what} {entry.label}: {done}{model.role}{said}{seconds}")
 
+    def _show(self, folder: Path, finished: Sequence[tuple[Entry, Report]]) -> None:
+        """Print the table of the finished jobs."""
+        show([(entry.swept, report) for entry, report in finished])
+
     def _finish(self, folder: Path, entries: Sequence[Entry]) -> int:
         """Print the table, the command for the curves, and the failures; returns the exit code."""
         reports = {entry.number: entry.job.report() if entry.job else None for entry in entries}
-        show([(entry.swept, report) for entry in entries if (report := reports[entry.number])])
+        self._show(
+            folder, [(entry, report) for entry in entries if (report := reports[entry.number])]
+        )
         print(f"All curves: {shlex.join(['python', '-m', 'kd.dashboard', str(folder)])}")
         failed = [
             e for e in entries if not reports[e.number] and not isinstance(e.error, UnusedError)

@@ -1,7 +1,8 @@
 """Comparison of many runs: runs that differ only in seed form a row, with spread and tests."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kd.files.writing import whole
 from kd.log import say
@@ -20,6 +21,9 @@ from kd.summary.tables import (
     in_common,
     measurement_setup,
 )
+
+if TYPE_CHECKING:
+    from kd.reports.page import Picture
 
 NOTES = (
     "Rows are ranked by the student's validation accuracy, which settings are chosen by; "
@@ -48,7 +52,7 @@ def write_summary(paths: Sequence[Path]) -> str:
         UserError: there is nothing to read, no permission to write, or no space.
     """
     rows, aside = group(find_runs(paths))
-    gains = correct_gains([_gain(row) for row in rows])
+    gains = correct_gains([gain_of_row(row) for row in rows])
     folder = paths[0] if paths[0].is_dir() else paths[0].parent
     title = f"Summary of {folder.resolve().name}"
     about = (
@@ -57,18 +61,27 @@ def write_summary(paths: Sequence[Path]) -> str:
     )
     if aside:
         about += f" {aside} were set aside: a later run has the same settings and seed."
-    markdown = _markdown(title, about, rows, gains)
+    markdown = markdown_of(title, about, rows, gains, conclusions(rows, gains))
     texts = {
         "summary.csv": as_csv(rows, gains),
         "summary.md": markdown,
-        "summary.html": _page(title, about, rows, gains),
+        "summary.html": page_of(title, about, rows, gains, conclusions(rows, gains)),
     }
     texts |= _drawings(rows)
+    write_texts(texts, folder)
+    return markdown
+
+
+def write_texts(texts: Mapping[str, str], folder: Path) -> None:
+    """Write files, each whole, and log their names.
+
+    Raises:
+        UserError: no permission to write, or no space.
+    """
     for name, text in texts.items():
         with whole(folder / name, "the summary") as temporary:
             temporary.write_text(text)
     say(f"Written to {folder}: {', '.join(texts)}")
-    return markdown
 
 
 def _drawings(rows: Sequence[Row]) -> dict[str, str]:
@@ -82,21 +95,28 @@ def _drawings(rows: Sequence[Row]) -> dict[str, str]:
     return {"labels.svg": as_svg(label_plot(curves[0]))}
 
 
-def _gain(row: Row) -> Gain:
+def gain_of_row(row: Row) -> Gain:
     """Compute a row's gain, paired by seed."""
     both = [each for run in row.runs if finite([(each := run.report.comparison).gain])]
     images = [(each.gain_ci95, each.p_value) for each in both]
     return gain_of(finite(each.gain for each in both), images)
 
 
-def _markdown(title: str, about: str, rows: Sequence[Row], gains: Sequence[Gain]) -> str:
+def markdown_of(
+    title: str, about: str, rows: Sequence[Row], gains: Sequence[Gain], said: Sequence[str]
+) -> str:
+    """Format rows for people, as Markdown.
+
+    Args:
+        said: sentences that state the result.
+    """
     from kd.summary.tasks import task_table  # importing matplotlib takes a second
 
     common = " ".join(f"`{knob}={value}`" for knob, value in in_common(rows).items())
     parts = [
         f"# {in_markdown(title)}",
         about,
-        "\n".join(f"- {in_markdown(line)}" for line in conclusions(rows, gains)),
+        "\n".join(f"- {in_markdown(line)}" for line in said),
         f"The same in all runs: {in_markdown(common)}" if common else "",
         as_markdown(accuracy_table(rows, gains)).rstrip(),
         *NOTES,
@@ -109,7 +129,20 @@ def _markdown(title: str, about: str, rows: Sequence[Row], gains: Sequence[Gain]
     return "\n\n".join(each for each in parts if each) + "\n"
 
 
-def _page(title: str, about: str, rows: Sequence[Row], gains: Sequence[Gain]) -> str:
+def page_of(
+    title: str,
+    about: str,
+    rows: Sequence[Row],
+    gains: Sequence[Gain],
+    said: Sequence[str],
+    more: "Sequence[Picture]" = (),
+) -> str:
+    """Format rows as a page in one file.
+
+    Args:
+        said: sentences that state the result.
+        more: pictures to show before the usual ones.
+    """
     from kd.reports.page import render  # importing matplotlib takes a second
     from kd.summary.figures import pictures
     from kd.summary.tasks import task_picture, task_table
@@ -118,7 +151,7 @@ def _page(title: str, about: str, rows: Sequence[Row], gains: Sequence[Gain]) ->
         "summary.html.jinja",
         title=title,
         about=about,
-        said=conclusions(rows, gains),
+        said=said,
         common=in_common(rows),
         all_common=in_common(rows, all_knobs=True),
         accuracy=accuracy_table(rows, gains),
@@ -126,6 +159,6 @@ def _page(title: str, about: str, rows: Sequence[Row], gains: Sequence[Gain]) ->
         cost=cost_table(rows),
         notes=NOTES,
         tasks=task_table(rows),
-        pictures=[*pictures(rows, gains), *filter(None, [task_picture(rows)])],
+        pictures=[*more, *pictures(rows, gains), *filter(None, [task_picture(rows)])],
         places=measurement_setup(rows),
     )

@@ -34,6 +34,7 @@ def accuracy_table(rows: Sequence[Row], gains: Sequence[Gain]) -> Table:
         "student on test, %",
         "baseline on test, %",
         "teacher on test, %",
+        *(epochs := _by_epoch(rows)),
         "gain, points [95 %]",
         "p",
         "p, corrected",
@@ -48,10 +49,26 @@ def accuracy_table(rows: Sequence[Row], gains: Sequence[Gain]) -> Table:
             spread(each, 100, 2)
             for each in (row.values("student", best_on_validation), *accuracies)
         ]
+        shown += [spread(row.values("student", each), 100, 2) for each in epochs.values()]
         tests = [Cell("" if p is None else p_text(p), p) for p in (gain.p, gain.corrected)]
         first = (Cell(str(rank), rank), Cell(row.label), Cell(str(len(row.runs)), len(row.runs)))
         cells.append((*first, *shown, _gain(gain), *tests, Cell(gain.reading)))
     return Table(columns, cells, words=(1, len(columns) - 1))
+
+
+def _by_epoch(rows: Sequence[Row]) -> dict[str, Measure]:
+    """Return columns of the student's test accuracy at both epochs, if any run has both."""
+    columns: dict[str, Measure] = {
+        "student at its last epoch, %": lambda model: model.test_by_epoch.last,
+        "student at its epoch best on validation, %": lambda model: model.test_by_epoch.best,
+    }
+    both = any(
+        None not in (model.test_by_epoch.last, model.test_by_epoch.best)
+        and model.test_by_epoch.last != model.test_by_epoch.best
+        for row in rows
+        for model in row.models("student")
+    )
+    return columns if both else {}
 
 
 def _gain(gain: Gain) -> Cell:

@@ -5,6 +5,7 @@ Checked together with the search space, before torch is imported.
 
 import copy
 import functools
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -19,9 +20,14 @@ from kd.config.checking import check_as
 from kd.config.fields import FolderName, Node, Seed
 from kd.config.schema import Config, Strict, check
 from kd.errors import UserError
-from kd.tuning.space import Space, read_space
+from kd.tuning.space import Space, numbers_of_loss, read_space
 
 OF_SPACE = "search.space."
+
+
+def as_added(words: Sequence[str]) -> list[str]:
+    """Add Hydra's `++` to ranges on a command line: any knob may be in the search space."""
+    return [re.sub(rf"^(?={re.escape(OF_SPACE)})", "++", word) for word in words]
 
 
 def _once(seeds: list[int]) -> list[int]:
@@ -31,23 +37,33 @@ def _once(seeds: list[int]) -> list[int]:
 
 
 class SearchNode(Strict):
-    """Contents of a file in conf/search."""
+    """Contents of a file in conf/search.
+
+    Attributes:
+        numbers_of_loss: search the chosen loss's own numbers too; see `kd.tuning.space`.
+    """
 
     space: Node
+    numbers_of_loss: bool = False
 
 
-class Tuning(Strict):
-    """Settings of the search; see conf/tune.yaml."""
+class SearchSettings(Strict):
+    """Settings of any search; see conf/base/search.yaml."""
 
-    n_trials: PositiveInt
     timeout: PositiveFloat | None
     startup_trials: PositiveInt
     pruning: bool
     warmup_epochs: NonNegativeInt
-    seeds: Annotated[list[Seed], Field(min_length=1), AfterValidator(_once)]
-    study: FolderName | None
     storage: str | None
     search: SearchNode
+
+
+class Tuning(SearchSettings):
+    """Settings of `kd.tune`; see conf/tune.yaml."""
+
+    n_trials: PositiveInt
+    seeds: Annotated[list[Seed], Field(min_length=1), AfterValidator(_once)]
+    study: FolderName | None
 
 
 class TuneConfig(Config, Tuning):
@@ -101,12 +117,27 @@ def accept(cfg: DictConfig, keys: Collection[str]) -> Request:
     Raises:
         UserError: anything in it is wrong.
     """
+    return make_request(cfg, typed_overrides(), keys)
+
+
+def compose_request(task: Sequence[str]) -> Request:
+    """Compose and check the request that these overrides of `kd.tune` make."""
+    return make_request(_compose(task, []), task, typed_keys(task))
+
+
+def make_request(cfg: DictConfig, task: Sequence[str], keys: Collection[str]) -> Request:
+    """Check a composed config and its search space; see `accept`.
+
+    Args:
+        task: the overrides.
+    """
     own = set(Tuning.model_fields)
     tuning = check_as(Tuning, OmegaConf.create({key: _plain(cfg[key]) for key in own}))
-    task = typed_overrides()
     overrides = tuple(each for each in task if not typed_keys([each]) & own)
     node, asked = typed_space(tuning.search.space, task)
     base = _compose(overrides, [])
+    if tuning.search.numbers_of_loss:
+        node = {**numbers_of_loss(base), **node}
     space = read_space(node, functools.partial(_compose, overrides), asked, own)
     choices = base.hydra.runtime.choices
     about = "{data}_{teacher}_to_{student}_{loss}".format(**choices)

@@ -48,6 +48,33 @@ def tune(request: Request, command: str) -> Path:
         CommandError: no trial finished.
         StopRequest: by Ctrl-C; the same command resumes the stopped trial.
     """
+    trials = search(request)
+    if busy := trials.running():
+        say(
+            f"{len(busy)} trials still run in other processes; the last of them goes on to "
+            f"the comparison"
+        )
+        return trials.folder
+    best = trials.best()
+    tuned = best.user_attrs["setting"]
+    level = len([trial for trial in trials.complete() if trial.value == best.value])
+    tie = f"; {level} trials reach it, and this was the first" if level > 1 else ""
+    say(
+        f"Best of {trials.count()} trials: trial {best.number + 1}, {words(tuned)}, validation "
+        f"{best.value:.4f}{tie}"
+    )
+    trials.tell_importance()
+    compare_settings(request, tuned, trials.folder, trials.name, trials.count(), command)
+    return trials.folder
+
+
+def search(request: Request) -> "Trials":
+    """Run trials until there are `n_trials`; others may still run in other processes.
+
+    Raises:
+        UserError: a user's error.
+        StopRequest: by Ctrl-C; the next call resumes the stopped trial.
+    """
     output = writable(Path(request.config.output_dir).expanduser())
     plans = student_plans(chain_of(request.config))
     data: DataModule = construct(request.config.data, "data")
@@ -66,23 +93,7 @@ def tune(request: Request, command: str) -> Path:
         if trials.open():
             evaluation.teachers(request.config, plans)
         trials.run(evaluation)
-        if busy := trials.running():
-            say(
-                f"{len(busy)} trials still run in other processes; the last of them goes on to "
-                f"the comparison"
-            )
-            return trials.folder
-    best = trials.best()
-    tuned = best.user_attrs["setting"]
-    level = len([trial for trial in trials.complete() if trial.value == best.value])
-    tie = f"; {level} trials reach it, and this was the first" if level > 1 else ""
-    say(
-        f"Best of {trials.count()} trials: trial {best.number + 1}, {words(tuned)}, validation "
-        f"{best.value:.4f}{tie}"
-    )
-    trials.tell_importance()
-    compare_settings(request, tuned, trials.folder, trials.name, trials.count(), command)
-    return trials.folder
+    return trials
 
 
 @dataclass

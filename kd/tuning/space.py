@@ -212,6 +212,27 @@ def read_space(
     return Space(tuple(kept))
 
 
+def numbers_of_loss(cfg: DictConfig) -> dict[str, Any]:
+    """Return the ranges of a loss's own numbers, as of `search=method`.
+
+    Temperature and alpha where the loss uses them; and each weight of a term that is a number of
+    its own, or the start or end of its schedule, from a tenth of it to ten times that.
+    """
+    known = {
+        "temperature": {"low": 1.0, "high": 16.0, "log": True},
+        "alpha": {"low": 0.1, "high": 0.9},
+    }
+    found: dict[str, Any] = {knob: each for knob, each in known.items() if uses(cfg, knob)}
+    loss: Any = OmegaConf.to_container(cfg.loss, resolve=False)
+    terms = loss["terms"] or {}
+    weights = {f"loss.terms.{name}.weight": each.get("weight") for name, each in terms.items()}
+    for key, value in flat(weights).items():
+        is_weight = key.endswith((".weight", ".start", ".end"))
+        if is_weight and isinstance(value, (int, float)) and value > 0:
+            found[key] = {"low": value / 10, "high": value * 10.0, "log": True}
+    return found
+
+
 def _of_fixed_data(name: str) -> bool:
     return name == "data" or (name.startswith("data.") and not name.startswith(OF_DATA))
 

@@ -1,0 +1,1 @@
+"""Methods side by side: each tuned with the same number of trials, then run with several seeds."""

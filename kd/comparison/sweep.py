@@ -1,0 +1,45 @@
+"""The jobs of a comparison, run like those of a sweep; and its table."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from kd.comparison.request import CompareConfig
+from kd.files.report_file import Report
+from kd.runs.sweep import Entry, Sweep
+
+
+class Comparison(Sweep):
+    """Sweep over methods, pairs of nets and seeds that ends in a table of all."""
+
+    def __init__(self) -> None:
+        super().__init__("kd.compare", "kd.comparison.request.check", "kd.comparison.cell.run_cell")
+
+    def _check(self, overrides: tuple[str, ...]) -> CompareConfig:
+        config = super()._check(overrides)
+        assert isinstance(config, CompareConfig)
+        config._overrides = overrides
+        config.request()  # refuses a wrong search before any job
+        return config
+
+    def sweep(self, folder: Path) -> int:
+        """Run what is not done and print the table; in a dry run, say how long that would take."""
+        if not self.config.dry_run:
+            return super().sweep(folder)
+        from kd.comparison.forecast import forecast  # importing torch takes seconds
+
+        entries = [each for each in self._entries(folder) if each.job]
+        done = [entry for entry in entries if entry.job and entry.job.report()]
+        print(forecast(_configs(entries), _configs(done)))
+        return 0
+
+    def _show(self, folder: Path, finished: Sequence[tuple[Entry, Report]]) -> None:
+        from kd.comparison.table import write_table  # importing scipy takes a second
+
+        if finished:
+            entries, reports = zip(*finished, strict=True)
+            folders = [folder / config.name for config in _configs(entries)]
+            print(write_table(_configs(entries), reports, folders, folder))
+
+
+def _configs(entries: Sequence[Entry]) -> list[CompareConfig]:
+    return [entry.config for entry in entries if isinstance(entry.config, CompareConfig)]

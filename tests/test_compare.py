@@ -1,0 +1,175 @@
+"""Comparisons: the same search for each method, then several seeds; resumed; ranks; dry run."""
+
+import json
+import os
+import shlex
+import signal
+from pathlib import Path
+
+import optuna
+import pytest
+from commands import exit_code
+from composed import TINY, composed
+from optuna.trial import TrialState
+from processes import Process
+
+from kd.comparison.critical_difference import (
+    critical_difference,
+    critical_difference_plot,
+    ranks_of,
+)
+from kd.config.schema import check
+from kd.tuning.space import numbers_of_loss
+
+PAIR = ("model=mlp_to_mlp", *TINY)
+WORDS = (*PAIR, "loss=kd,dkd", "seed=1,2", "n_trials=2")
+
+# Demšar 2006, table 5: q of the two-tailed Nemenyi test at 5 %, by the number of methods
+Q = {2: 1.960, 3: 2.343, 4: 2.569, 5: 2.728, 6: 2.850, 7: 2.949, 8: 3.031, 9: 3.102, 10: 3.164}
+
+
+@pytest.mark.parametrize(("methods", "q"), Q.items())
+def test_critical_differences_are_those_of_demsar(methods: int, q: float) -> None:
+    expected = q * (methods * (methods + 1) / (6 * 14)) ** 0.5
+    assert critical_difference(methods, 14) == pytest.approx(expected, rel=1e-3)
+    if methods == 4:  # his example in section 3.2.4
+        assert round(critical_difference(4, 14), 2) == 1.25
+
+
+def test_equal_scores_share_a_rank() -> None:
+    found = ranks_of({"a": [0.9, 0.5, 0.7], "b": [0.8, 0.5, 0.9], "c": [0.7, 0.4, 0.8]})
+    assert found is not None
+    # Ranks of a: 1, 1.5, 3; of b: 2, 1.5, 1; of c: 3, 3, 2
+    assert found.means == pytest.approx({"b": 4.5 / 3, "a": 5.5 / 3, "c": 8 / 3})
+    assert (list(found.means), found.problems) == (["b", "a", "c"], 3)
+    assert found.alike == [("b", "a", "c")]
+    texts = [text.get_text() for text in critical_difference_plot(found).axes[0].texts]
+    assert any(f"critical difference {2.343 * (12 / 18) ** 0.5:.2f}" in text for text in texts)
+
+
+def test_groups_that_are_not_shown_to_differ() -> None:
+    # Over ten problems of three methods the critical difference is 2.343 * sqrt(12 / 60) = 1.048
+    best, middle, worst = [3.0] * 10, [2.0] * 5 + [1.0] * 5, [1.0] * 5 + [2.0] * 5
+    found = ranks_of({"worst": worst, "best": best, "middle": middle})
+    assert found is not None
+    assert found.difference == pytest.approx(1.048, abs=1e-3)
+    assert found.means == {"best": 1.0, "worst": 2.5, "middle": 2.5}
+    assert found.alike == [("worst", "middle")]
+    assert ranks_of({"alone": best}) is None
+    assert ranks_of({"a": [1.0], "b": [2.0]}) is None
+
+
+@pytest.mark.parametrize(
+    ("loss", "knobs"),
+    [
+        ("kd", ["temperature", "alpha"]),
+        ("at", ["loss.terms.at.weight"]),
+        ("dkd", ["temperature", "loss.terms.dkd.weight.end"]),
+        ("reviewkd", ["loss.terms.reviewkd.weight.end"]),
+    ],
+)
+def test_a_losses_own_numbers(loss: str, knobs: list[str]) -> None:
+    cfg = composed(f"loss={loss}")
+    found = numbers_of_loss(cfg)
+    assert list(found) == knobs
+    node = check(cfg).loss["terms"].get(loss, {}).get("weight")
+    weight = node["end"] if isinstance(node, dict) else node
+    for key in knobs:
+        if key.startswith("loss."):
+            assert found[key] == {"low": weight / 10, "high": weight * 10, "log": True}
+
+
+@pytest.mark.slow
+def test_two_methods_two_seeds_killed_and_resumed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Killed after its first job; then two processes do the rest; then nothing is left to do."""
+    words = (*WORDS, f"output_dir={tmp_path}")
+    process = Process("kd.compare", *words)
+    next(line for line in process.lines() if line.startswith("[1/4] "))
+    os.kill(process.process.pid or 0, signal.SIGKILL)
+    process.wait()
+    (first,) = tmp_path.glob("sweeps/*/*/report.json")
+    written = first.stat().st_mtime_ns
+    pool = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    name = f"name={first.parents[1].name}"  # the launcher is part of the folder's own name
+    assert exit_code("compare", *words, *pool, name) == 0, capsys.readouterr().err
+    assert first.stat().st_mtime_ns == written
+    folder = first.parents[1]
+    reports = [json.loads(path.read_text()) for path in sorted(folder.glob("*/report.json"))]
+    assert [(each["seed"], list(each["config"]["loss"]["terms"])) for each in reports] == [
+        (1, ["dkd"]),
+        (2, ["dkd"]),
+        (1, ["kd"]),
+        (2, ["kd"]),
+    ]
+    for path in tmp_path.glob("tune/*/study.db"):
+        study = optuna.load_study(study_name=None, storage=f"sqlite:///{path}")
+        ended = [trial for trial in study.trials if trial.state is TrialState.COMPLETE]
+        assert len(ended) == 2, "the same budget for each method"
+        best = max(ended, key=lambda trial: (trial.value, -trial.number)).user_attrs["setting"]
+        mine = [
+            each
+            for each in reports
+            if next(iter(each["config"]["loss"]["terms"])) in path.parent.name.split("_")
+        ]
+        for report in mine:
+            line = shlex.split(report["command"])
+            assert line[:3] == ["python", "-m", "kd.train"]
+            assert {f"{knob}={value}" for knob, value in best.items()} < set(line)
+            assert f"seed={report['seed']}" in line
+            assert report["config"]["seed"] == report["seed"]
+    text = (folder / "comparison.md").read_text()
+    assert "by 2 trials for each pair of nets, all with seed 0" in text
+    assert "Mean ranks over 2 problems" in text
+    rows = [line for line in text.splitlines() if "nets=mlp_to_mlp loss=" in line]
+    accuracy = [row for row in rows if "gain" not in row][:2]
+    for row in accuracy:
+        assert row.split("|")[3].strip() == "2"
+    names = {"comparison.md", "comparison.csv", "comparison.html", "critical_difference.svg"}
+    assert names <= {path.name for path in folder.iterdir()}
+    capsys.readouterr()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kd.runs.run.run", lambda *_, **__: pytest.fail("done again"))
+        assert exit_code("compare", *words, *pool, name) == 0
+    assert "4 jobs" in (said := capsys.readouterr()).err
+    assert "4 of them done" in said.err
+    assert "Mean ranks over 2 problems" in said.out
+
+
+def test_a_dry_run_says_how_long(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = (*PAIR, "loss=kd,at", "seed=1,2,3", "n_trials=4", "epochs=20", "teacher.epochs=10")
+    assert exit_code("compare", *words, "dry_run=true", f"output_dir={tmp_path}") == 0
+    said = capsys.readouterr().out
+    assert "6 jobs to do" in said
+    # A teacher for all; a baseline per seed; and per method its trials and its seeds
+    for line in ("teacher: 1 x ", "baseline: 3 x ", "distill by kd: 7 x ", "distill by at: 7 x "):
+        assert f"mlp_to_mlp: {line}" in said
+    assert "ms a step" in said
+    assert not list(tmp_path.glob("store/*/stage.json"))
+    assert not list(tmp_path.glob("tune/*"))
+
+
+def test_without_trials_nothing_need_be_held_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (*PAIR, "loss=kd,dist", "seed=1", "epochs=1", f"output_dir={tmp_path}")
+    assert exit_code("compare", *words, "n_trials=0", "data.val_fraction=0") == 0
+    assert "nothing was tuned" in capsys.readouterr().out
+    assert not (tmp_path / "tune").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["n_trials=-1"], "n_trials: found -1"),
+        (["search.space.temprature={low: 1, high: 2}"], "temprature"),
+        (["dry_runs=true"], "dry_runs"),
+        (["force=true"], "force: found true; a search does not retrain"),
+    ],
+)
+def test_refused(
+    words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code("compare", *PAIR, "loss=kd,dkd", *words, f"output_dir={tmp_path}") == 2
+    assert said in capsys.readouterr().err
