@@ -1,4 +1,4 @@
-"""Ranks of methods over several problems, and how far apart ranks must be to count.
+"""MeanRanks of methods over several problems, and how far apart ranks must be to count.
 
 Demšar 2006, "Statistical Comparisons of Classifiers over Multiple Data Sets", sections 3.2.2-3.2.4.
 """
@@ -16,7 +16,7 @@ from kd.summary.significance import LEVEL
 
 
 @dataclass(frozen=True)
-class Ranks:
+class MeanRanks:
     """Mean ranks of methods.
 
     Attributes:
@@ -49,7 +49,7 @@ class Ranks:
         return found
 
 
-def ranks_of(scores: Mapping[str, Sequence[float]]) -> Ranks | None:
+def ranks_of(scores: Mapping[str, Sequence[float]]) -> MeanRanks | None:
     """Rank methods by their scores, higher is better; None for too few methods or problems.
 
     Args:
@@ -63,7 +63,7 @@ def ranks_of(scores: Mapping[str, Sequence[float]]) -> Ranks | None:
     order = np.argsort(means, kind="stable")
     names = list(scores)
     varied = count > 2 and bool((table != table[0]).any())
-    return Ranks(
+    return MeanRanks(
         {names[i]: float(means[i]) for i in order},
         problems,
         critical_difference(count, problems),
@@ -77,7 +77,7 @@ def critical_difference(methods: int, problems: int) -> float:
     return q * math.sqrt(methods * (methods + 1) / (6 * problems))
 
 
-def critical_difference_plot(ranks: Ranks) -> Figure:
+def critical_difference_plot(ranks: MeanRanks) -> Figure:
     """Draw the mean ranks on a line; a bar joins methods that are not shown to differ."""
     count = len(ranks.means)
     figure = Figure(figsize=(8, 1.6 + 0.28 * count), layout="constrained")

@@ -21,7 +21,7 @@ from kd.tuning.evaluation import student_plans
 
 
 @dataclass
-class Part:
+class TrainingGroup:
     """Trainings that take equally long.
 
     Attributes:
@@ -45,7 +45,7 @@ def forecast(jobs: Sequence[CompareConfig], done: Sequence[CompareConfig]) -> st
         jobs: of all methods, pairs and seeds.
         done: those of them that are finished.
     """
-    parts: dict[str, Part] = {}
+    parts: dict[str, TrainingGroup] = {}
     measured: dict[str, float] = {}
     searched = {(config.nets, config.method) for config in done}
     finished = {(*_cell(config), config.seed) for config in done}
@@ -67,7 +67,7 @@ def forecast(jobs: Sequence[CompareConfig], done: Sequence[CompareConfig]) -> st
                 each = measured.setdefault(_nets(plan), image_seconds(plan, final, data))
                 whole = stage_seconds(plan, final, data, each)
                 label = f"{config.nets}: {_label(plan, config)}"
-                parts[key] = Part(label, each * plan.recipe.batch_size, whole)
+                parts[key] = TrainingGroup(label, each * plan.recipe.batch_size, whole)
                 parts[key].count = 1
             if plan.name in tried:
                 parts[key].count += trials
@@ -102,11 +102,11 @@ def _label(plan: StagePlan, config: CompareConfig) -> str:
     return plan.name if plan.role != "student" else f"{plan.name} by {config.method}"
 
 
-def _text(parts: Sequence[Part], jobs: int) -> str:
+def _text(parts: Sequence[TrainingGroup], jobs: int) -> str:
     """Format the parts, equal ones together, and their sum."""
-    merged: dict[str, Part] = {}
+    merged: dict[str, TrainingGroup] = {}
     for each in parts:
-        same = merged.setdefault(each.label, Part(each.label, each.step, each.each))
+        same = merged.setdefault(each.label, TrainingGroup(each.label, each.step, each.each))
         same.count += each.count
     lines = [
         f"  {part.label}: {part.count} x {duration(part.each)} ({_step(part.step)} a step)"

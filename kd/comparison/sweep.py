@@ -8,7 +8,7 @@ from kd.files.report_file import Report
 from kd.runs.sweep import Entry, Sweep
 
 
-class Comparison(Sweep):
+class ComparisonSweep(Sweep):
     """Sweep over methods, pairs of nets and seeds that ends in a table of all."""
 
     def __init__(self) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from kd.comparison.critical_difference import Ranks, critical_difference_plot, ranks_of
+from kd.comparison.critical_difference import MeanRanks, critical_difference_plot, ranks_of
 from kd.comparison.request import CompareConfig
 from kd.files.report_file import Report
 from kd.reports.page import as_svg, picture
@@ -141,7 +141,7 @@ def _findings(rows: Sequence[Row], gains: Sequence[Gain]) -> list[str]:
     return found
 
 
-def _of_ranks(ranks: Ranks) -> list[str]:
+def _of_ranks(ranks: MeanRanks) -> list[str]:
     means = ", ".join(f"{name} {mean:.2f}" for name, mean in ranks.means.items())
     test = f"Friedman's p is {p_text(ranks.p)}" if ranks.p is not None else "two methods"
     bars = "; ".join(" and ".join((names[0], names[-1])) for names in ranks.alike)
