@@ -42,14 +42,14 @@ def run_cell(
         StopRequest: by Ctrl-C; the same command goes on.
     """
     request = config.request()
-    tuned = overrides_of(_tuned(request)) if config.n_trials else []
+    tuned = overrides_of(_best_setting(request)) if config.n_trials else []
     own = [*tuned, f"seed={config.seed}"]
     final = request.config_with(own).model_copy(update={"name": config.name})
     line = shlex.join(["python", "-m", "kd.train", *request.overrides, *own])
     return run(final, line, folder=folder, since=since, out=out)
 
 
-def _tuned(request: Request) -> dict[str, str]:
+def _best_setting(request: Request) -> dict[str, str]:
     """Return the best setting of the search, when all of its trials have ended."""
     trials = search(request)
     while trials.running() or trials.open():

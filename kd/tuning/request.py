@@ -25,7 +25,7 @@ from kd.tuning.space import Space, numbers_of_loss, read_space
 OF_SPACE = "search.space."
 
 
-def as_added(words: Sequence[str]) -> list[str]:
+def with_new_ranges(words: Sequence[str]) -> list[str]:
     """Add Hydra's `++` to ranges on a command line: any knob may be in the search space."""
     return [re.sub(rf"^(?={re.escape(OF_SPACE)})", "++", word) for word in words]
 
