@@ -215,8 +215,8 @@ def read_space(
 def numbers_of_loss(cfg: DictConfig) -> dict[str, Any]:
     """Return the ranges of a loss's own numbers, as of `search=method`.
 
-    Temperature and alpha where the loss uses them; and each weight of a term that is a number of
-    its own, or the start or end of its schedule, from a tenth of it to ten times that.
+    They are temperature and alpha, where the loss uses them. A weight that is a number of its own
+    goes from a tenth of it to ten times that, and so does the start or end of its schedule.
     """
     known = {
         "temperature": {"low": 1.0, "high": 16.0, "log": True},
