@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # importing torch takes seconds
     from kd.runs.distill import distill
@@ -28,7 +28,7 @@ def load(path: str | Path, *, device: str = "cpu", trust: Sequence[str] = ()) ->
     return load_model(path, "path", device=device, trust=trust)
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name == "distill":
         from kd.runs.distill import distill
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
@@ -74,7 +74,7 @@ def run_command(
 
 
 def _exit_code(
-    main: Callable[[], Any], module: str, model: type[BaseModel] | None, doc: str | None
+    main: Callable[[], object], module: str, model: type[BaseModel] | None, doc: str | None
 ) -> int:
     """Run a command's main, print its errors and return the exit code."""
     name = module.rpartition(".")[2]
@@ -113,7 +113,7 @@ def _exit_code(
     return 0
 
 
-def _run(main: Callable[[], Any], name: str, debug: bool) -> None:
+def _run(main: Callable[[], object], name: str, debug: bool) -> None:
     """Run a command's main; turn errors of Hydra into the user's."""
     error: BaseException | None = None
     try:
@@ -207,7 +207,7 @@ def job(
 
 
 @contextmanager
-def only_one_of_a_step(config: Any) -> Iterator[None]:
+def only_one_of_a_step(config: object) -> Iterator[None]:
     """Refuse to be a second task of a SLURM step with an equal config; another seed is another
     config.
 
@@ -217,7 +217,7 @@ def only_one_of_a_step(config: Any) -> Iterator[None]:
     step = "-".join(os.environ.get(f"SLURM_{name}", "") for name in ("JOB_ID", "STEP_ID"))
     output = getattr(config, "output_dir", None)
     alone = int(os.environ.get("SLURM_NTASKS", "1")) == 1 or "" in step.split("-")
-    if output is None or alone or current():
+    if not isinstance(config, BaseModel) or output is None or alone or current():
         yield
         return
     key = hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:16]
@@ -236,7 +236,8 @@ def only_one_of_a_step(config: Any) -> Iterator[None]:
 
 def typed_overrides() -> list[str]:
     """Return the overrides as typed: Hydra's config has references resolved."""
-    words: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    words = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    assert isinstance(words, list)
     return [str(word) for word in words]
 
 
@@ -368,7 +369,7 @@ def _groups(config: str) -> list[str]:
     return [path.name for path in folder_of(config).iterdir() if path.is_dir()]
 
 
-def _compose(config: str) -> dict[str, Any]:
+def _compose(config: str) -> dict[str, object]:
     """Compose the config with the chosen groups, references unresolved."""
     GlobalHydra.instance().clear()
     groups = _groups(config)

@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
 
 from kd.errors import CommandError, RankLostError, UserError
 from kd.log import console
@@ -27,6 +26,8 @@ MEET = 600.0  # seconds in which all processes must have come
 PATIENCE = 10.0  # seconds for another process to say what went wrong
 HEARS = 120.0  # seconds for all to hear of a call, between two trainings
 LONGEST = timedelta(hours=2)  # of waiting for another process inside a training
+Call = tuple[Callable[..., None], tuple[object, ...]]  # a function, with its arguments
+
 CALL = "call"  # announces a call; what announces the end is the exit code
 POLL = 0.05  # seconds between two looks, so that a signal is heeded meanwhile
 
@@ -146,7 +147,7 @@ def follow(launch: Launch) -> int:
         raise
 
 
-def on_all_ranks(function: Callable[..., None], *args: Any) -> None:
+def on_all_ranks(function: Callable[..., None], *args: object) -> None:
     """Call a function on all ranks of the launch at once, see `Ranks.call`; else just call it."""
     if _current is None:
         function(*args)
@@ -183,7 +184,7 @@ class Ranks:
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         self.store = PrefixStore(f"kd-{attempt}", store)
 
-    def call(self, function: Callable[..., None], *args: Any) -> None:
+    def call(self, function: Callable[..., None], *args: object) -> None:
         """Call a function on all ranks at once; on rank 0 alone.
 
         Args:
@@ -250,7 +251,7 @@ class Ranks:
                     f"rank {rank} does not answer; the same command goes on from here"
                 )
 
-    def _meet(self, number: int, given: Any = None) -> None:
+    def _meet(self, number: int, given: Call | None = None) -> None:
         """Call what rank 0 has sent, in a process group made for it."""
         import torch
         from torch import distributed as dist
@@ -266,6 +267,7 @@ class Ranks:
         try:
             box = [given]
             dist.broadcast_object_list(box, device=torch.device("cpu"))
+            assert box[0] is not None  # rank 0 has one
             function, args = box[0]
             function(*args)
             dist.all_reduce(torch.zeros(1))  # who leaves first would cut the others off

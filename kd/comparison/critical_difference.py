@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import friedmanchisquare, rankdata, studentized_range
 
-from kd.reports.palette import BLACK, BLUE, Axes
+from kd.reports.palette import BLACK, BLUE
 from kd.summary.significance import LEVEL
 
 

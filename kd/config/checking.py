@@ -12,6 +12,7 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from kd.errors import UserError, nearest
 
@@ -68,7 +69,7 @@ def reference_error(error: InterpolationKeyError, plain: Any) -> str:
     return f"{at} there is no such key{nearest(missing, keys)}"
 
 
-def dotted_keys(plain: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+def dotted_keys(plain: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     """Return all dotted keys of a config, with their values."""
     keys = {}
     for name, value in plain.items():
@@ -89,7 +90,7 @@ def check_as(model: type[M], cfg: DictConfig) -> M:
     return validate(model, plain)
 
 
-def validate(model: type[M], plain: Any, prefix: str = "") -> M:
+def validate(model: type[M], plain: object, prefix: str = "") -> M:
     """Validate a plain mapping as `model`.
 
     Args:
@@ -106,7 +107,7 @@ def validate(model: type[M], plain: Any, prefix: str = "") -> M:
         ) from None
 
 
-def describe(error: Any, model: type[BaseModel], prefix: str = "") -> str:
+def describe(error: ErrorDetails, model: type[BaseModel], prefix: str = "") -> str:
     """Describe a pydantic error in one line: the key, what was found, what is accepted.
 
     Args:

@@ -38,7 +38,7 @@ NOT_OURS = {
 hydra.utils.log.addFilter(lambda _: False)
 
 
-def construct(node: Mapping[str, Any], where: str, /, **extra: Any) -> Any:
+def construct(node: Mapping[str, object], where: str, /, **extra: object) -> Any:
     """Call the node's `_target_` with the node's keywords, plus those of `extra` that it has
     parameters for.
 
@@ -62,36 +62,32 @@ def construct(node: Mapping[str, Any], where: str, /, **extra: Any) -> Any:
         raise UserError(f"{where}: {first_line(error)}") from error
 
 
-def resolve_target(
-    node: Mapping[str, Any], where: str
-) -> tuple[Callable[..., Any], dict[str, Any]]:
+def resolve_target(node: object, where: str) -> tuple[Callable[..., object], dict[str, object]]:
     """Import the object that a node's `_target_` names; returns it with the node's other entries.
 
     Raises:
         UserError: there is no such object.
     """
-    if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
+    if not isinstance(node, Mapping) or not isinstance(path := node.get("_target_"), str):
         raise UserError(
             f"{where}: needs a `_target_`, the dotted path of what to build; found {node!r}"
         )
     keywords = {str(name): value for name, value in node.items() if name != "_target_"}
     try:
-        target = hydra.utils.get_object(node["_target_"])
+        target = hydra.utils.get_object(path)
     except (ImportError, ValueError, AttributeError) as error:
         reason = first_line(error.__cause__ or error)
-        raise UserError(
-            f"{where}._target_: cannot import {node['_target_']!r}: {reason}"
-        ) from error
+        raise UserError(f"{where}._target_: cannot import {path!r}: {reason}") from error
     try:
         inspect.signature(target)
     except (TypeError, ValueError) as error:
         raise UserError(
-            f"{where}._target_: {node['_target_']!r} cannot be called by keywords: {error}"
+            f"{where}._target_: {path!r} cannot be called by keywords: {error}"
         ) from error
     return target, keywords
 
 
-def parameters_of(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+def parameters_of(target: Callable[..., object]) -> Mapping[str, inspect.Parameter]:
     """Return the parameters of `target`; with `**rest` in its `__init__` also its base's."""
     found = dict(inspect.signature(target).parameters)
     if not inspect.isclass(target):
@@ -111,7 +107,7 @@ def first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
-def check_values(target: Callable[..., Any], keywords: Mapping[str, Any], where: str) -> None:
+def check_values(target: Callable[..., object], keywords: Mapping[str, object], where: str) -> None:
     """Refuse values of other types than those annotated in `target`.
 
     Values are read as JSON, which is what a config holds: a list for a tuple, an integer for a
@@ -139,11 +135,11 @@ def check_values(target: Callable[..., Any], keywords: Mapping[str, Any], where:
             continue
 
 
-def _hints(target: Callable[..., Any]) -> dict[str, Any]:
+def _hints(target: Callable[..., object]) -> dict[str, object]:
     """Return the parameter types of a target; of a class also those of its bases' `__init__`."""
     bases = reversed(inspect.getmro(target)) if inspect.isclass(target) else []
     builders = [vars(each).get("__init__") for each in bases]
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for function in filter(inspect.isfunction, builders or [target]):
         # Types imported for type checking only
         with contextlib.suppress(NameError, TypeError):
@@ -152,11 +148,13 @@ def _hints(target: Callable[..., Any]) -> dict[str, Any]:
 
 
 @functools.cache
-def _type(hint: Any) -> TypeAdapter[Any]:
+def _type(hint: Any) -> TypeAdapter[object]:
     return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
 
 
-def check_keywords(target: Callable[..., Any], keywords: Mapping[str, Any], where: str) -> None:
+def check_keywords(
+    target: Callable[..., object], keywords: Mapping[str, object], where: str
+) -> None:
     """Refuse unknown keywords of `target` and missing required ones.
 
     Raises:

@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import (
     AfterValidator,
@@ -23,13 +23,13 @@ Trains = Literal["all", "head", "frozen_norms", "none"]
 Match = Literal["name", "order"]
 # See kd.training.learning_rate
 LearningRate = Annotated[
-    Any,
+    str | dict[str, object],
     BeforeValidator(read_rate),
     Field(description=f"one of {', '.join(RATES)}, or {{schedule: NAME, ...}} with its numbers"),
 ]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # range of torch's generators
 # `_target_` and keywords, which are checked against the target's signature when it is built
-Node = dict[str, Any]
+Node = dict[str, object]
 
 LONGEST = 160  # bytes of a run's name; a file name may have 255, with prefix and suffix
 
@@ -44,21 +44,21 @@ class AcceptedValue:
     """
 
     words: str
-    test: Callable[[Any], bool]
+    test: Callable[[object], bool]
 
     def __get_pydantic_core_schema__(
-        self, source: Any, handler: GetCoreSchemaHandler
+        self, source: object, handler: GetCoreSchemaHandler
     ) -> core_schema.CoreSchema:
         """Add the test after the type check."""
         return core_schema.no_info_after_validator_function(self._check, handler(source))
 
     def __get_pydantic_json_schema__(
         self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
-    ) -> dict[str, Any]:
+    ) -> dict[str, object]:
         """Return the schema for `--help`."""
         return {"description": self.words}
 
-    def _check(self, found: Any) -> Any:
+    def _check(self, found: object) -> object:
         if not self.test(found):
             raise PydanticCustomError("accepted", "accepted is {words}", {"words": self.words})
         return found
@@ -67,7 +67,7 @@ class AcceptedValue:
 def number(knob: str, accept: Accept) -> AcceptedValue:
     """Constrain a number or schedule by range; a schedule is kept as written."""
 
-    def test(value: Any) -> bool:
+    def test(value: object) -> bool:
         try:
             make_schedule(value, knob, accept)
         except UserError as error:

@@ -11,7 +11,6 @@ before the command line. The source below provides them to Hydra: the last entry
 
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
-from typing import Any
 
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
@@ -66,14 +65,14 @@ class LossNumbersPath(SearchPathPlugin):
         search_path.append("kd", "kd://")
 
 
-def _numbers(config_path: str) -> dict[str, Any]:
+def _numbers(config_path: str) -> dict[str, object]:
     """Return what to merge after the experiment: the loss file's numbers, then the authors'."""
     group, *choices = config_path.removesuffix(".yaml").split("/")
     if group != GROUP or len(choices) != 3 or not GlobalHydra.instance().is_initialized():
         return {}
     *groups, pair = choices
     experiments, losses = (group.split(",") for group in groups)
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for knob in KNOBS:
         recipes = [each for each in experiments if knob in _knobs(f"experiment/{each}")]
         own = [_knobs(f"loss/{each}") for each in losses]
@@ -90,7 +89,7 @@ def _stays(experiment: str, knob: str, losses: list[str]) -> bool:
     return is_schedule or _experiment_loss(f"experiment/{experiment}") in losses
 
 
-def _of_the_authors(table: DictConfig, loss: str, pair: str) -> dict[str, Any]:
+def _of_the_authors(table: DictConfig, loss: str, pair: str) -> dict[str, object]:
     """Return the published numbers for the pair, or for any, with their source for the report.
 
     Rows of the method `any` hold beside those of the loss.
@@ -113,9 +112,9 @@ def _merge(nested: DictConfig, values: DictConfig) -> None:
         OmegaConf.update(nested, str(key), value)
 
 
-def _knobs(path: str) -> dict[str, Any]:
+def _knobs(path: str) -> dict[str, object]:
     """Return `alpha` and `temperature` as set by a file or its parents."""
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for part in _parts(path):
         found |= {knob: part[knob] for knob in KNOBS if knob in part}
     return found
@@ -124,7 +123,7 @@ def _knobs(path: str) -> dict[str, Any]:
 def _experiment_loss(path: str) -> str | None:
     """Return the loss that an experiment names, or the command's default."""
     named = [part["override"] for part in _parts(path) if part.get("override")]
-    return named[-1] if named else _default_loss()
+    return str(named[-1]) if named else _default_loss()
 
 
 def _default_loss() -> str | None:
@@ -133,7 +132,7 @@ def _default_loss() -> str | None:
     return next((str(each.loss) for each in defaults if "loss" in each), None)
 
 
-def _parts(path: str) -> Iterator[dict[str, Any]]:
+def _parts(path: str) -> Iterator[dict[str, object]]:
     """Iterate over the files that compose a file, itself last: their numbers, and their loss."""
     file = _file(path)
     if file is None:

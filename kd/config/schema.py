@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 from functools import partial
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+from typing import Annotated, ClassVar, Literal, Self, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from pydantic import (
@@ -144,7 +144,7 @@ class Start(Strict):
 
     @model_validator(mode="before")
     @classmethod
-    def _net(cls, given: Any) -> Any:
+    def _net(cls, given: object) -> object:
         if not isinstance(given, dict) or given.get("net") is not None:
             return given
         path = given.get("path")
@@ -177,7 +177,7 @@ class TeacherConfig(Recipe, AnswerConfig, Start):
     members: Annotated[list[Node], Field(min_length=1)] | None = None
     weights: list[PositiveFloat] | None = None
     average: Literal["logits", "probabilities"] = "logits"
-    average_temperature: Any = (
+    average_temperature: object = (
         None  # often `${temperature}`, which may be a schedule; used for probabilities
     )
 
@@ -287,8 +287,8 @@ class Training(Recipe):
         temperature: of the softened probabilities, > 0; a number or a schedule.
     """
 
-    alpha: Annotated[Any, number("alpha", SHARE)]
-    temperature: Annotated[Any, number("temperature", POSITIVE)]
+    alpha: Annotated[object, number("alpha", SHARE)]
+    temperature: Annotated[object, number("temperature", POSITIVE)]
     force: bool
     debug: bool
     pictures: bool
@@ -306,6 +306,11 @@ class Training(Recipe):
         """Those of `alpha` and `temperature` that the loss uses."""
         return self._used
 
+    @property
+    def precision(self) -> str:
+        """Number format of the student's training."""
+        return str(self.trainer["precision"])
+
     def resolve(self) -> Self:
         """Return the config with `auto` precisions resolved, and without pictures in a trial run.
 
@@ -313,7 +318,7 @@ class Training(Recipe):
             UserError: the device does not support a precision.
         """
         accelerator = str(self.trainer.get("accelerator", "auto"))
-        student = resolve_precision(self.trainer["precision"], accelerator, "trainer.precision")
+        student = resolve_precision(self.precision, accelerator, "trainer.precision")
         teacher = resolve_precision(self.teacher.precision, accelerator, "teacher.precision")
         return self.model_copy(
             update={
@@ -342,8 +347,10 @@ class Config(Training):
 
     @model_validator(mode="before")
     @classmethod
-    def _teacher_data(cls, given: Any) -> Any:
+    def _teacher_data(cls, given: object) -> object:
         """Pass `teacher.data` to the data module, which gives each stage its images."""
+        if not isinstance(given, dict):
+            return given
         data, teacher = (given.get(name) for name in ("data", "teacher"))
         asked = teacher.get("data") if isinstance(teacher, dict) else None
         if not isinstance(asked, str | dict) or not isinstance(data, dict):

@@ -5,7 +5,7 @@ others.
 import math
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
@@ -15,22 +15,22 @@ from kd.config.precision import ACCEPTED, read_precision
 from kd.errors import UserError
 
 
-def _whole(found: Any) -> bool:
+def _whole(found: object) -> bool:
     return type(found) is int and found > 0
 
 
-def _devices(found: Any) -> bool:
+def _devices(found: object) -> bool:
     if isinstance(found, list):
         numbers = all(type(each) is int and each >= 0 for each in found)
         return numbers and 0 < len(found) == len(set(found))
     return _whole(found) or found in ("auto", -1)
 
 
-def _batches(found: Any) -> bool:
+def _batches(found: object) -> bool:
     return _whole(found) or (type(found) is float and 0 < found <= 1)
 
 
-def _duration(found: Any) -> bool:
+def _duration(found: object) -> bool:
     units = {"weeks", "days", "hours", "minutes", "seconds"}
     if isinstance(found, dict):
         numbers = all(type(each) in (int, float) and each >= 0 for each in found.values())
@@ -39,23 +39,24 @@ def _duration(found: Any) -> bool:
     return isinstance(found, str) and bool(re.fullmatch(shape, found))
 
 
-Whole = Annotated[Any, AcceptedValue("a whole number from 1", _whole)]
+Whole = Annotated[object, AcceptedValue("a whole number from 1", _whole)]
 Devices = Annotated[
-    Any,
+    object,
     AcceptedValue(
         "a whole number from 1, auto or -1 for all, or a list of GPUs as [0,1]", _devices
     ),
 ]
 Batches = Annotated[
-    Any,
+    object,
     AcceptedValue("a number of batches from 1, or a share of them above 0 and up to 1.0", _batches),
 ]
 Steps = Annotated[
-    Any,
+    object,
     AcceptedValue("a whole number from 1, or -1 for no limit", lambda it: _whole(it) or it == -1),
 ]
 Duration = Annotated[
-    Any, AcceptedValue("'days:hours:minutes:seconds', as '00:01:30:00', or {hours: 1}", _duration)
+    object,
+    AcceptedValue("'days:hours:minutes:seconds', as '00:01:30:00', or {hours: 1}", _duration),
 ]
 
 
@@ -78,7 +79,7 @@ class Options(BaseModel):
     strategy: str | None = None
     devices: Devices = None
     num_nodes: Whole = None
-    precision: Annotated[Any, Field(description=f"one of {', '.join(ACCEPTED)}")] = None
+    precision: Annotated[object, Field(description=f"one of {', '.join(ACCEPTED)}")] = None
     max_epochs: Whole = None
     min_epochs: Whole = None
     max_steps: Steps = None
@@ -92,7 +93,7 @@ class Options(BaseModel):
     accumulate_grad_batches: PositiveInt | None = None
     gradient_clip_algorithm: Literal["norm", "value"] | None = None
     deterministic: Annotated[
-        Any, AcceptedValue("true, false or warn", lambda it: it in (True, False, "warn"))
+        object, AcceptedValue("true, false or warn", lambda it: it in (True, False, "warn"))
     ] = None
     benchmark: bool | None = None
     compile: bool | None = None
@@ -125,7 +126,7 @@ INSTEAD = {
 }
 
 
-def trainer_options(found: dict[str, Any]) -> dict[str, Any]:
+def trainer_options(found: dict[str, object]) -> dict[str, object]:
     """Return the options that are set, checked.
 
     Raises:
@@ -137,13 +138,13 @@ def trainer_options(found: dict[str, Any]) -> dict[str, Any]:
         raise UserError(f"trainer.{name}: kd sets it; {INSTEAD[name]}")
     options = validate(Options, given, "trainer.")
     for name in ("min_epochs", "min_steps"):
-        if getattr(options, name) and (options.max_steps or -1) > 0:
+        if getattr(options, name) and isinstance(options.max_steps, int) and options.max_steps > 0:
             raise UserError(f"trainer.{name}: cannot be set together with trainer.max_steps")
     precision = read_precision(given.get("precision", "auto"), "trainer.precision")
     return {**options.model_dump(exclude_none=True), "precision": precision}
 
 
-def batches_of(options: Mapping[str, Any], name: str, batches: int) -> int:
+def batches_of(options: Mapping[str, object], name: str, batches: int) -> int:
     """Return how many batches an option such as `limit_train_batches` leaves; all if it is not set.
 
     Raises:
@@ -151,7 +152,7 @@ def batches_of(options: Mapping[str, Any], name: str, batches: int) -> int:
     """
     found = options.get(name)
     if not isinstance(found, float):
-        return min(found or batches, batches)
+        return min(found, batches) if isinstance(found, int) else batches
     if not (left := int(found * batches)):
         raise UserError(
             f"trainer.{name}: found {found}, which is less than one of {batches} batches; "
@@ -161,20 +162,26 @@ def batches_of(options: Mapping[str, Any], name: str, batches: int) -> int:
     return left
 
 
+def epochs_of(options: Mapping[str, object], epochs: int) -> int:
+    """Return how many of these epochs `max_epochs` leaves; all if it is not set."""
+    most = options.get("max_epochs")
+    return min(most, epochs) if isinstance(most, int) else epochs
+
+
 TRIAL_BATCH = 32  # images in a batch of a trial
 
 
-def is_trial(options: Mapping[str, Any]) -> bool:
+def is_trial(options: Mapping[str, object]) -> bool:
     """Whether both training and test are short, as in `trainer=smoke`."""
     short = ("limit_train_batches", "limit_test_batches")
     return all(options.get(name) is not None for name in short)
 
 
-def trial_note(options: Mapping[str, Any]) -> list[str]:
+def trial_note(options: Mapping[str, object]) -> list[str]:
     """Return the warning for a trial's figures; nothing for other options."""
     if "limit_test_batches" not in options:
         return []
     return ["A trial on a few batches of everything: its figures mean nothing."]
 
 
-TrainerOptions = Annotated[dict[str, Any], AfterValidator(trainer_options)]
+TrainerOptions = Annotated[dict[str, object], AfterValidator(trainer_options)]

@@ -44,8 +44,10 @@ def usage(doc: str, folder: Path, config: str, model: type[BaseModel]) -> str:
     return "\n".join(parts)
 
 
-def _defaults(folder: Path, config: str) -> list[Any]:
-    found: list[Any] = yaml.safe_load((folder / f"{config}.yaml").read_text()).get("defaults", [])
+def _defaults(folder: Path, config: str) -> list[object]:
+    found: list[object] = yaml.safe_load((folder / f"{config}.yaml").read_text()).get(
+        "defaults", []
+    )
     return found
 
 

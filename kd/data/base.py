@@ -103,7 +103,7 @@ class DataModule(ABC):
         test_fraction: float = 0.2,
         split_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0,
         limit: int | None = None,
-        augment: Mapping[str, Any] | None = None,
+        augment: Mapping[str, object] | None = None,
         views: int | None = None,
         normalization: dict[str, list[float]] | None = None,
         class_weights: Weights | None = None,
@@ -112,7 +112,7 @@ class DataModule(ABC):
         omit: list[str | int] | None = None,
         val_labels: Labels = None,
         unlabeled: str | None = None,
-        teacher_data: dict[str, Any] | None = None,
+        teacher_data: dict[str, object] | None = None,
         on_bad_image: OnBad = "stop",
         license: str | None = None,
         cache: Mode = "auto",
@@ -481,7 +481,7 @@ class DataModule(ABC):
         """Source of the second image of a mixed view; None if views do not mix."""
         return self.training_images if self.augment.mixes else None
 
-    def key(self) -> dict[str, Any]:
+    def key(self) -> dict[str, object]:
         """Return everything in the data that a training depends on: not the folder, not the test
         part.
         """
@@ -499,13 +499,13 @@ class DataModule(ABC):
             "length": self.length,
         }
 
-    def _crops_key(self, images: Images) -> dict[str, Any]:
+    def _crops_key(self, images: Images) -> dict[str, object]:
         """Return what random crops of the originals depend on, where there are any."""
         if not self.augment.resized_crop:
             return {}
         return {"originals": images.source_fingerprint, "reading": asdict(self.reading)}
 
-    def view_key(self) -> dict[str, Any]:
+    def view_key(self) -> dict[str, object]:
         """Return everything that views depend on except the seed; labels are not included."""
         mixed = self.mixing_pool
         return {

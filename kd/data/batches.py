@@ -1,7 +1,6 @@
 """Batches of images by position, and their order."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -156,12 +155,12 @@ class InOrder(Sampler[list[int]]):
 class Loader(DataLoader[Batch]):
     """Loader with its own generator for worker seeds: resuming must not shift the model's draws."""
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         # Is not sent to the processes of a distributed training
         return {
             **self.__dict__,
             "generator": None,
         }
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update({**state, "generator": torch.Generator()})

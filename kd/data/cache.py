@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import PIL
@@ -40,6 +40,22 @@ REMEDY = "make room, set data.cache_dir to another folder, or data.cache=off to 
 NAMED = 5  # files named in a note
 
 Mode = Literal["auto", "ram", "disk", "stream", "off"]
+
+
+class Manifest(TypedDict):
+    """What is known of an entry.
+
+    Attributes:
+        bad: reason by file position, as a string.
+        notes: remarks, as text.
+        facts: checksum of the facts on the images.
+        pixels: stamp of the array; None without one.
+    """
+
+    bad: dict[str, str]
+    notes: list[str]
+    facts: str
+    pixels: list[int] | None
 
 
 @dataclass(frozen=True)
@@ -140,7 +156,7 @@ class Cache:
         reading: Reading,
         *,
         pixels: bool,
-    ) -> dict[str, Any]:
+    ) -> Manifest:
         """Decode into a new entry, with or without pixels; it appears complete or not at all."""
         partial = entry.with_name(f"{entry.name}.partial")
         # Left by a killed run; this process holds the lock.
@@ -155,8 +171,8 @@ class Cache:
                     array.flush()
                     del array
                 facts.save(partial / FACTS)
-                manifest = {
-                    "bad": bad,
+                manifest: Manifest = {
+                    "bad": {str(i): reason for i, reason in bad.items()},
                     "notes": notes,
                     "facts": checksum(partial / FACTS),
                     "pixels": _stamp(partial) if pixels else None,
@@ -167,7 +183,7 @@ class Cache:
             except Exception:
                 shutil.rmtree(partial, ignore_errors=True)  # free the space for others
                 raise
-        return manifest | {"bad": {str(i): reason for i, reason in bad.items()}}
+        return manifest
 
 
 def _open_rows(
@@ -251,7 +267,7 @@ def _room(path: Path, shape: tuple[int, ...]) -> "np.memmap[Any, np.dtype[np.uin
     return array
 
 
-def _valid(entry: Path, mode: Mode) -> dict[str, Any] | None:
+def _valid(entry: Path, mode: Mode) -> Manifest | None:
     """Return the entry's manifest if its files are intact, else None.
 
     A mapped array is checked whole only if its file was touched, because it may be large. Otherwise
@@ -260,14 +276,14 @@ def _valid(entry: Path, mode: Mode) -> dict[str, Any] | None:
     if not entry.exists():
         return None
     try:
-        manifest: dict[str, Any] = json.loads((entry / MANIFEST).read_text())
+        manifest: Manifest = json.loads((entry / MANIFEST).read_text())
         stamp = manifest["pixels"]
         if stamp is None and mode != "stream":
             return None
         whole = manifest["facts"] == checksum(entry / FACTS) and (
             mode == "stream"
             or (mode == "disk" and stamp == _stamp(entry))
-            or _same_pixels(entry, stamp)
+            or (stamp is not None and _same_pixels(entry, stamp))
         )
     except (OSError, ValueError, KeyError):
         whole = False

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -189,7 +189,7 @@ class PixelStore:
         """Check an image against its digest."""
         return digest_of(self.array[row].numpy()) == self.facts.digests[row].numpy().tobytes()
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         if self.file is not None:
             return (PixelStore.from_file, (self.file, self.originals))
         return (PixelStore, (self.array, self.facts, None, self.originals))

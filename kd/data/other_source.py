@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -12,16 +12,16 @@ from kd.data.images import Images, Source, Split
 from kd.errors import UserError
 from kd.shape import Shape
 
-NOTHING: Mapping[str, Any] = MappingProxyType({})
+NOTHING: Mapping[str, object] = MappingProxyType({})
 T = TypeVar("T")
 
 
 def sized_source(
     kind: type[T],
-    node: Mapping[str, Any],
+    node: Mapping[str, object],
     where: str,
     shape: Shape,
-    reading: Mapping[str, Any] = NOTHING,
+    reading: Mapping[str, object] = NOTHING,
 ) -> T:
     """Build a source whose image files are decoded at the size that the nets take.
 

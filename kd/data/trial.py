@@ -4,7 +4,7 @@ import math
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -14,7 +14,7 @@ from kd.data.base import DataModule, Images
 D = TypeVar("D", bound=DataModule)
 
 
-def shorten(data: D, options: Mapping[str, Any], least: int = 1) -> D:
+def shorten(data: D, options: Mapping[str, object], least: int = 1) -> D:
     """Limit validation and test images as the Trainer's options say; changes and returns the data.
 
     All uses see the limited parts: validation, the watch over the teacher, the test.

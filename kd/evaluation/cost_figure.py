@@ -1,12 +1,13 @@
 """Latencies of a benchmark as a picture: median and 95th percentile, by backend and net."""
 
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from kd.evaluation.cost_text import at, places
 from kd.files.benchmark_file import BenchmarkRecord
-from kd.reports.palette import BLACK, ROLES, Axes
+from kd.reports.palette import BLACK, ROLES
 
 
 def figure_of(found: BenchmarkRecord) -> Figure:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from kd.data.base import DataModule, Images
 from kd.data.other_source import label_order, sized_source, unseen
@@ -41,11 +40,11 @@ def of_own(own: DataModule | None) -> EvaluationSet:
 
 
 def of_other(
-    node: Mapping[str, Any],
+    node: Mapping[str, object],
     classes: Sequence[str],
     shape: Shape,
     own: DataModule | None,
-    reading: Mapping[str, Any] | None = None,
+    reading: Mapping[str, object] | None = None,
 ) -> EvaluationSet:
     """Return another data set's test part, or all of it without one, minus what the nets have seen.
 

@@ -1,7 +1,7 @@
 """Requests to `kd.evaluate` and `kd.benchmark`, checked before the slow import of torch."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
 from pydantic import (
     AfterValidator,
@@ -38,7 +38,7 @@ class Benchmark(RunRequest):
     threads: Annotated[int, Field(gt=0, le=4096)] | None
 
 
-def _corruptions(found: Any) -> list[str]:
+def _corruptions(found: object) -> list[str]:
     """Return the names of the requested corruptions."""
     from kd.measure.corruptions import CORRUPTIONS
 
@@ -55,7 +55,7 @@ def _corruptions(found: Any) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _name(found: Any) -> Any:
+def _name(found: object) -> object:
     # Such as a digit, which YAML reads as a number
     return str(found) if type(found) is int else found
 
@@ -90,12 +90,12 @@ class Evaluate(RunRequest):
     data: Node
     flips: bool
     operating_point: OperatingPoint
-    corruptions: Annotated[Any, AfterValidator(_corruptions)]
+    corruptions: Annotated[list[str], BeforeValidator(_corruptions)]
     severities: Annotated[list[Annotated[int, Field(ge=1, le=5)]], Field(min_length=1)]
     seed: Seed
     output_dir: str
 
-    def read_as(self, reading: Mapping[str, Any]) -> dict[str, Any]:
+    def read_as(self, reading: Mapping[str, object]) -> dict[str, object]:
         """Return how another data set's files are read: as the run's, but for what was typed.
 
         Args:

@@ -17,7 +17,7 @@ class WholeCheckpoints(TorchCheckpointIO):
     """Writes each of Lightning's checkpoints completely to disk before it replaces the last one."""
 
     def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+        self, checkpoint: dict[str, object], path: str | Path, storage_options: object = None
     ) -> None:
         """Write a checkpoint.
 

@@ -76,7 +76,7 @@ class Header(BaseModel):
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
     schema_: Annotated[int, Field(alias="schema")] = SCHEMA
-    net: dict[str, Any]
+    net: dict[str, object]
     shape: tuple[Count, Count, Count] | None = None
     classes: list[str] | None = None
     mean: list[float] | None = None
@@ -116,7 +116,7 @@ def header_of(path: Path) -> dict[str, Any] | None:
     return {name: value for name, value in found.items() if name != "sha256"}
 
 
-def net_of(path: str | Path, where: str) -> dict[str, Any]:
+def net_of(path: str | Path, where: str) -> dict[str, object]:
     """Return the net node in a file's header, or that of a Hugging Face folder.
 
     Only the project's own nets and the net libraries are allowed.
@@ -136,6 +136,6 @@ def net_of(path: str | Path, where: str) -> dict[str, Any]:
             f"{where}.net: {file} does not name its net, as a run's student does; choose it: "
             f"{where}=resnet18 {where}.path={file}"
         )
-    node: dict[str, Any] = header["net"]
+    node: dict[str, object] = header["net"]
     check_allowlist(node, "net", f"{where}.net: {file}", remedy=f"give {where}.net yourself")
     return node

@@ -7,7 +7,6 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -125,14 +124,15 @@ def _state_in(outline: object) -> str:
     return f"x[{named[0]!r}].state_dict()" if named else "x"
 
 
-def _places(outline: Mapping[Any, Any], x: str, depth: int = 0) -> Iterator[tuple[str, int]]:
+def _places(outline: Mapping[str, object], x: str, depth: int = 0) -> Iterator[tuple[str, int]]:
     """Iterate over the mappings with tensors: their expression, and the number of tensors."""
     if tensors := sum(isinstance(value, _BlankTensor) for value in outline.values()):
         yield x, tensors
     usual = [name for name in CONTAINERS if name in outline]
     for name in [*usual, *(each for each in outline if each not in usual)]:
-        if isinstance(outline[name], Mapping) and depth < DEEPEST:
-            yield from _places(outline[name], f"{x}[{name!r}]", depth + 1)
+        inner = outline[name]
+        if isinstance(inner, Mapping) and depth < DEEPEST:
+            yield from _places(inner, f"{x}[{name!r}]", depth + 1)
 
 
 class _Blank:

@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -19,7 +18,7 @@ HEADER = "kd"
 
 
 def save_tensors(
-    tensors: Mapping[str, Tensor], path: Path, about: Mapping[str, Any] | None = None
+    tensors: Mapping[str, Tensor], path: Path, about: Mapping[str, object] | None = None
 ) -> None:
     """Write tensors, replacing an earlier file.
 

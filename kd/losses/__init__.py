@@ -33,14 +33,13 @@ entry here.
 
 import importlib
 import pkgutil
-from typing import Any
 
 __all__ = [
     f"{module.name}_loss" for module in pkgutil.iter_modules(__path__) if module.name[0] != "_"
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name in __all__:
         return getattr(importlib.import_module(f"kd.losses.{name.removesuffix('_loss')}"), name)
     raise AttributeError(f"kd.losses has no {name!r}; it has {', '.join(__all__)}")

@@ -3,7 +3,6 @@
 import copy
 import sys
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from kd.shape import Shape
 
 
 def build_net(
-    node: Mapping[str, Any],
+    node: Mapping[str, object],
     shape: Shape,
     where: str,
     *,
@@ -94,7 +93,7 @@ def build_net(
     return net.train()
 
 
-def main_logits(answer: Any) -> Tensor | None:
+def main_logits(answer: object) -> Tensor | None:
     """Return the logits [B, C] in a net's output: itself, its `logits`, or its first element; or
     None.
 
@@ -108,12 +107,12 @@ def main_logits(answer: Any) -> Tensor | None:
     return found if isinstance(found, Tensor) else None
 
 
-def _logits_alone(net: nn.Module, images: Any, answer: Any) -> Any:
+def _logits_alone(net: nn.Module, images: object, answer: object) -> object:
     """Forward hook that reduces a net's output to its main logits."""
     return answer if isinstance(answer, Tensor) else main_logits(answer)
 
 
-def _in_training(net: nn.Module, shape: Shape, where: str) -> Any:
+def _in_training(net: nn.Module, shape: Shape, where: str) -> object:
     """Return a net's output for two blank images in train mode, leaving the net unchanged."""
     dummy = copy.deepcopy(net).train()
     try:
@@ -125,7 +124,7 @@ def _in_training(net: nn.Module, shape: Shape, where: str) -> Any:
         ) from error
 
 
-def _refuse_larger(node: Mapping[str, Any], shape: Shape, where: str, most: int) -> None:
+def _refuse_larger(node: Mapping[str, object], shape: Shape, where: str, most: int) -> None:
     """Refuse a net with more parameters and buffers, without allocating them."""
     given = {
         "num_classes": shape.num_classes,
@@ -147,7 +146,7 @@ def _refuse_larger(node: Mapping[str, Any], shape: Shape, where: str, most: int)
         )
 
 
-def pretrained_weights_of(node: Mapping[str, Any], where: str) -> PretrainedWeights | None:
+def pretrained_weights_of(node: Mapping[str, object], where: str) -> PretrainedWeights | None:
     """Return the pretrained weights that a node asks for; None if it asks for none.
 
     The net's own file decides, through a function `pretrained_weights` that takes the node's
@@ -169,7 +168,7 @@ def pretrained_weights_of(node: Mapping[str, Any], where: str) -> PretrainedWeig
     return found
 
 
-def fresh_node(node: Mapping[str, Any]) -> dict[str, Any]:
+def fresh_node(node: Mapping[str, object]) -> dict[str, object]:
     """Return the node with fresh weights, also for a net inside it."""
     return {
         name: fresh_node(value) if isinstance(value, Mapping) else value

@@ -4,7 +4,6 @@ import copy
 import hashlib
 import inspect
 import uuid
-from typing import Any
 
 from torch import nn
 
@@ -28,7 +27,7 @@ def given_net(name: str, num_classes: int) -> nn.Module:
     return copy.deepcopy(_NETS[name])
 
 
-def register(net: nn.Module, role: str) -> dict[str, Any]:
+def register(net: nn.Module, role: str) -> dict[str, str]:
     """Keep a copy of a net and return the config node that builds it.
 
     The name is a hash of source, printed structure and weights, so that the store recognises the

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +48,7 @@ class Grown(nn.Module):
 
     def __init__(
         self,
-        net: Mapping[str, Any],
+        net: Mapping[str, object],
         blocks: Sequence[int],
         num_classes: int,
         in_channels: int,

@@ -7,7 +7,7 @@ an in-place ReLU, a copy is kept; otherwise none is made.
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 from torch import Tensor, nn
 
@@ -33,7 +33,7 @@ class NetOutput(NamedTuple):
     """
 
     logits: Tensor
-    features: Mapping[str, Any] = MappingProxyType({})
+    features: Mapping[str, object] = MappingProxyType({})
 
 
 class FeatureHooks:
@@ -100,7 +100,7 @@ class FeatureHooks:
         self.on = True
         try:
             logits = call(x)
-            seen: dict[str, Any] = {
+            seen: dict[str, object] = {
                 kind: [self.found[layer] for layer in layers]
                 for kind, layers in ((FEATS, self.paths.feats), (PREACTS, self.paths.preacts))
                 if kind in self.kinds
@@ -137,7 +137,7 @@ def kinds_of(signals: Collection[str], side: Side) -> list[str]:
 
 def build_arguments(
     student: FeaturePaths | None, teacher: FeaturePaths | None, labels: Tensor
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Return what the constructor of a learned loss may ask for by name, to size its layers.
 
     Args:
@@ -152,7 +152,7 @@ def build_arguments(
     }
 
 
-def as_signals(output: NetOutput | None, side: Side) -> dict[str, Any]:
+def as_signals(output: NetOutput | None, side: Side) -> dict[str, object]:
     """Return the output of the student (`s`) or the teacher (`t`) by the names of the signals.
 
     Args:

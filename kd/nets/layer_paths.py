@@ -4,7 +4,7 @@ import copy
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -79,17 +79,20 @@ def study(
         if path not in modules or not path:
             raise UserError(f"{where}: the net has no module {path!r}{_suggestion(path, modules)}")
     record = dry_pass(net, shape, training)
+    shapes: list[tuple[int, ...]] = []
     for path in paths:
         if path not in record.outputs:
             raise UserError(
                 f"{where}: the net's forward pass does not reach {path!r}; choose another module"
             )
-        if not isinstance(record.outputs[path], Tensor) or record.outputs[path].ndim < 2:
-            kind = type(record.outputs[path]).__name__
+        output = record.outputs[path]
+        if not isinstance(output, Tensor) or output.ndim < 2:
+            kind = type(output).__name__
             raise UserError(
                 f"{where}: {path!r} gives a {kind}, needed is a tensor [B, "
                 f"...]{_suggestion(path, modules)}"
             )
+        shapes.append(tuple(output.shape[1:]))
     feats = tuple(LayerPath(path, "output") for path in paths)
     preacts = tuple(record.before_activation(path) for path in paths)
     head = _head(net, shape)
@@ -105,7 +108,7 @@ def study(
         head,
         maps,
         frozenset(layer for layer in (*feats, *preacts, *last) if record.is_overwritten(layer)),
-        tuple(tuple(record.outputs[path].shape[1:]) for path in paths),
+        tuple(shapes),
         record.inputs[head].flatten(1).shape[1] if pooled and head is not None else 0,
     )
 
@@ -141,8 +144,8 @@ def _head(net: nn.Module, shape: Shape) -> str | None:
 class ForwardRecord:
     """Forward pass: the last input and output of each module, and tensor versions then."""
 
-    inputs: dict[str, Any] = field(default_factory=dict)
-    outputs: dict[str, Any] = field(default_factory=dict)
+    inputs: dict[str, Tensor] = field(default_factory=dict)
+    outputs: dict[str, object] = field(default_factory=dict)
     versions: dict[tuple[str, str], int] = field(default_factory=dict)
     order: list[str] = field(default_factory=list)
     activations: set[str] = field(default_factory=set)
@@ -150,7 +153,7 @@ class ForwardRecord:
     stages: set[str] = field(default_factory=set)  # modules with submodules
     activated: list[Tensor] = field(default_factory=list)
 
-    def entering(self, path: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def entering(self, path: str, module: nn.Module, inputs: tuple[object, ...]) -> None:
         """Hook before a module's forward pass."""
         if inputs and isinstance(inputs[0], Tensor):
             self.inputs[path] = inputs[0]
@@ -158,7 +161,9 @@ class ForwardRecord:
             if path in self.activations:
                 self.activated.append(inputs[0])
 
-    def leaving(self, path: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+    def leaving(
+        self, path: str, module: nn.Module, inputs: tuple[object, ...], output: object
+    ) -> None:
         """Hook after a module's forward pass."""
         self.outputs[path] = output
         self.order = [*(each for each in self.order if each != path), path]
@@ -168,6 +173,7 @@ class ForwardRecord:
     def is_overwritten(self, layer: LayerPath) -> bool:
         """Whether the tensor was overwritten between that moment and the end."""
         tensor = (self.inputs if layer.side == "input" else self.outputs)[layer.path]
+        assert isinstance(tensor, Tensor)
         return bool(tensor._version != self.versions[layer.path, layer.side])
 
     def before_activation(self, path: str) -> LayerPath:
@@ -198,7 +204,7 @@ class ForwardRecord:
                 largest = maps.numel()
         return found
 
-    def _is_activated(self, tensor: Any) -> bool:
+    def _is_activated(self, tensor: object) -> bool:
         return any(tensor is each for each in self.activated)
 
 

@@ -4,7 +4,7 @@ import contextlib
 import pickle
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import urlparse
 
 import torch
@@ -58,7 +58,7 @@ def first_convolution(net: nn.Module) -> str:
     return str(next(paths))
 
 
-def hub_state(url: str, where: str) -> dict[str, Any]:
+def hub_state(url: str, where: str) -> dict[str, Tensor]:
     """Load a state dict by URL through torch.hub's cache; only tensors are unpickled.
 
     Args:
@@ -70,7 +70,7 @@ def hub_state(url: str, where: str) -> dict[str, Any]:
     file = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
     try:
         with contextlib.redirect_stdout(sys.stderr):  # torch.hub prints its download
-            state: dict[str, Any] = torch.hub.load_state_dict_from_url(
+            state: dict[str, Tensor] = torch.hub.load_state_dict_from_url(
                 url, map_location="cpu", progress=False, check_hash=True, weights_only=True
             )
     except (

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
@@ -30,7 +31,7 @@ from kd.measure.metrics import (
     worst_of,
 )
 from kd.reports.fonts import give_letters
-from kd.reports.palette import GRAY, ROLES, SKY, Axes
+from kd.reports.palette import GRAY, ROLES, SKY
 
 
 class PixelSource(Protocol):

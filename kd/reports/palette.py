@@ -6,8 +6,6 @@ Lines and markers differ as well, for printers and for readers who see no colour
 from collections.abc import Mapping
 from typing import Any
 
-Axes = Any  # matplotlib has no types
-
 BLUE, ORANGE, GREEN = "#0072B2", "#E69F00", "#009E73"
 PURPLE, SKY, VERMILION, BLACK, GRAY = "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#999999"
 

@@ -4,7 +4,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
@@ -32,7 +31,7 @@ class DistillResult:
 
     student: nn.Module
     folder: Path
-    report: Mapping[str, Any]
+    report: Mapping[str, object]
 
 
 def distill(

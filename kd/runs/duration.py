@@ -14,7 +14,7 @@ from torch import nn
 from kd.config.fields import seconds_of
 from kd.config.precision import device_of
 from kd.config.schema import Config
-from kd.config.trainer import batches_of
+from kd.config.trainer import batches_of, epochs_of
 from kd.data.base import DataModule
 from kd.files.store import key_of
 from kd.files.writing import writing
@@ -42,7 +42,7 @@ def stage_seconds(
     seen = data.for_stage(plan.sees)
     if plan.trains == "none" or not recipe.epochs:
         return 0.0
-    epochs = min(recipe.epochs, config.trainer.get("max_epochs", recipe.epochs))
+    epochs = epochs_of(config.trainer, recipe.epochs)
     batches = max(1, seen.images_an_epoch // recipe.batch_size)
     images = batches_of(config.trainer, "limit_train_batches", batches) * recipe.batch_size
     # Validation is a forward pass: about a third of a training step

@@ -4,7 +4,6 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -67,9 +66,8 @@ def overrides_of(config: Container) -> list[Override]:
     """Return all overrides: those of a file in conf/sweep, then the command line's, which win."""
     params = OmegaConf.select(config, "hydra.sweeper.params") or {}
     words = [f"{key}={value}" for key, value in params.items()]
-    typed: Any = OmegaConf.to_container(
-        OmegaConf.select(config, "hydra.overrides.task"), resolve=False
-    )
+    typed = OmegaConf.to_container(OmegaConf.select(config, "hydra.overrides.task"), resolve=False)
+    assert isinstance(typed, list)
     hydra = GlobalHydra.instance()
     loader = hydra.config_loader() if hydra.is_initialized() else None  # needed for glob()
     return OverridesParser.create(loader).parse_overrides([*words, *map(str, typed)])

@@ -402,7 +402,7 @@ def ask_ray_for_gpus(remote: DictConfig, entries: Sequence[Entry]) -> None:
     asked = [
         devices_of(entry.config.trainer)
         for entry in entries
-        if entry.config and device_of(entry.config.trainer["accelerator"]) == "cuda"
+        if entry.config and device_of(str(entry.config.trainer["accelerator"])) == "cuda"
     ]
     if asked and "num_gpus" not in remote:
         with open_dict(remote):

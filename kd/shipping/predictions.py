@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import numpy as np
 import torch
@@ -122,7 +122,7 @@ def _csv(file: TextIO, classes: Sequence[str]) -> Iterator[Callable[[Prediction]
 
     def write(row: Prediction) -> None:
         if row.probabilities is None:
-            cells: list[Any] = [row.path, "", *("" for _ in classes), row.error]
+            cells: list[object] = [row.path, "", *("" for _ in classes), row.error]
         else:
             cells = [row.path, _choice(row, classes), *map(_number, row.probabilities), ""]
         table.writerow(map(in_a_cell, cells))
@@ -140,7 +140,7 @@ def _json(file: TextIO, classes: Sequence[str]) -> Iterator[Callable[[Prediction
 
     def write(row: Prediction) -> None:
         nonlocal before
-        found: dict[str, Any] = {
+        found: dict[str, object] = {
             "path": row.path,
             "class": None,
             "probabilities": None,

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from kd.config.schema import Config
 from kd.data.base import DataModule
@@ -11,7 +10,7 @@ from kd.stages.chain import StagePlan
 from kd.training.devices import world_size
 
 
-def fit_batch(plan: StagePlan, data: DataModule, trainer: Mapping[str, Any]) -> StagePlan:
+def fit_batch(plan: StagePlan, data: DataModule, trainer: Mapping[str, object]) -> StagePlan:
     """Limit a stage's batch size to what its training images fill; logs a reduction.
 
     Args:

@@ -2,11 +2,18 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 from kd.config.fields import Match, Node, Trains
 from kd.config.rates import check_length
-from kd.config.schema import Config, NormalizationConfig, Recipe, StageConfig, TeacherConfig
+from kd.config.schema import (
+    Config,
+    NormalizationConfig,
+    Recipe,
+    StageConfig,
+    Start,
+    TeacherConfig,
+)
 from kd.data.transfer import Sees
 from kd.errors import UserError, nearest
 from kd.training.devices import world_size
@@ -122,7 +129,7 @@ def _plan(name: str, stage: StageConfig, config: Config) -> StagePlan:
         _recipe(name, stage, config.teacher if of_teacher else config, config.trainer),
         "teacher." if of_teacher else "",
         loss,
-        precision=config.teacher.precision if of_teacher else config.trainer["precision"],
+        precision=config.teacher.precision if of_teacher else config.precision,
         teacher=stage.teacher if loss.teacher == "teacher" and stage.teacher else loss.teacher,
         start=stage.start,
         trains=stage.trains,
@@ -131,8 +138,8 @@ def _plan(name: str, stage: StageConfig, config: Config) -> StagePlan:
         sees=_sees(of_teacher, loss),
     )
     if name == "teacher":
-        return replace(plan, **_teacher_start(config))
-    return replace(plan, **_student_start(plan, config)) if stage.net == "student" else plan
+        return _with_teacher_start(plan, config)
+    return _with_student_start(plan, config) if stage.net == "student" else plan
 
 
 def _loss(name: str, stage: StageConfig, config: Config) -> LossSpec:
@@ -174,7 +181,8 @@ def _net(
         return stage.net, f"stage.{name}.net", stage.taps
     if stage.net == "teacher":
         return config.teacher.net, "teacher.net", stage.taps or config.teacher.taps
-    if own := loss.node.get("net"):  # a method may replace the student's net
+    own = loss.node.get("net")
+    if isinstance(own, dict):  # a method may replace the student's net
         return own, "loss.net", stage.taps
     return config.student.net, "student.net", stage.taps or config.student.taps
 
@@ -195,36 +203,43 @@ def _names(teacher: TeacherConfig) -> list[str]:
     return [f"teacher_{i + 1}" for i in range(len(teacher.members or ()))]
 
 
-def _teacher_start(config: Config) -> dict[str, Any]:
-    """Return the teacher's start, and how much of it is trained."""
+def _with_teacher_start(plan: StagePlan, config: Config) -> StagePlan:
+    """Return the plan with the teacher's start, and how much of it is trained."""
     teacher = config.teacher
     if teacher.members:
-        return {"net": _ensemble(teacher), "trains": "none", "members": tuple(_names(teacher))}
-    return {
-        name: getattr(teacher, name)
-        for name in ("path", "state", "match", "classes", "trains", "normalization")
-    }
+        members = tuple(_names(teacher))
+        return replace(plan, net=_ensemble(teacher), trains="none", members=members)
+    return replace(_with_start(plan, teacher), trains=teacher.trains)
 
 
-def _student_start(plan: StagePlan, config: Config) -> dict[str, Any]:
-    """Return the student's start in a stage, and how much of it is trained.
+def _with_student_start(plan: StagePlan, config: Config) -> StagePlan:
+    """Return the plan with the student's start in a stage, and how much of it is trained.
 
     Raises:
         UserError: the loss replaces the net, so the weights in the file do not fit.
     """
     student = config.student
-    found = dict[str, Any]()
     if student.finetune and plan.trains == "all":
-        found["trains"] = student.finetune
+        plan = replace(plan, trains=student.finetune)
     if plan.start or plan.where != "student.net":
         if student.path and not plan.start:
             raise UserError(
                 f"student.path: the loss of stage {plan.name} makes a net of its own of the "
                 "student's, which cannot start from a file; accepted is null"
             )
-        return found
-    names = ("path", "state", "match", "classes", "normalization")
-    return found | {name: getattr(student, name) for name in names}
+        return plan
+    return _with_start(plan, student)
+
+
+def _with_start(plan: StagePlan, start: Start) -> StagePlan:
+    return replace(
+        plan,
+        path=start.path,
+        state=start.state,
+        match=start.match,
+        classes=start.classes,
+        normalization=start.normalization,
+    )
 
 
 def _ensemble(teacher: TeacherConfig) -> Node:
@@ -260,7 +275,7 @@ def _role(name: str, stage: StageConfig) -> Role | None:
     return "student" if stage.net == "student" else None
 
 
-def _recipe(name: str, stage: StageConfig, base: Recipe, trainer: Mapping[str, Any]) -> Recipe:
+def _recipe(name: str, stage: StageConfig, base: Recipe, trainer: Mapping[str, object]) -> Recipe:
     """Return the net's recipe with the stage's changes."""
     own = {key: value for key in Recipe.model_fields if (value := getattr(stage, key)) is not None}
     recipe = {key: getattr(base, key) for key in Recipe.model_fields} | own

@@ -10,7 +10,6 @@ import sysconfig
 from collections.abc import Mapping
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
-from typing import Any
 
 # Part of every key. Raise it when a change to the project changes what training gives.
 RECIPE = 7
@@ -106,7 +105,7 @@ def targets(node: object) -> list[Mapping[str, object]]:
         return [found for each in node for found in targets(each)]
     if not isinstance(node, Mapping):
         return []
-    own: list[Mapping[str, Any]] = []
+    own: list[Mapping[str, object]] = []
     if "_target_" in node:
         own = [node]
     elif "schedule" in node:

@@ -184,13 +184,12 @@ def name_of(result: StageResult) -> str:
 def name_of_net(node: Mapping[str, object]) -> str:
     """Format the name of a net's config node."""
     target, options = resolve_target(node, "net")
-    if target is Ensemble:
-        return (
-            f"Ensemble of {len(options['members'])}: "
-            f"{', '.join(map(name_of_net, options['members']))}"
-        )
-    if target is Grown:
-        return name_of_net(options["net"])
+    members = options.get("members")
+    if target is Ensemble and isinstance(members, list):
+        return f"Ensemble of {len(members)}: {', '.join(map(name_of_net, members))}"
+    inner = options.get("net")
+    if target is Grown and isinstance(inner, Mapping):
+        return name_of_net(inner)
     name = str(options.pop("name", target.__name__))
     defaults = {
         key: parameter.default for key, parameter in inspect.signature(target).parameters.items()

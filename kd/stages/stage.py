@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from kd.config.precision import resolve_precision
 from kd.config.schema import Training
+from kd.config.trainer import epochs_of
 from kd.data.base import DataModule
 from kd.data.transfer import Sees
 from kd.errors import DropRequest
@@ -159,7 +160,7 @@ def make_stage(
         return replace(stage, members=members)
     _set_recipe(spec, plan, data, config)
     spec.objective = dict(plan.loss.node)
-    spec.epochs = min(spec.epochs, config.trainer.get("max_epochs", spec.epochs))
+    spec.epochs = epochs_of(config.trainer, spec.epochs)
     spec.trainer = {k: v for k, v in config.trainer.items() if k not in RUNTIME_ONLY | ELSEWHERE}
     accelerator = str(config.trainer.get("accelerator", "auto"))
     own = f"{plan.recipe_at or 'trainer.'}precision"
@@ -192,8 +193,18 @@ def make_stage(
 
 
 def _set_recipe(spec: StageSpec, plan: StagePlan, data: DataModule, config: Training) -> None:
-    for name, value in plan.recipe.model_dump(exclude={"batch_size_per_device"}).items():
-        setattr(spec, name, value)
+    recipe = plan.recipe
+    spec.epochs = recipe.epochs
+    spec.seed = recipe.seed
+    spec.batch_size = recipe.batch_size
+    spec.optim = dict(recipe.optim)
+    spec.lr_schedule = recipe.lr_schedule
+    spec.gradient_clip = recipe.gradient_clip
+    spec.label_smoothing = recipe.label_smoothing
+    spec.ema = recipe.ema
+    spec.swa = recipe.swa
+    spec.early_stopping = recipe.early_stopping
+    spec.keep = recipe.keep
     devices = world_size(config.trainer)
     if devices > 1 and depends_on_batch(plan, data, config.trainer):
         spec.batch_size_per_device = spec.batch_size // devices

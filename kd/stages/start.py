@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -151,13 +150,13 @@ def start_from_images(net: nn.Module, data: DataModule) -> None:
         module.start_from(images)  # type: ignore[operator]
 
 
-def _agree(theirs: Mapping[str, Any], plan: StagePlan, file: Path) -> None:
+def _agree(theirs: Mapping[str, object], plan: StagePlan, file: Path) -> None:
     """Refuse a file that says that its weights belong to another net."""
     # Never theirs: a file must not choose imports
     target, _ = resolve_target(plan.net, plan.where)
     defaults = {name: parameter.default for name, parameter in parameters_of(target).items()}
 
-    def whole(node: Mapping[str, Any]) -> dict[str, Any]:
+    def whole(node: Mapping[str, object]) -> dict[str, object]:
         filled = {**defaults, **fresh_node(node)}
         return {
             name: list(value) if isinstance(value, tuple) else value

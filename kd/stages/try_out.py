@@ -3,7 +3,6 @@
 import copy
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +59,7 @@ def try_out(plan: StagePlan, data: DataModule) -> Objective:
     return objective
 
 
-def depends_on_batch(plan: StagePlan, data: DataModule, trainer: Mapping[str, Any]) -> bool:
+def depends_on_batch(plan: StagePlan, data: DataModule, trainer: Mapping[str, object]) -> bool:
     """Whether a training depends on how many images a device sees at once.
 
     Batch norm makes it so, unless it is over all devices. So do images that lack a label, as the
@@ -91,7 +90,7 @@ def depends_on_batch(plan: StagePlan, data: DataModule, trainer: Mapping[str, An
     return not all(math.isclose(a, b, rel_tol=1e-4, abs_tol=1e-6) for a, b in pairs)
 
 
-def _losses(objective: Objective, signals: Mapping[str, Any], part: slice) -> list[float]:
+def _losses(objective: Objective, signals: Mapping[str, object], part: slice) -> list[float]:
     """The losses of some of the images, each as if it were the first."""
     torch.manual_seed(0)
     own = {name: _rows(value, part) for name, value in signals.items()}
@@ -99,7 +98,7 @@ def _losses(objective: Objective, signals: Mapping[str, Any], part: slice) -> li
     return [float(value.detach()) for name, value in parts.items() if name.startswith("loss_")]
 
 
-def _rows(value: Any, part: slice) -> Any:
+def _rows(value: object, part: slice) -> object:
     """Return some images of a signal; a value that is not of images stays."""
     if isinstance(value, list):
         return [_rows(each, part) for each in value]
@@ -108,13 +107,13 @@ def _rows(value: Any, part: slice) -> Any:
 
 def _with_signals(
     plan: StagePlan, data: DataModule, taps: Mapping[str, list[str]], images: int
-) -> tuple[Objective, dict[str, Any]]:
+) -> tuple[Objective, dict[str, object]]:
     """A stage's objective, and what it is given in the middle of a training, for random images."""
     asked = plan.loss.signals
     shape = data.shape
     x = torch.randn(images, shape.channels, shape.image_size, shape.image_size)
     index = torch.arange(images)
-    signals: dict[str, Any] = {"x": x, "target": index % shape.num_classes, "index": index}
+    signals: dict[str, object] = {"x": x, "target": index % shape.num_classes, "index": index}
     signals |= {"epoch": 0, "progress": 0.5}
     paths = {}
     student, teacher = _nets(plan, shape)

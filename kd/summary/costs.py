@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 
 from kd.files.report_file import ModelReport
-from kd.reports.palette import BLACK, ROLES, Axes
+from kd.reports.palette import BLACK, ROLES
 from kd.reports.units import short
 from kd.summary.groups import Measure, Row, drawn_name
 from kd.summary.significance import deviation, finite, mean, pareto
@@ -102,14 +103,12 @@ def cost_plot(points: Sequence[Point], axis: Axis) -> Figure:
         if not own:
             continue
         x, y = zip(*(point.at for point in own), strict=True)
-        bars = {
-            "xerr": [deviation(point.costs) or 0.0 for point in own] if axis is LATENCY else None,
-            "yerr": [deviation([*point.accuracies.values()]) or 0.0 for point in own],
-        }
+        spreads = [deviation(point.costs) or 0.0 for point in own] if axis is LATENCY else None
         axes.errorbar(
             x,
             y,
-            **bars,
+            xerr=spreads,
+            yerr=[deviation([*point.accuracies.values()]) or 0.0 for point in own],
             color=style["color"],
             fmt=style["marker"],
             markeredgecolor=BLACK,

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from kd.files.report_file import ModelReport
 from kd.reports.page import Picture, picture
-from kd.reports.palette import BLACK, GRAY, MAP, ROLES, STUDENTS, VERMILION, Axes
+from kd.reports.palette import BLACK, GRAY, MAP, ROLES, STUDENTS, VERMILION
 from kd.summary.costs import LATENCY, PARAMETERS, cost_plot, points_of
 from kd.summary.groups import Row, accuracy_on_test, best_on_validation, drawn_name
 from kd.summary.labels import LabelCurve, label_curves

@@ -11,6 +11,7 @@ from rich.console import Console
 from torch import Tensor
 
 from kd.config.construct import construct
+from kd.config.fields import Node
 from kd.config.schema import Recipe
 from kd.config.trainer import batches_of, trial_note
 from kd.data.base import DataModule, Images
@@ -81,7 +82,7 @@ class TaskSchedule:
         loss = self.start_loss if task == 0 else self.loss
         before = f"task_{task}" if task else None
         net = self.config.student.net
-        node = {
+        node: Node = {
             "_target_": "kd.nets.grow.Grown",
             "net": fresh_node(net) if task else net,
             "blocks": [len(each) for each in self.source.tasks[: task + 1]],
@@ -98,7 +99,7 @@ class TaskSchedule:
             ),
             "",
             loss,
-            precision=self.config.trainer["precision"],
+            precision=self.config.precision,
             teacher=before if loss.teacher else None,
             start=before,
         )
@@ -277,7 +278,7 @@ def preflight(schedule: TaskSchedule) -> None:
         make_optimizer(net, 2, optim=config.optim, schedule=config.lr_schedule)
         if plan.recipe.batch_size == ranks:  # one image on each device
             check_single(net, shape, "batch_size")
-        _try_loss(plan.loss, shape, known=sum(plan.net["blocks"][:-1]))
+        _try_loss(plan.loss, shape, known=sum(map(len, schedule.source.tasks[:task])))
 
 
 def _try_loss(loss: LossSpec, shape: Shape, known: int) -> None:

@@ -5,7 +5,7 @@ Read from the config and the class names, before any training.
 
 import random
 from collections.abc import Collection, Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from omegaconf import Container, DictConfig, OmegaConf
 from pydantic import AfterValidator, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
@@ -53,7 +53,7 @@ class Incremental(Strict):
     """
 
     method: str
-    tasks: Annotated[Any, AfterValidator(_division)]
+    tasks: Annotated[object, AfterValidator(_division)]
     first: PositiveInt | None
     step: PositiveInt | None
     order_seed: NonNegativeInt | None
@@ -190,7 +190,7 @@ def tasks_name(*, _root_: Container) -> str:
 
     `5_tasks_icarl_e200`.
     """
-    asked: Any = OmegaConf.select(_root_, "incremental")
+    asked: DictConfig = OmegaConf.select(_root_, "incremental")
     if asked.step is not None:
         division = f"{asked.first}_and_{asked.step}"
     elif isinstance(asked.tasks, int):

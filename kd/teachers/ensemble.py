@@ -1,7 +1,7 @@
 """Several nets that act as one teacher."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,7 @@ class Ensemble(nn.Module):
 
     def __init__(
         self,
-        members: Sequence[Mapping[str, Any]],
+        members: Sequence[Mapping[str, object]],
         num_classes: int,
         in_channels: int,
         image_size: int,
@@ -87,7 +87,9 @@ class Ensemble(nn.Module):
         return (self.temperature * torch.stack(shares).logsumexp(0)).to(logits[0].dtype)
 
     def join(
-        self, states: Sequence[Mapping[str, Tensor]], normalizations: Sequence[tuple[Any, Any]]
+        self,
+        states: Sequence[Mapping[str, Tensor]],
+        normalizations: Sequence[tuple[object, object]],
     ) -> None:
         """Load the members' weights and normalisations, in their order."""
         for member, state in zip(self.members, states, strict=True):

@@ -20,13 +20,13 @@ COPIES_ITSELF = ("ddp_spawn", "ddp_fork", "ddp_notebook")
 HOW_TO_LAUNCH = "torchrun --nproc-per-node {devices} -m kd.train trainer=ddp ..."
 
 
-def world_size(options: Mapping[str, Any]) -> int:
+def world_size(options: Mapping[str, object]) -> int:
     """How many processes train together under these options of the Trainer."""
     ranks = current()
     return ranks.launch.size if ranks else devices_of(options)
 
 
-def devices_of(options: Mapping[str, Any]) -> int:
+def devices_of(options: Mapping[str, object]) -> int:
     """How many devices `trainer.devices` asks for; `auto` and -1 are all GPUs.
 
     On a CPU they are one process, or two where the strategy is there for several.
@@ -34,8 +34,8 @@ def devices_of(options: Mapping[str, Any]) -> int:
     found = options.get("devices", 1)
     if isinstance(found, list):
         return len(found)
-    if found not in ("auto", -1):
-        return int(found)
+    if isinstance(found, int) and found != -1:
+        return found
     device = device_of(str(options.get("accelerator", "auto")))
     if device == "cuda":
         return max(1, torch.cuda.device_count())

@@ -1,13 +1,14 @@
 """The only LightningModule: trains a net on an objective, with or without a teacher."""
 
 from collections.abc import Callable
-from typing import Any
 
 import lightning.pytorch as L
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric
 
 from kd.data.base import Batch
@@ -44,7 +45,7 @@ class Distiller(L.LightningModule):
         self,
         net: nn.Module,
         objective: Objective,
-        configure: Callable[..., tuple[Optimizer, object]],
+        configure: Callable[..., tuple[Optimizer, LRScheduler]],
         *,
         views: EpochViews,
         normalization: tuple[tuple[float, ...], tuple[float, ...]],
@@ -131,9 +132,10 @@ class Distiller(L.LightningModule):
             self.val_agreement(agrees.float().mean(), len(target))
             self.log("val/agreement", self.val_agreement)
 
-    def configure_optimizers(self) -> Any:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Make the optimiser, and its schedule by the step."""
         self.steps = max(1, int(self.trainer.estimated_stepping_batches))
         extra = list(self.objective.parameters())
         optimizer, schedule = self.configure(self.net, self.steps, extra=extra)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        by_step: LRSchedulerConfigType = {"scheduler": schedule, "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": by_step}

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import lightning.pytorch as L
 import torch
 from torch import Tensor
 
@@ -12,7 +13,7 @@ from kd.errors import DivergedError
 WHAT_HELPS = "a lower learning rate or gradient_clip=1 helps most, then trainer.precision=32-true"
 
 
-def finite(parts: Mapping[str, Any], trainer: Any, look: bool = True) -> Tensor:
+def finite(parts: Mapping[str, Any], trainer: L.Trainer, look: bool = True) -> Tensor:
     """Return the loss of a step, after a check.
 
     Args:

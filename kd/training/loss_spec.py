@@ -4,7 +4,6 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
@@ -73,11 +72,11 @@ class TermSpec:
     name: str
     where: str
     path: str
-    target: Callable[..., Any]
+    target: Callable[..., object]
     weight: Schedule
     signals: tuple[str, ...]
-    build: Mapping[str, Any]
-    constants: Mapping[str, Any]
+    build: Mapping[str, object]
+    constants: Mapping[str, object]
     scheduled: Mapping[str, Schedule]
 
     @property
@@ -101,7 +100,7 @@ class LossSpec:
         ce_weight: as a function of progress.
     """
 
-    node: Mapping[str, Any]
+    node: Mapping[str, object]
     teaches: str
     ce_weight: Schedule
     terms: tuple[TermSpec, ...]
@@ -129,7 +128,7 @@ class LossSpec:
         return any(getattr(term.target, "stem", False) for term in self.terms)
 
 
-def read_loss(node: Mapping[str, Any], where: str = "loss") -> LossSpec:
+def read_loss(node: Mapping[str, object], where: str = "loss") -> LossSpec:
     """Read and check a config node `{ce_weight: W, terms: {NAME: {weight: W, loss: {...}}}}`.
 
     Raises:
@@ -140,6 +139,9 @@ def read_loss(node: Mapping[str, Any], where: str = "loss") -> LossSpec:
     teaches = node.get("teacher", "teacher")
     if teaches not in ("teacher", "baseline"):
         raise UserError(f"{where}.teacher: found {teaches!r}, accepted are teacher, baseline")
+    net = node.get("net")
+    if net is not None and not isinstance(net, Mapping):
+        raise UserError(f"{where}.net: found {net!r}, accepted is a node with its `_target_`")
     terms = node.get("terms") or {}
     if not isinstance(terms, Mapping):
         raise UserError(f"{where}.terms: found {terms!r}, accepted is a mapping of names to terms")
@@ -152,7 +154,7 @@ def read_loss(node: Mapping[str, Any], where: str = "loss") -> LossSpec:
     return LossSpec(node, str(teaches), ce_weight, tuple(read))
 
 
-def _read_term(name: str, node: Mapping[str, Any], where: str) -> TermSpec:
+def _read_term(name: str, node: Mapping[str, object], where: str) -> TermSpec:
     """Read a term `{weight: W, loss: {_target_: ..., keywords of the loss}}`.
 
     Raises:
@@ -162,7 +164,10 @@ def _read_term(name: str, node: Mapping[str, Any], where: str) -> TermSpec:
     _check_keys(node, ("weight", "loss"), where)
     weight = make_schedule(node.get("weight", 1.0), f"{where}.weight", NOT_NEGATIVE)
     at = f"{where}.loss"
-    target, keywords = resolve_target(node.get("loss") or {}, at)
+    loss = node.get("loss") or {}
+    target, keywords = resolve_target(loss, at)
+    assert isinstance(loss, Mapping)
+    path = str(loss["_target_"])
     step, build = _parameters(target)
     own = [
         *(key for key in build if key not in BUILD_ARGUMENTS),
@@ -185,13 +190,13 @@ def _read_term(name: str, node: Mapping[str, Any], where: str) -> TermSpec:
     for key in own:
         if key not in keywords and (build.get(key) or step[key]).default is inspect.Parameter.empty:
             raise UserError(
-                f"{at}: {node['loss']['_target_']} asks for {key!r}, which is neither set nor "
+                f"{at}: {path} asks for {key!r}, which is neither set nor "
                 f"among what training provides: {', '.join(SIGNALS)}{nearest(key, SIGNALS)}"
             )
     return TermSpec(
         name,
         at,
-        str(node["loss"]["_target_"]),
+        path,
         target,
         weight,
         tuple(key for key in step if key in SIGNALS),
@@ -202,7 +207,7 @@ def _read_term(name: str, node: Mapping[str, Any], where: str) -> TermSpec:
 
 
 def _parameters(
-    target: Callable[..., Any],
+    target: Callable[..., object],
 ) -> tuple[dict[str, inspect.Parameter], dict[str, inspect.Parameter]]:
     """Return a loss's parameters: those of each step, and those of its constructor if it learns."""
     if not (isinstance(target, type) and issubclass(target, nn.Module)):
@@ -212,7 +217,7 @@ def _parameters(
     return step, dict(inspect.signature(target).parameters)
 
 
-def _moves(key: str, value: Any, at: str, of_step: bool) -> Schedule:
+def _moves(key: str, value: object, at: str, of_step: bool) -> Schedule:
     """Return the schedule of a keyword."""
     if not of_step:
         raise UserError(
@@ -221,7 +226,7 @@ def _moves(key: str, value: Any, at: str, of_step: bool) -> Schedule:
     return make_schedule(value, f"{at}.{key}", POSITIVE if key == "temperature" else ANY)
 
 
-def _check_keys(node: Any, accepted: tuple[str, ...], where: str) -> None:
+def _check_keys(node: object, accepted: tuple[str, ...], where: str) -> None:
     if not isinstance(node, Mapping):
         raise UserError(
             f"{where}: found {node!r}, accepted is a mapping with the keys {', '.join(accepted)}"

@@ -28,7 +28,7 @@ class Term(nn.Module):
     def __init__(
         self,
         spec: TermSpec,
-        build_arguments: Mapping[str, Any],
+        build_arguments: Mapping[str, object],
         unlabeled: bool = False,
     ) -> None:
         super().__init__()
@@ -55,7 +55,9 @@ class Term(nn.Module):
             signals: by name; see `SIGNALS`. Tensors [B, ...].
         """
         progress = signals["progress"]
-        numbers = {name: schedule(progress) for name, schedule in self.scheduled.items()}
+        numbers: dict[str, object] = {
+            name: schedule(progress) for name, schedule in self.scheduled.items()
+        }
         given = {name: signals[name] for name in self.signals}
         if self.skips and not (labelled := label_mask(given["target"])).all():
             given = {name: _rows(each, labelled) for name, each in given.items()}
@@ -103,17 +105,17 @@ class Objective(nn.Module):
         shape: Shape,
         class_weights: tuple[float, ...] | None = None,
         label_smoothing: float = 0.0,
-        build_arguments: Mapping[str, Any] | None = None,
+        build_arguments: Mapping[str, object] | None = None,
     ) -> None:
         super().__init__()
-        built = {
+        built: dict[str, object] = {
             "num_classes": shape.num_classes,
             "in_channels": shape.channels,
             "image_size": shape.image_size,
         }
         built |= build_arguments or {}
         labels = (build_arguments or {}).get("labels")
-        unlabeled = labels is not None and bool((labels < 0).any())
+        unlabeled = isinstance(labels, Tensor) and bool((labels < 0).any())
         self.class_weights = class_weights
         self.label_smoothing = label_smoothing
         self.ce_weight = spec.ce_weight
@@ -199,15 +201,17 @@ def label_loss(
         label_smoothing: in [0, 1): share of a label spread evenly over all classes (Szegedy et al.
             2016, "Rethinking the Inception Architecture", section 7).
     """
-    weight = logits.new_tensor(class_weights) if class_weights else None
-    options: Any = {"weight": weight, "label_smoothing": label_smoothing, "reduction": "none"}
-    if target.ndim == 1:
-        target, options["ignore_index"] = target.clamp(min=-1), -1
     labelled = label_mask(target)
-    # Smoothing would also give a row of zeros a loss, so it is masked here.
-    return (F.cross_entropy(logits, target, **options) * labelled).sum() / labelled.sum().clamp(
-        min=1
+    losses = F.cross_entropy(
+        logits,
+        target.clamp(min=-1) if target.ndim == 1 else target,
+        logits.new_tensor(class_weights) if class_weights else None,
+        ignore_index=-1 if target.ndim == 1 else -100,  # torch's own, for probabilities
+        reduction="none",
+        label_smoothing=label_smoothing,
     )
+    # Smoothing would also give a row of zeros a loss, so it is masked here.
+    return (losses * labelled).sum() / labelled.sum().clamp(min=1)
 
 
 def accuracy(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

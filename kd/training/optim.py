@@ -22,8 +22,8 @@ def make_optimizer(
     net: nn.Module,
     steps: int,
     *,
-    optim: Mapping[str, Any],
-    schedule: str | Mapping[str, Any],
+    optim: Mapping[str, object],
+    schedule: str | Mapping[str, object],
     epochs: float = 1.0,
     extra: Iterable[nn.Parameter] = (),
     clips: bool = False,
@@ -45,7 +45,9 @@ def make_optimizer(
     Raises:
         UserError: the node gives no optimiser, or the learning rate is not finite.
     """
-    grouping = {name: optim[name] for name in GROUPING if optim.get(name) is not None}
+    grouping: dict[str, Any] = {
+        name: optim[name] for name in GROUPING if optim.get(name) is not None
+    }
     _check_grouping(grouping, where)
     node = {name: value for name, value in optim.items() if name not in GROUPING}
     if not _decays(node, where):
@@ -55,7 +57,7 @@ def make_optimizer(
     groups = parameter_groups(net, extra, **grouping)
     device = next(net.parameters()).device.type
     extra_options = {"fused": True} if device == "cuda" and not clips else {}
-    optimizer: Optimizer = construct(node, where, params=groups, outer=outer, **extra_options)
+    optimizer = construct(node, where, params=groups, outer=outer, **extra_options)
     if not isinstance(optimizer, Optimizer):
         raise UserError(
             f"{where}._target_: {optim['_target_']} gave a {type(optimizer).__name__}, not an "
@@ -68,7 +70,7 @@ def make_optimizer(
     return optimizer, make_schedule_of_rate(optimizer, schedule, steps, epochs)
 
 
-def _check_grouping(grouping: Mapping[str, Any], where: str) -> None:
+def _check_grouping(grouping: Mapping[str, object], where: str) -> None:
     decay = grouping.get("layer_decay", 1.0)
     norms = grouping.get("decay_norms", True)
     if not isinstance(decay, (int, float)) or isinstance(decay, bool) or not 0 < decay <= 1:
@@ -79,7 +81,7 @@ def _check_grouping(grouping: Mapping[str, Any], where: str) -> None:
         raise UserError(f"{where}.decay_norms: found {norms!r}, accepted are true, false")
 
 
-def _decays(node: Mapping[str, Any], where: str) -> bool:
+def _decays(node: Mapping[str, object], where: str) -> bool:
     """Whether the optimiser has weight decay."""
     target, keywords = resolve_target(node, where)
     default = parameters_of(target).get("weight_decay")
@@ -87,7 +89,7 @@ def _decays(node: Mapping[str, Any], where: str) -> bool:
 
 
 def timm_optimizer(
-    params: Iterable[Any], name: str, lr: float, weight_decay: float = 0.0, **options: Any
+    params: Iterable[object], name: str, lr: float, weight_decay: float = 0.0, **options: object
 ) -> Optimizer:
     """Build an optimiser of timm by name: `lion`, `adabelief`, `lookahead_adamw`.
 

@@ -1,7 +1,6 @@
 """Parameter groups: no weight decay on norms and biases, lower learning rates in lower layers."""
 
 from collections.abc import Iterable
-from typing import Any
 
 from torch import nn
 
@@ -12,7 +11,7 @@ def parameter_groups(
     *,
     decay_norms: bool = True,
     layer_decay: float | None = None,
-) -> list[dict[str, Any]]:
+) -> list[dict[str, object]]:
     """Group trainable parameters for a torch optimiser; a single group if all are treated alike.
 
     Args:
@@ -25,7 +24,7 @@ def parameter_groups(
             ELECTRA; Bao et al. 2021, BEiT). A layer is a path up to its first number: `layer1.0`,
             `blocks.3`, `fc`. None gives all the same rate.
     """
-    of_timm: Any = getattr(net, "no_weight_decay", None)
+    of_timm: object = getattr(net, "no_weight_decay", None)
     exempt = set(of_timm()) if callable(of_timm) else set[str]()
     named = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
     depth = _depths([name for name, p in named if p.ndim > 1])

@@ -8,7 +8,7 @@ import functools
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 from hydra import compose
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -87,7 +87,7 @@ class Request:
     config: Config
     space: Space
     overrides: tuple[str, ...]
-    default: Mapping[str, Any] | None
+    default: Mapping[str, object] | None
     about: str
 
     @property
@@ -165,7 +165,7 @@ def _compose_once(overrides: tuple[str, ...]) -> DictConfig:
     return compose("tune", list(overrides), return_hydra_config=True)
 
 
-def _plain(node: Any) -> Any:
+def _plain(node: object) -> object:
     return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from omegaconf import DictConfig, OmegaConf
 from pydantic import Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from kd.config.checking import describe
 from kd.config.knobs import KNOBS, uses
@@ -43,7 +44,7 @@ class Range(Strict):
     high: Any = None
     log: bool = False
     step: Any = None
-    choices: list[Any] | None = Field(default=None, min_length=2)
+    choices: list[object] | None = Field(default=None, min_length=2)
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
@@ -96,13 +97,13 @@ class Knob:
             return self.as_text(trial.suggest_int(self.name, low, high, step=step or 1, log=log))
         return self.as_text(trial.suggest_float(self.name, low, high, step=step, log=log))
 
-    def as_text(self, value: Any) -> str:
+    def as_text(self, value: object) -> str:
         """Format a value as it stands after `KNOB=` on the command line; numbers to four digits."""
         if self.range.choices is not None or self.integer:
             return str(value)
         return repr(min(max(float(f"{value:.4g}"), float(self.range.low)), float(self.range.high)))
 
-    def default(self, cfg: DictConfig) -> Any:
+    def default(self, cfg: DictConfig) -> object:
         """Return the recipe's value as the trial would draw it; None if out of range."""
         found = (
             cfg.hydra.runtime.choices.get(self.name)
@@ -150,7 +151,7 @@ class Space:
             if not knob.of_group and knob.applies(cfg)
         }
 
-    def defaults(self, cfg: DictConfig) -> dict[str, Any] | None:
+    def defaults(self, cfg: DictConfig) -> dict[str, object] | None:
         """Return the recipe's own setting as a trial would draw it.
 
         None if part of it is out of range.
@@ -160,7 +161,10 @@ class Space:
 
 
 def read_space(
-    node: Mapping[str, Any], compose: Compose, asked: Collection[str] | None, own: Collection[str]
+    node: Mapping[str, object],
+    compose: Compose,
+    asked: Collection[str] | None,
+    own: Collection[str],
 ) -> Space:
     """Read the knobs under `search.space` and check them against the config.
 
@@ -248,7 +252,7 @@ def _knob(name: str, found: Range, cfg: DictConfig, groups: Collection[str]) -> 
     return Knob(name, found, of_group, whole and not isinstance(default, float))
 
 
-def _ranges(node: Any, prefix: str = "") -> dict[str, Range]:
+def _ranges(node: Mapping[str, object], prefix: str = "") -> dict[str, Range]:
     """Return the ranges in a tree of knobs, by dotted key."""
     found: dict[str, Range] = {}
     for name, value in node.items():
@@ -268,7 +272,7 @@ def _ranges(node: Any, prefix: str = "") -> dict[str, Range]:
     return found
 
 
-def _line(error: Any, key: str) -> str:
+def _line(error: ErrorDetails, key: str) -> str:
     return describe(error, Range, f"{key}.") if error["loc"] else f"{key}: {error['ctx']['error']}"
 
 
@@ -276,17 +280,16 @@ def leaves(cfg: DictConfig) -> list[str]:
     """Return all dotted keys of `kd.train`'s config that are no mappings."""
     plain = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(plain, dict)
-    return list(
-        flat({key: value for key, value in plain.items() if key not in ("hydra", "search")})
-    )
+    own = {str(key): value for key, value in plain.items() if key not in ("hydra", "search")}
+    return list(flat(own))
 
 
-def flat(node: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+def flat(node: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     """Return a tree's values by dotted key."""
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for name, value in node.items():
-        inner = isinstance(value, Mapping)
-        found |= flat(value, f"{prefix}{name}.") if inner else {f"{prefix}{name}": value}
+        key = f"{prefix}{name}"
+        found |= flat(value, f"{key}.") if isinstance(value, Mapping) else {key: value}
     return found
 
 
@@ -300,7 +303,7 @@ _MISSING = object()
 WORDS = ("null", "true", "false", "inf", "nan")  # strings that Hydra would parse as other types
 
 
-def _is_leaf(found: Any) -> bool:
+def _is_leaf(found: object) -> bool:
     """Whether this is a knob's value: anything except a mapping, or a schedule."""
     return found is not _MISSING and (not isinstance(found, DictConfig) or "schedule" in found)
 
@@ -310,7 +313,7 @@ def overrides_of(setting: Mapping[str, str]) -> list[str]:
     return [f"{name}={value}" for name, value in setting.items()]
 
 
-def text_of(value: Any) -> str:
+def text_of(value: object) -> str:
     """Format a value in Hydra's override grammar."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
