@@ -113,7 +113,7 @@ class Pair:
         torch.manual_seed(0)
         self.student = ResNetCIFAR(SHAPE.num_classes, 20)
         self.teacher = ResNetCIFAR(SHAPE.num_classes, 56).eval().requires_grad_(False)
-        self.x = torch.randn(BATCH, SHAPE.channels, SHAPE.image_size, SHAPE.image_size)
+        self.x = torch.randn(BATCH, *SHAPE.pixels)
         with FlopCounterMode(display=False) as counter:
             self.student(self.x).sum().backward()
         self.student_step = counter.get_total_flops()

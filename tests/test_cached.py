@@ -35,6 +35,7 @@ from kd.runs.run import run
 from kd.teachers.cached_teacher import CachedTeacher
 from kd.teachers.frozen_teacher import FrozenTeacher
 from kd.teachers.live_teacher import CHUNK, LiveTeacher, TeacherNet, chunk_of
+from kd.teachers.sized_teacher import TeacherViews
 from kd.teachers.view_files import LOGITS, MANIFEST, Room, ViewFiles
 
 Make = Callable[..., Config]
@@ -74,14 +75,8 @@ def cached(
 ) -> CachedTeacher:
     part = images()
     files = ViewFiles(Room(folder, limit), key, len(part), 2, "float32")
-    return CachedTeacher(
-        LiveTeacher(answers or Sums(), "float32"),
-        part,
-        augment=AUGMENT,
-        seed=seed,
-        files=files,
-        views=views,
-    )
+    answers = LiveTeacher(answers or Sums(), "float32")
+    return CachedTeacher(answers, TeacherViews(part, AUGMENT, seed), files=files, needed=views)
 
 
 def batch(view: int, *index: int) -> tuple[Tensor, Tensor, int]:
@@ -729,9 +724,9 @@ def test_how_many_views_will_be_needed(
     found = []
 
     class Spy(CachedTeacher):
-        def __init__(self, *args: Any, views: int = 0, **options: Any) -> None:
-            found.append(views)
-            super().__init__(*args, views=views, **options)
+        def __init__(self, *args: Any, needed: int = 0, **options: Any) -> None:
+            found.append(needed)
+            super().__init__(*args, needed=needed, **options)
 
     monkeypatch.setattr("kd.stages.stage.CachedTeacher", Spy)
     student(tmp_path, *TINY, "teacher.epochs=0", "epochs=4", override)
@@ -779,7 +774,7 @@ def test_digits_views_are_what_the_teacher_is_asked_about(tmp_path: Path) -> Non
     net = ResNet(10, 18, 1, 8, width=4)
     live = LiveTeacher(FrozenTeacher(net, *data.statistics), "float32")
     files = ViewFiles(Room(tmp_path, 1.0), "key", len(part), 10, "float32")
-    teacher = CachedTeacher(live, part, augment=data.augment, seed=5, files=files)
+    teacher = CachedTeacher(live, TeacherViews(part, data.augment, 5), files=files)
     teacher.prepare(3)
     index = torch.tensor([7, 199, 0])
     x = make_views(part.pixels[index], index, seed=5, view=3, augment=data.augment, pool=part)

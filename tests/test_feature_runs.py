@@ -213,7 +213,7 @@ class TestSimKD:
 
     def test_pairs_its_projector_with_the_teachers_last_maps(self, digits: Digits) -> None:
         chain = {plan.name: plan for plan in chain_of(check(composed(*SMALL, "loss=simkd")))}
-        assert taps_of(chain["distill"], digits.shape) == {
+        assert taps_of(chain["distill"], digits) == {
             "student": ["net.features.relu4"],
             "teacher": ["layer4"],
         }
@@ -237,7 +237,7 @@ def test_fsp_compares_the_flow_from_the_stem_too(digits: Digits) -> None:
     seen = {"fsp": ["relu", "layer1", "layer2", "layer3"], "nst": ["layer1", "layer2", "layer3"]}
     for loss, paths in seen.items():
         chain = chain_of(check(composed(*pair, f"loss={loss}")))
-        assert taps_of(chain[-1], digits.shape) == {"student": paths, "teacher": paths}
+        assert taps_of(chain[-1], digits) == {"student": paths, "teacher": paths}
     stages = check(composed(*pair, "experiment=fsp")).stage
     flow = stages["flow"].loss
     assert isinstance(flow, dict)

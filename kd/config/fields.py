@@ -21,6 +21,9 @@ from kd.errors import UserError
 
 Trains = Literal["all", "head", "frozen_norms", "none"]
 Match = Literal["name", "order"]
+Resize = Literal["stretch", "crop", "pad"]  # see kd.data.decode
+Interpolation = Literal["bilinear", "bicubic", "lanczos", "box"]
+Side = Annotated[int, Field(ge=1, le=8192)]  # of an image in pixels; that is some 200 MB
 # See kd.training.learning_rate
 LearningRate = Annotated[
     str | dict[str, object],

@@ -18,7 +18,19 @@ from pydantic import (
 )
 
 from kd.config.checking import as_floats, check_as, validate
-from kd.config.fields import Budget, FolderName, LearningRate, Match, Node, Seed, Trains, number
+from kd.config.fields import (
+    Budget,
+    FolderName,
+    Interpolation,
+    LearningRate,
+    Match,
+    Node,
+    Resize,
+    Seed,
+    Side,
+    Trains,
+    number,
+)
 from kd.config.knobs import KNOBS, refuse_unused, uses
 from kd.config.precision import ACCEPTED, read_precision, resolve_precision
 from kd.config.schedules import POSITIVE, SHARE
@@ -28,6 +40,7 @@ from kd.errors import UserError
 from kd.files.header import net_of
 
 T = TypeVar("T", bound="Training")
+READING = ("image_size", "resize", "crop_ratio", "interpolation")  # how a teacher gets its images
 
 
 class Strict(BaseModel):
@@ -162,6 +175,10 @@ class TeacherConfig(Recipe, AnswerConfig, Start):
     Attributes:
         data: training data other than the run's: a folder, changed keys of the run's data, or
             another source with the same classes.
+        image_size: side of its images in pixels, or height and width; null for the data's. It gets
+            the same views, made from the originals at this size.
+        resize, crop_ratio, interpolation: how its images come to that size; null for the data's.
+            See `kd.data.decode.Reading`.
         finetune: what to train from the initial weights: all of the net, the last layer only
             (head), all but batch norms (frozen_norms), or nothing (none). null trains all without a
             `path`, and nothing with one.
@@ -173,6 +190,10 @@ class TeacherConfig(Recipe, AnswerConfig, Start):
     at = "teacher"
 
     data: str | Node | None = None
+    image_size: Side | Annotated[list[Side], Field(min_length=2, max_length=2)] | None = None
+    resize: Resize | None = None
+    crop_ratio: Annotated[float, Field(gt=0, le=1)] | None = None
+    interpolation: Interpolation | None = None
     finetune: Trains | None
     members: Annotated[list[Node], Field(min_length=1)] | None = None
     weights: list[PositiveFloat] | None = None
@@ -204,11 +225,12 @@ class TeacherConfig(Recipe, AnswerConfig, Start):
         """
         assert self.members is not None
         own = self.members[number]
-        if "data" in own:
-            raise UserError(
-                f"teacher.members[{number}].data: found {own['data']!r}; all members train on "
-                "teacher.data"
-            )
+        for name in ("data", *READING):
+            if name in own:
+                raise UserError(
+                    f"teacher.members[{number}].{name}: found {own[name]!r}; all members have the "
+                    f"images of teacher.{name}"
+                )
         net = own.get("net", {})
         if not isinstance(net, dict):
             raise UserError(
@@ -348,14 +370,18 @@ class Config(Training):
     @model_validator(mode="before")
     @classmethod
     def _teacher_data(cls, given: object) -> object:
-        """Pass `teacher.data` to the data module, which gives each stage its images."""
+        """Pass the teacher's images to the data module, which gives each stage its own."""
         if not isinstance(given, dict):
             return given
         data, teacher = (given.get(name) for name in ("data", "teacher"))
-        asked = teacher.get("data") if isinstance(teacher, dict) else None
-        if not isinstance(asked, str | dict) or not isinstance(data, dict):
+        if not isinstance(teacher, dict) or not isinstance(data, dict):
             return given
-        return {**given, "data": {**data, "teacher_data": teacher_source(data, asked)}}
+        more: dict[str, object] = {}
+        if isinstance(asked := teacher.get("data"), str | dict):
+            more["teacher_data"] = teacher_source(data, asked)
+        if reading := {name: teacher[name] for name in READING if teacher.get(name) is not None}:
+            more["teacher_reading"] = reading
+        return {**given, "data": {**data, **more}} if more else given
 
     @model_validator(mode="after")
     def _chain(self) -> Self:

@@ -5,7 +5,16 @@ from collections.abc import Mapping
 FOLDER = "kd.data.image_folder.ImageFolder"
 
 # Keys of the transfer set, or of one folder; a teacher's data does not inherit them.
-NOT_TAKEN_OVER = ("labels", "omit", "val_labels", "unlabeled", "limit", "parts", "teacher_data")
+NOT_TAKEN_OVER = (
+    "labels",
+    "omit",
+    "val_labels",
+    "unlabeled",
+    "limit",
+    "parts",
+    "teacher_data",
+    "teacher_reading",
+)
 
 
 def teacher_source(

@@ -20,9 +20,11 @@ from kd.data.cache import Cache, Mode
 from kd.data.decode import Reading
 from kd.data.duplicates import Duplicates, find_duplicates
 from kd.data.folder import find_images, omission_note, plain
+from kd.data.image_bytes import EncodedImages, ImagePaths
 from kd.data.images import Images, Pixels, Source, Split
 from kd.data.other_source import label_order, sized_source, unseen
 from kd.data.parts import assert_apart, check_counts, hold_out, stratify
+from kd.data.rendering import as_read
 from kd.data.transfer import (
     OMITTED,
     UNLABELED,
@@ -36,7 +38,7 @@ from kd.data.transfer import (
 from kd.data.views import Augment
 from kd.errors import UserError, nearest
 from kd.log import say
-from kd.shape import Shape
+from kd.shape import ImageSize, Shape, height_and_width, image_size
 
 # For sources and their users
 __all__ = [
@@ -84,6 +86,8 @@ class DataModule(ABC):
         unlabeled: folder of unlabelled images that join training with the teacher's signal only.
         teacher_data: builds another source with the same classes, on which the teacher trains; the
             config's `teacher.data`. None: it trains on this one.
+        teacher_reading: the teacher's `image_size`, `resize`, `crop_ratio`, `interpolation`, those
+            that differ from the data's; the config's `teacher.image_size` and so on.
         on_bad_image: `stop` refuses a folder with undecodable files and names them; `skip`
             continues without them and lists them in the report.
         license: licence of the images as the user states it, for the model card. No result depends
@@ -113,6 +117,7 @@ class DataModule(ABC):
         val_labels: Labels = None,
         unlabeled: str | None = None,
         teacher_data: dict[str, object] | None = None,
+        teacher_reading: dict[str, Any] | None = None,
         on_bad_image: OnBad = "stop",
         license: str | None = None,
         cache: Mode = "auto",
@@ -150,6 +155,7 @@ class DataModule(ABC):
         self.root = Path(root).expanduser()
         self.unlabeled = Path(unlabeled).expanduser() if unlabeled else None
         self.teacher_data = teacher_data
+        self.teacher_reading = teacher_reading
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
         self.split_seed = split_seed
@@ -181,7 +187,11 @@ class DataModule(ABC):
         """
 
     def decode(
-        self, files: Sequence[Path], size: int, channels: int, where: str
+        self,
+        files: Sequence[Path] | EncodedImages,
+        size: ImageSize,
+        channels: int,
+        where: str,
     ) -> tuple[Pixels, list[int]]:
         """Decode image files to pixels.
 
@@ -189,17 +199,16 @@ class DataModule(ABC):
             where: config key of the folder, for messages.
 
         Returns:
-            pixels [N, channels, size, size], and the position in `files` of each.
+            pixels [N, channels, height, width], and the position in `files` of each.
 
         Raises:
             UserError: some cannot be decoded and `on_bad_image` is `stop`; lists them all.
         """
-        decoded = self.cache.decode_files(files, size, channels, self.reading)
+        images = files if isinstance(files, EncodedImages) else ImagePaths(files)
+        decoded = self.cache.decode_files(images, size, channels, self.reading)
         for text in decoded.notes:
             self.note(text)
-        bad = [
-            {"file": plain(str(files[i])), "reason": reason} for i, reason in decoded.bad.items()
-        ]
+        bad = [{"file": images.name(i), "reason": reason} for i, reason in decoded.bad.items()]
         if bad and self.on_bad_image == "stop":
             lines = [f"  {each['file']}: {each['reason']}" for each in bad]
             raise UserError(
@@ -318,8 +327,8 @@ class DataModule(ABC):
             raise UserError(f"data.unlabeled: no image in {self.unlabeled.absolute()}")
         if passed:
             self.note(f"in {plain(self.unlabeled.name)} {omission_note(passed)}")
-        _, channels, size, _ = train.pixels.shape
-        pixels, good = self.decode(files, size, channels, "data.unlabeled")
+        _, channels, *size = train.pixels.shape
+        pixels, good = self.decode(files, (size[0], size[1]), channels, "data.unlabeled")
         return Images(pixels, torch.full((len(good),), -1))
 
     @property
@@ -330,8 +339,8 @@ class DataModule(ABC):
     @property
     def shape(self) -> Shape:
         """Channels (1 gray, 3 RGB), height and width in pixels, number of classes."""
-        _, channels, size, _ = self.split.train.pixels.shape
-        return Shape(channels, size, len(self.classes))
+        _, channels, height, width = self.split.train.pixels.shape
+        return Shape(channels, image_size(height, width), len(self.classes))
 
     @cached_property
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -372,9 +381,51 @@ class DataModule(ABC):
         outputs.
         """
         if sees == "all":
-            return self if self.teacher_data is None else self._of_teacher
+            return self._for_teacher
         transfer = self._transfer
         return transfer if sees == "transfer" else transfer._labelled_part
+
+    @property
+    def teacher_reads(self) -> dict[str, Any] | None:
+        """How the teacher reads images, for `kd.data.rendering.as_read`; None: as the student."""
+        if self.teacher_reading is None:
+            return None
+        changed = {"image_size": self.shape.image_size, **self.teacher_reading}
+        sides = height_and_width(changed.pop("image_size"))
+        reading = replace(self.reading, **changed)
+        if reading.crop_ratio < 1 and reading.resize != "crop":
+            raise UserError(
+                f"teacher.crop_ratio: found {reading.crop_ratio} with resize={reading.resize}, "
+                "which crops nothing; set teacher.resize=crop"
+            )
+        return {"image_size": image_size(*sides), **asdict(reading)}
+
+    @cached_property
+    def teacher_shape(self) -> Shape:
+        """Shape of the teacher's nets."""
+        reads = self.teacher_reads
+        return self.shape if reads is None else self.shape._replace(image_size=reads["image_size"])
+
+    @property
+    def teacher_source(self) -> "DataModule":
+        """The images that the teacher trains on, at the student's size."""
+        return self if self.teacher_data is None else self._of_teacher
+
+    @cached_property
+    def _for_teacher(self) -> "DataModule":
+        """Return the images that the teacher trains on, at its own size."""
+        own = self.teacher_source
+        if (reads := self.teacher_reads) is None:
+            return own
+        found = copy.copy(own)
+        found.statistics = own.statistics  # they hardly depend on the size
+        train, val, test = (
+            as_read(part, reads) for part in (own.split.train, own.split.val, own.split.test)
+        )
+        found.split = replace(own.split, train=train, val=val, test=test, unlabeled=None)
+        found.reading = Reading(**{k: v for k, v in reads.items() if k != "image_size"})
+        found._for_teacher = found
+        return found
 
     @cached_property
     def _of_teacher(self) -> "DataModule":

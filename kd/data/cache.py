@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -106,10 +107,11 @@ class Cache:
         """
         files = files if isinstance(files, EncodedImages) else ImagePaths(files)
         shape = (len(files), channels, *height_and_width(size))
+        again = partial(self.decode_files, files, channels=channels)
         if self.folder is None or self.mode == "off":
             array = None if self.mode == "stream" else np.zeros(shape, np.uint8)
             facts, bad, notes = _decode_all(files, shape, array, reading)
-            originals = DecodedAgain(files, channels, reading, facts)
+            originals = DecodedAgain(files, channels, reading, facts, again)
             if array is None:
                 return DecodedFiles(FileRows(originals, shape), bad, notes)
             store = PixelStore(torch.from_numpy(array), facts, originals=originals)
@@ -133,7 +135,8 @@ class Cache:
         bad = {int(i): reason for i, reason in manifest["bad"].items()}
         with suppress(OSError):  # a read-only folder works as well
             os.utime(entry / MANIFEST)  # time of last use
-        return DecodedFiles(_open_rows(entry, mode, files, shape, reading), bad, manifest["notes"])
+        originals = DecodedAgain(files, channels, reading, Facts.load(entry / FACTS), again)
+        return DecodedFiles(_open_rows(entry, mode, originals, shape), bad, manifest["notes"])
 
     def _choose(self, entry: Path, size: int) -> Mode:
         """Resolve the mode `auto`.
@@ -189,18 +192,16 @@ class Cache:
 def _open_rows(
     entry: Path,
     mode: Mode,
-    files: EncodedImages,
+    originals: DecodedAgain,
     shape: tuple[int, int, int, int],
-    reading: Reading,
 ) -> ImageRows:
     """Open the images of an entry."""
-    facts = Facts.load(entry / FACTS)
-    originals = DecodedAgain(files, shape[1], reading, facts)
     if mode == "stream":
         return FileRows(originals, shape)
     if mode == "disk":
         return PixelStore.from_file(entry / "pixels.npy", originals)
-    return PixelStore(torch.from_numpy(np.load(entry / "pixels.npy")), facts, originals=originals)
+    array = torch.from_numpy(np.load(entry / "pixels.npy"))
+    return PixelStore(array, originals.facts, originals=originals)
 
 
 def _existing(path: Path) -> Path:
@@ -227,10 +228,10 @@ def _make_room(folder: Path, needed: int, limit: float) -> None:
         raise OSError(
             errno.EDQUOT, f"{needed / GB:.1f} GB are needed, data.cache_limit is {limit:g} GB"
         )
-    for partial in folder.glob("images-*.partial"):
-        with free(folder / f"{partial.stem}.lock", remove=False) as mine:
+    for left in folder.glob("images-*.partial"):
+        with free(folder / f"{left.stem}.lock", remove=False) as mine:
             if mine:  # no other process uses it; this one's own entry is locked
-                shutil.rmtree(partial, ignore_errors=True)
+                shutil.rmtree(left, ignore_errors=True)
     kept = []
     for manifest in folder.glob(f"images-*/{MANIFEST}"):
         with suppress(OSError):  # another process may be removing it

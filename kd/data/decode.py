@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 from pydantic import Field
 
+from kd.config.fields import Interpolation, Resize
 from kd.shape import ImageSize, height_and_width
 
 # Kinds that Pillow recognises but cannot decode alone; EPS would start another program,
@@ -33,8 +34,6 @@ _now = threading.local()  # `remarks` of the file that a thread decodes
 
 
 Box = tuple[int, int, int, int]  # top, left, height, width in pixels of the upright original
-Resize = Literal["stretch", "crop", "pad"]
-Interpolation = Literal["bilinear", "bicubic", "lanczos", "box"]
 
 
 class DecodeError(Exception):
@@ -176,7 +175,21 @@ def decode(
         raise DecodeError(f"{type(error).__name__}: {error}") from error
     finally:
         _now.remarks = None
-    return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
+    return _planes(pixels)
+
+
+def resize_array(
+    pixels: NDArray[np.uint8], size: ImageSize, reading: Reading, box: Box | None = None
+) -> NDArray[np.uint8]:
+    """Resize pixels [C, H, W] as the image in a file is; see `decode`."""
+    image = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0).copy())
+    part, place = _part(image, box, pixels.shape[1:]) if box else (image, None)
+    return _planes(np.asarray(_resize(part, height_and_width(size), reading, place)))
+
+
+def _planes(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Copy Pillow's pixels to [C, H, W]."""
+    return np.array(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1), order="C")
 
 
 def _upright_size(image: ImageFile) -> tuple[int, int]:
@@ -206,7 +219,7 @@ def _draft(image: ImageFile, size: tuple[int, int], reading: Reading, box: Box |
 
 
 def _part(
-    image: Image.Image, box: Box, full: tuple[int, int]
+    image: Image.Image, box: Box, full: tuple[int, ...]
 ) -> tuple[Image.Image, tuple[float, float, float, float]]:
     """Cut out a box.
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from kd.data.images import Images
 from kd.data.views import Augment, make_views, mixed_target, view_number
+from kd.shape import ImageSize
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,15 @@ class EpochViews:
         )
         return x.contiguous(memory_format=torch.channels_last)
 
-    def targets(self, labels: Tensor, index: Tensor, view: int, classes: int, size: int) -> Tensor:
+    def targets(
+        self, labels: Tensor, index: Tensor, view: int, classes: int, size: ImageSize
+    ) -> Tensor:
         """Make the labels of those views.
 
         Args:
             labels: int64 [B], -1 for none.
             classes: number of them.
-            size: width of an image, in pixels.
+            size: of an image, in pixels.
 
         Returns:
             int64 [B], -1 for none; of mixed views float32 [B, classes], a row of zeros for none.

@@ -8,8 +8,9 @@ from typing import Any, get_args
 
 import torch
 
+from kd.config.fields import Interpolation, Resize
 from kd.data.base import DataModule, Images, Source, one_of
-from kd.data.decode import Interpolation, Reading, Resize, endings
+from kd.data.decode import Reading, endings
 from kd.data.folder import (
     Layout,
     find_images,
@@ -20,6 +21,7 @@ from kd.data.folder import (
     subfolders,
 )
 from kd.errors import UserError
+from kd.shape import image_size as square_or_sides
 
 LARGEST = 8192  # image side in pixels; some 200 MB per image
 Listing = dict[str, list[Path]]  # image files by class name
@@ -33,7 +35,7 @@ class ImageFolder(DataModule):
             class folders themselves. Missing parts are carved out of train.
         parts: folders of train, val and test, as paths from `root`. None finds them by their names,
             such as `Training_Set` or `seg_test`.
-        image_size: height and width of the images after `resize`, in pixels.
+        image_size: side of the images after `resize` in pixels, or [height, width].
         channels: 3 for RGB, 1 for gray.
         bit_depth, resize, crop_ratio, interpolation, draft: see `kd.data.decode.Reading`.
         group_pattern: regular expression for the group (patient, scene) in a file name: its capture
@@ -45,7 +47,7 @@ class ImageFolder(DataModule):
     def __init__(
         self,
         root: str | None = None,
-        image_size: int = 64,
+        image_size: int | list[int] | tuple[int, int] = 64,
         channels: int = 3,
         parts: Mapping[str, str] | None = None,
         bit_depth: int = 16,
@@ -62,10 +64,11 @@ class ImageFolder(DataModule):
                 "test with those"
             )
         super().__init__(root, **options)
-        if not 1 <= image_size <= LARGEST:
+        sides = [image_size] if isinstance(image_size, int) else list(image_size)
+        if len(sides) > 2 or not sides or not all(1 <= side <= LARGEST for side in sides):
             raise UserError(
                 f"data.image_size: found {image_size}, accepted is a number of pixels from 1 "
-                f"to {LARGEST}"
+                f"to {LARGEST}, or [height, width]"
             )
         if channels not in (1, 3):
             raise UserError(f"data.channels: found {channels!r}, accepted are 1 (gray) and 3 (RGB)")
@@ -93,7 +96,7 @@ class ImageFolder(DataModule):
             one_of("interpolation", interpolation, get_args(Interpolation)),
             one_of("draft", draft, (False, True)),
         )
-        self.image_size = image_size
+        self.image_size = square_or_sides(sides[0], sides[-1])
         self.channels = channels
         self.given = parts
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from kd.data.decode import Reading
 from kd.errors import DamagedError
 
 
@@ -117,6 +118,9 @@ class Originals(Protocol):
     def crop(self, rows: Tensor, boxes: Tensor, size: Sequence[int]) -> Tensor:
         """Decode boxes of the originals, int64 [B, 4]; like `ImageRows.crop`."""
 
+    def at_size(self, size: tuple[int, int], reading: Reading) -> "ImageRows":
+        """Return the images at another height and width, read as a `Reading` says."""
+
 
 class PixelStore:
     """One uint8 array of images with their facts.
@@ -139,6 +143,7 @@ class PixelStore:
         self.array = array
         self.file = file
         self.originals = originals
+        self.others: dict[object, ImageRows] = {}
         self._whole = torch.zeros(len(array), dtype=torch.bool)  # rows already checked
         if facts is not None:
             self.facts = facts
@@ -196,7 +201,17 @@ class PixelStore:
 
 
 class ImageRows(Protocol):
-    """Images by row: a `PixelStore`, or files decoded at each access (`kd.data.stream`)."""
+    """Images by row: a `PixelStore`, or files decoded at each access (`kd.data.stream`).
+
+    Attributes:
+        others: the same images at other sizes; see `kd.data.rendering`.
+    """
+
+    others: "dict[object, ImageRows]"
+
+    @property
+    def originals(self) -> Originals | None:
+        """Files that they were decoded from; None for arrays."""
 
     @property
     def shape(self) -> tuple[int, int, int, int]:

@@ -62,7 +62,7 @@ def label_order(source: Source | Split, where: str, classes: Sequence[str], shap
             "in any order"
         )
     _, *found = source.train.pixels.shape
-    if found != (wanted := [shape.channels, shape.image_size, shape.image_size]):
+    if found != (wanted := [*shape.pixels]):
         sizes = ["x".join(map(str, each)) for each in (found, wanted)]
         raise UserError(
             f"{where}: its images are {sizes[0]}, the run's nets take {sizes[1]}; of another size "

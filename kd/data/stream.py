@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from kd.data.decode import DecodeError, Reading, decode, threads
 from kd.data.image_bytes import EncodedImages
-from kd.data.images import Facts, digest_of
+from kd.data.images import Facts, ImageRows, digest_of
 from kd.errors import DamagedError
 
 
@@ -29,12 +30,19 @@ class DecodedAgain:
         files: one per row.
         channels: 3 for RGB, 1 for gray.
         facts: of the files when they were first read; each is checked against them.
+        again: decodes all files, by `size` and `reading`; as `kd.data.cache.Cache.decode_files`.
     """
 
     files: EncodedImages
     channels: int
     reading: Reading
     facts: Facts
+    again: Callable[..., Any]
+
+    def at_size(self, size: tuple[int, int], reading: Reading) -> ImageRows:
+        """Return the images at another size, through the same cache."""
+        found: ImageRows = self.again(size=size, reading=reading).store
+        return found
 
     def crop(self, rows: Tensor, boxes: Tensor, size: Sequence[int]) -> Tensor:
         """Decode boxes of the originals, int64 [B, 4], at one size; like `ImageRows.crop`.
@@ -96,6 +104,7 @@ class FileRows:
     def __init__(self, originals: DecodedAgain, shape: tuple[int, int, int, int]) -> None:
         self.originals = originals
         self.shape = shape
+        self.others: dict[object, ImageRows] = {}
 
     @property
     def facts(self) -> Facts:

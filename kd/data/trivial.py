@@ -16,12 +16,20 @@ from kd.data.colour import gray
 BINS = 31  # strengths, evenly spaced from none to the maximum
 
 
-def trivial_augment(pixels: Tensor, operation: Tensor, strength: Tensor, sign: Tensor) -> Tensor:
+def trivial_augment(
+    pixels: Tensor,
+    operation: Tensor,
+    strength: Tensor,
+    sign: Tensor,
+    *,
+    drawn_at: tuple[int, int] | None = None,
+) -> Tensor:
     """Apply the drawn operation to each image.
 
     Args:
         pixels: uint8 [B, C, H, W], C = 1 or 3.
         operation, strength, sign: draws in [0, 1), float64 [B].
+        drawn_at: height and width that the strengths in pixels refer to; None for the images' own.
 
     Returns:
         uint8 [B, C, H, W].
@@ -29,12 +37,15 @@ def trivial_augment(pixels: Tensor, operation: Tensor, strength: Tensor, sign: T
     chosen = (operation * len(OPERATIONS)).long()
     step = (strength * BINS).long()
     found = pixels.clone()
-    for number, (apply, least, most, signed) in enumerate(OPERATIONS.values()):
+    height, width = drawn_at or (pixels.shape[2], pixels.shape[3])
+    larger = {"TranslateX": pixels.shape[3] / width, "TranslateY": pixels.shape[2] / height}
+    for number, (name, (apply, least, most, signed)) in enumerate(OPERATIONS.items()):
         mine = (chosen == number).nonzero()[:, 0]
         if not len(mine):
             continue
         size = least + (most - least) * step[mine].double() / (BINS - 1)
         size = torch.where((sign[mine] < 0.5) & signed, -size, size)
+        size = size.trunc() * larger[name] if name in larger else size
         found[mine] = apply(pixels[mine], size)
     return found
 

@@ -9,7 +9,7 @@ sum runs over a batch or an image: its order would depend on the batch.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import IntEnum, auto
 from functools import cache
 from typing import Annotated, Literal, TypeVar
@@ -23,6 +23,7 @@ from torch import Tensor
 from kd.data.colour import blur, saturate, turn_hue
 from kd.data.images import Images
 from kd.data.trivial import trivial_augment
+from kd.shape import ImageSize, height_and_width
 
 MASK = 0xFFFFFFFF
 ASPECT = (3 / 4, 4 / 3)  # width to height of random crops
@@ -157,12 +158,14 @@ def views_of(
     augment: Augment,
     pool: Images | None = None,
     device: torch.device | None = None,
+    drawn_at: tuple[int, int] | None = None,
 ) -> Tensor:
     """Read images and augment them: `read_pixels`, then `make_views`.
 
     Args:
         index: of the images, int64 [B], on the CPU.
         device: that augments.
+        drawn_at: see `make_views`.
 
     Returns:
         float32 [B, C, H, W] in [0, 1].
@@ -170,7 +173,13 @@ def views_of(
     pixels = read_pixels(images, index, seed=seed, view=view, augment=augment)
     here = index.to(device or index.device)
     return make_views(
-        pixels.to(here.device), here, seed=seed, view=view, augment=augment, pool=pool
+        pixels.to(here.device),
+        here,
+        seed=seed,
+        view=view,
+        augment=augment,
+        pool=pool,
+        drawn_at=drawn_at,
     )
 
 
@@ -234,6 +243,7 @@ def make_views(
     view: int,
     augment: Augment,
     pool: Images | None = None,
+    drawn_at: tuple[int, int] | None = None,
 ) -> Tensor:
     """Augment a batch as it was read.
 
@@ -242,18 +252,22 @@ def make_views(
         index: indices of the images in their training set, int64 [B], on the same device.
         view: number of the view, >= 0; the epoch, unless `data.views` makes epochs share views.
         pool: training set, source of the second image of a mixed view; needed if `augment.mixes`.
+        drawn_at: height and width at which the view was drawn, where another net gets the same view
+            at another size: what is so many pixels there is the same share of the side here. None:
+            these images' own.
 
     Returns:
         float32 [B, C, H, W] in [0, 1].
     """
-    x = _single(pixels, index, seed, view, augment)
+    drawn_at = drawn_at or (pixels.shape[2], pixels.shape[3])
+    x = _single(pixels, index, seed, view, augment, drawn_at)
     if not augment.mixes:
         return x
     assert pool is not None
     partner = partners(index, seed, view, len(pool))
     other = read_pixels(pool, partner.cpu(), seed=seed, view=view, augment=augment).to(x.device)
-    other = _single(other, partner, seed, view, augment)
-    own = _own_share(index, seed, view, augment, *x.shape[2:])
+    other = _single(other, partner, seed, view, augment, drawn_at)
+    own = _enlarge(_own_share(index, seed, view, augment, *drawn_at), x.shape[2:])
     return (x * own + other * (1 - own)).clamp(0, 1)
 
 
@@ -261,7 +275,7 @@ def mixed_target(
     target: Tensor,
     index: Tensor,
     classes: int,
-    size: int,
+    size: ImageSize,
     *,
     seed: int,
     view: int,
@@ -273,14 +287,17 @@ def mixed_target(
     Args:
         target: int64 [B], -1 if unlabelled.
         index: indices of the images, int64 [B].
-        size: height and width of the images, in pixels.
+        size: of the images, in pixels.
 
     Returns:
         float32 [B, classes]; rows sum to 1, or are 0 where either image is unlabelled.
     """
     second = pool.labels[partners(index, seed, view, len(pool)).cpu()].to(target.device)
     own = (
-        _own_share(index, seed, view, augment, size, size).double().mean((1, 2, 3)).float()[:, None]
+        _own_share(index, seed, view, augment, *height_and_width(size))
+        .double()
+        .mean((1, 2, 3))
+        .float()[:, None]
     )
     first, other = (F.one_hot(labels.clamp(min=0), classes) for labels in (target, second))
     return (first * own + other * (1 - own)) * ((target >= 0) & (second >= 0))[:, None]
@@ -310,7 +327,14 @@ def normalize(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Ten
     return rows.view(*rows.shape[:2], width, channels).permute(0, 3, 1, 2)
 
 
-def _single(pixels: Tensor, index: Tensor, seed: int, view: int, augment: Augment) -> Tensor:
+def _single(
+    pixels: Tensor,
+    index: Tensor,
+    seed: int,
+    view: int,
+    augment: Augment,
+    drawn_at: tuple[int, int],
+) -> Tensor:
     """Augment each image by itself: uint8 [B, C, H, W] to float32 in [0, 1]."""
 
     def draw(purpose: Draw) -> Tensor:  # float64 [B]
@@ -319,20 +343,27 @@ def _single(pixels: Tensor, index: Tensor, seed: int, view: int, augment: Augmen
     x = pixels
     mirrored = _mirror_mask(index, seed, view, augment.horizontal_flip)
     if augment.crop_padding:
-        x = _crop(x, draw(Draw.CROP_TOP), draw(Draw.CROP_LEFT), mirrored, augment)
+        x = _crop(x, draw(Draw.CROP_TOP), draw(Draw.CROP_LEFT), mirrored, augment, drawn_at)
     elif augment.horizontal_flip:
         x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
     if augment.vertical_flip:
         x = torch.where((draw(Draw.VERTICAL_FLIP) < 0.5)[:, None, None, None], x.flip(2), x)
     if augment.trivial:
-        x = trivial_augment(x, *(draw(p) for p in (Draw.OPERATION, Draw.STRENGTH, Draw.SIGN)))
+        draws = (draw(p) for p in (Draw.OPERATION, Draw.STRENGTH, Draw.SIGN))
+        x = trivial_augment(x, *draws, drawn_at=drawn_at)
     x = to_unit(x)
     if augment.rotation:
         x = _rotate(x, math.radians(augment.rotation) * (2 * draw(Draw.ANGLE) - 1))
-    return _tone(x, pixels, draw, augment)
+    return _tone(x, pixels, draw, augment, drawn_at)
 
 
-def _tone(x: Tensor, pixels: Tensor, draw: Callable[[Draw], Tensor], augment: Augment) -> Tensor:
+def _tone(
+    x: Tensor,
+    pixels: Tensor,
+    draw: Callable[[Draw], Tensor],
+    augment: Augment,
+    drawn_at: tuple[int, int],
+) -> Tensor:
     """Apply brightness, contrast, colour, blur and erasing; float32 in [0, 1].
 
     Args:
@@ -349,14 +380,16 @@ def _tone(x: Tensor, pixels: Tensor, draw: Callable[[Draw], Tensor], augment: Au
     if augment.hue:
         x = turn_hue(x, augment.hue * (2 * draw(Draw.HUE) - 1))
     if augment.blur:
-        radius = min(math.ceil(3 * augment.blur), *(side - 1 for side in x.shape[2:]))
-        sigma = (augment.blur * draw(Draw.BLUR)).clamp(min=0.05)  # has no effect
+        most = augment.blur * x.shape[2] / drawn_at[0]
+        radius = min(math.ceil(3 * most), *(side - 1 for side in x.shape[2:]))
+        sigma = (most * draw(Draw.BLUR)).clamp(min=0.05)  # has no effect
         x = blur(x, sigma, radius)
     if augment.erase:
         area = 0.02 + 0.18 * draw(Draw.ERASE_AREA)
         hole = _rectangle(
-            area, draw(Draw.ERASE_RATIO), draw(Draw.ERASE_TOP), draw(Draw.ERASE_LEFT), *x.shape[2:]
+            area, draw(Draw.ERASE_RATIO), draw(Draw.ERASE_TOP), draw(Draw.ERASE_LEFT), *drawn_at
         )
+        hole = _enlarge(hole, x.shape[2:])
         x = torch.where(hole & _each(draw(Draw.ERASE) < augment.erase), _mean(pixels), x)
     return x
 
@@ -382,16 +415,34 @@ def _each(per_image: Tensor) -> Tensor:
     return (per_image.float() if per_image.is_floating_point() else per_image)[:, None, None, None]
 
 
-def _crop(pixels: Tensor, u: Tensor, v: Tensor, mirrored: Tensor, augment: Augment) -> Tensor:
+def _enlarge(masks: Tensor, size: Sequence[int]) -> Tensor:
+    """Bring masks [B, 1, h, w] to height and width `size`, each pixel from the nearest."""
+    if list(masks.shape[2:]) == list(size):
+        return masks
+    rows, columns = (
+        ((torch.arange(new, device=masks.device) + 0.5) * old / new).long()
+        for new, old in zip(size, masks.shape[2:], strict=True)
+    )
+    return masks[:, :, rows][:, :, :, columns]
+
+
+def _crop(
+    pixels: Tensor,
+    u: Tensor,
+    v: Tensor,
+    mirrored: Tensor,
+    augment: Augment,
+    drawn_at: tuple[int, int],
+) -> Tensor:
     """Pad by `crop_padding`, crop [H, W] at a random place, mirror; per image, uint8 in and out."""
     channels, height, width = pixels.shape[1:]
-    pad = (
-        augment.crop_padding
-        if isinstance(augment.crop_padding, int)
-        else round(augment.crop_padding * width)
+    asked = augment.crop_padding
+    steps = asked if isinstance(asked, int) else round(asked * drawn_at[1])
+    pad = math.ceil(steps * max(height / drawn_at[0], width / drawn_at[1]))
+    top, left = (
+        pad + (((draw * (2 * steps + 1)).floor() - steps) * side / of).round().long()
+        for draw, side, of in ((u, height, drawn_at[0]), (v, width, drawn_at[1]))
     )
-    top = (u * (2 * pad + 1)).long()
-    left = (v * (2 * pad + 1)).long()
     if augment.pad_with == "reflect":  # it has no integer kernel
         padded = (
             F.pad(pixels.float(), (pad,) * 4, mode="reflect").to(torch.uint8).permute(0, 2, 3, 1)

@@ -91,7 +91,7 @@ class NetRunner:
 
     @property
     def _size(self) -> tuple[int, int, int]:
-        return self.shape.channels, self.shape.image_size, self.shape.image_size
+        return self.shape.pixels
 
     def _eager(self, backend: str, device: str, batch: int) -> Pass:
         return _passes(self._on(device), torch.rand(batch, *self._size, device=device))

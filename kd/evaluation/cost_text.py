@@ -11,6 +11,7 @@ from kd.files.benchmark_file import BenchmarkRecord, TimingPlace
 from kd.reports.escape import as_code, escape_record
 from kd.reports.table import TextRows
 from kd.reports.units import short
+from kd.shape import height_and_width
 
 Timing = TypeVar("Timing", bound=TimingPlace)
 
@@ -137,6 +138,7 @@ def as_markdown(found: BenchmarkRecord) -> str:
     env = found.environment
     stages = ", ".join(f"{model.role} {model.stage}" for model in found.models)
     channels, size, _ = found.shape
+    height, width = height_and_width(size)
     parts = [
         [f"# Costs of the nets of {found.name}"],
         _markdown(["", *roles], cost_rows(found), 1),
@@ -147,7 +149,7 @@ def as_markdown(found: BenchmarkRecord) -> str:
             "## How",
             "",
             f"- Command: {command}",
-            f"- Run: {run}; stages {stages}; images of {channels}x{size}x{size}.",
+            f"- Run: {run}; stages {stages}; images of {channels}x{height}x{width}.",
             "- MACs: multiply-accumulates of convolutions, matrix products and attention for "
             "one image. The ONNX files normalise the images themselves; int8 is calibrated "
             "on random images, which changes its outputs, not its speed.",

@@ -99,16 +99,16 @@ def measure(
     Returns:
         what each net costs, and the backends that could not run.
     """
-    shape = finished.shape
+    shapes = {role: finished.shape_of(role) for role in nets}
     known = {model.role: model for model in finished.report.models}
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     with tempfile.TemporaryDirectory() as scratch:
-        prepared = prepare(nets, shape, config, devices, Path(scratch))
+        prepared = prepare(nets, shapes, config, devices, Path(scratch))
         measured = times(prepared.passes, config.seconds)
     models = []
     for role, net in nets.items():
         peaks = {
-            device: {str(batch): peak(net, shape, batch, device) for batch in config.batches}
+            device: {str(batch): peak(net, shapes[role], batch, device) for batch in config.batches}
             for device in devices
         }
         models.append(
@@ -117,7 +117,7 @@ def measure(
                 net=known[role].net,
                 stage=known[role].stage,
                 params=size_of(net).params,
-                macs=count_macs(net, shape),
+                macs=count_macs(net, shapes[role]),
                 bytes=size_of(net).bytes,
                 onnx_bytes=prepared.files[role].get("onnx"),
                 onnx_int8_bytes=prepared.files[role].get("onnx_int8"),
@@ -132,7 +132,7 @@ def measure(
 
 def prepare(
     nets: Mapping[str, nn.Module],
-    shape: Shape,
+    shapes: Mapping[str, Shape],
     config: Benchmark,
     devices: Sequence[str],
     scratch: Path,
@@ -143,7 +143,7 @@ def prepare(
     subjects = {}
     for role, net in nets.items():
         (scratch / role).mkdir()
-        subjects[role] = NetRunner(net, shape, scratch / role, torch.get_num_threads())
+        subjects[role] = NetRunner(net, shapes[role], scratch / role, torch.get_num_threads())
     cells = [
         Measurement(*each)
         for each in itertools.product(devices, config.backends, config.batches, nets)
@@ -168,7 +168,7 @@ def peak(net: nn.Module, shape: Shape, batch: int, device: str) -> int:
     if device == "cpu":
         return peak_activations(net, shape, batch)
     net = net.to(device).eval()
-    x = torch.zeros(batch, shape.channels, shape.image_size, shape.image_size, device=device)
+    x = torch.zeros(batch, *shape.pixels, device=device)
     with torch.inference_mode():
         net(x)
         torch.cuda.synchronize()

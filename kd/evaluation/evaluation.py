@@ -12,6 +12,7 @@ from sklearn.metrics import precision_recall_fscore_support
 from torch import Tensor, nn
 
 from kd.data.base import Images
+from kd.data.rendering import as_read
 from kd.data.views import normalize, to_unit
 from kd.errors import UserError, nearest
 from kd.evaluation.evaluation_set import EvaluationSet, of_other, of_own
@@ -82,9 +83,11 @@ def evaluate(finished: FinishedRun, config: Evaluate, command: str) -> Path:
     wanted = config.operating_point
     if wanted.is_requested:
         check_point(wanted, classes, val, lacking)
-    said = ask_nets(nets, images)
-    calibration = (ask_nets(nets, val), val.labels) if val else None
-    mirrored = nets if config.flips else {}
+    reads = {role: finished.reads(role) for role in nets}
+    said = ask_nets(nets, images, reads)
+    calibration = (ask_nets(nets, val, reads), val.labels) if val else None
+    seen = {role: as_read(images, reads[role]) for role in nets}
+    mirrored = {role: (net, seen[role]) for role, net in nets.items() if config.flips}
     found = EvaluationRecord(
         schema_number=SCHEMA,
         run=str(finished.folder),
@@ -104,6 +107,11 @@ def evaluate(finished: FinishedRun, config: Evaluate, command: str) -> Path:
         )
     if config.corruptions:
         severities = sorted(set(config.severities))
+        if sized := [role for role in nets if reads[role]]:
+            raise UserError(
+                f"corruptions: the {sized[0]} has images of its own size, and a corruption is so "
+                "many pixels wide; accepted is corruptions=[]"
+            )
         more["corruptions"] = under_corruptions(
             nets, images, config.corruptions, severities, config.seed
         )
@@ -125,13 +133,24 @@ def _about(evaluated_on: EvaluationSet, classes: Sequence[str]) -> EvaluatedImag
     )
 
 
-def ask_nets(nets: Mapping[str, nn.Module], images: Images) -> dict[str, Tensor]:
-    """Compute each net's logits [N, C] for the images, by role."""
-    return {role: ask(net, images, normalization_of(net, UNSCALED)) for role, net in nets.items()}
+def ask_nets(
+    nets: Mapping[str, nn.Module],
+    images: Images,
+    reads: Mapping[str, Mapping[str, object] | None],
+) -> dict[str, Tensor]:
+    """Compute each net's logits [N, C] for the images, by role.
+
+    Args:
+        reads: how each role's net reads images; see `kd.data.rendering.as_read`.
+    """
+    return {
+        role: ask(net, as_read(images, reads[role]), normalization_of(net, UNSCALED))
+        for role, net in nets.items()
+    }
 
 
 def evaluate_nets(
-    mirrored: Mapping[str, nn.Module],
+    mirrored: Mapping[str, tuple[nn.Module, Images]],
     logits: Mapping[str, Tensor],
     report: Report,
     images: Images,
@@ -140,7 +159,7 @@ def evaluate_nets(
     """Compute each net's metrics.
 
     Args:
-        mirrored: nets by role that are asked about mirror images too.
+        mirrored: by role the net, and the images that it is asked about as mirror images too.
         logits: per role, [N, C].
         report: of the run.
         images: N of them.
@@ -160,7 +179,7 @@ def evaluate_nets(
                 stage=known[role].stage,
                 test=judge(each, images.labels, logits.get("teacher")),
                 calibrated=scaled,
-                flipped=_flip_metrics(mirrored[role], each, images) if role in mirrored else None,
+                flipped=_flip_metrics(*mirrored[role], each) if role in mirrored else None,
             )
         )
     return found
@@ -253,7 +272,7 @@ def _kl(logits: Tensor, teacher: Tensor | None) -> float | None:
     return max(0.0, total / len(logits))
 
 
-def _flip_metrics(net: nn.Module, logits: Tensor, images: Images) -> FlipMetrics:
+def _flip_metrics(net: nn.Module, images: Images, logits: Tensor) -> FlipMetrics:
     """Compute the accuracy of the mean logits of each image and its mirror image."""
     other = ask(net, images, normalization_of(net, UNSCALED), mirrored=True)
     found = summary((logits + other) / 2, images.labels)

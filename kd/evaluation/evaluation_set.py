@@ -80,7 +80,7 @@ def _images_of_nets(own: DataModule) -> list[Images]:
     """Return the images that a run's nets were trained or selected on."""
     seen = [own.split.train, own.split.val, own.split.unlabeled]
     try:
-        of_teacher = own.for_stage("all").split
+        of_teacher = own.teacher_source.split
     except UserError as error:
         say(f"{error}\n  so the images that the teacher alone has seen are not left out")
     else:

@@ -2,6 +2,7 @@
 
 from kd.files.records import Record
 from kd.files.report_file import RunCommandRecord
+from kd.shape import ImageSize
 
 SCHEMA = 1
 
@@ -85,7 +86,7 @@ class BenchmarkRecord(RunCommandRecord):
     """
 
     name: str
-    shape: tuple[int, int, int]
+    shape: tuple[int, ImageSize, int]
     seconds: float
     rounds: int
     missing: dict[str, str]

@@ -77,7 +77,7 @@ class Header(BaseModel):
 
     schema_: Annotated[int, Field(alias="schema")] = SCHEMA
     net: dict[str, object]
-    shape: tuple[Count, Count, Count] | None = None
+    shape: tuple[Count, Count | tuple[Count, Count], Count] | None = None
     classes: list[str] | None = None
     mean: list[float] | None = None
     std: list[Annotated[float, Field(gt=0)]] | None = None

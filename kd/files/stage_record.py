@@ -1,11 +1,12 @@
 """A finished stage's `stage.json`: what it was made of, and what came of it."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
 from kd.files.records import Record
+from kd.shape import ImageSize
 
 SCHEMA = 1
 EpochMetrics = dict[str, int | float]  # by name, such as `val/acc`
@@ -34,6 +35,8 @@ class StageSpec(Record):
     Attributes:
         recipe: version of the training code.
         shape: channels, image size, number of classes.
+        reads: how the net reads images, where not as the data does: `image_size`, and the
+            attributes of `kd.data.decode.Reading`.
         data: hashes of the images and labels, and how they are shown.
         net: node of the net; `pretrained` names the weights that come with it.
         weights: checksum of the file with the initial weights; `state` is which of its state dicts.
@@ -57,7 +60,8 @@ class StageSpec(Record):
     model_config = ConfigDict(frozen=False, extra="allow")
 
     recipe: int
-    shape: tuple[int, int, int]
+    shape: tuple[int, ImageSize, int]
+    reads: dict[str, Any] | None = None
     data: dict[str, object]
     net: dict[str, object]
     pretrained: list[str] = []

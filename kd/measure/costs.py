@@ -39,7 +39,7 @@ def count_macs(net: nn.Module, shape: Shape) -> int:
     # The meta device computes nothing, and keeps attention off its fast path, which is not counted.
     net = copy.deepcopy(net).to("meta").eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        net(torch.empty(1, shape.channels, shape.image_size, shape.image_size, device="meta"))
+        net(torch.empty(1, *shape.pixels, device="meta"))
     return int(counter.get_total_flops()) // 2
 
 
@@ -77,7 +77,7 @@ def peak_activations(net: nn.Module, shape: Shape, batch: int = 1) -> int:
     is not counted, nor what a compiler would save by fusing operations.
     """
     net = net.cpu().eval()
-    x = torch.zeros(batch, shape.channels, shape.image_size, shape.image_size)
+    x = torch.zeros(batch, *shape.pixels)
     with torch.no_grad(), _LiveTensors(x, *net.parameters(), *net.buffers()) as counter:
         net(x)
     return int(counter.peak)
@@ -93,7 +93,7 @@ def latency(
         least: passes that are timed at least.
     """
     net = net.cpu().eval()
-    x = torch.randn(batch, shape.channels, shape.image_size, shape.image_size)
+    x = torch.randn(batch, *shape.pixels)
     with torch.inference_mode():
         timer = timeit.Timer(lambda: net(x))
         warm = min(3, least)

@@ -73,11 +73,12 @@ def build_net(
     set_normalization(net, normalization, channels, where)
     try:
         with torch.no_grad():
-            logits = net.eval()(torch.zeros(2, channels, size, size))
+            logits = net.eval()(torch.zeros(2, *shape.pixels))
     except REFUSALS as error:
         first = first_line(error)
+        sides = "x".join(map(str, shape.pixels))
         raise UserError(
-            f"{where}: {node['_target_']} cannot take {channels}x{size}x{size} images: {first}"
+            f"{where}: {node['_target_']} cannot take {sides} images: {first}"
         ) from error
     answers = [logits, *([_in_training(net, shape, where)] if trained else [])]
     for answer in answers:
@@ -117,7 +118,7 @@ def _in_training(net: nn.Module, shape: Shape, where: str) -> object:
     dummy = copy.deepcopy(net).train()
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            return dummy(torch.zeros(2, shape.channels, shape.image_size, shape.image_size))
+            return dummy(torch.zeros(2, *shape.pixels))
     except REFUSALS as error:
         raise UserError(
             f"{where}: cannot take such images in train mode: {first_line(error)}"

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from kd.nets.build import build_net
 from kd.nets.head import head_of
-from kd.shape import Shape
+from kd.shape import ImageSize, Shape
 
 
 class Blocks(nn.Module):
@@ -52,7 +52,7 @@ class Grown(nn.Module):
         blocks: Sequence[int],
         num_classes: int,
         in_channels: int,
-        image_size: int,
+        image_size: ImageSize,
         order: Sequence[int] | None = None,
     ) -> None:
         super().__init__()

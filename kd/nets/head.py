@@ -61,9 +61,7 @@ def _in_order(net: nn.Module, shape: Shape) -> list[nn.Module]:
     device = next(net.parameters()).device
     try:
         with torch.no_grad():
-            net.eval()(
-                torch.zeros(2, shape.channels, shape.image_size, shape.image_size, device=device)
-            )
+            net.eval()(torch.zeros(2, *shape.pixels, device=device))
     finally:
         for hook in hooks:
             hook.remove()

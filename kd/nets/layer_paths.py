@@ -223,5 +223,5 @@ def dry_pass(net: nn.Module, shape: Shape, training: bool) -> ForwardRecord:
             record.stages.add(path)
     device = next((parameter.device for parameter in dummy.parameters()), torch.device("cpu"))
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        dummy(torch.randn(2, shape.channels, shape.image_size, shape.image_size).to(device))
+        dummy(torch.randn(2, *shape.pixels).to(device))
     return record

@@ -48,6 +48,7 @@ def pair(
     taps_s: list[str] | None,
     taps_t: list[str] | None,
     shape: Shape,
+    teacher_shape: Shape | None = None,
     *,
     stem: bool = False,
 ) -> tuple[list[str], list[str]]:
@@ -58,6 +59,7 @@ def pair(
     Args:
         teacher: None if no loss uses its features.
         taps_s, taps_t: paths from the config; None for the net's own.
+        shape, teacher_shape: of the nets; None for one shape.
         stem: as in `default_taps`.
 
     Raises:
@@ -66,7 +68,7 @@ def pair(
     one = _some(student, taps_s, shape, stem, "student.taps")
     if teacher is None:
         return one, []
-    two = _some(teacher, taps_t, shape, stem, "teacher.taps")
+    two = _some(teacher, taps_t, teacher_shape or shape, stem, "teacher.taps")
     if taps_s and taps_t and len(one) != len(two):
         raise UserError(
             f"student.taps: found {len(one)} ({', '.join(one)}), teacher.taps has {len(two)} "

@@ -5,6 +5,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from kd.nets.initial import kaiming
+from kd.shape import ImageSize, height_and_width
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 
@@ -102,7 +103,7 @@ class ResNet(nn.Module):
         num_classes: int,
         depth: int,
         in_channels: int = 3,
-        image_size: int = 224,
+        image_size: ImageSize = 224,
         width: int = 64,
         stem: Literal["auto", "small", "imagenet"] = "auto",
     ) -> None:
@@ -111,7 +112,7 @@ class ResNet(nn.Module):
             raise ValueError(f"depth: found {depth}, accepted are {sorted(BLOCKS)}")
         if stem not in ("auto", "small", "imagenet"):
             raise ValueError(f"stem: found {stem!r}, accepted are auto, small, imagenet")
-        small = stem == "small" or (stem == "auto" and image_size < 64)
+        small = stem == "small" or (stem == "auto" and min(height_and_width(image_size)) < 64)
         self.conv1: nn.Module
         self.maxpool: nn.Module
         if small:

@@ -11,7 +11,7 @@ from kd.nets.build import build_net
 from kd.nets.layer_paths import FeaturePaths, study
 from kd.nets.pairing import default_taps
 from kd.nets.splice import CutError, after, splice
-from kd.shape import Shape
+from kd.shape import ImageSize, Shape
 
 
 class SimKD(nn.Module):
@@ -45,7 +45,7 @@ class SimKD(nn.Module):
         teacher: Mapping[str, Any],
         num_classes: int,
         in_channels: int,
-        image_size: int,
+        image_size: ImageSize,
         factor: int = 2,
     ) -> None:
         super().__init__()
@@ -142,9 +142,7 @@ def _answer(net: nn.Module, path: str, shape: Shape) -> tuple[Tensor, Tensor]:
     )
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            logits: Tensor = net.eval()(
-                torch.randn(2, shape.channels, shape.image_size, shape.image_size)
-            )
+            logits: Tensor = net.eval()(torch.randn(2, *shape.pixels))
     finally:
         hook.remove()
     return seen[-1], logits

@@ -28,7 +28,7 @@ def _learns_from(plan: StagePlan, chain: Sequence[StagePlan], data: DataModule) 
         net = f"goes on from {plan.start}"
     if plan.teacher is None and plan.sees != "transfer":
         of_other = (
-            f" of {seen.name} in {seen.root}" if plan.sees == "all" and seen is not data else ""
+            f" of {seen.name} in {seen.root}" if plan.sees == "all" and data.teacher_data else ""
         )
         return f"{net}, learns from {labels:,} images{of_other} with their labels"
     known = "the labels of all" if labels == images else f"the labels of {labels:,}"

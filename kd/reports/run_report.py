@@ -31,6 +31,7 @@ from kd.reports.escape import as_code, escape_record
 from kd.reports.omission import omitted_classes, omitted_lines
 from kd.reports.provenance import provenance
 from kd.reports.units import count_text, selection_data, short, training_images
+from kd.shape import Shape
 from kd.stages.chain import Role
 from kd.stages.result import accuracies_by_epoch, load_net, logits_of, macs_of, name_of
 from kd.teachers.diagnosis import concerns, knows_validation, other_order
@@ -93,9 +94,9 @@ def _data(data: DataModule) -> DataReport:
 
 def _teacher_data(data: DataModule) -> TeacherImages | None:
     """Return the images of the teacher's own source; None if it has none."""
-    other = data.for_stage("all")
-    if other is data:
+    if data.teacher_data is None:
         return None
+    other = data.teacher_source
     train = len(other.split.train)
     val = len(other.split.val)
     return TeacherImages(name=f"{other.name} in {other.root}", train=train, val=val)
@@ -112,7 +113,7 @@ def _model(
     net = load_net(stage)
     record = stage.record
     size = size_of(net)
-    shape = data.shape
+    shape = Shape.of(record.spec.shape)
     return ModelReport(
         role=role,
         net=name_of(stage),

@@ -53,32 +53,36 @@ def stage_seconds(
 def image_seconds(plan: StagePlan, config: Config, data: DataModule) -> float:
     """Measure a training step of a stage, per image: both nets, without the loss's arithmetic."""
     device = torch.device(device_of(str(config.trainer.get("accelerator", "auto"))))
-    shape = data.shape
+    shape = data.for_stage(plan.sees).shape
+    shape_t = data.teacher_shape if plan.teacher_sees == "all" else data.shape
     count = min(IMAGES, plan.recipe.batch_size)
     with torch.random.fork_rng():  # training must not depend on whether this was measured
         nets = [build_net(plan.net, shape, plan.where, load=False, trained=True)]
         if plan.teacher_net is not None:
-            nets.append(build_net(plan.teacher_net, shape, "teacher.net", load=False).eval())
+            nets.append(build_net(plan.teacher_net, shape_t, "teacher.net", load=False).eval())
         for net in nets:
             net.to(device).to(memory_format=torch.channels_last)
-        x = torch.randn(count, shape.channels, shape.image_size, shape.image_size, device=device)
-        x = x.to(memory_format=torch.channels_last)
+        inputs = [
+            torch.randn(count, *each.pixels, device=device).to(memory_format=torch.channels_last)
+            for each in (shape, shape_t)
+        ]
         passed = []
         for _ in range(TIMES):
             started = time.perf_counter()
-            _step(nets, x, plan.precision, config.teacher.precision)
+            _step(nets, inputs, plan.precision, config.teacher.precision)
             passed.append(time.perf_counter() - started)
     return min(passed) / count
 
 
-def _step(nets: Sequence[nn.Module], x: torch.Tensor, *precisions: Any) -> None:
+def _step(nets: Sequence[nn.Module], inputs: Sequence[torch.Tensor], *precisions: Any) -> None:
+    x, x_t = inputs
     target = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     with computing_in(precisions[0], x.device):
         logits = nets[0](x)
     F.cross_entropy(logits.float(), target).backward()  # type: ignore[no-untyped-call]
     with torch.no_grad(), computing_in(precisions[1], x.device):
         for teacher in nets[1:]:
-            teacher(x)
+            teacher(x_t)
     if x.device.type == "cuda":
         torch.cuda.synchronize()
 

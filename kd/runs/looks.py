@@ -2,16 +2,19 @@
 
 from collections.abc import Mapping
 
+import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from kd.data.base import DataModule
+from kd.data.rendering import as_read
 from kd.data.views import normalize, to_unit
 from kd.files.store import StageResult
 from kd.log import say
 from kd.measure.grad_cam import grad_cam, last_maps
 from kd.reports.figures import disagreement
 from kd.reports.grad_cam_figure import grad_cam_figure
+from kd.shape import Shape
 from kd.stages.chain import Role
 from kd.stages.result import load_net
 
@@ -42,11 +45,14 @@ def looks(
     maps = {}
     for role in BOTH:
         net = load_net(results[role])
-        if (path := last_maps(net, data.shape)) is None:
+        spec = results[role].record.spec
+        if (path := last_maps(net, Shape.of(spec.shape))) is None:
             return None
-        x = normalize(to_unit(pixels), *map(tuple, results[role].record.normalization))
+        own = as_read(data.split.test, spec.reads).pixels[shown]
+        x = normalize(to_unit(own), *map(tuple, results[role].record.normalization))
         try:
-            maps[str(role)] = grad_cam(net, x, logits[role][shown].argmax(1), path)
+            found = grad_cam(net, x, logits[role][shown].argmax(1), path)
+            maps[str(role)] = F.interpolate(found[:, None], pixels.shape[2:], mode="area")[:, 0]
         except RuntimeError as error:  # a failed figure must not fail a finished training
             say(f"no Grad-CAM of the {role}: {str(error).partition(chr(10))[0]}")
             return None

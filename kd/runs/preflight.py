@@ -70,7 +70,7 @@ def preflight(chain: Sequence[StagePlan], config: Config, data: DataModule) -> N
         most = file.stat().st_size if file and plan.trains == "none" else None
         net = build_net(
             plan.net,
-            data.shape,
+            seen.shape,
             plan.where,
             load=not (plan.path or plan.start),
             most=most,
@@ -78,12 +78,12 @@ def preflight(chain: Sequence[StagePlan], config: Config, data: DataModule) -> N
         )
         if plan.trains == "none":
             continue
-        check_parts(net, plan, data)
+        check_parts(net, plan, seen)
         make_optimizer(net, 2, optim=recipe.optim, schedule=recipe.lr_schedule, where=f"{at}optim")
         loader = seen.train_loader(recipe.batch_size, recipe.seed, ranks, where=f"{at}batch_size")
         batches_of(config.trainer, "limit_train_batches", len(loader))
         if recipe.batch_size == ranks and plan.trains != "frozen_norms":  # one image on each device
-            check_single(net, data.shape, f"{at}batch_size")
+            check_single(net, seen.shape, f"{at}batch_size")
 
 
 def check_parts(net: nn.Module, plan: StagePlan, data: DataModule) -> None:
@@ -114,7 +114,7 @@ def check_single(net: nn.Module, shape: Shape, where: str) -> None:
     Raises:
         UserError: the net needs two images or more.
     """
-    x = torch.randn(1, shape.channels, shape.image_size, shape.image_size)
+    x = torch.randn(1, *shape.pixels)
     try:
         net.train()(x)
     except ValueError as error:  # raised by torch's batch norm

@@ -129,8 +129,20 @@ class FinishedRun:
         from kd.shape import Shape
 
         if header := header_of(self.folder / STUDENT):
-            return Shape(*header["shape"])
-        return Shape(*self.stage(self.roles[0]).record.spec.shape)
+            return Shape.of(header["shape"])
+        return Shape.of(self.stage(self.roles[0]).record.spec.shape)
+
+    def shape_of(self, role: str) -> "Shape":
+        """Shape that a role's net was built for."""
+        from kd.shape import Shape
+
+        if role == "student":
+            return self.shape
+        return Shape.of(self.stage(role).record.spec.shape)
+
+    def reads(self, role: str) -> dict[str, object] | None:
+        """How a role's net reads images, for `kd.data.rendering.as_read`; None: as the data."""
+        return None if role == "student" else self.stage(role).record.spec.reads
 
     def room(self, out: str | None, inside: str = "") -> Path:
         """Return the folder for a command's results: the run's, or the config's `out`.
@@ -200,7 +212,7 @@ def read_student(
     # first, because the checksum covers the header, from which the net is built
     weights = read_weights(file, where)
     try:
-        shape = Shape(*header["shape"])
+        shape = Shape.of(header["shape"])
         normalization = (tuple(header["mean"]), tuple(header["std"]))
         classes = tuple(map(plain, header["classes"]))
     except (KeyError, TypeError) as error:

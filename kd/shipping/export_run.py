@@ -14,6 +14,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from kd.data.base import DataModule, Images
+from kd.data.rendering import as_read
 from kd.data.views import normalize, to_unit
 from kd.errors import CommandError, DamagedError, UserError, WriteError
 from kd.files.export_file import SCHEMA as RECORD_SCHEMA
@@ -138,7 +139,8 @@ def _subject(finished: FinishedRun, config: Export) -> tuple[ExportSubject, str 
     """Return what to export, and the reason if the data is missing."""
     role = config.role
     net = finished.net(role)
-    shape = finished.shape if role == "student" else Shape(*finished.stage(role).record.spec.shape)
+    shape = finished.shape_of(role)
+    reads = finished.reads(role)
     own = normalization_of(net, ((0.0,), (1.0,)))
     cache = f"{config.output_dir}/cache"
     try:
@@ -159,10 +161,10 @@ def _subject(finished: FinishedRun, config: Export) -> tuple[ExportSubject, str 
         "mean": list(own[0]),
         "std": list(own[1]),
         "normalizes": config.normalize,
-        "reading": finished.report.data.reading,
+        "reading": _reading(reads) or finished.report.data.reading,
     }
     metadata = {key: json.dumps(value) for key, value in about.items()}
-    parts, train = _images(data, shape)
+    parts, train = _images(data, shape, reads)
     if "int8" in config.formats and "val" not in parts:
         raise UserError(
             "formats: int8 is accepted or refused by its accuracy on validation images, and "
@@ -171,12 +173,20 @@ def _subject(finished: FinishedRun, config: Export) -> tuple[ExportSubject, str 
     return ExportSubject(net.cpu(), shape, own, config.normalize, metadata, parts, train), lacking
 
 
-def _images(data: DataModule | None, shape: Shape) -> tuple[dict[str, Images], Images | None]:
+def _reading(reads: Mapping[str, object] | None) -> dict[str, object]:
+    """Return how a net with images of its own decodes them."""
+    return {name: value for name, value in (reads or {}).items() if name != "image_size"}
+
+
+def _images(
+    data: DataModule | None, shape: Shape, reads: Mapping[str, object] | None
+) -> tuple[dict[str, Images], Images | None]:
     if data is not None:
         parts = {"val": data.split.val, "test": data.split.test}
-        return {k: v for k, v in parts.items() if v}, data.for_stage("transfer").training_images
+        train = as_read(data.for_stage("transfer").training_images, reads)
+        return {k: as_read(v, reads) for k, v in parts.items() if v}, train
     draw = torch.Generator().manual_seed(0)
-    size = (RANDOM, shape.channels, shape.image_size, shape.image_size)
+    size = (RANDOM, *shape.pixels)
     pixels = torch.randint(0, 256, size, generator=draw, dtype=torch.uint8)
     return {"random": Images(pixels, torch.full((RANDOM,), -1))}, None
 

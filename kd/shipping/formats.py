@@ -63,7 +63,7 @@ def whole_net(net: nn.Module, normalization: Normalization | None) -> nn.Module:
 
 def example(shape: Shape) -> Tensor:
     """Make two images [2, C, H, W] for tracing: exporters treat a batch of one as constant."""
-    return torch.zeros(2, shape.channels, shape.image_size, shape.image_size)
+    return torch.zeros(2, *shape.pixels)
 
 
 def write_pt2(

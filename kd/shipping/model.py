@@ -19,7 +19,7 @@ from kd.files.onnx_file import check_whole
 from kd.nets.build import normalization_of
 from kd.nets.onnx_graph import open_session
 from kd.runs.reader import open_run, read_student
-from kd.shape import Shape
+from kd.shape import Shape, height_and_width, image_size
 from kd.shipping.formats import INPUT, OUTPUT, SCHEMA, is_intact, whole_net
 
 ACCEPTED = f"a run's folder, its {STUDENT}, or an .onnx file that kd.export wrote"
@@ -35,7 +35,7 @@ class Model(nn.Module):
     Attributes:
         classes: names, in the order of the logits.
         channels: 1 for gray images, 3 for RGB.
-        image_size: height and width of the images, in pixels.
+        image_size: side of the images in pixels, or height and width.
         reading: how image files are decoded, as in training.
     """
 
@@ -67,7 +67,7 @@ class Model(nn.Module):
         Raises:
             ValueError: wrong shape or range.
         """
-        wanted = (self.channels, self.image_size, self.image_size)
+        wanted = (self.channels, *height_and_width(self.image_size))
         if images.ndim != 4 or tuple(images.shape[1:]) != wanted:
             raise ValueError(
                 f"images: found {list(images.shape)}, wanted are [B, {', '.join(map(str, wanted))}]"
@@ -102,7 +102,7 @@ class Model(nn.Module):
                 found.append(decode(Path(path), self.image_size, self.channels, self.reading))
             except DecodeError as error:
                 raise UserError(f"{path}: {error}") from error
-        size = (len(found), self.channels, self.image_size, self.image_size)
+        size = (0, self.channels, *height_and_width(self.image_size))
         return torch.from_numpy(np.stack(found)) if found else torch.zeros(size, dtype=torch.uint8)
 
 
@@ -216,12 +216,12 @@ def _of_onnx(path: Path, where: str) -> Model:
                 f"{SCHEMA})"
             )
         classes = [plain(name) for name in about["classes"]]
-        size = about["image_size"]
         if not about["normalizes"]:
             net.normalization = (tuple(about["mean"]), tuple(about["std"]))
-        shape = Shape(about["channels"], size, len(classes))
+        height, width = height_and_width(about["image_size"])
+        shape = Shape(about["channels"], image_size(height, width), len(classes))
         reading = reading_of(about, path)
-        logits = net(torch.zeros(2, shape.channels, size, size))
+        logits = net(torch.zeros(2, *shape.pixels))
     except UserError:
         raise
     except Exception as error:  # metadata that does not fit the graph, or is not ours

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,7 @@ from kd.data.decode import DecodeError, Remarks, decode, remarking
 from kd.files.writing import whole
 from kd.log import one_line, say, waiting
 from kd.reports.escape import in_a_cell
+from kd.shape import height_and_width
 from kd.shipping.model import Model, load_model
 
 FIXED = ("path", "class", "error")  # columns besides the classes
@@ -65,7 +67,7 @@ def predict(
 @torch.no_grad()
 def rows(model: Model, files: Sequence[Path]) -> Iterator[Prediction]:
     """Iterate over the rows, in order, with one batch of images in memory."""
-    size = max(1, min(64, 2**20 // model.image_size**2))
+    size = max(1, min(64, 2**20 // math.prod(height_and_width(model.image_size))))
     steps = range(0, len(files), size)
     # Threads: Pillow releases the GIL while it decodes.
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool, remarking():

@@ -48,7 +48,7 @@ class StagePlan:
         normalization: normalisation used in training the weights in `path`, if the config says it.
         members: earlier stages that form the ensemble.
         taps: paths of the hooked layers; None for the net's default.
-        teacher_net, teacher_taps: the same of the teacher's stage.
+        teacher_net, teacher_taps, teacher_sees: the same of the teacher's stage.
         sees: which training images and labels it sees.
     """
 
@@ -73,6 +73,7 @@ class StagePlan:
     taps: list[str] | None = None
     teacher_net: Node | None = None
     teacher_taps: list[str] | None = None
+    teacher_sees: Sees = "all"
     sees: Sees = "all"
 
     @property
@@ -107,7 +108,10 @@ def chain_of(config: Config) -> list[StagePlan]:
         if plan.teacher:
             taught_by = plans[plan.teacher]
             plans[name] = plan = replace(
-                plan, teacher_net=taught_by.net, teacher_taps=taught_by.taps
+                plan,
+                teacher_net=taught_by.net,
+                teacher_taps=taught_by.taps,
+                teacher_sees=taught_by.sees,
             )
         if plan.start and plans[plan.start].net != plan.net:
             raise UserError(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kd.config.construct import resolve_target
 from kd.data.base import DataModule, Images
+from kd.data.rendering import as_read
 from kd.data.views import Augment, views_of
 from kd.errors import DamagedError, WriteError
 from kd.files.report_file import EpochAccuracies
@@ -36,7 +37,7 @@ DIAGNOSIS_VIEWS = 256
 def load_net(result: StageResult) -> nn.Module:
     """Load the net of a finished stage, in evaluation mode."""
     spec = result.record.spec
-    net = build_net(spec.net, Shape(*spec.shape), f"{result.record.name}.net", load=False)
+    net = build_net(spec.net, Shape.of(spec.shape), f"{result.record.name}.net", load=False)
     net.load_state_dict(result.weights())
     copy_normalization(net, result)
     return net.eval()
@@ -56,13 +57,14 @@ def copy_normalization(net: nn.Module, result: StageResult) -> None:
 
 def classes_of(result: StageResult) -> int:
     """Return the number of classes of a finished stage's net."""
-    return Shape(*result.record.spec.shape).num_classes
+    return Shape.of(result.record.spec.shape).num_classes
 
 
 def logits_of(result: StageResult, data: DataModule, images: Images) -> Tensor:
     """Return a finished stage's logits [N, C] for unaugmented images, stored with its weights."""
+    own = as_read(images, result.record.spec.reads)
     return compute_once(
-        result, logits_name(images), lambda: predict_logits(load_net(result), data, images)
+        result, logits_name(own), lambda: predict_logits(load_net(result), data, own)
     )
 
 
@@ -79,7 +81,8 @@ def role_logits(results: Mapping[Role, StageResult], data: DataModule) -> dict[R
         if role != "student" or size <= SMALL:
             found[role] = logits_of(each, data, test)
         else:
-            found[role] = predict_logits(load_net(each), data, test)
+            own = as_read(test, each.record.spec.reads)
+            found[role] = predict_logits(load_net(each), data, own)
     return found
 
 
@@ -120,14 +123,16 @@ def macs_of(result: StageResult, net: nn.Module) -> int:
     Args:
         net: the stage's.
     """
-    shape = Shape(*result.record.spec.shape)
+    shape = Shape.of(result.record.spec.shape)
     return int(compute_once(result, "macs", lambda: torch.tensor(count_macs(net, shape)), "macs"))
 
 
 def diagnose(result: StageResult, data: DataModule) -> TeacherDiagnosis:
     """Return a teacher's logits for validation images and some training views, stored."""
     val = data.split.val
-    train = data.split.train
+    reads = result.record.spec.reads
+    train = as_read(data.split.train, reads)
+    drawn_at = data.split.train.pixels.shape[2:]
     augment = data.augment
     # A mixed view is no view of one image
     alone = augment.model_copy(update={"mixup": 0, "cutmix": 0})
@@ -137,14 +142,18 @@ def diagnose(result: StageResult, data: DataModule) -> TeacherDiagnosis:
     def views(which: Sequence[int], augment: Augment) -> Tensor:
         def compute() -> Tensor:
             teacher = load_teacher(result)
-            parts = torch.split(some, data.evaluation_batch)
-            make = partial(views_of, train, seed=0, augment=augment, pool=train)
+            parts = torch.split(some, train.pixels.batch)
+            make = partial(views_of, train, seed=0, augment=augment, pool=train, drawn_at=drawn_at)
             return torch.stack(
                 [torch.cat([teacher(make(i, view=v)) for i in parts]) for v in which]
             )
 
         sources = {"images": train.fingerprint, "originals": train.source_fingerprint}
-        about = {**sources, "augment": augment.model_dump(mode="json")}
+        about = {
+            **sources,
+            **({"drawn_at": drawn_at} if reads else {}),
+            "augment": augment.model_dump(mode="json"),
+        }
         return compute_once(
             result, f"views-{key_of({**about, 'views': list(which), 'count': count})}", compute
         )

@@ -14,6 +14,7 @@ from kd.config.precision import resolve_precision
 from kd.config.schema import Training
 from kd.config.trainer import epochs_of
 from kd.data.base import DataModule
+from kd.data.rendering import as_read
 from kd.data.transfer import Sees
 from kd.errors import DropRequest
 from kd.files.stage_record import (
@@ -35,6 +36,7 @@ from kd.nets.grow import Grown, align
 from kd.nets.hooks import kinds_of
 from kd.nets.layer_paths import study
 from kd.nets.pretrained_weights import Normalization
+from kd.shape import Shape
 from kd.stages.chain import LABELS_ONLY, StagePlan
 from kd.stages.code_hash import RECIPE, code_of, targets
 from kd.stages.result import (
@@ -53,6 +55,7 @@ from kd.teachers.ensemble import Ensemble
 from kd.teachers.feature_teacher import FeatureTeacher
 from kd.teachers.fused_teacher import FusedTeacher
 from kd.teachers.live_teacher import LiveTeacher, Teacher
+from kd.teachers.sized_teacher import SizedTeacher, TeacherViews
 from kd.teachers.stored_teacher import StoredTeacher
 from kd.teachers.view_files import Room, ViewFiles
 from kd.training.devices import world_size
@@ -140,6 +143,7 @@ def make_stage(
     Args:
         results: earlier stages of the run, by name.
     """
+    reads = data.teacher_reads if plan.sees == "all" else None
     data = data.for_stage(plan.sees)
     file = file_of(plan)
     members = tuple(results[name] for name in plan.members)
@@ -148,6 +152,8 @@ def make_stage(
     spec = StageSpec(recipe=RECIPE, shape=(*data.shape,), data=data.key(), net=net)
     if pretrained:
         spec.pretrained = pretrained
+    if reads:
+        spec.reads = reads
     set_start(spec, plan, file, data.classes)
     stage = Stage(plan.name, spec, weights=file, start_prefix=plan.start_prefix, sees=plan.sees)
     if plan.trains == "none":
@@ -159,9 +165,6 @@ def make_stage(
             spec.seed = plan.recipe.seed
         return replace(stage, members=members)
     _set_recipe(spec, plan, data, config)
-    spec.objective = dict(plan.loss.node)
-    spec.epochs = epochs_of(config.trainer, spec.epochs)
-    spec.trainer = {k: v for k, v in config.trainer.items() if k not in RUNTIME_ONLY | ELSEWHERE}
     accelerator = str(config.trainer.get("accelerator", "auto"))
     own = f"{plan.recipe_at or 'trainer.'}precision"
     spec.trainer["precision"] = resolve_precision(plan.precision, accelerator, own)
@@ -178,15 +181,15 @@ def make_stage(
         spec.answered_in = resolve_precision(asked, accelerator, "teacher.precision")
     if plan.fake_quantize:
         spec.fake_quantize = True
-    if taps := taps_of(plan, data.shape):
+    if taps := taps_of(plan, data):
         spec.taps = taps
-    reference = teacher or (results.get("teacher") if plan.role != "teacher" else None)
+    other = results.get("teacher") if plan.role != "teacher" else None
     return replace(
         stage,
         runtime=runtime,
         loss=plan.loss,
         teacher=teacher,
-        reference=reference,
+        reference=teacher or other,
         start=start,
         room=_room(config),
     )
@@ -194,7 +197,6 @@ def make_stage(
 
 def _set_recipe(spec: StageSpec, plan: StagePlan, data: DataModule, config: Training) -> None:
     recipe = plan.recipe
-    spec.epochs = recipe.epochs
     spec.seed = recipe.seed
     spec.batch_size = recipe.batch_size
     spec.optim = dict(recipe.optim)
@@ -205,6 +207,9 @@ def _set_recipe(spec: StageSpec, plan: StagePlan, data: DataModule, config: Trai
     spec.swa = recipe.swa
     spec.early_stopping = recipe.early_stopping
     spec.keep = recipe.keep
+    spec.objective = dict(plan.loss.node)
+    spec.epochs = epochs_of(config.trainer, recipe.epochs)
+    spec.trainer = {k: v for k, v in config.trainer.items() if k not in RUNTIME_ONLY | ELSEWHERE}
     devices = world_size(config.trainer)
     if devices > 1 and depends_on_batch(plan, data, config.trainer):
         spec.batch_size_per_device = spec.batch_size // devices
@@ -424,17 +429,23 @@ def _keep(net: nn.Module, data: DataModule, folder: Path, stage: Stage) -> Train
 
 def teacher_of(stage: Stage, result: StageResult, data: DataModule) -> Teacher:
     """Return a finished stage as a teacher, with stored outputs if possible."""
+    reads = result.record.spec.reads
+    images, pool = (each and as_read(each, reads) for each in (data.split.train, data.mixing_pool))
+    assert images is not None
+    drawn_at = data.split.train.pixels.shape[2:] if reads else None
+    views = TeacherViews(images, data.augment, stage.spec.seed, pool, drawn_at)
     # Features are not stored, so the teacher is live
     if kinds := kinds_of(stage.loss.signals, "t"):
         taps = stage.spec.taps.get("teacher", [])
         answers = load_teacher(result)
-        paths = study(answers.net, taps, data.shape, where="teacher.taps")
-        return FeatureTeacher(answers, paths, kinds, stage.spec.outputs, stage.spec.answered_in)
+        shape = Shape.of(result.record.spec.shape)
+        paths = study(answers.net, taps, shape, where="teacher.taps")
+        seen = FeatureTeacher(answers, paths, kinds, stage.spec.outputs, stage.spec.answered_in)
+        return SizedTeacher(seen, views) if reads else seen
     folded = FusedTeacher(partial(load_teacher, result), bool(stage.runtime.get("compile")))
     live = LiveTeacher(folded, stage.spec.outputs, stage.spec.answered_in)
     if stage.room is None:
-        return live
-    images = data.split.train
+        return SizedTeacher(live, views) if reads else live
     net = result.record.spec.net
     spec = stage.spec
     key = {
@@ -445,18 +456,11 @@ def teacher_of(stage: Stage, result: StageResult, data: DataModule) -> Teacher:
         "outputs": spec.outputs,
         "answered_in": spec.answered_in,
         "data": data.view_key(),
+        **({"reads": reads} if reads else {}),
         "torch": torch.__version__,  # other versions may differ in the last bit
     }
     files = ViewFiles(stage.room, key_of(key), len(images), classes_of(result), spec.outputs)
     # The number of epochs is not known then
     epochs = 0 if spec.early_stopping else spec.epochs
-    views = min(epochs, data.views or epochs)
-    return CachedTeacher(
-        live,
-        images,
-        augment=data.augment,
-        seed=spec.seed,
-        files=files,
-        views=views,
-        pool=data.mixing_pool,
-    )
+    needed = min(epochs, data.views or epochs)
+    return CachedTeacher(live, views, files=files, needed=needed)

@@ -20,7 +20,7 @@ from kd.stages.chain import StagePlan
 from kd.training.objective import Objective
 
 
-def taps_of(plan: StagePlan, shape: Shape) -> dict[str, list[str]]:
+def taps_of(plan: StagePlan, data: DataModule) -> dict[str, list[str]]:
     """Return the hooked layers of a stage's net and its teacher's; empty if the loss uses none.
 
     Raises:
@@ -29,9 +29,10 @@ def taps_of(plan: StagePlan, shape: Shape) -> dict[str, list[str]]:
     asked = plan.loss.signals
     if not any(kind in kinds_of(asked, side) for kind in LISTS for side in ("s", "t")):
         return {}
-    student, teacher = _nets(plan, shape)
+    student, teacher = _nets(plan, data)
+    shapes = data.shape, _teacher_shape(plan, data)
     one, two = pair(
-        student, teacher, plan.taps, plan.teacher_taps, shape, stem=plan.loss.wants_stem
+        student, teacher, plan.taps, plan.teacher_taps, *shapes, stem=plan.loss.wants_stem
     )
     return {"student": one, "teacher": two}
 
@@ -45,7 +46,7 @@ def try_out(plan: StagePlan, data: DataModule) -> Objective:
     asked = plan.loss.signals
     if not kinds_of(asked, "s") + kinds_of(asked, "t"):
         return Objective(plan.loss, data.shape)
-    taps = taps_of(plan, data.shape)
+    taps = taps_of(plan, data)
     if taps and not (plan.taps and plan.teacher_taps):
         beside = f", with {', '.join(taps['teacher'])} of its teacher" if plan.teacher_net else ""
         say(f"{plan.name}: looks at {', '.join(taps['student'])} of the student{beside}")
@@ -70,7 +71,7 @@ def depends_on_batch(plan: StagePlan, data: DataModule, trainer: Mapping[str, ob
         data: as the stage sees it.
         trainer: the config's options of the Trainer.
     """
-    student, _ = _nets(plan, data.shape)
+    student, _ = _nets(plan, data)
     normed = plan.trains != "frozen_norms" and bool(batch_norms(student))
     if normed and not trainer.get("sync_batchnorm"):
         return True
@@ -78,7 +79,7 @@ def depends_on_batch(plan: StagePlan, data: DataModule, trainer: Mapping[str, ob
         return True
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        objective, signals = _with_signals(plan, data, taps_of(plan, data.shape), images=4)
+        objective, signals = _with_signals(plan, data, taps_of(plan, data), images=4)
         try:
             whole = _losses(objective, signals, slice(4))
             first = _losses(objective, signals, slice(2))
@@ -111,33 +112,41 @@ def _with_signals(
     """A stage's objective, and what it is given in the middle of a training, for random images."""
     asked = plan.loss.signals
     shape = data.shape
-    x = torch.randn(images, shape.channels, shape.image_size, shape.image_size)
+    x = torch.randn(images, *shape.pixels)
     index = torch.arange(images)
     signals: dict[str, object] = {"x": x, "target": index % shape.num_classes, "index": index}
     signals |= {"epoch": 0, "progress": 0.5}
     paths = {}
-    student, teacher = _nets(plan, shape)
-    sides: tuple[tuple[Side, nn.Module | None, str], ...] = (
-        ("s", student, "student"),
-        ("t", teacher, "teacher"),
+    student, teacher = _nets(plan, data)
+    shape_t = _teacher_shape(plan, data)
+    x_t = x if shape_t == shape else torch.randn(images, *shape_t.pixels)
+    sides: tuple[tuple[Side, nn.Module | None, str, Shape, Tensor], ...] = (
+        ("s", student, "student", shape, x),
+        ("t", teacher, "teacher", shape_t, x_t),
     )
-    for side, net, role in sides:
+    for side, net, role, of_net, seen in sides:
         if net is None:
             signals[f"logits_{side}"] = torch.randn(images, shape.num_classes)
             continue
         paths[side] = study(
-            net, taps.get(role, []), shape, where=f"{role}.taps", training=side == "s"
+            net, taps.get(role, []), of_net, where=f"{role}.taps", training=side == "s"
         )
         with torch.no_grad():
             hooks = FeatureHooks(net.eval(), paths[side], kinds_of(asked, side))
-            signals |= as_signals(hooks(net, x), side)
+            signals |= as_signals(hooks(net, seen), side)
     given = build_arguments(paths.get("s"), paths.get("t"), data.split.train.labels)
     return Objective(plan.loss, shape, build_arguments=given), signals
 
 
-def _nets(plan: StagePlan, shape: Shape) -> tuple[nn.Module, nn.Module | None]:
+def _teacher_shape(plan: StagePlan, data: DataModule) -> Shape:
+    return data.teacher_shape if plan.teacher_sees == "all" else data.shape
+
+
+def _nets(plan: StagePlan, data: DataModule) -> tuple[nn.Module, nn.Module | None]:
     """Return a stage's net, and its teacher's if the loss needs features, with fresh weights."""
-    student = build_net(plan.net, shape, plan.where, load=False, trained=True)
+    student = build_net(plan.net, data.shape, plan.where, load=False, trained=True)
     if plan.teacher_net is None or not kinds_of(plan.loss.signals, "t"):
         return student, None
-    return student, build_net(plan.teacher_net, shape, "teacher.net", load=False)
+    return student, build_net(
+        plan.teacher_net, _teacher_shape(plan, data), "teacher.net", load=False
+    )

@@ -294,7 +294,7 @@ def _try_loss(loss: LossSpec, shape: Shape, known: int) -> None:
         "logits_t": torch.zeros(2, known),
         "target": torch.tensor([0, classes - 1]),
         "index": torch.arange(2),
-        "x": torch.zeros(2, shape.channels, shape.image_size, shape.image_size),
+        "x": torch.zeros(2, *shape.pixels),
         "epoch": 0,
         "progress": 0.0,
     }

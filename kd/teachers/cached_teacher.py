@@ -12,13 +12,12 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 from torch import Tensor
 
-from kd.data.images import Images
-from kd.data.views import Augment, views_of
 from kd.errors import WriteError
 from kd.log import console, say
 from kd.nets.hooks import NetOutput
 from kd.nets.layer_paths import FeaturePaths
 from kd.teachers.live_teacher import LiveTeacher, chunk_of
+from kd.teachers.sized_teacher import TeacherViews
 from kd.teachers.view_files import ViewFiles
 
 STEP = 8  # chunks of images prepared at a time
@@ -38,32 +37,24 @@ class CachedTeacher:
 
     Args:
         live: the teacher to ask.
-        images: all training images, unlabelled ones included; a batch's `index` refers to them.
-        augment, seed: of the views, as in training.
+        views: of all training images, unlabelled ones included; a batch's `index` refers to them.
         files: files for these images, views and this teacher.
-        views: number of views certain to be needed.
-        pool: images that provide the second image of a mixed view; None for all training images.
+        needed: number of views certain to be needed.
     """
 
     def __init__(
         self,
         live: LiveTeacher,
-        images: Images,
+        views: TeacherViews,
         *,
-        augment: Augment,
-        seed: int,
         files: ViewFiles,
-        views: int = 0,
-        pool: Images | None = None,
+        needed: int = 0,
     ) -> None:
         self.live = live
         self.paths: FeaturePaths | None = None
-        self.images = images
-        self.augment = augment
-        self.seed = seed
-        self.files = files
         self.views = views
-        self.pool = images if pool is None else pool
+        self.files = files
+        self.needed = needed
         self.view: int | None = None  # the view that `rows` belongs to
         self.rows: NDArray[np.floating] | None = None  # mapped [images, classes]; None: ask live
         self.writes = True
@@ -106,7 +97,7 @@ class CachedTeacher:
         """Return a view's rows; if another process computes them, compute other views, then
         wait.
         """
-        for each in range(view, max(view + 1, self.views)):
+        for each in range(view, max(view + 1, self.needed)):
             if each != view and self.files.there(each):
                 continue
             try:
@@ -162,13 +153,14 @@ class CachedTeacher:
     def __call__(self, x: Tensor, index: Tensor, view: int) -> NetOutput:
         """Return float32 logits [B, classes] for x [B, C, H, W] in [0, 1] and index int64 [B]."""
         if self.rows is None or view != self.view:
-            return self.live(x, index, view)
+            own = self.views(index, view, x.device) if self.views.drawn_at else x
+            return self.live(own, index, view)
         rows = torch.from_numpy(self.rows[index.cpu().numpy()])
         return NetOutput(rows.to(x.device).float())
 
     def _steps(self) -> Sequence[Tensor]:
         """Return the images of each step: STEP chunks for each rank."""
-        count, _, *size = self.images.pixels.shape
+        count, _, *size = self.views.images.pixels.shape
         ranks = dist.get_world_size() if is_together() else 1
         return torch.split(torch.arange(count), STEP * chunk_of(*size) * ranks)
 
@@ -184,16 +176,8 @@ class CachedTeacher:
 
     def _ask(self, view: int, index: Tensor) -> Tensor:
         """Compute the logits of images, int64 [n], as augmented in a view."""
-        x = views_of(
-            self.images,
-            index,
-            seed=self.seed,
-            view=view,
-            augment=self.augment,
-            pool=self.pool,
-            device=self.live.device,
-        )
-        return self.live.ask(x.contiguous(memory_format=torch.channels_last))
+        x = self.views(index, view, self.live.device)
+        return self.live.ask(x)
 
 
 def is_together() -> bool:

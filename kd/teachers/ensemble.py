@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from kd.nets.build import build_net
-from kd.shape import Shape
+from kd.shape import ImageSize, Shape
 
 Average = Literal["logits", "probabilities"]
 
@@ -37,7 +37,7 @@ class Ensemble(nn.Module):
         members: Sequence[Mapping[str, object]],
         num_classes: int,
         in_channels: int,
-        image_size: int,
+        image_size: ImageSize,
         average: Average = "logits",
         weights: Sequence[float] | None = None,
         temperature: float = 1.0,

@@ -94,7 +94,8 @@ class Distiller(L.LightningModule):
         inputs = to_layout(normalize(x, *self.normalization), self.layout)
         student = self.student(inputs)
         teacher = self.teacher(x, index, view) if self.teacher is not None else None
-        target = self.views.targets(labels, index, view, student.logits.shape[1], x.shape[-1])
+        size = x.shape[2], x.shape[3]
+        target = self.views.targets(labels, index, view, student.logits.shape[1], size)
         parts = self.objective(
             {
                 **as_signals(student, "s"),

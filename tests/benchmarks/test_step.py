@@ -21,6 +21,7 @@ from kd.nets.resnet import ResNet
 from kd.teachers.cached_teacher import CachedTeacher
 from kd.teachers.frozen_teacher import FrozenTeacher
 from kd.teachers.live_teacher import LiveTeacher
+from kd.teachers.sized_teacher import TeacherViews
 from kd.teachers.view_files import Room, ViewFiles
 from kd.training import fit as fitting
 from kd.training.loss_spec import read_loss
@@ -136,7 +137,7 @@ def test_a_cached_step(
     data = part(cifar10, steps)
     images = data.split.train
     files = ViewFiles(Room(tmp_path / "cache", 1.0), "key", len(images), 10, "float16")
-    cached = CachedTeacher(LiveTeacher(frozen), images, augment=data.augment, seed=0, files=files)
+    cached = CachedTeacher(LiveTeacher(frozen), TeacherViews(images, data.augment, 0), files=files)
     soft = torch.randn(BATCH, 10)
     sides = {
         "ours": a_fit(data, cached, tmp_path, monkeypatch),
