@@ -21,6 +21,7 @@ from kd.command import run_command
 from kd.errors import CommandError, UserError
 from kd.files.inventory import DAY, StoreItem, inventory, remove, select
 from kd.log import printable
+from kd.reports.units import short
 
 
 def main() -> None:
@@ -73,7 +74,7 @@ def show(entries: list[StoreItem]) -> None:
         table.add_row(
             entry.kind,
             entry.path.name,
-            _size(entry.bytes),
+            f"{short(entry.bytes)}B",
             f"{days:.0f} days ago",
             printable(runs),
             about,
@@ -83,7 +84,7 @@ def show(entries: list[StoreItem]) -> None:
     kinds = dict.fromkeys(entry.kind for entry in entries)
     for kind in kinds:
         own = [entry for entry in entries if entry.kind == kind]
-        console.print(f"{kind}: {len(own)}, {_size(sum(entry.bytes for entry in own))}")
+        console.print(f"{kind}: {len(own)}, {short(sum(entry.bytes for entry in own))}B")
 
 
 def prune(entries: list[StoreItem], yes: bool) -> None:
@@ -96,10 +97,10 @@ def prune(entries: list[StoreItem], yes: bool) -> None:
         print("Nothing to remove.")
         return
     show(entries)
-    whole = _size(sum(entry.bytes for entry in entries))
+    whole = short(sum(entry.bytes for entry in entries))
     if (
         not yes
-        and input(f"Remove these {len(entries)} folders, {whole}? [y/N] ").strip().lower() != "y"
+        and input(f"Remove these {len(entries)} folders, {whole}B? [y/N] ").strip().lower() != "y"
     ):
         print("Nothing was removed.")
         return
@@ -107,14 +108,6 @@ def prune(entries: list[StoreItem], yes: bool) -> None:
     print(f"Removed {len(entries) - len(kept)} folders.")
     if kept:
         raise CommandError(f"in use by another process, so not removed: {', '.join(kept)}")
-
-
-def _size(count: int) -> str:
-    """Format bytes for people."""
-    for unit, factor in (("GB", 1e9), ("MB", 1e6)):
-        if count >= factor:
-            return f"{count / factor:.1f} {unit}"
-    return f"{count / 1e3:.0f} kB"
 
 
 def start() -> NoReturn:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kd.errors import WriteError
 from kd.log import console, say
+from kd.losses._ranks import together
 from kd.nets.hooks import NetOutput
 from kd.nets.layer_paths import FeaturePaths
 from kd.teachers.live_teacher import LiveTeacher, chunk_of
@@ -80,10 +81,10 @@ class CachedTeacher:
         self.view = view
         self.rows = None
         try:
-            if is_together():
+            if together():
                 self._make_together(view)
             self.rows = self.files.open(view)
-            if self.rows is None and self.writes and not is_together():
+            if self.rows is None and self.writes and not together():
                 self.rows = self._rows_of(view)
         except (OSError, WriteError) as error:
             self.writes = False
@@ -161,13 +162,13 @@ class CachedTeacher:
     def _steps(self) -> Sequence[Tensor]:
         """Return the images of each step: STEP chunks for each rank."""
         count, _, *size = self.views.images.pixels.shape
-        ranks = dist.get_world_size() if is_together() else 1
+        ranks = dist.get_world_size() if together() else 1
         return torch.split(torch.arange(count), STEP * chunk_of(*size) * ranks)
 
     def _compute(self, view: int) -> Iterator[NDArray[np.floating]]:
         """Compute all rows of a view, block by block; together with the other ranks, if any."""
         for index in _with_progress(self._steps(), f"teacher's outputs for view {view}"):
-            if is_together():
+            if together():
                 agree(True, self.live.device)
                 rows = self._gather(view, index)
             else:
@@ -178,11 +179,6 @@ class CachedTeacher:
         """Compute the logits of images, int64 [n], as augmented in a view."""
         x = self.views(index, view, self.live.device)
         return self.live.ask(x)
-
-
-def is_together() -> bool:
-    """Whether several processes are in one training."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def agree(choice: bool, device: torch.device) -> bool:
