@@ -2,11 +2,12 @@
 
     python -m results.methods
 
-The cost is that of one pair of nets, ResNet-56 and ResNet-20 with 100 classes.
+The cost is that of one pair of nets, ResNet-56 and ResNet-20 with 100 classes. Where a method shone
+is read from the tables in results.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +25,18 @@ from kd.nets.layer_paths import FeaturePaths, study
 from kd.nets.pairing import pair
 from kd.nets.resnet_cifar import ResNetCIFAR
 from kd.shape import Shape
+from kd.summary.significance import LEVEL, correct_gains
 from kd.training.loss_spec import FEATURES, LossSpec, read_loss
 from kd.training.objective import Objective
+from results.make import Runs, Spec, gain, grouped, runs_of, specs
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "methods.md"
 BLOCK = re.compile(r"(<!-- losses -->\n).*?(<!-- end -->)", re.DOTALL)
 SHAPE = Shape(3, 32, 100)
 IMAGES, BATCH = 50_000, 8
 HEADER = (
-    "| `loss=` | paper | asks for | teacher | it trains | it adds |",
-    "|---|---|---|---|---|---|",
+    "| `loss=` | paper | asks for | teacher | it trains | it adds | where it shone |",
+    "|---|---|---|---|---|---|---|",
 )
 
 
@@ -46,6 +49,7 @@ def page() -> str:
 def rows() -> Iterator[str]:
     """Yield a row for each loss that kd.train takes."""
     nets = Pair()
+    won = successes()
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         base = compose("train", ["model=resnet56_to_resnet20", "data=cifar100"])
@@ -58,7 +62,37 @@ def rows() -> Iterator[str]:
         assert isinstance(node, dict)
         spec = read_loss({str(key): value for key, value in node.items()})
         if not any(term.command for term in spec.terms):
-            yield row(path, spec, nets)
+            yield row(path, spec, nets, won.get(path.stem, {}))
+
+
+def successes() -> dict[str, dict[str, float]]:
+    """Return by method the titles of the tables in which it gained beyond chance, with the largest
+    gain in points.
+
+    A row of a table counts if its corrected p is below 5 %: Holm's correction is over all rows of
+    all tables.
+    """
+    found = [
+        (method_of(spec, runs), spec.title, gain(runs))
+        for name, spec in specs().items()
+        for runs in grouped(runs_of(name), spec.rows).values()
+    ]
+    sure = correct_gains([each for *_, each in found])
+    won: dict[str, dict[str, float]] = {}
+    for (method, title, _), each in zip(found, sure, strict=True):
+        if each.corrected is None or each.corrected >= LEVEL or not each.mean or each.mean < 0:
+            continue
+        tables = won.setdefault(method, {})
+        tables[title] = max(tables.get(title, 0.0), 100 * each.mean)
+    return won
+
+
+def method_of(spec: Spec, runs: Runs) -> str:
+    """Return the file of conf/loss that a table's row used: in its CSV or its command, or `kd`."""
+    if said := runs[0].get("loss"):
+        return said
+    typed = re.search(r"\bloss=(\w+)", " ".join(spec.commands))
+    return typed[1] if typed else "kd"
 
 
 def files(path: Path) -> Iterator[DictConfig]:
@@ -71,8 +105,12 @@ def files(path: Path) -> Iterator[DictConfig]:
     yield content
 
 
-def row(path: Path, spec: LossSpec, nets: "Pair") -> str:
-    """Return a loss's row."""
+def row(path: Path, spec: LossSpec, nets: "Pair", won: Mapping[str, float]) -> str:
+    """Return a loss's row.
+
+    Args:
+        won: gains in points, by the title of a table.
+    """
     objective, added = nets.cost(spec)
     asked = ", ".join(name for name in sorted(spec.signals))
     trained = sum(p.numel() for p in objective.parameters() if p.requires_grad)
@@ -83,8 +121,9 @@ def row(path: Path, spec: LossSpec, nets: "Pair") -> str:
     if kept > 10_000:
         parts.append(f"keeps {kept:,}")
     share = f"{100 * added / nets.student_step:.1f} %" if added else "–"
-    cells = (f"`{path.stem}`", paper(path), asked, teacher(spec), "; ".join(parts) or "–", share)
-    return f"| {' | '.join(cells)} |"
+    shone = "; ".join(f"{title}: {points:+.1f}" for title, points in won.items())
+    first = (f"`{path.stem}`", paper(path), asked, teacher(spec), "; ".join(parts) or "–")
+    return f"| {' | '.join((*first, share, shone))} |"
 
 
 def paper(path: Path) -> str:

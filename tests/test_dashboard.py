@@ -182,6 +182,7 @@ def test_figures(three_runs: list[Path]) -> None:
         "confusion/student",
         "reliability/student",
         "disagreement",
+        "doubts",
     }
     others = {
         f"{kind}/{role}"

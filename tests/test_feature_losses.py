@@ -23,6 +23,7 @@ from kd.losses import (
     cosine_features_loss,
     crd_loss,
     dcd_loss,
+    diffkd_loss,
     fitnet_loss,
     fsp_loss,
     ft_loss,
@@ -47,6 +48,7 @@ from kd.losses import (
 from kd.losses._maps import as_map, same_size
 from kd.losses.byot import BYOT
 from kd.losses.crd import CRD
+from kd.losses.diffkd import TIMES, DiffKD, signal_shares
 from kd.losses.ft import FT
 from kd.losses.kdsvd import _directions
 from kd.losses.mgd import MGD
@@ -430,6 +432,17 @@ FORMULAS: dict[str, tuple[Tensor, float]] = {
     "kdsvd": (kdsvd_loss(maps(MAPS_S), maps(MAPS_T)), svd(1)),
     "kdsvd of two": (kdsvd_loss(maps(MAPS_S), maps(MAPS_T), rank=2), svd(2)),
     "mgd": (mgd_loss(t(MAPS_S[1]), t(MAPS_T[1])), float(((MAPS_S[1] - MAPS_T[1]) ** 2).sum()) / B),
+    "diffkd": (
+        diffkd_loss(*maps([MAPS_S[1], MAPS_T[1], MAPS_S[0], MAPS_T[0], MAPS_T[1], 3 * MAPS_S[1]])),
+        sum(
+            float(((a - b) ** 2).mean())
+            for a, b in (
+                (MAPS_S[1], MAPS_T[1]),
+                (MAPS_S[0], MAPS_T[0]),
+                (MAPS_T[1], 3 * MAPS_S[1]),
+            )
+        ),
+    ),
     "ickd": (ickd_loss(t(MAPS_S[1]), t(SMALL_T)), ickd()),
     "dcd": (dcd_loss(t(SCORES), consistency=0.7), dcd(0.7)),
     "rrd": (rrd_loss(t(SCORES), t(SCORES.T), 0.5, 0.2), rrd(0.5, 0.2)),
@@ -491,6 +504,10 @@ SLOPES: dict[str, tuple[Callable[..., Tensor], list[Array]]] = {
     "srrl": (lambda a, b: srrl_loss(a, t(EMB_T), b, t(LOGITS_T)), [EMB_S, LOGITS_S]),
     "kdsvd": (flat(kdsvd_loss), MAPS_S),
     "mgd": (lambda a: mgd_loss(a, t(MAPS_T[1])), MAPS_S[1:]),
+    "diffkd": (
+        lambda a, b, c: diffkd_loss(a, t(MAPS_T[1]), b, t(MAPS_T[0]), c, t(MAPS_T[1])),
+        [MAPS_S[1], MAPS_S[0], MAPS_S[1]],
+    ),
     "cosine_features": (lambda a: cosine_features_loss(a, t(EMB_T)), [EMB_S]),
     "ickd": (lambda a: ickd_loss(a, t(SMALL_T)), MAPS_S[1:]),
     "dcd": (dcd_loss, [SCORES]),
@@ -583,6 +600,47 @@ class TestAdapters:
         along = FT(((3, 4, 4),), ((6, 4, 4),)).train()
         along([torch.randn(8, 3, 4, 4)], [torch.randn(8, 6, 4, 4)]).backward()
         assert all(p.grad is not None for p in along.parameters())
+
+    def test_diffkd_cleans_the_students_map_by_ddim(self) -> None:
+        """Five steps from the middle of the diffusion: at times 400, 300, 200, 100 and 0."""
+        left = [1.0]
+        for time in range(TIMES):
+            left.append(left[-1] * (1 - (1e-4 + (0.02 - 1e-4) * time / (TIMES - 1))))
+        np.testing.assert_allclose(signal_shares().numpy(), left[1:], rtol=1e-12)
+        diffkd = DiffKD(((3, 2, 2),), ((8, 2, 2),)).double()
+        diffkd.predict = nn.Tanh()  # any function of map and time
+        with torch.no_grad():
+            (*_, last) = diffkd.adapter
+            last.weight.zero_()
+            last.bias.copy_(t([0.3, -0.4]))
+        x, noise = rng.normal(0, 1, (2, B, 4, 2, 2))
+        share = math.exp(0.3) / (math.exp(0.3) + math.exp(-0.4))
+        expected = share * x + (1 - share) * noise
+        embedding = diffkd.times.weight.detach().numpy()
+        for time in (400, 300, 200, 100, 0):
+            now, later = left[time + 1], left[time - 100 + 1] if time else 1.0
+            predicted = np.tanh(expected + embedding[time][None, :, None, None])
+            clean = (expected - math.sqrt(1 - now) * predicted) / math.sqrt(now)
+            expected = math.sqrt(later) * clean + math.sqrt(1 - later) * predicted
+        np.testing.assert_allclose(diffkd.denoise(t(x), t(noise)).detach(), expected, rtol=1e-9)
+
+    def test_diffkd_learns_to_denoise_and_draws_alike_wherever_an_image_is(self) -> None:
+        torch.manual_seed(0)
+        diffkd = DiffKD(((3, 4, 4),), ((8, 4, 4),), latent=4)
+        s, t_, index = torch.randn(6, 3, 4, 4), torch.randn(6, 8, 4, 4), torch.arange(6)
+        turn = torch.tensor([4, 2, 0, 5, 3, 1])
+        found = []
+        for order in (index, turn):
+            torch.manual_seed(1)
+            found.append(float(diffkd([s[order]], [t_[order]], index[order])))
+        assert found[1] == pytest.approx(found[0], rel=1e-5)
+        diffkd([s], [t_], index).backward()
+        without = [name for name, each in diffkd.named_parameters() if each.grad is None]
+        assert not without, "DDP stops where a parameter has no gradient"
+        wrong: list[dict[str, Any]] = [{"steps": 0}, {"latent": 0}]
+        for keywords in wrong:
+            with pytest.raises(ValueError, match="found 0"):
+                DiffKD(((3, 4, 4),), ((8, 4, 4),), **keywords)
 
     def test_mgd_masks_whole_channels_of_an_image(self) -> None:
         torch.manual_seed(0)
@@ -898,6 +956,7 @@ AUTHORS: dict[str, tuple[float, Any, dict[str, Any]]] = {
     "srrl": (1.0, 1.0, {}),
     "kdsvd": (1.0, 1.0, {"rank": 1}),
     "mgd": (1.0, 7e-5, {"masked": 0.15}),
+    "diffkd": (1.0, 1.0, {"latent": None, "steps": 5}),
     "cosine_features": (1.0, 1.0, {}),
     "wkd_l": (
         1.0,

@@ -4,6 +4,7 @@ import re
 
 from composed import METHODS, OF_TASKS
 
+from results.make import runs_of
 from results.methods import PAGE, page
 
 
@@ -18,4 +19,10 @@ def test_the_table_is_as_it_was_made() -> None:
         "Hinton, Vinyals & Dean 2015, Distilling the Knowledge in a Neural"
     )
     assert "| logits_s, logits_t | cached | – | –" in rows["kd"]
+    # Ten seeds each with 20 labels of the digits: a gain in all of them
+    gains = [float(run["comparison.gain"]) for run in runs_of("digits_few")]
+    assert len(gains) == 10
+    assert min(gains) > 0
+    assert f"Few labels, many images: {100 * sum(gains) / 10:+.1f}" in rows["kd"]
+    assert rows["mgd"].endswith(" % | "), "nothing was shown"
     assert "| logits_s | none |" in rows["label_smoothing"]

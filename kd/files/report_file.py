@@ -305,6 +305,33 @@ class SoftLabels(Record):
     concerns: list[str] = []
 
 
+class DoubtedLabel(Record):
+    """A training image that the teacher puts into another class than its label.
+
+    Attributes:
+        place: position in the training part, from 0.
+        label, chosen: classes, by place in the list of classes.
+    """
+
+    place: int
+    name: str
+    label: int
+    chosen: int
+    label_probability: float
+    chosen_probability: float
+
+
+class LabelDoubts(Record):
+    """Labels that the teacher doubts, the most certain doubt first; see `kd.reports.label_doubts`.
+
+    Attributes:
+        asked: number of training images that it was asked about.
+    """
+
+    asked: int
+    most: list[DoubtedLabel] = []
+
+
 class Origin(Record):
     """Of a run's config what its stages and images are found by."""
 
@@ -322,6 +349,7 @@ class Report(Record):
         config: all of it, checked, plain values only.
         omitted: by role; None where all classes were shown.
         teaching: None where nothing was distilled.
+        doubts: None without a teacher, or without pictures.
         incremental: None but for a run over tasks.
     """
 
@@ -338,6 +366,7 @@ class Report(Record):
     comparison: Comparison
     omitted: dict[str, OmittedErrors] | None = None
     teaching: SoftLabels | None = None
+    doubts: LabelDoubts | None = None
     warnings: list[str] = []
     incremental: IncrementalReport | None = None
 

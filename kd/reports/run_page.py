@@ -27,6 +27,7 @@ def as_page(report: Report, figures: Mapping[str, Figure]) -> str:
         _by_role(report, figures, "confusion"),
         _by_role(report, figures, "reliability"),
         _looks(figures),
+        _doubts(report, figures),
     ]
     return render(
         "run.html.jinja",
@@ -155,6 +156,19 @@ def _looks(figures: Mapping[str, Figure]) -> Group:
     found = figures.get("grad_cam")
     title = "Where teacher and student look"
     return title, [picture(found, caption, title)] if found else []
+
+
+def _doubts(report: Report, figures: Mapping[str, Figure]) -> Group:
+    title = "Labels that the teacher doubts"
+    found = figures.get("doubts")
+    if not found or not report.doubts:
+        return title, []
+    caption = (
+        f"Of {report.doubts.asked:,} training images those that the teacher is surest to be of "
+        "another class than their label, which stands first. Many such labels are wrong. A teacher "
+        "that was trained on a wrong label may have learned it by heart and not doubt it."
+    )
+    return title, [image(found, caption, title)]
 
 
 def _by_role(report: Report, figures: Mapping[str, Figure], kind: str) -> Group:

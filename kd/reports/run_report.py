@@ -28,6 +28,7 @@ from kd.files.store import StageResult
 from kd.measure.costs import latency, size_of
 from kd.measure.metrics import paired_comparison, summary
 from kd.reports.escape import as_code, escape_record
+from kd.reports.label_doubts import doubt_lines, label_doubts
 from kd.reports.omission import omitted_classes, omitted_lines
 from kd.reports.provenance import provenance
 from kd.reports.units import count_text, selection_data, short, training_images
@@ -68,6 +69,7 @@ def make_report(
         omitted=omitted_classes(results, logits, data),
         teaching=teaching(models, results, data),
         warnings=warnings(models, results, data),
+        doubts=label_doubts(results.get("teacher"), data) if config.pictures else None,
     )
 
 
@@ -396,6 +398,7 @@ def as_markdown(report: Report) -> str:
         *_numbers_from(report.config),
         *_only_in_training(report.models),
         *_soft_labels(report.teaching),
+        *doubt_lines(report),
         "",
     ]
     return "\n".join(lines)

@@ -16,12 +16,13 @@ from kd.config.schema import Config
 from kd.data.base import DataModule
 from kd.data.trial import shorten
 from kd.files.header import SCHEMA, STUDENT
-from kd.files.report_file import Report
+from kd.files.report_file import LabelDoubts, Report
 from kd.files.run_folder import RunFolder
 from kd.files.store import StageResult, Store
 from kd.files.tensors import save_tensors
 from kd.log import say
 from kd.reports.figures import figures_of_run
+from kd.reports.label_doubts import doubts_figure
 from kd.reports.model_card import model_card
 from kd.reports.opening import opening
 from kd.reports.run_events import begin, finish
@@ -80,7 +81,7 @@ def run(
         results = by_role(chain, stages)
         logits = role_logits(results, data)
         report = make_report(results, logits, data, config=config, command=command)
-        figures = dict(figures_of(results, logits, data)) if config.pictures else {}
+        figures = dict(figures_of(results, logits, data, report.doubts)) if config.pictures else {}
         write_run(folder.path, report, figures, results, data)
         shown = _own_figures(figures, chain, folder)
         finish(events, config, loss, report, shown)
@@ -150,7 +151,10 @@ def by_role(
 
 
 def figures_of(
-    results: Mapping[Role, StageResult], logits: Mapping[Role, Tensor], data: DataModule
+    results: Mapping[Role, StageResult],
+    logits: Mapping[Role, Tensor],
+    data: DataModule,
+    doubts: LabelDoubts | None = None,
 ) -> Iterator[tuple[str, Figure]]:
     """Draw the figures of a run's models, each with its name; see `kd.reports.figures`."""
     test = data.split.test
@@ -159,6 +163,8 @@ def figures_of(
     yield from figures_of_run(histories, by_role, test.pixels, test.labels, data.classes)
     if (figure := looks(results, logits, data)) is not None:
         yield "grad_cam", figure
+    if doubts and (figure := doubts_figure(doubts, data)) is not None:
+        yield "doubts", figure
 
 
 def write_run(
