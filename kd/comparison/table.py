@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -117,7 +116,7 @@ def _scores(cells: Cells) -> dict[str, list[float]]:
 
 
 def _baseline(runs: Mapping[str, Run]) -> float | None:
-    model: Any = next(iter(runs.values())).model("baseline")
+    model = next(iter(runs.values())).model("baseline")
     return accuracy_on_test(model) if model else None
 
 

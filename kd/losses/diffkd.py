@@ -1,5 +1,7 @@
 """Knowledge Diffusion for Distillation, DiffKD (Huang et al., 2023)."""
 
+from math import sqrt
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -55,8 +57,8 @@ def denoise_step(x: Tensor, predicted: Tensor, share: float, next_share: float) 
         x, predicted: noisy map, and the noise predicted in it, [B, C, H, W].
         share, next_share: variance of the signal now and afterwards, in (0, 1].
     """
-    clean = (x - (1 - share) ** 0.5 * predicted) / share**0.5
-    return next_share**0.5 * clean + (1 - next_share) ** 0.5 * predicted
+    clean = (x - sqrt(1 - share) * predicted) / sqrt(share)
+    return sqrt(next_share) * clean + sqrt(1 - next_share) * predicted
 
 
 class Residual(nn.Module):

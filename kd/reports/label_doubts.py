@@ -94,7 +94,7 @@ def doubts_figure(doubts: LabelDoubts, data: DataModule) -> Figure | None:
         (image,) = pixels[slice(each.place, each.place + 1)]
         axes.imshow(to_picture(image), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         label, chosen = (short_name(data.classes[i]) for i in (each.label, each.chosen))
-        axes.set_title(f"{label}?\n{chosen} {100 * each.chosen_probability:.0f} %", fontsize=8)
+        axes.set_title(f"{label}?\n→ {chosen}, {100 * each.chosen_probability:.0f} %", fontsize=8)
     return figure
 
 
