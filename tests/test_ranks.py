@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -15,14 +16,17 @@ from typing import Any
 import pytest
 import torch
 from composed import TINY, composed
-from processes import ROOT, Process
+from processes import CONTEXT, ROOT, Process
 from safetensors.torch import load_file
+from torch import Tensor
 
 import kd.ranks
 from kd.config.schema import check
 from kd.data.digits import Digits
+from kd.data.images import Images
 from kd.errors import UserError
-from kd.ranks import Launch, find_launch
+from kd.measure.metrics import ask
+from kd.ranks import Launch, find_launch, follow, lead
 from kd.stages.chain import chain_of
 from kd.stages.stage import make_stage
 from kd.stages.try_out import depends_on_batch
@@ -202,6 +206,58 @@ def results(out: Path) -> tuple[dict[str, str], dict[str, Any], list[Any]]:
     }
     (report,) = out.glob("runs/*/report.json")
     return keys, weights, json.loads(report.read_text())["models"]
+
+
+class Noting(torch.nn.Module):
+    """A linear net that notes the batches that each rank asks it about."""
+
+    def __init__(self, notes: Path) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(9, 3)
+        self.notes = notes
+
+    def forward(self, x: Tensor) -> Tensor:
+        with (self.notes / f"rank{os.environ.get('RANK')}").open("a") as file:
+            file.write(f"{len(x)} ")
+        return self.linear(x.flatten(1))
+
+
+def asked_about(notes: Path) -> tuple[Noting, Images]:
+    torch.manual_seed(0)
+    pixels = torch.randint(256, (9 * 64 + 5, 1, 3, 3), dtype=torch.uint8)
+    return Noting(notes), Images(pixels, torch.zeros(len(pixels), dtype=torch.int64))
+
+
+def ask_as(rank: int, port: int, folder: Path) -> None:
+    """What one of two ranks does."""
+
+    def command() -> int:
+        net, images = asked_about(folder)
+        torch.save(ask(net, images, ((0.5,), (0.25,))), folder / "logits.pt")
+        return 0
+
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    own = {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
+    launch = Launch(rank, 2, 2, {**place, **own})
+    sys.exit(lead(launch, command) if rank == 0 else follow(launch))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="counts a CPU's batches")
+def test_each_rank_asks_a_net_about_its_share(tmp_path: Path) -> None:
+    """Ten batches, the last of five images: five for each of two ranks, and the same bits."""
+    port = free_port()
+    ranks = [CONTEXT.Process(target=ask_as, args=(rank, port, tmp_path)) for rank in (0, 1)]
+    for each in ranks:
+        each.start()
+    for each in ranks:
+        each.join(120)
+    assert [each.exitcode for each in ranks] == [0, 0]
+    assert (tmp_path / "rank0").read_text() == "64 " * 5
+    assert (tmp_path / "rank1").read_text() == "64 " * 4 + "5 "
+    net, images = asked_about(tmp_path)
+    x = (images.pixels[:].float() / 255 - 0.5) / 0.25
+    expected = torch.cat([net(part).detach() for part in x.split(64)])
+    assert torch.equal(torch.load(tmp_path / "logits.pt"), expected)
 
 
 @pytest.mark.slow

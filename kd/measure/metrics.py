@@ -1,10 +1,13 @@
 """Metrics of a net's logits, and the difference between two nets."""
 
+import itertools
+import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy.stats import binomtest
@@ -24,11 +27,13 @@ from kd.files.report_file import (
 from kd.log import waiting
 from kd.nets.build import normalization_of
 from kd.nets.pretrained_weights import Normalization
+from kd.ranks import current
 
 BOOTSTRAP = 10_000
 BINS = 15
 CONFUSION = 100  # largest number of classes with a full confusion matrix in the report
 WORST = 20  # classes and pairs of classes reported above that
+WORTHWHILE = 4  # batches for each rank, for which sending them the net pays
 BLOCK = 2**21  # float64 numbers per block, 16 MB: bounds a metric's memory beyond the logits
 
 
@@ -41,13 +46,13 @@ def predict_logits(net: nn.Module, data: DataModule, images: Images) -> Tensor:
     return ask(net, images, normalization_of(net, data.statistics))
 
 
-@torch.no_grad()
 def ask(
     net: nn.Module, images: Images, normalization: Normalization, *, mirrored: bool = False
 ) -> Tensor:
     """Compute a net's logits for images of any data set, under the given normalisation.
 
-    Otherwise like `predict_logits`.
+    Otherwise like `predict_logits`. The ranks of a launch compute a share each, of whole batches,
+    so that the logits are the same bits.
 
     Args:
         mirrored: use the horizontally flipped images instead.
@@ -55,21 +60,72 @@ def ask(
     Returns:
         float32 [N, C] on the CPU.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    asked = (net, images, normalization, mirrored)
+    ranks = current()
+    batches = -(-len(images) // images.pixels.batch)
+    if ranks is None or dist.is_initialized() or batches < WORTHWHILE * ranks.launch.size:
+        return _ask(*asked, 0, len(images))
+    found = list[Tensor]()
+    ranks.call(_ask_together, found, asked)
+    return found[0]
+
+
+def _ask_together(
+    found: list[Tensor], asked: tuple[nn.Module, Images, Normalization, bool]
+) -> None:
+    """Compute the logits of this rank's share, as one of all ranks.
+
+    Args:
+        found: gets the logits of all images on rank 0.
+        asked: as of `ask`.
+    """
+    images, ranks, rank = asked[1], dist.get_world_size(), dist.get_rank()
+    size = images.pixels.batch
+    batches = -(-len(images) // size)
+    ends = [min(len(images), batches * i // ranks * size) for i in range(ranks + 1)]
+    counts = [end - start for start, end in itertools.pairwise(ends)]
+    own = _ask(*asked, ends[rank], ends[rank + 1])
+    padded = own.new_zeros(max(counts), *own.shape[1:])  # equally many on each rank
+    padded[: len(own)] = own
+    parts = [torch.empty_like(padded) for _ in counts] if rank == 0 else None
+    dist.gather(padded, parts)
+    if parts:
+        found.append(torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)]))
+
+
+@torch.no_grad()
+def _ask(
+    net: nn.Module,
+    images: Images,
+    normalization: Normalization,
+    mirrored: bool,
+    start: int,
+    end: int,
+) -> Tensor:
+    """Compute the logits of the images from `start` to before `end`; see `ask`."""
+    device = own_device()
     net = net.to(device).to(memory_format=torch.channels_last).eval()
     size = images.pixels.batch  # batch by batch: the images may not fit in memory
     found = torch.empty(0)
-    for i in waiting(range(0, len(images), size), f"asking a net about {len(images)} images"):
-        x = to_unit(images.pixels[i : i + size].to(device)).contiguous(
+    for i in waiting(range(start, end, size), f"asking a net about {end - start} images"):
+        x = to_unit(images.pixels[i : min(i + size, end)].to(device)).contiguous(
             memory_format=torch.channels_last
         )
         x = x.flip(3) if mirrored else x
         logits = net(normalize(x, *normalization)).float().cpu()
-        if i == 0:  # filled in place: concatenating at the end would double the memory
-            found = torch.empty(len(images), *logits.shape[1:])
-        found[i : i + size] = logits
+        if i == start:  # filled in place: concatenating at the end would double the memory
+            found = torch.empty(end - start, *logits.shape[1:])
+        found[i - start : i - start + size] = logits
     net.cpu()
     return found
+
+
+def own_device() -> torch.device:
+    """Return the GPU of this process, which is one of its own in a launch; else the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    rank = int(os.environ.get("LOCAL_RANK", "0")) if current() else 0
+    return torch.device("cuda", rank % torch.cuda.device_count())
 
 
 def summary(logits: Tensor, labels: Tensor, teacher: Tensor | None = None) -> Metrics:
