@@ -10,7 +10,9 @@ import json
 import logging
 import os
 import re
+import signal
 import sys
+import threading
 import time
 import traceback
 import warnings
@@ -181,6 +183,8 @@ class Ranks:
                 f"rank {launch.rank} of {launch.size}: the processes did not meet at {place} "
                 f"({first}); set MASTER_ADDR and MASTER_PORT to a place that all nodes reach"
             ) from error
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            threading.Thread(target=_stop_with_launcher, args=(os.getppid(),), daemon=True).start()
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         self.store = PrefixStore(f"kd-{attempt}", store)
 
@@ -311,6 +315,13 @@ class Ranks:
                 return None
             time.sleep(POLL)
         return bytes(self.store.get(key))
+
+
+def _stop_with_launcher(launcher: int) -> None:
+    """Interrupt this process once torchrun is not its parent any more: it would train on alone."""
+    while os.getppid() == launcher:
+        time.sleep(1.0)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def is_lost(error: BaseException) -> bool:

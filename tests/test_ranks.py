@@ -1,8 +1,10 @@
 """Several processes of one launch: what torchrun and srun start, and how it ends."""
 
+import fcntl
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import sys
@@ -16,21 +18,26 @@ from typing import Any
 import pytest
 import torch
 from composed import TINY, composed
+from lightning.pytorch.strategies import FSDPStrategy
 from processes import CONTEXT, ROOT, Process
 from safetensors.torch import load_file
 from torch import Tensor
 
+import kd.files.checkpoints
 import kd.ranks
 from kd.config.schema import check
 from kd.data.digits import Digits
 from kd.data.images import Images
 from kd.errors import UserError
+from kd.files.checkpoints import WholeCheckpoints, last_good, remove_checkpoint
+from kd.files.locks import check_held, hold
 from kd.measure.metrics import ask
 from kd.ranks import Launch, find_launch, follow, lead
 from kd.stages.chain import chain_of
 from kd.stages.stage import make_stage
 from kd.stages.try_out import depends_on_batch
 from kd.training.devices import devices_of, resolve_devices, world_size
+from kd.training.trainer import construct_trainer
 
 RUN = ("model=mlp_to_mlp", "data=digits", *TINY, "trainer=ddp", "trainer.accelerator=cpu")
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "RANK": "3", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}
@@ -100,6 +107,37 @@ def test_the_launch_says_how_many_devices_there_are(launched: Callable[[int, int
         resolve_devices({**cpu, "devices": 2})
     with pytest.raises(UserError, match=r"trainer.num_nodes: found 3, but .* on 2"):
         resolve_devices({**cpu, "num_nodes": 3})
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("is_available", True), ("device_count", 2)):
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_fsdp_is_lightnings_and_its_checkpoint_is_one_file(
+    launched: Callable[[int, int], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its parts are put together on rank 0, so that the store's file is that of one device."""
+    launched(2, 2)
+    for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    options = {"accelerator": "gpu", "strategy": "fsdp", "precision": "bf16-mixed"}
+    trainer = construct_trainer({**options, "logger": False, "enable_checkpointing": False})
+    assert isinstance(trainer.strategy, FSDPStrategy)
+    assert trainer.strategy._state_dict_type == "full"
+    assert isinstance(trainer.strategy.checkpoint_io, WholeCheckpoints)
+    assert trainer.world_size == 2
+
+
+@pytest.mark.usefixtures("two_gpus")
+@pytest.mark.parametrize("strategy", ["fsdp", "deepspeed_stage_2"])
+def test_shards_need_a_launcher(strategy: str) -> None:
+    line = f"torchrun --nproc-per-node 2 -m kd.train trainer.strategy={strategy} "
+    with pytest.raises(UserError, match=line):
+        resolve_devices({"accelerator": "gpu", "devices": "auto", "strategy": strategy})
 
 
 @pytest.mark.parametrize(
@@ -184,15 +222,21 @@ def tasks(*words: str) -> list[Process]:
     return found
 
 
-def torchrun(*words: str, nodes: int, each: int) -> list[Process]:
+def torchrun(
+    *words: str, nodes: int, each: int, flags: tuple[str, ...] = (), forks: bool = True
+) -> list[Process]:
     """Launchers of torchrun that meet on this machine, one for each node.
 
-    They fork the ranks, which then need not import torch again: 7 s of CPU time less for each.
+    Args:
+        forks: they fork the ranks, which then need not import torch again: 7 s of CPU time less for
+            each.
     """
     place = ("--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}")
-    flags = (f"--nnodes={nodes}", f"--nproc-per-node={each}", *place, "--local-addr=127.0.0.1")
-    script = ("--run-path", "--start-method=fork", str(ROOT / "kd" / "train.py"))
-    command = (*flags, *script, *RUN, *words)
+    size = (f"--nnodes={nodes}", f"--nproc-per-node={each}")
+    script = ["-m", "kd.train"]
+    if forks:
+        script = ["--run-path", "--start-method=fork", str(ROOT / "kd" / "train.py")]
+    command = (*size, *place, "--local-addr=127.0.0.1", *flags, *script, *RUN, *words)
     return [Process("torch.distributed.run", *command) for _ in range(nodes)]
 
 
@@ -242,6 +286,7 @@ def ask_as(rank: int, port: int, folder: Path) -> None:
     sys.exit(lead(launch, command) if rank == 0 else follow(launch))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="counts a CPU's batches")
 def test_each_rank_asks_a_net_about_its_share(tmp_path: Path) -> None:
     """Ten batches, the last of five images: five for each of two ranks, and the same bits."""
@@ -287,28 +332,113 @@ def test_launched_by_torchrun_by_srun_and_alone_it_is_the_same(tmp_path: Path) -
         assert not list(out.glob("store/*.partial"))
 
 
-def rank_of(launcher: Process, rank: int) -> int:
-    """The process of a rank; a launcher starts them in their order."""
+def ranks_of(launcher: Process) -> list[int]:
+    """The processes that a launcher has started, in the order of their ranks."""
     pid = launcher.process.pid
-    return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[rank])
+    return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def kill(*pids: int) -> None:
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+
+
+def fill_disk(pid: int) -> None:
+    """Any write to a file fails."""
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, 0))
+
+
+# What happens in the third epoch, given the launcher and its two ranks; and the exit code. Zero:
+# the training goes on without a new command.
+FAULTS: dict[str, tuple[Callable[[Process, list[int]], None], int]] = {
+    "rank 1 killed": (lambda _, ranks: kill(ranks[1]), 1),
+    "rank 0 killed": (lambda _, ranks: kill(ranks[0]), 1),
+    "all ranks killed": (lambda _, ranks: kill(*ranks), 1),
+    "launcher killed": (lambda run, _: run.send_signal(signal.SIGKILL), -signal.SIGKILL),
+    "SIGTERM to the job": (lambda run, _: run.send_signal(signal.SIGTERM), 1),
+    "--max-restarts": (lambda _, ranks: kill(ranks[1]), 0),
+    "rank 1's disk full": (lambda _, ranks: fill_disk(ranks[1]), 0),
+}
+TRIED = list(FAULTS) if os.environ.get("KD_FAULTS") else ["rank 1 killed"]
+LONGER = ("stages=[baseline]", "epochs=12")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
+    """The weights of two ranks that nothing happened to."""
+    out = tmp_path_factory.mktemp("undisturbed")
+    for each in tasks(*LONGER, f"output_dir={out}"):
+        assert each.wait().returncode == 0, each.stderr
+    weights: dict[str, Tensor] = results(out)[1]["baseline"]
+    return weights
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/thread-self/children").exists(), reason="needs Linux's /proc")
-def test_a_killed_rank_ends_all_and_the_same_command_goes_on(tmp_path: Path) -> None:
-    words = ("stages=[baseline]", "epochs=12")
-    out = f"output_dir={tmp_path / 'killed'}"
-    (run,) = torchrun(*words, out, nodes=1, each=2)
+@pytest.mark.parametrize("fault", TRIED)
+def test_a_fault_ends_all_ranks_and_the_same_command_goes_on(
+    fault: str, undisturbed: dict[str, Tensor], tmp_path: Path
+) -> None:
+    """To the same bits. `KD_FAULTS=1` tries all faults, half a minute of CPU time each."""
+    happens, code = FAULTS[fault]
+    words = (*LONGER, f"output_dir={tmp_path}")
+    flags = ("--max-restarts=2",) if fault == "--max-restarts" else ()
+    forks = fault != "launcher killed"  # torch has a forked rank end with it, others not
+    (run,) = torchrun(*words, nodes=1, each=2, flags=flags, forks=forks)
     assert any("epoch 2/" in line for line in run.lines()), run.stderr
-    os.kill(rank_of(run, 1), signal.SIGKILL)
-    killed = time.monotonic()
-    assert run.wait(60).returncode != 0
-    assert time.monotonic() - killed < 30
-    assert len(re.findall("^kd: ", run.stderr, re.M)) == 1, run.stderr
-    for each in tasks(*words, out):
-        assert each.wait().returncode == 0, each.stderr
-        assert "goes on" not in each.stderr
-    for each in tasks(*words, f"output_dir={tmp_path / 'whole'}"):
-        assert each.wait().returncode == 0, each.stderr
-    (_, went_on, _), (_, whole, _) = results(tmp_path / "killed"), results(tmp_path / "whole")
-    assert all(torch.equal(went_on["baseline"][name], it) for name, it in whole["baseline"].items())
+    ranks = ranks_of(run)
+    happens(run, ranks)
+    began = time.monotonic()
+    assert run.wait(120).returncode == code, run.stderr
+    while not all(map(is_gone, ranks)):
+        assert time.monotonic() - began < 30
+        time.sleep(0.1)
+    if code:
+        assert time.monotonic() - began < 30
+        assert len(re.findall("^kd: ", run.stderr, re.M)) <= 1, run.stderr
+        for each in tasks(*words):
+            assert each.wait().returncode == 0, each.stderr
+            assert "goes on" not in each.stderr
+    weights = results(tmp_path)[1]["baseline"]
+    assert all(torch.equal(weights[name], it) for name, it in undisturbed.items())
+
+
+def test_a_lock_that_does_not_exclude_another_process_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a network file system whose locks stay on one machine."""
+    with hold(tmp_path / "k.lock", "teacher", "is training it"):
+        check_held(tmp_path / "k.lock")
+        monkeypatch.setattr(fcntl, "flock", lambda *_: None)
+        with pytest.raises(
+            UserError, match=r"output_dir: rank 0 holds .*k.lock, but .* pass locks"
+        ):
+            check_held(tmp_path / "k.lock")
+
+
+def test_deepspeeds_folder_of_shards_is_read_as_one_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning puts it together; the folder stays for a resume, and goes with the stage's end."""
+    whole = {"epoch": 3, "state_dict": {"net.w": torch.ones(2)}}
+    asked = []
+
+    def convert(folder: Path, file: Path) -> dict[str, Any]:
+        asked.append(folder)
+        file.write_bytes(b"shards together")
+        return whole
+
+    monkeypatch.setattr(kd.files.checkpoints, "convert_zero_checkpoint_to_fp32_state_dict", convert)
+    (last := tmp_path / "last.ckpt").mkdir()
+    assert last_good(last, None) is whole
+    assert asked == [last]
+    assert list(tmp_path.iterdir()) == [last]
+    remove_checkpoint(last)
+    assert not last.exists()

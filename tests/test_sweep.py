@@ -510,7 +510,8 @@ def test_killed_and_started_again_and_twice_at_once(tmp_path: Path) -> None:
 def test_what_several_devices_cannot_do_is_refused_with_the_way_that_works(sweep: Any) -> None:
     two = ("trainer.accelerator=cpu", "trainer.devices=2")
     for arguments, words in (
-        ((*two, "trainer.strategy=fsdp"), "torchrun --nproc-per-node 2 -m kd.train trainer=ddp"),
+        ((*two, "trainer.strategy=fsdp"), "trainer.strategy: found 'fsdp' on a cpu; it spreads"),
+        ((*two, "trainer.strategy=deepspeed_stage_3"), "accepted here are auto, ddp, ddp_spawn"),
         ((*two, "trainer.strategy=ddp", "trainer.num_nodes=2"), "trainer.num_nodes: found 2"),
         ((*two, "batch_size=51"), "batch_size: found 51, of which 2 devices have no equal shares"),
         (

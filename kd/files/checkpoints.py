@@ -1,12 +1,15 @@
 """Training checkpoints: written atomically, verified on reading."""
 
 import io
+import shutil
 import zipfile
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.utilities.deepspeed import convert_zero_checkpoint_to_fp32_state_dict
 
 from kd.errors import DamagedError
 from kd.files.writing import whole
@@ -33,12 +36,15 @@ class WholeCheckpoints(TorchCheckpointIO):
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read one of our checkpoints.
+    """Read one of our checkpoints; puts together the shards in DeepSpeed's folder.
 
     Raises:
         DamagedError: it is damaged or missing.
     """
     try:
+        if path.is_dir():
+            with TemporaryDirectory(dir=path.parent) as folder:
+                return convert_zero_checkpoint_to_fp32_state_dict(path, Path(folder) / "whole.ckpt")
         with zipfile.ZipFile(path) as parts:  # torch does not verify the checksums it wrote
             if bad := parts.testzip():
                 raise DamagedError(f"{path} is damaged: the checksum of {bad} is wrong")
@@ -66,7 +72,15 @@ def last_good(last: Path, best: Path | None) -> dict[str, Any] | None:
         return read_checkpoint(last)
     except DamagedError as error:
         say(f"{error}; training starts from scratch")
-    last.unlink()
+    remove_checkpoint(last)
     if best:
-        best.unlink(missing_ok=True)
+        remove_checkpoint(best)
     return None
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Remove a checkpoint, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
-from kd.errors import WriteError
+from kd.errors import UserError, WriteError
 from kd.files.writing import cause_of, writing
 from kd.log import say
 
@@ -105,6 +105,20 @@ def free(path: Path, *, remove: bool = True) -> Iterator[bool]:
         if remove:
             path.unlink(missing_ok=True)
         lock.release()
+
+
+def check_held(path: Path) -> None:
+    """Check that a lock which another process holds cannot be had here too.
+
+    Raises:
+        UserError: it can, so that two commands could train the same stage at once.
+    """
+    with free(path, remove=False) as mine:
+        if mine:
+            raise UserError(
+                f"output_dir: rank 0 holds {path}, but {socket.gethostname()} can have it too: its "
+                "file system does not pass locks on between machines; choose one that does"
+            )
 
 
 def _holder(path: Path) -> str | None:

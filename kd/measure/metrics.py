@@ -79,7 +79,9 @@ def _ask_together(
         found: gets the logits of all images on rank 0.
         asked: as of `ask`.
     """
-    images, ranks, rank = asked[1], dist.get_world_size(), dist.get_rank()
+    images = asked[1]
+    ranks = dist.get_world_size()
+    rank = dist.get_rank()
     size = images.pixels.batch
     batches = -(-len(images) // size)
     ends = [min(len(images), batches * i // ranks * size) for i in range(ranks + 1)]

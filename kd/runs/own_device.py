@@ -6,7 +6,6 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from filelock import Timeout
 
@@ -18,7 +17,7 @@ RESERVATIONS = Path(tempfile.gettempdir()) / f"kd-gpus-of-{getpass.getuser()}"
 _held: list[Lock] = []  # until the process ends
 
 
-def reserve_devices(options: Mapping[str, Any], folder: Path = RESERVATIONS) -> list[str]:
+def reserve_devices(options: Mapping[str, object], folder: Path = RESERVATIONS) -> list[str]:
     """Reserve as many GPUs as a training asks for; this process then sees only these.
 
     Takes the GPUs that the fewest others have reserved. Does nothing where a job asks for all GPUs,

@@ -17,7 +17,8 @@ if TYPE_CHECKING:  # a run that finds everything needs no Lightning: 2 of its 4 
 # Strategies that start a device's process as a copy of this one.
 COPIES_ITSELF = ("ddp_spawn", "ddp_fork", "ddp_notebook")
 
-HOW_TO_LAUNCH = "torchrun --nproc-per-node {devices} -m kd.train trainer=ddp ..."
+# Those that keep a part of the net on each GPU, for nets that do not fit on one.
+SHARDED = ("fsdp", "deepspeed")
 
 
 def world_size(options: Mapping[str, object]) -> int:
@@ -52,17 +53,19 @@ def resolve_devices(options: Mapping[str, Any]) -> tuple[dict[str, Any], Cluster
     from lightning.fabric.plugins.environments.lightning import LightningEnvironment
     from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
+    strategy = str(options.get("strategy", "auto"))
+    _refuse_shards(strategy, options)
     ranks = current()
     if ranks is not None:
         return {**options, **_in_launch(options, ranks.launch)}, TorchElasticEnvironment()
     nodes = options.get("num_nodes", 1)
-    strategy = str(options.get("strategy", "auto"))
+    word = f"trainer.strategy={strategy}" if strategy.startswith(SHARDED) else "trainer=ddp"
     count = devices_of(options)
     if nodes > 1:
         raise UserError(
             f"trainer.num_nodes: found {nodes} in a single process; start one for each device with "
             f"srun, or with torchrun --nnodes {nodes} --nproc-per-node {count} "
-            "--rdzv-backend c10d --rdzv-endpoint HOST:PORT -m kd.train trainer=ddp ..."
+            f"--rdzv-backend c10d --rdzv-endpoint HOST:PORT -m kd.train {word} ..."
         )
     found = options.get("devices", 1)
     several: dict[str, Any] = {} if isinstance(found, list) else {"devices": count}
@@ -71,9 +74,19 @@ def resolve_devices(options: Mapping[str, Any]) -> tuple[dict[str, Any], Cluster
     elif count > 1 and not strategy.startswith(COPIES_ITSELF):
         raise UserError(
             f"trainer.strategy: found {strategy!r} for {count} devices in a single process; start "
-            f"one for each: {HOW_TO_LAUNCH.format(devices=count)}"
+            f"one for each: torchrun --nproc-per-node {count} -m kd.train {word} ..."
         )
     return {**options, **several}, LightningEnvironment()
+
+
+def _refuse_shards(strategy: str, options: Mapping[str, object]) -> None:
+    """Refuse to shard a net over anything but GPUs."""
+    device = device_of(str(options.get("accelerator", "auto")))
+    if strategy.startswith(SHARDED) and device != "cuda":
+        raise UserError(
+            f"trainer.strategy: found {strategy!r} on a {device}; it spreads a net over GPUs; "
+            "accepted here are auto, ddp, ddp_spawn, ddp_fork"
+        )
 
 
 def _in_launch(options: Mapping[str, Any], launch: Launch) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader
 from kd.data.base import Batch, DataModule
 from kd.data.epoch_views import EpochViews
 from kd.errors import DivergedError, StopRequest, UserError
-from kd.files.checkpoints import last_good, read_checkpoint
+from kd.files.checkpoints import last_good, read_checkpoint, remove_checkpoint
+from kd.files.locks import check_held
 from kd.files.stage_record import BestAndLast, StageSpec, TrainingOutcome
 from kd.files.store import OTHER_EPOCH, WEIGHTS
 from kd.files.tensors import save_tensors
@@ -140,7 +141,7 @@ def _outcome(objective: Objective, spec: StageSpec, folder: Path) -> TrainingOut
     if found := objective.learned_state(_under("objective.", state)):
         save_tensors(found, folder / "learned.safetensors")
     for name in (LAST, BEST):
-        (folder / name).unlink(missing_ok=True)
+        remove_checkpoint(folder / name)
     return TrainingOutcome(
         history=rows,
         val=BestAndLast(best=top, last=rows[-1]),
@@ -182,9 +183,13 @@ def train_together(
         loaders: of training and validation images; None where there are none.
         resumes: whether to go on from `last.ckpt` in the folder.
     """
+    ranks = current()
+    lock = folder.with_suffix(".lock")  # of `kd.files.store.Store.claim`, in rank 0
+    if ranks and ranks.launch.rank and lock.exists():
+        check_held(lock)
     if runtime.get("compile") and distiller.hooks is None:  # hooks would split the compiled graph
         distiller.net.compile()
-    own = [*own, OwnSignals()] if current() else own
+    own = [*own, OwnSignals()] if ranks else own
     trainer = make_trainer(spec, folder, runtime, own, validates=loaders[1] is not None)
     path = str(folder / LAST) if resumes else None
     trainer.fit(distiller, *loaders, ckpt_path=path, weights_only=True)

@@ -70,7 +70,7 @@ def make_trainer(
         callbacks.append(Progress(leave=False))
     if kind := options.pop("profiler", None):
         options["profiler"] = PROFILERS[kind](dirpath=folder, filename="profile")
-    return _construct(options)
+    return construct_trainer(options)
 
 
 @contextmanager
@@ -98,7 +98,7 @@ def check_trainer(options: Mapping[str, Any]) -> None:
     if options.get("compile"):
         check_compiler(device_of(str(options.get("accelerator", "auto"))))
     plain = {"precision": None, "profiler": None, "logger": False, "enable_checkpointing": False}
-    _construct({**options, **plain})
+    construct_trainer({**options, **plain})
 
 
 def check_compiler(device: str) -> None:
@@ -120,7 +120,12 @@ def check_compiler(device: str) -> None:
         )
 
 
-def _construct(asked: Mapping[str, Any]) -> L.Trainer:
+def construct_trainer(asked: Mapping[str, Any]) -> L.Trainer:
+    """Build Lightning's Trainer for this process's devices.
+
+    Raises:
+        UserError: it refuses an option.
+    """
     _quiet()
     # `compile` is for `kd.training.fit`.
     asked, place = resolve_devices(
