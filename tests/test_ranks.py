@@ -30,7 +30,7 @@ from kd.data.digits import Digits
 from kd.data.images import Images
 from kd.errors import UserError
 from kd.files.checkpoints import WholeCheckpoints, last_good, remove_checkpoint
-from kd.files.locks import check_held, hold
+from kd.files.locks import check_exclusion, hold
 from kd.measure.metrics import ask
 from kd.ranks import Launch, find_launch, follow, lead
 from kd.stages.chain import chain_of
@@ -415,12 +415,12 @@ def test_a_lock_that_does_not_exclude_another_process_is_noticed(
 ) -> None:
     """As on a network file system whose locks stay on one machine."""
     with hold(tmp_path / "k.lock", "teacher", "is training it"):
-        check_held(tmp_path / "k.lock")
+        check_exclusion(tmp_path / "k.lock")
         monkeypatch.setattr(fcntl, "flock", lambda *_: None)
         with pytest.raises(
             UserError, match=r"output_dir: rank 0 holds .*k.lock, but .* pass locks"
         ):
-            check_held(tmp_path / "k.lock")
+            check_exclusion(tmp_path / "k.lock")
 
 
 def test_deepspeeds_folder_of_shards_is_read_as_one_checkpoint(

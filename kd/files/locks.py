@@ -107,7 +107,7 @@ def free(path: Path, *, remove: bool = True) -> Iterator[bool]:
         lock.release()
 
 
-def check_held(path: Path) -> None:
+def check_exclusion(path: Path) -> None:
     """Check that a lock which another process holds cannot be had here too.
 
     Raises:

@@ -16,7 +16,7 @@ from kd.data.base import Batch, DataModule
 from kd.data.epoch_views import EpochViews
 from kd.errors import DivergedError, StopRequest, UserError
 from kd.files.checkpoints import last_good, read_checkpoint, remove_checkpoint
-from kd.files.locks import check_held
+from kd.files.locks import check_exclusion
 from kd.files.stage_record import BestAndLast, StageSpec, TrainingOutcome
 from kd.files.store import OTHER_EPOCH, WEIGHTS
 from kd.files.tensors import save_tensors
@@ -186,7 +186,7 @@ def train_together(
     ranks = current()
     lock = folder.with_suffix(".lock")  # of `kd.files.store.Store.claim`, in rank 0
     if ranks and ranks.launch.rank and lock.exists():
-        check_held(lock)
+        check_exclusion(lock)
     if runtime.get("compile") and distiller.hooks is None:  # hooks would split the compiled graph
         distiller.net.compile()
     own = [*own, OwnSignals()] if ranks else own
