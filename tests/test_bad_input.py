@@ -329,6 +329,10 @@ CASES: list[Case] = [
     ("incremental", "data.omit=[3]", ("data.omit: tasks take all images",)),
     ("incremental", "data.val_labels=0", ("data.val_labels: tasks take all images",)),
     ("tune", "data.val_labels=0", ("data.val_labels: found 0", "a search chooses on validation")),
+    ("compare", "n_trials=-1", ("n_trials: found -1",)),
+    ("compare", "search.space.temprature={low: 1, high: 2}", ("temprature", "'temperature'")),
+    ("compare", "dry_runs=true", ("dry_runs", "'dry_run'")),
+    ("compare", "force=true", ("force: found true; a search does not retrain",)),
     ("incremental", "student.net.hiden=[3]", ("student.net",)),
     *(
         (("evaluate", "benchmark", "export")[i % 3], typed, words)
@@ -425,6 +429,7 @@ CASES: list[Case] = [
 BUDGET = {
     "train": ["model=mlp_to_mlp", *TINY],
     "tune": ["model=mlp_to_mlp", *TINY, "study=s", "seeds=[1,2]"],
+    "compare": ["model=mlp_to_mlp", *TINY, "loss=kd,dkd"],
     "incremental": [
         "student=mlp",
         "student.net.hidden=[8]",

@@ -156,19 +156,3 @@ def test_without_trials_nothing_need_be_held_out(
     assert exit_code("compare", *words, "n_trials=0", "data.val_fraction=0") == 0
     assert "nothing was tuned" in capsys.readouterr().out
     assert not (tmp_path / "tune").exists()
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["n_trials=-1"], "n_trials: found -1"),
-        (["search.space.temprature={low: 1, high: 2}"], "temprature"),
-        (["dry_runs=true"], "dry_runs"),
-        (["force=true"], "force: found true; a search does not retrain"),
-    ],
-)
-def test_refused(
-    words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert exit_code("compare", *PAIR, "loss=kd,dkd", *words, f"output_dir={tmp_path}") == 2
-    assert said in capsys.readouterr().err
