@@ -4,13 +4,13 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 
-from kd.config.fields import Interpolation, Resize
-from kd.data.base import DataModule, Images, Source, one_of
-from kd.data.decode import Reading, endings
+from kd.data.base import Images, Source
+from kd.data.decode import endings
+from kd.data.file_source import FileSource
 from kd.data.folder import (
     Layout,
     find_images,
@@ -21,13 +21,11 @@ from kd.data.folder import (
     subfolders,
 )
 from kd.errors import UserError
-from kd.shape import image_size as square_or_sides
 
-LARGEST = 8192  # image side in pixels; some 200 MB per image
 Listing = dict[str, list[Path]]  # image files by class name
 
 
-class ImageFolder(DataModule):
+class ImageFolder(FileSource):
     """Images whose class is the name of their folder, at any depth below it.
 
     Args:
@@ -35,26 +33,16 @@ class ImageFolder(DataModule):
             class folders themselves. Missing parts are carved out of train.
         parts: folders of train, val and test, as paths from `root`. None finds them by their names,
             such as `Training_Set` or `seg_test`.
-        image_size: side of the images after `resize` in pixels, or [height, width].
-        channels: 3 for RGB, 1 for gray.
-        bit_depth, resize, crop_ratio, interpolation, draft: see `kd.data.decode.Reading`.
         group_pattern: regular expression for the group (patient, scene) in a file name: its capture
             group, or the whole match. A group is never split between parts. A file without a match
             is its own group.
-        options: those of every source, see `kd.data.base.DataModule`.
+        options: those of `kd.data.file_source.FileSource`.
     """
 
     def __init__(
         self,
         root: str | None = None,
-        image_size: int | list[int] | tuple[int, int] = 64,
-        channels: int = 3,
         parts: Mapping[str, str] | None = None,
-        bit_depth: int = 16,
-        resize: Resize = "stretch",
-        crop_ratio: float = 1,
-        interpolation: Interpolation = "bilinear",
-        draft: bool = False,
         group_pattern: str | None = None,
         **options: Any,
     ) -> None:
@@ -64,40 +52,12 @@ class ImageFolder(DataModule):
                 "test with those"
             )
         super().__init__(root, **options)
-        sides = [image_size] if isinstance(image_size, int) else list(image_size)
-        if len(sides) > 2 or not sides or not all(1 <= side <= LARGEST for side in sides):
-            raise UserError(
-                f"data.image_size: found {image_size}, accepted is a number of pixels from 1 "
-                f"to {LARGEST}, or [height, width]"
-            )
-        if channels not in (1, 3):
-            raise UserError(f"data.channels: found {channels!r}, accepted are 1 (gray) and 3 (RGB)")
         try:
             self.group_pattern = re.compile(group_pattern) if group_pattern is not None else None
         except re.error as error:
             raise UserError(
                 f"data.group_pattern: {group_pattern!r} is no regular expression: {error}"
             ) from error
-        if not 9 <= bit_depth <= 16:
-            raise UserError(f"data.bit_depth: found {bit_depth}, accepted are 9 to 16")
-        if not 0 < crop_ratio <= 1:
-            raise UserError(
-                f"data.crop_ratio: found {crop_ratio}, accepted is a number above 0 and up to 1"
-            )
-        if crop_ratio < 1 and resize != "crop":
-            raise UserError(
-                f"data.crop_ratio: found {crop_ratio} with data.resize={resize}, which crops "
-                "nothing; set data.resize=crop"
-            )
-        self.reading = Reading(
-            bit_depth,
-            one_of("resize", resize, get_args(Resize)),
-            float(crop_ratio),
-            one_of("interpolation", interpolation, get_args(Interpolation)),
-            one_of("draft", draft, (False, True)),
-        )
-        self.image_size = square_or_sides(sides[0], sides[-1])
-        self.channels = channels
         self.given = parts
 
     def read(self) -> Source:

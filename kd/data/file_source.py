@@ -1,0 +1,186 @@
+"""Sources of encoded images: the options of decoding, and how parts become a `Source`."""
+
+import bisect
+import re
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+
+from kd.config.fields import Interpolation, Resize
+from kd.data.base import DataModule, Images, Source, one_of
+from kd.data.decode import Reading
+from kd.data.folder import NAMES, PARTS, plain
+from kd.data.image_bytes import EncodedImages
+from kd.errors import UserError
+from kd.shape import image_size as square_or_sides
+
+LARGEST = 8192  # image side in pixels; some 200 MB per image
+
+
+class FileSource(DataModule):
+    """Data set whose images are decoded.
+
+    Args:
+        image_size: side of the images after `resize` in pixels, or [height, width].
+        channels: 3 for RGB, 1 for gray.
+        bit_depth, resize, crop_ratio, interpolation, draft: see `kd.data.decode.Reading`.
+        options: those of every source, see `kd.data.base.DataModule`.
+    """
+
+    def __init__(
+        self,
+        root: str = "data",
+        image_size: int | list[int] | tuple[int, int] = 64,
+        channels: int = 3,
+        bit_depth: int = 16,
+        resize: Resize = "stretch",
+        crop_ratio: float = 1,
+        interpolation: Interpolation = "bilinear",
+        draft: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__(root, **options)
+        sides = [image_size] if isinstance(image_size, int) else list(image_size)
+        if len(sides) > 2 or not sides or not all(1 <= side <= LARGEST for side in sides):
+            raise UserError(
+                f"data.image_size: found {image_size}, accepted is a number of pixels from 1 "
+                f"to {LARGEST}, or [height, width]"
+            )
+        if channels not in (1, 3):
+            raise UserError(f"data.channels: found {channels!r}, accepted are 1 (gray) and 3 (RGB)")
+        if not 9 <= bit_depth <= 16:
+            raise UserError(f"data.bit_depth: found {bit_depth}, accepted are 9 to 16")
+        if not 0 < crop_ratio <= 1:
+            raise UserError(
+                f"data.crop_ratio: found {crop_ratio}, accepted is a number above 0 and up to 1"
+            )
+        if crop_ratio < 1 and resize != "crop":
+            raise UserError(
+                f"data.crop_ratio: found {crop_ratio} with data.resize={resize}, which crops "
+                "nothing; set data.resize=crop"
+            )
+        self.reading = Reading(
+            bit_depth,
+            one_of("resize", resize, get_args(Resize)),
+            float(crop_ratio),
+            one_of("interpolation", interpolation, get_args(Interpolation)),
+            one_of("draft", draft, (False, True)),
+        )
+        self.image_size = square_or_sides(sides[0], sides[-1])
+        self.channels = channels
+
+    def source(self, parts: Mapping[str, "LabelledImages"], classes: tuple[str, ...]) -> Source:
+        """Decode parts, of which `train` is one.
+
+        Raises:
+            UserError: a label is out of range, or images cannot be decoded.
+        """
+        for name, part in parts.items():
+            wrong = [i for i, label in enumerate(part.labels) if not 0 <= label < len(classes)]
+            if wrong:
+                raise UserError(
+                    f"data.root: {part.name(wrong[0])} of {name} has label "
+                    f"{part.labels[wrong[0]]}, accepted are 0 to {len(classes) - 1}"
+                )
+        if len(classes) < 2:
+            raise UserError(f"data.root: found {len(classes)} class, needed are two or more")
+        whole = JoinedImages(list(parts.values()))
+        pixels, good = self.decode(whole, self.image_size, self.channels, "data.root")
+        labels = torch.tensor([label for part in parts.values() for label in part.labels])[good]
+        ends = list(accumulate(len(part) for part in parts.values()))
+        of_part = [bisect.bisect_right(ends, i) for i in good]
+        every = Images(pixels, labels, None, [whole.name(i) for i in good])
+        found = {
+            name: every.at([i for i, each in enumerate(of_part) if each == number])
+            for number, name in enumerate(parts)
+        }
+        return Source(found["train"], found.get("test"), classes, found.get("val"))
+
+
+class LabelledImages(EncodedImages):
+    """Encoded images with labels; a source of its own implements `__len__` and `read` too.
+
+    Attributes:
+        labels: of each image, from 0.
+    """
+
+    labels: Sequence[int]
+
+
+class JoinedImages(EncodedImages):
+    """Several lists of images as one."""
+
+    def __init__(self, parts: Sequence[EncodedImages]) -> None:
+        self.parts = parts
+        self._ends = list(accumulate(map(len, parts)))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def _find(self, number: int) -> tuple[EncodedImages, int]:
+        which = bisect.bisect_right(self._ends, number)
+        return self.parts[which], number - (self._ends[which - 1] if which else 0)
+
+    def read(self, number: int) -> bytes:
+        """Read an image of a part."""
+        part, own = self._find(number)
+        return part.read(own)
+
+    def name(self, number: int) -> str:
+        """Return the name within its part."""
+        part, own = self._find(number)
+        return part.name(own)
+
+    def state(self, number: int) -> bytes:
+        """Return the state within its part."""
+        part, own = self._find(number)
+        return part.state(own)
+
+    @property
+    def place(self) -> str:
+        """Where the first part lies."""
+        return self.parts[0].place
+
+
+def files_by_part(
+    root: Path, suffix: str, given: Mapping[str, str] | None = None
+) -> dict[str, list[Path]]:
+    """Find the files of train, val and test by the words in their names and folders.
+
+    Args:
+        given: patterns such as `shards/train-*.tar` by part, from `root`; None goes by names.
+
+    Raises:
+        UserError: there are none, or none of train.
+    """
+    if not root.exists():
+        raise UserError(f"data.root: no file or folder {root.absolute()}")
+    if given is not None:
+        if "train" not in given or not set(given) <= set(PARTS):
+            raise UserError(
+                f"data.parts: found {', '.join(given) or 'nothing'}; needed is train, accepted "
+                "are also val and test"
+            )
+        found = {part: sorted(root.glob(pattern)) for part, pattern in given.items()}
+        for part, files in found.items():
+            if not files:
+                raise UserError(f"data.parts.{part}: no file {given[part]} in {root.absolute()}")
+        return found
+    files = [root] if root.is_file() else sorted(root.rglob(f"*{suffix}"))
+    if not files:
+        raise UserError(f"data.root: no {suffix} file in {root.absolute()}")
+    by_part: dict[str, list[Path]] = {}
+    for file in files:
+        where = "" if root.is_file() else str(file.relative_to(root)).lower()
+        words = re.split(r"[^a-z]+", where)
+        parts = [part for part, names in NAMES.items() if set(names.split("|")) & set(words)]
+        by_part.setdefault(parts[0] if parts else "train", []).append(file)
+    if "train" not in by_part:
+        raise UserError(
+            f"data.root: {root.absolute()} has {', '.join(by_part)}, but no file of train, such "
+            f"as {plain(files[0].name)}; say which are, with 'data.parts={{train: PATTERN}}'"
+        )
+    return by_part

@@ -1,0 +1,158 @@
+"""WebDataset tars: images, each with its class in a file of the same name."""
+
+import json
+import tarfile
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from kd.data.decode import endings
+from kd.data.file_source import FileSource, LabelledImages, files_by_part
+from kd.data.folder import plain
+from kd.data.image_bytes import state_of
+from kd.data.images import Source
+from kd.errors import UserError
+
+NAMES_FILE = "classnames.txt"
+
+
+class WebDataset(FileSource):
+    """Tars in the layout of WebDataset: `0001.jpg` and `0001.cls`, or `0001.json` with a `label`.
+
+    Args:
+        root: folder of tars, or one tar. `train`, `val` or `test` in their names or folders say
+            which part they are; tars without such a word are of train. Class names are in
+            `classnames.txt` in that folder, one a line; without it they are what the tars say.
+        parts: patterns of the tars of train, val and test, from `root`.
+        options: those of `kd.data.file_source.FileSource`.
+    """
+
+    def __init__(
+        self, root: str = "data", parts: Mapping[str, str] | None = None, **options: Any
+    ) -> None:
+        super().__init__(root, **options)
+        self.given = parts
+
+    def read(self) -> Source:
+        """List the tars' members, and decode the images."""
+        found = {
+            part: TarImages(files)
+            for part, files in files_by_part(self.root, ".tar", self.given).items()
+        }
+        folder = self.root.parent if self.root.is_file() else self.root
+        names = folder / NAMES_FILE
+        if names.exists():
+            classes = tuple(plain(line) for line in names.read_text().splitlines() if line.strip())
+        else:
+            seen = {name for each in found.values() for name in each.classes}
+            number = all(name.isdigit() for name in seen)
+            classes = tuple(sorted(seen, key=(lambda name: int(name)) if number else None))
+        for each in found.values():
+            each.give_labels(classes, by_number=names.exists())
+        return self.source(found, classes)
+
+
+class TarImages(LabelledImages):
+    """Images in tars, read where they lie.
+
+    Raises:
+        UserError: a tar is damaged, or an image has no class.
+    """
+
+    def __init__(self, tars: Sequence[Path]) -> None:
+        self.tars = tars
+        self.members: list[tuple[int, str, int, int]] = []  # tar, name, offset, bytes
+        self.classes: list[str] = []
+        for number, tar in enumerate(tars):
+            self._list(number, tar)
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def read(self, number: int) -> bytes:
+        """Read a member's bytes."""
+        tar, _, offset, size = self.members[number]
+        with self.tars[tar].open("rb") as file:
+            file.seek(offset)
+            return file.read(size)
+
+    def name(self, number: int) -> str:
+        """Return the tar and the member."""
+        tar, name, *_ = self.members[number]
+        return plain(f"{self.tars[tar].name}/{name}")
+
+    def state(self, number: int) -> bytes:
+        """Return the state of the tar, and the member's place in it."""
+        tar, *where = self.members[number]
+        return _state(self.tars[tar]) + repr(where).encode()
+
+    @property
+    def place(self) -> str:
+        """The first tar's folder."""
+        return plain(str(self.tars[0].parent.absolute()))
+
+    def give_labels(self, classes: Sequence[str], *, by_number: bool) -> None:
+        """Set the labels.
+
+        Args:
+            by_number: whether the tars have numbers of the classes, not names, if they can be read
+                so.
+        """
+        places = {name: i for i, name in enumerate(classes)}
+        self.labels = [
+            int(name) if by_number and name.isdigit() else places.get(name, -1)
+            for name in self.classes
+        ]
+
+    def _list(self, number: int, tar: Path) -> None:
+        images: dict[str, tuple[int, str, int, int]] = {}
+        said: dict[str, str] = {}
+        last = "its start"
+        try:
+            with tarfile.open(tar) as archive:
+                for member in archive:
+                    last = member.name
+                    folder = PurePosixPath(member.name)
+                    stem, _, kind = folder.name.partition(".")
+                    key = str(folder.parent / stem)
+                    if not member.isfile():
+                        continue
+                    if f".{kind.lower()}" in endings():
+                        images[key] = (number, member.name, member.offset_data, member.size)
+                    elif kind in ("cls", "json"):
+                        file = archive.extractfile(member)
+                        text = (file.read() if file else b"").decode()
+                        label = text if kind == "cls" else json.loads(text).get("label")
+                        if label is not None:
+                            said[key] = plain(str(label).strip())
+        except (tarfile.TarError, OSError, EOFError, ValueError, AttributeError) as error:
+            raise UserError(
+                f"data.root: {tar} is damaged after {plain(last)}: {error}; get it again"
+            ) from error
+        if not images:
+            raise UserError(f"data.root: no image in {tar}")
+        _check_whole(tar, last)
+        for key, image in images.items():
+            if key not in said:
+                raise UserError(
+                    f"data.root: {tar} has {plain(image[1])}, but no class in {plain(key)}.cls, "
+                    f"nor a label in {plain(key)}.json"
+                )
+            self.members.append(image)
+            self.classes.append(said[key])
+
+
+def _check_whole(tar: Path, last: str) -> None:
+    """Refuse a tar that ends inside a member, which tarfile lists all the same."""
+    with tar.open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(max(0, size - tarfile.BLOCKSIZE))
+        end = file.read()
+    if size % tarfile.BLOCKSIZE or end.strip(b"\0"):
+        raise UserError(f"data.root: {tar} is cut off in or after {plain(last)}; get it again")
+
+
+@cache
+def _state(tar: Path) -> bytes:
+    return state_of(tar)
