@@ -1,4 +1,4 @@
-"""Teachers that are no nets of ours: an ONNX file, a Hugging Face folder."""
+"""Teachers that are no nets of ours: an ONNX file, a Hugging Face folder, answers alone."""
 
 import json
 from collections.abc import Callable
@@ -17,6 +17,7 @@ from kd.config.schema import Config, check
 from kd.data.base import DataModule
 from kd.errors import UserError
 from kd.files.store import StageResult, Store
+from kd.nets.answers import Answers
 from kd.runs.run import run
 from kd.stages.result import load_net, load_teacher
 from kd.stages.stage import complete, make_stage
@@ -207,3 +208,132 @@ class TestHuggingFace:
         (folder / "config.json").write_text(json.dumps(about))
         with pytest.raises(UserError, match=words):
             run(config(tmp_path, "teacher=huggingface", f"teacher.path={folder}"), "")
+
+
+class TestAnswers:
+    """Random answers about the digits, by their number in the source."""
+
+    logits = np.random.default_rng(1).normal(0, 3, (1797, 10))
+
+    def write(self, path: Path, kind: str) -> Path:
+        logits = self.logits
+        shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        if path.suffix == ".npz":
+            arrays = {kind: logits if kind == "logits" else shares}
+            np.savez(path, index=np.arange(len(logits)), **arrays)
+            return path
+        columns: dict[str, list[object]] = {"index": list(range(len(logits)))}
+        if kind == "top":
+            order = (-shares).argsort(1)
+            for rank in (1, 2):
+                best = order[:, rank - 1]
+                columns[f"class_{rank}"] = best.tolist()
+                columns[f"probability_{rank}"] = shares[np.arange(len(best)), best].tolist()
+        else:
+            columns |= {str(c): logits[:, c].tolist() for c in range(10)}
+        if path.suffix == ".parquet":
+            pa = pytest.importorskip("pyarrow")
+            pytest.importorskip("pyarrow.parquet").write_table(pa.table(columns), path)
+        else:
+            rows = [columns, *zip(*columns.values(), strict=True)]
+            path.write_text("\n".join(",".join(map(str, row)) for row in rows))
+        return path
+
+    @pytest.mark.parametrize(
+        ("name", "kind"),
+        [
+            ("a.csv", "wide"),
+            ("a.parquet", "wide"),
+            ("a.npz", "logits"),
+            ("a.npz", "probabilities"),
+            ("a.csv", "top"),
+        ],
+    )
+    def test_each_kind_of_file_gives_its_answers(
+        self, name: str, kind: str, tmp_path: Path
+    ) -> None:
+        logits = self.logits
+        file = self.write(tmp_path / name, kind)
+        result, data = done(config(tmp_path, "teacher=answers", f"teacher.path={file}"))
+        net = load_net(result)
+        assert isinstance(net, Answers)
+        wanted = logits[[int(n) for n in data.split.train.names]]
+        found = net.answers_for(data.split.train.names).double().numpy()
+        if kind in ("probabilities", "top"):
+            wanted = wanted - np.log(np.exp(wanted).sum(1, keepdims=True))
+        if kind == "top":  # two classes as they are, eight share the rest
+            order = (-wanted).argsort(1)
+            rest = np.log((1 - np.exp(np.take_along_axis(wanted, order[:, :2], 1)).sum(1)) / 8)
+            np.put_along_axis(wanted, order[:, 2:], np.repeat(rest[:, None], 8, 1), 1)
+        assert np.abs(found - wanted).max() < 1e-4
+        val = logits[[int(n) for n in data.split.val.names]].argmax(1)
+        right = (val == data.split.val.labels.numpy()).mean()
+        assert result.record.val.accuracy("best") == pytest.approx(right, abs=1e-6)
+
+    def test_a_run_learns_from_them_and_compares_them_where_they_answer_for_the_test(
+        self, tmp_path: Path
+    ) -> None:
+        data: DataModule = construct(config(tmp_path).data, "data")
+        split = data.split
+        seen = sorted(int(name) for part in (split.train, split.val) for name in part.names)
+        every = list(range(1797))
+        models = []
+        for name, rows in (("a", seen), ("b", every)):
+            np.savez(tmp_path / f"{name}.npz", index=rows, logits=self.logits[rows])
+            words = ("teacher=answers", f"teacher.path={tmp_path / f'{name}.npz'}", "alpha=1.0")
+            folder = run(config(tmp_path / name, *words), "")
+            report = json.loads((folder / "report.json").read_text())
+            models.append({model["role"]: model["test"]["accuracy"] for model in report["models"]})
+        assert [set(each) for each in models] == [
+            {"baseline", "student"},
+            {"teacher", "baseline", "student"},
+        ]
+        assert models[0]["student"] == models[1]["student"]
+        chosen = self.logits[[int(name) for name in split.test.names]].argmax(1)
+        right = (chosen == split.test.labels.numpy()).mean()
+        assert models[1]["teacher"] == pytest.approx(right, abs=1e-9)
+
+    @pytest.mark.parametrize(
+        ("change", "more", "words"),
+        [
+            (lambda a: a[:-400], [], r"answers, but none for \d+ of the \d+ training images"),
+            (lambda a: a[:, :9], [], r"its logits are \[\d+, 9\], needed are \[images, 10\]"),
+            (lambda a: a * np.nan, [], r"no finite answer for index 0"),
+            (lambda a: a, ["data.augment.mixup=0.5"], r"answers are for single images"),
+            (lambda a: a, ["loss=at"], r"teacher"),
+            (lambda a: a, ["teacher.finetune=all"], r"Answers has nothing to train"),
+        ],
+    )
+    def test_what_does_not_fit_is_one_message(
+        self,
+        change: Callable[[np.ndarray], np.ndarray],
+        more: list[str],
+        words: str,
+        tmp_path: Path,
+    ) -> None:
+        found = change(self.logits)
+        np.savez(tmp_path / "a.npz", index=np.arange(len(found)), logits=found)
+        with pytest.raises(UserError, match=words):
+            run(
+                config(tmp_path, "teacher=answers", f"teacher.path={tmp_path / 'a.npz'}", *more), ""
+            )
+
+
+def test_images_are_matched_by_name_else_by_the_last_part() -> None:
+    net = Answers(2)
+    names = ["NORMAL/1.png", "2.png", "B/3.png", "C/3.png"]
+    net.rows = torch.arange(8.0).reshape(4, 2)
+    net.images = torch.frombuffer(bytearray("\n".join(names).encode()), dtype=torch.uint8)
+    asked = ["NORMAL/1.png", "train/A/2.png", "train/B/3.png", "C/3.png"]
+    found = net.answers_for(asked)
+    assert found[[0, 1, 3]].tolist() == [[0, 1], [2, 3], [6, 7]]
+    assert found[2].isnan().all(), "3.png is the name of two"
+
+
+def test_numbers_of_test_images_begin_anew(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text("index,part,a,b\n0,train,1,-2\n0,test,3,-4\n")
+    net = Answers(2)
+    net.read_file(file, "teacher.path", ["b", "a"], None)
+    assert net.answers_for(["0"]).tolist() == [[-2, 1]]
+    assert net.answers_for(["0"], of_test=True).tolist() == [[-4, 3]]

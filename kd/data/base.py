@@ -329,7 +329,8 @@ class DataModule(ABC):
             self.note(f"in {plain(self.unlabeled.name)} {omission_note(passed)}")
         _, channels, *size = train.pixels.shape
         pixels, good = self.decode(files, (size[0], size[1]), channels, "data.unlabeled")
-        return Images(pixels, torch.full((len(good),), -1))
+        names = [f"unlabeled/{files[i].relative_to(self.unlabeled).as_posix()}" for i in good]
+        return Images(pixels, torch.full((len(good),), -1), names=[plain(name) for name in names])
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kd.errors import UserError, nearest
+from kd.files.answer_tables import TABLES
 from kd.files.header import header_of
 from kd.files.onnx_file import metadata_of
 from kd.files.state_dicts import read_content
@@ -36,7 +37,7 @@ def names_in(file: Path, where: str) -> list[str] | None:
     content: object = {}
     if file.suffix == ".onnx":
         content = metadata_of(file, where)
-    elif file.suffix != ".safetensors":
+    elif file.suffix not in (".safetensors", *TABLES):
         content = read_content(file, where)
     try:
         beside = json.loads((file.parent / "config.json").read_text())

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 from pydantic import TypeAdapter
-from torch import Tensor, nn
+from torch import Tensor
 
 from kd.errors import UserError
 from kd.files.onnx_file import check_whole, metadata_of, parameters_in
+from kd.nets.resized_buffers import ResizedBuffers
 from kd.nets.weights import OutputChoice
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def _statistics(about: Mapping[str, object]) -> tuple[tuple[float, ...], ...]:
     return tuple(tuple(TypeAdapter(list[float]).validate_python(about[k])) for k in ("mean", "std"))
 
 
-class OnnxGraph(nn.Module):
+class OnnxGraph(ResizedBuffers):
     """ONNX file as a net that cannot be trained: x [B, C, H, W] -> logits [B, num_classes].
 
     The file's bytes are in its state dict, so that a finished run needs the file no more. Before
@@ -73,14 +74,6 @@ class OnnxGraph(nn.Module):
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_session": None}  # a session cannot be copied
 
-    def _load_from_state_dict(
-        self, state: Mapping[str, Tensor], prefix: str, *rest: object
-    ) -> None:
-        if f"{prefix}content" in state:  # of any length
-            self.content = torch.zeros_like(state[f"{prefix}content"])
-        self._session = None
-        super()._load_from_state_dict(state, prefix, *rest)
-
     @property
     def parameter_count(self) -> int:
         """Numbers in the file's tensors."""
@@ -96,7 +89,7 @@ class OnnxGraph(nn.Module):
 
     def _ask(self, x: Tensor) -> Tensor:
         """Ask the graph about x [B, C, H, W], in batches of its size if that is fixed."""
-        if self._session is None:
+        if self._session is None:  # not opened since the state was loaded
             self._session = open_session(self.content.cpu().numpy().tobytes())
         session = self._session
         (given,) = session.get_inputs()

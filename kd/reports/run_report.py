@@ -186,7 +186,7 @@ def compare(
         if teacher.test.accuracy_ci95[0] > 1 / logits["teacher"].shape[1]:
             retention = student.test.accuracy / teacher.test.accuracy
         speedup = teacher.latency_ms.median / student.latency_ms.median
-        compression = teacher.params / student.params
+        compression = teacher.params / student.params or None
     return Comparison(
         gain=won.gain if won else None,
         gain_ci95=won.gain_ci95 if won else None,

@@ -34,7 +34,7 @@ from kd.runs.looks import looks
 from kd.runs.preflight import pending_plans, preflight
 from kd.stages.batch import fit_batch, with_batches
 from kd.stages.chain import LABELS_ONLY, Role, StagePlan, chain_of
-from kd.stages.result import role_logits
+from kd.stages.result import is_answers, knows, role_logits
 from kd.stages.stage import make_stage
 from kd.training.remaining import Outlook
 
@@ -78,7 +78,7 @@ def run(
     with frame.open_folder() as folder, begin(folder.events, config, data) as events:
         ahead = partial(outlook, left=left, config=config, data=data, command=command)
         stages = _finish_stages(frame, folder, chain, config, data, ahead)
-        results = by_role(chain, stages)
+        results = _with_answers(by_role(chain, stages), data)
         logits = role_logits(results, data)
         report = make_report(results, logits, data, config=config, command=command)
         figures = dict(figures_of(results, logits, data, report.doubts)) if config.pictures else {}
@@ -148,6 +148,17 @@ def by_role(
 ) -> dict[Role, StageResult]:
     """Return the stages to compare; of several students the last, which builds on the others."""
     return {plan.role: stages[plan.name] for plan in chain if plan.role}
+
+
+def _with_answers(
+    results: Mapping[Role, StageResult], data: DataModule
+) -> Mapping[Role, StageResult]:
+    """Return the roles without a teacher whose file has no answers for the test images."""
+    teacher = results.get("teacher")
+    if teacher is None or not is_answers(teacher) or knows(teacher, data, data.split.test):
+        return results
+    say("teacher: its file does not answer for all test images, so it is not compared")
+    return {role: each for role, each in results.items() if role != "teacher"}
 
 
 def figures_of(

@@ -31,6 +31,7 @@ from kd.files.tensors import load_tensors, save_tensors
 from kd.files.writing import writing
 from kd.log import say
 from kd.measure.metrics import predict_logits, summary
+from kd.nets.answers import Answers
 from kd.nets.build import build_net, normalization_of, set_normalization
 from kd.nets.grow import Grown, align
 from kd.nets.hooks import kinds_of
@@ -43,11 +44,21 @@ from kd.stages.result import (
     classes_of,
     copy_normalization,
     diagnose,
+    is_answers,
+    knows,
+    load_net,
     load_teacher,
     logits_name,
     logits_of,
 )
-from kd.stages.start import file_of, load_start, net_spec, set_start, start_from_images
+from kd.stages.start import (
+    file_of,
+    load_answers,
+    load_start,
+    net_spec,
+    set_start,
+    start_from_images,
+)
 from kd.stages.try_out import depends_on_batch, taps_of
 from kd.teachers.cached_teacher import CachedTeacher
 from kd.teachers.diagnosis import other_order
@@ -322,7 +333,10 @@ def _start(stage: Stage, data: DataModule) -> nn.Module:
     trained = stage.spec.epochs > 0
     net = build_net(stage.spec.net, data.shape, f"{stage.name}.net", load=load, trained=trained)
     if stage.weights:
-        load_start(net, stage.weights, f"{stage.start_prefix}path", stage.spec, data.shape)
+        where = f"{stage.start_prefix}path"
+        load_start(net, stage.weights, where, stage.spec, data.shape)
+        if isinstance(net, Answers):
+            load_answers(net, stage.weights, where, stage.spec, data)
     if said := stage.spec.normalization:
         where = f"{stage.start_prefix}normalization"
         set_normalization(net, (tuple(said.mean), tuple(said.std)), data.shape.channels, where)
@@ -351,7 +365,7 @@ def _train(
 
     reference = None
     val = data.split.val
-    if stage.reference and val:
+    if stage.reference and knows(stage.reference, data, val):
         reference = logits_of(stage.reference, data, val).argmax(1)
     teacher: Teacher | None = None
     diagnosis = None
@@ -361,7 +375,8 @@ def _train(
     elif stage.teacher:
         teacher = teacher_of(stage, stage.teacher, data)
         # A teacher of fewer classes gives nothing for the other images
-        if classes_of(stage.teacher) == data.shape.num_classes and val:
+        all_classes = classes_of(stage.teacher) == data.shape.num_classes
+        if all_classes and knows(stage.teacher, data, val):
             diagnosis = diagnose(stage.teacher, data)
     if stage.start and (file := stage.start.folder / LEARNED).exists():
         learned = load_tensors(file)
@@ -405,7 +420,8 @@ def _keep(net: nn.Module, data: DataModule, folder: Path, stage: Stage) -> Train
 
     save_tensors(net.state_dict(), folder / WEIGHTS)
     val = data.split.val
-    if not val:
+    unknown = isinstance(net, Answers) and bool(predict_logits(net, data, val).isnan().any())
+    if not val or unknown:
         only: EpochMetrics = {"epoch": 0, "seconds": 0.0}
         return TrainingOutcome([only], BestAndLast(best=only, last=only), 0, 0, 0.0, 0)
     logits = predict_logits(net, data, val)
@@ -429,6 +445,11 @@ def _keep(net: nn.Module, data: DataModule, folder: Path, stage: Stage) -> Train
 
 def teacher_of(stage: Stage, result: StageResult, data: DataModule) -> Teacher:
     """Return a finished stage as a teacher, with stored outputs if possible."""
+    if is_answers(result):
+        table = load_net(result)
+        assert isinstance(table, Answers)
+        table.check(data.training_images.names, "teacher.path")
+        return StoredTeacher(table.answers_for(data.split.train.names))
     reads = result.record.spec.reads
     images, pool = (each and as_read(each, reads) for each in (data.split.train, data.mixing_pool))
     assert images is not None
