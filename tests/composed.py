@@ -37,7 +37,7 @@ ON_FEATURES = (
         "simkd",
     ),
     *("srrl", "kdsvd", "mgd", "cosine_features", "wkd_l", "wkd_f", "ickd", "sdd", "cat_kd"),
-    *("dcd", "rrd", "byot", "diffkd"),
+    *("dcd", "rrd", "byot", "diffkd", "embedding", "queue"),
 )
 
 # The same numbers on every machine; `auto` has tests of its own in test_precision.py.

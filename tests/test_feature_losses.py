@@ -24,6 +24,7 @@ from kd.losses import (
     crd_loss,
     dcd_loss,
     diffkd_loss,
+    embedding_loss,
     fitnet_loss,
     fsp_loss,
     ft_loss,
@@ -34,6 +35,7 @@ from kd.losses import (
     nst_loss,
     ofd_loss,
     pkt_loss,
+    queue_loss,
     reviewkd_loss,
     rkd_loss,
     rrd_loss,
@@ -49,10 +51,12 @@ from kd.losses._maps import as_map, same_size
 from kd.losses.byot import BYOT
 from kd.losses.crd import CRD
 from kd.losses.diffkd import TIMES, DiffKD, signal_shares
+from kd.losses.embedding import Embedding
 from kd.losses.ft import FT
 from kd.losses.kdsvd import _directions
 from kd.losses.mgd import MGD
 from kd.losses.ofd import OFD
+from kd.losses.queue import Queue
 from kd.losses.reviewkd import ReviewKD
 from kd.losses.rrd import RRD
 from kd.losses.vid import VID
@@ -402,6 +406,29 @@ LOGITS_S, LOGITS_T = rng.normal(0, 1, (B, 3)), rng.normal(0, 1, (B, 3))
 AT_EXITS = ([t(EMB_S), t(EMB_T)], t(LAST_ANSWERS), t(EMB_LAST), torch.tensor(TARGET))
 LAST = (t(MAPS_S[0]), t(MAPS_T[0]), HEAD_S, HEAD_T)
 
+KEYS = np.stack([row / np.linalg.norm(row) for row in EMB_T[::-1]])
+
+
+def embedding(share: float) -> float:
+    """One minus cosine, and smooth L1 (0.5 d^2 below 1, else |d| - 0.5) at mean square 1."""
+    total = 0.0
+    for s, u in zip(EMB_S, EMB_T, strict=True):
+        a, b = (each / math.sqrt((each**2).mean()) for each in (s, u))
+        gaps = [abs(x - y) for x, y in zip(a, b, strict=True)]
+        smooth = sum(0.5 * d * d if d < 1 else d - 0.5 for d in gaps) / len(gaps)
+        total += share * (1 - cosine(s, u)) + (1 - share) * smooth
+    return total / B
+
+
+def queue(temperature: float) -> float:
+    total = 0.0
+    for s, u in zip(EMB_S, EMB_T, strict=True):
+        p, q = ([math.exp(cosine(each, key) / temperature) for key in KEYS] for each in (u, s))
+        p, q = ([value / sum(values) for value in values] for values in (p, q))
+        total += sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+    return total / B
+
+
 FORMULAS: dict[str, tuple[Tensor, float]] = {
     "fitnet": (
         fitnet_loss(t(MAPS_S[0]), t(MAPS_T[0])),
@@ -470,6 +497,10 @@ FORMULAS: dict[str, tuple[Tensor, float]] = {
         cosine_features_loss(t(EMB_S), t(EMB_T)),
         sum(1 - cosine(EMB_S[b], EMB_T[b]) for b in range(B)) / B,
     ),
+    "embedding": (embedding_loss(t(EMB_S), t(EMB_T)), embedding(0.9)),
+    "embedding of another share": (embedding_loss(t(EMB_S), t(EMB_T), 0.25), embedding(0.25)),
+    "queue": (queue_loss(t(EMB_S), t(EMB_T), t(KEYS), 0.07), queue(0.07)),
+    "queue of another temperature": (queue_loss(t(EMB_S), t(EMB_T), t(KEYS), 0.5), queue(0.5)),
 }
 
 
@@ -509,6 +540,8 @@ SLOPES: dict[str, tuple[Callable[..., Tensor], list[Array]]] = {
         [MAPS_S[1], MAPS_S[0], MAPS_S[1]],
     ),
     "cosine_features": (lambda a: cosine_features_loss(a, t(EMB_T)), [EMB_S]),
+    "embedding": (lambda a: embedding_loss(a, t(EMB_T)), [EMB_S]),
+    "queue": (lambda a: queue_loss(a, t(EMB_T), t(KEYS), 0.5), [EMB_S]),
     "ickd": (lambda a: ickd_loss(a, t(SMALL_T)), MAPS_S[1:]),
     "dcd": (dcd_loss, [SCORES]),
     "rrd": (lambda a: rrd_loss(a, t(SCORES.T)), [SCORES]),
@@ -958,6 +991,8 @@ AUTHORS: dict[str, tuple[float, Any, dict[str, Any]]] = {
     "mgd": (1.0, 7e-5, {"masked": 0.15}),
     "diffkd": (1.0, 1.0, {"latent": None, "steps": 5}),
     "cosine_features": (1.0, 1.0, {}),
+    "embedding": (0.0, 1.0, {"cosine_share": 0.9, "maps_weight": 1.0}),
+    "queue": (0.0, 1.0, {"size": 8192, "temperature": 0.07}),
     "wkd_l": (
         1.0,
         1.0,
@@ -1027,3 +1062,29 @@ def test_flows_are_of_neighbours() -> None:
         fsp_loss(three, [*maps(MAPS_T), t(MAPS_T[1])]).item()
         > fsp_loss(maps(MAPS_S), maps(MAPS_T)).item()
     )
+
+
+def test_the_queue_holds_the_last_embeddings_of_length_one() -> None:
+    loss = Queue(6, 6, torch.zeros(5), size=64)  # no more than the training images
+    with torch.no_grad():
+        loss.project.weight.copy_(torch.eye(6))
+        loss.project.bias.zero_()
+    assert loss(t(EMB_S[:2]).float(), t(EMB_T[:2]).float()) > 0
+    loss(t(EMB_S[:3]).float(), t(EMB_T[:3]).float())
+    loss(t(EMB_S[:2]).float(), 5 * t(EMB_T[:2]).float())
+    wanted = [EMB_T[i] / np.linalg.norm(EMB_T[i]) for i in (0, 1, 0, 1, 2)]
+    assert np.abs(loss.bank.numpy() - np.stack(wanted)).max() < 1e-6
+    assert loss(t(EMB_T[:3]).float(), t(EMB_T[:3]).float()).item() == pytest.approx(0, abs=1e-6)
+    loss.eval()(t(EMB_S[:2]).float(), t(EMB_T[3:5]).float())
+    assert int(loss.entered) == 10, "validation leaves the queue as it is"
+
+
+def test_maps_are_matched_where_both_nets_have_them() -> None:
+    both = Embedding(4, 6, ((8, 4, 4),), ((9, 6),))  # a map, and nine tokens of six numbers
+    assert isinstance(both.fit, nn.Sequential)
+    assert both.fit[0].weight.shape == (6, 8, 1, 1)
+    features = ([torch.randn(2, 8, 4, 4)], [torch.randn(2, 9, 6)])
+    both(*features, torch.randn(2, 4), torch.randn(2, 6)).backward()
+    assert all(p.grad is not None for p in both.parameters())
+    assert Embedding(4, 6, ((4,),), ((9, 6),)).fit is None
+    assert Embedding(4, 6, ((8, 4, 4),), ((9, 6),), maps_weight=0.0).fit is None

@@ -1,4 +1,4 @@
-"""Teachers that are no nets of ours: an ONNX file, a Hugging Face folder, answers alone."""
+"""Other teachers: an ONNX file, a Hugging Face folder, answers alone, a backbone without labels."""
 
 import json
 from collections.abc import Callable
@@ -18,7 +18,10 @@ from kd.data.base import DataModule
 from kd.errors import UserError
 from kd.files.store import StageResult, Store
 from kd.nets.answers import Answers
+from kd.nets.build import build_net
+from kd.nets.head import head_tensors
 from kd.runs.run import run
+from kd.stages.chain import chain_of
 from kd.stages.result import load_net, load_teacher
 from kd.stages.stage import complete, make_stage
 
@@ -337,3 +340,49 @@ def test_numbers_of_test_images_begin_anew(tmp_path: Path) -> None:
     net.read_file(file, "teacher.path", ["b", "a"], None)
     assert net.answers_for(["0"]).tolist() == [[-2, 1]]
     assert net.answers_for(["0"], of_test=True).tolist() == [[-4, 3]]
+
+
+@pytest.mark.parametrize("loss", ["embedding", "queue"])
+def test_from_a_backbone_to_a_small_net(loss: str, tmp_path: Path) -> None:
+    """Embeddings without labels leave the last layer; the probe then trains that alone."""
+    pytest.importorskip("timm")
+    words = [
+        "experiment=foundation_to_small",
+        "data=digits",
+        "student=cnn",
+        "student.net.width=8",
+        "epochs=1",
+        "teacher.net.name=test_resnet",
+        "teacher.net.pretrained=false",
+        "teacher.epochs=1",
+        "stage.probe.epochs=1",
+        "stage.finetune.epochs=1",
+        f"loss={loss}",
+    ]
+    made = check(tiny(tmp_path, *words))
+    data: DataModule = construct(made.data, "data")
+    store = Store(tmp_path / "store")
+    results: dict[str, StageResult] = {}
+    for each in chain_of(made):
+        results[each.name] = complete(make_stage(each, made, data, results), store, data)[0]
+    assert list(results) == ["teacher", "baseline", "embed", "probe", "finetune"]
+    start = make_stage(plan(made, "baseline"), made, data, {}).spec.seed
+    assert results["embed"].record.spec.seed == start
+    torch.manual_seed(start)
+    net = build_net(made.student.net, data.shape, "student.net", trained=True)
+    first = net.state_dict()
+    embed, probe, tuned = (results[name].weights() for name in ("embed", "probe", "finetune"))
+    head = {*head_tensors(net, data.shape)}
+    assert head == {"fc.weight", "fc.bias"}
+
+    def moved(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> set[str]:
+        return {name for name in a if not torch.equal(a[name], b[name])}
+
+    # Weight decay shrinks the last layer's weights, and nothing turns them
+    assert moved(first, embed) == first.keys() - {"fc.bias"}
+    shrunk = float(embed["fc.weight"].norm() / first["fc.weight"].norm())
+    assert shrunk < 1
+    assert torch.allclose(embed["fc.weight"], shrunk * first["fc.weight"], atol=1e-6)
+    assert moved(embed, probe) == head
+    assert moved(probe, tuned) >= {name for name in tuned if name.endswith("weight")}
+    assert results["embed"].record.training_params > 0

@@ -271,7 +271,8 @@ class StageConfig(Strict):
         start: earlier stage whose weights it starts from; null for fresh ones.
         lr_factor: multiplies the recipe's optim.lr.
         seed_offset: added to the recipe's seed.
-        trains: `all`, or `loss` to freeze the net and train the loss's own parameters.
+        trains: `all`, `head` for the last layer alone, or `loss` to freeze the net and train the
+            loss's own parameters.
         taps: hooked layers of a net of its own, as `student.taps`.
         fake_quantize: simulate 8-bit weights and activations; see `kd.training.fake_quantize`.
 
@@ -284,7 +285,7 @@ class StageConfig(Strict):
     start: str | None = None
     lr_factor: PositiveFloat = 1.0
     seed_offset: NonNegativeInt = 0
-    trains: Literal["all", "loss"] = "all"
+    trains: Literal["all", "head", "loss"] = "all"
     taps: Annotated[list[str], Field(min_length=1)] | None = None
     fake_quantize: bool = False
     epochs: NonNegativeInt | None = None
