@@ -20,8 +20,10 @@ from kd.data.images import Images
 from kd.data.rendering import as_read
 from kd.data.views import Augment, crop_boxes, make_views, views_of
 from kd.errors import UserError
+from kd.reports.opening import opening
 from kd.runs.run import run
 from kd.shipping.model import load_model
+from kd.stages.chain import chain_of
 
 SMALL, LARGE = 32, 72
 BILINEAR, BICUBIC = v2.InterpolationMode.BILINEAR, v2.InterpolationMode.BICUBIC
@@ -251,3 +253,18 @@ def test_images_need_not_be_square(photos: Path, tmp_path: Path) -> None:
     macs = {each["role"]: each["macs"] for each in report["models"]}
     assert macs["student"] == 3 * 12 * 20 * 8 + 8 * 2
     assert macs["teacher"] == 3 * 30 * 18 * 16 + 16 * 2
+
+
+def test_a_pretrained_teachers_own_reading_is_said() -> None:
+    """Of torchvision's metadata: resize to 232, then crop 224, bilinear."""
+    words = ("teacher=torchvision", "teacher.net.name=resnet50", "teacher.net.pretrained=true")
+    own = ("teacher.image_size=224", "teacher.resize=crop", "teacher.crop_ratio=0.9655")
+
+    def hints(*more: str) -> list[str]:
+        config = check(composed(*words, *more))
+        data = Digits(limit=100, teacher_reading=config.data.get("teacher_reading"))
+        return [line for line in opening(chain_of(config), data) if "published" in line]
+
+    assert hints() == [f"  The teacher's weights were published for {' '.join(own)}"]
+    assert hints(*own) == []
+    assert int(224 / 0.9655) == 232

@@ -1,6 +1,7 @@
 """Pretrained weights, shared by the net libraries: names, normalisation, files, gray images."""
 
 import contextlib
+import math
 import pickle
 import sys
 from pathlib import Path
@@ -22,11 +23,29 @@ class PretrainedWeights(NamedTuple):
     Attributes:
         weights: their full name; part of the key of stages that start from them.
         mean, std: per RGB channel of their training images, for pixels in [0, 1].
+        size: side of the images that they were published for, in pixels.
+        resized: side before the central crop; equal to `size` where nothing is cropped.
+        interpolation: of the resizing.
     """
 
     weights: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    size: int
+    resized: int
+    interpolation: str
+
+    @property
+    def reading(self) -> dict[str, object]:
+        """How images were read where the weights were published, as values of the config."""
+        # Rounded down, so that the crop's side comes out exactly
+        ratio = math.floor(1e4 * self.size / self.resized) / 1e4
+        return {
+            "image_size": self.size,
+            "resize": "crop",
+            "crop_ratio": ratio,
+            "interpolation": self.interpolation,
+        }
 
     def normalization(self, channels: int) -> Normalization:
         """Return mean and standard deviation for `channels`; for gray images the mean over RGB.

@@ -1,6 +1,7 @@
 """Nets of timm by name; timm is an extra of this project (`pip install "kd[timm]"`)."""
 
 import difflib
+import math
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -85,8 +86,14 @@ def pretrained_weights(name: str, pretrained: bool = False, **_: Any) -> Pretrai
         return None
     cfg = _config(name, _timm(name))
     source = cfg.hf_hub_id or str(cfg.url).rpartition("/")[2]
+    size = cfg.input_size[-1]
     return PretrainedWeights(
-        f"timm {cfg.architecture or name}.{cfg.tag} {source}", tuple(cfg.mean), tuple(cfg.std)
+        f"timm {cfg.architecture or name}.{cfg.tag} {source}",
+        tuple(cfg.mean),
+        tuple(cfg.std),
+        size,
+        math.floor(size / cfg.crop_pct),
+        cfg.interpolation,
     )
 
 

@@ -71,7 +71,14 @@ def pretrained_weights(
     if name not in INCEPTIONS:
         mean = tuple(preset.mean)
         std = tuple(preset.std)
-    return PretrainedWeights(f"torchvision {weights!r} {weights.url.rpartition('/')[2]}", mean, std)
+    return PretrainedWeights(
+        f"torchvision {weights!r} {weights.url.rpartition('/')[2]}",
+        mean,
+        std,
+        preset.crop_size[0],
+        preset.resize_size[0],
+        preset.interpolation.value,
+    )
 
 
 def _weights(name: str, pretrained: bool | str) -> WeightsEnum | None:

@@ -1,8 +1,10 @@
 """Plain-language outline of a run's comparison, before anything is trained."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from kd.data.base import DataModule
+from kd.nets.build import pretrained_weights_of
 from kd.stages.chain import StagePlan
 from kd.stages.result import name_of_net
 
@@ -13,7 +15,18 @@ def opening(chain: Sequence[StagePlan], data: DataModule) -> list[str]:
     width = max((len(plan.name) for plan in compared), default=0) + 1
     lines = [f"  {plan.name + ':':<{width}} {_learns_from(plan, chain, data)}" for plan in compared]
     test = f"{len(data.split.test):,} test images, on which nothing is chosen."
-    return [f"Compared on {data.name}:", *lines, f"  All are measured on {test}"]
+    hints = [hint for plan in chain if (hint := _hint(plan, data))]
+    return [f"Compared on {data.name}:", *lines, *hints, f"  All are measured on {test}"]
+
+
+def _hint(plan: StagePlan, data: DataModule) -> str | None:
+    """Say how a pretrained teacher's images were read where its weights were published."""
+    found = pretrained_weights_of(plan.net, plan.where) if plan.role == "teacher" else None
+    if found is None:
+        return None
+    now = data.teacher_reads or {"image_size": data.shape.image_size, **asdict(data.reading)}
+    words = [f"teacher.{k}={v}" for k, v in found.reading.items() if now[k] != v]
+    return f"  The teacher's weights were published for {' '.join(words)}" if words else None
 
 
 def _learns_from(plan: StagePlan, chain: Sequence[StagePlan], data: DataModule) -> str:

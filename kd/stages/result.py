@@ -108,7 +108,7 @@ def accuracies_by_epoch(result: StageResult, kept: Tensor, data: DataModule) -> 
     record = result.record
     if not record.spec.epochs:
         return EpochAccuracies()
-    test = data.split.test
+    test = as_read(data.split.test, record.spec.reads)
     selects = record.val.accuracy("best") is not None
     weights = result.folder / OTHER_EPOCH
     other = kept
