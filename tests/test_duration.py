@@ -1,6 +1,7 @@
 """How long a run takes, and fewer epochs where that is over a budget."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from kd.runs.duration import stage_seconds
 from kd.runs.run import run
 from kd.stages.chain import StagePlan, chain_of
 
-ASKED = ("epochs=8", "teacher.epochs=40", "loss=kd")
+ASKED = ("epochs=1", "min_steps=32", "teacher.epochs=40", "loss=kd")  # 32 steps: 8 epochs of 4
 SECONDS = {"teacher": 2.0, "baseline": 0.5, "distill": 1.5}  # of an epoch, measured
 
 
@@ -38,13 +39,23 @@ def test_no_lengths(wrong: str) -> None:
 
 def test_a_stage_takes_its_images_times_its_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
     """200 images and a third of 144 for validation, 5 epochs, a hundredth of a second each."""
-    monkeypatch.setattr("kd.runs.duration._image_seconds", lambda *_: 0.01)
+    monkeypatch.setattr("kd.runs.duration.image_seconds", lambda *_: 0.01)
     config = check(composed(*TINY, "epochs=5")).resolve()
     plans = {plan.name: plan for plan in chain_of(config)}
     data = Digits(limit=200)
     assert stage_seconds(plans["baseline"], config, data) == pytest.approx(5 * (200 + 48) * 0.01)
     short = check(composed(*TINY, "epochs=5", "trainer.limit_train_batches=2")).resolve()
     assert stage_seconds(plans["baseline"], short, data) == pytest.approx(5 * (100 + 48) * 0.01)
+
+
+def test_reading_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """16 images whose reading takes 80 ms: 5 ms each at least."""
+    monkeypatch.setattr("kd.runs.duration._step_seconds", lambda *_: 0.0)
+    monkeypatch.setattr("kd.runs.duration.views_of", lambda *_, **__: time.sleep(0.08))
+    config = check(composed(*TINY, "epochs=5")).resolve()
+    plans = {plan.name: plan for plan in chain_of(config)}
+    least = 5 * (200 + 48) * 0.005
+    assert stage_seconds(plans["baseline"], config, Digits(limit=200)) >= least
 
 
 def test_time_of_an_image_grows_with_the_net() -> None:
@@ -72,7 +83,9 @@ def test_a_budget_is_what_key_config_and_report_hold(
     words = (*TINY, *ASKED, "budget=24s", f"output_dir={tmp_path}")
     report = json.loads((run(check(composed(*words)), "kd") / "report.json").read_text())
     said = capsys.readouterr().err
-    assert "budget: 24s; as asked the stages take about 2 min; epochs: teacher 10" in said
+    note = "budget: 24s; as asked the stages take about 2 min; epochs: teacher 10"
+    assert note in said
+    assert any(each.startswith(note) for each in report["data"]["notes"])
     assert [model["epochs"] for model in report["models"]] == [10, 2, 2]
     assert (report["config"]["epochs"], report["config"]["teacher"]["epochs"]) == (2, 10)
     specs = [json.loads(path.read_text())["spec"] for path in tmp_path.glob("store/*/stage.json")]

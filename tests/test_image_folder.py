@@ -934,20 +934,19 @@ def test_what_is_to_be_in_memory_needs_no_disk(
 
 
 def test_a_folder_smaller_than_a_batch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A beginner's 2 x 30 images: 12 for test, 5 for validation, so 43 remain for a batch of
-    128.
-    """
+    """A beginner's 2 x 30 images: 12 for test, 5 for validation, so 43 remain for a batch of 64."""
     folder(tmp_path / "photos", {"cat": 30, "dog": 30})
     words = ("data=image_folder", f"data.root={tmp_path / 'photos'}", "data.image_size=8")
     quick = ("model=mlp_to_mlp", "epochs=1", "teacher.epochs=1", "pictures=false")
+    quick += ("min_batches=0", "teacher.min_batches=0")
     out = f"output_dir={tmp_path / 'out'}"
     assert exit_code("train", *words, *quick, out) == 0
     said = capsys.readouterr().err
     assert (
-        "teacher: 43 training images do not fill teacher.batch_size=128, so its batches are of 43"
+        "teacher: 43 training images do not fill teacher.batch_size=64, so its batches are of 43"
         in said
     )
-    assert "distill: 43 training images do not fill batch_size=128" in said
+    assert "distill: 43 training images do not fill batch_size=64" in said
     (run,) = (tmp_path / "out" / "runs").iterdir()
     config = json.loads((run / "report.json").read_text())["config"]
     assert (config["batch_size"], config["teacher"]["batch_size"]) == (43, 43)

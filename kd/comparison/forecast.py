@@ -14,8 +14,8 @@ from kd.data.trial import shorten
 from kd.files.store import Store
 from kd.runs.duration import image_seconds, stage_seconds
 from kd.runs.preflight import pending_plans
-from kd.stages.batch import fit_batch
-from kd.stages.chain import StagePlan, chain_of
+from kd.stages.batch import suit_to_data
+from kd.stages.chain import StagePlan
 from kd.training.remaining import duration
 from kd.tuning.evaluation import student_plans
 
@@ -58,7 +58,7 @@ def forecast(jobs: Sequence[CompareConfig], done: Sequence[CompareConfig]) -> st
         searched.add(_cell(config))
         final = search.config_with([f"seed={config.seed}"]).resolve()
         data = sources.setdefault(json.dumps(final.data, sort_keys=True), _data(final))
-        chain = [fit_batch(plan, data, final.trainer) for plan in chain_of(final)]
+        final, chain = suit_to_data(final, data)
         left = pending_plans(chain, final, data, Store(_store(final)))
         tried = {plan.name for plan in student_plans(chain) if plan.role == "student"}
         for plan in left:

@@ -19,7 +19,7 @@ from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from omegaconf import Container, DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from kd.config.knobs import KNOBS
 
@@ -162,12 +162,13 @@ def _file(path: str) -> DictConfig | None:
     return None
 
 
-def _choice(group: str, *, _root_: Container) -> str:
+def _choice(group: str, *, _root_: DictConfig) -> str:
     """Return the choice of a group for the defaults list: a file name, or several with commas."""
     choices = [
         each[group] for each in _root_["defaults"] if isinstance(each, Mapping) and group in each
     ]
-    found = OmegaConf.select(_root_, group, default=choices[-1] if choices else None)
+    # Not by OmegaConf.select: `optim@teacher.optim` has a dot
+    found = _root_.get(group, choices[-1] if choices else None)
     return ",".join(found) if isinstance(found, (list, ListConfig)) else str(found)
 
 

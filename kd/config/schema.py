@@ -49,6 +49,10 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
+# Keys of a recipe that ask for a minimum, each with the keys that leave no room for it
+LEAST = {"min_steps": ("epochs",), "min_batches": ("batch_size", "batch_size_per_device")}
+
+
 class Recipe(Strict):
     """Training recipe of a stage.
 
@@ -64,6 +68,10 @@ class Recipe(Strict):
             ones; null for none. At the start it is lower: (1 + steps) / (10 + steps).
         swa: share of the steps after which the weights of all steps are averaged with equal weight;
             null for none. After Izmailov et al. 2018, who average once per epoch.
+        min_steps: optimiser steps to take at least; more epochs are made where it takes them.
+        min_batches: batches of an epoch at least; they are made smaller, down to 8 images.
+        drop_last: whether images that fill no batch are left out of an epoch; otherwise all are
+            shown, in batches of nearly equal size.
         early_stopping: epochs without a better validation accuracy before stopping; null for none.
         keep: weights to keep: those of the best epoch on validation (the last of equal ones), or of
             the last epoch.
@@ -81,6 +89,9 @@ class Recipe(Strict):
     early_stopping: PositiveInt | None
     keep: Literal["best", "last"]
     batch_size_per_device: PositiveInt | None = None
+    min_steps: NonNegativeInt = 0
+    min_batches: NonNegativeInt = 0
+    drop_last: bool = True
 
 
 class NormalizationConfig(Strict):
@@ -300,6 +311,9 @@ class StageConfig(Strict):
     early_stopping: PositiveInt | None = None
     keep: Literal["best", "last"] | None = None
     batch_size_per_device: PositiveInt | None = None
+    min_steps: NonNegativeInt | None = None
+    min_batches: NonNegativeInt | None = None
+    drop_last: bool | None = None
 
 
 class Training(Recipe):
@@ -430,6 +444,19 @@ def small_batches(cfg: DictConfig, typed: Collection[str]) -> None:
             OmegaConf.update(cfg, key, min(found, TRIAL_BATCH))
 
 
+def typed_lengths(cfg: DictConfig, typed: Collection[str]) -> None:
+    """Switch off `min_steps` where epochs are typed, and `min_batches` where a batch size is.
+
+    Args:
+        typed: keys on the command line, which are kept.
+    """
+    for at in ("", "teacher."):
+        for least, keys in LEAST.items():
+            asked = f"{at}{least}" in typed or not any(f"{at}{key}" in typed for key in keys)
+            if not asked and OmegaConf.select(cfg, f"{at}{least}"):
+                OmegaConf.update(cfg, f"{at}{least}", 0)
+
+
 def check_training(model: type[T], cfg: DictConfig, typed: Collection[str]) -> T:
     """Validate the composed config of a training command.
 
@@ -440,6 +467,7 @@ def check_training(model: type[T], cfg: DictConfig, typed: Collection[str]) -> T
         UserError: one line per wrong key: its name, what was found, what is accepted.
     """
     small_batches(cfg, typed)
+    typed_lengths(cfg, typed)
     as_floats(cfg, KNOBS)  # 4 and 4.0 must give one name and one key in the store
     config = check_as(model, cfg)
     refuse_unused(cfg, typed)

@@ -568,7 +568,12 @@ class DataModule(ABC):
         }
 
     def train_loader(
-        self, batch_size: int, seed: int, ranks: int = 1, where: str = "batch_size"
+        self,
+        batch_size: int,
+        seed: int,
+        ranks: int = 1,
+        where: str = "batch_size",
+        drop_last: bool = True,
     ) -> DataLoader[Batch]:
         """Return batches of consecutive epochs, each in its own order that depends on `seed` only.
 
@@ -576,6 +581,7 @@ class DataModule(ABC):
             batch_size: images per batch, over all ranks.
             ranks: processes that train together; each image is on one of them.
             where: config key of the batch size, for messages.
+            drop_last: whether images that fill no batch are left out of an epoch.
 
         Raises:
             UserError: not one full batch can be made, or the ranks' shares differ.
@@ -593,6 +599,7 @@ class DataModule(ABC):
             ranks,
             chosen=None if self.shown is None else self.shown.tolist(),
             length=self.length,
+            drop_last=drop_last,
             stride=0 if self.views else len(images),  # an image has no more than V views
         )
         if not len(order):

@@ -64,13 +64,16 @@ class EpochOrder(Sampler[list[int]]):
     """Batches of positions: a permutation seeded by (seed, epoch), dealt equally to the ranks.
 
     Images that do not fill a batch on every rank are left out of that epoch; the next leaves out
-    others.
+    others. Without `drop_last` all are shown: one batch more, and all batches of nearly equal size,
+    so that none is of a single image.
 
     Args:
         size: number of images.
         chosen: positions of the images to show; None shows all.
         length: images per epoch, None for each once. Above the number of images they repeat in
             another order.
+        drop_last: whether images that fill no batch are left out. At most one less than there are
+            ranks is left out otherwise.
         stride: added to a position in each round of an epoch, so that its views differ.
     """
 
@@ -83,6 +86,7 @@ class EpochOrder(Sampler[list[int]]):
         *,
         chosen: Sequence[int] | None = None,
         length: int | None = None,
+        drop_last: bool = True,
         stride: int = 0,
     ) -> None:
         self.chosen = range(size) if chosen is None else chosen
@@ -90,6 +94,7 @@ class EpochOrder(Sampler[list[int]]):
         self.batch_size = batch_size
         self.seed = seed
         self.ranks = ranks
+        self.drop_last = drop_last
         self.stride = stride
         self.epoch = 0
 
@@ -98,7 +103,8 @@ class EpochOrder(Sampler[list[int]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.length // (self.batch_size * self.ranks)
+        mine = self.length // self.ranks
+        return mine // self.batch_size if self.drop_last else -(-mine // self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % 2**63)
@@ -107,9 +113,10 @@ class EpochOrder(Sampler[list[int]]):
             start = len(order) // len(self.chosen) * self.stride
             turns = torch.randperm(len(self.chosen), generator=generator).tolist()
             order += [start + self.chosen[turn] for turn in turns]
-        step = self.batch_size * self.ranks
-        for start in range(0, len(self) * step, step):
-            yield order[start + rank() : start + step : self.ranks]
+        mine = order[rank() : self.length // self.ranks * self.ranks : self.ranks]
+        size = self.batch_size if self.drop_last else len(mine) / max(1, len(self))
+        for batch in range(len(self)):
+            yield mine[round(batch * size) : round((batch + 1) * size)]
 
 
 class InViews(Sampler[tuple[int, list[int]]]):

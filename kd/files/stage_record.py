@@ -76,6 +76,7 @@ class StageSpec(Record):
     seed: int = 0
     batch_size: int = 0
     batch_size_per_device: int | None = None
+    drop_last: bool = True
     optim: dict[str, object] = {}
     lr_schedule: str | dict[str, object] = ""
     gradient_clip: int | float | None = None

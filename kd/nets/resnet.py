@@ -1,11 +1,15 @@
 """ResNet-18, ResNet-34 and ResNet-50 of any width, for small and large images."""
 
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
 
 from kd.nets.initial import kaiming
+from kd.nets.pretrained_weights import PretrainedWeights
 from kd.shape import ImageSize, height_and_width
+
+if TYPE_CHECKING:
+    from torchvision.models import WeightsEnum
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 
@@ -84,11 +88,14 @@ class ResNet(nn.Module):
     Args:
         depth: 18, 34 or 50.
         width: channels of the first group; each later group has twice as many as the one before.
+        pretrained: true starts from torchvision's ImageNet weights, or the name of others of its,
+            e.g. `IMAGENET1K_V1`; needs `width=64` and the `imagenet` stem.
         stem: `small` is one 3x3 convolution at full resolution; `imagenet` is a 7x7 convolution of
             stride 2 and a max pooling; `auto` uses `small` below 64 pixels.
 
     Raises:
-        ValueError: unknown depth or stem.
+        ValueError: unknown depth or stem, or weights that do not fit.
+        UserError: the weights are not cached and cannot be downloaded.
     """
 
     taps = ("layer1", "layer2", "layer3", "layer4")
@@ -106,6 +113,7 @@ class ResNet(nn.Module):
         image_size: ImageSize = 224,
         width: int = 64,
         stem: Literal["auto", "small", "imagenet"] = "auto",
+        pretrained: bool | str = False,
     ) -> None:
         super().__init__()
         if depth not in BLOCKS:
@@ -113,6 +121,7 @@ class ResNet(nn.Module):
         if stem not in ("auto", "small", "imagenet"):
             raise ValueError(f"stem: found {stem!r}, accepted are auto, small, imagenet")
         small = stem == "small" or (stem == "auto" and min(height_and_width(image_size)) < 64)
+        weights = _weights(depth, width, "small" if small else stem, pretrained)
         self.conv1: nn.Module
         self.maxpool: nn.Module
         if small:
@@ -134,6 +143,10 @@ class ResNet(nn.Module):
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(inputs, num_classes)
         kaiming(self)
+        if weights:
+            from kd.nets.torchvision import load_imagenet
+
+            load_imagenet(self, weights, f"resnet{depth}, pretrained", in_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, in_channels, H, W] -> logits [B, num_classes]."""
@@ -142,3 +155,37 @@ class ResNet(nn.Module):
             x = self.get_submodule(f"layer{group}")(x)
         logits: Tensor = self.fc(self.avgpool(x).flatten(1))
         return logits
+
+
+def pretrained_weights(
+    depth: int,
+    width: int = 64,
+    stem: str = "auto",
+    pretrained: bool | str = False,
+    **_: Any,
+) -> PretrainedWeights | None:
+    """Return the weights that `ResNet` starts from with these keywords; None for none.
+
+    Raises:
+        ValueError: there are none for such a net.
+    """
+    weights = _weights(depth, width, stem, pretrained)
+    if weights is None:
+        return None
+    from kd.nets.torchvision import named_weights
+
+    return named_weights(f"resnet{depth}", weights)
+
+
+def _weights(depth: int, width: int, stem: str, pretrained: bool | str) -> "WeightsEnum | None":
+    if not pretrained:
+        return None
+    if width != 64 or stem == "small":
+        raise ValueError(
+            f"pretrained: found {pretrained!r} with width {width} and stem {stem!r}; ImageNet's "
+            "weights are for width 64 and the stem imagenet"
+        )
+    # torchvision takes seconds to import
+    from kd.nets.torchvision import chosen_weights
+
+    return chosen_weights(f"resnet{depth}", pretrained)

@@ -38,7 +38,7 @@ def torchvision_net(
         ValueError: unknown name; suggests the nearest.
         UserError: the weights are not cached and cannot be downloaded.
     """
-    weights = _weights(name, pretrained)
+    weights = chosen_weights(name, pretrained)
     if name in INCEPTIONS:
         # Auxiliary heads return a tuple in training. `transform_input` stays off: it would
         # renormalise ImageNet-normalised images, but ours already have the net's own normalisation.
@@ -49,7 +49,7 @@ def torchvision_net(
     if in_channels != 3:
         _replace_first_convolution(net, in_channels)
     if weights:
-        _load(net, weights, f"{name}, pretrained", in_channels)
+        load_imagenet(net, weights, f"{name}, pretrained", in_channels)
     return net
 
 
@@ -61,9 +61,18 @@ def pretrained_weights(
     Raises:
         ValueError: unknown name.
     """
-    weights = _weights(name, pretrained)
+    weights = chosen_weights(name, pretrained)
     if weights is None:
         return None
+    return named_weights(name, weights)
+
+
+def named_weights(name: str, weights: WeightsEnum) -> PretrainedWeights:
+    """Return weights with their full name and normalisation.
+
+    Args:
+        name: of the net.
+    """
     preset = weights.transforms()
     mean = (0.5,) * 3
     std = (0.5,) * 3
@@ -81,7 +90,12 @@ def pretrained_weights(
     )
 
 
-def _weights(name: str, pretrained: bool | str) -> WeightsEnum | None:
+def chosen_weights(name: str, pretrained: bool | str) -> WeightsEnum | None:
+    """Find the weights that `pretrained` asks for; None for none.
+
+    Raises:
+        ValueError: unknown net or weights.
+    """
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
         close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
@@ -101,7 +115,16 @@ def _weights(name: str, pretrained: bool | str) -> WeightsEnum | None:
     return choice[pretrained]
 
 
-def _load(net: nn.Module, weights: WeightsEnum, where: str, in_channels: int) -> None:
+def load_imagenet(net: nn.Module, weights: WeightsEnum, where: str, in_channels: int) -> None:
+    """Load weights into a net with torchvision's names; a last layer for other classes stays.
+
+    Args:
+        where: who asks for it, for messages.
+
+    Raises:
+        ValueError: they do not fit.
+        UserError: they are not cached and cannot be downloaded.
+    """
     state = hub_state(weights.url, where)
     # DenseNet weights of 2017
     for name in [name for name in state if re.search(r"\.(norm|relu|conv)\.\d\.", name)]:

@@ -16,10 +16,11 @@ from kd.config.precision import device_of
 from kd.config.schema import Config
 from kd.config.trainer import batches_of, epochs_of
 from kd.data.base import DataModule
+from kd.data.views import views_of
 from kd.files.store import key_of
 from kd.files.writing import writing
-from kd.log import say
 from kd.nets.build import build_net
+from kd.stages.batch import batches_an_epoch
 from kd.stages.chain import StagePlan
 from kd.teachers.live_teacher import computing_in
 from kd.training.devices import world_size
@@ -43,15 +44,20 @@ def stage_seconds(
     if plan.trains == "none" or not recipe.epochs:
         return 0.0
     epochs = epochs_of(config.trainer, recipe.epochs)
-    batches = max(1, seen.images_an_epoch // recipe.batch_size)
+    batches = max(1, batches_an_epoch(recipe, seen.images_an_epoch))
     images = batches_of(config.trainer, "limit_train_batches", batches) * recipe.batch_size
+    images = min(images, seen.images_an_epoch)
     # Validation is a forward pass: about a third of a training step
     each = image_seconds(plan, config, data) if each is None else each
     return float(epochs * (images + len(seen.split.val) / 3) * each)
 
 
 def image_seconds(plan: StagePlan, config: Config, data: DataModule) -> float:
-    """Measure a training step of a stage, per image: both nets, without the loss's arithmetic."""
+    """Measure a training step of a stage, per image: its view and both nets, without the loss."""
+    return _step_seconds(plan, config, data) + _view_seconds(plan, data.for_stage(plan.sees))
+
+
+def _step_seconds(plan: StagePlan, config: Config, data: DataModule) -> float:
     device = torch.device(device_of(str(config.trainer.get("accelerator", "auto"))))
     shape = data.for_stage(plan.sees).shape
     shape_t = data.teacher_shape if plan.teacher_sees == "all" else data.shape
@@ -72,6 +78,19 @@ def image_seconds(plan: StagePlan, config: Config, data: DataModule) -> float:
             _step(nets, inputs, plan.precision, config.teacher.precision)
             passed.append(time.perf_counter() - started)
     return min(passed) / count
+
+
+def _view_seconds(plan: StagePlan, seen: DataModule) -> float:
+    """Measure reading and augmentation, which for large files are most of a step."""
+    train = seen.split.train
+    index = torch.arange(min(IMAGES, plan.recipe.batch_size, len(train)))
+    pool = train if seen.augment.mixes else None
+    passed = []
+    for view in range(TIMES):
+        started = time.perf_counter()
+        views_of(train, index, seed=0, view=view, augment=seen.augment, pool=pool)
+        passed.append(time.perf_counter() - started)
+    return min(passed) / len(index)
 
 
 def _step(nets: Sequence[nn.Module], inputs: Sequence[torch.Tensor], *precisions: Any) -> None:
@@ -136,18 +155,21 @@ def within_budget(
     file = folder / f"{key_of(asked)}.json"
     if file.exists():
         chosen = {str(name): int(epochs) for name, epochs in json.loads(file.read_text()).items()}
-        return with_epochs(config, chain, chosen)
-    seconds = {each.name: stage_seconds(each, config, data) for each in left}
-    share = min(1.0, seconds_of(config.budget) / max(sum(seconds.values()), 1e-9))
-    chosen = {
-        each.name: max(1, int(each.recipe.epochs * share)) for each in left if seconds[each.name]
-    }
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(chosen))
+        whole = ""
+    else:
+        seconds = {each.name: stage_seconds(each, config, data) for each in left}
+        share = min(1.0, seconds_of(config.budget) / max(sum(seconds.values()), 1e-9))
+        chosen = {
+            each.name: max(1, int(each.recipe.epochs * share))
+            for each in left
+            if seconds[each.name]
+        }
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(chosen))
+        whole = f"; as asked the stages take about {duration(sum(seconds.values()))}"
     epochs = ", ".join(f"{name} {count}" for name, count in chosen.items())
-    whole = duration(sum(seconds.values()))
-    say(f"budget: {config.budget}; as asked the stages take about {whole}; epochs: {epochs}")
+    data.note(f"budget: {config.budget}{whole}; epochs: {epochs}")
     return with_epochs(config, chain, chosen)
 
 
@@ -157,18 +179,18 @@ def with_epochs(config: Config, chain: Sequence[StagePlan], chosen: Mapping[str,
     Args:
         chosen: by the stage's name.
     """
-    top = config.epochs
-    teacher = config.teacher.epochs
+    top = dict[str, int]()
+    teacher = dict[str, int]()
     stages = dict(config.stage)
     for plan in chain:
         if (epochs := chosen.get(plan.name)) is None:
             continue
-        own = stages.get(plan.name)
-        if own and own.epochs is not None:
-            stages[plan.name] = own.model_copy(update={"epochs": epochs})
+        change = {"epochs": epochs, "min_steps": 0}
+        if plan.recipe_at == f"stage.{plan.name}.":
+            stages[plan.name] = stages[plan.name].model_copy(update=change)
         elif plan.recipe_at.startswith("teacher."):
-            teacher = epochs
+            teacher = change
         else:
-            top = epochs
-    net = config.teacher.model_copy(update={"epochs": teacher})
-    return config.model_copy(update={"epochs": top, "teacher": net, "stage": stages})
+            top = change
+    net = config.teacher.model_copy(update=teacher)
+    return config.model_copy(update={**top, "teacher": net, "stage": stages})

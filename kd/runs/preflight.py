@@ -80,7 +80,9 @@ def preflight(chain: Sequence[StagePlan], config: Config, data: DataModule) -> N
             continue
         check_parts(net, plan, seen)
         make_optimizer(net, 2, optim=recipe.optim, schedule=recipe.lr_schedule, where=f"{at}optim")
-        loader = seen.train_loader(recipe.batch_size, recipe.seed, ranks, where=f"{at}batch_size")
+        loader = seen.train_loader(
+            recipe.batch_size, recipe.seed, ranks, f"{at}batch_size", recipe.drop_last
+        )
         batches_of(config.trainer, "limit_train_batches", len(loader))
         if recipe.batch_size == ranks and plan.trains != "frozen_norms":  # one image on each device
             check_single(net, seen.shape, f"{at}batch_size")

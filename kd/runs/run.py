@@ -32,7 +32,7 @@ from kd.runs.duration import outlook, within_budget
 from kd.runs.frame import RunFrame
 from kd.runs.looks import looks
 from kd.runs.preflight import pending_plans, preflight
-from kd.stages.batch import fit_batch, with_batches
+from kd.stages.batch import suit_to_data
 from kd.stages.chain import LABELS_ONLY, Role, StagePlan, chain_of
 from kd.stages.result import is_answers, knows, role_logits
 from kd.stages.stage import make_stage
@@ -70,7 +70,7 @@ def run(
     loss = next((plan.loss for plan in chain if plan.loss.node is config.loss), LABELS_ONLY)
     data = data or construct(config.data, "data")
     assert isinstance(data, DataModule)
-    config, chain = _fit_config(config, chain, data, frame.store)
+    config, chain = _fit_config(config, data, frame.store)
     if left := _pending(chain, config, data, frame.store):
         preflight(left, config, data)
         for line in opening(chain, data):
@@ -123,17 +123,14 @@ def _own_figures(
     }
 
 
-def _fit_config(
-    config: Config, chain: Sequence[StagePlan], data: DataModule, store: Store
-) -> tuple[Config, list[StagePlan]]:
-    """Fit batches to the data, the data to a trial, and epochs to the budget."""
-    chain = [fit_batch(plan, data, config.trainer) for plan in chain]
-    config = with_batches(config, chain)
+def _fit_config(config: Config, data: DataModule, store: Store) -> tuple[Config, list[StagePlan]]:
+    """Choose by the data what depends on it, cut the data for a trial, and epochs to the budget."""
+    config, chain = suit_to_data(config, data)
     shorten(data, config.trainer)
     if config.budget is None:
         return config, chain
     config = within_budget(config, chain, _pending(chain, config, data, store), data)
-    return config, [fit_batch(plan, data, config.trainer) for plan in chain_of(config)]
+    return suit_to_data(config, data)
 
 
 def _pending(

@@ -7,6 +7,7 @@ from typing import Literal
 from kd.config.fields import Match, Node, Trains
 from kd.config.rates import check_length
 from kd.config.schema import (
+    LEAST,
     Config,
     NormalizationConfig,
     Recipe,
@@ -283,6 +284,9 @@ def _recipe(name: str, stage: StageConfig, base: Recipe, trainer: Mapping[str, o
     """Return the net's recipe with the stage's changes."""
     own = {key: value for key in Recipe.model_fields if (value := getattr(stage, key)) is not None}
     recipe = {key: getattr(base, key) for key in Recipe.model_fields} | own
+    for least, keys in LEAST.items():
+        if least not in own and any(key in own for key in keys):
+            recipe[least] = 0  # the stage's choice replaces it
     if stage.lr_factor != 1:
         if "lr" not in recipe["optim"]:
             raise UserError(f"stage.{name}.lr_factor: it multiplies optim.lr, which is not set")

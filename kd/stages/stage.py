@@ -218,6 +218,8 @@ def _set_recipe(spec: StageSpec, plan: StagePlan, data: DataModule, config: Trai
     spec.swa = recipe.swa
     spec.early_stopping = recipe.early_stopping
     spec.keep = recipe.keep
+    if not recipe.drop_last:
+        spec.drop_last = False  # else left out: keys of other recipes stay as they were
     spec.objective = dict(plan.loss.node)
     spec.epochs = epochs_of(config.trainer, recipe.epochs)
     spec.trainer = {k: v for k, v in config.trainer.items() if k not in RUNTIME_ONLY | ELSEWHERE}

@@ -29,7 +29,7 @@ from kd.runs.frame import RunFrame
 from kd.runs.preflight import check_single
 from kd.runs.run import figures_of, write_run
 from kd.shape import Shape
-from kd.stages.batch import fit_batch
+from kd.stages.batch import fit_recipe
 from kd.stages.chain import LABELS_ONLY, Role, StagePlan, check_recipe
 from kd.stages.result import logits_of, role_logits
 from kd.stages.stage import Stage, make_stage
@@ -121,7 +121,7 @@ class TaskSchedule:
 
     def stage(self, data: DataModule, results: Sequence[StageResult]) -> Stage:
         """Return the stage of the task after these."""
-        plan = fit_batch(self.plan(len(results)), data, self.config.trainer)
+        plan = fit_recipe(self.plan(len(results)), data, self.config.trainer)
         stage = make_stage(
             plan, self.config, data, {f"task_{i}": each for i, each in enumerate(results, start=1)}
         )
@@ -268,8 +268,9 @@ def preflight(schedule: TaskSchedule) -> None:
     for task in range(len(schedule)):
         data = schedule.source.task(task)
         images = max(ranks, data.images_an_epoch - data.images_an_epoch % ranks)
-        size = min(schedule.plan(task).recipe.batch_size, images)
-        batches = len(data.train_loader(size, config.seed, ranks))
+        recipe = schedule.plan(task).recipe
+        size = min(recipe.batch_size, images)
+        batches = len(data.train_loader(size, config.seed, ranks, drop_last=recipe.drop_last))
         batches_of(config.trainer, "limit_train_batches", batches)
     for task in {0, len(schedule) - 1}:
         plan = schedule.plan(task)

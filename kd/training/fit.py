@@ -95,7 +95,7 @@ def fit(net: nn.Module, job: TrainingJob, folder: Path) -> TrainingOutcome:
     distiller.objective.go_on_from(job.learned)
     own = [History(job.name, job.watch), *_callbacks(job)]
     ranks = world_size({**job.runtime, **spec.trainer})
-    train = job.data.train_loader(spec.batch_size, spec.seed, ranks)
+    train = job.data.train_loader(spec.batch_size, spec.seed, ranks, drop_last=spec.drop_last)
     val = job.data.val_loader(ranks=ranks) if job.data.split.val else None
     start = last_good(folder / LAST, folder / BEST if val else None)
     resumed = ", from the last finished epoch of an earlier attempt" if start else ""

@@ -16,7 +16,8 @@ from kd.data.trial import shorten
 from kd.errors import DropRequest, UserError
 from kd.files.store import StageResult, Store
 from kd.runs.preflight import preflight
-from kd.stages.chain import StagePlan, chain_of
+from kd.stages.batch import suit_to_data
+from kd.stages.chain import StagePlan
 from kd.stages.stage import Stage, complete, make_stage
 from kd.training.devices import world_size
 
@@ -71,11 +72,12 @@ class Evaluation:
             self.data = {key: hide_test(shorten(construct(config.data, "data"), config.trainer))}
         return self.data[key]
 
-    def teachers(self, config: Config, plans: Sequence[StagePlan]) -> None:
+    def teachers(self, config: Config) -> None:
         """Finish the stages common to all trials, before the first."""
         data = self._data(config)
         results = dict[str, StageResult]()
-        for plan in plans:
+        config, chain = suit_to_data(config, data)
+        for plan in student_plans(chain):
             if plan.role != "student":
                 results[plan.name], _ = complete(
                     make_stage(plan, config, data, results), self.store, data
@@ -89,7 +91,8 @@ class Evaluation:
             UserError: the setting cannot be trained.
         """
         data = self._data(config)
-        plans = student_plans(chain_of(config))
+        config, chain = suit_to_data(config, data)
+        plans = student_plans(chain)
         results = dict[str, StageResult]()
         preflight(plans, config, data)
         for plan in plans[:-1]:

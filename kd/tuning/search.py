@@ -20,10 +20,11 @@ from kd.files.store import Store, key_of
 from kd.files.writing import writable
 from kd.log import say
 from kd.runs.preflight import preflight
+from kd.stages.batch import suit_to_data
 from kd.stages.chain import chain_of
 from kd.stages.stage import RUNTIME_ONLY
 from kd.tuning.compare import compare_settings
-from kd.tuning.evaluation import Evaluation, PruneRequest, hide_test, student_plans
+from kd.tuning.evaluation import Evaluation, PruneRequest, hide_test
 from kd.tuning.request import Request
 from kd.tuning.space import flat, overrides_of
 from kd.tuning.study import check_same, open_study, write_trials
@@ -76,7 +77,7 @@ def search(request: Request) -> "Trials":
         StopRequest: by Ctrl-C; the next call resumes the stopped trial.
     """
     output = writable(Path(request.config.output_dir).expanduser())
-    plans = student_plans(chain_of(request.config))
+    chain_of(request.config)  # refuses what is wrong before the data is read
     data: DataModule = construct(request.config.data, "data")
     if not data.selects("transfer"):
         key = "val_labels" if data.split.val else "val_fraction"
@@ -85,13 +86,14 @@ def search(request: Request) -> "Trials":
             f"data.{key}: found 0, but a search chooses on validation; accepted is {accepted}"
         )
     shorten(data, request.config.trainer)
-    preflight(chain_of(request.config), request.config, data)
+    config, chain = suit_to_data(request.config, data)
+    preflight(chain, config, data)
     trials = Trials(request, output)
     with trials.at_work():
         evaluation = Evaluation(request.config, hide_test(data), Store(output / "store"))
         say(f"Search {trials.name}: {trials.count()} of {request.tuning.n_trials} trials are done")
         if trials.open():
-            evaluation.teachers(request.config, plans)
+            evaluation.teachers(request.config)
         trials.run(evaluation)
     return trials
 
