@@ -83,7 +83,7 @@ def rows_of(*reports: dict[str, Any]) -> list[Row]:
 
 
 def gains_of(rows: list[Row]) -> list[Gain]:
-    return correct_gains([kd.summary._gain(row) for row in rows])
+    return correct_gains([kd.summary.gain_of_row(row) for row in rows])
 
 
 def grid(seeds: int = 2) -> list[Row]:
