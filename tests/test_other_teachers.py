@@ -20,6 +20,7 @@ from kd.files.store import StageResult, Store
 from kd.nets.answers import Answers
 from kd.nets.build import build_net
 from kd.nets.head import head_tensors
+from kd.nets.onnx_graph import OnnxGraph
 from kd.runs.run import run
 from kd.stages.chain import chain_of
 from kd.stages.result import load_net, load_teacher
@@ -107,6 +108,21 @@ def test_outputs_of_other_classes_are_left_out(tmp_path: Path) -> None:
     x = data.split.val.pixels[torch.arange(4)].float() / 255
     wanted = by_hand(x, 12)[:, [10, 9, 8, 7, 6, 5, 4, 3, 2, 1]]
     assert np.abs(load_net(result)(x).numpy() - wanted).max() < 1e-4
+
+
+def test_an_onnx_file_for_rectangles(tmp_path: Path) -> None:
+    nodes = [helper.make_node("ReduceMean", ["x"], ["y"], axes=[2, 3], keepdims=0)]
+    given = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, 4, 6])
+    answer = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 3])
+    graph = helper.make_graph(nodes, "g", [given], [answer])
+    opset = helper.make_opsetid("", 13)
+    onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=8), tmp_path / "a.onnx")
+    net = OnnxGraph(3, 3, (4, 6))
+    net.read_file(tmp_path / "a.onnx", "teacher.path", None)
+    x = torch.rand(5, 3, 4, 6)
+    assert torch.allclose(net(x), x.mean((2, 3)), atol=1e-6)
+    with pytest.raises(UserError, match=r"takes x .*4, 6\], the data gives images"):
+        OnnxGraph(3, 3, (6, 4)).read_file(tmp_path / "a.onnx", "teacher.path", None)
 
 
 def test_a_run_from_an_onnx_file_is_the_same_without_the_cache(tmp_path: Path) -> None:

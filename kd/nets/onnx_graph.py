@@ -13,6 +13,7 @@ from kd.errors import UserError
 from kd.files.onnx_file import check_whole, metadata_of, parameters_in
 from kd.nets.resized_buffers import ResizedBuffers
 from kd.nets.weights import OutputChoice
+from kd.shape import ImageSize, height_and_width
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -56,12 +57,12 @@ class OnnxGraph(ResizedBuffers):
         self,
         num_classes: int,
         in_channels: int,
-        image_size: int,
+        image_size: ImageSize,
         output: str | None = None,
         gives: Gives | None = None,
     ) -> None:
         super().__init__()
-        self.size = (in_channels, image_size, image_size)
+        self.size = (in_channels, *height_and_width(image_size))
         self.num_classes = num_classes
         self.output = output
         self.gives = gives
