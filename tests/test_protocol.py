@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from kd.config.schema import Config, check
 from kd.data.base import DataModule, Images, Source
+from kd.data.batches import EpochOrder
 from kd.errors import UserError
 from kd.files.store import OTHER_EPOCH, Store
 from kd.runs.run import run
@@ -124,6 +125,9 @@ def test_the_experiment_is_the_papers(pair: str, lr: float, loss: str) -> None:
     assert (config.optim["lr"], config.teacher.optim["lr"]) == (lr, 0.05)
     assert (config.keep, config.teacher.keep, config.data["val_fraction"]) == ("last", "last", 0)
     assert (config.epochs, config.batch_size, config.teacher.epochs) == (240, 64, 240)
+    assert config.drop_last is config.teacher.drop_last is False
+    order = EpochOrder(50_000, config.batch_size, seed=0, drop_last=config.drop_last)
+    assert len(order) == 782  # 50,000 / 64 = 781.25
     said = config.data["normalization"]
     assert (tuple(said["mean"]), tuple(said["std"])) == FIXED
     assert check(composed(*words, "optim.lr=0.03")).optim["lr"] == 0.03
