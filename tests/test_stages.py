@@ -13,7 +13,7 @@ from composed import plan
 from safetensors.torch import load_file
 
 from kd.config.construct import construct
-from kd.config.schema import Config
+from kd.config.schema import Config, Recipe
 from kd.data.base import DataModule
 from kd.errors import UserError
 from kd.files.store import StageResult, Store, checksum, key_of
@@ -91,6 +91,14 @@ def keys(config: Config) -> dict[str, str]:
 def test_keys(make_config: Make, override: str, changed: set[str]) -> None:
     before, after = keys(make_config()), keys(make_config(override))
     assert {name for name in before if before[name] != after[name]} == changed
+
+
+def test_the_whole_recipe_is_in_the_key(make_config: Make) -> None:
+    config = make_config()
+    data = construct(config.data, "data")
+    spec = make_stage(plan(config, "teacher"), config, data, {}).spec
+    own = set(Recipe.model_fields) - {"batch_size_per_device"}  # where it matters
+    assert own <= spec.model_fields_set
 
 
 def test_key_does_not_depend_on_order() -> None:
