@@ -12,7 +12,7 @@ from composed import TINY, composed
 from kd.config.fields import seconds_of
 from kd.config.schema import Config, check
 from kd.data.digits import Digits
-from kd.runs.duration import stage_seconds
+from kd.runs.duration import stage_seconds, within_budget
 from kd.runs.run import run
 from kd.stages.chain import StagePlan, chain_of
 
@@ -95,6 +95,18 @@ def test_a_budget_is_what_key_config_and_report_hold(
     run(check(composed(*words, "seed=0", "temperature=8")), "kd")
     assert len(list(tmp_path.glob("store/*/stage.json"))) == 4  # the student at another T alone
     assert measured == ["teacher", "baseline", "distill"]
+
+
+def test_a_budget_below_an_epoch_of_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """3 epochs of 80 s: one is the least, and takes longer than 30 s."""
+    monkeypatch.setattr("kd.runs.duration.stage_seconds", lambda plan, *_: 240.0)
+    config = check(composed(*TINY, "epochs=3", "budget=30s", f"output_dir={tmp_path}")).resolve()
+    plans = [plan for plan in chain_of(config) if plan.name == "baseline"]
+    assert within_budget(config, plans, plans, Digits(limit=200)).epochs == 1
+    said = capsys.readouterr().err
+    assert "4 min, and an epoch of each, which is the least, 80 s; epochs: baseline 1" in said
 
 
 def test_a_budget_that_suffices_changes_nothing(

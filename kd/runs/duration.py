@@ -168,6 +168,9 @@ def within_budget(
             folder.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps(chosen))
         whole = f"; as asked the stages take about {duration(sum(seconds.values()))}"
+        least = sum(seconds[each.name] / max(each.recipe.epochs, 1) for each in left)
+        if least > seconds_of(config.budget):
+            whole += f", and an epoch of each, which is the least, {duration(least)}"
     epochs = ", ".join(f"{name} {count}" for name, count in chosen.items())
     data.note(f"budget: {config.budget}{whole}; epochs: {epochs}")
     return with_epochs(config, chain, chosen)
