@@ -58,7 +58,7 @@ def _in_order(net: nn.Module, shape: Shape) -> list[nn.Module]:
     ]
     hooks = [module.register_forward_hook(note) for module in own]
     modes = {module: module.training for module in net.modules()}
-    device = next(net.parameters()).device
+    device = next((parameter.device for parameter in net.parameters()), torch.device("cpu"))
     try:
         with torch.no_grad():
             net.eval()(torch.zeros(2, *shape.pixels, device=device))
