@@ -67,6 +67,10 @@ def ship(folder: Path) -> Shipped:
     small = (
         "student=cnn",
         "student.net.width=8",
+        "student.net.pools=[1,2]",
+        "min_steps=0",
+        "teacher.min_steps=0",
+        "data/augment=standard",
         "loss=ctkd",
         "epochs=4",
         "batch_size=10",
