@@ -26,7 +26,7 @@ TRAIN: list[tuple[str, tuple[str, ...]]] = [
     ("data=cifar11", ("data", "'cifar11'", "digits, ", "cifar10")),
     ("model=resnet18_to_cn", ("model", "resnet18_to_cnn")),
     ("teacher=resnet19", ("teacher", "resnet18")),
-    ("teacher=none  alpha=1", ("teacher: there is no 'none'; accepted are checkpoint, ensemble",)),
+    ("teacher=none  alpha=1", ("teacher: there is no 'none'; accepted are answers, checkpoint",)),
     ("student=cnnn", ("student", "'cnn'")),
     ("loss=kdd", ("loss", "'kd'")),
     ("loss=null", ("loss: found None, accepted are the files ab, at",)),
