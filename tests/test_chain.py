@@ -240,7 +240,11 @@ class TestRuns:
         report, weights, folder = finished(check(tiny(output, f"loss={method}", *budget)))
         student = stored(report, output, "student")
         rows = json.loads((student / "stage.json").read_text())["history"]
-        assert rows[-1]["val/acc"] > (0.5 if method in ON_FEATURES else 0.7)  # chance is 0.1
+        if method in ("embedding", "queue"):  # the last layer learns nothing; a later stage does
+            loss = f"train/loss_{method}"
+            assert rows[-1][loss] < 0.9 * rows[0][loss]
+        else:
+            assert rows[-1]["val/acc"] > (0.5 if method in ON_FEATURES else 0.7)  # chance is 0.1
         name = "kd" if method == "kd_dist" else method
         assert {
             f"train/loss_{name}",

@@ -273,5 +273,7 @@ def test_the_head(net: nn.Module, shape: Shape, head: str) -> None:
 
 @pytest.mark.parametrize("value", ["last", "true", "1"])
 def test_a_word_that_finetune_does_not_know(value: str, make: Make) -> None:
-    with pytest.raises(UserError, match=r"teacher\.finetune: found .*'all', 'head' or 'none'"):
+    with pytest.raises(
+        UserError, match=r"teacher\.finetune: found .*'all', 'head', 'frozen_norms' or 'none'"
+    ):
         make(f"teacher.finetune={value}")

@@ -36,7 +36,7 @@ def test_the_page_of_a_run(three_runs: list[Path]) -> None:
         "repeat it",
     ):
         assert re.search(f"<h2>[^<]*{title}", page), title
-    assert page.count("<img") == 1 + 3 + 3 + 1
+    assert page.count("<img") == 1 + 3 + 3 + 1 + 1
     assert page.count('src="data:image/') == page.count("<img")
     assert not re.search(r"href=|src=\"(?!data:)|url\(", page), "nothing is fetched"
     assert report["command"] in page

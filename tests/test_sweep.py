@@ -303,7 +303,8 @@ def test_the_presets_ship() -> None:
 
 
 # Their stages belong to one method, with neither temperature nor alpha; no other can replace it.
-OF_ONE_METHOD = {"ft", "fsp"}
+OF_ONE_METHOD = {"ft", "fsp", "foundation_to_small"}
+WEIGHTS = {"chest_xray_few_labels": ["teacher.path=weights.pth"]}  # without a file it says so
 
 
 @functools.cache
@@ -326,7 +327,8 @@ def test_every_preset_composes_with_every_experiment(name: str, experiment: str)
         assert len(options) > 1
         for value in (options[0], options[-1]):
             cfg = composed(
-                f"experiment={experiment}", f"sweep={name}", f"{key}={value}", "data=digits"
+                *(f"experiment={experiment}", f"sweep={name}", f"{key}={value}", "data=digits"),
+                *WEIGHTS.get(experiment, ()),
             )
             typed = (
                 OmegaConf.to_container(cfg)[key]

@@ -143,7 +143,7 @@ class Larger(Digits):
         ),
         (
             ("+teacher.members=[{data: photos}]",),
-            r"teacher.members\[0\].data: found 'photos'; all members train on teacher.data",
+            r"teacher.members\[0\].data: found 'photos'; all members have the images of",
         ),
     ],
 )

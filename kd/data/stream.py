@@ -60,7 +60,8 @@ class DecodedAgain:
             return self.decode(row, data, (height, width), (top, left, high, wide))
 
         images = on_all_cores(one, rows.tolist(), boxes.tolist())
-        return torch.stack(images) if images else torch.zeros(0, self.channels, height, width)
+        empty = torch.zeros(0, self.channels, height, width, dtype=torch.uint8)
+        return torch.stack(images) if images else empty
 
     def decode(
         self,
@@ -136,4 +137,5 @@ def on_all_cores(
 ) -> list[Tensor]:
     """Call a function for each image, in threads; it returns uint8 [C, H, W]."""
     with ThreadPoolExecutor(threads()) as pool:
-        return [torch.from_numpy(image) for image in pool.map(one, *arguments)]
+        images = pool.map(one, *arguments)
+        return [torch.from_numpy(np.require(image, requirements="W")) for image in images]

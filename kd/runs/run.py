@@ -70,7 +70,7 @@ def run(
     loss = next((plan.loss for plan in chain if plan.loss.node is config.loss), LABELS_ONLY)
     data = data or construct(config.data, "data")
     assert isinstance(data, DataModule)
-    config, chain = _fit_config(config, data, frame.store)
+    config, chain = _fit_config(config, data, frame.store, chain)
     if left := _pending(chain, config, data, frame.store):
         preflight(left, config, data)
         for line in opening(chain, data):
@@ -123,9 +123,11 @@ def _own_figures(
     }
 
 
-def _fit_config(config: Config, data: DataModule, store: Store) -> tuple[Config, list[StagePlan]]:
+def _fit_config(
+    config: Config, data: DataModule, store: Store, read: Sequence[StagePlan]
+) -> tuple[Config, list[StagePlan]]:
     """Choose by the data what depends on it, cut the data for a trial, and epochs to the budget."""
-    config, chain = suit_to_data(config, data)
+    config, chain = suit_to_data(config, data, read)
     shorten(data, config.trainer)
     if config.budget is None:
         return config, chain

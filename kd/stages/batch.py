@@ -13,11 +13,18 @@ from kd.training.devices import world_size
 SMALLEST = 8  # images of a batch that `min_batches` asks for: below, batch norm is unsteady
 
 
-def suit_to_data(config: Config, data: DataModule) -> tuple[Config, list[StagePlan]]:
-    """Return config and chain with what is chosen by the data: weights, batch sizes and epochs."""
-    config = choose_weights(config, data)
-    chain = [fit_recipe(plan, data, config.trainer) for plan in chain_of(config)]
-    return with_batches(config, chain), chain
+def suit_to_data(
+    config: Config, data: DataModule, read: Sequence[StagePlan] | None = None
+) -> tuple[Config, list[StagePlan]]:
+    """Return config and chain with what is chosen by the data: weights, batch sizes and epochs.
+
+    Args:
+        read: the config's chain, where it was read already.
+    """
+    chosen = choose_weights(config, data)
+    plans = read if read and chosen is config else chain_of(chosen)
+    chain = [fit_recipe(plan, data, config.trainer) for plan in plans]
+    return with_batches(chosen, chain), chain
 
 
 def fit_recipe(plan: StagePlan, data: DataModule, trainer: Mapping[str, object]) -> StagePlan:

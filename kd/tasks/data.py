@@ -6,6 +6,7 @@ Labels are positions in the order of classes.
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 
 import torch
 
@@ -69,7 +70,9 @@ class TaskData:
     def _narrow(self, places: range, order: Sequence[int]) -> DataModule:
         narrow = copy.copy(self.data)
         split = self.data.split
-        narrow.__dict__.pop("statistics", None)  # they are of the training images
+        for name in vars(self.data):  # such as the mean of all training images
+            if isinstance(getattr(type(narrow), name, None), cached_property):
+                del narrow.__dict__[name]
         train, val, test = (
             self._of(part, places, order) for part in (split.train, split.val, split.test)
         )

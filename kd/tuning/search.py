@@ -180,7 +180,8 @@ class Trials:
     def open(self) -> bool:
         """Whether this process should start another trial now."""
         tuning = self.request.tuning
-        left = tuning.n_trials - self.count() - len(self.running())
+        running = len(self.running())  # first: one that ends meanwhile counts twice, not never
+        left = tuning.n_trials - running - self.count()
         late = tuning.timeout is not None and perf_counter() - self.begun > tuning.timeout
         return left > 0 and not late
 
