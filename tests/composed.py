@@ -1,5 +1,6 @@
 """Composed configs, as the commands see them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,12 +68,26 @@ def composed(*overrides: str, config: str = "train") -> DictConfig:
         first = ["model=mlp_to_mlp", "pictures=false"] if config == "train" else []
         if config == "train" and not any(word.startswith("experiment=") for word in overrides):
             first.append("data=digits")  # with all labels, where the command keeps a few
-        words = [*first, *FLOAT32, *overrides]
+        words = [*first, *FLOAT32, *_own_lengths(overrides), *overrides]
         cfg = compose(config, words, return_hydra_config=True)
     HydraConfig.instance().set_config(cfg)
     with open_dict(cfg):
         del cfg["hydra"]
     return cfg
+
+
+def _own_lengths(overrides: Sequence[str]) -> list[str]:
+    """Switch a folder's `min_steps` and `min_batches` off where epochs and batches are typed.
+
+    The commands do this by what was typed; `composed` does not keep it.
+    """
+    if "data=image_folder" not in overrides:
+        return []
+    typed = {word.partition("=")[0] for word in overrides}
+    pairs = ("epochs", "min_steps"), ("batch_size", "min_batches")
+    return [
+        f"{of}{least}=0" for of in ("", "teacher.") for key, least in pairs if f"{of}{key}" in typed
+    ]
 
 
 def composed_command(name: str, *overrides: str) -> DictConfig:
