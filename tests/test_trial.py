@@ -84,3 +84,21 @@ def test_a_run_that_is_no_trial_measures_the_whole_test(tmp_path: Path) -> None:
     (report,) = tmp_path.glob("runs/*/report.json")
     assert json.loads(report.read_text())["data"]["test"] == 449  # a quarter of 1,797
     assert "mean nothing" not in (report.parent / "report.md").read_text()
+
+
+def test_a_trial_with_few_labels_validates_on_two_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kd.data.images.Pixels.batch", property(lambda _: 20))
+    validated = []
+    loader = DataModule.val_loader
+
+    def noted(data: DataModule, *rest: Any, **options: Any) -> Any:
+        validated.append(len(data.split.val))
+        return loader(data, *rest, **options)
+
+    monkeypatch.setattr(DataModule, "val_loader", noted)
+    words = ("data.labels=20", "trainer=smoke", f"output_dir={tmp_path}")
+    assert exit_code("train", *SMALL, *words) == 0
+    assert validated
+    assert set(validated) == {40}

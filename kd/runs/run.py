@@ -127,8 +127,8 @@ def _fit_config(
     config: Config, data: DataModule, store: Store, read: Sequence[StagePlan]
 ) -> tuple[Config, list[StagePlan]]:
     """Choose by the data what depends on it, cut the data for a trial, and epochs to the budget."""
+    shorten(data, config.trainer)  # first: what a stage sees is made of it once
     config, chain = suit_to_data(config, data, read)
-    shorten(data, config.trainer)
     if config.budget is None:
         return config, chain
     config = within_budget(config, chain, _pending(chain, config, data, store), data)
