@@ -57,14 +57,19 @@ def forecast(jobs: Sequence[CompareConfig], done: Sequence[CompareConfig]) -> st
         trials = 0 if _cell(config) in searched else config.n_trials
         searched.add(_cell(config))
         final = search.config_with([f"seed={config.seed}"]).resolve()
-        data = sources.setdefault(json.dumps(final.data, sort_keys=True), _data(final))
+        source = json.dumps(final.data, sort_keys=True)
+        if source not in sources:
+            sources[source] = _data(final)
+        data = sources[source]
         final, chain = suit_to_data(final, data)
         left = pending_plans(chain, final, data, Store(_store(final)))
         tried = {plan.name for plan in student_plans(chain) if plan.role == "student"}
         for plan in left:
             key = _key(plan)
             if key not in parts:
-                each = measured.setdefault(_nets(plan), image_seconds(plan, final, data))
+                if (nets := _nets(plan)) not in measured:
+                    measured[nets] = image_seconds(plan, final, data)
+                each = measured[nets]
                 whole = stage_seconds(plan, final, data, each)
                 label = f"{config.nets}: {_label(plan, config)}"
                 parts[key] = TrainingGroup(label, each * plan.recipe.batch_size, whole)
