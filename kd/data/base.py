@@ -418,12 +418,12 @@ class DataModule(ABC):
         own = self.teacher_source
         if (reads := self.teacher_reads) is None:
             return own
-        found = copy.copy(own)
-        found.statistics = own.statistics  # they hardly depend on the size
         train, val, test = (
             as_read(part, reads) for part in (own.split.train, own.split.val, own.split.test)
         )
-        found.split = replace(own.split, train=train, val=val, test=test, unlabeled=None)
+        split = replace(own.split, train=train, val=val, test=test, unlabeled=None)
+        found = own.with_split(split)
+        found.statistics = own.statistics  # they hardly depend on the size
         found.reading = Reading(**{k: v for k, v in reads.items() if k != "image_size"})
         found._for_teacher = found
         return found
@@ -512,6 +512,15 @@ class DataModule(ABC):
         found = self._with(train, self.split.val)
         found.shown = chosen
         found.length = len(self.training_images)
+        return found
+
+    def with_split(self, split: Split) -> "DataModule":
+        """Copy this data with other parts; nothing that was computed of the old ones is kept."""
+        found = copy.copy(self)
+        for name in vars(self):
+            if isinstance(getattr(type(self), name, None), cached_property):
+                del found.__dict__[name]
+        found.split = split
         return found
 
     def _with(self, train: Images, val: Images) -> "DataModule":

@@ -3,10 +3,8 @@
 Labels are positions in the order of classes.
 """
 
-import copy
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
 
 import torch
 
@@ -68,13 +66,9 @@ class TaskData:
         return Images(chosen.pixels, new[chosen.labels], chosen.groups)
 
     def _narrow(self, places: range, order: Sequence[int]) -> DataModule:
-        narrow = copy.copy(self.data)
         split = self.data.split
-        for name in vars(self.data):  # such as the mean of all training images
-            if isinstance(getattr(type(narrow), name, None), cached_property):
-                del narrow.__dict__[name]
         train, val, test = (
             self._of(part, places, order) for part in (split.train, split.val, split.test)
         )
-        narrow.split = Split(train, val, test, tuple(self.data.classes[label] for label in order))
-        return narrow
+        classes = tuple(self.data.classes[label] for label in order)
+        return self.data.with_split(Split(train, val, test, classes))
