@@ -3,6 +3,7 @@
 import bisect
 import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, get_args
@@ -13,7 +14,7 @@ from kd.config.fields import Interpolation, Resize
 from kd.data.base import DataModule, Images, Source, one_of
 from kd.data.decode import Reading
 from kd.data.folder import NAMES, PARTS, plain
-from kd.data.image_bytes import EncodedImages
+from kd.data.image_bytes import EncodedImages, state_of
 from kd.errors import UserError
 from kd.shape import image_size as square_or_sides
 
@@ -90,8 +91,7 @@ class FileSource(DataModule):
         whole = JoinedImages(list(parts.values()))
         pixels, good = self.decode(whole, self.image_size, self.channels, "data.root")
         labels = torch.tensor([label for part in parts.values() for label in part.labels])[good]
-        ends = list(accumulate(len(part) for part in parts.values()))
-        of_part = [bisect.bisect_right(ends, i) for i in good]
+        of_part = [whole.find(i)[0] for i in good]
         every = Images(pixels, labels, None, [whole.name(i) for i in good])
         found = {
             name: every.at([i for i, each in enumerate(of_part) if each == number])
@@ -110,6 +110,29 @@ class LabelledImages(EncodedImages):
     labels: Sequence[int]
 
 
+class ContainedImages(LabelledImages):
+    """Labelled images inside larger files, such as tars.
+
+    Attributes:
+        files: the larger ones.
+    """
+
+    files: Sequence[Path]
+
+    @cached_property
+    def _states(self) -> list[bytes]:
+        return [state_of(file) for file in self.files]
+
+    def state_in(self, file: int, where: object) -> bytes:
+        """Return the state of a file, by its number, and a place in it."""
+        return self._states[file] + repr(where).encode()
+
+    @property
+    def place(self) -> str:
+        """The first file's folder."""
+        return plain(str(self.files[0].parent.absolute()))
+
+
 class JoinedImages(EncodedImages):
     """Several lists of images as one."""
 
@@ -120,24 +143,25 @@ class JoinedImages(EncodedImages):
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
-    def _find(self, number: int) -> tuple[EncodedImages, int]:
+    def find(self, number: int) -> tuple[int, int]:
+        """Return the number of an image's part, and its own number there."""
         which = bisect.bisect_right(self._ends, number)
-        return self.parts[which], number - (self._ends[which - 1] if which else 0)
+        return which, number - (self._ends[which - 1] if which else 0)
 
     def read(self, number: int) -> bytes:
         """Read an image of a part."""
-        part, own = self._find(number)
-        return part.read(own)
+        part, own = self.find(number)
+        return self.parts[part].read(own)
 
     def name(self, number: int) -> str:
         """Return the name within its part."""
-        part, own = self._find(number)
-        return part.name(own)
+        part, own = self.find(number)
+        return self.parts[part].name(own)
 
     def state(self, number: int) -> bytes:
         """Return the state within its part."""
-        part, own = self._find(number)
-        return part.state(own)
+        part, own = self.find(number)
+        return self.parts[part].state(own)
 
     @property
     def place(self) -> str:

@@ -2,13 +2,12 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from kd.data.file_source import FileSource, LabelledImages, files_by_part
+from kd.data.file_source import ContainedImages, FileSource, files_by_part
 from kd.data.folder import plain
-from kd.data.image_bytes import state_of
 from kd.data.images import Source
 from kd.errors import UserError, nearest
 
@@ -63,7 +62,7 @@ class Parquet(FileSource):
         return self.source(found, tuple(names))
 
 
-class ParquetImages(LabelledImages):
+class ParquetImages(ContainedImages):
     """Images of parquet files.
 
     Attributes:
@@ -119,12 +118,7 @@ class ParquetImages(LabelledImages):
     def state(self, number: int) -> bytes:
         """Return the state of the file, and the row."""
         file, *where = self.rows[number]
-        return _state(self.files[file]) + repr((self.image, where)).encode()
-
-    @property
-    def place(self) -> str:
-        """The first file's folder."""
-        return plain(str(self.files[0].parent.absolute()))
+        return self.state_in(file, (self.image, where))
 
 
 def _column(path: Path, schema: Any, what: str, asked: str | None) -> str:
@@ -161,8 +155,3 @@ def _row_group(path: Path, group: int, column: str) -> list[Any]:
 
     found: list[Any] = parquet.ParquetFile(path).read_row_group(group, [column])[column].to_pylist()
     return found
-
-
-@cache
-def _state(path: Path) -> bytes:
-    return state_of(path)

@@ -3,14 +3,12 @@
 import json
 import tarfile
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from kd.data.decode import endings
-from kd.data.file_source import FileSource, LabelledImages, files_by_part
+from kd.data.file_source import ContainedImages, FileSource, files_by_part
 from kd.data.folder import plain
-from kd.data.image_bytes import state_of
 from kd.data.images import Source
 from kd.errors import UserError
 
@@ -53,7 +51,7 @@ class WebDataset(FileSource):
         return self.source(found, classes)
 
 
-class TarImages(LabelledImages):
+class TarImages(ContainedImages):
     """Images in tars, read where they lie.
 
     Raises:
@@ -61,7 +59,7 @@ class TarImages(LabelledImages):
     """
 
     def __init__(self, tars: Sequence[Path]) -> None:
-        self.tars = tars
+        self.files = tars
         self.members: list[tuple[int, str, int, int]] = []  # tar, name, offset, bytes
         self.classes: list[str] = []
         for number, tar in enumerate(tars):
@@ -73,24 +71,19 @@ class TarImages(LabelledImages):
     def read(self, number: int) -> bytes:
         """Read a member's bytes."""
         tar, _, offset, size = self.members[number]
-        with self.tars[tar].open("rb") as file:
+        with self.files[tar].open("rb") as file:
             file.seek(offset)
             return file.read(size)
 
     def name(self, number: int) -> str:
         """Return the tar and the member."""
         tar, name, *_ = self.members[number]
-        return plain(f"{self.tars[tar].name}/{name}")
+        return plain(f"{self.files[tar].name}/{name}")
 
     def state(self, number: int) -> bytes:
         """Return the state of the tar, and the member's place in it."""
         tar, *where = self.members[number]
-        return _state(self.tars[tar]) + repr(where).encode()
-
-    @property
-    def place(self) -> str:
-        """The first tar's folder."""
-        return plain(str(self.tars[0].parent.absolute()))
+        return self.state_in(tar, where)
 
     def give_labels(self, classes: Sequence[str], *, by_number: bool) -> None:
         """Set the labels.
@@ -151,8 +144,3 @@ def _check_whole(tar: Path, last: str) -> None:
         end = file.read()
     if size % tarfile.BLOCKSIZE or end.strip(b"\0"):
         raise UserError(f"data.root: {tar} is cut off in or after {plain(last)}; get it again")
-
-
-@cache
-def _state(tar: Path) -> bytes:
-    return state_of(tar)

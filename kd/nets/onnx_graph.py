@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from kd.errors import UserError
+from kd.files.answer_tables import SMALLEST
 from kd.files.onnx_file import check_whole, metadata_of, parameters_in
 from kd.nets.resized_buffers import ResizedBuffers
 from kd.nets.weights import OutputChoice
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 Gives = Literal["logits", "probabilities"]
-SMALLEST = 1e-8  # probability whose logarithm is still taken
 
 
 def open_session(file: str | bytes) -> "InferenceSession":
