@@ -1,4 +1,4 @@
-"""MeanRanks of methods over several problems, and how far apart ranks must be to count.
+"""Mean ranks of methods over several problems, and how far apart ranks must be to count.
 
 Demšar 2006, "Statistical Comparisons of Classifiers over Multiple Data Sets", sections 3.2.2-3.2.4.
 """

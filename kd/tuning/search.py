@@ -77,7 +77,7 @@ def search(request: Request) -> "Trials":
         StopRequest: by Ctrl-C; the next call resumes the stopped trial.
     """
     output = writable(Path(request.config.output_dir).expanduser())
-    chain_of(request.config)  # refuses what is wrong before the data is read
+    read = chain_of(request.config)  # refuses what is wrong before the data is read
     data: DataModule = construct(request.config.data, "data")
     if not data.selects("transfer"):
         key = "val_labels" if data.split.val else "val_fraction"
@@ -86,7 +86,7 @@ def search(request: Request) -> "Trials":
             f"data.{key}: found 0, but a search chooses on validation; accepted is {accepted}"
         )
     shorten(data, request.config.trainer)
-    config, chain = suit_to_data(request.config, data)
+    config, chain = suit_to_data(request.config, data, read)
     preflight(chain, config, data)
     trials = Trials(request, output)
     with trials.at_work():
