@@ -10,6 +10,7 @@ for each run, as `kd.report` wrote it. No figure is written by hand.
 
 import argparse
 import csv
+import json
 import os
 import re
 import shlex
@@ -372,6 +373,8 @@ def collect(name: str) -> None:
         stdout=subprocess.DEVNULL,
     )
     lines = list(csv.DictReader((Path(folders[0]) / "summary.csv").open()))
+    for line in lines:
+        line |= flipped(Path(folders[0]) / line["name"])
     shown = [asked.partition(" ")[0] for asked in spec.columns.values()]
     columns = dict.fromkeys([*spec.rows, *KEPT, *(each for each in shown if each != "n")])
     with (HERE / f"{name}.csv").open("w") as file:
@@ -385,6 +388,17 @@ def collect(name: str) -> None:
                 key=lambda line: [natural(line.get(knob, "")) for knob in [*spec.rows, "seed"]],
             )
         )
+
+
+def flipped(run: Path) -> dict[str, str]:
+    """Accuracies with test-time flips, where `kd.evaluate` measured a run's."""
+    path = run / "evaluation.json"
+    models = json.loads(path.read_text())["models"] if path.exists() else []
+    return {
+        f"{model['role']}.flipped.accuracy": str(model["flipped"]["accuracy"])
+        for model in models
+        if model.get("flipped")
+    }
 
 
 def natural(text: str) -> tuple[float, str]:

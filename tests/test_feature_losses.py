@@ -886,12 +886,10 @@ class TestRRD:
         )
 
 
-NODES = {method: loss_node(method) for method in METHODS}
-
-
 def test_who_looks_into_the_nets() -> None:
     asked = {
-        m: {n for term in read_loss(node).terms for n in term.signals} for m, node in NODES.items()
+        m: {n for term in read_loss(node).terms for n in term.signals}
+        for m, node in zip(METHODS, map(loss_node, METHODS), strict=True)
     }
     assert {m for m, names in asked.items() if names & set(FEATURES)} == set(ON_FEATURES)
 
@@ -949,7 +947,7 @@ def test_takes_any_shapes(
         "width_t": widths[1],
     }
     objective = Objective(
-        read_loss(NODES[method]),
+        read_loss(loss_node(method)),
         Shape(1, 2, 3),
         build_arguments=build_arguments | {"labels": torch.arange(6) % 3},
     )
@@ -1039,7 +1037,7 @@ AUTHORS: dict[str, tuple[float, Any, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("method", ON_FEATURES)
 def test_configured_as_the_authors_do(method: str) -> None:
-    node = NODES[method]
+    node = loss_node(method)
     (term,) = node["terms"].values()
     numbers = {name: value for name, value in term["loss"].items() if name != "_target_"}
     assert (node["ce_weight"], term["weight"], numbers) == AUTHORS[method]
@@ -1052,7 +1050,7 @@ def test_one_tap_is_refused_where_two_are_related(method: str) -> None:
 
     build_arguments = {"shapes_s": ((3, 2, 2),), "shapes_t": ((3, 2, 2),)}
     with pytest.raises(UserError, match="two taps or more"):
-        Objective(read_loss(NODES[method]), Shape(1, 2, 3), build_arguments=build_arguments)
+        Objective(read_loss(loss_node(method)), Shape(1, 2, 3), build_arguments=build_arguments)
 
 
 def test_flows_are_of_neighbours() -> None:

@@ -17,7 +17,6 @@ from kd.training.loss_spec import read_loss
 from kd.training.objective import Objective
 
 pytestmark = pytest.mark.filterwarnings("ignore:dkd. with two classes")
-NODES = {name: loss_node(name) for name in METHODS}
 SIZE = 8
 SHAPES = ((6, 4, 4), (8, 2, 2))  # of the taps, of both nets
 WIDTH = 8
@@ -37,7 +36,7 @@ def objective(method: str, classes: int = 10) -> Objective:
         "labels": labels,
     }
     return Objective(
-        read_loss(NODES[method]), Shape(1, SIZE, classes), build_arguments=build_arguments
+        read_loss(loss_node(method)), Shape(1, SIZE, classes), build_arguments=build_arguments
     )
 
 
@@ -191,7 +190,7 @@ class TestEveryMethod:
         assert sum(slope.abs().sum() for slope in slopes) > 1e-4
 
     def test_zero_at_equal_logits_where_the_docstring_says_so(self, method: str) -> None:
-        docs = [documentation(term.target) for term in read_loss(NODES[method]).terms]
+        docs = [documentation(term.target) for term in read_loss(loss_node(method)).terms]
         claimed = all(re.search(r"\b0 where the two (agree|are equal)", doc) for doc in docs)
         given = signals(scale=3)
         for theirs, ours in zip(TEACHER, STUDENT, strict=True):
@@ -229,7 +228,7 @@ class TestEveryMethod:
         check_sound(method, given | {"target": 0.7 * one_hot + 0.3 * one_hot.roll(1, 0)})
 
     def test_its_function_is_found_by_name(self, method: str) -> None:
-        for term in read_loss(NODES[method]).terms:
+        for term in read_loss(loss_node(method)).terms:
             module = term.target.__module__.rpartition(".")[2]
             assert callable(getattr(kd.losses, f"{module}_loss"))
 
@@ -243,7 +242,7 @@ def documentation(target: Any) -> str:
 def test_every_file_has_its_config() -> None:
     in_use = {
         term.target.__module__.rpartition(".")[2]
-        for node in NODES.values()
+        for node in map(loss_node, METHODS)
         for term in read_loss(node).terms
     }
     assert in_use == {name.removesuffix("_loss") for name in kd.losses.__all__}

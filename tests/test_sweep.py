@@ -419,6 +419,8 @@ def test_code_is_found_without_importing_it(
         for end in (".huber.Huber.of", ".Thing")
     ]
     assert names == [{"not_to_be_imported.inner.huber"}, {"not_to_be_imported.inner"}]
+    own = code_of({"_target_": "kd.nets.resnet.ResNet"})
+    assert set(own) == {"kd.nets.resnet"}, "what it imports of kd is RECIPE's"
     assert (
         code_of(
             {"_target_": "torch.nn.Linear"},
