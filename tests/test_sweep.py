@@ -455,16 +455,12 @@ def test_a_finished_sweep_is_told_without_torch(tmp_path: Path, sweep: Any) -> N
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", [("joblib", "hydra.launcher.n_jobs=2"), ("submitit_local",)])
 def test_jobs_in_parallel_share_the_teacher(tmp_path: Path, launcher: tuple[str, ...]) -> None:
-    arguments = (
-        "temperature=1,2",
-        "student.net.hidden=[8],[-1]",
-        f"hydra/launcher={launcher[0]}",
-        *launcher[1:],
-    )
+    nets = "student.net.hidden=[8],[4],[-1]"
+    arguments = (nets, f"hydra/launcher={launcher[0]}", *launcher[1:])
     ran = process(tmp_path, *arguments).wait()
     assert ran.returncode == 1, ran.stderr
-    assert len(re.findall(r"^\[\d/4\] .*: student ", ran.stderr, re.M)) == 2
-    assert len(re.findall(r"^\[\d/4\] .*: failed: student.net: ", ran.stderr, re.M)) == 2
+    assert len(re.findall(r"^\[\d/3\] .*: student ", ran.stderr, re.M)) == 2
+    assert len(re.findall(r"^\[\d/3\] .*: failed: student.net: ", ran.stderr, re.M)) == 1
     said = "".join(log.read_text() for log in tmp_path.glob("sweeps/*/logs/*.log"))
     assert said.count("teacher: trained") == 1
     assert len(stages(tmp_path, "teacher")) == 1
@@ -473,7 +469,8 @@ def test_jobs_in_parallel_share_the_teacher(tmp_path: Path, launcher: tuple[str,
     ]
     assert len(commands) == 2
     assert all(each.startswith("python -m kd.train model=mlp_to_mlp") for each in commands)
-    assert process(tmp_path, *arguments).wait().stderr.count("done before") == 2
+    if launcher[0] == "joblib":
+        assert process(tmp_path, *arguments).wait().stderr.count("done before") == 2
 
 
 @pytest.mark.slow
