@@ -15,7 +15,8 @@ def load(path: str | Path, *, device: str = "cpu", trust: Sequence[str] = ()) ->
     """Load a trained student: `load("outputs/runs/RUN")(images)`.
 
     Args:
-        path: run folder, its `student.safetensors`, or an ONNX file of `python -m kd.export`.
+        path: run folder, its `student.safetensors`, an ONNX file of `python -m kd.export`, a folder
+            of `python -m kd.publish`, or `hf:USER/NAME` on the Hugging Face hub.
         device: PyTorch device to compute on; an ONNX file always uses the CPU.
         trust: further packages from which the file may build a net.
 

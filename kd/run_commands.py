@@ -13,7 +13,7 @@ from kd.config.checking import as_floats, check_as
 from kd.config.schema import RunRequest
 from kd.evaluation.requests import Benchmark, Evaluate
 from kd.runs.reader import open_run
-from kd.shipping.requests import Export
+from kd.shipping.requests import Export, Publish
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ TABLE = (
     RunCommand("evaluate", Evaluate, "kd.evaluation.evaluation.evaluate"),
     RunCommand("benchmark", Benchmark, "kd.evaluation.costs_of_run.benchmark", ("seconds",)),
     RunCommand("export", Export, "kd.shipping.export_run.export", ("tolerance", "max_loss")),
+    RunCommand("publish", Publish, "kd.shipping.hub.publish"),
 )
 
 

@@ -117,6 +117,7 @@ def test_nets_know_neither_role_nor_loss() -> None:
         "kd.benchmark",
         "kd.dashboard",
         "kd.export",
+        "kd.publish",
         "kd.predict",
         "kd",
     ],

@@ -256,6 +256,9 @@ def test_backends_give_the_same_answers(tmp_path: Path) -> None:
         assert np.abs(found - net((images - 0.3) / 0.5).numpy()).max() < 1e-5
     assert np.shape(subject.runs("onnx_int8", "cpu", 2)()[0]) == (2, 10)  # type: ignore[index]
     assert {path.name for path in tmp_path.glob("*.onnx")} == {"onnx.onnx", "onnx_int8.onnx"}
+    for backend in ("onnx_fp16", "openvino", "pt2"):
+        subject.runs(backend, "cpu", 2)()
+    assert {path.suffix for path in tmp_path.iterdir()} == {".onnx", ".xml", ".bin", ".pt2"}
 
 
 def test_a_backend_that_is_not_there_is_named(

@@ -25,6 +25,7 @@ from kd.shape import Shape
 from kd.shipping import export_run
 from kd.shipping.export_run import export
 from kd.shipping.formats import write_onnx
+from kd.shipping.runtimes import PACKAGES
 
 
 def session(path: Path) -> Any:
@@ -145,6 +146,41 @@ def test_int8_is_reported_beside_float32(shipped: Shipped) -> None:
     assert "int8 next to float32" in (shipped.files / "export.md").read_text()
 
 
+def test_float16_and_openvino_are_checked_on_real_images(copied: Shipped) -> None:
+    openvino = pytest.importorskip("openvino")
+    words = copied.config("formats=[fp16,openvino]")
+    found = json.loads(export(open_run(copied.run), words, "again").read_text())
+    rows = {row["format"]: row for row in found["files"]}
+    assert all(rows[name]["refused"] is None for name in ("fp16", "openvino"))
+    assert rows["fp16"]["test"]["images"] == found["checked_on"]["test"]
+    pixels = np.random.default_rng(0).random((3, 3, SIZE, SIZE), dtype=np.float32)
+    wanted = pytorch(copied.run, pixels)
+    half = copied.files / "student.fp16.onnx"
+    (logits,) = session(half).run(None, {"images": pixels})
+    assert logits.dtype == np.float32
+    assert np.abs(logits - wanted).max() < 1e-2 * np.abs(wanted).max()
+    kinds = {each.data_type for each in onnx.load(half).graph.initializer if len(each.dims) == 4}
+    assert kinds == {onnx.TensorProto.FLOAT16}
+    asked = openvino.Core().compile_model(
+        str(copied.files / "student.xml"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
+    assert np.abs(asked([pixels])[0] - wanted).max() < 1e-4
+    weights = (copied.files / "student.bin").stat().st_size
+    assert rows["openvino"]["bytes"] == (copied.files / "student.xml").stat().st_size + weights
+    about = json.loads((copied.files / "student.json").read_text())
+    assert (about["classes"], about["normalizes"]) == (list(CLASSES), True)
+
+
+def test_a_format_whose_package_is_not_installed_is_one_message(
+    copied: Shipped, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PACKAGES, "litert", (("no-such-package",), "litert"))
+    with pytest.raises(
+        UserError, match=r"^formats: no-such-package is not installed: pip install 'kd\[litert\]'"
+    ):
+        export(open_run(copied.run), copied.config("formats=[onnx,litert]"), "again")
+
+
 def test_a_file_that_fails_its_check_is_removed_and_the_others_stay(
     copied: Shipped, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,6 +202,7 @@ def test_a_file_that_fails_its_check_is_removed_and_the_others_stay(
         export(open_run(copied.run), copied.config("formats=[onnx,pt2]"), "again")
     assert sorted(each.name for each in copied.files.glob("student*")) == [
         "student.int8.onnx",
+        "student.json",
         "student.pt2",
     ]
     rows = {

@@ -21,6 +21,7 @@ from kd.nets.answers import Answers
 from kd.nets.build import build_net
 from kd.nets.head import head_tensors
 from kd.nets.onnx_graph import OnnxGraph
+from kd.runs.reader import open_run
 from kd.runs.run import run
 from kd.stages.chain import chain_of
 from kd.stages.result import load_net, load_teacher
@@ -74,11 +75,15 @@ def by_hand(x: torch.Tensor, classes: int = 10) -> np.ndarray:
 @pytest.mark.parametrize("batch", ["N", 3])
 @pytest.mark.parametrize("softmax", [False, True])
 def test_an_onnx_file_answers_as_its_formula(
-    softmax: bool, batch: int | str, tmp_path: Path
+    softmax: bool, batch: int | str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    parsed: list[str] = []
+    load = onnx.load
+    monkeypatch.setattr(onnx, "load", lambda path, **k: parsed.append(path) or load(path, **k))
     file = write(tmp_path / "a.onnx", softmax=softmax, batch=batch)
     onnx_teacher = ("teacher=onnx", f"teacher.path={file}", "teacher.net.output=answer", PLAIN)
     result, data = done(config(tmp_path, *onnx_teacher))
+    assert parsed == [str(file)]
     file.unlink()  # its content is in the store
     x = data.split.val.pixels[torch.arange(7)].float() / 255
     wanted = by_hand(x)
@@ -304,6 +309,11 @@ class TestAnswers:
             folder = run(config(tmp_path / name, *words), "")
             report = json.loads((folder / "report.json").read_text())
             models.append({model["role"]: model["test"]["accuracy"] for model in report["models"]})
+        # The other commands have no net to ask
+        finished = open_run(folder)
+        with pytest.raises(UserError, match=r"the teacher is a file of answers"):
+            finished.net("teacher")
+        assert set(finished.nets()[0]) == {"baseline", "student"}
         assert [set(each) for each in models] == [
             {"baseline", "student"},
             {"teacher", "baseline", "student"},
@@ -323,6 +333,7 @@ class TestAnswers:
             (lambda a: a, ["loss=at"], r"teacher.taps: must be given"),
             (lambda a: a, ["loss=pkt"], r"loss: asks for the embedding"),
             (lambda a: a, ["teacher.finetune=all"], r"Answers has nothing to train"),
+            (lambda a: a, ["+teacher.members=[{seed: 1},{}]"], r"members: a file of answers is no"),
         ],
     )
     def test_what_does_not_fit_is_one_message(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from composed import TINY, composed
+from composed import TINY, composed, composed_command
 from PIL import Image
 from torchvision.transforms import v2
 
@@ -20,8 +20,12 @@ from kd.data.images import Images
 from kd.data.rendering import as_read
 from kd.data.views import Augment, crop_boxes, make_views, views_of
 from kd.errors import UserError
+from kd.evaluation.evaluation import evaluate
 from kd.reports.opening import opening
+from kd.run_commands import command_of, read_request
+from kd.runs.reader import open_run
 from kd.runs.run import run
+from kd.shipping.export_run import export
 from kd.shipping.model import load_model
 from kd.stages.chain import chain_of
 
@@ -253,6 +257,18 @@ def test_images_need_not_be_square(photos: Path, tmp_path: Path) -> None:
     macs = {each["role"]: each["macs"] for each in report["models"]}
     assert macs["student"] == 3 * 12 * 20 * 8 + 8 * 2
     assert macs["teacher"] == 3 * 30 * 18 * 16 + 16 * 2
+    # kd.evaluate and kd.export ask it about images of its own size
+    finished = open_run(folder)
+    of_run = (f"run={folder}", f"output_dir={tmp_path}")
+    asked = read_request(command_of("evaluate"), composed_command("evaluate", *of_run), set())
+    found = json.loads(evaluate(finished, asked, "").read_text())  # type: ignore[arg-type]
+    for one, other in zip(found["models"], report["models"], strict=True):
+        assert one["test"]["nll"] == pytest.approx(other["test"]["nll"], abs=1e-5)
+    of_teacher = composed_command("export", *of_run, "role=teacher", "formats=[onnx]")
+    asked = read_request(command_of("export"), of_teacher, set())
+    (row,) = json.loads(export(finished, asked, "").read_text())["files"]  # type: ignore[arg-type]
+    assert row["refused"] is None
+    assert load_model(folder / "export" / "teacher.onnx", "model").image_size == (30, 18)
 
 
 def test_a_pretrained_teachers_own_reading_is_said() -> None:

@@ -58,7 +58,7 @@ TABLE: dict[str, list[tuple[str, str | None]]] = {
     "profiler": [("simple", None), ("fast", "'fast'")],
     "detect_anomaly": [("true", None)],
     "sync_batchnorm": [("false", None), ("true", "between GPUs alone")],
-    "logger": [("true", "TensorBoard")],
+    "logger": [("true", "set logger=tensorboard")],
     "callbacks": [("[]", "early_stopping")],
     "plugins": [("[]", "precision and strategy")],
     "default_root_dir": [("x", "output_dir")],

@@ -13,7 +13,7 @@ from kd.config.schema import Config, check_training
 from kd.tuning.request import Request, SearchSettings, compose_request
 
 # Keys of the comparison itself; a trial and a final run have their own seed.
-APART = {"n_trials", "trial_seed", "dry_run", "seed", "name", "sweep", "hydra"}
+APART = {"n_trials", "trial_seed", "dry_run", "seed", "name", "sweep", "hydra", "logger"}
 
 
 class CompareConfig(Config, SearchSettings):

@@ -322,6 +322,7 @@ class Training(Recipe):
     Attributes:
         alpha: weight of the teacher's side, in [0, 1]; a number or a schedule.
         temperature: of the softened probabilities, > 0; a number or a schedule.
+        logger: loggers of each stage, by name; see conf/logger.
     """
 
     alpha: Annotated[object, number("alpha", SHARE)]
@@ -336,6 +337,7 @@ class Training(Recipe):
     student: StudentConfig
     loss: Node
     trainer: TrainerOptions
+    logger: dict[str, Node] = Field(default_factory=dict)
     _used: tuple[str, ...] = PrivateAttr(())
 
     @property

@@ -105,7 +105,7 @@ class Options(BaseModel):
 
 # Trainer options reserved for kd, each with what to set or do instead.
 INSTEAD = {
-    "logger": "kd writes TensorBoard's events of each stage itself",
+    "logger": "set logger=tensorboard, csv, wandb or mlflow, or a list of them",
     "callbacks": "early_stopping, ema and keep choose them",
     "plugins": "precision and strategy choose them",
     "default_root_dir": "set output_dir, where everything goes",

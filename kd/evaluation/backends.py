@@ -11,12 +11,22 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from kd.errors import UserError
 from kd.nets.build import normalization_of
 from kd.shape import Shape
-from kd.shipping.formats import quantize, write_onnx
+from kd.shipping.formats import (
+    halve,
+    quantize,
+    write_litert,
+    write_onnx,
+    write_openvino,
+    write_pt2,
+)
+from kd.shipping.runtimes import LiteRtNet, OpenVinoNet, check_packages
 
 Pass = Callable[[], object]
 
+ENDINGS = {"pt2": ".pt2", "openvino": ".xml", "litert": ".tflite"}  # the others are ONNX files
 UNSCALED = ((0.0,), (1.0,))
 CALIBRATION = 4  # batches of 16 random images: int8 speed does not depend on their content
 
@@ -50,9 +60,10 @@ class NetRunner:
         make = {
             "eager": self._eager,
             "compile": self._compile,
-            "onnx": self._onnx,
-            "onnx_int8": self._onnx,
-        }[backend]
+            "pt2": self._pt2,
+            "openvino": self._on_cpu,
+            "litert": self._on_cpu,
+        }.get(backend, self._onnx)
         try:
             run = make(backend, device, batch)
             run()
@@ -64,25 +75,33 @@ class NetRunner:
         return run
 
     def file(self, backend: str) -> Path:
-        """Return the ONNX file for `onnx` or `onnx_int8`, written at first use."""
-        path = self.folder / f"{backend}.onnx"
+        """Return the file for a backend, written at first use.
+
+        Raises:
+            UnavailableError: a package is not installed.
+        """
+        path = self.folder / f"{backend}{ENDINGS.get(backend, '.onnx')}"
         if not path.exists():
             try:
-                if backend == "onnx":
-                    write_onnx(
-                        self.net,
-                        self.shape,
-                        normalization_of(self.net, UNSCALED),
-                        path,
-                        metadata={},
-                    )
-                else:
-                    quantize(self.file("onnx"), path, self._images())
+                self._write(backend, path)
             except ImportError as error:
                 raise UnavailableError(
                     f"{error.name} is not installed: pip install 'kd[export]'"
                 ) from error
         return path
+
+    def _write(self, backend: str, path: Path) -> None:
+        about = (self.net, self.shape, normalization_of(self.net, UNSCALED), path)
+        if backend == "onnx":
+            write_onnx(*about, metadata={})
+        elif backend == "pt2":
+            write_pt2(*about, metadata={})
+        elif backend == "litert":
+            write_litert(*about)
+        elif backend == "onnx_int8":
+            quantize(self.file("onnx"), path, self._images())
+        else:
+            {"onnx_fp16": halve, "openvino": write_openvino}[backend](self.file("onnx"), path)
 
     def _images(self) -> Iterator[NDArray[np.float32]]:
         draw = np.random.default_rng(0)
@@ -101,6 +120,20 @@ class NetRunner:
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
         compiled: Any = torch.compile(self._on(device), dynamic=False)
         return _passes(compiled, torch.rand(batch, *self._size, device=device))
+
+    def _pt2(self, backend: str, device: str, batch: int) -> Pass:
+        program: Any = torch.export.load(self.file(backend)).module().to(device)
+        return _passes(program, torch.rand(batch, *self._size, device=device))
+
+    def _on_cpu(self, backend: str, device: str, batch: int) -> Pass:
+        if device != "cpu":
+            raise UnavailableError("it is asked on the CPU")
+        try:
+            check_packages(backend, backend)
+        except UserError as error:
+            raise UnavailableError(str(error).removeprefix(f"{backend}: ")) from error
+        kind: type[OpenVinoNet | LiteRtNet] = OpenVinoNet if backend == "openvino" else LiteRtNet
+        return _passes(kind(self.file(backend)), torch.rand(batch, *self._size))
 
     def _on(self, device: str) -> nn.Module:
         if device not in self._copies:

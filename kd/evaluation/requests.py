@@ -15,8 +15,8 @@ from kd.config.fields import Node, Seed
 from kd.config.schema import RunRequest, Strict
 from kd.errors import UserError, nearest
 
-# Backends: PyTorch as it is, torch.compile, ONNX Runtime, and ONNX Runtime in int8.
-BACKENDS = ("eager", "compile", "onnx", "onnx_int8")
+# Backends: PyTorch as it is, torch.compile, and the formats of kd.export.
+BACKENDS = ("eager", "compile", "pt2", "onnx", "onnx_fp16", "onnx_int8", "openvino", "litert")
 
 
 def _backends(found: list[str]) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from kd.errors import UserError, nearest
 from kd.files.answer_tables import TABLES
 from kd.files.header import header_of
-from kd.files.onnx_file import metadata_of
+from kd.files.onnx_file import facts_of
 from kd.files.state_dicts import read_content
 
 # Keys under which checkpoints and hub config.json files name classes.
@@ -36,7 +36,7 @@ def names_in(file: Path, where: str) -> list[str] | None:
         return _as_names(header.get("classes"))
     content: object = {}
     if file.suffix == ".onnx":
-        content = metadata_of(file, where)
+        content = facts_of(file, where).metadata
     elif file.suffix not in (".safetensors", *TABLES):
         content = read_content(file, where)
     try:

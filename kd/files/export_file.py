@@ -7,7 +7,7 @@ SCHEMA = 1
 
 
 class QuantizedAccuracy(Record):
-    """A file's accuracy in int8 on some images, beside that of the net in float32.
+    """A file's accuracy in int8 or float16 on some images, beside that of the net in float32.
 
     Attributes:
         same_class: share of the images with the same prediction.
@@ -27,7 +27,7 @@ class ExportedFile(Record):
         bytes: its size; it and `max_difference` are not there where it could not be written.
         max_difference: of the logits; None where they are not all finite.
         refused: why the file is removed; None for a good one.
-        val, test: of int8 only.
+        val, test: of int8 and float16 only.
     """
 
     format: str

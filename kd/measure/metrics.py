@@ -25,7 +25,6 @@ from kd.files.report_file import (
     ReliabilityBin,
 )
 from kd.log import waiting
-from kd.nets.answers import Answers
 from kd.nets.build import normalization_of
 from kd.nets.pretrained_weights import Normalization
 from kd.ranks import current
@@ -41,15 +40,9 @@ BLOCK = 2**21  # float64 numbers per block, 16 MB: bounds a metric's memory beyo
 def predict_logits(net: nn.Module, data: DataModule, images: Images) -> Tensor:
     """Compute a net's logits for unaugmented images, under the net's normalisation or the data's.
 
-    Answers in the place of a net are looked up by the images' names; NaN where there are none.
-
     Returns:
         float32 [N, C] on the CPU, in the order of `images`. The net is left in evaluation mode.
     """
-    if isinstance(net, Answers):
-        split = data.split
-        numbered_anew = not set(split.test.names).isdisjoint([*split.train.names, *split.val.names])
-        return net.answers_for(images.names, images is split.test and numbered_anew)
     return ask(net, images, normalization_of(net, data.statistics))
 
 

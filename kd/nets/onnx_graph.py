@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kd.errors import UserError
 from kd.files.answer_tables import SMALLEST
-from kd.files.onnx_file import check_whole, metadata_of, parameters_in
+from kd.files.onnx_file import check_whole
 from kd.nets.resized_buffers import ResizedBuffers
 from kd.nets.weights import OutputChoice
 from kd.shape import ImageSize, height_and_width
@@ -133,14 +133,14 @@ class OnnxGraph(ResizedBuffers):
             UserError: it is no ONNX file, or takes or gives something else than is needed.
         """
         try:
-            check_whole(path, where, "a file with its tensors inside")
+            facts = check_whole(path, where, "a file with its tensors inside")
             content = path.read_bytes()
             self._session = session = open_session(content)
             self.content = torch.frombuffer(bytearray(content), dtype=torch.uint8)
             self._check_input(session, path, where)
             answers = self._ask(torch.rand(2, *self.size, generator=torch.manual_seed(0)))
-            about = metadata_of(path, where)
-            self.numbers = torch.tensor(parameters_in(path, where))
+            about = facts.metadata
+            self.numbers = torch.tensor(facts.parameters)
         except ImportError as error:
             raise UserError(
                 f"{where}: {error.name} is not installed: pip install 'kd[export]'"

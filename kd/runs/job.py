@@ -31,7 +31,7 @@ from kd.stages.code_hash import RECIPE, code_of, targets
 SCHEMA = 1
 
 # Location and manner of a result; it stays valid when these change.
-APART = {"output_dir", "force", "debug"}
+APART = {"output_dir", "force", "debug", "logger"}
 
 
 class Outcome(Record):

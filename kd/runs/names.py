@@ -56,7 +56,9 @@ def sweep_name(*, _root_: Container) -> str:
     if shared["teacher"] and not {"teacher", "student"} & hidden:
         parts[1 - ("data" in hidden)] += "_to"
     parts += [key.rpartition(".")[2] for key in given if key in keys]
-    rest = sorted(str(each.input_line) for key, each in given.items() if key not in APART)
+    rest = sorted(
+        str(each.input_line) for key, each in given.items() if key.partition(".")[0] not in APART
+    )
     return (
         plain("_".join(parts), 100) + "_" + hashlib.sha256("\n".join(rest).encode()).hexdigest()[:6]
     )

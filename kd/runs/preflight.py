@@ -15,7 +15,7 @@ from kd.nets.build import build_net
 from kd.nets.head import head_of
 from kd.shape import Shape
 from kd.stages.chain import StagePlan
-from kd.stages.stage import make_stage
+from kd.stages.stage import logger_nodes, make_stage
 from kd.stages.start import file_of
 from kd.stages.try_out import try_out
 from kd.training.devices import world_size
@@ -41,9 +41,12 @@ def preflight(chain: Sequence[StagePlan], config: Config, data: DataModule) -> N
     Raises:
         UserError: something cannot be built.
     """
-    from kd.training.trainer import check_trainer  # Lightning, half of all imports
+    # Lightning, half of all imports
+    from kd.training.loggers import check_loggers
+    from kd.training.trainer import check_trainer
 
     check_trainer(config.trainer)
+    check_loggers(logger_nodes(config, "preflight"))
     ranks = world_size(config.trainer)
     for plan in chain:
         learns = False

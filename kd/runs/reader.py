@@ -87,10 +87,17 @@ class FinishedRun:
         Raises:
             UserError: it is missing or damaged, or names a net that is not trusted.
         """
+        from kd.stages.answers import only_answers
         from kd.stages.result import load_net
 
         if role != "student":
-            return load_net(self.stage(role))
+            stage = self.stage(role)
+            if only_answers(stage):
+                raise UserError(
+                    f"{self.folder}: the {role} is a file of answers about the run's images by "
+                    "name, and no net that could be asked; its test metrics are in report.json"
+                )
+            return load_net(stage)
         self._key(role)
         file = self.folder / STUDENT
         if header_of(file) is None:

@@ -32,10 +32,11 @@ from kd.runs.duration import outlook, within_budget
 from kd.runs.frame import RunFrame
 from kd.runs.looks import looks
 from kd.runs.preflight import pending_plans, preflight
+from kd.stages.answers import only_answers
 from kd.stages.batch import suit_to_data
 from kd.stages.chain import LABELS_ONLY, Role, StagePlan, chain_of
-from kd.stages.result import is_answers, knows, role_logits
-from kd.stages.stage import make_stage
+from kd.stages.result import knows, role_logits
+from kd.stages.stage import logger_nodes, make_stage
 from kd.training.remaining import Outlook
 
 
@@ -85,6 +86,7 @@ def run(
         write_run(folder.path, report, figures, results, data)
         shown = _own_figures(figures, chain, folder)
         finish(events, config, loss, report, shown)
+        _log_report(report, config, folder)
     return frame.show(folder, as_table(report), verdict(report))
 
 
@@ -109,6 +111,21 @@ def _finish_stages(
         said = "" if accuracy is None else f", validation accuracy {100 * accuracy:.2f} %"
         say(f"{plan.name}: {how}{said} ({stage.key})")
     return stages
+
+
+def _log_report(report: Report, config: Config, folder: RunFolder) -> None:
+    """Log the models' figures on the test images, as a run `report` beside those of the stages."""
+    if not set(config.logger) - {"tensorboard"}:
+        return
+    from kd.training.loggers import log_once  # Lightning
+
+    values = {
+        f"{model.role}/test/{name}": value
+        for model in report.models
+        for name in ("accuracy", "balanced_accuracy", "nll", "ece", "agreement")
+        if (value := getattr(model.test, name)) is not None
+    }
+    log_once(logger_nodes(config, "report"), folder.path, values)
 
 
 def _own_figures(
@@ -154,7 +171,7 @@ def _with_answers(
 ) -> Mapping[Role, StageResult]:
     """Return the roles without a teacher whose file has no answers for the test images."""
     teacher = results.get("teacher")
-    if teacher is None or not is_answers(teacher) or knows(teacher, data, data.split.test):
+    if teacher is None or not only_answers(teacher) or knows(teacher, data, data.split.test):
         return results
     say("teacher: its file does not answer for all test images, so it is not compared")
     return {role: each for role, each in results.items() if role != "teacher"}

@@ -4,7 +4,6 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -29,12 +28,26 @@ from kd.reports.provenance import provenance
 from kd.runs.reader import FinishedRun, own_data
 from kd.shape import Shape
 from kd.shipping.export_text import as_markdown, as_table, sentences
-from kd.shipping.formats import SCHEMA, quantize, whole_net, write_onnx, write_pt2
+from kd.shipping.formats import (
+    INPUT,
+    OUTPUT,
+    SCHEMA,
+    halve,
+    quantize,
+    whole_net,
+    write_litert,
+    write_onnx,
+    write_openvino,
+    write_pt2,
+)
 from kd.shipping.model import OnnxNet
 from kd.shipping.requests import FORMATS, Export
+from kd.shipping.runtimes import LiteRtNet, OpenVinoNet, check_packages, versions
 
 Ask = Callable[[Tensor], Tensor]
 COMPARED = 512  # images of each part on which a float32 file is compared
+ROUNDED = ("fp16", "int8")  # formats whose accuracy is shown beside float32's
+HALF = 1e-2  # largest difference of a float16 file, as a share of the largest logit
 RANDOM = 64  # random images, if there are no real ones
 
 
@@ -84,7 +97,8 @@ def export(finished: FinishedRun, config: Export, command: str) -> Path:
         WriteError: such as on a full disk.
         CommandError: a file did not pass its check; the others exist.
     """
-    _require_packages(config.formats)
+    for kind in config.formats:
+        check_packages(kind, "formats")
     subject, lacking = _subject(finished, config)
     folder = finished.room(config.out, "export")
     kept = _earlier(folder / "export.json")
@@ -93,11 +107,13 @@ def export(finished: FinishedRun, config: Export, command: str) -> Path:
         path = folder / f"{config.role}{FORMATS[kind]}"
         say(f"writing and checking {path.name}")
         rows.append(_make(kind, path, subject, config))
+    with whole(folder / f"{config.role}.json") as temporary:
+        temporary.write_text(_sidecar(subject))
     found = ExportRecord(
         schema_number=RECORD_SCHEMA,
         run=str(finished.folder),
         **provenance(command),
-        versions=_versions(),
+        versions=versions(),
         params=sum(parameter.numel() for parameter in subject.net.parameters()),
         normalizes=config.normalize,
         checked_on={name: len(images) for name, images in subject.parts.items()},
@@ -107,32 +123,6 @@ def export(finished: FinishedRun, config: Export, command: str) -> Path:
         files=rows,
     )
     return _publish(found, kept, folder)
-
-
-def _require_packages(formats: list[str]) -> None:
-    """Check that the packages for the formats are installed.
-
-    Raises:
-        UserError: one is not installed.
-    """
-    needed = ("onnx", "onnxscript", "onnxruntime") if {"onnx", "int8"} & set(formats) else ()
-    for package in needed:
-        try:
-            version(package)
-        except PackageNotFoundError:
-            raise UserError(
-                f"formats: {package} is not installed: pip install 'kd[export]'"
-            ) from None
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _subject(finished: FinishedRun, config: Export) -> tuple[ExportSubject, str | None]:
@@ -173,6 +163,13 @@ def _subject(finished: FinishedRun, config: Export) -> tuple[ExportSubject, str 
     return ExportSubject(net.cpu(), shape, own, config.normalize, metadata, parts, train), lacking
 
 
+def _sidecar(subject: ExportSubject) -> str:
+    """Return what a program needs to feed the files, as JSON; LiteRT's has no room for it."""
+    about = {key: json.loads(value) for key, value in subject.metadata.items()}
+    about |= {"input": INPUT, "output": OUTPUT, "layout": "NCHW", "dtype": "float32"}
+    return json.dumps(about, indent=2) + "\n"
+
+
 def _reading(reads: Mapping[str, object] | None) -> dict[str, object]:
     """Return how a net with images of its own decodes them."""
     return {name: value for name, value in (reads or {}).items() if name != "image_size"}
@@ -203,8 +200,14 @@ def _make(kind: str, path: Path, subject: ExportSubject, config: Export) -> Expo
         refused = f"{type(error).__name__}: {reason}"
         row = ExportedFile(format=kind, role=config.role, file=path.name, refused=refused)
     if row.refused:
-        path.unlink(missing_ok=True)
+        for each in _parts(path):
+            each.unlink(missing_ok=True)
     return row
+
+
+def _parts(path: Path) -> list[Path]:
+    """Return the files of a format; OpenVINO's has its weights beside it."""
+    return [path, path.with_suffix(".bin")] if path.suffix == ".xml" else [path]
 
 
 def _write(kind: str, path: Path, subject: ExportSubject, calibration: int) -> None:
@@ -213,10 +216,15 @@ def _write(kind: str, path: Path, subject: ExportSubject, calibration: int) -> N
         write_onnx(*about, path, metadata=subject.metadata)
     elif kind == "pt2":
         write_pt2(*about, path, metadata=subject.metadata)
+    elif kind == "litert":
+        write_litert(*about, path)
     else:
         with tempfile.TemporaryDirectory() as folder:
             source = write_onnx(*about, Path(folder) / "float.onnx", metadata=subject.metadata)
-            quantize(source, path, _calibration(subject, calibration))
+            if kind == "int8":
+                quantize(source, path, _calibration(subject, calibration))
+            else:
+                {"fp16": halve, "openvino": write_openvino}[kind](source, path)
 
 
 def _calibration(subject: ExportSubject, count: int) -> Iterator[NDArray[np.float32]]:
@@ -236,53 +244,62 @@ def _check(kind: str, path: Path, subject: ExportSubject, config: Export) -> Exp
     runs = _open(kind, path)
     plain = whole_net(subject.net, subject.file_normalization)
     difference = 0.0
-    int8: dict[str, QuantizedAccuracy] = {}
+    largest = 0.0
+    rounded: dict[str, QuantizedAccuracy] = {}
     for name, images in subject.parts.items():
-        some = images if kind == "int8" else images.at(_spread(len(images), COMPARED))
+        beside = kind in ROUNDED and name != "random"
+        some = images if beside else images.at(_spread(len(images), COMPARED))
         ours, theirs = (_logits(each, some, subject) for each in (plain, runs))
         difference = max(
             difference,
             float((ours - theirs).abs().max()) if theirs.isfinite().all() else float("inf"),
         )
-        if kind == "int8":
-            int8[name] = _beside(ours, theirs, some.labels)
+        largest = max(largest, float(ours.abs().max()))
+        if beside:
+            rounded[name] = _beside(ours, theirs, some.labels)
+    accepted = config.tolerance if kind != "fp16" else HALF * largest
+    accuracy = rounded.get("val") if kind == "int8" else None
     return ExportedFile(
         format=kind,
         role=config.role,
         file=path.name,
-        bytes=path.stat().st_size,
+        bytes=sum(each.stat().st_size for each in _parts(path)),
         max_difference=difference if difference < float("inf") else None,
-        refused=_reason(difference, int8.get("val"), config),
-        **int8,
+        refused=_reason(difference, accepted, accuracy, config.max_loss),
+        **rounded,
     )
 
 
-def _reason(difference: float, int8: QuantizedAccuracy | None, config: Export) -> str | None:
+def _reason(
+    difference: float, accepted: float, int8: QuantizedAccuracy | None, max_loss: float
+) -> str | None:
     """Say why a file is refused; None for a good one.
 
     Args:
         difference: largest of the logits.
-        int8: on validation; None for float32.
+        accepted: difference that is accepted of a file that is not int8.
+        int8: on validation; None for other files.
+        max_loss: points of accuracy that int8 may lose.
     """
     if difference == float("inf"):
         return "its logits are not all finite"
     if int8:
         lost = 100 * (int8.float32 - int8.accuracy)
-        if lost > config.max_loss:
+        if lost > max_loss:
             return (
-                f"loses {lost:.2f} points of validation accuracy, accepted are "
-                f"max_loss={config.max_loss}"
+                f"loses {lost:.2f} points of validation accuracy, accepted are max_loss={max_loss}"
             )
-    elif difference > config.tolerance:
-        return f"differs by {difference:.2g} from PyTorch, accepted is tolerance={config.tolerance}"
+    elif difference > accepted:
+        return f"differs by {difference:.2g} from PyTorch, accepted is tolerance={accepted:.2g}"
     return None
 
 
 def _open(kind: str, path: Path) -> Ask:
-    if kind != "pt2":
-        return OnnxNet(path)
-    module: Ask = torch.export.load(path).module()
-    return module
+    if kind == "pt2":
+        module: Ask = torch.export.load(path).module()
+        return module
+    kinds: dict[str, Callable[[Path], Ask]] = {"openvino": OpenVinoNet, "litert": LiteRtNet}
+    return kinds.get(kind, OnnxNet)(path)
 
 
 @torch.no_grad()

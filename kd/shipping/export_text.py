@@ -56,10 +56,10 @@ def sentences(found: ExportRecord) -> list[str]:
             val = 100 * (each.val.accuracy - each.val.float32)
             test = 100 * (each.test.accuracy - each.test.float32)
             lines.append(
-                f"int8 next to float32: {val:+.2f} points on {each.val.images} validation images, "
-                f"{test:+.2f} on {each.test.images} test images."
+                f"{each.format} next to float32: {val:+.2f} points on {each.val.images} validation "
+                f"images, {test:+.2f} on {each.test.images} test images."
             )
-            if val < -WORTH_SAYING:
+            if each.format == "int8" and val < -WORTH_SAYING:
                 lines.append(
                     f"That is a loss of more than {WORTH_SAYING} points; try calibration=1000, "
                     f"or experiment=quantize."
@@ -95,7 +95,8 @@ def as_markdown(found: ExportRecord) -> str:
         *(f"- {line}" for line in sentences(found)),
         f"- The difference is that of the logits from PyTorch's, accepted in float32 is "
         f"{found.tolerance}. Images "
-        f"to check on: {checked}; float32 on up to 512 of each part.",
+        f"to check on: {checked}; float32 on up to 512 of each part. In float16 a hundredth of the "
+        "largest logit is accepted.",
         f"- Parameters of the net as it is exported: {found.params:,}.",
         f"- Command: {command}, {found.finished}, commit {found.git or 'unknown'}.",
         f"- Python {env.python}, torch {env.torch}{', ' + packages if packages else ''}, "

@@ -1,6 +1,6 @@
 """Export formats that run without kd.
 
-ONNX in float32 and in int8, and archives of `torch.export`.
+ONNX in float32, float16 and int8, archives of `torch.export`, OpenVINO, and LiteRT.
 """
 
 import contextlib
@@ -162,6 +162,57 @@ def quantize(source: Path, path: Path, calibration: Iterator[np.ndarray[Any, Any
         return _save(
             model, path, {each.key: each.value for each in onnx.load(source).metadata_props}
         )
+
+
+def halve(source: Path, path: Path) -> Path:
+    """Convert one of our ONNX files to float16 inside; it takes and gives float32 as before.
+
+    Args:
+        source: the float32 file; its metadata is kept.
+    """
+    import onnx
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    model = onnx.load(source)
+    about = {each.key: each.value for each in model.metadata_props}
+    with _quiet():
+        return _save(convert_float_to_float16(model, keep_io_types=True), path, about)
+
+
+def write_openvino(source: Path, path: Path) -> Path:
+    """Convert one of our ONNX files to OpenVINO's `.xml`, with the weights in a `.bin` beside it.
+
+    Args:
+        source: the float32 file; its metadata goes into the model's `rt_info` under `kd`.
+    """
+    import onnx
+    import openvino
+
+    model = openvino.Core().read_model(str(source))
+    for each in onnx.load(source).metadata_props:
+        model.set_rt_info(each.value, ["kd", each.key])
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / "net.xml"
+        openvino.save_model(model, str(made), compress_to_fp16=False)
+        for kind in (".bin", ".xml"):
+            with whole(path.with_suffix(kind)) as temporary:
+                temporary.write_bytes(made.with_suffix(kind).read_bytes())
+    return path
+
+
+def write_litert(
+    net: nn.Module, shape: Shape, normalization: Normalization | None, path: Path
+) -> Path:
+    """Write a net as a LiteRT file (`.tflite`) for one image [1, C, H, W]; see `write_onnx`."""
+    import litert_torch
+
+    one = (torch.zeros(1, *shape.pixels),)
+    with _quiet(), tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / "net.tflite"
+        litert_torch.convert(whole_net(net, normalization), one).export(str(made))
+        with whole(path) as temporary:
+            temporary.write_bytes(made.read_bytes())
+    return path
 
 
 def _save(model: Any, path: Path, metadata: Mapping[str, str]) -> Path:

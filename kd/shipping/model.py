@@ -14,7 +14,7 @@ from kd.data.decode import AS_STORED, DecodeError, Reading, decode
 from kd.data.folder import plain
 from kd.data.views import normalize, to_unit
 from kd.errors import DamagedError, UserError, first_of, nearest
-from kd.files.header import STUDENT, header_of
+from kd.files.header import HUB_WEIGHTS, STUDENT, header_of
 from kd.files.onnx_file import check_whole
 from kd.nets.build import normalization_of
 from kd.nets.onnx_graph import open_session
@@ -22,7 +22,11 @@ from kd.runs.reader import open_run, read_student
 from kd.shape import Shape, height_and_width, image_size
 from kd.shipping.formats import INPUT, OUTPUT, SCHEMA, is_intact, whole_net
 
-ACCEPTED = f"a run's folder, its {STUDENT}, or an .onnx file that kd.export wrote"
+HUB = "hf:"
+ACCEPTED = (
+    f"a run's folder, its {STUDENT}, a folder of kd.publish, {HUB}USER/NAME, or an .onnx file of "
+    "kd.export"
+)
 SLACK = 1e-3  # allowed overshoot of interpolation beyond [0, 1]
 
 
@@ -138,7 +142,13 @@ def load_model(
     Args:
         where: name of the path, for messages.
     """
+    if str(path).startswith(HUB):
+        from kd.shipping.hub import download
+
+        path = download(str(path).removeprefix(HUB), where)
     found = Path(path).expanduser()
+    if found.is_dir() and not (found / STUDENT).exists() and (found / HUB_WEIGHTS).is_file():
+        found /= HUB_WEIGHTS  # of kd.publish
     if found.suffix == ".onnx" and found.is_file():
         if device != "cpu":
             raise UserError(f"device: found {device!r}; an ONNX file is asked on the cpu")

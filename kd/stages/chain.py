@@ -17,6 +17,7 @@ from kd.config.schema import (
 )
 from kd.data.transfer import Sees
 from kd.errors import UserError, nearest
+from kd.stages.answers import is_answers
 from kd.training.devices import world_size
 from kd.training.loss_spec import LossSpec, read_loss
 
@@ -250,6 +251,11 @@ def _with_start(plan: StagePlan, start: Start) -> StagePlan:
 def _ensemble(teacher: TeacherConfig) -> Node:
     """Return the net node of a teacher's ensemble."""
     members = [teacher.member(i).net for i in range(len(teacher.members or ()))]
+    if any(is_answers(each) for each in members):
+        raise UserError(
+            "teacher.members: a file of answers is no net and cannot be a member; average such "
+            "files into one, and take teacher=answers without members"
+        )
     if teacher.weights is not None and len(teacher.weights) != len(members):
         raise UserError(
             f"teacher.weights: found {teacher.weights}, needed is one for each of "

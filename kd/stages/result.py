@@ -18,11 +18,10 @@ from kd.files.store import OTHER_EPOCH, StageResult, key_of
 from kd.files.tensors import load_tensors, save_tensors
 from kd.log import say
 from kd.measure.costs import count_macs
-from kd.measure.metrics import predict_logits
-from kd.nets.answers import Answers
 from kd.nets.build import build_net, set_normalization
 from kd.nets.grow import Grown
 from kd.shape import Shape
+from kd.stages.answers import known_logits, only_answers
 from kd.stages.chain import Role
 from kd.teachers.diagnosis import TeacherDiagnosis
 from kd.teachers.ensemble import Ensemble
@@ -50,11 +49,6 @@ def load_teacher(result: StageResult) -> FrozenTeacher:
     return FrozenTeacher(load_net(result), tuple(mean), tuple(std))
 
 
-def is_answers(result: StageResult) -> bool:
-    """Whether a finished stage is a file of answers in the place of a net."""
-    return resolve_target(result.record.spec.net, "net")[0] is Answers
-
-
 def knows(result: StageResult, data: DataModule, images: Images) -> bool:
     """Whether a finished stage has logits for all of these images, of which there are some."""
     return bool(images) and not bool(logits_of(result, data, images).isnan().any())
@@ -74,9 +68,7 @@ def classes_of(result: StageResult) -> int:
 def logits_of(result: StageResult, data: DataModule, images: Images) -> Tensor:
     """Return a finished stage's logits [N, C] for unaugmented images, stored with its weights."""
     own = as_read(images, result.record.spec.reads)
-    return compute_once(
-        result, logits_name(own), lambda: predict_logits(load_net(result), data, own)
-    )
+    return compute_once(result, logits_name(own), lambda: known_logits(load_net(result), data, own))
 
 
 def role_logits(results: Mapping[Role, StageResult], data: DataModule) -> dict[Role, Tensor]:
@@ -93,7 +85,7 @@ def role_logits(results: Mapping[Role, StageResult], data: DataModule) -> dict[R
             found[role] = logits_of(each, data, test)
         else:
             own = as_read(test, each.record.spec.reads)
-            found[role] = predict_logits(load_net(each), data, own)
+            found[role] = known_logits(load_net(each), data, own)
     return found
 
 
@@ -116,7 +108,7 @@ def accuracies_by_epoch(result: StageResult, kept: Tensor, data: DataModule) -> 
         net = load_net(result)
         net.load_state_dict(load_tensors(weights))
         name = f"{logits_name(test)}-other_epoch"
-        other = compute_once(result, name, lambda: predict_logits(net, data, test))
+        other = compute_once(result, name, lambda: known_logits(net, data, test))
     own, others = (float((each.argmax(1) == test.labels).double().mean()) for each in (kept, other))
     last, best = (own, others) if record.spec.keep == "last" else (others, own)
     return EpochAccuracies(last=last, best=best if selects else None)
@@ -152,8 +144,8 @@ def diagnose(result: StageResult, data: DataModule) -> TeacherDiagnosis:
 
     def views(which: Sequence[int], augment: Augment) -> Tensor:
         def compute() -> Tensor:
-            if is_answers(result):  # one answer stands for all views
-                one = predict_logits(load_net(result), data, train.at(some))
+            if only_answers(result):  # one answer stands for all views
+                one = known_logits(load_net(result), data, train.at(some))
                 return torch.stack([one for _ in which])
             teacher = load_teacher(result)
             parts = torch.split(some, train.pixels.batch)

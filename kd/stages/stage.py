@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from kd.config.fields import Node
 from kd.config.precision import resolve_precision
 from kd.config.schema import Training
 from kd.config.trainer import epochs_of
@@ -30,21 +31,20 @@ from kd.files.store import WEIGHTS, StageResult, Store, checksum, key_of
 from kd.files.tensors import load_tensors, save_tensors
 from kd.files.writing import writing
 from kd.log import say
-from kd.measure.metrics import predict_logits, summary
-from kd.nets.answers import Answers
+from kd.measure.metrics import summary
 from kd.nets.build import build_net, normalization_of, set_normalization
 from kd.nets.grow import Grown, align
 from kd.nets.hooks import kinds_of
 from kd.nets.layer_paths import study
 from kd.nets.pretrained_weights import Normalization
 from kd.shape import Shape
+from kd.stages.answers import as_teacher, load_answers, only_answers, validation_logits
 from kd.stages.chain import LABELS_ONLY, StagePlan
 from kd.stages.code_hash import RECIPE, code_of, targets
 from kd.stages.result import (
     classes_of,
     copy_normalization,
     diagnose,
-    is_answers,
     knows,
     load_net,
     load_teacher,
@@ -53,7 +53,6 @@ from kd.stages.result import (
 )
 from kd.stages.start import (
     file_of,
-    load_answers,
     load_start,
     net_spec,
     set_start,
@@ -197,7 +196,7 @@ def make_stage(
     other = results.get("teacher") if plan.role != "teacher" else None
     return replace(
         stage,
-        runtime=runtime,
+        runtime={**runtime, "logger": logger_nodes(config, plan.name)},
         loss=plan.loss,
         teacher=teacher,
         reference=teacher or other,
@@ -228,6 +227,24 @@ def _set_recipe(spec: StageSpec, plan: StagePlan, data: DataModule, config: Trai
         spec.batch_size_per_device = spec.batch_size // devices
     if not data.selects(plan.sees):
         spec.keep = "last"
+
+
+def logger_nodes(config: Training, stage: str) -> dict[str, Node]:
+    """Return the config's loggers with the run's and the stage's name in them.
+
+    `{folder}` stays: it is the stage's.
+    """
+    output = str(Path(config.output_dir).expanduser().resolve())
+    words = {"{run}": config.name, "{stage}": stage, "{output}": output}
+
+    def fill(node: object) -> object:
+        if isinstance(node, Mapping):
+            return {name: fill(value) for name, value in node.items()}
+        for word, text in words.items() if isinstance(node, str) else ():
+            node = str(node).replace(word, text)
+        return node
+
+    return {name: {k: fill(v) for k, v in node.items()} for name, node in config.logger.items()}
 
 
 def _room(config: Training) -> Room | None:
@@ -337,8 +354,7 @@ def _start(stage: Stage, data: DataModule) -> nn.Module:
     if stage.weights:
         where = f"{stage.start_prefix}path"
         load_start(net, stage.weights, where, stage.spec, data.shape)
-        if isinstance(net, Answers):
-            load_answers(net, stage.weights, where, stage.spec, data)
+        load_answers(net, stage.weights, where, stage.spec, data)
     if said := stage.spec.normalization:
         where = f"{stage.start_prefix}normalization"
         set_normalization(net, (tuple(said.mean), tuple(said.std)), data.shape.channels, where)
@@ -422,11 +438,10 @@ def _keep(net: nn.Module, data: DataModule, folder: Path, stage: Stage) -> Train
 
     save_tensors(net.state_dict(), folder / WEIGHTS)
     val = data.split.val
-    unknown = isinstance(net, Answers) and bool(predict_logits(net, data, val).isnan().any())
-    if not val or unknown:
+    logits = validation_logits(net, data)
+    if logits is None:
         only: EpochMetrics = {"epoch": 0, "seconds": 0.0}
         return TrainingOutcome([only], BestAndLast(best=only, last=only), 0, 0, 0.0, 0)
-    logits = predict_logits(net, data, val)
     # Same as in `logits_of`
     save_tensors({"logits": logits}, folder / f"{logits_name(val)}.safetensors")
     found = summary(logits, val.labels)
@@ -447,11 +462,8 @@ def _keep(net: nn.Module, data: DataModule, folder: Path, stage: Stage) -> Train
 
 def teacher_of(stage: Stage, result: StageResult, data: DataModule) -> Teacher:
     """Return a finished stage as a teacher, with stored outputs if possible."""
-    if is_answers(result):
-        table = load_net(result)
-        assert isinstance(table, Answers)
-        table.check(data.training_images.names, "teacher.path")
-        return StoredTeacher(table.answers_for(data.split.train.names))
+    if only_answers(result):
+        return as_teacher(load_net(result), data)
     reads = result.record.spec.reads
     images, pool = (each and as_read(each, reads) for each in (data.split.train, data.mixing_pool))
     assert images is not None

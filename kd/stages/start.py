@@ -16,7 +16,6 @@ from kd.files.header import header_of, weights_file
 from kd.files.stage_record import ChannelStatistics, ChosenOutputs, StageSpec
 from kd.files.store import checksum
 from kd.log import say
-from kd.nets.answers import Answers
 from kd.nets.build import (
     fresh_node,
     normalization_of,
@@ -108,12 +107,11 @@ def load_start(net: nn.Module, file: Path, where: str, spec: StageSpec, shape: S
         UserError: the tensors do not fit the net.
     """
     said = spec.outputs_of_file
-    if isinstance(net, OnnxGraph | Answers) and (spec.state or spec.match):
+    if hasattr(net, "read_file") and (spec.state or spec.match):
         raise UserError(f"{where}: {file.name} has no state dict for .state or .match to read")
-    if isinstance(net, Answers):
-        return  # `load_answers` reads it, with the images' names
-    if isinstance(net, OnnxGraph):
-        net.read_file(file, where, OutputChoice(said.taken, said.of, []) if said else None)
+    if hasattr(net, "read_file"):
+        if isinstance(net, OnnxGraph):  # `load_answers` reads the other, with the images' names
+            net.read_file(file, where, OutputChoice(said.taken, said.of, []) if said else None)
         return
     try:
         head = head_tensors(net, shape)
@@ -151,25 +149,6 @@ def start_from_images(net: nn.Module, data: DataModule) -> None:
     images = normalize(sample, *normalization_of(net, data.statistics))
     for module in asking:
         module.start_from(images)  # type: ignore[operator]
-
-
-def load_answers(net: Answers, file: Path, where: str, spec: StageSpec, data: DataModule) -> None:
-    """Read a teacher's answers, checked against the classes and the training images.
-
-    Args:
-        where: config key of the file, for messages.
-
-    Raises:
-        UserError: some are missing, or views mix images, for which there are no answers.
-    """
-    if data.augment.mixes:
-        raise UserError(
-            f"{where}: answers are for single images, and data.augment mixes them; accepted are "
-            "data.augment.mixup=0 data.augment.cutmix=0"
-        )
-    said = spec.outputs_of_file
-    net.read_file(file, where, data.classes, (said.taken, said.of) if said else None)
-    net.check(data.for_stage("transfer").training_images.names, where)
 
 
 def _agree(theirs: Mapping[str, object], plan: StagePlan, file: Path) -> None:

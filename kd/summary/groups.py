@@ -125,7 +125,8 @@ def settings_of(run: Run) -> dict[str, object]:
     config = run.report.config
     loss = config.get("loss")
     terms = loss.get("terms") if isinstance(loss, Mapping) else None
-    flat = {knob: value for knob, value in _leaves(config, "") if knob not in APART}
+    own = {name: value for name, value in config.items() if name != "logger"}
+    flat = {knob: value for knob, value in _leaves(own, "") if knob not in APART}
     return {"loss": "+".join(terms) if isinstance(terms, Mapping) and terms else "labels", **flat}
 
 

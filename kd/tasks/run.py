@@ -32,12 +32,13 @@ from kd.shape import Shape
 from kd.stages.batch import fit_recipe
 from kd.stages.chain import LABELS_ONLY, Role, StagePlan, check_recipe
 from kd.stages.result import logits_of, role_logits
-from kd.stages.stage import Stage, make_stage
+from kd.stages.stage import Stage, logger_nodes, make_stage
 from kd.tasks.data import TaskData
 from kd.tasks.exemplars import Memory, features_of, nearest_mean
 from kd.tasks.forgetting import evaluation
 from kd.tasks.schedule import IncrementalConfig, make_tasks
 from kd.training.devices import world_size
+from kd.training.loggers import check_loggers
 from kd.training.loss_spec import LossSpec, read_loss
 from kd.training.objective import Objective
 from kd.training.optim import make_optimizer
@@ -265,6 +266,7 @@ def preflight(schedule: TaskSchedule) -> None:
     config = schedule.config
     ranks = world_size(config.trainer)
     check_trainer(config.trainer)
+    check_loggers(logger_nodes(config, "preflight"))
     for task in range(len(schedule)):
         data = schedule.source.task(task)
         images = max(ranks, data.images_an_epoch - data.images_an_epoch % ranks)

@@ -1,4 +1,4 @@
-"""Callbacks of a training: history, best epoch, curves, remaining time, the teacher's measures."""
+"""Callbacks of a training: history, best epoch, remaining time, the teacher's measures."""
 
 import math
 import signal
@@ -8,7 +8,6 @@ from typing import Any
 
 import lightning.pytorch as L
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from kd.log import say
@@ -198,13 +197,3 @@ class OwnSignals(Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Put it back."""
         signal.signal(signal.SIGTERM, self.own)
-
-
-class Curves(TensorBoardLogger):
-    """Logger that drops `epoch`, which Lightning adds to every call, several times per step."""
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log values as they come, at their optimiser step."""
-        super().log_metrics(
-            {name: value for name, value in metrics.items() if name != "epoch"}, step
-        )

@@ -32,6 +32,7 @@ from kd.training.distiller import Distiller
 from kd.training.finite import WHAT_HELPS
 from kd.training.head_only import FrozenNorms, HeadOnly, LossOnly
 from kd.training.hooks import hook
+from kd.training.loggers import end_logging
 from kd.training.loss_spec import LossSpec
 from kd.training.objective import Objective
 from kd.training.optim import make_optimizer
@@ -192,7 +193,10 @@ def train_together(
     own = [*own, OwnSignals()] if ranks else own
     trainer = make_trainer(spec, folder, runtime, own, validates=loaders[1] is not None)
     path = str(folder / LAST) if resumes else None
-    trainer.fit(distiller, *loaders, ckpt_path=path, weights_only=True)
+    try:
+        trainer.fit(distiller, *loaders, ckpt_path=path, weights_only=True)
+    finally:
+        end_logging(trainer.loggers)
 
 
 def _distiller(net: nn.Module, job: TrainingJob) -> Distiller:

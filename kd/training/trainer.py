@@ -31,8 +31,9 @@ from kd.files.checkpoints import WholeCheckpoints
 from kd.files.events import silence_writer_traceback
 from kd.files.stage_record import StageSpec
 from kd.training.averaging import WeightAverage
-from kd.training.callbacks import Best, Curves, Progress, StepLimit
+from kd.training.callbacks import Best, Progress, StepLimit
 from kd.training.devices import resolve_devices
+from kd.training.loggers import CURVES, begin_logging, make_loggers
 
 PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
 
@@ -49,13 +50,15 @@ def make_trainer(
     Args:
         spec: as `kd.stages.stage.Stage.spec`.
         folder: of the stage.
-        runtime: options that do not change the result.
+        runtime: options that do not change the result; of `logger` the nodes by name.
         own: the stage's callbacks, placed before the usual ones.
 
     Raises:
         UserError: incompatible options.
     """
     callbacks = own + _callbacks(spec, folder, validates)
+    nodes = {**runtime}.get("logger", CURVES)
+    assert isinstance(nodes, dict)
     options: dict[str, Any] = {
         "enable_progress_bar": sys.stderr.isatty(),
         "gradient_clip_val": spec.gradient_clip,
@@ -63,14 +66,16 @@ def make_trainer(
         **spec.trainer,
         "max_epochs": spec.epochs,
         "default_root_dir": str(folder),
-        "logger": Curves(str(folder), name="tensorboard", version="", default_hp_metric=False),
+        "logger": make_loggers(nodes, folder),
         "callbacks": callbacks,
     }
     if options["enable_progress_bar"]:
         callbacks.append(Progress(leave=False))
     if kind := options.pop("profiler", None):
         options["profiler"] = PROFILERS[kind](dirpath=folder, filename="profile")
-    return construct_trainer(options)
+    trainer = construct_trainer(options)
+    begin_logging(trainer, list(nodes), folder, spec.plain())
+    return trainer
 
 
 @contextmanager

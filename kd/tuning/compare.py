@@ -105,7 +105,7 @@ def _report(config: Config, command: str, root: Path) -> Report:
         except DamagedError as error:
             say(f"{error}; the run is done again")
             continue
-        if report.config == plain:
+        if {**report.config, "logger": None} == {**plain, "logger": None}:
             say(f"{config.name}: already there")
             return report
     quiet = Console(file=io.StringIO())  # its table is in the run folder

@@ -30,7 +30,13 @@ from kd.tuning.space import flat, overrides_of
 from kd.tuning.study import check_same, open_study, write_trials
 
 COUNTED = (TrialState.COMPLETE, TrialState.PRUNED)
-NO_MATTER = {"name", "output_dir", "force", "debug"}  # keys without influence on a trial's value
+NO_MATTER = {
+    "name",
+    "output_dir",
+    "force",
+    "debug",
+    "logger",
+}  # keys without influence on a trial's value
 IMPORTANCE_FROM = 10  # finished trials; with fewer, importance is noise
 
 
