@@ -3,7 +3,8 @@
 torchrun and srun start a command once for each device. Rank 0 alone finds, claims, publishes and
 reports. For a training it sends the others a function with its arguments, and all call it
 together (`Ranks.call`); then they wait for the next. So the others never wait for a lock.
-Starting, watching and ending the processes is torchrun's or SLURM's.
+Starting, watching and ending the processes is torchrun's or SLURM's. On one machine without either
+a command starts them itself, see `kd.training.processes`.
 """
 
 import json
@@ -16,8 +17,8 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -31,6 +32,10 @@ LONGEST = timedelta(hours=2)  # of waiting for another process inside a training
 Call = tuple[Callable[..., None], tuple[object, ...]]  # a function, with its arguments
 
 CALL = "call"  # announces a call; what announces the end is the exit code
+LOST = (
+    "another process of this training has ended; the same command goes on from the last finished "
+    "epoch"
+)
 POLL = 0.05  # seconds between two looks, so that a signal is heeded meanwhile
 
 # What on srun's command line asks its tasks to train together; others are runs of their own.
@@ -46,12 +51,17 @@ class Launch:
         size: how many there are, 2 or more.
         local_size: how many on each node.
         variables: of the environment, as torch wants them set.
+        gpu: its number, of those that this process sees.
+        starter: the process that started it, with which it ends; None where something else sees to
+            that.
     """
 
     rank: int
     size: int
     local_size: int
     variables: Mapping[str, str] = field(default_factory=dict)
+    gpu: int = 0
+    starter: int | None = None
 
     @property
     def nodes(self) -> int:
@@ -70,9 +80,9 @@ def find_launch(words: Sequence[str]) -> Launch | None:
     """
     env = os.environ
     if "TORCHELASTIC_RUN_ID" in env:
-        names = ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
-        rank, size, local = (int(env.get(name, "1")) for name in names)
-        launch = Launch(rank, size, local)
+        names = ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_RANK")
+        rank, size, local, gpu = (int(env.get(name, "1")) for name in names)
+        launch = Launch(rank, size, local, gpu=gpu, starter=os.getppid())
     elif env.get("SLURM_STEP_ID") and any(map(TOGETHER.match, words)):
         launch = _of_srun()
     else:
@@ -102,7 +112,13 @@ def _of_srun() -> Launch:
         "MASTER_ADDR": env.get("MASTER_ADDR", ""),
         "MASTER_PORT": env.get("MASTER_PORT", str(15000 + step % 10000)),
     }
-    return Launch(int(env["SLURM_PROCID"]), size, max(1, size // nodes), variables)
+    return Launch(
+        int(env["SLURM_PROCID"]),
+        size,
+        max(1, size // nodes),
+        variables,
+        gpu=int(env["SLURM_LOCALID"]),
+    )
 
 
 def current() -> "Ranks | None":
@@ -119,14 +135,25 @@ def lead(launch: Launch, command: Callable[[], int]) -> int:
     Raises:
         CommandError: the others have not come.
     """
+    with leading(launch) as ranks:
+        ranks.code = command()
+    return ranks.code
+
+
+@contextmanager
+def leading(launch: Launch) -> Iterator["Ranks"]:
+    """Be rank 0, and let the others go at the end.
+
+    Raises:
+        CommandError: the others have not come.
+    """
     global _current
-    _current = Ranks(launch)
-    code = 1
+    _current = ranks = Ranks(launch)
     try:
-        code = command()
-        return code
+        yield ranks
     finally:
-        _current.end(code)
+        _current = None
+        ranks.end()
 
 
 def follow(launch: Launch) -> int:
@@ -160,6 +187,10 @@ def on_all_ranks(function: Callable[..., None], *args: object) -> None:
 class Ranks:
     """The processes of a launch, and their common store of small values.
 
+    Attributes:
+        busy: whether rank 0 needs the others just now.
+        code: the exit code of the command.
+
     Raises:
         CommandError: they have not all come within `MEET` seconds.
     """
@@ -171,6 +202,8 @@ class Ranks:
 
         self.launch = launch
         self.number = 0
+        self.busy = False
+        self.code = 1
         os.environ.update(launch.variables)
         if not os.environ.get("MASTER_ADDR"):
             os.environ["MASTER_ADDR"] = _first_node()
@@ -183,8 +216,8 @@ class Ranks:
                 f"rank {launch.rank} of {launch.size}: the processes did not meet at {place} "
                 f"({first}); set MASTER_ADDR and MASTER_PORT to a place that all nodes reach"
             ) from error
-        if "TORCHELASTIC_RUN_ID" in os.environ:
-            threading.Thread(target=_stop_with_launcher, args=(os.getppid(),), daemon=True).start()
+        if launch.starter is not None:
+            threading.Thread(target=_stop_with, args=(launch.starter,), daemon=True).start()
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         self.store = PrefixStore(f"kd-{attempt}", store)
 
@@ -201,6 +234,7 @@ class Ranks:
         """
         number = self.number
         self.number += 1
+        self.busy = True
         self.store.set(f"next-{number}", CALL)
         try:
             self._check_present(number)
@@ -210,11 +244,12 @@ class Ranks:
                 raise
             raise cause from error
         finally:
+            self.busy = False
             self._set(f"over-{number}")
 
-    def end(self, code: int) -> None:
+    def end(self) -> None:
         """Let the others go; stay until they have, as this process may host the store."""
-        self._set(f"next-{self.number}", str(code))
+        self._set(f"next-{self.number}", str(self.code))
         if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
             return
         until = time.monotonic() + PATIENCE
@@ -291,10 +326,7 @@ class Ranks:
             return (UserError if found["code"] == 2 else CommandError)(found["text"])
         if not lost:
             return error
-        return RankLostError(
-            "another process of this training has ended; the same command goes on from the last "
-            "finished epoch"
-        )
+        return RankLostError(LOST)
 
     def _as_message(self, error: Exception) -> str:
         """An error for rank 0; one that is no user's with its traceback."""
@@ -317,11 +349,13 @@ class Ranks:
         return bytes(self.store.get(key))
 
 
-def _stop_with_launcher(launcher: int) -> None:
-    """Interrupt this process once torchrun is not its parent any more: it would train on alone."""
-    while os.getppid() == launcher:
+def _stop_with(starter: int) -> None:
+    """Interrupt this process once its starter has ended: it would train on alone."""
+    while os.getppid() == starter:
         time.sleep(1.0)
     os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(2 * PATIENCE)
+    os._exit(1)  # it waits for another process on a GPU, where no signal is heeded
 
 
 def is_lost(error: BaseException) -> bool:

@@ -782,10 +782,10 @@ def test_digits_views_are_what_the_teacher_is_asked_about(tmp_path: Path) -> Non
 @pytest.mark.slow
 def test_two_ranks_share_the_files_and_end_as_without(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    # Two processes would have to start for each stage
     torch.save(MLP(10, 1, 8, [16]).state_dict(), tmp_path / "teacher.pth")
     ranks = (
         "trainer=ddp",
+        "trainer.strategy=ddp_fork",
         "trainer.accelerator=cpu",
         "batch_size=20",
         f"teacher.path={tmp_path / 'teacher.pth'}",

@@ -1,6 +1,7 @@
 """A sweep as a user sees it: folders, lines, exit codes; what is repeated and what is not."""
 
 import functools
+import importlib.util
 import json
 import os
 import re
@@ -452,8 +453,21 @@ def test_a_finished_sweep_is_told_without_torch(tmp_path: Path, sweep: Any) -> N
     assert done.stdout.splitlines()[-1] == "False"
 
 
+needs_ray = pytest.mark.skipif(
+    importlib.util.find_spec("hydra_plugins.hydra_ray_launcher") is None,
+    reason="no hydra-ray-launcher (pip install kd[ray]), which needs an older cloudpickle",
+)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", [("joblib", "hydra.launcher.n_jobs=2"), ("submitit_local",)])
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        ("joblib", "hydra.launcher.n_jobs=2"),
+        ("submitit_local",),
+        pytest.param(("ray", "hydra.launcher.ray.init.num_cpus=2"), marks=needs_ray),
+    ],
+)
 def test_jobs_in_parallel_share_the_teacher(tmp_path: Path, launcher: tuple[str, ...]) -> None:
     nets = "student.net.hidden=[8],[4],[-1]"
     arguments = (nets, f"hydra/launcher={launcher[0]}", *launcher[1:])
@@ -536,19 +550,26 @@ def test_forked_processes_beside_threads_are_refused(
 
 @pytest.mark.slow
 def test_several_devices_in_a_sweep(tmp_path: Path) -> None:
-    two = (
-        "trainer=ddp",
-        "trainer.accelerator=cpu",
-        "batch_size=20",
-        "stages=[baseline]",
-        "data/augment=strong",
+    """The test part too is shared: 449 images are eight batches, of which rank 1 has the last four.
+
+    Its processes are forked, see `test_ranks.py` for spawned ones.
+    """
+    (tmp_path / "asked.py").write_text(
+        "import os\nfrom kd.nets.mlp import MLP\n"
+        "class Asked(MLP):\n"
+        "    def forward(self, x):\n"
+        f"        name = f'{tmp_path}/rank{{os.environ.get(\"RANK\")}}'\n"
+        "        with open(name, 'a') as file: file.write(f'{len(x)} ')\n"
+        "        return super().forward(x)\n"
     )
-    ran = process(tmp_path, *two, "seed=0,1").wait()
+    net = ("student.net._target_=asked.Asked", "stages=[baseline]")
+    two = ("trainer=ddp", "trainer.strategy=ddp_fork", "trainer.accelerator=cpu", "batch_size=20")
+    ran = process(tmp_path, *two, *net, "data/augment=strong", "seed=0,1").wait()
     assert ran.returncode == 0, ran.stderr
     assert len(list(tmp_path.glob("sweeps/*/*/report.json"))) == 2
-    assert all(
-        "baseline: trained" in log.read_text() for log in tmp_path.glob("sweeps/*/logs/*.log")
-    )
+    logs = [log.read_text() for log in tmp_path.glob("sweeps/*/logs/*.log")]
+    assert all("baseline: trained" in log for log in logs)
+    assert (tmp_path / "rank1").read_text().endswith(" 64 64 64 1 ")
 
 
 def test_sweep_methods_is_every_loss_that_kd_train_accepts() -> None:

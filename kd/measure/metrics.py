@@ -1,7 +1,6 @@
 """Metrics of a net's logits, and the difference between two nets."""
 
 import itertools
-import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -126,8 +125,9 @@ def own_device() -> torch.device:
     """Return the GPU of this process, which is one of its own in a launch; else the CPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    rank = int(os.environ.get("LOCAL_RANK", "0")) if current() else 0
-    return torch.device("cuda", rank % torch.cuda.device_count())
+    if ranks := current():
+        return torch.device("cuda", ranks.launch.gpu % torch.cuda.device_count())
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def summary(logits: Tensor, labels: Tensor, teacher: Tensor | None = None) -> Metrics:

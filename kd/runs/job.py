@@ -24,6 +24,7 @@ from kd.files.records import Record, read_record
 from kd.files.report_file import Report, read_report
 from kd.files.writing import whole
 from kd.log import say
+from kd.ranks import current
 from kd.runs.job_log import into
 from kd.runs.own_device import reserve_devices
 from kd.stages.code_hash import RECIPE, code_of, targets
@@ -204,9 +205,10 @@ def _attempt(job: Job) -> str | None:
             get_object(job.run)(
                 config, job.command, folder=JobFolder(job.folder), since=job.since, out=console
             )
-        except (StopRequest, RankLostError) as error:
-            raise Leave from error
         except (Exception, SystemExit) as error:
+            # Without torchrun's or srun's other processes no further job can begin
+            if isinstance(error, StopRequest) or (isinstance(error, RankLostError) and current()):
+                raise Leave from error
             console.print(traceback.format_exc(), markup=False, soft_wrap=True)
             return describe(error)
     return None

@@ -37,6 +37,7 @@ from kd.stages.batch import suit_to_data
 from kd.stages.chain import LABELS_ONLY, Role, StagePlan, chain_of
 from kd.stages.result import knows, role_logits
 from kd.stages.stage import logger_nodes, make_stage
+from kd.training.processes import on_devices
 from kd.training.remaining import Outlook
 
 
@@ -76,7 +77,8 @@ def run(
         preflight(left, config, data)
         for line in opening(chain, data):
             say(line)
-    with frame.open_folder() as folder, begin(folder.events, config, data) as events:
+    several = on_devices(config.trainer if left else {})
+    with several, frame.open_folder() as folder, begin(folder.events, config, data) as events:
         ahead = partial(outlook, left=left, config=config, data=data, command=command)
         stages = _finish_stages(frame, folder, chain, config, data, ahead)
         results = _with_answers(by_role(chain, stages), data)

@@ -42,6 +42,7 @@ from kd.training.loggers import check_loggers
 from kd.training.loss_spec import LossSpec, read_loss
 from kd.training.objective import Objective
 from kd.training.optim import make_optimizer
+from kd.training.processes import on_devices
 from kd.training.trainer import check_trainer
 
 
@@ -176,7 +177,7 @@ def run(
     frame = RunFrame(config, folder, since, out)
     schedule = TaskSchedule(config, construct(config.data, "data"))
     preflight(schedule)
-    with frame.open_folder() as folder:
+    with on_devices(config.trainer), frame.open_folder() as folder:
         results: list[StageResult] = []
         for _ in schedule.source.tasks:
             results.append(_learn(schedule, results, frame, folder))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +14,6 @@ from kd.ranks import Launch, current
 
 if TYPE_CHECKING:  # a run that finds everything needs no Lightning: 2 of its 4 s of imports
     from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
-
-# Strategies that start a device's process as a copy of this one.
-COPIES_ITSELF = ("ddp_spawn", "ddp_fork", "ddp_notebook")
 
 # Those that keep a part of the net on each GPU, for nets that do not fit on one.
 SHARDED = ("fsdp", "deepspeed")
@@ -67,15 +65,13 @@ def resolve_devices(options: Mapping[str, Any]) -> tuple[dict[str, Any], Cluster
             f"srun, or with torchrun --nnodes {nodes} --nproc-per-node {count} "
             f"--rdzv-backend c10d --rdzv-endpoint HOST:PORT -m kd.train {word} ..."
         )
-    found = options.get("devices", 1)
-    several: dict[str, Any] = {} if isinstance(found, list) else {"devices": count}
-    if count > 1 and strategy in ("auto", "ddp"):
-        several["strategy"] = "ddp_spawn"
-    elif count > 1 and not strategy.startswith(COPIES_ITSELF):
+    if count > 1 and not strategy.startswith(("auto", "ddp")):
         raise UserError(
             f"trainer.strategy: found {strategy!r} for {count} devices in a single process; start "
             f"one for each: torchrun --nproc-per-node {count} -m kd.train {word} ..."
         )
+    found = options.get("devices", 1)
+    several = {} if isinstance(found, list) else {"devices": count}
     return {**options, **several}, LightningEnvironment()
 
 
@@ -90,10 +86,9 @@ def _refuse_shards(strategy: str, options: Mapping[str, object]) -> None:
 
 
 def _in_launch(options: Mapping[str, Any], launch: Launch) -> dict[str, Any]:
-    """Devices, nodes and strategy in a process of torchrun or srun."""
+    """Devices, nodes and strategy in a process of several."""
     strategy = str(options.get("strategy", "auto"))
-    if strategy == "auto" or strategy.startswith("ddp"):
-        strategy = "ddp"
+    strategy = "ddp" if strategy == "auto" else re.sub("_(spawn|fork|notebook)", "", strategy)
     found = options.get("devices", 1)
     if found not in (1, "auto", -1) and devices_of(options) != launch.local_size:
         raise UserError(

@@ -36,9 +36,10 @@ from kd.training.loggers import end_logging
 from kd.training.loss_spec import LossSpec
 from kd.training.objective import Objective
 from kd.training.optim import make_optimizer
+from kd.training.processes import on_devices
 from kd.training.remaining import Outlook
 from kd.training.step_log import StepLog
-from kd.training.trainer import make_trainer, send_as_bytes
+from kd.training.trainer import make_trainer
 
 LAST = "last.ckpt"
 BEST = "best.ckpt"
@@ -95,7 +96,8 @@ def fit(net: nn.Module, job: TrainingJob, folder: Path) -> TrainingOutcome:
     distiller = _distiller(net, job)
     distiller.objective.go_on_from(job.learned)
     own = [History(job.name, job.watch), *_callbacks(job)]
-    ranks = world_size({**job.runtime, **spec.trainer})
+    options = {**job.runtime, **spec.trainer}
+    ranks = world_size(options)
     train = job.data.train_loader(spec.batch_size, spec.seed, ranks, drop_last=spec.drop_last)
     val = job.data.val_loader(ranks=ranks) if job.data.split.val else None
     start = last_good(folder / LAST, folder / BEST if val else None)
@@ -104,7 +106,7 @@ def fit(net: nn.Module, job: TrainingJob, folder: Path) -> TrainingOutcome:
     if start:  # Lightning sets the order's epoch too late for prefetching workers
         train.sampler.set_epoch(start["epoch"] + 1)  # type: ignore[attr-defined]
     curves = writing(folder / "tensorboard", f"the curves of {job.name}")
-    with _errors_with(job.name), curves, send_as_bytes():
+    with _errors_with(job.name), curves, on_devices(options):
         on_all_ranks(
             train_together, distiller, spec, folder, job.runtime, own, (train, val), bool(start)
         )

@@ -6,9 +6,7 @@ import os
 import shutil
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from multiprocessing.reduction import ForkingPickler
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,22 +74,6 @@ def make_trainer(
     trainer = construct_trainer(options)
     begin_logging(trainer, list(nodes), folder, spec.plain())
     return trainer
-
-
-@contextmanager
-def send_as_bytes() -> Iterator[None]:
-    """Send tensors to new processes through their pipe, instead of torch's shared memory.
-
-    A container has 64 MB of shared memory by default, less than images and nets take.
-    """
-    reducers: dict[type, Any] = ForkingPickler._extra_reducers  # type: ignore[attr-defined]
-    shared = {kind: how for kind, how in reducers.items() if kind.__module__.startswith("torch")}
-    for kind in shared:
-        del reducers[kind]
-    try:
-        yield
-    finally:
-        reducers.update(shared)
 
 
 def check_trainer(options: Mapping[str, Any]) -> None:

@@ -109,14 +109,20 @@ def side_by_side(device: str, batch: int, seconds: float, counts: list[int]) -> 
 
 
 def stages(device: str, epochs: int) -> list[str]:
-    """Make rows of ms per step inside kd, with cached and live teacher outputs, compiled or not."""
+    """Make rows of ms per step inside kd: with cached and live teacher outputs, compiled or not,
+    and in mixed precision under torchrun.
+    """
     data = Path(os.environ.get("KD_DATA_DIR", "data")) / "cifar-10-batches-py"
     source = ["data=cifar10"] if data.is_dir() else ["data=digits"]
     rows = [f"{source[0]}, ResNet-18 to the CNN, batches of 512.", ""]
     rows += ["| setting | role | ms a step, validation included |", "|---|---|---:|"]
     settings = [["data.views=1"], ["teacher.cache=off"]]
-    settings += [["teacher.cache=off", "trainer.compile=true"]] if device == "cuda" else []
+    if device == "cuda":
+        settings += [["teacher.cache=off", "trainer.compile=true"]]
+        settings += [["trainer=ddp", f"trainer.precision={each}-mixed"] for each in ("bf16", "16")]
     for words in settings:
+        launcher = ["-m", "torch.distributed.run", "--nproc-per-node=1"]
+        launcher = launcher if "trainer=ddp" in words else []
         with tempfile.TemporaryDirectory() as out:
             accelerator = "gpu" if device == "cuda" else "cpu"
             command = ["-m", "kd.train", *source, *words, f"epochs={epochs}", "teacher.epochs=1"]
@@ -127,7 +133,8 @@ def stages(device: str, epochs: int) -> list[str]:
                 f"output_dir={out}",
             ]
             command += [] if device == "cuda" else ["data.limit=600", "teacher.net.width=8"]
-            subprocess.run([sys.executable, *command], check=True, cwd=ROOT, capture_output=True)
+            command = [sys.executable, *launcher, *command]
+            subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
             (file,) = Path(out).glob("runs/*/report.json")
             for model in json.loads(file.read_text())["models"]:
                 rows.append(f"| {' '.join(words)} | {model['role']} | {model['step_ms']:.2f} |")
