@@ -83,7 +83,7 @@ def batch(view: int, *index: int) -> tuple[Tensor, Tensor, int]:
     """The teacher's input in training."""
     where = torch.tensor(index)
     return (
-        make_views(images().pixels[where], where, seed=0, view=view, augment=AUGMENT),
+        make_views(images().pixels[where % 100], where, seed=0, view=view, augment=AUGMENT),
         where,
         view,
     )
@@ -174,6 +174,14 @@ class TestOnce:
         teacher = cached(tmp_path)
         teacher.prepare(0)
         assert torch.equal(teacher(*batch(7, 5)).logits, teacher.live(*batch(7, 5)).logits)
+
+    def test_a_further_round_of_an_epoch_is_another_view(self, tmp_path: Path) -> None:
+        teacher = cached(tmp_path)
+        teacher.prepare(1)
+        x, index, view = batch(1, 3, 103)
+        x[1] = 0.5
+        found = teacher(x, index, view).logits
+        assert torch.equal(found, torch.cat([teacher(*batch(1, 3)).logits, Sums()(x[1:])]))
 
     def test_copies_share_it_and_another_process_opens_it_anew(self, tmp_path: Path) -> None:
         teacher = cached(tmp_path)

@@ -1,12 +1,14 @@
 """The DataModule: parts, keys, order, ranks, weights, unlabelled images; and the real data sets."""
 
 import contextlib
+import math
 import os
 import pickle
 import re
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +41,9 @@ from kd.measure.metrics import predict_logits, summary
 from kd.teachers.frozen_teacher import FrozenTeacher
 from kd.teachers.live_teacher import LiveTeacher
 from kd.training.distiller import Distiller
+from kd.training.label_loss import accuracy, label_loss
 from kd.training.loss_spec import read_loss
-from kd.training.objective import Objective, accuracy, label_loss
+from kd.training.objective import Objective
 
 DATA = Path(os.environ.get("KD_DATA_DIR", "data"))
 
@@ -80,6 +83,9 @@ def test_statistics_are_those_of_the_training_part() -> None:
         {"augment": {"rotation": 5}},
         {"views": 3},
         {"class_weights": "balanced"},
+        {"sampler": "balanced"},
+        {"logit_adjustment": 1.0},
+        {"focal_gamma": 2.0},
     ],
 )
 def test_the_key_changes_with_what_training_depends_on(change: dict[str, Any]) -> None:
@@ -210,6 +216,55 @@ def test_balanced_weights_give_each_class_the_same_say() -> None:
     says = [float((labels == c).sum()) * weights[c] for c in range(2)]
     assert says[0] == pytest.approx(says[1]) == pytest.approx(len(labels) / 2)
     assert Made().loss_weights is None
+
+
+def test_a_balanced_epoch_shows_each_class_equally_often() -> None:
+    data = Made(sampler="balanced", limit=100)
+    labels = data.split.train.labels
+    assert torch.bincount(labels).tolist() == [90, 10]
+
+    def epoch(number: int, data: DataModule = data, ranks: int = 1) -> list[int]:
+        found = []
+        for rank in range(ranks):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(batches, "rank", lambda rank=rank: rank)
+                loader = data.train_loader(10, seed=5, ranks=ranks)
+                loader.sampler.set_epoch(number)  # type: ignore[attr-defined]
+                found.append([i for _, _, index in loader for i in index.tolist()])
+        return [i for turn in zip(*found, strict=True) for i in turn]
+
+    shown = epoch(3)
+    assert shown == epoch(3) == epoch(3, ranks=2) != epoch(4)
+    assert sum(int(labels[i % 100]) for i in shown) == 50
+    often = Counter(i % 100 for i in shown)
+    assert {often[i] for i in range(100) if labels[i] == 1} == {5}
+    assert max(often[i] for i in range(100) if labels[i] == 0) == 1
+    assert len(set(shown)) == 100, "an image that comes again has another view"
+    some = Made(sampler="balanced", limit=100, labels=40).for_stage("transfer")
+    known = [int(some.split.train.labels[i % 100]) for i in epoch(0, some)]
+    assert Counter(known) == {-1: 60, 0: 20, 1: 20}
+
+
+def test_label_loss_allows_for_class_sizes_and_for_sure_images() -> None:
+    """Menon et al. 2021, eq. 10, and Lin et al. 2017, eq. 4, by hand."""
+    logits, target = torch.tensor([[1.0, -1.0], [0.5, 2.0]]).double(), torch.tensor([0, 0])
+    offsets = Made(logit_adjustment=1.5, limit=100).logit_offsets
+    assert offsets == pytest.approx([1.5 * math.log(0.9), 1.5 * math.log(0.1)])
+    assert Made().logit_offsets is None
+
+    def log_p(own: float, other: float) -> float:
+        return own - math.log(math.exp(own) + math.exp(other))
+
+    adjusted = [log_p(a + offsets[0], b + offsets[1]) for a, b in logits.tolist()]
+    found = label_loss(logits, target, offsets=offsets)
+    assert float(found) == pytest.approx(-sum(adjusted) / 2, rel=1e-6)
+    focal = [(1 - math.exp(log_p(a, b))) ** 2 * log_p(a, b) for a, b in logits.tolist()]
+    found = label_loss(logits, target, focal_gamma=2.0)
+    assert float(found) == pytest.approx(-sum(focal) / 2, rel=1e-6)
+    soft = torch.tensor([[0.7, 0.3], [0.0, 0.0]]).double()  # a mixed view, and one without a label
+    other = (1 - math.exp(log_p(-1, 1))) ** 2 * log_p(-1, 1)
+    found = label_loss(logits, soft, (2.0, 1.0), focal_gamma=2.0)
+    assert float(found) == pytest.approx(-(0.7 * 2 * focal[0] + 0.3 * other), rel=1e-6)
 
 
 def test_label_loss_is_the_mean_over_the_labelled_images() -> None:

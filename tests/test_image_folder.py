@@ -604,6 +604,11 @@ def test_a_patient_of_test_who_is_in_train_is_refused(tmp_path: Path) -> None:
         ({"cache": "dsk"}, "did you mean 'disk'"),
         ({"cache": "disk", "cache_dir": None}, "needs data.cache_dir"),
         ({"class_weights": "balance"}, "did you mean 'balanced'"),
+        (
+            {"class_weights": "balanced", "sampler": "balanced"},
+            "data.sampler: found 'balanced' beside data.class_weights",
+        ),
+        ({"sampler": "balanced", "logit_adjustment": 1.0}, "data.logit_adjustment: found 1.0"),
         ({"unlabeled": "nowhere"}, "data.unlabeled: no image in"),
     ],
 )

@@ -16,8 +16,8 @@ from kd.errors import UserError
 from kd.nets.cnn import CNN
 from kd.stages.chain import chain_of
 from kd.training.averaging import WeightAverage
+from kd.training.label_loss import label_loss
 from kd.training.muon import Muon, nearest_orthogonal
-from kd.training.objective import label_loss
 from kd.training.optim import make_optimizer
 from kd.training.parameter_groups import parameter_groups
 

@@ -52,7 +52,11 @@ __all__ = [
 OnBad = Literal["stop", "skip"]
 OnDuplicate = Literal["warn", "drop", "stop"]
 Weights = Literal["balanced"]
+Order = Literal["balanced"]
 T = TypeVar("T")
+
+# Keywords for rare classes, beside `class_weights`
+BALANCE = ("sampler", "logit_adjustment", "focal_gamma")
 
 
 class DataModule(ABC):
@@ -76,6 +80,13 @@ class DataModule(ABC):
             own; None for those of the training images.
         class_weights: `balanced` weights the training cross-entropy by N / (classes * images of the
             class); None weights all classes equally.
+        sampler: `balanced` shows each class equally often in an epoch, of as many images as
+            without. An image that is shown again has another view. None shows each image once.
+        logit_adjustment: adds this times the logarithm of a class's share of the training images to
+            its logit in the training cross-entropy (Menon et al. 2021, eq. 10; they use 1). None
+            adds nothing.
+        focal_gamma: in the training cross-entropy, weights each logarithm by (1 - p) to this power
+            (Lin et al. 2017, eq. 4; they use 2). None is the plain one.
         labels: how many training images keep their label for student and baseline: a count, a share
             below 1, or a file that lists them. The rest stays unlabelled. The teacher sees all.
             None keeps all.
@@ -111,6 +122,9 @@ class DataModule(ABC):
         views: int | None = None,
         normalization: dict[str, list[float]] | None = None,
         class_weights: Weights | None = None,
+        sampler: Order | None = None,
+        logit_adjustment: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None,
+        focal_gamma: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None,
         labels: Labels = None,
         labels_seed: Annotated[int, Field(ge=0, lt=2**63)] = 0,
         omit: list[str | int] | None = None,
@@ -141,6 +155,10 @@ class DataModule(ABC):
         self.val_labels = val_labels
         self.normalization = normalization
         self.class_weights = one_of("class_weights", class_weights, (None, *get_args(Weights)))
+        self.sampler = one_of("sampler", sampler, (None, *get_args(Order)))
+        self.logit_adjustment = logit_adjustment
+        self.focal_gamma = focal_gamma
+        _check_balance(self)
         self.on_bad_image = one_of("on_bad_image", on_bad_image, get_args(OnBad))
         if cache == "disk" and cache_dir is None:
             raise UserError(
@@ -370,10 +388,23 @@ class DataModule(ABC):
         """Weight of each class in the training cross-entropy; None if all are equal."""
         if self.class_weights is None:
             return None
+        share = self._class_shares
+        return tuple((1 / (len(share) * share)).tolist())
+
+    @property
+    def logit_offsets(self) -> tuple[float, ...] | None:
+        """Offset of each class's logit in the training cross-entropy; None without offsets."""
+        if self.logit_adjustment is None:
+            return None
+        return tuple((self.logit_adjustment * self._class_shares.log()).tolist())
+
+    @property
+    def _class_shares(self) -> Tensor:
+        """Share of each class in the labelled training images, above 0; float64 [classes]."""
         labels = self.split.train.labels
         labels = labels[labels >= 0]
         counts = torch.bincount(labels, minlength=len(self.classes)).clamp(min=1)
-        return tuple((len(labels) / (len(counts) * counts.double())).tolist())
+        return counts.double() / len(labels)
 
     def for_stage(self, sees: Sees) -> "DataModule":
         """Return this data as a stage sees it: with its labels, and with unlabelled images.
@@ -558,6 +589,8 @@ class DataModule(ABC):
             "class_weights": self.class_weights,
             "shown": None if self.shown is None else _digest(self.shown),
             "length": self.length,
+            # Left out where unused: keys of other results stay as they were
+            **{name: used for name in BALANCE if (used := getattr(self, name)) is not None},
         }
 
     def _crops_key(self, images: Images) -> dict[str, object]:
@@ -610,6 +643,7 @@ class DataModule(ABC):
             length=self.length,
             drop_last=drop_last,
             stride=0 if self.views else len(images),  # an image has no more than V views
+            labels=None if self.sampler is None else images.labels.tolist(),
         )
         if not len(order):
             raise UserError(
@@ -656,6 +690,16 @@ class DataModule(ABC):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             generator=torch.Generator(),
+        )
+
+
+def _check_balance(data: DataModule) -> None:
+    """Refuse several settings that each make up for rare classes."""
+    known = ("class_weights", "sampler", "logit_adjustment")
+    if len(used := [name for name in known if getattr(data, name) is not None]) > 1:
+        raise UserError(
+            f"data.{used[1]}: found {getattr(data, used[1])!r} beside data.{used[0]}, and each of "
+            f"them makes up for rare classes alone; accepted is one of {', '.join(known)}"
         )
 
 

@@ -1,6 +1,6 @@
 """Batches of images by position, and their order."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -75,6 +75,8 @@ class EpochOrder(Sampler[list[int]]):
         drop_last: whether images that fill no batch are left out. At most one less than there are
             ranks is left out otherwise.
         stride: added to a position in each round of an epoch, so that its views differ.
+        labels: of all images, negative for none; each class is then shown equally often, and
+            unlabelled images once. None shows all images equally often.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class EpochOrder(Sampler[list[int]]):
         length: int | None = None,
         drop_last: bool = True,
         stride: int = 0,
+        labels: Sequence[int] | None = None,
     ) -> None:
         self.chosen = range(size) if chosen is None else chosen
         self.length = len(self.chosen) if length is None else length
@@ -96,6 +99,11 @@ class EpochOrder(Sampler[list[int]]):
         self.ranks = ranks
         self.drop_last = drop_last
         self.stride = stride
+        self.classes: dict[int, list[int]] | None = None  # positions by label
+        if labels is not None:
+            self.classes = {}
+            for position in self.chosen:
+                self.classes.setdefault(max(labels[position], -1), []).append(position)
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -108,15 +116,37 @@ class EpochOrder(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % 2**63)
-        order: list[int] = []
-        while len(order) < self.length:
-            start = len(order) // len(self.chosen) * self.stride
-            turns = torch.randperm(len(self.chosen), generator=generator).tolist()
-            order += [start + self.chosen[turn] for turn in turns]
+        if self.classes is None:
+            order = self._rounds(self.chosen, self.length, generator)
+        else:
+            order = self._class_rounds(self.classes, generator)
         mine = order[rank() : self.length // self.ranks * self.ranks : self.ranks]
         size = self.batch_size if self.drop_last else len(mine) / max(1, len(self))
         for batch in range(len(self)):
             yield mine[round(batch * size) : round((batch + 1) * size)]
+
+    def _rounds(
+        self, positions: Sequence[int], count: int, generator: torch.Generator
+    ) -> list[int]:
+        """Return `count` positions: permutations of all, one after the other."""
+        order: list[int] = []
+        while len(order) < count:
+            start = len(order) // len(positions) * self.stride
+            turns = torch.randperm(len(positions), generator=generator).tolist()
+            order += [start + positions[turn] for turn in turns]
+        return order[:count]
+
+    def _class_rounds(
+        self, classes: Mapping[int, Sequence[int]], generator: torch.Generator
+    ) -> list[int]:
+        """Return an epoch with equally many images of each class, which differ by one at most."""
+        order = self._rounds(found, len(found), generator) if (found := classes.get(-1)) else []
+        labels = sorted(classes.keys() - {-1})
+        share, left = divmod(self.length - len(order), max(1, len(labels)))
+        for i, label in enumerate(labels):
+            more = (i - self.epoch) % len(labels) < left  # other classes in each epoch
+            order += self._rounds(classes[label], share + more, generator)
+        return [order[turn] for turn in torch.randperm(len(order), generator=generator).tolist()]
 
 
 class InViews(Sampler[tuple[int, list[int]]]):

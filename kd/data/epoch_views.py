@@ -19,16 +19,23 @@ class EpochViews:
         seed: seeds the draws, at least 0.
         cycle: number of views that are repeated in turn; None for a new one in each epoch.
         pool: source of the second image of a mixed view; None where views do not mix.
+        count: number of training images; in further rounds of an epoch their numbers go on from it.
+            None: there are no further rounds.
     """
 
     augment: Augment
     seed: int
     cycle: int | None = None
     pool: Images | None = None
+    count: int | None = None
 
     def number(self, epoch: int) -> int:
         """Return the view of an epoch, both counted from 0."""
         return view_number(epoch, self.cycle)
+
+    def positions(self, index: Tensor) -> Tensor:
+        """Return the images' positions in the training part by their numbers, int64 [B]."""
+        return index if self.count is None else index % self.count
 
     def images(self, pixels: Tensor, index: Tensor, view: int) -> Tensor:
         """Make the views of a batch.

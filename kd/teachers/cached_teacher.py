@@ -154,10 +154,18 @@ class CachedTeacher:
     def __call__(self, x: Tensor, index: Tensor, view: int) -> NetOutput:
         """Return float32 logits [B, classes] for x [B, C, H, W] in [0, 1] and index int64 [B]."""
         if self.rows is None or view != self.view:
-            own = self.views(index, view, x.device) if self.views.drawn_at else x
-            return self.live(own, index, view)
-        rows = torch.from_numpy(self.rows[index.cpu().numpy()])
-        return NetOutput(rows.to(x.device).float())
+            return self._live(x, index, view)
+        count = len(self.rows)
+        rows = torch.from_numpy(self.rows[index.cpu().numpy() % count]).to(x.device).float()
+        again = index >= count  # in a further round of the epoch, as another view
+        if again.any():
+            rows[again] = self._live(x[again], index[again], view).logits
+        return NetOutput(rows)
+
+    def _live(self, x: Tensor, index: Tensor, view: int) -> NetOutput:
+        """Ask the net about views x [B, C, H, W] of images, int64 [B]."""
+        own = self.views(index, view, x.device) if self.views.drawn_at else x
+        return self.live(own, index, view)
 
     def _steps(self) -> Sequence[Tensor]:
         """Return the images of each step: STEP chunks for each rank."""

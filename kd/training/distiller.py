@@ -18,9 +18,10 @@ from kd.log import console
 from kd.nets.hooks import FeatureHooks, NetOutput, as_signals
 from kd.teachers.live_teacher import Teacher
 from kd.training.finite import finite
+from kd.training.label_loss import accuracy
 from kd.training.layout import layout_of, to_layout
 from kd.training.memory import keep_memory
-from kd.training.objective import Objective, accuracy
+from kd.training.objective import Objective
 from kd.training.step_log import is_logged
 
 
@@ -101,7 +102,7 @@ class Distiller(L.LightningModule):
                 **as_signals(student, "s"),
                 **as_signals(teacher, "t"),
                 "target": target,
-                "index": index,
+                "index": self.views.positions(index),
                 "x": inputs,
                 "epoch": self.current_epoch,
                 "progress": self.trainer.global_step / self.steps,

@@ -32,6 +32,7 @@ from kd.training.distiller import Distiller
 from kd.training.finite import WHAT_HELPS
 from kd.training.head_only import FrozenNorms, HeadOnly, LossOnly
 from kd.training.hooks import hook
+from kd.training.label_loss import label_loss
 from kd.training.loggers import end_logging
 from kd.training.loss_spec import LossSpec
 from kd.training.objective import Objective
@@ -214,8 +215,13 @@ def _distiller(net: nn.Module, job: TrainingJob) -> Distiller:
         Objective(
             job.loss,
             data.shape,
-            class_weights=data.loss_weights,
-            label_smoothing=spec.label_smoothing,
+            of_labels=partial(
+                label_loss,
+                class_weights=data.loss_weights,
+                label_smoothing=spec.label_smoothing,
+                offsets=data.logit_offsets,
+                focal_gamma=data.focal_gamma,
+            ),
             build_arguments=arguments,
         ),
         partial(
@@ -225,7 +231,7 @@ def _distiller(net: nn.Module, job: TrainingJob) -> Distiller:
             epochs=spec.epochs,
             clips=spec.gradient_clip is not None,
         ),
-        views=EpochViews(data.augment, spec.seed, data.views, data.mixing_pool),
+        views=EpochViews(data.augment, spec.seed, data.views, data.mixing_pool, len(labels)),
         normalization=normalization_of(net, data.statistics),
         seed=spec.seed,
         teacher=job.teacher,

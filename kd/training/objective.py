@@ -3,15 +3,15 @@
 Its numbers, weights and losses' keywords, are constants or schedules over training progress.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd.config.construct import construct
 from kd.shape import Shape
+from kd.training.label_loss import label_loss, label_mask
 from kd.training.loss_spec import LossSpec, TermSpec
 
 
@@ -96,15 +96,14 @@ class Objective(nn.Module):
 
     Args:
         build_arguments: constructor arguments for losses that learn, by name, besides the shape.
-        class_weights, label_smoothing: of the cross-entropy; see `label_loss`.
+        of_labels: the cross-entropy, of logits and target; see `label_loss`.
     """
 
     def __init__(
         self,
         spec: LossSpec,
         shape: Shape,
-        class_weights: tuple[float, ...] | None = None,
-        label_smoothing: float = 0.0,
+        of_labels: Callable[[Tensor, Tensor], Tensor] = label_loss,
         build_arguments: Mapping[str, object] | None = None,
     ) -> None:
         super().__init__()
@@ -116,8 +115,7 @@ class Objective(nn.Module):
         built |= build_arguments or {}
         labels = (build_arguments or {}).get("labels")
         unlabeled = isinstance(labels, Tensor) and bool((labels < 0).any())
-        self.class_weights = class_weights
-        self.label_smoothing = label_smoothing
+        self.of_labels = of_labels
         self.ce_weight = spec.ce_weight
         self.terms = nn.ModuleList(Term(term, built, unlabeled) for term in spec.terms)
 
@@ -172,9 +170,7 @@ class Objective(nn.Module):
         with torch.autocast(logits_s.device.type, enabled=False):
             full = {name: _full(value) for name, value in signals.items()}
             parts: dict[str, Any] = {
-                "loss_ce": label_loss(
-                    full["logits_s"], full["target"], self.class_weights, self.label_smoothing
-                ),
+                "loss_ce": self.of_labels(full["logits_s"], full["target"]),
                 "weight_ce": self.ce_weight(signals["progress"]),
             }
             total = parts["weight_ce"] * parts["loss_ce"]
@@ -182,62 +178,6 @@ class Objective(nn.Module):
                 parts |= term(full)
                 total = total + parts[f"weight_{term.name}"] * parts[f"loss_{term.name}"]
         return {"loss": total, **parts}
-
-
-def label_loss(
-    logits: Tensor,
-    target: Tensor,
-    class_weights: tuple[float, ...] | None = None,
-    label_smoothing: float = 0.0,
-) -> Tensor:
-    """Compute the cross-entropy in nats, mean over labelled images; 0 without any.
-
-    Args:
-        logits: [B, C], float32.
-        target: classes, int64 [B], negative for no label; or probabilities [B, C], a row of zeros
-            for none.
-        class_weights: factor of each class's cross-entropy. The mean is over images, not over
-            weights, so that an image counts the same in any batch.
-        label_smoothing: in [0, 1): share of a label spread evenly over all classes (Szegedy et al.
-            2016, "Rethinking the Inception Architecture", section 7).
-    """
-    labelled = label_mask(target)
-    losses = F.cross_entropy(
-        logits,
-        target.clamp(min=-1) if target.ndim == 1 else target,
-        logits.new_tensor(class_weights) if class_weights else None,
-        ignore_index=-1 if target.ndim == 1 else -100,  # torch's own, for probabilities
-        reduction="none",
-        label_smoothing=label_smoothing,
-    )
-    # Smoothing would also give a row of zeros a loss, so it is masked here.
-    return (losses * labelled).sum() / labelled.sum().clamp(min=1)
-
-
-def accuracy(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the accuracy on labelled images, a fraction, and how many are labelled; scalars.
-
-    A mixed image counts as its larger part.
-
-    Args:
-        logits: [B, C].
-        target: as for `label_mask`.
-    """
-    labelled = label_mask(target)
-    dominant = target if target.ndim == 1 else target.argmax(1)
-    right = (logits.argmax(1) == dominant) & labelled
-    count = labelled.sum()
-    return right.sum() / count.clamp(min=1), count.float()
-
-
-def label_mask(target: Tensor) -> Tensor:
-    """Mark the labelled images of a batch: bool [B].
-
-    Args:
-        target: classes, int64 [B], negative for no label; or probabilities [B, C], a row of zeros
-            for none.
-    """
-    return target >= 0 if target.ndim == 1 else target.sum(1) > 0
 
 
 def _rows(value: Any, chosen: Tensor) -> Any:

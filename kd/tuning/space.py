@@ -28,7 +28,14 @@ FORMS = "{low: 1, high: 16}, with log: true or step: 1 if need be, or {choices: 
 # Keys that cannot make a setting better, or that choose the images or seed of its evaluation.
 FIXED = {"seed", "stages", "stage", "force", "debug", "pictures", "output_dir", "name", "hydra"}
 FIXED |= {"logger"}
-OF_DATA = ("data.augment", "data.views", "data.class_weights")
+OF_DATA = (
+    "data.augment",
+    "data.views",
+    "data.class_weights",
+    "data.sampler",
+    "data.logit_adjustment",
+    "data.focal_gamma",
+)
 
 
 class Range(Strict):
