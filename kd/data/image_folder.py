@@ -1,10 +1,10 @@
-"""Any folder of images: with train, val and test folders, or class folders only."""
+"""Any folder of images, with class folders or a label file; with train, val and test or without."""
 
 import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -17,10 +17,22 @@ from kd.data.folder import (
     given_layout,
     layout,
     omission_note,
+    part_of_name,
     plain,
     subfolders,
 )
+from kd.data.label_file import find_files, read_label_file
 from kd.errors import UserError
+
+
+class LabelledFile(NamedTuple):
+    """An image file, its part and labels, and its name in lists."""
+
+    path: Path
+    part: str
+    labels: tuple[int, ...]
+    name: str
+
 
 Listing = dict[str, list[Path]]  # image files by class name
 
@@ -36,6 +48,11 @@ class ImageFolder(FileSource):
         group_pattern: regular expression for the group (patient, scene) in a file name: its capture
             group, or the whole match. A group is never split between parts. A file without a match
             is its own group.
+        label_file: a table with the label of each image, in the place of class folders; see
+            `kd.data.label_file`. A path that is not there is looked for in `root`. Images without a
+            row are left out. Parts are those of the table's column `part`, or the folders train,
+            val and test; other images are of train.
+        image_column, label_column: of that table; None finds them by the usual names.
         options: those of `kd.data.file_source.FileSource`.
     """
 
@@ -44,6 +61,9 @@ class ImageFolder(FileSource):
         root: str | None = None,
         parts: Mapping[str, str] | None = None,
         group_pattern: str | None = None,
+        label_file: str | None = None,
+        image_column: str | None = None,
+        label_column: str | list[str] | None = None,
         **options: Any,
     ) -> None:
         if root is None:
@@ -59,39 +79,86 @@ class ImageFolder(FileSource):
                 f"data.group_pattern: {group_pattern!r} is no regular expression: {error}"
             ) from error
         self.given = parts
+        self.label_file = Path(label_file).expanduser() if label_file else None
+        self.columns = (image_column, label_column)
+        if self.label_file is None and self.columns != (None, None):
+            raise UserError("data.label_column, data.image_column: are of data.label_file, not set")
 
     def read(self) -> Source:
-        """List the folders, check that their classes agree, and decode the files."""
+        """List the images, check that the parts' classes agree, and decode the files."""
+        entries, classes = self._by_folders() if self.label_file is None else self._by_table()
+        pixels, good = self.decode(
+            [each.path for each in entries], self.image_size, self.channels, "data.root"
+        )
+        left = [entries[i] for i in good]
+        found = {(each.part, label) for each in left for label in each.labels}
+        for part, label in ((each.part, label) for each in entries for label in each.labels):
+            if (part, label) not in found:
+                where = f"{part}, class {classes[label]!r}"
+                raise UserError(f"data.root: no image of {where} can be decoded")
+        groups = None
+        if self.group_pattern:
+            groups = [self.group(each.path, each.part) for each in left]
+        every = Images(
+            pixels,
+            torch.tensor([each.labels[0] for each in left]),
+            groups,
+            [each.name for each in left],
+        )
+        parts = {
+            part: every.at([i for i, each in enumerate(left) if each.part == part])
+            for part in dict.fromkeys(each.part for each in left)
+        }
+        return Source(parts["train"], parts.get("test"), classes, parts.get("val"))
+
+    def _by_folders(self) -> tuple[list[LabelledFile], tuple[str, ...]]:
+        """List the images of the class folders, and the classes.
+
+        Raises:
+            UserError: the parts have other classes.
+        """
         folders = self.parts()
         listings = {part: self._list(folder) for part, folder in folders.items()}
         check_classes(listings, folders)
         classes = tuple(listings["train"])
-        entries: list[tuple[str, int, Path]] = []
-        for part, listing in listings.items():
+        entries = []
+        for part, folder in folders.items():
             for label, name in enumerate(classes):
-                entries += [(part, label, path) for path in listing[name]]
-        pixels, good = self.decode(
-            [path for *_, path in entries], self.image_size, self.channels, "data.root"
-        )
-        entries = [entries[i] for i in good]
-        left = {(part, label) for part, label, _ in entries}
-        for part, label in ((part, label) for part in listings for label in range(len(classes))):
-            if (part, label) not in left:
-                folder = plain(str(folders[part] / classes[label]))
-                raise UserError(f"data.root: no image in the class folder {folder} can be decoded")
-        groups = (
-            [self.group(path, part) for part, _, path in entries] if self.group_pattern else None
-        )
-        names = [
-            f"{part}/{plain(path.relative_to(folders[part]).as_posix())}"
-            for part, _, path in entries
-        ]
-        every = Images(pixels, torch.tensor([label for _, label, _ in entries]), groups, names)
-        found = {
-            name: every.at([i for i, (part, *_) in enumerate(entries) if part == name])
-            for name in listings
-        }
-        return Source(found["train"], found.get("test"), classes, found.get("val"))
+                for path in listings[part][name]:
+                    inner = _name(part, path.relative_to(folder))
+                    entries.append(LabelledFile(path, part, (label,), inner))
+        return entries, classes
+
+    def _by_table(self) -> tuple[list[LabelledFile], tuple[str, ...]]:
+        """List the images that the label file names, and the classes.
+
+        Raises:
+            UserError: a row has no image, or a class none in train.
+        """
+        assert self.label_file is not None
+        if not self.root.is_dir():
+            raise UserError(f"data.root: no folder {self.root.absolute()}")
+        inside = self.root / self.label_file
+        file = inside if not self.label_file.exists() and inside.exists() else self.label_file
+        rows, classes = read_label_file(file, *self.columns)
+        files = find_images(self.root)
+        paths = [path.relative_to(self.root) for path in files]
+        places = find_files(rows, [plain(path.as_posix()) for path in paths])
+        if left := len(files) - len(set(places)):
+            self.note(f"{left} of {len(files)} images have no row in {file.name}: left out")
+        folders = {} if self.given is None else given_layout(self.root, self.given).parts
+        entries = []
+        for row, i in zip(rows, places, strict=True):
+            part, inner = _part_of(files[i], paths[i], folders)
+            part = row.part or part
+            entries.append(LabelledFile(files[i], part, row.labels, _name(part, inner)))
+        of_train = {label for each in entries if each.part == "train" for label in each.labels}
+        if lacking := [name for i, name in enumerate(classes) if i not in of_train]:
+            raise UserError(
+                f"data.label_file: train lacks class{'es' * (len(lacking) > 1)} "
+                f"{', '.join(lacking[:5])}, which {file.name} gives to images of other parts"
+            )
+        return entries, classes
 
     def parts(self) -> dict[str, Path]:
         """Return the folders of train and, if present, val and test.
@@ -158,6 +225,25 @@ class ImageFolder(FileSource):
                 f"{loose} image{'s' * (loose != 1)} in {plain(folder.name)} lie in no class "
                 "folder and were left out"
             )
+
+
+def _name(part: str, path: Path) -> str:
+    """Name an image by its part and its path there."""
+    return f"{part}/{plain(path.as_posix())}"
+
+
+def _part_of(file: Path, path: Path, folders: Mapping[str, Path]) -> tuple[str, Path]:
+    """Return the part of an image by its folder, and its path there; train for no part's folder.
+
+    Args:
+        path: from the data's folder.
+        folders: of the parts; empty where their names say it.
+    """
+    for part, folder in folders.items():
+        if file.is_relative_to(folder):
+            return part, file.relative_to(folder)
+    named = part_of_name(path.parts[0]) if len(path.parts) > 1 and not folders else None
+    return (named, path.relative_to(path.parts[0])) if named else ("train", path)
 
 
 def check_classes(listings: Mapping[str, Listing], folders: Mapping[str, Path]) -> None:

@@ -52,7 +52,7 @@ def read_answers(
     Raises:
         UserError: the file cannot be read, or a column or a class is missing.
     """
-    columns = _columns(file, where)
+    columns = read_columns(file, where)
     key = next((name for name in KEYS if name in columns), None)
     if key is None:
         raise UserError(
@@ -80,7 +80,12 @@ def read_answers(
     return AnswerTable(images, found.astype(np.float32))
 
 
-def _columns(file: Path, where: str) -> TableColumns:
+def read_columns(file: Path, where: str) -> TableColumns:
+    """Read the columns of a .csv, .parquet or .npz file by name; those of a .csv as text.
+
+    Raises:
+        UserError: it cannot be read, or is of another kind.
+    """
     try:
         if file.suffix == ".npz":
             with np.load(file, allow_pickle=False) as arrays:
