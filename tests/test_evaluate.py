@@ -13,6 +13,7 @@ import pytest
 import torch
 from composed import composed_command
 from PIL import Image
+from sklearn.neighbors import KNeighborsClassifier
 
 from kd.data.digits import Digits
 from kd.data.images import Images
@@ -22,6 +23,7 @@ from kd.evaluation.evaluation import evaluate, judge, under_corruptions, versus
 from kd.evaluation.evaluation_set import of_other
 from kd.evaluation.requests import Evaluate
 from kd.measure.corruptions import CORRUPTIONS, corrupt
+from kd.measure.knn import knn_accuracy
 from kd.measure.metrics import ask, summary
 from kd.nets.build import normalization_of
 from kd.run_commands import command_of, read_request
@@ -58,7 +60,11 @@ def photos(tmp_path: Path) -> Path:
 
 
 def test_the_run_is_judged_as_in_its_report(finished: Path, tmp_path: Path) -> None:
-    file, found = evaluated(finished, f"out={tmp_path}")
+    file, found = evaluated(finished, f"out={tmp_path}", "knn=5")
+    assert found["knn"]["k"] == 5
+    assert found["knn"]["accuracy"].keys() == {"teacher", "baseline", "student"}
+    assert min(found["knn"]["accuracy"].values()) > 0.5, "chance is a tenth"
+    assert "Accuracy of the 5 nearest of " in file.with_suffix(".md").read_text()
     report = json.loads((finished / "report.json").read_text())
     assert file == tmp_path / "evaluation.json"
     for model, before in zip(found["models"], report["models"], strict=True):
@@ -149,6 +155,18 @@ def test_judge_against_formulas() -> None:
     log_t, log_s = (z - np.log(np.exp(z).sum(1, keepdims=True)) for z in (t, s))
     assert found.kl == pytest.approx((np.exp(log_t) * (log_t - log_s)).sum(1).mean(), abs=1e-9)
     assert judge(logits, labels, None).kl is None
+
+
+def test_near_neighbours_vote_by_their_cosine() -> None:
+    draw = torch.Generator().manual_seed(0)
+    known, asked = torch.randn(60, 5, generator=draw), torch.randn(40, 5, generator=draw)
+    labels, truth = torch.arange(60) % 3, torch.arange(40) % 3
+    vote = KNeighborsClassifier(
+        20, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07)
+    )
+    wanted = vote.fit(known.numpy(), labels.numpy()).score(asked.numpy(), truth.numpy())
+    assert knn_accuracy((known, labels), (3 * asked, truth), 20) == pytest.approx(wanted)
+    assert knn_accuracy((known, labels), (known, labels), 1) == 1
 
 
 def test_versus_counts_what_one_alone_gets_right() -> None:

@@ -17,6 +17,7 @@ USED = {
     "alpha": {
         "kd",
         "kd_dist",
+        "mld",
         "mse_logits",
         "soft_ce",
         "ctkd",
@@ -32,6 +33,7 @@ USED = {
             "kd",
             "kd_standardized",
             "kd_dist",
+            "mld",
             "soft_ce",
             "dkd",
             "nkd",

@@ -23,7 +23,7 @@ from kd.data.folder import find_images, omission_note, plain
 from kd.data.image_bytes import EncodedImages, ImagePaths
 from kd.data.images import Images, Pixels, Source, Split
 from kd.data.other_source import label_order, sized_source, unseen
-from kd.data.parts import assert_apart, check_counts, hold_out, stratify
+from kd.data.parts import assert_apart, check_counts, hold_out, strata, stratify
 from kd.data.rendering import as_read
 from kd.data.transfer import (
     OMITTED,
@@ -284,7 +284,7 @@ class DataModule(ABC):
             own = [name for name, part in parts.items() if part not in (source.val, source.test)]
             self._note_split_copies({name: parts[name] for name in own})
         if self.limit is not None and self.limit < len(rest):
-            _, kept = stratify(rest.labels, self.limit, "limited training", self.split_seed)
+            _, kept = stratify(strata(rest.labels), self.limit, "limited training", self.split_seed)
             rest = rest.at(kept)
         return Split(rest, val, test, source.classes, pool)
 
@@ -311,8 +311,9 @@ class DataModule(ABC):
             return source, pool
         left = {name: part.at(kept[name]) for name, part in parts.items()}
         for name in {"train", "validation"} & set(left):
-            counts = torch.bincount(left[name].labels, minlength=len(source.classes))
-            if (counts == 0).any():
+            labels = left[name].labels
+            counts = torch.bincount(labels.flatten(), minlength=len(source.classes))
+            if labels.ndim == 1 and (counts == 0).any():
                 lost = source.classes[int(counts.argmin())]
                 raise UserError(
                     f"data.on_duplicate: drop leaves no image of class {lost!r} in {name}; "
@@ -348,7 +349,8 @@ class DataModule(ABC):
         _, channels, *size = train.pixels.shape
         pixels, good = self.decode(files, (size[0], size[1]), channels, "data.unlabeled")
         names = [f"unlabeled/{files[i].relative_to(self.unlabeled).as_posix()}" for i in good]
-        return Images(pixels, torch.full((len(good),), -1), names=[plain(name) for name in names])
+        none = torch.full((len(good), *train.labels.shape[1:]), UNLABELED).to(train.labels.dtype)
+        return Images(pixels, none, names=[plain(name) for name in names])
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -501,7 +503,9 @@ class DataModule(ABC):
         """
         split = self.split
         train = self.split.train
-        omitted = torch.isin(train.labels, torch.tensor(omitted_labels(self.omit, self.classes)))
+        out = torch.tensor(omitted_labels(self.omit, self.classes))
+        # Of multi-label data `omit` is refused
+        omitted = torch.isin(strata(train.labels), out)
         seen = (~omitted).nonzero()[:, 0]
         seed = self.labels_seed
         kept = seen[labels_to_keep(train.at(seen), self.labels, seed, self.source_names)]
@@ -537,7 +541,7 @@ class DataModule(ABC):
         images.
         """
         train = self.split.train
-        chosen = (train.labels >= 0).nonzero()[:, 0]
+        chosen = train.has_label.nonzero()[:, 0]
         if len(chosen) == len(train):
             return self
         found = self._with(train, self.split.val)

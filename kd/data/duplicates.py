@@ -67,7 +67,9 @@ def find_duplicates(parts: Mapping[str, Images]) -> tuple[Duplicates, dict[str, 
         return Duplicates(), {name: torch.arange(len(parts[name])) for name in names}
     pictures = dict(zip(names, np.split(same, np.cumsum(sizes)[:-1]), strict=True))
     labels = np.concatenate([parts[name].labels.numpy() for name in names])
-    known = labels >= 0
+    known = np.concatenate([parts[name].has_label.numpy() for name in names])
+    if labels.ndim == 2:
+        labels = np.unique(labels, axis=0, return_inverse=True)[1].reshape(-1)
     most = labels.max() + 1
     labelled = np.unique(same[known] * most + labels[known]) // most  # each image once per label
     torn = np.flatnonzero(np.bincount(labelled) > 1)

@@ -2,13 +2,14 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
+from torch import Tensor
 
-from kd.data.base import Images, Source
+from kd.data.base import Images, Source, one_of
 from kd.data.decode import endings
 from kd.data.file_source import FileSource
 from kd.data.folder import (
@@ -23,6 +24,8 @@ from kd.data.folder import (
 )
 from kd.data.label_file import find_files, read_label_file
 from kd.errors import UserError
+
+LabelTask = Literal["multiclass", "multilabel"]
 
 
 class LabelledFile(NamedTuple):
@@ -53,6 +56,7 @@ class ImageFolder(FileSource):
             row are left out. Parts are those of the table's column `part`, or the folders train,
             val and test; other images are of train.
         image_column, label_column: of that table; None finds them by the usual names.
+        task: `multilabel` where an image may have several labels or none; needs `label_file`.
         options: those of `kd.data.file_source.FileSource`.
     """
 
@@ -64,6 +68,7 @@ class ImageFolder(FileSource):
         label_file: str | None = None,
         image_column: str | None = None,
         label_column: str | list[str] | None = None,
+        task: LabelTask = "multiclass",
         **options: Any,
     ) -> None:
         if root is None:
@@ -83,6 +88,11 @@ class ImageFolder(FileSource):
         self.columns = (image_column, label_column)
         if self.label_file is None and self.columns != (None, None):
             raise UserError("data.label_column, data.image_column: are of data.label_file, not set")
+        self.several = one_of("task", task, get_args(LabelTask)) == "multilabel"
+        if self.several and self.label_file is None:
+            raise UserError(
+                "data.task: multilabel needs data.label_file, a table with the labels of each image"
+            )
 
     def read(self) -> Source:
         """List the images, check that the parts' classes agree, and decode the files."""
@@ -99,17 +109,22 @@ class ImageFolder(FileSource):
         groups = None
         if self.group_pattern:
             groups = [self.group(each.path, each.part) for each in left]
-        every = Images(
-            pixels,
-            torch.tensor([each.labels[0] for each in left]),
-            groups,
-            [each.name for each in left],
-        )
+        labels = self._labels([each.labels for each in left], len(classes))
+        every = Images(pixels, labels, groups, [each.name for each in left])
         parts = {
             part: every.at([i for i, each in enumerate(left) if each.part == part])
             for part in dict.fromkeys(each.part for each in left)
         }
         return Source(parts["train"], parts.get("test"), classes, parts.get("val"))
+
+    def _labels(self, said: Sequence[tuple[int, ...]], classes: int) -> Tensor:
+        """Return the labels as `Images` has them."""
+        if not self.several:
+            return torch.tensor([label for (label,) in said])
+        found = torch.zeros(len(said), classes, dtype=torch.int8)
+        for row, labels in zip(found, said, strict=True):
+            row[list(labels)] = 1
+        return found
 
     def _by_folders(self) -> tuple[list[LabelledFile], tuple[str, ...]]:
         """List the images of the class folders, and the classes.
@@ -140,7 +155,7 @@ class ImageFolder(FileSource):
             raise UserError(f"data.root: no folder {self.root.absolute()}")
         inside = self.root / self.label_file
         file = inside if not self.label_file.exists() and inside.exists() else self.label_file
-        rows, classes = read_label_file(file, *self.columns)
+        rows, classes = read_label_file(file, *self.columns, self.several)
         files = find_images(self.root)
         paths = [path.relative_to(self.root) for path in files]
         places = find_files(rows, [plain(path.as_posix()) for path in paths])

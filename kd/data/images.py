@@ -328,7 +328,8 @@ class Images:
     Args:
         pixels: uint8 [N, C, H, W].
         labels: int64 [N], in [0, number of classes); negative if unlabelled (see
-            `kd.data.transfer`).
+            `kd.data.transfer`). Of multi-label data int8 [N, classes], 1 for each label of an
+            image; rows of -1 if unlabelled.
         groups: per image, what a split must not separate (a patient); None if images are
             independent.
         names: per image its name in lists, such as its file; None for its number, from 0.
@@ -348,6 +349,16 @@ class Images:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether an image may have several labels, or none."""
+        return self.labels.ndim == 2
+
+    @property
+    def has_label(self) -> Tensor:
+        """Which images have a label, or are known to have none; bool [N]."""
+        return (self.labels[:, 0] if self.multilabel else self.labels) >= 0
 
     def __deepcopy__(self, memo: object) -> "Images":
         return self  # never modified, so copies may share it

@@ -50,6 +50,25 @@ def with_copies(images: Images, unit: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.unique(found, return_inverse=True)[1]
 
 
+def strata(labels: Tensor, least: int = 4) -> Tensor:
+    """Return the class by which each image is stratified, int64 [N].
+
+    Of several labels it is the rarest, and of none one class more. Those of fewer than `least`
+    images go with the largest.
+
+    Args:
+        labels: int64 [N], or 0 and 1 [N, classes].
+    """
+    if labels.ndim == 1:
+        return labels
+    held = labels > 0
+    totals = held.sum(0)
+    rarest = torch.where(held, totals, len(labels) + 1).argmin(1)
+    found = torch.where(held.any(1), rarest, labels.shape[1])
+    sizes = torch.bincount(found)
+    return torch.where(sizes[found] < least, sizes.argmax(), found)
+
+
 def per_class(labels: Tensor, unit: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
     """Count the units of each class, int64 [classes].
 
@@ -69,7 +88,11 @@ def check_counts(images: Images, carved: Sequence[str], classes: tuple[str, ...]
         UserError: one has not; names it.
     """
     parts = ["train", *carved]
-    counts = per_class(images.labels, units(images), len(classes))
+    if images.multilabel:
+        found = [units(images)[column > 0] for column in images.labels.T.numpy()]
+        counts = np.array([len(np.unique(each)) for each in found])
+    else:
+        counts = per_class(images.labels, units(images), len(classes))
     for name, count in zip(classes, counts.tolist(), strict=True):
         if carved and count < len(parts):
             unit = "image" if images.groups is None else "group of images"
@@ -98,17 +121,18 @@ def hold_out(
     Raises:
         UserError: too few images (or groups).
     """
-    labels = images.labels.numpy()
+    of_class = strata(images.labels)
+    labels = of_class.numpy()
     alone = units(images)
     unit = with_copies(images, alone)
-    if per_class(images.labels, unit, len(classes)).min() <= least:
+    if per_class(of_class, unit, len(classes)).min() <= least:
         unit = alone
     totals = np.bincount(labels, minlength=len(classes))
     # The first image of a unit is of its rarest class
     order = np.lexsort((labels, totals[labels], unit))
     first = order[np.unique(unit[order], return_index=True)[1]]
     count = max(round(share * len(first)), len(classes))
-    _, taken = stratify(images.labels[torch.from_numpy(first)], count, what, seed, least)
+    _, taken = stratify(of_class[torch.from_numpy(first)], count, what, seed, least)
     out = torch.from_numpy(np.isin(unit, taken))
     return images.at((~out).nonzero()[:, 0]), images.at(out.nonzero()[:, 0])
 

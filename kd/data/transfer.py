@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kd.data.images import Images
+from kd.data.parts import strata
 from kd.errors import UserError, nearest
 
 # What a stage sees of the training part. `all`: every image and label, as the teacher. `transfer`:
@@ -113,14 +114,15 @@ def labels_to_keep(
     if isinstance(asked, str):
         return torch.tensor(_read_list(images, Path(asked).expanduser(), set(known), where))
     count = asked if isinstance(asked, int) else round(asked * len(images))
-    present = int((torch.bincount(images.labels) > 0).sum())
+    labels = strata(images.labels)
+    present = int((torch.bincount(labels) > 0).sum())
     if not present <= count <= len(images):
         found = f"{asked}" if count == asked else f"{asked}, a share that makes {count} images"
         raise UserError(
             f"{where}: found {found}; accepted are {present} (one for each class) to "
             f"{len(images)} (all images)"
         )
-    return torch.tensor(_spread(images.labels, seed)[:count]).sort().values
+    return torch.tensor(_spread(labels, seed)[:count]).sort().values
 
 
 def _spread(labels: Tensor, seed: int) -> list[int]:

@@ -10,6 +10,7 @@ import torch
 
 from kd.config.trainer import TRIAL_BATCH, batches_of, is_trial
 from kd.data.base import DataModule, Images
+from kd.data.parts import strata
 
 D = TypeVar("D", bound=DataModule)
 
@@ -44,6 +45,7 @@ def shorten(data: D, options: Mapping[str, object], least: int = 1) -> D:
 def _by_turns(images: Images, count: int) -> Images:
     """Take the first image of each class, then the second of each, and so on; `count` in all."""
     turn = torch.empty(len(images), dtype=torch.int64)
-    sizes = torch.bincount(images.labels).tolist()
-    turn[images.labels.argsort(stable=True)] = torch.cat([torch.arange(size) for size in sizes])
+    labels = strata(images.labels)
+    sizes = torch.bincount(labels).tolist()
+    turn[labels.argsort(stable=True)] = torch.cat([torch.arange(size) for size in sizes])
     return images.at(turn.argsort(stable=True)[:count].sort().values)

@@ -11,7 +11,7 @@ from rich.console import Console
 from sklearn.metrics import precision_recall_fscore_support
 from torch import Tensor, nn
 
-from kd.data.base import Images
+from kd.data.base import DataModule, Images
 from kd.data.rendering import as_read
 from kd.data.views import normalize, to_unit
 from kd.errors import UserError, nearest
@@ -30,6 +30,7 @@ from kd.files.evaluation_file import (
     EvaluationRecord,
     FlipMetrics,
     ModelThreshold,
+    NeighbourAccuracies,
     OperatingPoints,
     PairedDifference,
     RequestedThreshold,
@@ -40,6 +41,7 @@ from kd.files.writing import whole
 from kd.log import waiting
 from kd.measure.calibration import fit_temperature
 from kd.measure.corruptions import corrupt
+from kd.measure.knn import PooledEmbedding, knn_accuracy
 from kd.measure.metrics import ask, paired_comparison, probability_metrics, row_blocks, summary
 from kd.measure.operating_point import (
     at_threshold,
@@ -68,11 +70,12 @@ def evaluate(finished: FinishedRun, config: Evaluate, command: str) -> Path:
     Raises:
         UserError: the run's files or the data are missing, or do not fit each other.
     """
-    folder = finished.room(config.out)
+    folder = _room(finished, config.out)
     classes = finished.report.data.classes
     nets, missing = finished.nets()
     other = "_target_" in config.data
-    own, lacking = own_data(finished, config.data, f"{config.output_dir}/cache", needed=not other)
+    cache = f"{config.output_dir}/cache"
+    own, lacking = own_data(finished, config.data, cache, needed=not other or bool(config.knn))
     reading = config.read_as(finished.report.data.reading)
     to_others = config.data, classes, finished.shape, own, reading
     evaluated_on = of_other(*to_others) if other else of_own(own)
@@ -99,7 +102,8 @@ def evaluate(finished: FinishedRun, config: Evaluate, command: str) -> Path:
         models=evaluate_nets(mirrored, said, finished.report, images, calibration),
         paired=[versus(a, b, said, images.labels) for a, b in PAIRS if {a, b} <= set(said)],
     )
-    more: dict[str, Record] = {}
+    near = config.knn and own and neighbours(config.knn, nets, images, finished, own)
+    more: dict[str, Record] = {"knn": near} if near else {}
     if wanted.is_requested:
         assert calibration is not None  # refused earlier otherwise
         more["operating_point"] = operating_points(
@@ -116,6 +120,50 @@ def evaluate(finished: FinishedRun, config: Evaluate, command: str) -> Path:
             nets, images, config.corruptions, severities, config.seed
         )
     return _publish(found.model_copy(update=more), folder)
+
+
+def _room(finished: FinishedRun, out: str | None) -> Path:
+    """Return the folder for the results.
+
+    Raises:
+        UserError: the run's images may have several labels.
+    """
+    if finished.report.multilabel:
+        raise UserError(
+            f"run: {finished.folder} is of data.task=multilabel, and the measures of kd.evaluate "
+            "are of classes that exclude each other; accepted are kd.report, which has mAP and F1 "
+            "on test, kd.benchmark, kd.export and kd.predict"
+        )
+    return finished.room(out)
+
+
+def neighbours(
+    k: int,
+    nets: Mapping[str, nn.Module],
+    images: Images,
+    finished: FinishedRun,
+    own: DataModule,
+) -> NeighbourAccuracies:
+    """Compute the accuracy of a vote of nearest training images, by role.
+
+    Those vote whose label the student may see.
+
+    Raises:
+        UserError: a net has no embedding, or there are fewer images than `k`.
+    """
+    train = own.for_stage("labels").training_images
+    if k > len(train):
+        raise UserError(f"knn: found {k}; accepted are 1 to {len(train)}, the training images")
+    found = {}
+    for role, net in nets.items():
+        embed = PooledEmbedding(net, finished.shape_of(role), "knn")
+        reads = finished.reads(role)
+        known, asked = (
+            (ask(embed, as_read(each, reads), normalization_of(net, UNSCALED)), each.labels)
+            for each in (train, images)
+        )
+        found[role] = knn_accuracy(known, asked, k)
+    return NeighbourAccuracies(k=k, images=len(train), accuracy=found)
 
 
 def _about(evaluated_on: EvaluationSet, classes: Sequence[str]) -> EvaluatedImages:

@@ -178,6 +178,7 @@ def sentences(found: EvaluationRecord) -> list[str]:
         *_about_temperatures(found),
         *_about_operating_points(found),
         *_about_corruptions(found),
+        *_about_neighbours(found),
     ]
 
 
@@ -219,6 +220,16 @@ def _about_corruptions(found: EvaluationRecord) -> list[str]:
         f"Mean accuracy under corruptions: {means}. Severities are those of CIFAR-10-C at all "
         f"image sizes (Hendrycks & "
         "Dietterich 2019), but the blur's width grows with the side above 32 pixels."
+    ]
+
+
+def _about_neighbours(found: EvaluationRecord) -> list[str]:
+    if not (near := found.knn):
+        return []
+    said = ", ".join(f"{role} {100 * share:.2f} %" for role, share in near.accuracy.items())
+    return [
+        f"Accuracy of the {near.k} nearest of {near.images:,} labelled training images, by the "
+        f"embedding before the last layer: {said}."
     ]
 
 

@@ -91,6 +91,7 @@ class Evaluate(RunRequest):
     flips: bool
     operating_point: OperatingPoint
     corruptions: Annotated[list[str], BeforeValidator(_corruptions)]
+    knn: Annotated[int, Field(gt=0)] | None
     severities: Annotated[list[Annotated[int, Field(ge=1, le=5)]], Field(min_length=1)]
     seed: Seed
     output_dir: str

@@ -161,12 +161,20 @@ class CorruptionAccuracies(Record):
     mean: dict[str, float]
 
 
+class NeighbourAccuracies(Record):
+    """Accuracy by role of the k nearest of the labelled training images; see `kd.measure.knn`."""
+
+    k: int
+    images: int
+    accuracy: dict[str, float]
+
+
 class EvaluationRecord(RunCommandRecord):
     """What `evaluation.json` holds.
 
     Attributes:
         missing: why a net is not there, by role.
-        operating_point, corruptions: None unless asked for.
+        operating_point, corruptions, knn: None unless asked for.
     """
 
     name: str
@@ -177,6 +185,7 @@ class EvaluationRecord(RunCommandRecord):
     paired: list[PairedDifference]
     operating_point: OperatingPoints | None = None
     corruptions: CorruptionAccuracies | None = None
+    knn: NeighbourAccuracies | None = None
 
     @property
     def roles(self) -> list[str]:

@@ -54,7 +54,7 @@ class ProbabilityMetrics(Record):
 class Metrics(Record):
     """How good a net is on some images; see `kd.measure.metrics.summary`.
 
-    What has a default may be missing in older reports.
+    What has a default may be missing in older reports. `map` and the F1 are of multi-label data.
     """
 
     accuracy: Fraction
@@ -67,6 +67,9 @@ class Metrics(Record):
     auroc: float | None = None
     sensitivity: float | None = None
     specificity: float | None = None
+    map: float | None = None
+    f1_macro: float | None = None
+    f1_micro: float | None = None
     confusion: list[list[int]] | None = None
     worst_classes: list[ClassCount] | None = None
     confused_pairs: list[ConfusedPair] | None = None
@@ -378,6 +381,11 @@ class Report(Record):
     def student(self) -> ModelReport:
         """The student; the last model where there is none."""
         return self.model("student") or self.models[-1]
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether an image may have several labels, or none."""
+        return any(model.test.f1_micro is not None for model in self.models)
 
     @property
     def origin(self) -> Origin:

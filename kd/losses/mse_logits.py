@@ -20,3 +20,6 @@ def mse_logits_loss(logits_s: Tensor, logits_t: Tensor) -> Tensor:
         scalar >= 0; 0 where the two are equal.
     """
     return F.mse_loss(logits_s, logits_t.detach())
+
+
+mse_logits_loss.multilabel = True  # type: ignore[attr-defined]

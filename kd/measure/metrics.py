@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy.stats import binomtest
-from sklearn.metrics import recall_score
+from sklearn.metrics import average_precision_score, f1_score, recall_score, roc_auc_score
 from torch import Tensor, nn
 
 from kd.data.base import DataModule, Images
@@ -130,6 +130,25 @@ def own_device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
+def decisions(logits: Tensor, multilabel: bool) -> Tensor:
+    """Return the class chosen, int64 [N]; of multi-label nets whether each is, bool [N, C].
+
+    A label is given where its probability, the sigmoid of the logit [N, C], is above 1/2.
+    """
+    return logits > 0 if multilabel else logits.argmax(1)
+
+
+def is_right(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return which images are classified right, bool [N]; of several labels all must be right.
+
+    Args:
+        logits: [N, C].
+        labels: int64 [N], or 0 and 1 [N, C].
+    """
+    found = decisions(logits, labels.ndim == 2)
+    return (found == labels).all(1) if labels.ndim == 2 else found == labels
+
+
 def summary(logits: Tensor, labels: Tensor, teacher: Tensor | None = None) -> Metrics:
     """Compute metrics of logits against labels, in little memory beyond the logits.
 
@@ -152,7 +171,11 @@ def summary(logits: Tensor, labels: Tensor, teacher: Tensor | None = None) -> Me
           get `worst_classes` and `confused_pairs` of `worst_of` instead);
         - `agreement`, the share of images with the teacher's prediction (None without a teacher);
         - for two classes `sensitivity` and `specificity`, the recall of the second and the first.
+
+        Of labels [N, C], where an image may have several: see `_multilabel_summary`.
     """
+    if labels.ndim == 2:
+        return _multilabel_summary(logits, labels, teacher)
     chosen = logits.argmax(1)
     classes = logits.shape[1]
     right = int((chosen == labels).sum())
@@ -178,6 +201,47 @@ def summary(logits: Tensor, labels: Tensor, teacher: Tensor | None = None) -> Me
     if not few:
         more["worst_classes"], more["confused_pairs"] = worst_of(labels, chosen, classes)
     return found.model_copy(update=more)
+
+
+def _multilabel_summary(logits: Tensor, labels: Tensor, teacher: Tensor | None) -> Metrics:
+    """Compute the metrics of `summary` where an image may have several labels, or none.
+
+    `accuracy` is the share of images with all labels right (subset accuracy), `agreement` that of
+    images with the teacher's labels. `nll`, `brier`, `ece` and `reliability` are of single answers:
+    each class of each image is a question. Besides there are `map` (mean over the classes of the
+    average precision), `f1_macro` and `f1_micro`. `map`, `f1_macro` and `auroc` are means over the
+    classes that have an image with the label and one without; None if there is none.
+
+    Args:
+        logits: [N, C].
+        labels: 0 and 1, [N, C].
+        teacher: teacher logits [N, C].
+    """
+    truth = labels.bool()
+    scores = logits.double()
+    chosen = decisions(logits, True)
+    right = int(is_right(logits, labels).sum())
+    interval = binomtest(right, len(labels)).proportion_ci(method="wilson")
+    answers = torch.stack([torch.zeros_like(scores), scores], -1).flatten(0, 1)
+    sureness = probability_metrics(answers, truth.flatten().long())
+    both = (truth.any(0) & ~truth.all(0)).nonzero()[:, 0].tolist()
+    y = truth[:, both].int().numpy()
+    s = scores[:, both].numpy()
+    c = chosen[:, both].int().numpy()
+    agreement = None if teacher is None else (chosen == decisions(teacher, True)).all(1)
+    return Metrics(
+        accuracy=right / len(labels),
+        accuracy_ci95=(float(interval.low), float(interval.high)),
+        nll=sureness.nll,
+        brier=sureness.brier,
+        ece=sureness.ece,
+        agreement=None if agreement is None else float(agreement.double().mean()),
+        auroc=float(roc_auc_score(y, s, average="macro")) if both else None,
+        map=float(average_precision_score(y, s, average="macro")) if both else None,
+        f1_macro=float(f1_score(y, c, average="macro", zero_division=0)) if both else None,
+        f1_micro=float(f1_score(truth.int(), chosen.int(), average="micro", zero_division=0)),
+        reliability=sureness.reliability,
+    )
 
 
 def probability_metrics(
@@ -376,8 +440,8 @@ def paired_comparison(
         student, baseline: logits [N, C].
         labels: int64 [N].
     """
-    s = (student.argmax(1) == labels).numpy().astype(np.float64)
-    b = (baseline.argmax(1) == labels).numpy().astype(np.float64)
+    s = is_right(student, labels).numpy().astype(np.float64)
+    b = is_right(baseline, labels).numpy().astype(np.float64)
     difference = s - b
     counts = [int((difference == value).sum()) for value in (-1, 0, 1)]
     # Only these three counts matter, so the bootstrap draws them from a multinomial.

@@ -59,10 +59,12 @@ def figures_of_run(
         logits: per role, [N, C] for the test images.
         images: the test images; `images[i]` are the uint8 pixels [K, channels, height, width] at
             positions i [K].
-        labels: their classes, int64 [N].
+        labels: their classes, int64 [N]; of several labels [N, C], which have curves only.
         classes: names.
     """
     yield "learning_curves", learning_curves(histories)
+    if labels.ndim == 2:  # the others are of one class an image
+        return
     for role, each in logits.items():
         yield f"confusion/{role}", confusion_figure(labels, each.argmax(1), classes, role)
         bins = probability_metrics(each, labels).reliability

@@ -22,9 +22,9 @@ def label_doubts(teacher: StageResult | None, data: DataModule) -> LabelDoubts |
     Of many pixels an even part is asked about. The answers are stored with the teacher.
 
     Returns:
-        None without a teacher for all of the data's classes.
+        None without a teacher for all of the data's classes, and of multi-label data.
     """
-    if teacher is None:
+    if teacher is None or data.split.train.multilabel:
         return None
     images, places = sample(data)
     logits = logits_of(teacher, data, images)

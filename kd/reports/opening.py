@@ -33,7 +33,7 @@ def _learns_from(plan: StagePlan, chain: Sequence[StagePlan], data: DataModule) 
     seen = data.for_stage(plan.sees)
     before = [each for each in chain[: chain.index(plan)] if each.role in ("baseline", "student")]
     net = "the same net" if any(each.net == plan.net for each in before) else name_of_net(plan.net)
-    labels = int((seen.split.train.labels >= 0).sum())
+    labels = int(seen.split.train.has_label.sum())
     images = len(seen.training_images)
     if plan.trains == "none":
         return f"{net}, {'with the weights in ' + plan.path if plan.path else 'as it is'}"

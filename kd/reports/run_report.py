@@ -81,7 +81,7 @@ def _data(data: DataModule) -> DataReport:
         train=len(split.train),
         val=len(split.val),
         test=len(split.test),
-        labels=int((data.for_stage("labels").split.train.labels >= 0).sum()),
+        labels=int(data.for_stage("labels").split.train.has_label.sum()),
         omitted=list(map(str, data.omit or ())),
         val_labels=0 if data.val_labels == 0 else len(data.for_stage("transfer").split.val),
         unlabeled=len(split.unlabeled) if split.unlabeled else 0,
@@ -216,7 +216,7 @@ def teaching(
 def _out_of_order(results: Mapping[Role, StageResult], data: DataModule) -> str | None:
     teacher = results.get("teacher")
     val = data.split.val
-    if teacher is None or not teacher.record.loaded or not val:
+    if teacher is None or not teacher.record.loaded or not val or val.multilabel:
         return None
     return other_order(logits_of(teacher, data, val), val.labels, data.classes)
 
@@ -226,7 +226,8 @@ def warnings(
 ) -> list[str]:
     """List oddities of a teacher trained elsewhere, now that validation and test are known."""
     teacher = results.get("teacher")
-    if teacher is None or not teacher.record.loaded or not len(data.split.val):
+    chosen_on = data.split.val
+    if teacher is None or not teacher.record.loaded or not chosen_on or chosen_on.multilabel:
         return []
     order = _out_of_order(results, data)
     split = data.split
@@ -292,7 +293,19 @@ def verdict(report: Report) -> list[str]:
             f"{size}"
             f"{_retention(report)}."
         )
+    lines += [line for model in report.models if (line := _several(model))]
     return [*test_overlap(report.data), *lines, *omitted_lines(report), *cautions(report)]
+
+
+def _several(model: ModelReport) -> str | None:
+    """State the metrics of multi-label data; None for other data."""
+    test = model.test
+    if test.f1_micro is None:
+        return None
+    words = {"mAP": test.map, "macro F1": test.f1_macro, "micro F1": test.f1_micro}
+    words["AUROC"] = test.auroc
+    said = ", ".join(f"{k} {100 * v:.1f} %" for k, v in words.items() if v is not None)
+    return f"Of single labels, the {model.role}: {said}. Accuracy is of images with all right."
 
 
 def cautions(report: Report) -> list[str]:

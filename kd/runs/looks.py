@@ -31,8 +31,11 @@ def looks(
         logits: per role, [N, C] for the test images.
 
     Returns:
-        None if a role is missing or has no maps, or if both predict the same everywhere.
+        None if a role is missing or has no maps, if both predict the same everywhere, or of
+        multi-label data.
     """
+    if data.split.test.multilabel:
+        return None
     if not set(BOTH) <= results.keys() or logits["teacher"].shape != logits["student"].shape:
         return None
     said = [logits[role] for role in BOTH]

@@ -15,6 +15,7 @@ from kd.nets.build import build_net
 from kd.nets.head import head_of
 from kd.shape import Shape
 from kd.stages.chain import StagePlan
+from kd.stages.multilabel import check_multilabel
 from kd.stages.stage import logger_nodes, make_stage
 from kd.stages.start import file_of
 from kd.stages.try_out import try_out
@@ -45,6 +46,7 @@ def preflight(chain: Sequence[StagePlan], config: Config, data: DataModule) -> N
     from kd.training.loggers import check_loggers
     from kd.training.trainer import check_trainer
 
+    check_multilabel(chain, config, data)
     check_trainer(config.trainer)
     check_loggers(logger_nodes(config, "preflight"))
     ranks = world_size(config.trainer)

@@ -218,6 +218,7 @@ def write_run(
             "net": results["student"].record.spec.net,
             "shape": list(data.shape),
             "classes": list(data.classes),
+            "multilabel": data.split.train.multilabel,
             "mean": mean,
             "std": std,
             "reading": asdict(data.reading),

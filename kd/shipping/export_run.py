@@ -21,7 +21,7 @@ from kd.files.export_file import ExportedFile, ExportRecord, QuantizedAccuracy
 from kd.files.records import read_record
 from kd.files.writing import whole
 from kd.log import say, waiting
-from kd.measure.metrics import summary
+from kd.measure.metrics import decisions, summary
 from kd.nets.build import normalization_of
 from kd.nets.pretrained_weights import Normalization
 from kd.reports.provenance import provenance
@@ -151,6 +151,7 @@ def _subject(finished: FinishedRun, config: Export) -> tuple[ExportSubject, str 
         "mean": list(own[0]),
         "std": list(own[1]),
         "normalizes": config.normalize,
+        "multilabel": finished.report.multilabel,
         "reading": _reading(reads) or finished.report.data.reading,
     }
     metadata = {key: json.dumps(value) for key, value in about.items()}
@@ -322,8 +323,14 @@ def _beside(ours: Tensor, theirs: Tensor, labels: Tensor) -> QuantizedAccuracy:
         accuracy=found.accuracy,
         accuracy_ci95=found.accuracy_ci95,
         float32=summary(ours, labels).accuracy,
-        same_class=float((theirs.argmax(1) == ours.argmax(1)).double().mean()),
+        same_class=float(_alike(ours, theirs, labels.ndim == 2).double().mean()),
     )
+
+
+def _alike(ours: Tensor, theirs: Tensor, multilabel: bool) -> Tensor:
+    """Return for which images two nets decide alike, bool [N], by their logits [N, C]."""
+    same = decisions(ours, multilabel) == decisions(theirs, multilabel)
+    return same.all(1) if multilabel else same
 
 
 def _publish(found: ExportRecord, earlier: list[ExportedFile], folder: Path) -> Path:

@@ -41,6 +41,7 @@ class Model(nn.Module):
         channels: 1 for gray images, 3 for RGB.
         image_size: side of the images in pixels, or height and width.
         reading: how image files are decoded, as in training.
+        multilabel: whether an image may have several labels, or none.
     """
 
     def __init__(
@@ -49,9 +50,11 @@ class Model(nn.Module):
         shape: Shape,
         classes: Sequence[str],
         reading: Reading = AS_STORED,
+        multilabel: bool = False,
     ) -> None:
         super().__init__()
         self.net = net.requires_grad_(False)
+        self.multilabel = multilabel
         self.classes = tuple(classes)
         self.reading = reading
         self.channels = shape.channels
@@ -89,10 +92,11 @@ class Model(nn.Module):
     def probabilities(self, images: Tensor) -> Tensor:
         """Compute class probabilities, float32 [B, classes], for images [B, C, H, W].
 
+        They sum to 1, unless an image may have several labels.
         Arguments as for the model itself.
         """
         logits: Tensor = self(images)
-        return logits.softmax(1)
+        return logits.sigmoid() if self.multilabel else logits.softmax(1)
 
     def read(self, *paths: str | Path) -> Tensor:
         """Decode image files as in training: uint8 [B, C, H, W].
@@ -171,7 +175,9 @@ def load_model(
             )
     net, shape, classes = read_student(file, where, trust)
     whole = whole_net(net, normalization_of(net, ((0.0,), (1.0,))))
-    return _on(Model(whole, shape, classes, reading_of(header_of(file) or {}, file)), device)
+    said = header_of(file) or {}
+    several = said.get("multilabel") is True
+    return _on(Model(whole, shape, classes, reading_of(said, file), several), device)
 
 
 def reading_of(said: Mapping[str, Any], file: Path) -> Reading:
@@ -244,4 +250,4 @@ def _of_onnx(path: Path, where: str) -> Model:
         )
     if not is_intact(path, str(about.get("sha256"))):
         raise DamagedError(f"{where}: {path} is damaged: its checksum is wrong")
-    return Model(net, shape, classes, reading)
+    return Model(net, shape, classes, reading, about.get("multilabel") is True)

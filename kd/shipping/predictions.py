@@ -28,11 +28,16 @@ FIXED = ("path", "class", "error")  # columns besides the classes
 
 @dataclass(frozen=True)
 class Prediction:
-    """Prediction for one file: class probabilities, or why it could not be read."""
+    """Prediction for one file: class probabilities, or why it could not be read.
+
+    Attributes:
+        multilabel: whether it may have several labels, or none.
+    """
 
     path: str
     probabilities: list[float] | None
     error: str | None
+    multilabel: bool = False
 
 
 def predict(
@@ -80,7 +85,8 @@ def rows(model: Model, files: Sequence[Path]) -> Iterator[Prediction]:
             )
             for file, each in zip(batch, decoded, strict=True):
                 error = each if isinstance(each, str) else None
-                yield Prediction(_path_text(file), None if error is not None else next(said), error)
+                found = None if error is not None else next(said)
+                yield Prediction(_path_text(file), found, error, model.multilabel)
 
 
 def _decode(file: Path, model: Model) -> NDArray[np.uint8] | str:
@@ -161,7 +167,11 @@ def _json(file: TextIO, classes: Sequence[str]) -> Iterator[Callable[[Prediction
 
 
 def _choice(row: Prediction, classes: Sequence[str]) -> str:
+    """Return the most probable class; of several labels those above 1/2, divided by `|`."""
     assert row.probabilities is not None
+    if row.multilabel:
+        pairs = zip(classes, row.probabilities, strict=True)
+        return "|".join(name for name, probability in pairs if probability > 0.5)
     return classes[max(range(len(classes)), key=row.probabilities.__getitem__)]
 
 

@@ -18,6 +18,7 @@ from kd.files.store import OTHER_EPOCH, StageResult, key_of
 from kd.files.tensors import load_tensors, save_tensors
 from kd.log import say
 from kd.measure.costs import count_macs
+from kd.measure.metrics import is_right
 from kd.nets.build import build_net, set_normalization
 from kd.nets.grow import Grown
 from kd.shape import Shape
@@ -109,7 +110,7 @@ def accuracies_by_epoch(result: StageResult, kept: Tensor, data: DataModule) -> 
         net.load_state_dict(load_tensors(weights))
         name = f"{logits_name(test)}-other_epoch"
         other = compute_once(result, name, lambda: known_logits(net, data, test))
-    own, others = (float((each.argmax(1) == test.labels).double().mean()) for each in (kept, other))
+    own, others = (float(is_right(each, test.labels).double().mean()) for each in (kept, other))
     last, best = (own, others) if record.spec.keep == "last" else (others, own)
     return EpochAccuracies(last=last, best=best if selects else None)
 

@@ -383,7 +383,7 @@ def _train(
 
     reference = None
     val = data.split.val
-    if stage.reference and knows(stage.reference, data, val):
+    if stage.reference and not val.multilabel and knows(stage.reference, data, val):
         reference = logits_of(stage.reference, data, val).argmax(1)
     teacher: Teacher | None = None
     diagnosis = None
@@ -394,7 +394,7 @@ def _train(
         teacher = teacher_of(stage, stage.teacher, data)
         # A teacher of fewer classes gives nothing for the other images
         all_classes = classes_of(stage.teacher) == data.shape.num_classes
-        if all_classes and knows(stage.teacher, data, val):
+        if all_classes and not val.multilabel and knows(stage.teacher, data, val):
             diagnosis = diagnose(stage.teacher, data)
     if stage.start and (file := stage.start.folder / LEARNED).exists():
         learned = load_tensors(file)
@@ -445,7 +445,8 @@ def _keep(net: nn.Module, data: DataModule, folder: Path, stage: Stage) -> Train
     # Same as in `logits_of`
     save_tensors({"logits": logits}, folder / f"{logits_name(val)}.safetensors")
     found = summary(logits, val.labels)
-    if stage.weights and (order := other_order(logits, val.labels, data.classes)):
+    orders = stage.weights and not val.multilabel
+    if orders and (order := other_order(logits, val.labels, data.classes)):
         say(f"{stage.name}: {order}")
     row: EpochMetrics = {
         "epoch": 0,

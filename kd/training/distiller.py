@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import lightning.pytorch as L
 import torch
-import torch.nn.functional as F
 from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -15,10 +14,11 @@ from kd.data.base import Batch
 from kd.data.epoch_views import EpochViews
 from kd.data.views import normalize, to_unit
 from kd.log import console
+from kd.measure.metrics import is_right
 from kd.nets.hooks import FeatureHooks, NetOutput, as_signals
 from kd.teachers.live_teacher import Teacher
 from kd.training.finite import finite
-from kd.training.label_loss import accuracy
+from kd.training.label_loss import accuracy, label_loss
 from kd.training.layout import layout_of, to_layout
 from kd.training.memory import keep_memory
 from kd.training.objective import Objective
@@ -124,13 +124,12 @@ class Distiller(L.LightningModule):
         """Log cross-entropy, accuracy and agreement with the reference, exact over all images."""
         pixels, target, index = batch
         logits = self.net(normalize(to_unit(pixels), *self.normalization)).float()
-        chosen = logits.argmax(1)
-        self.val_loss(F.cross_entropy(logits, target), len(target))
-        self.val_acc((chosen == target).float().mean(), len(target))
+        self.val_loss(label_loss(logits, target), len(target))
+        self.val_acc(is_right(logits, target).float().mean(), len(target))
         self.log("val/loss", self.val_loss)
         self.log("val/acc", self.val_acc, prog_bar=True)
         if self.reference is not None:
-            agrees = chosen == self.reference.to(self.device)[index]
+            agrees = logits.argmax(1) == self.reference.to(self.device)[index]
             self.val_agreement(agrees.float().mean(), len(target))
             self.log("val/agreement", self.val_agreement)
 

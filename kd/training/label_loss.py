@@ -3,6 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor
 
+from kd.measure.metrics import is_right
+
 
 def label_loss(
     logits: Tensor,
@@ -16,8 +18,8 @@ def label_loss(
 
     Args:
         logits: [B, C], float32.
-        target: classes, int64 [B], negative for no label; or probabilities [B, C], a row of zeros
-            for none.
+        target: as for `label_mask`. Of several labels the loss is the binary cross-entropy, mean
+            over the classes.
         class_weights: factor of each class's cross-entropy. The mean is over images, not over
             weights, so that an image counts the same in any batch.
         label_smoothing: in [0, 1): share of a label spread evenly over all classes (Szegedy et al.
@@ -26,6 +28,9 @@ def label_loss(
         focal_gamma: power > 0 of 1 - p before each logarithm (Lin et al. 2017, eq. 4).
     """
     labelled = label_mask(target)
+    if is_multilabel(target):
+        losses = _binary(logits, target.clamp(min=0).to(logits.dtype), focal_gamma)
+        return (losses * labelled).sum() / labelled.sum().clamp(min=1)
     if offsets:
         logits = logits + logits.new_tensor(offsets)
     if focal_gamma:
@@ -41,6 +46,14 @@ def label_loss(
     )
     # Smoothing would also give a row of zeros a loss, so it is masked here.
     return (losses * labelled).sum() / labelled.sum().clamp(min=1)
+
+
+def _binary(logits: Tensor, target: Tensor, gamma: float | None) -> Tensor:
+    """Compute the binary cross-entropy of each image, mean over its classes, [B]."""
+    losses = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    if gamma:  # 1 - p, where p is the probability of the right answer
+        losses = losses * (-(-losses).expm1()).clamp(min=1e-6) ** gamma
+    return losses.mean(1)
 
 
 def _focal(
@@ -65,15 +78,18 @@ def _focal(
 def accuracy(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Return the accuracy on labelled images, a fraction, and how many are labelled; scalars.
 
-    A mixed image counts as its larger part.
+    A mixed image counts as its larger part. Of several labels all must be right.
 
     Args:
         logits: [B, C].
         target: as for `label_mask`.
     """
     labelled = label_mask(target)
-    dominant = target if target.ndim == 1 else target.argmax(1)
-    right = (logits.argmax(1) == dominant) & labelled
+    if is_multilabel(target):
+        right = is_right(logits, target) & labelled
+    else:
+        dominant = target if target.ndim == 1 else target.argmax(1)
+        right = is_right(logits, dominant) & labelled
     count = labelled.sum()
     return right.sum() / count.clamp(min=1), count.float()
 
@@ -83,6 +99,13 @@ def label_mask(target: Tensor) -> Tensor:
 
     Args:
         target: classes, int64 [B], negative for no label; or probabilities [B, C], a row of zeros
-            for none.
+            for none; or several labels, int8 [B, C], a row of -1 for an unlabelled image.
     """
+    if is_multilabel(target):
+        return target[:, 0] >= 0
     return target >= 0 if target.ndim == 1 else target.sum(1) > 0
+
+
+def is_multilabel(target: Tensor) -> bool:
+    """Whether a target as of `label_mask` is of several labels."""
+    return target.ndim == 2 and not target.is_floating_point()

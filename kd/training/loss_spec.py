@@ -65,6 +65,7 @@ class TermSpec:
         weight: as a function of progress.
         signals: inputs that it asks for; see `SIGNALS`.
         build: keywords for the class.
+        build_arguments: those of `BUILD_ARGUMENTS` that it asks for.
         constants: constant keywords of each step.
         scheduled: scheduled keywords of each step, as functions of progress.
     """
@@ -78,6 +79,7 @@ class TermSpec:
     build: Mapping[str, object]
     constants: Mapping[str, object]
     scheduled: Mapping[str, Schedule]
+    build_arguments: tuple[str, ...] = ()
 
     @property
     def takes_unlabeled(self) -> bool:
@@ -203,6 +205,7 @@ def _read_term(name: str, node: Mapping[str, object], where: str) -> TermSpec:
         {key: value for key, value in constants.items() if key in build},
         {key: value for key, value in constants.items() if key in step},
         scheduled,
+        tuple(key for key in build if key in BUILD_ARGUMENTS),
     )
 
 
