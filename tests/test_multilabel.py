@@ -22,6 +22,7 @@ from kd.losses.mld import mld_loss
 from kd.measure.metrics import paired_comparison, summary
 from kd.runs.run import run
 from kd.shipping.predictions import predict
+from kd.tasks.data import TaskData
 from kd.training.label_loss import accuracy, label_loss
 
 LOGITS = torch.tensor([[2.0, -1.0], [0.5, 0.3], [-2.0, 1.0]])
@@ -125,6 +126,9 @@ def test_what_does_not_go_with_it_is_one_message(images: Path, tmp_path: Path) -
     for said in ("loss.terms.kd.loss", "loss=mld", "data.sampler: accepted is null"):
         assert said in str(refused.value)
     assert "label_smoothing: accepted is 0" in str(refused.value)
+    data: DataModule = construct(config(images, tmp_path).data, "data")
+    with pytest.raises(UserError, match=r"accepted by kd\.incremental is multiclass"):
+        TaskData(data, [(0,), (1,)])
     with pytest.raises(UserError, match=r"multilabel needs data\.label_file"):
         construct(config(images, tmp_path, "data.label_file=null").data, "data")
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 
 from kd.data.base import DataModule, Images, Split
+from kd.errors import UserError
 from kd.tasks.schedule import Task
 
 
@@ -21,9 +22,17 @@ class TaskData:
     Args:
         data: the whole data set.
         tasks: the data's labels of each task; classes in none of them are left out.
+
+    Raises:
+        UserError: an image may have several labels, so it is of no task alone.
     """
 
     def __init__(self, data: DataModule, tasks: Sequence[Task]) -> None:
+        if data.split.train.multilabel:
+            raise UserError(
+                "data.task: found multilabel, whose images belong to no task alone; accepted by "
+                "kd.incremental is multiclass"
+            )
         self.data = data
         self.tasks = tasks
         self.order = [label for task in tasks for label in task]
