@@ -178,6 +178,10 @@ class Pair:
         signals = {"target": index, "index": index, "x": self.x, "epoch": 1, "progress": 0.5}
         labels = torch.arange(IMAGES) % SHAPE.num_classes
         sizes = build_arguments(student, teacher, labels)
+        if any(term.name == "deit_token" for term in spec.terms):
+            logits = seen["logits_s"]  # its student's features are the logits of two heads
+            seen = seen | {"feats_s": [logits, logits.detach().clone().requires_grad_()]}
+            sizes = sizes | {"shapes_s": ((SHAPE.num_classes,),) * 2}
         objective = Objective(spec, SHAPE, build_arguments=sizes)
         with FlopCounterMode(display=False) as counter:
             objective(seen | signals)["loss"].backward()

@@ -1,17 +1,16 @@
 """Comparisons: the same search for each method, then several seeds; resumed; ranks; dry run."""
 
 import json
-import os
 import shlex
-import signal
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
 from commands import exit_code
 from composed import TINY, composed
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from optuna.trial import TrialState
-from processes import Process
 
 from kd.comparison.critical_difference import (
     critical_difference,
@@ -19,10 +18,12 @@ from kd.comparison.critical_difference import (
     ranks_of,
 )
 from kd.config.schema import check
+from kd.data.digits import Digits
+from kd.runs.run import run
 from kd.tuning.space import numbers_of_loss
 
 PAIR = ("model=mlp_to_mlp", *TINY)
-WORDS = (*PAIR, "loss=kd,dkd", "seed=1,2", "n_trials=2")
+WORDS = (*PAIR, "loss=kd,dkd", "seed=1,2", "n_trials=2", "epochs=1", "teacher.epochs=1")
 
 # Demšar 2006, table 5: q of the two-tailed Nemenyi test at 5 %, by the number of methods
 Q = {2: 1.960, 3: 2.343, 4: 2.569, 5: 2.728, 6: 2.850, 7: 2.949, 8: 3.031, 9: 3.102, 10: 3.164}
@@ -50,11 +51,21 @@ def test_equal_scores_share_a_rank() -> None:
 def test_groups_that_are_not_shown_to_differ() -> None:
     # Over ten problems of three methods the critical difference is 2.343 * sqrt(12 / 60) = 1.048
     best, middle, worst = [3.0] * 10, [2.0] * 5 + [1.0] * 5, [1.0] * 5 + [2.0] * 5
-    found = ranks_of({"worst": worst, "best": best, "middle": middle})
+    long = "a method with a long name"
+    found = ranks_of({"worst": worst, long: best, "middle": middle})
     assert found is not None
     assert found.difference == pytest.approx(1.048, abs=1e-3)
-    assert found.means == {"best": 1.0, "worst": 2.5, "middle": 2.5}
+    assert found.means == {long: 1.0, "worst": 2.5, "middle": 2.5}
     assert found.alike == [("worst", "middle")]
+    few = ranks_of({"a": [1.0, 2.0], "b": [2.0, 1.0], "c": [3.0, 3.0]})
+    assert few is not None
+    assert few.difference > 2, "longer than the line of the ranks"
+    for each in (found, few):
+        figure = critical_difference_plot(each)
+        renderer = FigureCanvasAgg(figure).get_renderer()
+        for text in figure.axes[0].texts:  # all of it is inside the picture
+            box = text.get_window_extent(renderer)
+            assert all(figure.bbox.contains(*corner) for corner in (box.p0, box.p1))
     assert ranks_of({"alone": best}) is None
     assert ranks_of({"a": [1.0], "b": [2.0]}) is None
 
@@ -79,20 +90,45 @@ def test_a_losses_own_numbers(loss: str, knobs: list[str]) -> None:
             assert found[key] == {"low": weight / 10, "high": weight * 10, "log": True}
 
 
+def counted(patch: pytest.MonkeyPatch, where: str, function: Any, calls: list[str]) -> None:
+    """Note each call of the function at this path, by its name."""
+
+    def call(*given: Any, **keywords: Any) -> Any:
+        calls.append(function.__name__)
+        return function(*given, **keywords)
+
+    patch.setattr(where, call)
+
+
 @pytest.mark.slow
-def test_two_methods_two_seeds_killed_and_resumed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_two_methods_two_seeds_interrupted_and_resumed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed after its first job; then two processes do the rest; then nothing is left to do."""
+    """Ended in its second job; then the rest is done; then nothing is left to do.
+
+    test_tune.py and test_sweep.py kill processes, and let several share a search and a sweep.
+    """
     words = (*WORDS, f"output_dir={tmp_path}")
-    process = Process("kd.compare", *words)
-    next(line for line in process.lines() if line.startswith("[1/4] "))
-    os.kill(process.process.pid or 0, signal.SIGKILL)
-    process.wait()
+    done = []
+
+    def interrupted(*given: Any, **keywords: Any) -> Path:
+        if done:
+            raise KeyboardInterrupt
+        done.append(run(*given, **keywords))
+        return done[0]
+
+    with monkeypatch.context() as patch:
+        patch.setattr("kd.comparison.cell.run", interrupted)
+        assert exit_code("compare", *words) == 130
     (first,) = tmp_path.glob("sweeps/*/*/report.json")
     written = first.stat().st_mtime_ns
-    pool = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
-    assert exit_code("compare", *words, *pool) == 0, capsys.readouterr().err
+    calls: list[str] = []
+    counted(monkeypatch, "kd.data.digits.Digits.read", Digits.read, calls)
+    plot = "kd.comparison.table.critical_difference_plot"
+    counted(monkeypatch, plot, critical_difference_plot, calls)
+    assert exit_code("compare", *words) == 0, capsys.readouterr().err
+    # Each job reads its data once, for the search and the run; the plot is drawn once for two files
+    assert calls == ["read"] * 3 + ["critical_difference_plot"]
     assert first.stat().st_mtime_ns == written
     folder = first.parents[1]
     reports = [json.loads(path.read_text()) for path in sorted(folder.glob("*/report.json"))]
@@ -128,9 +164,9 @@ def test_two_methods_two_seeds_killed_and_resumed(
     names = {"comparison.md", "comparison.csv", "comparison.html", "critical_difference.svg"}
     assert names <= {path.name for path in folder.iterdir()}
     capsys.readouterr()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("kd.runs.run.run", lambda *_, **__: pytest.fail("done again"))
-        assert exit_code("compare", *words, *pool) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("kd.comparison.cell.run", lambda *_, **__: pytest.fail("done again"))
+        assert exit_code("compare", *words) == 0
     assert "4 jobs" in (said := capsys.readouterr()).err
     assert "4 of them done" in said.err
     assert "Mean ranks over 2 problems" in said.out

@@ -23,6 +23,7 @@ from kd.losses import (
     cosine_features_loss,
     crd_loss,
     dcd_loss,
+    deit_token_loss,
     diffkd_loss,
     embedding_loss,
     fitnet_loss,
@@ -50,7 +51,7 @@ from kd.losses import (
 from kd.losses._maps import as_map, same_size
 from kd.losses.byot import BYOT
 from kd.losses.crd import CRD
-from kd.losses.diffkd import TIMES, DiffKD, signal_shares
+from kd.losses.diffkd import TIMES, Denoiser, DiffKD, signal_shares
 from kd.losses.embedding import Embedding
 from kd.losses.ft import FT
 from kd.losses.kdsvd import _directions
@@ -87,6 +88,11 @@ def norm(v: Any) -> float:
 
 def unit(v: Array) -> Array:
     return v / norm(v)
+
+
+def softmax(z: Array) -> Array:
+    shares: Array = np.exp(z) / np.exp(z).sum()
+    return shares
 
 
 def cosine(a: Array, b: Array) -> float:
@@ -381,6 +387,20 @@ def byot(temperature: float, share: float, hint_weight: float) -> float:
     return total
 
 
+def deit_token(form: str, share: float, temperature: float) -> float:
+    total = 0.0
+    for b, k in enumerate(TARGET):
+        total -= (1 - share) * math.log(softened(list(EXITS[0][b]), 1.0)[k]) / B
+        if form == "hard":
+            chosen = int(np.argmax(LAST_ANSWERS[b]))
+            total -= share * math.log(softened(list(EXITS[1][b]), 1.0)[chosen]) / B
+            continue
+        p, q = (softened(list(z[b]), temperature) for z in (LAST_ANSWERS, EXITS[1]))
+        divergence = sum(x * math.log(x / y) for x, y in zip(p, q, strict=True))
+        total += share * temperature**2 * divergence / B
+    return total
+
+
 EXITS = [np.random.default_rng(i).normal(0, 2, (B, 4)) for i in (3, 4)]
 LAST_ANSWERS = np.random.default_rng(5).normal(0, 2, (B, 4))
 EMB_LAST = np.random.default_rng(6).normal(0, 2, (B, 6))
@@ -404,6 +424,7 @@ MARGINS = [np.array([-0.1, -0.5, -0.9]), np.array([-2.0, -1.0, -0.3, 0.0])]
 LOGITS_S, LOGITS_T = rng.normal(0, 1, (B, 3)), rng.normal(0, 1, (B, 3))
 
 AT_EXITS = ([t(EMB_S), t(EMB_T)], t(LAST_ANSWERS), t(EMB_LAST), torch.tensor(TARGET))
+TWO_HEADS = (*maps(EXITS), t(LAST_ANSWERS), torch.tensor(TARGET))
 LAST = (t(MAPS_S[0]), t(MAPS_T[0]), HEAD_S, HEAD_T)
 
 KEYS = np.stack([row / np.linalg.norm(row) for row in EMB_T[::-1]])
@@ -470,6 +491,14 @@ FORMULAS: dict[str, tuple[Tensor, float]] = {
             )
         ),
     ),
+    "diffkd of logits": (
+        diffkd_loss(*maps([EMB_S, EMB_T, EMB_S, EMB_T])),
+        sum(
+            float(softmax(b) @ np.log(softmax(b) / softmax(a))) / B
+            for a, b in zip(EMB_S, EMB_T, strict=True)
+        )
+        + float(((EMB_S - EMB_T) ** 2).mean()),
+    ),
     "ickd": (ickd_loss(t(MAPS_S[1]), t(SMALL_T)), ickd()),
     "dcd": (dcd_loss(t(SCORES), consistency=0.7), dcd(0.7)),
     "rrd": (rrd_loss(t(SCORES), t(SCORES.T), 0.5, 0.2), rrd(0.5, 0.2)),
@@ -486,6 +515,11 @@ FORMULAS: dict[str, tuple[Tensor, float]] = {
     "byot of other numbers": (
         byot_loss(maps(EXITS), *AT_EXITS, 1.5, 0.6, 0.2),
         byot(1.5, 0.6, 0.2),
+    ),
+    "deit_token": (deit_token_loss(*TWO_HEADS), deit_token("hard", 0.5, 3.0)),
+    "deit_token, soft": (
+        deit_token_loss(*TWO_HEADS, "soft", 0.1, 2.5),
+        deit_token("soft", 0.1, 2.5),
     ),
     "cat_kd of length 1": (cat_kd_loss(*LAST, side=3, normalize=True), cat_kd(3, True)),
     "wkd_f": (wkd_f_loss(t(MAPS_S[0]), t(MAPS_T[0])), wkd_f(4.0, 1, 1e-5)),
@@ -640,40 +674,42 @@ class TestAdapters:
         for time in range(TIMES):
             left.append(left[-1] * (1 - (1e-4 + (0.02 - 1e-4) * time / (TIMES - 1))))
         np.testing.assert_allclose(signal_shares().numpy(), left[1:], rtol=1e-12)
-        diffkd = DiffKD(((3, 2, 2),), ((8, 2, 2),)).double()
-        diffkd.predict = nn.Tanh()  # any function of map and time
+        denoiser = Denoiser(3, 4, steps=5, spatial=True).double()
+        denoiser.predict = nn.Tanh()  # any function of map and time
         with torch.no_grad():
-            (*_, last) = diffkd.adapter
+            (*_, last) = denoiser.adapter
             last.weight.zero_()
             last.bias.copy_(t([0.3, -0.4]))
         x, noise = rng.normal(0, 1, (2, B, 4, 2, 2))
         share = math.exp(0.3) / (math.exp(0.3) + math.exp(-0.4))
         expected = share * x + (1 - share) * noise
-        embedding = diffkd.times.weight.detach().numpy()
+        embedding = denoiser.times.weight.detach().numpy()
         for time in (400, 300, 200, 100, 0):
             now, later = left[time + 1], left[time - 100 + 1] if time else 1.0
             predicted = np.tanh(expected + embedding[time][None, :, None, None])
             clean = (expected - math.sqrt(1 - now) * predicted) / math.sqrt(now)
             expected = math.sqrt(later) * clean + math.sqrt(1 - later) * predicted
-        np.testing.assert_allclose(diffkd.denoise(t(x), t(noise)).detach(), expected, rtol=1e-9)
+        np.testing.assert_allclose(denoiser.denoise(t(x), t(noise)).detach(), expected, rtol=1e-9)
 
     def test_diffkd_learns_to_denoise_and_draws_alike_wherever_an_image_is(self) -> None:
         torch.manual_seed(0)
-        diffkd = DiffKD(((3, 4, 4),), ((8, 4, 4),), latent=4)
+        diffkd = DiffKD(((3, 4, 4),), ((8, 4, 4),), num_classes=5, latent=4)
         s, t_, index = torch.randn(6, 3, 4, 4), torch.randn(6, 8, 4, 4), torch.arange(6)
+        logits = torch.randn(2, 6, 5)
         turn = torch.tensor([4, 2, 0, 5, 3, 1])
         found = []
         for order in (index, turn):
             torch.manual_seed(1)
-            found.append(float(diffkd([s[order]], [t_[order]], index[order])))
+            loss = diffkd([s[order]], [t_[order]], *logits[:, order], index[order])
+            found.append(loss.item())
         assert found[1] == pytest.approx(found[0], rel=1e-5)
-        diffkd([s], [t_], index).backward()
+        diffkd([s], [t_], *logits, index).backward()
         without = [name for name, each in diffkd.named_parameters() if each.grad is None]
         assert not without, "DDP stops where a parameter has no gradient"
         wrong: list[dict[str, Any]] = [{"steps": 0}, {"latent": 0}]
         for keywords in wrong:
             with pytest.raises(ValueError, match="found 0"):
-                DiffKD(((3, 4, 4),), ((8, 4, 4),), **keywords)
+                DiffKD(((3, 4, 4),), ((8, 4, 4),), 5, **keywords)
 
     def test_mgd_masks_whole_channels_of_an_image(self) -> None:
         torch.manual_seed(0)

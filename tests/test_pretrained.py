@@ -28,6 +28,8 @@ from kd.measure.metrics import predict_logits
 from kd.nets.build import build_net, normalization_of, pretrained_weights_of
 from kd.nets.cnn import CNN
 from kd.nets.head import head_of
+from kd.nets.hooks import FeatureHooks, as_signals
+from kd.nets.layer_paths import study
 from kd.nets.pretrained_weights import for_gray
 from kd.nets.torchvision import pretrained_weights, torchvision_net
 from kd.runs.run import run
@@ -35,6 +37,8 @@ from kd.shape import Shape
 from kd.stages.result import load_net, load_teacher
 from kd.stages.stage import complete, make_stage
 from kd.training.distiller import Distiller
+from kd.training.loss_spec import read_loss
+from kd.training.objective import Objective
 
 ROOT = Path(kd.nets.timm.__file__).parents[2]
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -286,6 +290,28 @@ class TestTimm:
             timm_node("deit_tiny_distilled_patch16_224", False, img_size=32), Shape(3, 32, 7), "x"
         )
         assert list(head_of(net, Shape(3, 32, 7))) == ["head", "head_dist"]
+
+    def test_labels_teach_one_head_and_the_teacher_the_other(self) -> None:
+        config = check(composed("experiment=deit", "+student.net.depth=1"))
+        assert config.student.taps == ["head", "head_dist"]
+        shape = Shape(3, 32, 10)
+        net = build_net(config.student.net, shape, "student.net")
+        paths = study(net, config.student.taps, shape, where="student.taps")
+        output = FeatureHooks(net, paths, ("feats",))(net, torch.randn(2, 3, 32, 32))
+        signals = as_signals(output, "s")
+        assert torch.allclose(output.logits, sum(signals["feats_s"]) / 2)
+        teacher = torch.zeros(2, 10).index_fill(1, torch.tensor([4]), 5.0)
+        signals |= {"logits_t": teacher, "target": torch.tensor([1, 1]), "progress": 0.5}
+        sizes = {"shapes_s": paths.shapes}
+        objective = Objective(read_loss(config.loss), shape, build_arguments=sizes)
+        objective(signals)["loss"].backward()
+        # The gradient of a cross-entropy is negative for the class that is taught alone
+        for head, taught in ((net.head, 1), (net.head_dist, 4)):
+            assert [i for i, slope in enumerate(head.bias.grad) if slope < 0] == [taught]
+        with pytest.raises(UserError, match=r"student.taps: found .* \(64, 8, 8\)"):
+            Objective(
+                read_loss(config.loss), shape, build_arguments={"shapes_s": ((64, 8, 8),) * 2}
+            )
 
     @pytest.mark.parametrize("pretrained", [False, True])
     def test_a_last_layer_for_few_classes_starts_narrow(

@@ -82,6 +82,12 @@ def test_test_accuracy_of_both_epochs_is_that_of_their_weights(tmp_path: Path) -
         ),
         ("train", ["data.val_fraction=0", "data.val_labels=20"], "data.val_labels: found 20, but"),
         ("tune", ["data.val_fraction=0"], "data.val_fraction: found 0, but a search chooses on"),
+        (
+            "compare",
+            ["data.val_fraction=0", "loss=kd,dkd"],
+            "kd: data.val_fraction: found 0, but a search chooses on validation; accepted is a "
+            "number between 0 and 1; n_trials=0 compares without a search\n",
+        ),
     ],
 )
 def test_what_needs_validation_is_refused(

@@ -587,6 +587,21 @@ def test_commands_in_the_docs_can_be_searched() -> None:
         )
 
 
+@pytest.mark.parametrize(
+    ("command", "words", "source"),
+    [
+        ("tune", ["experiment=cifar10_cpu"], "kd.data.cifar10.CIFAR10"),
+        ("compare", ["experiment=cifar100_crd_protocol"], "kd.data.cifar100.CIFAR100"),
+        ("compare", ["experiment=cifar10_cpu", "data=mnist"], "kd.data.mnist.MNIST"),
+    ],
+)
+def test_an_experiment_brings_its_data(
+    command: str, words: list[str], source: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code(command, *words, "--cfg", "job") == 0
+    assert f"  _target_: {source}\n" in capsys.readouterr().out
+
+
 def test_help_needs_neither_torch_nor_optuna() -> None:
     code = (
         "import sys, kd.tune; print([m for m in ('torch', 'optuna', 'lightning') if m in "

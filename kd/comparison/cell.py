@@ -8,9 +8,14 @@ from pathlib import Path
 from rich.console import Console
 
 from kd.comparison.request import CompareConfig
+from kd.config.construct import construct
+from kd.config.fields import Node
+from kd.config.schema import Config
+from kd.data.base import DataModule
 from kd.files.run_folder import RunFolder
 from kd.log import say
 from kd.runs.run import run
+from kd.stages.chain import chain_of
 from kd.tuning.request import Request
 from kd.tuning.search import Trials, search, words
 from kd.tuning.space import overrides_of
@@ -42,19 +47,34 @@ def run_cell(
         StopRequest: by Ctrl-C; the same command goes on.
     """
     request = config.request()
-    tuned = overrides_of(_best_setting(request)) if config.n_trials else []
+    tuned: list[str] = []
+    data = None
+    if config.n_trials:
+        chain_of(request.config)  # refuses what is wrong before the data is read
+        data = construct(request.config.data, "data")
+        tuned = overrides_of(_best_setting(request, data))
     own = [*tuned, f"seed={config.seed}"]
     final = request.config_with(own).model_copy(update={"name": config.name})
     line = shlex.join(["python", "-m", "kd.train", *request.overrides, *own])
-    return run(final, line, folder=folder, since=since, out=out)
+    if _images(final) != _images(request.config):
+        data = None
+    return run(final, line, data=data, folder=folder, since=since, out=out)
 
 
-def _best_setting(request: Request) -> dict[str, str]:
+def _images(config: Config) -> Node:
+    """Return what the data depends on; without a choice of labels its seed changes nothing."""
+    node = dict(config.data)
+    if node.get("labels") is None:
+        node.pop("labels_seed", None)
+    return node
+
+
+def _best_setting(request: Request, data: DataModule) -> dict[str, str]:
     """Return the best setting of the search, when all of its trials have ended."""
-    trials = search(request)
+    trials = search(request, data)
     while trials.running() or trials.open():
         _wait(trials)
-        trials = search(request)  # what a killed process left
+        trials = search(request, data)  # what a killed process left
     best = trials.best()
     setting: dict[str, str] = best.user_attrs["setting"]
     say(f"Best of {trials.count()} trials on validation: {words(setting)}")

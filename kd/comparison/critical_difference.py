@@ -8,12 +8,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.textpath import TextPath
 from scipy.stats import friedmanchisquare, rankdata, studentized_range
 
 from kd.reports.palette import BLACK, BLUE
 from kd.summary.significance import LEVEL
+
+WIDTH = 8  # of the plot, in inches
 
 
 @dataclass(frozen=True)
@@ -78,21 +82,27 @@ def critical_difference(methods: int, problems: int) -> float:
     return q * math.sqrt(methods * (methods + 1) / (6 * problems))
 
 
+def _inches(text: str) -> float:
+    path = TextPath((0, 0), text.replace("$", "\\$"), size=rcParams["font.size"])
+    return float(path.get_extents().width) / 72 + 0.2
+
+
 def critical_difference_plot(ranks: MeanRanks) -> Figure:
     """Draw the mean ranks on a line; a bar joins methods that are not shown to differ."""
     count = len(ranks.means)
-    figure = Figure(figsize=(8, 1.6 + 0.28 * count), layout="constrained")
-    axes: Axes = figure.subplots()
+    figure = Figure(figsize=(WIDTH, 1.6 + 0.28 * count))
+    labels = [f" {name} {mean:.2f} " for name, mean in ranks.means.items()]
+    room = max(map(_inches, labels)) / WIDTH  # beside the line, for the names
+    axes: Axes = figure.add_axes((room, 0.0, 1 - 2 * room, 1.0))
     bars = ranks.alike
     depth = 0.5 * len(bars) + 1
-    axes.set(xlim=(0.5, count + 0.5), ylim=(-depth - 0.5 * ((count + 1) // 2) - 0.3, 1.4))
+    axes.set(xlim=(0.9, count + 0.1), ylim=(-depth - 0.5 * ((count + 1) // 2) - 0.3, 1.9))
     axes.hlines(0, 1, count, color=BLACK)
     for place in range(1, count + 1):
         axes.vlines(place, 0, 0.12, color=BLACK)
         axes.text(place, 0.22, str(place), ha="center", va="bottom")
     axes.hlines(1.1, 1, 1 + ranks.difference, color=BLUE, linewidth=2)
-    said = f"  critical difference {ranks.difference:.2f}"
-    axes.text(1 + ranks.difference, 1.1, said, va="center")
+    axes.text(1, 1.2, f"critical difference {ranks.difference:.2f}", va="bottom")
     for level, names in enumerate(bars):
         first, last = (ranks.means[name] for name in (names[0], names[-1]))
         axes.hlines(-0.35 - 0.4 * level, first - 0.04, last + 0.04, color=BLUE, linewidth=4)

@@ -1,9 +1,12 @@
 """The jobs of a comparison, run like those of a sweep; and its table."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from kd.comparison.request import CompareConfig
+from kd.config.fields import Node
+from kd.errors import UserError
 from kd.files.report_file import Report
 from kd.runs.sweep import Entry, Sweep
 
@@ -20,6 +23,18 @@ class ComparisonSweep(Sweep):
         config._overrides = overrides
         config.request()  # refuses a wrong search before any job
         return config
+
+    def _entries(self, folder: Path) -> list[Entry]:
+        """Compose and check all jobs; data without validation is refused once, for all of them."""
+        entries = super()._entries(folder)
+        found: dict[str, Node] = {}
+        for config in _configs(entries):
+            none = 0 in (config.data.get("val_fraction"), config.data.get("val_labels"))
+            if config.n_trials and none:
+                found[json.dumps(config.data, sort_keys=True)] = config.data
+        for node in found.values():
+            _refuse(node)
+        return entries
 
     def sweep(self, folder: Path) -> int:
         """Run what is not done and print the table; in a dry run, say how long that would take."""
@@ -39,6 +54,17 @@ class ComparisonSweep(Sweep):
             entries, reports = zip(*finished, strict=True)
             folders = [folder / config.name for config in _configs(entries)]
             print(write_table(_configs(entries), reports, folders, folder))
+
+
+def _refuse(node: Node) -> None:
+    """Read data and refuse it if no search can choose on it; `n_trials=0` needs no search."""
+    from kd.config.construct import construct
+    from kd.tuning.search import refuse_without_validation  # importing torch takes seconds
+
+    try:
+        refuse_without_validation(construct(node, "data"))
+    except UserError as error:
+        raise UserError(f"{error}; n_trials=0 compares without a search") from None
 
 
 def _configs(entries: Sequence[Entry]) -> list[CompareConfig]:

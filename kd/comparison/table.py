@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 from kd.comparison.critical_difference import MeanRanks, critical_difference_plot, ranks_of
 from kd.comparison.request import CompareConfig
 from kd.files.report_file import Report
-from kd.reports.page import as_svg, picture
+from kd.reports.page import as_svg, svg_picture
 from kd.summary import gain_of_row, markdown_of, page_of, write_texts
 from kd.summary.groups import Row, accuracy_on_test, part, settings_of
 from kd.summary.reports import Run
@@ -55,9 +55,11 @@ def write_table(
     more = []
     if ranks:
         plot = critical_difference_plot(ranks)
-        texts["critical_difference.svg"] = as_svg(plot)
+        svg = texts["critical_difference.svg"] = as_svg(plot)
         caption = f"Mean ranks by test accuracy. {_of_ranks(ranks)[-1]}"
-        more.append(picture(critical_difference_plot(ranks), caption, "Critical differences"))
+        more.append(
+            svg_picture(svg, caption, "Critical differences", round(96 * plot.get_figwidth()))
+        )
     texts["comparison.html"] = page_of(title, about, rows, gains, said, more)
     write_texts(texts, folder)
     return texts["comparison.md"]

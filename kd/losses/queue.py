@@ -34,8 +34,9 @@ class Queue(nn.Module):
     """The loss with a linear projector, and the teacher's embeddings of the last images.
 
     A batch's own embeddings enter the queue first, as in the paper. The queue is part of the
-    checkpoint; across ranks it is the same. SEED uses 65,536 embeddings and two temperatures;
-    8,192 and 0.07 are near what lightly-train's distillation uses.
+    checkpoint; across ranks it is the same. SEED uses 65,536 embeddings and two temperatures. 8,192
+    and 0.07 are those of lightly-train's distillation for more than 20,000 images, which also mixes
+    the images (data.augment.mixup here).
 
     Args:
         size: number of embeddings, at most that of the training images.

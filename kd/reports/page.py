@@ -42,10 +42,13 @@ def as_svg(figure: Figure) -> str:
 
 def picture(figure: Figure, caption: str, alt: str) -> Picture:
     """Draw a figure as SVG; inside an image no script runs and no name clashes."""
-    data = base64.b64encode(as_svg(figure).encode()).decode()
-    return Picture(
-        f"data:image/svg+xml;base64,{data}", caption, alt, round(96 * figure.get_figwidth())
-    )
+    return svg_picture(as_svg(figure), caption, alt, round(96 * figure.get_figwidth()))
+
+
+def svg_picture(svg: str, caption: str, alt: str, width: int) -> Picture:
+    """Return a picture of an SVG file's text; see `Picture`."""
+    data = base64.b64encode(svg.encode()).decode()
+    return Picture(f"data:image/svg+xml;base64,{data}", caption, alt, width)
 
 
 def image(figure: Figure, caption: str, alt: str) -> Picture:

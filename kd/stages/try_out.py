@@ -48,7 +48,7 @@ def try_out(plan: StagePlan, data: DataModule) -> Objective:
         return Objective(plan.loss, data.shape)
     taps = taps_of(plan, data)
     if taps and not (plan.taps and plan.teacher_taps):
-        beside = f", with {', '.join(taps['teacher'])} of its teacher" if plan.teacher_net else ""
+        beside = f", with {', '.join(taps['teacher'])} of its teacher" if taps["teacher"] else ""
         say(f"{plan.name}: looks at {', '.join(taps['student'])} of the student{beside}")
     objective, signals = _with_signals(plan, data, taps, images=2)
     try:

@@ -75,8 +75,25 @@ def tune(request: Request, command: str) -> Path:
     return trials.folder
 
 
-def search(request: Request) -> "Trials":
+def refuse_without_validation(data: DataModule) -> None:
+    """Refuse data on which no search can choose.
+
+    Raises:
+        UserError: there is no validation part, or its labels must not be used.
+    """
+    if not data.selects("transfer"):
+        key = "val_labels" if data.split.val else "val_fraction"
+        accepted = "null or a number of images" if data.split.val else "a number between 0 and 1"
+        raise UserError(
+            f"data.{key}: found 0, but a search chooses on validation; accepted is {accepted}"
+        )
+
+
+def search(request: Request, data: DataModule | None = None) -> "Trials":
     """Run trials until there are `n_trials`; others may still run in other processes.
+
+    Args:
+        data: the images, which stay as they are; None to read those of the config.
 
     Raises:
         UserError: a user's error.
@@ -84,13 +101,9 @@ def search(request: Request) -> "Trials":
     """
     output = writable(Path(request.config.output_dir).expanduser())
     read = chain_of(request.config)  # refuses what is wrong before the data is read
-    data: DataModule = construct(request.config.data, "data")
-    if not data.selects("transfer"):
-        key = "val_labels" if data.split.val else "val_fraction"
-        accepted = "null or a number of images" if data.split.val else "a number between 0 and 1"
-        raise UserError(
-            f"data.{key}: found 0, but a search chooses on validation; accepted is {accepted}"
-        )
+    data = construct(request.config.data, "data") if data is None else data.with_split(data.split)
+    assert isinstance(data, DataModule)
+    refuse_without_validation(data)
     shorten(data, request.config.trainer)
     config, chain = suit_to_data(request.config, data, read)
     preflight(chain, config, data)
