@@ -89,6 +89,10 @@ def test_each_stage_is_a_run_of_every_logger(
         with (folder / "csv" / stage / "version_0" / "metrics.csv").open() as file:
             rows = [row["val/acc"] for row in csv.DictReader(file) if row.get("val/acc")]
         assert found[stage].data.metrics["val/acc"] == pytest.approx(float(rows[-1]))
+    with (folder / "csv" / "report" / "version_0" / "metrics.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    test = found["report"].data.metrics["student/test/accuracy"]
+    assert test == pytest.approx(float(row["student/test/accuracy"]))
     assert len(list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))) == len(stages) + 1
     # A second attempt goes on in the same run
     store = next(each for each in (tmp_path / "store").glob("*/logger_ids.json"))

@@ -1,5 +1,7 @@
 """A run: the chain of stages, then the report, in a folder that appears complete."""
 
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime
@@ -127,7 +129,10 @@ def _log_report(report: Report, config: Config, folder: RunFolder) -> None:
         for name in ("accuracy", "balanced_accuracy", "nll", "ece", "agreement")
         if (value := getattr(model.test, name)) is not None
     }
-    log_once(logger_nodes(config, "report"), folder.path, values)
+    with tempfile.TemporaryDirectory() as made:
+        log_once(logger_nodes(config, "report"), Path(made), values)
+        if (Path(made) / "csv").is_dir():
+            shutil.copytree(Path(made) / "csv", folder.path / "csv" / "report")
 
 
 def _own_figures(

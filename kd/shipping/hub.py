@@ -2,9 +2,12 @@
 
 import json
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import yaml
 from rich.console import Console
@@ -106,6 +109,8 @@ def _check_login() -> None:
         raise UserError(
             "push: nobody is logged in to Hugging Face; type `hf auth login`, or set HF_TOKEN"
         )
+    if not _has_network():
+        raise UserError("push: there is no network to the Hugging Face hub")
 
 
 def _push(folder: Path, name: str, private: bool) -> None:
@@ -136,12 +141,21 @@ def download(name: str, where: str) -> Path:
     _import_hub(where)
     from huggingface_hub import hf_hub_download
 
-    return Path(
-        _answer(
-            lambda: hf_hub_download(model, HUB_WEIGHTS, revision=revision or None),
+    online = _has_network()
+    at = revision or None
+    try:
+        found = _answer(
+            lambda: hf_hub_download(model, HUB_WEIGHTS, revision=at, local_files_only=not online),
             f"{where}: hf:{name}",
         )
-    )
+    except UserError as error:
+        if online:
+            raise
+        raise UserError(
+            f"{where}: hf:{name} is not on this machine, and there is no network to the Hugging "
+            "Face hub"
+        ) from error
+    return Path(found)
 
 
 def _answer(ask: Callable[[], T], where: str) -> T:
@@ -151,6 +165,19 @@ def _answer(ask: Callable[[], T], where: str) -> T:
     except Exception as error:  # its own kinds, and those of the network below it
         reason = str(error).strip().partition("\n")[0][:200]
         raise UserError(f"{where}: the Hugging Face hub did not answer: {reason}") from error
+
+
+def _has_network() -> bool:
+    """Whether the hub's name is known here; without, huggingface_hub tries for half a minute."""
+    from huggingface_hub.constants import ENDPOINT
+
+    if getproxies():
+        return True
+    try:
+        socket.getaddrinfo(urlsplit(ENDPOINT).hostname, None)
+    except OSError:
+        return False
+    return True
 
 
 def _import_hub(where: str) -> None:
