@@ -74,7 +74,7 @@ def _config(header: dict[str, object]) -> dict[str, object]:
         "num_labels": len(classes),
         "id2label": {str(i): name for i, name in enumerate(classes)},
         "label2id": {name: i for i, name in enumerate(classes)},
-        **{name: header.get(name) for name in ("shape", "mean", "std", "reading")},
+        **{name: header.get(name) for name in ("shape", "mean", "std", "reading", "multilabel")},
     }
 
 
@@ -82,18 +82,21 @@ def _card(report: Report, config: Publish) -> str:
     """Return the model card, with the metadata that the hub reads at its top."""
     student = next(model for model in report.models if model.role == "student")
     task = {"type": "image-classification", "name": "Image classification"}
-    accuracy = {"type": "accuracy", "value": round(student.test.accuracy, 6), "name": "Accuracy"}
+    measured = [("accuracy", "Accuracy", student.test.accuracy)]
+    if student.test.map is not None:
+        measured.append(("mean_average_precision", "Mean average precision", student.test.map))
+    metrics = [{"type": a, "value": round(value, 6), "name": b} for a, b, value in measured]
     result = {
         "task": task,
         "dataset": {"type": report.data.name, "name": report.data.name, "split": "test"},
-        "metrics": [accuracy],
+        "metrics": metrics,
     }
     about = {
         **({"license": config.license} if config.license else {}),
         "library_name": LIBRARY,
         "pipeline_tag": "image-classification",
         "tags": ["knowledge-distillation", "image-classification"],
-        "metrics": ["accuracy"],
+        "metrics": [each["type"] for each in metrics],
         "model-index": [{"name": report.name, "results": [result]}],
     }
     place = f"hf:{config.push}" if config.push else "PATH/TO/THIS/FOLDER"

@@ -107,5 +107,5 @@ def label_mask(target: Tensor) -> Tensor:
 
 
 def is_multilabel(target: Tensor) -> bool:
-    """Whether a target as of `label_mask` is of several labels."""
+    """Whether a target as of `label_mask` is of several labels: [B, C], and not [B]."""
     return target.ndim == 2 and not target.is_floating_point()
