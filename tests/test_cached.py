@@ -18,7 +18,7 @@ import pytest
 import torch
 from composed import TINY, composed
 from PIL import Image
-from processes import Process
+from processes import CONTEXT, Process
 from safetensors.torch import load_file
 from stopping import stop_before
 from torch import Tensor
@@ -331,9 +331,7 @@ def _prepare(folder: Path, marks: Path, seconds: float) -> None:
 def at_work(folder: Path, seconds: float) -> tuple[Any, Path]:
     """Start a process that computes view 0; returns it and the folder of its marks."""
     (marks := folder / "marks").mkdir()
-    job = multiprocessing.get_context("spawn").Process(
-        target=_prepare, args=(folder / "cache", marks, seconds)
-    )
+    job = CONTEXT.Process(target=_prepare, args=(folder / "cache", marks, seconds))
     job.start()
     while not list(marks.iterdir()):
         time.sleep(0.01)
@@ -344,9 +342,8 @@ def at_work(folder: Path, seconds: float) -> tuple[Any, Path]:
 class TestSeveralProcesses:
     def test_one_computes_and_the_others_wait(self, tmp_path: Path) -> None:
         (marks := tmp_path / "marks").mkdir()
-        context = multiprocessing.get_context("spawn")
         jobs = [
-            context.Process(target=_prepare, args=(tmp_path / "cache", marks, 0.3))
+            CONTEXT.Process(target=_prepare, args=(tmp_path / "cache", marks, 0.3))
             for _ in range(2)
         ]
         for job in jobs:

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from composed import composed, tiny
-from processes import Process
+from processes import CONTEXT, Process
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -353,7 +353,12 @@ def remember(rank: int, folder: str) -> None:
 @pytest.mark.slow
 def test_ranks_have_the_same_memory(tmp_path: Path) -> None:
     """The loss of both ranks, as one process would compute it from both batches."""
-    torch.multiprocessing.spawn(remember, (str(tmp_path),), nprocs=2)
+    ranks = [CONTEXT.Process(target=remember, args=(rank, str(tmp_path))) for rank in range(2)]
+    for each in ranks:
+        each.start()
+    for each in ranks:
+        each.join(120)
+    assert [each.exitcode for each in ranks] == [0, 0]
     one, two = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2))
     for name in ("bank_s", "bank_t", "scale"):
         assert torch.equal(one[name], two[name]), name

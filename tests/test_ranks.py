@@ -36,7 +36,7 @@ from kd.stages.chain import chain_of
 from kd.stages.stage import make_stage
 from kd.stages.try_out import depends_on_batch
 from kd.training.devices import devices_of, resolve_devices, world_size
-from kd.training.processes import on_devices
+from kd.training.processes import _launches, on_devices
 from kd.training.trainer import construct_trainer
 
 RUN = ("model=mlp_to_mlp", "data=digits", *TINY, "trainer=ddp", "trainer.accelerator=cpu")
@@ -160,6 +160,13 @@ def test_shards_need_a_launcher(strategy: str) -> None:
 )
 def test_how_many_devices_are_asked_for(asked: dict[str, Any], count: int) -> None:
     assert devices_of({"accelerator": "cpu", **asked}) == count
+
+
+def test_each_process_of_a_list_of_devices_has_its_own() -> None:
+    launches = _launches({"devices": [0, 2, 3]}, 3)
+    assert [each.gpu for each in launches] == [0, 2, 3]
+    assert [each.variables["RANK"] for each in launches] == ["0", "1", "2"]
+    assert {each.variables["MASTER_ADDR"] for each in launches} == {"127.0.0.1"}
 
 
 def spec(*words: str) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Keys cover everything that a result depends on, and nothing else; a stage is trained once."""
 
 import json
-import multiprocessing
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from composed import plan
+from processes import CONTEXT
 from safetensors.torch import load_file
 
 from kd.config.construct import construct
@@ -290,8 +290,7 @@ def test_a_teacher_that_is_taken_as_it_is_says_once_what_it_makes_of_validation(
         asked.append(args)
         return predict_logits(*args)
 
-    for where in ("kd.stages.stage", "kd.stages.result"):
-        monkeypatch.setattr(f"{where}.predict_logits", ask)
+    monkeypatch.setattr("kd.stages.answers.predict_logits", ask)
     config = make_config(f"teacher.path={trained.folder / 'weights.safetensors'}")
     data: DataModule = construct(config.data, "data")
     loaded, _ = done(config)
@@ -372,12 +371,11 @@ def _hold(root: Path, seconds: float) -> None:
 
 @pytest.mark.slow
 def test_two_processes_take_turns_and_a_dead_one_holds_nothing(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    other = context.Process(target=_hold, args=(tmp_path, 60.0))
+    other = CONTEXT.Process(target=_hold, args=(tmp_path, 60.0))
     other.start()
     while not (tmp_path / "held").exists():
         time.sleep(0.05)
-    waiting = context.Process(target=_hold, args=(tmp_path, 0.0))
+    waiting = CONTEXT.Process(target=_hold, args=(tmp_path, 0.0))
     waiting.start()
     waiting.join(3)
     assert waiting.is_alive(), "it must wait while the other holds the stage"

@@ -465,7 +465,7 @@ needs_ray = pytest.mark.skipif(
     [
         ("joblib", "hydra.launcher.n_jobs=2"),
         ("submitit_local",),
-        pytest.param(("ray", "hydra.launcher.ray.init.num_cpus=2"), marks=needs_ray),
+        pytest.param(("ray", "+hydra.launcher.ray.init.num_cpus=2"), marks=needs_ray),
     ],
 )
 def test_jobs_in_parallel_share_the_teacher(tmp_path: Path, launcher: tuple[str, ...]) -> None:
