@@ -27,6 +27,9 @@ gets the labelled images of the batch and counts 0 in a batch without any. With 
 `takes_unlabeled = True` it sees all images. Their target is then -1, or a row of zeros where labels
 are soft.
 
+A loss of logits or labels that makes sense where an image may have several labels says so with the
+attribute `multilabel = True`. Its target is then int8 [B, C], 1 for each label.
+
 `from kd.losses import NAME_loss` finds the function in `kd/losses/NAME.py`; a new file needs no
 entry here.
 """
