@@ -32,6 +32,7 @@ from kd.errors import StopRequest, UserError
 from kd.nets.mlp import MLP
 from kd.nets.resnet import ResNet
 from kd.runs.run import run
+from kd.teachers.answer_record import AnswerRecord
 from kd.teachers.cached_teacher import CachedTeacher
 from kd.teachers.frozen_teacher import FrozenTeacher
 from kd.teachers.live_teacher import CHUNK, LiveTeacher, TeacherNet, chunk_of
@@ -74,7 +75,7 @@ def cached(
     views: int = 0,
 ) -> CachedTeacher:
     part = images()
-    files = ViewFiles(Room(folder, limit), key, len(part), 2, "float32")
+    files = ViewFiles(Room(folder, limit), key, len(part), AnswerRecord(2, "float32"))
     answers = LiveTeacher(answers or Sums(), "float32")
     return CachedTeacher(answers, TeacherViews(part, AUGMENT, seed), files=files, needed=views)
 
@@ -195,7 +196,7 @@ class TestOnce:
 
     def test_a_file_is_mapped_and_never_read_whole(self, tmp_path: Path) -> None:
         rows, classes = 400_000, 100  # 80 MB
-        files = ViewFiles(Room(tmp_path, 1.0), "key", rows, classes, "float16")
+        files = ViewFiles(Room(tmp_path, 1.0), "key", rows, AnswerRecord(classes))
         with files.claim(0):
             files.write(0, (np.full((rows // 100, classes), i, np.float16) for i in range(100)))
         if not Path("/proc/self/statm").exists():
@@ -776,7 +777,7 @@ def test_digits_views_are_what_the_teacher_is_asked_about(tmp_path: Path) -> Non
     part = data.split.train
     net = ResNet(10, 18, 1, 8, width=4)
     live = LiveTeacher(FrozenTeacher(net, *data.statistics), "float32")
-    files = ViewFiles(Room(tmp_path, 1.0), "key", len(part), 10, "float32")
+    files = ViewFiles(Room(tmp_path, 1.0), "key", len(part), AnswerRecord(10, "float32"))
     teacher = CachedTeacher(live, TeacherViews(part, data.augment, 5), files=files)
     teacher.prepare(3)
     index = torch.tensor([7, 199, 0])

@@ -12,9 +12,11 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms import v2
 
+from kd.data.crops import crop_boxes, read_pixels
+from kd.data.draws import Draw, uniform
 from kd.data.image_folder import ImageFolder
 from kd.data.images import Images
-from kd.data.views import Augment, Draw, crop_boxes, read_pixels, uniform, views_of
+from kd.data.views import views_of
 from kd.errors import DamagedError
 
 SIZE = 48
@@ -76,6 +78,9 @@ def test_boxes_are_those_of_torchvision() -> None:
     found = crop_boxes(sizes, torch.arange(300), 5, 2, 0.08)
     wanted = [drawn_box(*size, i, 5, 2) for i, size in enumerate(sizes.tolist())]
     assert found.tolist() == [list(each) for each in wanted]
+    # What is drawn for one image does not depend on how often the others are drawn again
+    alone = torch.cat([crop_boxes(sizes[[i]], torch.tensor([i]), 5, 2, 0.08) for i in (3, 50, 299)])
+    assert torch.equal(alone, found[[3, 50, 299]])
     # Their ranges are those of its own transform
     transform = v2.RandomResizedCrop(SIZE)
     assert transform.scale == (0.08, 1.0)
@@ -102,7 +107,7 @@ def agrees_with_torchvision(data: ImageFolder, root: Path, method: str = "BILINE
     size = list(train.pixels.shape[2:])
     index = torch.arange(len(train))
     for view in range(3):
-        found = read_pixels(train, index, seed=4, view=view, augment=data.augment)
+        found = read_pixels(train, index, seed=4, view=view, smallest=0.08)
         for i, name in enumerate(train.names):
             file = root / name.partition("/")[2]
             wide, high = ImageOps.exif_transpose(Image.open(file)).size
@@ -140,7 +145,7 @@ def test_a_drafted_crop_is_nearly_the_same(photos: Path) -> None:
             index,
             seed=0,
             view=0,
-            augment=Augment(resized_crop=0.5),
+            smallest=0.5,
         ).int()
         for draft in (False, True)
     )
@@ -152,7 +157,7 @@ def test_arrays_are_cropped_as_torchvision_does() -> None:
     pixels = torch.randint(0, 256, (60, 3, 32, 32), dtype=torch.uint8, generator=draw)
     images = Images(pixels, torch.zeros(60))
     index = torch.arange(60)
-    found = read_pixels(images, index, seed=4, view=1, augment=Augment(resized_crop=0.08))
+    found = read_pixels(images, index, seed=4, view=1, smallest=0.08)
     for i in range(60):
         box = drawn_box(32, 32, i, 4, 1)
         wanted = v2.functional.resized_crop(pixels[i], *box, [32, 32], antialias=True)
@@ -168,7 +173,7 @@ def test_the_loader_shows_the_views_of_its_epoch(photos: Path) -> None:
         for epoch in (0, 3):
             loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
             for pixels, _, index in loader:
-                how = {"seed": 9, "view": epoch % 2, "augment": data.augment}
+                how: Any = {"seed": 9, "view": epoch % 2, "smallest": 0.08}
                 assert torch.equal(pixels, read_pixels(data.split.train, index, **how))
 
 

@@ -430,12 +430,14 @@ def test_views_are_new_in_each_epoch_or_come_again(cycle: int | None) -> None:
     ]
 
 
-def test_another_process_opens_a_mapped_store_by_its_file(tmp_path: Path, pool: Path) -> None:
-    data = Made(unlabeled=str(pool), cache="disk", cache_dir=str(tmp_path / "cache"))
+@pytest.mark.parametrize("cache", ["disk", "ram"])
+def test_another_process_opens_a_store_by_its_file(cache: Any, tmp_path: Path, pool: Path) -> None:
+    data = Made(unlabeled=str(pool), cache=cache, cache_dir=str(tmp_path / "cache"))
     images = data.split.unlabeled
     assert images is not None
     sent = pickle.dumps(images)
     assert len(sent) < 10_000
+    assert b"pixels.npy" in sent
     assert torch.equal(pickle.loads(sent).pixels[:], images.pixels[:])
 
 

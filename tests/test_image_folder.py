@@ -1,12 +1,14 @@
 """Image folders: file kinds, layouts, and clear messages for the rest."""
 
 import errno
+import gc
 import json
 import os
 import pickle
 import shutil
 import struct
 import sys
+import tracemalloc
 import warnings
 import zlib
 from dataclasses import replace
@@ -674,7 +676,7 @@ def decodes(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     read = ImagePaths.read
 
     def counted(self: ImagePaths, number: int) -> bytes:
-        seen.append(self.paths[number])
+        seen.append(self.path(number))
         return read(self, number)
 
     monkeypatch.setattr(ImagePaths, "read", counted)
@@ -732,6 +734,21 @@ def test_streamed_images_are_the_same_and_no_pixels_stay(kept: bool, tmp_path: P
     assert (
         ImageFolder(str(root), **options, cache="ram").split.train.fingerprint == whole.fingerprint
     )
+
+
+def test_the_names_of_many_files_take_little_memory() -> None:
+    """Less than 150 bytes each; a path of its own takes three times as much."""
+    count = 20_000
+    tracemalloc.start()
+    try:
+        folder = Path("/data/of/some/length/imagenet/train")
+        files = ImagePaths([folder / f"n{i % 50:08}" / f"{i:08}.JPEG" for i in range(count)])
+        gc.collect()
+        used, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert files.path(51) == folder / "n00000001" / "00000051.JPEG"
+    assert used / count < 150
 
 
 def test_a_file_that_changes_while_it_is_streamed_is_noticed(tmp_path: Path) -> None:

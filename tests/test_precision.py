@@ -104,7 +104,7 @@ def test_a_precision_that_the_device_cannot_do(
 ) -> None:
     """On a CPU the Trainer would turn 16-mixed into bf16-mixed under the same name."""
     machine(monkeypatch)
-    monkeypatch.setattr("kd.runs.run.construct", pytest.fail)  # before any data is read
+    monkeypatch.setattr("kd.runs.run.open_data", pytest.fail)  # before any data is read
     with pytest.raises(
         UserError, match=rf"^{key}: found '16-mixed' on a CPU.* 32-true, bf16-mixed$"
     ):

@@ -1,7 +1,8 @@
-"""Images in tars and in parquet files: found, labelled, and refused where they are damaged."""
+"""Images in tars, tables and ImageNet's folders: found, labelled, refused where damaged."""
 
 import io
 import json
+import pickle
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from PIL import Image
 
 from kd.data.base import Source
 from kd.data.file_source import FileSource, LabelledImages
+from kd.data.huggingface import HuggingFace
+from kd.data.imagenet import ImageNet
 from kd.data.parquet import Parquet
 from kd.data.webdataset import WebDataset
 from kd.errors import UserError
@@ -69,6 +72,118 @@ def table(path: Path, numbers: range, **columns: Any) -> Path:
     return path
 
 
+SYNSETS = ["n01440764", "n01443537", "n02012849"]
+
+
+@pytest.fixture
+def imagenet(tmp_path: Path) -> Path:
+    """Three synsets with eight images each to train on, and two of validation."""
+    for place, synset in enumerate(SYNSETS):
+        for part, count in (("train", 8), ("val", 2)):
+            folder = tmp_path / "imagenet" / part / synset
+            folder.mkdir(parents=True)
+            for i in range(count):
+                number = 60 * (part == "val") + 20 * place + i
+                (folder / f"{i}.JPEG").write_bytes(png(number))
+    return tmp_path / "imagenet"
+
+
+@pytest.mark.parametrize("form", ["meta.bin", "LOC_synset_mapping.txt", "words.txt", "none"])
+def test_imagenet_in_folders_by_synset(form: str, imagenet: Path) -> None:
+    """Names in the order of the synsets; the official validation part is the test part."""
+    names = [("tench", "Tinca tinca"), ("crane",), ("crane", "a bird")]
+    lines = (f"{synset} {', '.join(each)}" for synset, each in zip(SYNSETS, names, strict=True))
+    if form == "meta.bin":  # as torchvision's own class writes it
+        torch.save((dict(zip(SYNSETS, names, strict=True)), [SYNSETS[0]]), imagenet / form)
+    elif form != "none":
+        text = "\n".join(lines)
+        (imagenet / form).write_text(text.replace(" ", "\t", 1) if form == "words.txt" else text)
+    for root in (imagenet, imagenet.parent):
+        source = ImageNet(str(root), image_size=SIZE, cache="off").read()
+        named = ("tench", "crane (n01443537)", "crane (n02012849)")
+        assert source.classes == (tuple(SYNSETS) if form == "none" else named)
+        assert source.test is not None
+        assert source.val is None
+        assert colours(source.test) == [60, 61, 80, 81, 100, 101]
+        assert (source.train.pixels[:][:, 0, 0, 0] // 20).tolist() == source.train.labels.tolist()
+
+
+def test_a_thousand_synsets_have_torchvisions_names() -> None:
+    """They are sorted as its weights' outputs are."""
+    from torchvision.models import ResNet18_Weights
+
+    categories = ResNet18_Weights.DEFAULT.meta["categories"]
+    data = ImageNet()
+    data.home = Path("nowhere")
+    assert data.class_names([f"n{i:08}" for i in range(1000)]) == tuple(categories)
+
+
+def test_bad_imagenet(imagenet: Path) -> None:
+    (imagenet / "meta.bin").write_bytes(b"no zip")
+    with pytest.raises(UserError, match=r"meta\.bin is damaged"):
+        ImageNet(str(imagenet), image_size=SIZE, cache="off").read()
+    for part in ("train", "val"):
+        (imagenet / part / SYNSETS[0]).rename(imagenet / part / "fish")
+    with pytest.raises(UserError, match="folder fish, which is no synset"):
+        ImageNet(str(imagenet), image_size=SIZE, cache="off").read()
+    with pytest.raises(UserError, match=r"(?s)no ImageNet in .*torchvision\.datasets\.ImageNet"):
+        ImageNet(str(imagenet / "train")).read()
+
+
+def saved(path: Path, label: Any = None, **parts: range) -> Path:
+    """A folder of Hugging Face's `save_to_disk`."""
+    datasets = pytest.importorskip("datasets")
+    kinds = {"image": datasets.Image(), "label": label or datasets.ClassLabel(names=NAMES)}
+    tables = {
+        part: datasets.Dataset.from_dict(
+            {
+                "image": [{"bytes": png(number), "path": None} for number in numbers],
+                "label": [number % 2 for number in numbers],
+            },
+            features=datasets.Features(kinds),
+        )
+        for part, numbers in parts.items()
+    }
+    whole = datasets.DatasetDict(tables) if len(tables) > 1 else tables["train"]
+    whole.save_to_disk(str(path))
+    return path
+
+
+@pytest.mark.parametrize("cache", ["off", "stream", "disk"])
+def test_what_save_to_disk_leaves(cache: Any, tmp_path: Path) -> None:
+    saved(tmp_path / "own", train=range(20), validation=range(30, 36))
+    data = HuggingFace(
+        str(tmp_path / "own"), image_size=SIZE, cache=cache, cache_dir=str(tmp_path / "cache"),
+        augment={"resized_crop": 0.5}, test_fraction=0.3,
+    )  # fmt: skip
+    source = data.read()
+    assert source.classes == tuple(NAMES)
+    assert source.val is not None
+    assert source.test is None
+    assert (colours(source.train), colours(source.val)) == ([*range(20)], [*range(30, 36)])
+    assert (source.train.pixels[:][:, 0, 0, 0] % 2).tolist() == source.train.labels.tolist()
+    pixels, labels, _ = next(iter(data.train_loader(4, 0)))  # crops of the originals
+    assert torch.equal(pixels[:, 0, 0, 0] % 2, labels.to(torch.uint8))
+    if cache == "stream":
+        sent = pickle.loads(pickle.dumps(source.train))  # as loader processes get it
+        assert torch.equal(sent.pixels[:], source.train.pixels[:])
+
+
+def test_bad_folders_of_save_to_disk(tmp_path: Path) -> None:
+    saved(tmp_path / "own", train=range(8), other=range(8))
+    options: dict[str, Any] = {"image_size": SIZE, "cache": "off"}
+    for where, more, said in (
+        ("nix", {}, "is no folder of datasets' save_to_disk"),
+        ("own", {"parts": {"train": "trian"}}, "no split 'trian'; did you mean 'train'"),
+        ("own", {"parts": {"test": "other"}}, "data.parts: found test; needed is train"),
+        ("own", {"label_column": "kind"}, "data.label_column: .* has the columns image, label"),
+    ):
+        with pytest.raises(UserError, match=said):
+            HuggingFace(str(tmp_path / where), **options, **more).read()
+    alone = saved(tmp_path / "alone", train=range(8))
+    assert len(HuggingFace(str(alone), **options).read().train) == 8
+
+
 @pytest.mark.parametrize("form", ["cls", "json", "names"])
 def test_tars_are_read_where_they_lie(form: str, tmp_path: Path) -> None:
     tar(tmp_path / "shards-train-000.tar", range(10), form)
@@ -85,6 +200,8 @@ def test_tars_are_read_where_they_lie(form: str, tmp_path: Path) -> None:
         assert (source.train.pixels[:][:, 0, 0, 0] % 2).tolist() == source.train.labels.tolist()
     assert found[0].train.fingerprint == found[1].train.fingerprint
     assert found[0].train.names[0] == "shards-train-000.tar/a/000.png"
+    some = WebDataset(str(tmp_path / "shards-*-001.tar"), image_size=SIZE, cache="off").read()
+    assert colours(some.train) == [*range(10, 20)]
 
 
 def test_parquet_files_are_read_by_their_columns(tmp_path: Path) -> None:
@@ -144,6 +261,7 @@ def cut(path: Path, share: float) -> None:
         ("no class", r"has x\.png, but no class in x\.cls"),
         ("range", "has label 7, accepted are 0 to 1"),
         ("part", "data.parts.train: no file nix"),
+        ("pattern", r"data.root: no file b-\*\.tar in"),
     ],
 )
 def test_bad_tars(what: str, said: str, tmp_path: Path) -> None:
@@ -165,8 +283,9 @@ def test_bad_tars(what: str, said: str, tmp_path: Path) -> None:
         (tmp_path / "classnames.txt").write_text("bird\ncat\n")
     if what == "part":
         options["parts"] = {"train": "nix*.tar"}
+    root = tmp_path / "b-*.tar" if what == "pattern" else tmp_path
     with pytest.raises(UserError, match=said):
-        WebDataset(str(tmp_path), **options).read()
+        WebDataset(str(root), **options).read()
 
 
 @pytest.mark.parametrize(

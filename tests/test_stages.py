@@ -76,6 +76,8 @@ def keys(config: Config) -> dict[str, str]:
         ("batch_size_per_device=50", set()),
         ("+trainer.limit_train_batches=2", {"teacher", "baseline", "distill"}),
         ("teacher.outputs=float32", {"distill"}),
+        ("teacher.top_k=5", {"distill"}),
+        ("teacher.cache_features=true", set()),  # of a loss that asks for none
         ("teacher.cache=off", set()),
         ("teacher.cache_limit=1", set()),
         ("trainer.log_every_n_steps=3", set()),

@@ -72,6 +72,33 @@ def test_damage_is_named(output: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert found["a"] == ""
 
 
+def test_what_a_cache_never_finished_is_named(output: Path) -> None:
+    cache = output / "cache"
+    (cache / "teacher" / "e-cpu" / "view-1.partial").mkdir()
+    for name in ("images-1", "images-2.partial", "images-3"):
+        (cache / name).mkdir()
+    (cache / "images-1" / "manifest.json").write_text('{"bad": {}}')
+    (cache / "images-3" / "manifest.json").write_text("{")
+    found = {entry.path.name: entry.damage for entry in inventory(output)}
+    assert found["e-cpu"] == "view-1.partial is unfinished or incomplete"
+    assert found["images-1"] == ""
+    assert found["images-2.partial"] == found["images-3"] == "unfinished or incomplete"
+
+
+@pytest.mark.parametrize("name", ["images-2.partial", "teacher/e-cpu"])
+def test_what_a_cache_is_being_filled_with_stays(name: str, output: Path) -> None:
+    from kd.files.inventory import remove
+
+    folder = output / "cache" / name
+    folder.mkdir(exist_ok=True)
+    lock = folder / "lock-1" if "teacher" in name else folder.parent / "images-2.lock"
+    (entry,) = (each for each in inventory(output) if each.path == folder)
+    with hold(lock, "data.cache", "is decoding"):
+        assert not remove(entry)
+        assert folder.exists()
+    assert remove(entry)
+
+
 def run(monkeypatch: pytest.MonkeyPatch, output: Path, *words: str) -> None:
     monkeypatch.setattr("sys.argv", ["kd.store", *words, "--output", str(output)])
     main()

@@ -13,12 +13,13 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from kd.config.schema import check
+from kd.data.crops import crop_boxes
 from kd.data.decode import Reading
 from kd.data.digits import Digits
 from kd.data.image_folder import ImageFolder
 from kd.data.images import Images
 from kd.data.rendering import as_read
-from kd.data.views import Augment, crop_boxes, make_views, views_of
+from kd.data.views import Augment, make_views, views_of
 from kd.errors import UserError
 from kd.evaluation.evaluation import evaluate
 from kd.reports.opening import opening
@@ -28,6 +29,7 @@ from kd.runs.run import run
 from kd.shipping.export_run import export
 from kd.shipping.model import load_model
 from kd.stages.chain import chain_of
+from kd.stages.open_data import open_data
 
 SMALL, LARGE = 32, 72
 BILINEAR, BICUBIC = v2.InterpolationMode.BILINEAR, v2.InterpolationMode.BICUBIC
@@ -271,15 +273,47 @@ def test_images_need_not_be_square(photos: Path, tmp_path: Path) -> None:
     assert load_model(folder / "export" / "teacher.onnx", "model").image_size == (30, 18)
 
 
-def test_a_pretrained_teachers_own_reading_is_said() -> None:
-    """Of torchvision's metadata: resize to 232, then crop 224, bilinear."""
-    words = ("teacher=torchvision", "teacher.net.name=resnet50", "teacher.net.pretrained=true")
+RESNET50 = ("teacher=torchvision", "teacher.net.name=resnet50", "teacher.net.pretrained=true")
+VIT = ("teacher=timm", "teacher.net.name=vit_small_patch16_224", "teacher.net.pretrained=true")
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        # Of torchvision's metadata: resize to 232, then crop 224, bilinear
+        (RESNET50, reads(224, resize="crop", crop_ratio=0.9655)),
+        # Of timm's: crop_pct 0.9, so 248
+        (VIT, reads(224, resize="crop", crop_ratio=0.9032, interpolation="bicubic")),
+        (
+            (*VIT, "+teacher.net.img_size=96", "teacher.interpolation=box"),
+            reads(96, resize="crop", crop_ratio=0.9032, interpolation="box"),
+        ),
+        ((*RESNET50, "teacher.image_size=64", "teacher.resize=pad"), reads(64, resize="pad")),
+        ((*RESNET50, "teacher.image_size=32", "teacher.resize=stretch"), None),  # as the student
+        ((*RESNET50, "teacher.net.pretrained=false"), None),
+        ((*RESNET50, "teacher.path=own.safetensors"), None),
+        (("teacher=resnet18",), None),  # the recipe for folders: what weights there are
+    ],
+)
+def test_a_pretrained_teacher_reads_as_its_weights_were_published(
+    words: tuple[str, ...], wanted: Any, photos: Path
+) -> None:
+    if words[0] == "teacher=timm":
+        pytest.importorskip("timm")
+    folder = ("data=image_folder", f"data.root={photos}", "data.image_size=32", "data.cache=off")
+    data = open_data(check(composed(*folder, *words)))
+    assert data.teacher_reads == wanted
+    said = [note for note in data.notes if "published" in note]
+    assert len(said) == (wanted is not None)
+    assert all(f"teacher.image_size={wanted['image_size']} " in note for note in said)
+
+
+def test_of_arrays_the_published_reading_is_a_hint() -> None:
     own = ("teacher.image_size=224", "teacher.resize=crop", "teacher.crop_ratio=0.9655")
 
     def hints(*more: str) -> list[str]:
-        config = check(composed(*words, *more))
-        data = Digits(limit=100, teacher_reading=config.data.get("teacher_reading"))
-        return [line for line in opening(chain_of(config), data) if "published" in line]
+        config = check(composed(*RESNET50, *more, "data.limit=100"))
+        return [line for line in opening(chain_of(config), open_data(config)) if "publi" in line]
 
     assert hints() == [f"  The teacher's weights were published for {' '.join(own)}"]
     assert hints(*own) == []

@@ -19,17 +19,16 @@ from torchvision.transforms import functional as F
 from torchvision.transforms.autoaugment import _apply_op
 
 from kd.data.digits import Digits
+from kd.data.draws import Draw, uniform
 from kd.data.images import Images
 from kd.data.trivial import OPERATIONS, trivial_augment
 from kd.data.views import (
     Augment,
-    Draw,
     make_views,
     mixed_target,
     normalize,
     partners,
     to_unit,
-    uniform,
     views_of,
 )
 from kd.errors import UserError

@@ -8,7 +8,6 @@ from pathlib import Path
 from rich.console import Console
 
 from kd.comparison.request import CompareConfig
-from kd.config.construct import construct
 from kd.config.fields import Node
 from kd.config.schema import Config
 from kd.data.base import DataModule
@@ -16,6 +15,7 @@ from kd.files.run_folder import RunFolder
 from kd.log import say
 from kd.runs.run import run
 from kd.stages.chain import chain_of
+from kd.stages.open_data import Reads, open_data, published_reading
 from kd.tuning.request import Request
 from kd.tuning.search import Trials, search, words
 from kd.tuning.space import overrides_of
@@ -51,7 +51,7 @@ def run_cell(
     data = None
     if config.n_trials:
         chain_of(request.config)  # refuses what is wrong before the data is read
-        data = construct(request.config.data, "data")
+        data = open_data(request.config)
         tuned = overrides_of(_best_setting(request, data))
     own = [*tuned, f"seed={config.seed}"]
     final = request.config_with(own).model_copy(update={"name": config.name})
@@ -61,12 +61,12 @@ def run_cell(
     return run(final, line, data=data, folder=folder, since=since, out=out)
 
 
-def _images(config: Config) -> Node:
+def _images(config: Config) -> tuple[Node, Reads | None]:
     """Return what the data depends on; without a choice of labels its seed changes nothing."""
     node = dict(config.data)
     if node.get("labels") is None:
         node.pop("labels_seed", None)
-    return node
+    return node, published_reading(config)
 
 
 def _best_setting(request: Request, data: DataModule) -> dict[str, str]:

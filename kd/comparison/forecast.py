@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kd.comparison.request import CompareConfig
-from kd.config.construct import construct
 from kd.config.schema import Config
 from kd.data.base import DataModule
 from kd.data.trial import shorten
@@ -16,6 +15,7 @@ from kd.runs.duration import image_seconds, stage_seconds
 from kd.runs.preflight import pending_plans
 from kd.stages.batch import suit_to_data
 from kd.stages.chain import StagePlan
+from kd.stages.open_data import open_data, published_reading
 from kd.training.remaining import duration
 from kd.tuning.evaluation import student_plans
 
@@ -57,7 +57,7 @@ def forecast(jobs: Sequence[CompareConfig], done: Sequence[CompareConfig]) -> st
         trials = 0 if _cell(config) in searched else config.n_trials
         searched.add(_cell(config))
         final = search.config_with([f"seed={config.seed}"]).resolve()
-        source = json.dumps(final.data, sort_keys=True)
+        source = json.dumps([final.data, published_reading(final)], sort_keys=True)
         if source not in sources:
             sources[source] = _data(final)
         data = sources[source]
@@ -88,8 +88,7 @@ def _store(config: Config) -> Path:
 
 
 def _data(config: Config) -> DataModule:
-    data: DataModule = construct(config.data, "data")
-    return shorten(data, config.trainer)
+    return shorten(open_data(config), config.trainer)
 
 
 def _key(plan: StagePlan) -> str:

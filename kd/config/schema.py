@@ -111,6 +111,10 @@ class AnswerConfig(Strict):
         cache: whether to store outputs by image and view for later epochs and runs. It changes no
             result.
         cache_limit: size of all stored outputs, in GB (10^9 bytes).
+        top_k: how many logits of each answer are kept; the other classes share what is left of 1
+            evenly. null keeps all. See `kd.teachers.top_answers`.
+        cache_features: whether features are stored too, for losses that look inside the teacher.
+            They are rounded to float16, which is part of the result.
     """
 
     outputs: Literal["float16", "float32"]
@@ -124,6 +128,8 @@ class AnswerConfig(Strict):
         Literal["auto", "off"], BeforeValidator(lambda found: "off" if found is False else found)
     ]
     cache_limit: PositiveFloat
+    top_k: PositiveInt | None = None
+    cache_features: bool = False
 
 
 Name = Annotated[  # of a class; YAML reads some as numbers

@@ -22,23 +22,21 @@ from kd.data.duplicates import Duplicates, find_duplicates
 from kd.data.folder import find_images, omission_note, plain
 from kd.data.image_bytes import EncodedImages, ImagePaths
 from kd.data.images import Images, Pixels, Source, Split
-from kd.data.other_source import label_order, sized_source, unseen
 from kd.data.parts import assert_apart, check_counts, hold_out, strata, stratify
-from kd.data.rendering import as_read
+from kd.data.teacher_images import at_teacher_size, other_source, reads_of_teacher
 from kd.data.transfer import (
     OMITTED,
     UNLABELED,
     Labels,
     Sees,
     check_labels,
-    check_sees_all,
     labels_to_keep,
     omitted_labels,
 )
 from kd.data.views import Augment
 from kd.errors import UserError, nearest
 from kd.log import say
-from kd.shape import ImageSize, Shape, height_and_width, image_size
+from kd.shape import ImageSize, Shape, image_size
 
 # For sources and their users
 __all__ = [
@@ -422,17 +420,7 @@ class DataModule(ABC):
     @property
     def teacher_reads(self) -> dict[str, Any] | None:
         """How the teacher reads images, for `kd.data.rendering.as_read`; None: as the student."""
-        if self.teacher_reading is None:
-            return None
-        changed = {"image_size": self.shape.image_size, **self.teacher_reading}
-        sides = height_and_width(changed.pop("image_size"))
-        reading = replace(self.reading, **changed)
-        if reading.crop_ratio < 1 and reading.resize != "crop":
-            raise UserError(
-                f"teacher.crop_ratio: found {reading.crop_ratio} with resize={reading.resize}, "
-                "which crops nothing; set teacher.resize=crop"
-            )
-        return {"image_size": image_size(*sides), **asdict(reading)}
+        return reads_of_teacher(self)
 
     @cached_property
     def teacher_shape(self) -> Shape:
@@ -446,55 +434,15 @@ class DataModule(ABC):
         return self if self.teacher_data is None else self._of_teacher
 
     @cached_property
-    def _for_teacher(self) -> "DataModule":
-        """Return the images that the teacher trains on, at its own size."""
-        own = self.teacher_source
-        if (reads := self.teacher_reads) is None:
-            return own
-        train, val, test = (
-            as_read(part, reads) for part in (own.split.train, own.split.val, own.split.test)
-        )
-        split = replace(own.split, train=train, val=val, test=test, unlabeled=None)
-        found = own.with_split(split)
-        found.statistics = own.statistics  # they hardly depend on the size
-        found.reading = Reading(**{k: v for k, v in reads.items() if k != "image_size"})
-        found._for_teacher = found
-        return found
+    def _of_teacher(self) -> "DataModule":
+        """The other source that the teacher trains on."""
+        assert self.teacher_data is not None
+        return other_source(DataModule, self.teacher_data, self)
 
     @cached_property
-    def _of_teacher(self) -> "DataModule":
-        """Return the other source that the teacher trains on."""
-        assert self.teacher_data is not None
-        where = "teacher.data"
-        other = sized_source(DataModule, self.teacher_data, where, self.shape)
-        check_sees_all(other, where)
-        split = other.split
-        order = label_order(split, where, self.classes, self.shape)
-        train, val = (each.with_labels(order[each.labels]) for each in (split.train, split.val))
-        other.split = replace(split, train=self._not_in_test(train), val=val, classes=self.classes)
-        for text in other.notes:
-            self.note(f"{where}: {text}")
-        return other
-
-    def _not_in_test(self, train: Images) -> Images:
-        """Return the teacher's training images, with `on_duplicate` applied to those in test."""
-        test = self.split.test
-        if not test:  # kd.tune hides the test part
-            return train
-        kept = unseen(train, test)
-        if not (count := len(train) - len(kept)):
-            return train
-        text = f"of the {len(train):,} training images of teacher.data, {count:,} are in test too"
-        if self.on_duplicate == "stop":
-            raise UserError(
-                f"data.on_duplicate: found {text}. Set it to warn, or to drop, which leaves "
-                "them out"
-            )
-        if self.on_duplicate == "drop":
-            self.note(f"{text}; dropped")
-            return kept
-        self.note(f"{text}; data.on_duplicate=drop leaves them out")
-        return train
+    def _for_teacher(self) -> "DataModule":
+        """The images that the teacher trains on, at its own size."""
+        return at_teacher_size(self.teacher_source, self.teacher_reads)
 
     @cached_property
     def _transfer(self) -> "DataModule":

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from kd.data.crops import read_pixels
 from kd.data.images import Images
-from kd.data.views import Augment, read_pixels, view_number
+from kd.data.views import Augment, view_number
 
 # Pixels uint8 [B, C, H, W], labels int64 [B], indices int64 [B]
 Batch = tuple[Tensor, Tensor, Tensor]
@@ -47,7 +48,8 @@ class GatherViews(Dataset[Batch]):
         view, positions = turn
         index = torch.as_tensor(positions, dtype=torch.int64)
         labels = self.images.labels[index % len(self.images)]
-        pixels = read_pixels(self.images, index, seed=self.seed, view=view, augment=self.augment)
+        smallest = self.augment.resized_crop
+        pixels = read_pixels(self.images, index, seed=self.seed, view=view, smallest=smallest)
         return pixels, labels, index
 
 

@@ -200,8 +200,9 @@ def _open_rows(
         return FileRows(originals, shape)
     if mode == "disk":
         return PixelStore.from_file(entry / "pixels.npy", originals)
-    array = torch.from_numpy(np.load(entry / "pixels.npy"))
-    return PixelStore(array, originals.facts, originals=originals)
+    file = entry / "pixels.npy"
+    array = torch.from_numpy(np.load(file))
+    return PixelStore(array, originals.facts, originals=originals, twin=file)
 
 
 def _existing(path: Path) -> Path:

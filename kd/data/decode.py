@@ -19,6 +19,7 @@ from PIL.ImageFile import ImageFile
 from pydantic import Field
 
 from kd.config.fields import Interpolation, Resize
+from kd.errors import UserError
 from kd.shape import ImageSize, height_and_width
 
 # Kinds that Pillow recognises but cannot decode alone; EPS would start another program,
@@ -66,6 +67,29 @@ class Reading:
 
 
 AS_STORED = Reading()
+
+
+def checked_reading(where: str, **options: Any) -> Reading:
+    """Build a reading whose crop ratio fits the rest.
+
+    Args:
+        where: config group of the options, for messages.
+
+    Raises:
+        UserError: the crop ratio is out of range, or crops nothing.
+    """
+    found = Reading(**options)
+    if not 0 < found.crop_ratio <= 1:
+        raise UserError(
+            f"{where}.crop_ratio: found {found.crop_ratio}, accepted is a number above 0 and up "
+            "to 1"
+        )
+    if found.crop_ratio < 1 and found.resize != "crop":
+        raise UserError(
+            f"{where}.crop_ratio: found {found.crop_ratio} with {where}.resize={found.resize}, "
+            f"which crops nothing; set {where}.resize=crop"
+        )
+    return found
 
 
 @dataclass

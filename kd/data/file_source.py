@@ -12,7 +12,7 @@ import torch
 
 from kd.config.fields import Interpolation, Resize
 from kd.data.base import DataModule, Images, Source, one_of
-from kd.data.decode import Reading
+from kd.data.decode import checked_reading
 from kd.data.folder import NAMES, PARTS, plain
 from kd.data.image_bytes import EncodedImages, state_of
 from kd.errors import UserError
@@ -54,21 +54,13 @@ class FileSource(DataModule):
             raise UserError(f"data.channels: found {channels!r}, accepted are 1 (gray) and 3 (RGB)")
         if not 9 <= bit_depth <= 16:
             raise UserError(f"data.bit_depth: found {bit_depth}, accepted are 9 to 16")
-        if not 0 < crop_ratio <= 1:
-            raise UserError(
-                f"data.crop_ratio: found {crop_ratio}, accepted is a number above 0 and up to 1"
-            )
-        if crop_ratio < 1 and resize != "crop":
-            raise UserError(
-                f"data.crop_ratio: found {crop_ratio} with data.resize={resize}, which crops "
-                "nothing; set data.resize=crop"
-            )
-        self.reading = Reading(
-            bit_depth,
-            one_of("resize", resize, get_args(Resize)),
-            float(crop_ratio),
-            one_of("interpolation", interpolation, get_args(Interpolation)),
-            one_of("draft", draft, (False, True)),
+        self.reading = checked_reading(
+            "data",
+            bit_depth=bit_depth,
+            resize=one_of("resize", resize, get_args(Resize)),
+            crop_ratio=float(crop_ratio),
+            interpolation=one_of("interpolation", interpolation, get_args(Interpolation)),
+            draft=one_of("draft", draft, (False, True)),
         )
         self.image_size = square_or_sides(sides[0], sides[-1])
         self.channels = channels
@@ -175,36 +167,50 @@ def files_by_part(
     """Find the files of train, val and test by the words in their names and folders.
 
     Args:
+        root: a folder, a file, or a pattern such as `shards/b-*.tar` with `*`, `?` or `[...]`.
         given: patterns such as `shards/train-*.tar` by part, from `root`; None goes by names.
 
     Raises:
         UserError: there are none, or none of train.
     """
-    if not root.exists():
-        raise UserError(f"data.root: no file or folder {root.absolute()}")
+    folder, pattern = home_of(root)
+    if not folder.exists():
+        raise UserError(f"data.root: no file or folder {folder.absolute()}")
     if given is not None:
         if "train" not in given or not set(given) <= set(PARTS):
             raise UserError(
                 f"data.parts: found {', '.join(given) or 'nothing'}; needed is train, accepted "
                 "are also val and test"
             )
-        found = {part: sorted(root.glob(pattern)) for part, pattern in given.items()}
+        found = {part: sorted(folder.glob(name)) for part, name in given.items()}
         for part, files in found.items():
             if not files:
-                raise UserError(f"data.parts.{part}: no file {given[part]} in {root.absolute()}")
+                raise UserError(f"data.parts.{part}: no file {given[part]} in {folder.absolute()}")
         return found
-    files = [root] if root.is_file() else sorted(root.rglob(f"*{suffix}"))
+    files = [root] if root.is_file() else sorted(folder.glob(pattern or f"**/*{suffix}"))
     if not files:
-        raise UserError(f"data.root: no {suffix} file in {root.absolute()}")
+        what = f"file {pattern}" if pattern else f"{suffix} file"
+        raise UserError(f"data.root: no {what} in {folder.absolute()}")
     by_part: dict[str, list[Path]] = {}
     for file in files:
-        where = "" if root.is_file() else str(file.relative_to(root)).lower()
+        where = "" if root.is_file() else str(file.relative_to(folder)).lower()
         words = re.split(r"[^a-z]+", where)
         parts = [part for part, names in NAMES.items() if set(names.split("|")) & set(words)]
         by_part.setdefault(parts[0] if parts else "train", []).append(file)
     if "train" not in by_part:
         raise UserError(
-            f"data.root: {root.absolute()} has {', '.join(by_part)}, but no file of train, such "
+            f"data.root: {folder.absolute()} has {', '.join(by_part)}, but no file of train, such "
             f"as {plain(files[0].name)}; say which are, with 'data.parts={{train: PATTERN}}'"
         )
     return by_part
+
+
+def home_of(root: Path) -> tuple[Path, str]:
+    """Split a pattern into the folder above it and the rest; of a file or folder that is empty."""
+    if root.exists():
+        return root, ""
+    parts = root.parts
+    magic = [i for i, part in enumerate(parts) if set(part) & set("*?[")]
+    if not magic:
+        return root, ""
+    return Path(*parts[: magic[0]]), str(Path(*parts[magic[0] :]))

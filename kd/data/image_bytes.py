@@ -58,28 +58,32 @@ class EncodedImages(ABC):
 
 
 class ImagePaths(EncodedImages):
-    """One file per image."""
+    """One file per image. Of a path only what differs is kept: a million take some 100 MB."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        self.paths = paths
-        folders = [path.absolute().parent for path in paths]
-        self._above = len(os.path.commonpath(folders)) if folders else 0
+        folder = os.path.commonpath([path.parent for path in paths]) if paths else ""
+        self._folder = os.path.join(folder, "")
+        self._names = [str(path)[len(self._folder) :] for path in paths]
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self._names)
+
+    def path(self, number: int) -> Path:
+        """Return an image's file."""
+        return Path(self._folder + self._names[number])
 
     def read(self, number: int) -> bytes:
         """Return the file's bytes."""
-        return self.paths[number].read_bytes()
+        return self.path(number).read_bytes()
 
     def name(self, number: int) -> str:
         """Return the path."""
-        return plain(str(self.paths[number]))
+        return plain(str(self.path(number)))
 
     @property
     def place(self) -> str:
         """The folder of all."""
-        return plain(os.path.commonpath([path.absolute() for path in self.paths]))
+        return plain(str(Path(self._folder).absolute()))
 
     def state(self, number: int) -> bytes:
         """Return relative path, size, modification time and a hash of both ends of the file.
@@ -87,8 +91,7 @@ class ImagePaths(EncodedImages):
         The folder's own place does not count: copies and hard links that keep the files' times are
         the same images. The hash notices a file that was replaced with its times kept.
         """
-        path = self.paths[number]
-        return os.fsencode(path.absolute())[self._above :] + b"\0" + state_of(path)
+        return os.fsencode(f"/{self._names[number]}") + b"\0" + state_of(self.path(number))
 
 
 def state_of(path: Path) -> bytes:

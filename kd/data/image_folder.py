@@ -142,7 +142,11 @@ class ImageFolder(FileSource):
                 for path in listings[part][name]:
                     inner = _name(part, path.relative_to(folder))
                     entries.append(LabelledFile(path, part, (label,), inner))
-        return entries, classes
+        return entries, self.class_names(classes)
+
+    def class_names(self, folders: Sequence[str]) -> tuple[str, ...]:
+        """Return the name of each class, given its folder's."""
+        return tuple(folders)
 
     def _by_table(self) -> tuple[list[LabelledFile], tuple[str, ...]]:
         """List the images that the label file names, and the classes.

@@ -128,9 +128,10 @@ class PixelStore:
     Args:
         array: uint8 [N, C, H, W].
         facts: if already known.
-        file: the `.npy` file that `array` is mapped from, with `facts.safetensors` beside it. Other
-            processes open that file instead of receiving the pixels.
+        file: the `.npy` file that `array` is mapped from, with `facts.safetensors` beside it.
         originals: what the images were decoded from; None where the array is all there is.
+        twin: such a file with the same images, where `array` is in memory. Other processes map
+            `file` or `twin` instead of receiving the pixels.
     """
 
     def __init__(
@@ -139,9 +140,11 @@ class PixelStore:
         facts: Facts | None = None,
         file: Path | None = None,
         originals: Originals | None = None,
+        twin: Path | None = None,
     ) -> None:
         self.array = array
         self.file = file
+        self.twin = twin
         self.originals = originals
         self.others: dict[object, ImageRows] = {}
         self._whole = torch.zeros(len(array), dtype=torch.bool)  # rows already checked
@@ -195,8 +198,9 @@ class PixelStore:
         return digest_of(self.array[row].numpy()) == self.facts.digests[row].numpy().tobytes()
 
     def __reduce__(self) -> tuple[object, ...]:
-        if self.file is not None:
-            return (PixelStore.from_file, (self.file, self.originals))
+        file = self.file or self.twin
+        if file is not None and file.exists():
+            return (PixelStore.from_file, (file, self.originals))
         return (PixelStore, (self.array, self.facts, None, self.originals))
 
 

@@ -1,10 +1,10 @@
 """Parquet files with a column of encoded images, as Hugging Face's data sets have them."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from kd.data.file_source import ContainedImages, FileSource, files_by_part
 from kd.data.folder import plain
@@ -16,9 +16,9 @@ class Parquet(FileSource):
     """Rows with an image (bytes, or Hugging Face's {bytes, path}) and a label.
 
     Args:
-        root: folder of parquet files, or one file. `train`, `val` or `test` in their names or
-            folders say which part they are; files without such a word are of train. Class names
-            are those of Hugging Face's ClassLabel, or the labels themselves.
+        root: folder of parquet files, one file, or a pattern of files. `train`, `val` or `test` in
+            their names or folders say which part they are; files without such a word are of train.
+            Class names are those of Hugging Face's ClassLabel, or the labels themselves.
         parts: patterns of the files of train, val and test, from `root`.
         image_column, label_column: their names; null finds them by the usual ones.
         options: those of `kd.data.file_source.FileSource`.
@@ -48,18 +48,15 @@ class Parquet(FileSource):
             part: ParquetImages(files, self.columns)
             for part, files in files_by_part(self.root, ".parquet", self.given).items()
         }
-        names = next(iter(found.values())).names
-        seen = {label for each in found.values() for label in each.said}
-        numbers = all(isinstance(label, int) for label in seen)
-        if names is None or not numbers:
-            ordered = sorted(seen) if numbers else sorted(seen, key=str)
-            names = [plain(str(label)) for label in ordered]
-            places = {label: i for i, label in enumerate(ordered)}
-        else:
-            places = {label: label for label in seen}
-        for each in found.values():
-            each.labels = [places[label] for label in each.said]
-        return self.source(found, tuple(names))
+        return self.source(found, labels_by_name(found.values()))
+
+
+class NamedLabels(Protocol):
+    """Labels as a table has them, and its class names if it has any."""
+
+    labels: Sequence[int]
+    said: list[Any]
+    names: list[str] | None
 
 
 class ParquetImages(ContainedImages):
@@ -84,8 +81,8 @@ class ParquetImages(ContainedImages):
         for number, path in enumerate(files):
             try:
                 file = parquet.ParquetFile(path)
-                self.image = _column(path, file.schema_arrow, "image", columns["image"])
-                label = _column(path, file.schema_arrow, "label", columns["label"])
+                self.image = column_of(path, file.schema_arrow.names, "image", columns["image"])
+                label = column_of(path, file.schema_arrow.names, "label", columns["label"])
                 for group in range(file.num_row_groups):
                     values = file.read_row_group(group, columns=[label])[label].to_pylist()
                     self.said += values
@@ -121,8 +118,32 @@ class ParquetImages(ContainedImages):
         return self.state_in(file, (self.image, where))
 
 
-def _column(path: Path, schema: Any, what: str, asked: str | None) -> str:
-    """Return the name of a column.
+def labels_by_name(tables: Collection[NamedLabels]) -> tuple[str, ...]:
+    """Set the labels of each part; returns the class names.
+
+    The names are the tables' own, whose numbers are then the labels; else the labels themselves,
+    in order.
+    """
+    names = next(iter(tables)).names
+    seen = {label for each in tables for label in each.said}
+    numbers = all(isinstance(label, int) for label in seen)
+    if names is None or not numbers:
+        ordered = sorted(seen) if numbers else sorted(seen, key=str)
+        names = [plain(str(label)) for label in ordered]
+        places = {label: i for i, label in enumerate(ordered)}
+    else:
+        places = {label: label for label in seen}
+    for each in tables:
+        each.labels = [places[label] for label in each.said]
+    return tuple(names)
+
+
+def column_of(table: object, names: Sequence[str], what: str, asked: str | None) -> str:
+    """Return the name of a table's column.
+
+    Args:
+        names: of all columns.
+        what: `image` or `label`.
 
     Raises:
         UserError: there is none, or several may be it.
@@ -131,11 +152,11 @@ def _column(path: Path, schema: Any, what: str, asked: str | None) -> str:
         usual = [asked]
     else:
         usual = ["image", "img", "jpg", "png"] if what == "image" else ["label", "labels", "cls"]
-    found = [name for name in usual if name in schema.names]
+    found = [name for name in usual if name in names]
     if not found:
         raise UserError(
-            f"data.{what}_column: {path} has the columns {', '.join(schema.names)}, and none is "
-            f"{' or '.join(usual)}{nearest(usual[0], schema.names)}"
+            f"data.{what}_column: {table} has the columns {', '.join(names)}, and none is "
+            f"{' or '.join(usual)}{nearest(usual[0], names)}"
         )
     return found[0]
 

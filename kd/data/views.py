@@ -1,18 +1,16 @@
 """Views: image `index` as augmented in epoch `view`, drawn for whole batches on the device.
 
-Random crops come first, from the originals, where the images are read; the rest is in `make_views`.
+Random crops come first, from the originals, where the images are read (`kd.data.crops`); the rest
+is in `make_views`.
 
-Every random number is a hash of (seed, view, image index, purpose): a counter-based generator,
-Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3". There is no generator state. So a
-view is the same for any batch, worker, rank or resume point. For the same reason no floating-point
-sum runs over a batch or an image: its order would depend on the batch.
+A view is the same for any batch, worker, rank or resume point (`kd.data.draws`). For the same
+reason no floating-point sum runs over a batch or an image: its order would depend on the batch.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from enum import IntEnum, auto
 from functools import cache
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,13 +19,11 @@ from scipy.special import betaincinv
 from torch import Tensor
 
 from kd.data.colour import blur, saturate, turn_hue
+from kd.data.crops import read_pixels
+from kd.data.draws import Draw, uniform
 from kd.data.images import Images
 from kd.data.trivial import trivial_augment
 from kd.shape import ImageSize, height_and_width
-
-MASK = 0xFFFFFFFF
-ASPECT = (3 / 4, 4 / 3)  # width to height of random crops
-ATTEMPTS = 10  # to draw one that fits
 
 Share = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -88,67 +84,6 @@ class Augment(BaseModel):
         return self.mixup > 0 or self.cutmix > 0
 
 
-class Draw(IntEnum):
-    """Purpose of a random number. The values are part of what a seed means: never change one."""
-
-    @staticmethod
-    def _generate_next_value_(name: str, start: int, count: int, last_values: list[int]) -> int:
-        return count  # from 0
-
-    CROP_TOP = auto()
-    CROP_LEFT = auto()
-    FLIP = auto()
-    ANGLE = auto()
-    AREA = auto()
-    RATIO = auto()
-    TOP = auto()
-    LEFT = auto()
-    BRIGHTNESS = auto()
-    CONTRAST = auto()
-    ERASE = auto()
-    ERASE_AREA = auto()
-    ERASE_RATIO = auto()
-    ERASE_TOP = auto()
-    ERASE_LEFT = auto()
-    PARTNER = auto()
-    MIX_KIND = auto()
-    MIX_RATIO = auto()
-    MIX_TOP = auto()
-    MIX_LEFT = auto()
-    VERTICAL_FLIP = auto()
-    OPERATION = auto()
-    STRENGTH = auto()
-    SIGN = auto()
-    SATURATION = auto()
-    HUE = auto()
-    BLUR = auto()
-
-
-Numbers = TypeVar("Numbers", int, Tensor)
-
-
-def _mix(x: Numbers) -> Numbers:
-    """Hash 32-bit integers ("lowbias32", Wellons 2018): int64 values in [0, 2^32), or one int."""
-    x = ((x ^ (x >> 16)) * 0x7FEB352D) & MASK
-    x = ((x ^ (x >> 15)) * 0x846CA68B) & MASK
-    return x ^ (x >> 16)
-
-
-def uniform(seed: int, view: int, index: Tensor, draw: int) -> Tensor:
-    """Draw one number per image, uniform in [0, 1), float32 [B].
-
-    Args:
-        index: image indices, int64 [B].
-        draw: purpose of the number within the view.
-    """
-    h = seed & MASK  # plain Python until the images come in: one number for all
-    for part in (seed >> 32, view, draw):
-        h = _mix(h ^ (part & MASK))
-        h = (h + 0x9E3779B9) & MASK  # so that a hash of zeros is not zero
-    mixed: Tensor = _mix(_mix(h ^ (index & MASK)) ^ h)
-    return (mixed >> 8).to(torch.float32) / (1 << 24)
-
-
 def views_of(
     images: Images,
     index: Tensor,
@@ -170,7 +105,8 @@ def views_of(
     Returns:
         float32 [B, C, H, W] in [0, 1].
     """
-    pixels = read_pixels(images, index, seed=seed, view=view, augment=augment)
+    smallest = augment.resized_crop
+    pixels = read_pixels(images, index, seed=seed, view=view, smallest=smallest)
     here = index.to(device or index.device)
     return make_views(
         pixels.to(here.device),
@@ -181,58 +117,6 @@ def views_of(
         pool=pool,
         drawn_at=drawn_at,
     )
-
-
-def read_pixels(images: Images, index: Tensor, *, seed: int, view: int, augment: Augment) -> Tensor:
-    """Read what views are made of: the images, or random crops of their originals.
-
-    Args:
-        index: of the images, int64 [B], on the CPU; from the number of images on in further rounds.
-
-    Returns:
-        uint8 [B, C, H, W].
-    """
-    where = index % len(images)
-    if not augment.resized_crop:
-        return images.pixels[where]
-    sizes = images.pixels.original_sizes[where]
-    return images.pixels.crop(where, crop_boxes(sizes, index, seed, view, augment.resized_crop))
-
-
-def crop_boxes(sizes: Tensor, index: Tensor, seed: int, view: int, smallest: float) -> Tensor:
-    """Draw random crops as torchvision's RandomResizedCrop does.
-
-    It draws area and aspect ratio up to ten times until the crop fits; then it takes the centre.
-
-    Args:
-        sizes: height and width of the originals in pixels, int [B, 2].
-        index: of the images, int64 [B].
-        smallest: share of the area.
-
-    Returns:
-        top, left, height and width, int64 [B, 4].
-    """
-    height, width = sizes.double().unbind(1)
-    least, most = ASPECT
-    high = torch.minimum(height, (width / least).round())
-    wide = torch.minimum(width, (height * most).round())
-    middle = (((height - high) / 2).floor(), ((width - wide) / 2).floor(), high, wide)
-    found = torch.stack(middle, 1)
-    missing = torch.ones_like(height, dtype=torch.bool)
-    for attempt in range(ATTEMPTS):
-        area, ratio, top, left = (
-            uniform(seed, view, index, purpose + (attempt << 8)).double()
-            for purpose in (Draw.AREA, Draw.RATIO, Draw.TOP, Draw.LEFT)
-        )
-        area = height * width * (smallest + (1 - smallest) * area)
-        aspect = (math.log(least) + math.log(most / least) * ratio).exp()
-        high = (area / aspect).sqrt().round()
-        wide = (area * aspect).sqrt().round()
-        fits = missing & (high > 0) & (high <= height) & (wide > 0) & (wide <= width)
-        corner = ((top * (height - high + 1)).floor(), (left * (width - wide + 1)).floor())
-        found = torch.where(fits[:, None], torch.stack((*corner, high, wide), 1), found)
-        missing &= ~fits
-    return found.long()
 
 
 def make_views(
@@ -265,7 +149,8 @@ def make_views(
         return x
     assert pool is not None
     partner = partners(index, seed, view, len(pool))
-    other = read_pixels(pool, partner.cpu(), seed=seed, view=view, augment=augment).to(x.device)
+    smallest = augment.resized_crop
+    other = read_pixels(pool, partner.cpu(), seed=seed, view=view, smallest=smallest).to(x.device)
     other = _single(other, partner, seed, view, augment, drawn_at)
     own = _enlarge(_own_share(index, seed, view, augment, *drawn_at), x.shape[2:])
     return (x * own + other * (1 - own)).clamp(0, 1)
@@ -310,7 +195,7 @@ def partners(index: Tensor, seed: int, view: int, size: int) -> Tensor:
 
 def to_unit(pixels: Tensor) -> Tensor:
     """Convert uint8 pixels [B, C, H, W] to float32 in [0, 1]."""
-    return pixels.to(torch.float32) / 255
+    return pixels.to(torch.float32, copy=True).div_(255)
 
 
 def normalize(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
@@ -345,7 +230,8 @@ def _single(
     if augment.crop_padding:
         x = _crop(x, draw(Draw.CROP_TOP), draw(Draw.CROP_LEFT), mirrored, augment, drawn_at)
     elif augment.horizontal_flip:
-        x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
+        x = x.clone()
+        x[mirrored] = x[mirrored].flip(3)
     if augment.vertical_flip:
         x = torch.where((draw(Draw.VERTICAL_FLIP) < 0.5)[:, None, None, None], x.flip(2), x)
     if augment.trivial:

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from kd.data.decode import endings
-from kd.data.file_source import ContainedImages, FileSource, files_by_part
+from kd.data.file_source import ContainedImages, FileSource, files_by_part, home_of
 from kd.data.folder import plain
 from kd.data.images import Source
 from kd.errors import UserError
@@ -19,9 +19,10 @@ class WebDataset(FileSource):
     """Tars in the layout of WebDataset: `0001.jpg` and `0001.cls`, or `0001.json` with a `label`.
 
     Args:
-        root: folder of tars, or one tar. `train`, `val` or `test` in their names or folders say
-            which part they are; tars without such a word are of train. Class names are in
-            `classnames.txt` in that folder, one a line; without it they are what the tars say.
+        root: folder of tars, one tar, or a pattern such as `shards/a-*.tar`. `train`, `val` or
+            `test` in their names or folders say which part they are; tars without such a word are
+            of train. Class names are in `classnames.txt` in that folder, one a line; without it
+            they are what the tars say.
         parts: patterns of the tars of train, val and test, from `root`.
         options: those of `kd.data.file_source.FileSource`.
     """
@@ -38,8 +39,8 @@ class WebDataset(FileSource):
             part: TarImages(files)
             for part, files in files_by_part(self.root, ".tar", self.given).items()
         }
-        folder = self.root.parent if self.root.is_file() else self.root
-        names = folder / NAMES_FILE
+        folder, _ = home_of(self.root)
+        names = (folder.parent if folder.is_file() else folder) / NAMES_FILE
         if names.exists():
             classes = tuple(plain(line) for line in names.read_text().splitlines() if line.strip())
         else:

@@ -4,6 +4,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -82,13 +83,15 @@ def select(
 
 def remove(entry: StoreItem) -> bool:
     """Remove an entry unless another process holds it; returns whether it is gone."""
-    if not entry.kind.endswith("stage"):
+    name = entry.path.name.removesuffix(".partial")
+    locks = [entry.path.parent / f"{name}.lock"]
+    if entry.kind == "teacher answers":
+        locks = [*entry.path.glob("lock-*")]  # one a view, while it is computed
+    with ExitStack() as held:
+        if not all(held.enter_context(free(lock)) for lock in locks):
+            return False
         shutil.rmtree(entry.path, ignore_errors=True)
         return not entry.path.exists()
-    with free(entry.path.parent / f"{entry.path.name.removesuffix('.partial')}.lock") as mine:
-        if mine:
-            shutil.rmtree(entry.path, ignore_errors=True)
-        return mine and not entry.path.exists()
 
 
 def _runs_by_stage(output: Path) -> dict[str, list[str]]:
@@ -151,10 +154,26 @@ def _look_at(folder: Path, check: bool) -> tuple[str, str]:
 def _caches(cache: Path) -> Iterator[StoreItem]:
     for folder in sorted(cache.glob("teacher/*/")):
         views = len([*folder.glob("view-*/manifest.json")])
-        yield StoreItem(folder, "teacher answers", *_size(folder), about=f"{views} views")
+        broken = [each.name for each in sorted(folder.glob("view-*/")) if _is_incomplete(each)]
+        damage = f"{broken[0]} is unfinished or incomplete" if broken else ""
+        yield StoreItem(
+            folder, "teacher answers", *_size(folder), about=f"{views} views", damage=damage
+        )
     for folder in sorted(cache.glob("*/")):
         if folder.name != "teacher":
-            yield StoreItem(folder, "decoded images", *_size(folder))
+            damage = "unfinished or incomplete" if _is_incomplete(folder) else ""
+            yield StoreItem(folder, "decoded images", *_size(folder), damage=damage)
+
+
+def _is_incomplete(folder: Path) -> bool:
+    """Whether an entry of a cache was left unfinished, or lacks its manifest."""
+    if folder.name.endswith(".partial"):
+        return True
+    try:
+        json.loads((folder / "manifest.json").read_text())
+    except (OSError, ValueError):
+        return True
+    return False
 
 
 def _size(folder: Path) -> tuple[int, float]:

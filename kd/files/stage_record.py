@@ -51,6 +51,8 @@ class StageSpec(Record):
         code: hashes of the modules outside kd, by name.
         teacher, start: keys of the stages that teach and that it starts from.
         outputs, answered_in: the number format of the teacher's outputs, stored and computed.
+        top_k: how many of the teacher's logits are kept; None for all.
+        features: number format of the teacher's features, where they may be stored.
         taps: hooked layers of `student` and `teacher`.
         align: scale the new classes' weights afterwards (new classes in tasks).
         stored: the teacher's logits are replayed (new classes in tasks).
@@ -92,6 +94,8 @@ class StageSpec(Record):
     start: str | None = None
     outputs: Literal["float16", "float32"] = "float32"
     answered_in: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    top_k: int | None = None
+    features: Literal["float16"] | None = None
     fake_quantize: bool = False
     taps: dict[str, list[str]] = {}
     align: bool = False

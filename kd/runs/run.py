@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from torch import Tensor
 
-from kd.config.construct import construct
 from kd.config.schema import Config
 from kd.data.base import DataModule
 from kd.data.trial import shorten
@@ -37,6 +36,7 @@ from kd.runs.preflight import pending_plans, preflight
 from kd.stages.answers import only_answers
 from kd.stages.batch import suit_to_data
 from kd.stages.chain import LABELS_ONLY, Role, StagePlan, chain_of
+from kd.stages.open_data import open_data
 from kd.stages.result import knows, role_logits
 from kd.stages.stage import logger_nodes, make_stage
 from kd.training.processes import on_devices
@@ -72,8 +72,7 @@ def run(
     frame = RunFrame(config, folder, since, out)
     chain = chain_of(config)  # also reads the losses, before the data
     loss = next((plan.loss for plan in chain if plan.loss.node is config.loss), LABELS_ONLY)
-    data = data or construct(config.data, "data")
-    assert isinstance(data, DataModule)
+    data = data or open_data(config)
     config, chain = _fit_config(config, data, frame.store, chain)
     if left := _pending(chain, config, data, frame.store):
         preflight(left, config, data)

@@ -4,7 +4,6 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,7 +14,6 @@ from kd.config.precision import resolve_precision
 from kd.config.schema import Training
 from kd.config.trainer import epochs_of
 from kd.data.base import DataModule
-from kd.data.rendering import as_read
 from kd.data.transfer import Sees
 from kd.errors import DropRequest
 from kd.files.stage_record import (
@@ -35,10 +33,8 @@ from kd.measure.metrics import summary
 from kd.nets.build import build_net, normalization_of, set_normalization
 from kd.nets.grow import Grown, align
 from kd.nets.hooks import kinds_of
-from kd.nets.layer_paths import study
 from kd.nets.pretrained_weights import Normalization
-from kd.shape import Shape
-from kd.stages.answers import as_teacher, load_answers, only_answers, validation_logits
+from kd.stages.answers import load_answers, validation_logits
 from kd.stages.chain import LABELS_ONLY, StagePlan
 from kd.stages.code_hash import RECIPE, code_of, targets
 from kd.stages.result import (
@@ -46,8 +42,6 @@ from kd.stages.result import (
     copy_normalization,
     diagnose,
     knows,
-    load_net,
-    load_teacher,
     logits_name,
     logits_of,
 )
@@ -58,16 +52,13 @@ from kd.stages.start import (
     set_start,
     start_from_images,
 )
+from kd.stages.teaching import checked_top_k, teacher_of
 from kd.stages.try_out import depends_on_batch, taps_of
-from kd.teachers.cached_teacher import CachedTeacher
 from kd.teachers.diagnosis import other_order
 from kd.teachers.ensemble import Ensemble
-from kd.teachers.feature_teacher import FeatureTeacher
-from kd.teachers.fused_teacher import FusedTeacher
-from kd.teachers.live_teacher import LiveTeacher, Teacher
-from kd.teachers.sized_teacher import SizedTeacher, TeacherViews
+from kd.teachers.live_teacher import Teacher
 from kd.teachers.stored_teacher import StoredTeacher
-from kd.teachers.view_files import Room, ViewFiles
+from kd.teachers.view_files import Room
 from kd.training.devices import world_size
 from kd.training.fake_quantize import fake_quantize
 from kd.training.loss_spec import LossSpec
@@ -185,10 +176,7 @@ def make_stage(
     if start:
         spec.start = start.key
     if teacher:
-        spec.teacher = teacher.key
-        spec.outputs = config.teacher.outputs
-        asked = config.teacher.precision
-        spec.answered_in = resolve_precision(asked, accelerator, "teacher.precision")
+        _set_teacher(spec, plan, teacher, config, data.shape.num_classes)
     if plan.fake_quantize:
         spec.fake_quantize = True
     if taps := taps_of(plan, data):
@@ -245,6 +233,21 @@ def logger_nodes(config: Training, stage: str) -> dict[str, Node]:
         return node
 
     return {name: {k: fill(v) for k, v in node.items()} for name, node in config.logger.items()}
+
+
+def _set_teacher(
+    spec: StageSpec, plan: StagePlan, teacher: StageResult, config: Training, classes: int
+) -> None:
+    """Put down who teaches, and in which form its answers come."""
+    asked = config.teacher
+    accelerator = str(config.trainer.get("accelerator", "auto"))
+    spec.teacher = teacher.key
+    spec.outputs = asked.outputs
+    spec.answered_in = resolve_precision(asked.precision, accelerator, "teacher.precision")
+    if asked.top_k is not None:
+        spec.top_k = checked_top_k(asked.top_k, classes)
+    if asked.cache_features and kinds_of(plan.loss.signals, "t"):
+        spec.features = "float16"
 
 
 def _room(config: Training) -> Room | None:
@@ -459,44 +462,3 @@ def _keep(net: nn.Module, data: DataModule, folder: Path, stage: Stage) -> Train
         for name in ("val/acc", "val/loss"):
             events.add_scalar(name, row[name])
     return TrainingOutcome([row], BestAndLast(best=row, last=row), 0, 0, 0.0, 0)
-
-
-def teacher_of(stage: Stage, result: StageResult, data: DataModule) -> Teacher:
-    """Return a finished stage as a teacher, with stored outputs if possible."""
-    if only_answers(result):
-        return as_teacher(load_net(result), data)
-    reads = result.record.spec.reads
-    images, pool = (each and as_read(each, reads) for each in (data.split.train, data.mixing_pool))
-    assert images is not None
-    drawn_at = data.split.train.pixels.shape[2:] if reads else None
-    views = TeacherViews(images, data.augment, stage.spec.seed, pool, drawn_at)
-    # Features are not stored, so the teacher is live
-    if kinds := kinds_of(stage.loss.signals, "t"):
-        taps = stage.spec.taps.get("teacher", [])
-        answers = load_teacher(result)
-        shape = Shape.of(result.record.spec.shape)
-        paths = study(answers.net, taps, shape, where="teacher.taps")
-        seen = FeatureTeacher(answers, paths, kinds, stage.spec.outputs, stage.spec.answered_in)
-        return SizedTeacher(seen, views) if reads else seen
-    folded = FusedTeacher(partial(load_teacher, result), bool(stage.runtime.get("compile")))
-    live = LiveTeacher(folded, stage.spec.outputs, stage.spec.answered_in)
-    if stage.room is None:
-        return SizedTeacher(live, views) if reads else live
-    net = result.record.spec.net
-    spec = stage.spec
-    key = {
-        "teacher": [result.record.sha256, net, code_of(net), *result.record.normalization],
-        "recipe": spec.recipe,
-        "seed": spec.seed,
-        "shape": spec.shape,
-        "outputs": spec.outputs,
-        "answered_in": spec.answered_in,
-        "data": data.view_key(),
-        **({"reads": reads} if reads else {}),
-        "torch": torch.__version__,  # other versions may differ in the last bit
-    }
-    files = ViewFiles(stage.room, key_of(key), len(images), classes_of(result), spec.outputs)
-    # The number of epochs is not known then
-    epochs = 0 if spec.early_stopping else spec.epochs
-    needed = min(epochs, data.views or epochs)
-    return CachedTeacher(live, views, files=files, needed=needed)

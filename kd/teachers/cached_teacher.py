@@ -37,7 +37,7 @@ class CachedTeacher:
     which rank 0 writes. If another job computes it just then, they compute each batch live.
 
     Args:
-        live: the teacher to ask.
+        live: the teacher to ask, for logits or features too.
         views: of all training images, unlabelled ones included; a batch's `index` refers to them.
         files: files for these images, views and this teacher.
         needed: number of views certain to be needed.
@@ -52,12 +52,12 @@ class CachedTeacher:
         needed: int = 0,
     ) -> None:
         self.live = live
-        self.paths: FeaturePaths | None = None
+        self.paths: FeaturePaths | None = live.paths
         self.views = views
         self.files = files
         self.needed = needed
         self.view: int | None = None  # the view that `rows` belongs to
-        self.rows: NDArray[np.floating] | None = None  # mapped [images, classes]; None: ask live
+        self.rows: NDArray[np.generic] | None = None  # mapped, one an image; None: ask live
         self.writes = True
 
     def __deepcopy__(self, memo: object) -> "CachedTeacher":
@@ -94,7 +94,7 @@ class CachedTeacher:
                 f"({reason}); computing them with each batch"
             )
 
-    def _rows_of(self, view: int) -> NDArray[np.floating] | None:
+    def _rows_of(self, view: int) -> NDArray[np.generic] | None:
         """Return a view's rows; if another process computes them, compute other views, then
         wait.
         """
@@ -138,29 +138,36 @@ class CachedTeacher:
                         self.files.write(view, self._compute(view))
 
     def _gather(self, view: int, index: Tensor) -> Tensor:
-        """Compute the share of this rank; return the rows of all ranks on rank 0."""
+        """Compute the share of this rank; return the rows of all ranks, as bytes, on rank 0."""
         rank = dist.get_rank()
         ranks = dist.get_world_size()
         most = -(-len(index) // ranks)
         own = index[rank * most : (rank + 1) * most]
         # Equally many on each rank
-        mine = torch.zeros(most, self.files.classes, dtype=self.live.dtype, device=self.live.device)
+        mine = torch.zeros(most, self.files.record.bytes, dtype=torch.uint8)
         if len(own):
-            mine[: len(own)] = self._ask(view, own)
+            rows = self._ask(view, own).view(np.uint8).reshape(len(own), -1)
+            mine[: len(own)] = torch.from_numpy(rows)
+        mine = mine.to(self.live.device)
         parts = [torch.empty_like(mine) for _ in range(ranks)] if rank == 0 else None
         dist.gather(mine, parts)
         return torch.cat(parts)[: len(index)] if parts else mine
 
     def __call__(self, x: Tensor, index: Tensor, view: int) -> NetOutput:
-        """Return float32 logits [B, classes] for x [B, C, H, W] in [0, 1] and index int64 [B]."""
+        """Return float32 logits [B, classes] for x [B, C, H, W] in [0, 1] and index int64 [B]; and
+        features, where they are stored.
+        """
         if self.rows is None or view != self.view:
             return self._live(x, index, view)
         count = len(self.rows)
-        rows = torch.from_numpy(self.rows[index.cpu().numpy() % count]).to(x.device).float()
         again = index >= count  # in a further round of the epoch, as another view
+        if again.any() and self.files.record.features:
+            return self._live(x, index, view)
+        rows = self.rows[index.cpu().numpy() % count]
+        found = self.live.complete(self.files.record.unpack(rows, x.device))
         if again.any():
-            rows[again] = self._live(x[again], index[again], view).logits
-        return NetOutput(rows)
+            found.logits[again] = self._live(x[again], index[again], view).logits
+        return found
 
     def _live(self, x: Tensor, index: Tensor, view: int) -> NetOutput:
         """Ask the net about views x [B, C, H, W] of images, int64 [B]."""
@@ -173,20 +180,19 @@ class CachedTeacher:
         ranks = dist.get_world_size() if together() else 1
         return torch.split(torch.arange(count), STEP * chunk_of(*size) * ranks)
 
-    def _compute(self, view: int) -> Iterator[NDArray[np.floating]]:
+    def _compute(self, view: int) -> Iterator[NDArray[np.generic]]:
         """Compute all rows of a view, block by block; together with the other ranks, if any."""
         for index in _with_progress(self._steps(), f"teacher's outputs for view {view}"):
             if together():
                 agree(True, self.live.device)
-                rows = self._gather(view, index)
+                yield self._gather(view, index).cpu().numpy()
             else:
-                rows = self._ask(view, index)
-            yield rows.cpu().numpy()
+                yield self._ask(view, index)
 
-    def _ask(self, view: int, index: Tensor) -> Tensor:
-        """Compute the logits of images, int64 [n], as augmented in a view."""
+    def _ask(self, view: int, index: Tensor) -> NDArray[np.generic]:
+        """Compute the rows of images, int64 [n], as augmented in a view."""
         x = self.views(index, view, self.live.device)
-        return self.live.ask(x)
+        return self.files.record.pack(self.live(x, index, view))
 
 
 def agree(choice: bool, device: torch.device) -> bool:

@@ -8,6 +8,7 @@ from torch import Tensor
 from kd.config.precision import Precision
 from kd.nets.hooks import NetOutput
 from kd.nets.layer_paths import FeaturePaths
+from kd.teachers.top_answers import spread_rest
 
 # On a CPU a net always gets this many images at once, padded with blank ones. The last bit of its
 # logits depends on the batch size (not on the other images), and must not depend on the caller.
@@ -76,14 +77,21 @@ class LiveTeacher:
         outputs: type that logits are rounded to. Half precision keeps 11 significant bits and
             halves the cache. Values beyond +-65504 are clamped.
         precision: precision of the net, independent of the student's.
+        top_k: how many logits are kept; the others get one value. None keeps all. See
+            `kd.teachers.top_answers`.
     """
 
     def __init__(
-        self, answers: TeacherNet, outputs: Outputs = "float16", precision: Precision = "32-true"
+        self,
+        answers: TeacherNet,
+        outputs: Outputs = "float16",
+        precision: Precision = "32-true",
+        top_k: int | None = None,
     ) -> None:
         self.answers = answers
         self.dtype = DTYPES[outputs]
         self.precision = precision
+        self.top_k = top_k
         self.device = torch.device("cpu")
         self.paths: FeaturePaths | None = None
 
@@ -107,6 +115,10 @@ class LiveTeacher:
         """
         return NetOutput(self.ask(x).float())
 
+    def complete(self, stored: NetOutput) -> NetOutput:
+        """Return a stored answer with what is not stored: nothing."""
+        return stored
+
     @torch.no_grad()
     def ask(self, x: Tensor) -> Tensor:
         """Compute x [B, C, H, W] in [0, 1] -> logits [B, num_classes] of the type `outputs`."""
@@ -128,5 +140,11 @@ class LiveTeacher:
         return self._round(torch.cat(found))
 
     def _round(self, logits: Tensor) -> Tensor:
-        limit = torch.finfo(self.dtype).max
-        return logits.float().clamp(-limit, limit).to(self.dtype)
+        found = round_to(logits, self.dtype)
+        return found if self.top_k is None else round_to(spread_rest(found, self.top_k), self.dtype)
+
+
+def round_to(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Round numbers [...] to a type; values beyond its range are clamped."""
+    limit = torch.finfo(dtype).max
+    return x.float().clamp(-limit, limit).to(dtype)

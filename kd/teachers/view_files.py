@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from kd.files.locks import hold
 from kd.files.store import checksum
 from kd.log import say
+from kd.teachers.answer_record import AnswerRecord
 
 LOGITS, MANIFEST = "logits.npy", "manifest.json"
 GB = 10**9
@@ -47,16 +48,14 @@ class ViewFiles:
     Attributes:
         key: covers all that the outputs depend on, except the view's number.
         rows: number of images.
-        classes: logits per image.
-        dtype: of a logit: float16 or float32.
+        record: what is stored of each.
         device: type of the computing device, since last bits differ between devices.
     """
 
     room: Room
     key: str
     rows: int
-    classes: int
-    dtype: str
+    record: AnswerRecord
     device: str = "cpu"
 
     @property
@@ -64,8 +63,8 @@ class ViewFiles:
         """Holds one folder per view."""
         return self.room.folder / f"{self.key}-{self.device}"
 
-    def open(self, view: int) -> NDArray[np.floating] | None:
-        """Map a view's logits [rows, classes] into memory; None if missing, or damaged (logged).
+    def open(self, view: int) -> NDArray[np.generic] | None:
+        """Map a view's answers, a row an image, into memory; None if missing, or damaged (logged).
 
         A file is checked against its checksum when this process first opens it.
         """
@@ -78,7 +77,7 @@ class ViewFiles:
                 state = _state(path)
                 self._verify(folder)
                 _verified[path] = state
-            rows: NDArray[np.floating] = np.load(path, mmap_mode="r")
+            rows: NDArray[np.generic] = np.load(path, mmap_mode="r")
         except (OSError, ValueError, KeyError, TypeError) as error:
             if folder.exists():  # another process may have evicted it meanwhile
                 say(f"{folder} is damaged ({error}); computing the teacher's outputs again")
@@ -108,11 +107,11 @@ class ViewFiles:
         """Whether a view's folder exists, complete or not."""
         return self._folder(view).exists()
 
-    def write(self, view: int, parts: Iterable[NDArray[np.floating]]) -> None:
+    def write(self, view: int, parts: Iterable[NDArray[np.generic]]) -> None:
         """Publish a view atomically, replacing a damaged one; call it under `claim`.
 
         Args:
-            parts: logits [some rows, classes] of the type `dtype`, in order.
+            parts: some rows each, as `record` packs them or their bytes, in order.
 
         Raises:
             OSError: the disk is full or not writable; nothing is left behind.
@@ -123,11 +122,11 @@ class ViewFiles:
             shutil.rmtree(left, ignore_errors=True)
         self._make_room()
         partial.mkdir()
-        shape = (self.rows, self.classes)
+        dtype, shape = self.record.layout
         header = {
-            "descr": npy.dtype_to_descr(np.dtype(self.dtype)),
+            "descr": npy.dtype_to_descr(dtype),
             "fortran_order": False,
-            "shape": shape,
+            "shape": (self.rows, *shape),
         }
         try:
             with (partial / LOGITS).open(
@@ -135,7 +134,7 @@ class ViewFiles:
             ) as file:  # writing to a map on a full disk would kill the process
                 npy.write_array_header_1_0(file, header)
                 for part in parts:
-                    file.write(np.ascontiguousarray(part, self.dtype).data)
+                    file.write(np.ascontiguousarray(part).view(np.uint8).data)
             manifest = self._manifest() | {"sha256": checksum(partial / LOGITS)}
             (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
             partial.rename(final)
@@ -147,7 +146,7 @@ class ViewFiles:
         return self.folder / f"view-{view}"
 
     def _manifest(self) -> dict[str, object]:
-        return {"rows": self.rows, "classes": self.classes, "dtype": self.dtype}
+        return {"rows": self.rows, **self.record.manifest}
 
     def _verify(self, folder: Path) -> None:
         """Raise unless checksum, shape and type of the logits are right."""
@@ -163,7 +162,7 @@ class ViewFiles:
 
         A teacher needs all of its views: evicted in turn, none would be left for the next run.
         """
-        needed = self.rows * self.classes * np.dtype(self.dtype).itemsize
+        needed = self.rows * self.record.bytes
         views = sorted(_views(self.room.folder))
         total = sum(size for _, size, _ in views)
         # Those that other processes are writing

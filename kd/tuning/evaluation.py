@@ -9,7 +9,6 @@ from dataclasses import replace
 
 from optuna.trial import Trial
 
-from kd.config.construct import construct
 from kd.config.schema import Config
 from kd.data.base import DataModule
 from kd.data.trial import shorten
@@ -18,6 +17,7 @@ from kd.files.store import StageResult, Store
 from kd.runs.preflight import preflight
 from kd.stages.batch import suit_to_data
 from kd.stages.chain import StagePlan
+from kd.stages.open_data import open_data, published_reading
 from kd.stages.stage import Stage, complete, make_stage
 from kd.training.devices import world_size
 
@@ -58,18 +58,23 @@ def hide_test(data: DataModule) -> DataModule:
     return data
 
 
+def _key(config: Config) -> str:
+    """Return what the images are made from: the data's config, and how the teacher reads them."""
+    return json.dumps([config.data, published_reading(config)], sort_keys=True)
+
+
 class Evaluation:
     """Evaluates one setting: trains the student's chain, without the test part."""
 
     def __init__(self, config: Config, data: DataModule, store: Store) -> None:
         self.store = store
-        self.data = {json.dumps(config.data, sort_keys=True): data}
+        self.data = {_key(config): data}
 
     def _data(self, config: Config) -> DataModule:
         """Return the setting's data; read once for all settings with equal data config."""
-        key = json.dumps(config.data, sort_keys=True)
+        key = _key(config)
         if key not in self.data:
-            self.data = {key: hide_test(shorten(construct(config.data, "data"), config.trainer))}
+            self.data = {key: hide_test(shorten(open_data(config), config.trainer))}
         return self.data[key]
 
     def teachers(self, config: Config) -> None:

@@ -11,7 +11,6 @@ import optuna
 from filelock import Timeout
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from kd.config.construct import construct
 from kd.data.base import DataModule
 from kd.data.trial import shorten
 from kd.errors import CommandError, StopRequest, UserError
@@ -22,6 +21,7 @@ from kd.log import say
 from kd.runs.preflight import preflight
 from kd.stages.batch import suit_to_data
 from kd.stages.chain import chain_of
+from kd.stages.open_data import open_data
 from kd.stages.stage import RUNTIME_ONLY
 from kd.tuning.compare import compare_settings
 from kd.tuning.evaluation import Evaluation, PruneRequest, hide_test
@@ -101,8 +101,7 @@ def search(request: Request, data: DataModule | None = None) -> "Trials":
     """
     output = writable(Path(request.config.output_dir).expanduser())
     read = chain_of(request.config)  # refuses what is wrong before the data is read
-    data = construct(request.config.data, "data") if data is None else data.with_split(data.split)
-    assert isinstance(data, DataModule)
+    data = open_data(request.config) if data is None else data.with_split(data.split)
     refuse_without_validation(data)
     shorten(data, request.config.trainer)
     config, chain = suit_to_data(request.config, data, read)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from kd.files.stage_record import StageSpec
 from kd.nets.cnn import CNN
 from kd.nets.resnet import ResNet
+from kd.teachers.answer_record import AnswerRecord
 from kd.teachers.cached_teacher import CachedTeacher
 from kd.teachers.frozen_teacher import FrozenTeacher
 from kd.teachers.live_teacher import LiveTeacher
@@ -136,7 +137,7 @@ def test_a_cached_step(
     steps = 40
     data = part(cifar10, steps)
     images = data.split.train
-    files = ViewFiles(Room(tmp_path / "cache", 1.0), "key", len(images), 10, "float16")
+    files = ViewFiles(Room(tmp_path / "cache", 1.0), "key", len(images), AnswerRecord(10))
     cached = CachedTeacher(LiveTeacher(frozen), TeacherViews(images, data.augment, 0), files=files)
     soft = torch.randn(BATCH, 10)
     sides = {
