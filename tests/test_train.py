@@ -210,11 +210,10 @@ def test_second_run_trains_nothing_and_changing_temperature_trains_one_stage(
 def test_test_part_is_read_once_per_model(
     make_config: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import kd.stages.result
-    import kd.stages.stage
+    import kd.stages.answers
 
     calls: list[str] = []
-    original = kd.stages.result.predict_logits
+    original = kd.stages.answers.predict_logits
 
     def counted(net: Any, data: Any, images: Any, *rest: Any) -> torch.Tensor:
         parts = {
@@ -225,8 +224,7 @@ def test_test_part_is_read_once_per_model(
         calls.append(parts[id(images)])
         return original(net, data, images, *rest)
 
-    for module in (kd.stages.stage, kd.stages.result):
-        monkeypatch.setattr(module, "predict_logits", counted)
+    monkeypatch.setattr(kd.stages.answers, "predict_logits", counted)
     run(make_config(), "")
     assert calls.count("test") == 3
     assert calls.index("test") == len(calls) - 3, "only when every stage is done"

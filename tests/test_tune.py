@@ -29,6 +29,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState
 from processes import Process
 
+import kd.stages.answers
 import kd.stages.result
 import kd.stages.stage
 import kd.tuning.search
@@ -87,7 +88,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Whole]:
     """
     out = tmp_path_factory.mktemp("whole")
     found = Whole(out, -1, "", "", [], [])
-    predict, compare = kd.stages.result.predict_logits, kd.tuning.search.compare_settings
+    predict, compare = kd.stages.answers.predict_logits, kd.tuning.search.compare_settings
 
     def counted(net: Any, data: DataModule, images: Any, *rest: Any) -> torch.Tensor:
         parts = {id(data.split.train): "train", id(data.split.val): "val"}
@@ -110,8 +111,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Whole]:
         contextlib.redirect_stdout(printed),
         contextlib.redirect_stderr(said),
     ):
-        for module in (kd.stages.stage, kd.stages.result):
-            patch.setattr(module, "predict_logits", counted)
+        patch.setattr(kd.stages.answers, "predict_logits", counted)
         patch.setattr(kd.tuning.search, "compare_settings", compared)
         found.code = exit_code("tune", *ARGUMENTS, f"output_dir={out}", "n_trials=4", *MORE)
     found.said, found.printed = said.getvalue(), printed.getvalue()
