@@ -355,7 +355,7 @@ CASES: list[Case] = [
     (
         "benchmark",
         "run=run  backends=[eagre]",
-        ("backends: found 'eagre'; accepted are eager, compile, onnx,",),
+        ("backends: found 'eagre'; accepted are eager, compile, ",),
     ),
     ("benchmark", "run=run  thread=2", ("thread: no such key; did you mean 'threads'?",)),
     ("benchmark", "run=run  threads=0", ("threads: found 0",)),
