@@ -1,10 +1,12 @@
 """Small, offline, without a GPU: at most two threads, the embedded digits, tiny nets."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
 
+import absl.logging
 import pytest
 import torch
 from composed import TINY, composed
@@ -17,6 +19,9 @@ from kd.config.schema import Config, check
 from kd.data.digits import Digits
 from kd.measure.costs import latency
 from kd.runs.run import run
+
+# Hydra closes all handlers, and absl's then closes its stream, which pytest still writes to.
+absl.logging.get_absl_handler().python_handler.setStream(sys.__stderr__)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -366,7 +366,7 @@ CASES: list[Case] = [
     (
         "export",
         "run=run  formats=[onxx]",
-        ("formats: found 'onxx'; accepted are onnx, int8, pt2",),
+        ("formats: found 'onxx'; accepted are onnx, fp16, int8, pt2", "mean 'onnx'?"),
     ),
     ("export", "run=run  formats=[]", ("formats: found",)),
     ("export", "run=run  calibration=0", ("calibration: found 0",)),

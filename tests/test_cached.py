@@ -732,7 +732,7 @@ def test_how_many_views_will_be_needed(
             found.append(needed)
             super().__init__(*args, needed=needed, **options)
 
-    monkeypatch.setattr("kd.stages.stage.CachedTeacher", Spy)
+    monkeypatch.setattr("kd.stages.teaching.CachedTeacher", Spy)
     student(tmp_path, *TINY, "teacher.epochs=0", "epochs=4", override)
     assert found == [views]
 
