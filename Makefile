@@ -32,7 +32,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxpro
 test: $(STAMP) check ## lint, types, and all tests, the slow ones too
 	@$(PYTEST) $(ARGS)
 
-test-fast: $(STAMP) ## the tests that take seconds
+test-fast: $(STAMP) ## the tests that train nothing and run no command
 	@$(PYTEST) -m "not slow" $(ARGS)
 
 # One process and all cores, as the two sides of a comparison take turns.

@@ -24,6 +24,57 @@ from kd.runs.run import run
 absl.logging.get_absl_handler().python_handler.setStream(sys.__stderr__)
 
 
+# Their tests train or run commands: `make test-fast` leaves them out.
+SLOW = {
+    "test_bad_input",
+    "test_benchmark",
+    "test_cached",
+    "test_chain",
+    "test_compare",
+    "test_damaged",
+    "test_dashboard",
+    "test_duplicates",
+    "test_duration",
+    "test_evaluate",
+    "test_export",
+    "test_fake_quantize",
+    "test_feature_runs",
+    "test_figures",
+    "test_finetune",
+    "test_grad_cam",
+    "test_hostile",
+    "test_incremental",
+    "test_knobs",
+    "test_label_doubts",
+    "test_load",
+    "test_loss_numbers",
+    "test_no_room",
+    "test_other_teachers",
+    "test_pretrained",
+    "test_hub",
+    "test_predict",
+    "test_protocol",
+    "test_run_page",
+    "test_stages",
+    "test_student_start",
+    "test_summary",
+    "test_sweep",
+    "test_teacher_size",
+    "test_train",
+    "test_trainer",
+    "test_trial",
+    "test_tune",
+    "test_watch",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of these files slow; in others the slow ones are marked where they stand."""
+    for item in items:
+        if item.path.stem in SLOW:
+            item.add_marker("slow")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _config_files_are_parsed_once() -> Iterator[None]:
     """Keep what Hydra parsed of a file: composing is a tenth of the time of all tests."""

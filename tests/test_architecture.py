@@ -63,6 +63,7 @@ def test_the_training_step_neither_asks_for_types_nor_logs() -> None:
     assert not calls & {"isinstance", "getattr", "type", "self.log", "self.log_dict"}
 
 
+@pytest.mark.slow
 def test_only_one_lightning_module() -> None:
     classes = [
         node.name
@@ -107,6 +108,7 @@ def test_nets_know_neither_role_nor_loss() -> None:
         }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "module",
     [
@@ -134,6 +136,7 @@ def test_training_code_is_not_imported_before_it_is_needed(module: str) -> None:
     assert out.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_what_trains_nothing_needs_no_lightning() -> None:
     # Half of all imports. A run that finds all its stages, and what reads finished runs.
     names = "kd.runs.run", "kd.evaluation.evaluation", "kd.shipping.export_run"
@@ -169,6 +172,7 @@ def test_folders_import_only_those_below_them(path: Path) -> None:
     assert all(floor.get(each, commands) < floor.get(own, commands + 1) for each in others)
 
 
+@pytest.mark.slow
 def test_no_name_of_a_class_or_type_stands_twice() -> None:
     """A type is a class, or a capitalised name in lower case letters that a module gives to another
     type.
@@ -377,6 +381,7 @@ def _words(node: ast.expr) -> set[str]:
     return set(re.findall(r"\w+", ast.unparse(node)))
 
 
+@pytest.mark.slow
 def test_few_annotations_mention_any() -> None:
     trees = [ast.parse(path.read_text()) for path in FILES]
     names = {"Any"}

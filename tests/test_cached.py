@@ -613,11 +613,9 @@ class TestStudent:
         [
             ("teacher.outputs=float32",),
             ("teacher.outputs=float32", "data.views=2"),
-            ("data.views=2",),
             ("data.augment.mixup=1.0", "data.augment.cutmix=1.0"),
             ("POOL",),
             ("POOL", "data.augment.mixup=1.0"),
-            ("teacher.precision=bf16-mixed",),
             ("trainer.precision=bf16-mixed", "teacher.precision=bf16-mixed"),
             ("ema=0.9", "loss=dkd"),
             ("batch_size=7", "student=mlp", "teacher=mlp"),

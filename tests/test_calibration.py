@@ -13,6 +13,7 @@ def nll(z: np.ndarray, y: np.ndarray, temperature: float) -> float:
     return float(-(z[np.arange(len(y)), y] - np.log(np.exp(z).sum(1))).mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [0.2, 1.0, 7.0])
 def test_the_temperature_has_the_lowest_loss(scale: float) -> None:
     generator = torch.Generator().manual_seed(1)

@@ -313,6 +313,7 @@ def renamed(state: State) -> State:
     }
 
 
+@pytest.mark.slow
 def test_other_names_in_the_net_s_order(tmp_path: Path, capsys: Any) -> None:
     without_counters = {k: v for k, v in STATE.items() if not k.endswith("num_batches_tracked")}
     for state in (renamed(STATE), {"state_dict": renamed(without_counters)}):
@@ -580,6 +581,7 @@ class TestRunFolder:
         stage = make_stage(plan(config, "teacher"), config, data, {})
         return complete(stage, Store(Path(config.output_dir) / "store"), data)[0], config
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", ["", "student.safetensors"])
     def test_the_file_names_its_net(self, name: str, folder: Path, make_config: Make) -> None:
         done, config = self.teacher(
@@ -589,12 +591,14 @@ class TestRunFolder:
         assert same(load_net(done).state_dict(), load_file(folder / "student.safetensors"))
         assert done.record.epochs == 0
 
+    @pytest.mark.slow
     def test_the_net_given_agrees(self, folder: Path, make_config: Make) -> None:
         done, _ = self.teacher(
             make_config, "teacher=mlp", "teacher.net.hidden=[8]", f"teacher.path={folder}"
         )
         assert same(load_net(done).state_dict(), load_file(folder / "student.safetensors"))
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("overrides", "words"),
         [
@@ -613,6 +617,7 @@ class TestRunFolder:
         for word in ["teacher.path", str(folder), "teacher=checkpoint", *words]:
             assert word in str(error.value)
 
+    @pytest.mark.slow
     def test_its_normalisation_stays(self, folder: Path, make_config: Make) -> None:
         """On other data the net gets the normalisation of the run that trained it."""
         header = header_of(folder / "student.safetensors")
@@ -635,6 +640,7 @@ class TestRunFolder:
         save_file(load_file(folder / "student.safetensors"), path, {"kd": json.dumps(header)})
         return path
 
+    @pytest.mark.slow
     def test_classes_in_another_order_are_mapped(
         self, folder: Path, tmp_path: Path, make_config: Make, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -652,6 +658,7 @@ class TestRunFolder:
             in capsys.readouterr().err
         )
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "target", ["builtins.print", "torch.hub.load", "kd.runs.run.run", "mine.nets.Big", None]
     )
@@ -664,6 +671,7 @@ class TestRunFolder:
         ):
             self.teacher(make_config, "teacher=checkpoint", f"teacher.path={path}")
 
+    @pytest.mark.slow
     def test_a_file_that_names_no_net(
         self, folder: Path, tmp_path: Path, make_config: Make
     ) -> None:
@@ -699,6 +707,7 @@ class Big(nn.Module):
 """
 
 
+@pytest.mark.slow
 def test_a_module_of_ones_own_from_a_file(
     make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -726,6 +735,7 @@ def test_mlp_and_resnet_do_not_share_names() -> None:
     assert not MLP(10, 1, 8).state_dict().keys() & (STATE.keys() - {"fc.weight", "fc.bias"})
 
 
+@pytest.mark.slow
 def test_no_batch_is_needed_of_a_teacher_that_is_not_trained(
     make_config: Make, tmp_path: Path
 ) -> None:

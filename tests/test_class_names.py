@@ -113,6 +113,7 @@ def teacher(tmp_path: Path, *overrides: str) -> StageResult:
 HIDDEN = "teacher.net.hidden=[16]"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("from_file", [True, False])
 def test_a_superset_is_cut_down_and_put_in_order(from_file: bool, tmp_path: Path) -> None:
     said = {"classes": PLUS} if from_file else {}
@@ -124,6 +125,7 @@ def test_a_superset_is_cut_down_and_put_in_order(from_file: bool, tmp_path: Path
         assert torch.equal(found[name], tensor[rows] if name.startswith("fc") else tensor)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("classes", "overrides", "words"),
     [
@@ -141,6 +143,7 @@ def test_what_cannot_be_mapped_is_refused(
     assert [word for word in words if word not in str(error.value)] == [], str(error.value)
 
 
+@pytest.mark.slow
 def test_classes_are_about_a_path(tmp_path: Path) -> None:
     for key in ("classes=[a,b]", "state=ema"):
         with pytest.raises(UserError, match=f"teacher.{key[:5]}.*teacher.path is not set"):
@@ -188,6 +191,7 @@ def test_a_teacher_that_knows_the_validation_images(
         assert not said or words in (found or "")
 
 
+@pytest.mark.slow
 def test_both_are_told_in_output_report_and_card(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -107,6 +107,7 @@ def test_what_needs_quotes_is_answered_with_the_line_to_type(
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_glob_finds_the_files_of_a_group(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -124,6 +125,7 @@ def test_glob_finds_the_files_of_a_group(
     assert "add -m to sweep" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "typed"),
     [
@@ -187,6 +189,7 @@ def test_help_has_the_commands_own_examples_knobs_and_groups(
         assert not re.search(r"^ +predict ", said, re.M)
 
 
+@pytest.mark.slow
 def test_tasks_of_a_slurm_step_may_not_do_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -71,6 +71,7 @@ def drawn_box(height: int, width: int, image: int, seed: int, view: int) -> tupl
     return (height - h) // 2, (width - w) // 2, h, w
 
 
+@pytest.mark.slow
 def test_boxes_are_those_of_torchvision() -> None:
     draw = np.random.default_rng(0)
     sizes = torch.from_numpy(draw.integers(1, 900, (300, 2)))
@@ -118,6 +119,7 @@ def agrees_with_torchvision(data: ImageFolder, root: Path, method: str = "BILINE
             assert int((found[i].int() - second.int()).abs().max()) <= 1 + (method == "BICUBIC")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", ["ram", "disk", "stream", "off"])
 def test_crops_are_of_the_original_wherever_the_images_are(
     cache: Any, photos: Path, tmp_path: Path
@@ -125,6 +127,7 @@ def test_crops_are_of_the_original_wherever_the_images_are(
     agrees_with_torchvision(module(photos, cache=cache, cache_dir=str(tmp_path)), photos)
 
 
+@pytest.mark.slow
 def test_crops_use_the_interpolation_that_is_asked_for(photos: Path) -> None:
     agrees_with_torchvision(module(photos, interpolation="bicubic"), photos, "BICUBIC")
 
@@ -164,6 +167,7 @@ def test_arrays_are_cropped_as_torchvision_does() -> None:
         assert int((found[i].int() - wanted.int()).abs().max()) <= 1
 
 
+@pytest.mark.slow
 def test_the_loader_shows_the_views_of_its_epoch(photos: Path) -> None:
     """With processes that decode ahead, and where two views take turns."""
     augment = {**CROPS, "horizontal_flip": True, "mixup": 1.0}
@@ -177,6 +181,7 @@ def test_the_loader_shows_the_views_of_its_epoch(photos: Path) -> None:
                 assert torch.equal(pixels, read_pixels(data.split.train, index, **how))
 
 
+@pytest.mark.slow
 def test_the_originals_are_in_the_key_of_a_training_that_crops_them(
     photos: Path, tmp_path: Path
 ) -> None:

@@ -3,13 +3,14 @@
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from composed import TINY, composed
+from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.metadata import (
@@ -224,7 +225,14 @@ def test_nothing_is_logged_twice_and_little_in_all(three_runs: list[Path]) -> No
 
 
 @pytest.mark.slow
-def test_the_next_run_holds_what_went_with_a_deleted_one(tmp_path: Path) -> None:
+def test_the_next_run_holds_what_went_with_a_deleted_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def confusions(histories: dict[str, Any], *_: object) -> Iterator[tuple[str, Figure]]:
+        return ((f"confusion/{role}", Figure(figsize=(1, 1))) for role in histories)
+
+    monkeypatch.setattr("kd.runs.run.figures_of_run", confusions)
+
     def again(seed: int) -> Path:
         return run(
             check(

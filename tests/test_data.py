@@ -194,6 +194,7 @@ def shown(data: DataModule, batch_size: int, epoch: int, ranks: int = 1) -> dict
     return found
 
 
+@pytest.mark.slow
 def test_views_do_not_depend_on_batches_workers_or_ranks() -> None:
     augment = {"crop_padding": 2, "rotation": 10, "mixup": 1.0, "cutmix": 1.0}
     wanted = shown(Made(augment=augment), batch_size=1, epoch=3)

@@ -9,6 +9,7 @@ import zipfile
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -42,6 +43,7 @@ def test_each_dependency_is_pinned_to_a_version_that_is_accepted() -> None:
         assert each.specifier.contains(pinned[canonicalize_name(each.name)]), each
 
 
+@pytest.mark.slow
 def test_what_those_depend_on_is_pinned_too() -> None:
     pinned = pins()
     open_ends, seen = [each.name for each in declared()], set[str]()
@@ -68,6 +70,7 @@ def test_releases_that_carried_malware_are_refused() -> None:
     assert lightning.specifier.contains("2.6.4")
 
 
+@pytest.mark.slow
 def test_a_wheel_has_the_configs_and_works_from_any_folder(tmp_path: Path) -> None:
     build = [
         sys.executable,

@@ -44,6 +44,7 @@ class Net(nn.Module):
         return self.layers(x)
 
 
+@pytest.mark.slow
 def test_two_lines_distil(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(0)
     teacher, student = Net(64), Net(16)
@@ -85,6 +86,7 @@ def test_a_net_without_source_is_never_the_same(capfd: pytest.CaptureFixture[str
     assert "student: the source of Typed cannot be read" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("image", "words"),
     [

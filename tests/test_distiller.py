@@ -94,6 +94,7 @@ def train(
     return trainer
 
 
+@pytest.mark.slow
 def test_teacher_is_untouched_and_student_trains(digits: Digits, tmp_path: Path) -> None:
     original = ResNet(10, 18, 1, 8, width=4)
     before = copy.deepcopy(original.state_dict())

@@ -133,6 +133,7 @@ class TestChain:
         with pytest.raises(UserError, match=message):
             chain_of(check(composed("teacher=ensemble", override)))
 
+    @pytest.mark.slow
     def test_the_temperature_counts_for_probabilities_alone(self) -> None:
         def node(*overrides: str) -> dict[str, Any]:
             chain = chain_of(check(composed("teacher=ensemble", *overrides)))

@@ -922,6 +922,7 @@ class TestRRD:
         )
 
 
+@pytest.mark.slow
 def test_who_looks_into_the_nets() -> None:
     asked = {
         m: {n for term in read_loss(node).terms for n in term.signals}
@@ -945,6 +946,7 @@ def shape(draw: Callable[..., Any], wide: int | None = None) -> tuple[int, ...]:
     return channels, draw(sizes), draw(sizes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ON_FEATURES)
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(

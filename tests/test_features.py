@@ -172,6 +172,7 @@ class TestLookingChangesNothing:
         assert not taps.found
         assert not its.found
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
     @pytest.mark.parametrize("make", [resnet, InPlace])
     def test_compiled(self, backend: str, make: Callable[[], nn.Module], x: Tensor) -> None:
@@ -411,6 +412,7 @@ class TestStages:
         plan = chain_of(check(cfg))[-1]
         return make_stage(plan, check(cfg), digits, {"teacher": StageResult("key", None, {})})  # type: ignore[arg-type]
 
+    @pytest.mark.slow
     def test_taps_are_in_the_key_where_the_loss_uses_them(self, digits: Digits) -> None:
         term = looks("both")
         made = self.stage(digits, *term)

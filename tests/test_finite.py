@@ -41,6 +41,7 @@ class Somewhere:
     optimizers = (torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.25),)
 
 
+@pytest.mark.slow
 def test_it_ends_at_that_step_and_goes_on_from_the_last_good_epoch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,6 +106,7 @@ def test_weights_of_an_epoch_that_ended_badly_are_not_kept(name: str) -> None:
         check_row({**row, name: math.nan})
 
 
+@pytest.mark.slow
 def test_the_last_step_of_an_epoch_breaks_the_net(
     make_config: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,6 +125,7 @@ def test_the_last_step_of_an_epoch_breaks_the_net(
     assert not list((Path(config.output_dir) / "store").glob("*/last.ckpt"))
 
 
+@pytest.mark.slow
 def test_a_diverging_run_is_one_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -145,6 +148,7 @@ def test_a_diverging_run_is_one_message(
     assert not any("Traceback" in line or "Warning" in line for line in said)
 
 
+@pytest.mark.slow
 def test_weights_that_are_no_numbers_are_refused(make_config: Make, tmp_path: Path) -> None:
     state: dict[str, Any] = MLP(10, 1, 8, [16]).state_dict()
     state["fc.weight"][3, 5] = math.nan
@@ -156,6 +160,7 @@ def test_weights_that_are_no_numbers_are_refused(make_config: Make, tmp_path: Pa
         run(make_config(f"teacher.path={tmp_path / 'teacher.pth'}"), "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["kd_standardized", "dist"])
 def test_images_that_are_all_one_colour(loss: str, make_config: Make, tmp_path: Path) -> None:
     """Constant channels and equal outputs for all images: nothing has a variance to divide by."""

@@ -60,6 +60,7 @@ def small(tmp_path: Path, count: int, **options: Any) -> ImageFolder:
 FEW = (*FLOAT32, "data=image_folder", "data.root=x", "teacher=mlp", "student=mlp")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "teacher", "student"),
     [
@@ -98,6 +99,7 @@ def test_batches_and_epochs_by_the_number_of_images(
     assert ("min_steps=600 makes 200 epochs out of 10" in said) == (teacher[1] == 200)
 
 
+@pytest.mark.slow
 def test_other_data_keep_their_recipe() -> None:
     config, chain = suit_to_data(config_of("data=digits"), Digits(test_fraction=0.25))
     assert (config.batch_size, config.epochs, config.teacher.epochs) == (128, 40, 40)
@@ -131,6 +133,7 @@ AUTO = (*FLOAT32, "data=image_folder", "data.root=x", "teacher=resnet18", "stude
 
 
 class TestPretrained:
+    @pytest.mark.slow
     def test_weights_in_torchs_cache_are_taken(self, cache: Path, tmp_path: Path) -> None:
         torch.manual_seed(3)
         theirs = torchvision.models.resnet18()
@@ -150,6 +153,7 @@ class TestPretrained:
         assert spec.pretrained == [f"torchvision ResNet18_Weights.IMAGENET1K_V1 {FILE}"]
         assert net.normalization == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("size", "words", "reason"),
         [
@@ -169,6 +173,7 @@ class TestPretrained:
         assert reason in note
         assert "expect an accuracy far below" in note
 
+    @pytest.mark.slow
     def test_with_a_path_nothing_is_looked_for(self, tmp_path: Path) -> None:
         data = small(tmp_path, 12)
         config, _ = suit_to_data(config_of(*AUTO, "teacher.path=own.safetensors"), data)
@@ -181,6 +186,7 @@ class TestPretrained:
             build_net(node, Shape(3, 64, 2), "teacher.net")
 
 
+@pytest.mark.slow
 def test_a_run_on_a_folder_says_what_was_chosen(tmp_path: Path) -> None:
     root = folder(tmp_path / "own", "ab", range(12))
     words = (

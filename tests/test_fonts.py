@@ -51,6 +51,7 @@ def shown() -> dict[str, list[str]]:
     return {text.get_text(): text.get_fontfamily() for text in figure.findobj(Text)}
 
 
+@pytest.mark.slow
 def test_a_font_that_has_the_letters_is_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

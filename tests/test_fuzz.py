@@ -182,6 +182,7 @@ def few_digits() -> Digits:
     return data
 
 
+@pytest.mark.slow
 @fuzzed
 @given(st.data())
 def test_any_value_in_a_config(drawn: st.DataObject) -> None:
@@ -260,6 +261,7 @@ OVERRIDES = st.builds(
 )
 
 
+@pytest.mark.slow
 @settings(fuzzed, max_examples=FEW)
 @given(st.lists(OVERRIDES, min_size=1, max_size=3))
 def test_any_command_line(words: list[str]) -> None:
@@ -404,6 +406,7 @@ def reported(finished: Path, place: Path) -> tuple[Path, dict[str, Any]]:
     return folder, report
 
 
+@pytest.mark.slow
 @fuzzed
 @given(st.data())
 def test_any_report(reported: tuple[Path, dict[str, Any]], drawn: st.DataObject) -> None:
@@ -422,6 +425,7 @@ def test_any_report(reported: tuple[Path, dict[str, Any]], drawn: st.DataObject)
             assert run.data(cache_dir=None).name
 
 
+@pytest.mark.slow
 @settings(fuzzed, max_examples=max(1, EXAMPLES // 4))
 @given(st.data())
 def test_any_reports_side_by_side(

@@ -32,6 +32,7 @@ def test_it_writes_its_table(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_without_a_gpu_it_says_so() -> None:
     done = gpu()
     assert done.returncode == 1

@@ -31,6 +31,7 @@ def run(shipped: Shipped, tmp_path: Path) -> Path:
     return Path(shutil.copytree(shipped.run, tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_the_folder_has_weights_config_and_card(run: Path) -> None:
     folder = publish(open_run(run), request(run, "license=mit"), "")
     assert sorted(each.name for each in folder.iterdir()) == [

@@ -526,6 +526,7 @@ def test_folders_that_cannot_be_trained_on(
         _ = ImageFolder(str(tmp_path), image_size=SIZE).split
 
 
+@pytest.mark.slow
 def test_a_rare_class_is_in_every_part(tmp_path: Path) -> None:
     for dogs in (3, 4):
         folder(tmp_path / str(dogs), {"cat": 60, "dog": dogs})
@@ -571,6 +572,7 @@ def xray_folder(root: Path) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_validation_of_xrays_is_carved_out_of_train_and_val_by_patient(tmp_path: Path) -> None:
     xray_folder(tmp_path / "chest_xray")
     for seed in range(5):
@@ -620,6 +622,7 @@ def test_wrong_options_are_named(keywords: dict[str, Any], said: str, tmp_path: 
         _ = ImageFolder(**{"root": str(tmp_path), "image_size": SIZE, **keywords}).split
 
 
+@pytest.mark.slow
 def test_groups_stay_together(tmp_path: Path) -> None:
     for label in ("cat", "dog"):
         for patient in range(12):
@@ -736,6 +739,7 @@ def test_streamed_images_are_the_same_and_no_pixels_stay(kept: bool, tmp_path: P
     )
 
 
+@pytest.mark.slow
 def test_the_names_of_many_files_take_little_memory() -> None:
     """Less than 150 bytes each; a path of its own takes three times as much."""
     count = 20_000
@@ -955,6 +959,7 @@ def test_what_is_to_be_in_memory_needs_no_disk(
     )
 
 
+@pytest.mark.slow
 def test_a_folder_smaller_than_a_batch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A beginner's 2 x 30 images: 12 for test, 5 for validation, so 43 remain for a batch of 64."""
     folder(tmp_path / "photos", {"cat": 30, "dog": 30})

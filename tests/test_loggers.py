@@ -32,6 +32,7 @@ def test_a_logger_is_told_run_stage_and_output(tmp_path: Path) -> None:
     assert nodes["csv"]["save_dir"] == "{folder}"
 
 
+@pytest.mark.slow
 def test_tensorboard_is_the_default_and_loggers_are_in_no_key(tmp_path: Path) -> None:
     keys = set()
     for words in ([], [ALL], ["logger=csv", "logger.csv.name=other"]):
@@ -43,6 +44,7 @@ def test_tensorboard_is_the_default_and_loggers_are_in_no_key(tmp_path: Path) ->
     assert len(keys) == 1
 
 
+@pytest.mark.slow
 def test_a_package_that_is_not_installed_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lightning.pytorch.loggers.wandb, "_WANDB_AVAILABLE", False)
     with pytest.raises(

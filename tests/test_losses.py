@@ -116,6 +116,7 @@ def check_sound(method: str, given: dict[str, Any], moves: bool = True) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 class TestEveryMethod:
+    @pytest.mark.slow
     def test_is_sound(self, method: str) -> None:
         check_sound(method, signals())
 

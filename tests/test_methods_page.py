@@ -2,12 +2,14 @@
 
 import re
 
+import pytest
 from composed import METHODS, OF_TASKS
 
 from results.make import runs_of
 from results.methods import PAGE, page
 
 
+@pytest.mark.slow
 def test_the_table_is_as_it_was_made() -> None:
     made = page()
     assert PAGE.read_text() == made, "run `make results`"

@@ -119,6 +119,7 @@ def config(images: Path, output: Path, *more: str) -> Config:
     return check(composed(*words, "data/augment=none", *more))
 
 
+@pytest.mark.slow
 def test_what_does_not_go_with_it_is_one_message(images: Path, tmp_path: Path) -> None:
     words = ["loss=kd", "data.sampler=balanced", "label_smoothing=0.1"]
     with pytest.raises(UserError) as refused:
@@ -133,6 +134,7 @@ def test_what_does_not_go_with_it_is_one_message(images: Path, tmp_path: Path) -
         construct(config(images, tmp_path, "data.label_file=null").data, "data")
 
 
+@pytest.mark.slow
 def test_a_run_to_its_predictions(images: Path, tmp_path: Path) -> None:
     made = config(images, tmp_path, "data.labels=40", "name=several", "pictures=true")
     folder = run(made, "a test")

@@ -111,6 +111,7 @@ def test_cnn_refuses_other_pools(pools: tuple[int, ...]) -> None:
         CNN(10, pools=pools)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [18, 34, 50])
 def test_resnet_is_torchvisions(depth: int) -> None:
     theirs = getattr(torchvision.models, f"resnet{depth}")(num_classes=7).eval()
@@ -121,6 +122,7 @@ def test_resnet_is_torchvisions(depth: int) -> None:
         assert torch.equal(ours(x), theirs(x))
 
 
+@pytest.mark.slow
 def test_resnet_stem_follows_the_image_size() -> None:
     small, large = ResNet(10, 18, image_size=63), ResNet(10, 18, image_size=64)
     assert small.conv1.kernel_size == (3, 3)
@@ -254,6 +256,7 @@ def test_torchvision_nets_take_gray_images(name: str) -> None:
         assert net(torch.randn(2, 1, 32, 32)).shape == (2, 5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pair", sorted(path.stem for path in (CONF / "model").glob("*.yaml")))
 def test_the_teacher_of_a_pair_is_the_larger(pair: str) -> None:
     config = check(composed(f"model={pair}"))
@@ -359,6 +362,7 @@ def test_of_what_a_net_answers_in_training_the_logits_are_taken(kind: str) -> No
             build_net({**node, "as_what": kind}, Shape(1, 8, 10), "student.net", trained=True)
 
 
+@pytest.mark.slow
 def test_googlenets_auxiliary_layers_do_not_stop_a_training() -> None:
     net = build_net(
         {

@@ -101,6 +101,7 @@ class TestFormula:
         found = make(0.5, **terms)(signals())["loss"].item()
         assert found == pytest.approx(0.5 * ce() + 2 * kd(1.0) + 3 * kd(4.0), rel=1e-5)
 
+    @pytest.mark.slow
     def test_mixture_of_two_methods_has_the_terms_of_both(self) -> None:
         node = loss_node("kd_dist", "temperature=4.0", "alpha=0.9")
         assert set(node["terms"]) == {"kd", "dist"}

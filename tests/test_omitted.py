@@ -43,6 +43,7 @@ def test_no_other_bias_is_better() -> None:
     assert found.errors_corrected.omitted < found.errors.omitted
 
 
+@pytest.mark.slow
 def test_a_run_says_what_became_of_them(tmp_path: Path) -> None:
     words = (*TINY, "data.omit=[3]", "alpha=1", "keep=last", "name=test", f"output_dir={tmp_path}")
     folder = run(check(composed(*words)), "a test")

@@ -96,6 +96,7 @@ def test_the_score_is_the_log_odds(label: int) -> None:
     torch.testing.assert_close(positive_scores(logits, label), (p / (1 - p)).log())
 
 
+@pytest.mark.slow
 def test_an_operating_point_is_chosen_on_validation_and_judged_on_test(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -171,6 +171,7 @@ def test_norms_and_biases_do_not_decay() -> None:
     assert [len(group["params"]) for group in groups] == [len(before)]
 
 
+@pytest.mark.slow
 def test_the_protocol_of_a_paper_decays_all() -> None:
     config = check(composed("experiment=cifar100_crd_protocol"))
     assert config.optim["decay_norms"] is config.teacher.optim["decay_norms"] is True
@@ -268,6 +269,7 @@ def test_a_step_of_muon() -> None:
     assert float(moved.norm()) == pytest.approx(0.1 * math.sqrt(40 / 27) * math.sqrt(27), rel=0.15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["muon", "timm", "sgd", "adam", "adamw"])
 def test_optimisers_learn_and_go_on_from_a_checkpoint(name: str) -> None:
     """After loading a state dict the next step is bit-identical."""

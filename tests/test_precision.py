@@ -111,6 +111,7 @@ def test_a_precision_that_the_device_cannot_do(
         run(make_config(f"{key}=16-mixed"), "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [32, "32", "32-true"])
 def test_short_names_are_the_same_setting(name: Any) -> None:
     assert check(composed(f"trainer.precision={name}")).trainer["precision"] == "32-true"
@@ -128,6 +129,7 @@ def keys(config: Config) -> dict[str, str]:
     return {name: each.key for name, each in done.items()}
 
 
+@pytest.mark.slow
 def test_auto_has_the_key_of_what_it_means(
     make_config: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -141,6 +143,7 @@ def test_auto_has_the_key_of_what_it_means(
     assert in_float32 == keys(make_config("epochs=0", "teacher.epochs=0"))
 
 
+@pytest.mark.slow
 def test_the_report_says_what_was_trained_in(
     make_config: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -193,6 +196,7 @@ def test_float16_holds_what_bf16_says_exactly() -> None:
     assert torch.equal(logits.half().float(), logits.float())
 
 
+@pytest.mark.slow
 def test_each_net_trains_in_its_own(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """All losses are computed in float32 too."""
     found: list[tuple[torch.dtype, ...]] = []
@@ -214,12 +218,14 @@ def test_each_net_trains_in_its_own(make_config: Make, monkeypatch: pytest.Monke
     assert set(found[half:]) == {(torch.bfloat16, torch.float32)}
 
 
+@pytest.mark.slow
 def test_switching_the_students_leaves_the_teacher(make_config: Make) -> None:
     first = keys(make_config("epochs=0", "teacher.epochs=0"))
     other = keys(make_config("epochs=0", "teacher.epochs=0", "trainer.precision=bf16-mixed"))
     assert {name for name in first if first[name] != other[name]} == {"baseline", "distill"}
 
 
+@pytest.mark.slow
 def test_a_given_teacher_is_the_same_in_all(make_config: Make, tmp_path: Path) -> None:
     """No part of it is trained, and it is measured in float32."""
     net = construct(make_config().teacher.net, "net", num_classes=10, in_channels=1, image_size=8)
@@ -258,6 +264,7 @@ def test_channels_last_but_for_odd_widths_in_tiles(
     assert found == (torch.channels_last if last else torch.contiguous_format)
 
 
+@pytest.mark.slow
 def test_images_come_as_the_net_lies(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """In training, at the net's first layer; its weights keep their layout."""
     machine(monkeypatch, "amx_bf16")
@@ -294,6 +301,7 @@ def test_an_automatic_stem_halves_pictures_from_64_pixels_on(size: int, stride: 
     assert first.stride == (stride, stride)
 
 
+@pytest.mark.slow
 def test_compiling_is_for_student_and_teacher(
     make_config: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:

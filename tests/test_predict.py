@@ -56,6 +56,7 @@ def test_every_image_has_a_row_and_a_broken_one_its_error(
         assert row["error"] == ""
 
 
+@pytest.mark.slow
 def test_all_models_and_both_kinds_of_file_say_the_same(shipped: Shipped, pictures: Path) -> None:
     (pictures / "more" / "broken.jpg").unlink()
     found = []

@@ -69,6 +69,7 @@ def photos() -> torch.Tensor:
     return torch.cat([F.interpolate(each[None] / 255, (224, 224), mode="area") for each in whole])
 
 
+@pytest.mark.slow
 def test_lite0_in_order_computes_what_its_own_project_s_net_computes(photos: torch.Tensor) -> None:
     pytest.importorskip("timm")
     own = pytest.importorskip("efficientnet_lite_pytorch").EfficientNet

@@ -176,6 +176,7 @@ def spec(*words: str) -> dict[str, Any]:
     return make_stage(plan, config, Digits(limit=200), {}).spec.model_dump(exclude_unset=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "share"), [(("student=mlp",), None), (("student=cnn", "student.net.width=4"), 6)]
 )
@@ -194,6 +195,7 @@ def test_how_the_world_is_split_is_no_part_of_the_key(
     assert per_device == found[1]
 
 
+@pytest.mark.slow
 def test_images_without_a_label_make_the_share_matter(
     launched: Callable[[int, int], None],
 ) -> None:
@@ -211,6 +213,7 @@ COMPARING = {"rkd": True, "sp": True, "cc": True, "pkt": True, "dist": True, "cr
 SINGLE = {"kd": False, "dkd": False, "nkd": False, "mse_logits": False, "at": False, "vid": False}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("loss", "compares"), [*COMPARING.items(), *SINGLE.items()])
 def test_losses_that_compare_images_are_found(loss: str, compares: bool) -> None:
     small = ("teacher.net.hidden=[16]", "student.net.hidden=[8]")

@@ -66,6 +66,7 @@ def test_a_thousand_classes_and_fifty_thousand_images_take_less_than_a_minute_an
     assert found["report"] < 50_000
 
 
+@pytest.mark.slow
 def test_large_logits_are_kept_for_what_many_students_share(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

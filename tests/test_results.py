@@ -13,6 +13,7 @@ def test_pages_are_as_they_were_made(path: Path) -> None:
     assert path.read_text() == pages()[path], "run `make results`"
 
 
+@pytest.mark.slow
 def test_pictures_are_as_they_were_drawn() -> None:
     for file, svg in pictures():
         assert (PICTURES / file).read_bytes() == svg, f"{file}: run `make results`"

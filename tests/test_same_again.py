@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -31,6 +32,7 @@ def results(out: Path) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_same_bits_whatever_ran_before_in_the_process(make_config: Make) -> None:
     words = ("data.augment.crop_padding=2", "loss=ctkd", "seed=3")
     base = make_config().output_dir

@@ -147,6 +147,7 @@ class TestFromTheCommandLine:
             assert labels(progress) == pytest.approx(0.8 * progress)
         assert config.name == "digits_mlp_to_mlp_kd_T2.0_alinear-1-0.2_s0"
 
+    @pytest.mark.slow
     def test_a_function_of_ones_own(self) -> None:
         config = check(composed("temperature={_target_: own_schedule.rise, low: 2.0}"))
         assert config.name == "digits_mlp_to_mlp_kd_Trise-2.0_a0.5_s0"
@@ -176,6 +177,7 @@ class TestFromTheCommandLine:
         with pytest.raises(UserError, match=message):
             check(composed(override))
 
+    @pytest.mark.slow
     def test_an_int_and_a_float_are_one_setting(self) -> None:
         assert (
             check(composed("temperature=4")).model_dump()

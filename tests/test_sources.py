@@ -149,6 +149,7 @@ def saved(path: Path, label: Any = None, **parts: range) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", ["off", "stream", "disk"])
 def test_what_save_to_disk_leaves(cache: Any, tmp_path: Path) -> None:
     saved(tmp_path / "own", train=range(20), validation=range(30, 36))
@@ -204,6 +205,7 @@ def test_tars_are_read_where_they_lie(form: str, tmp_path: Path) -> None:
     assert colours(some.train) == [*range(10, 20)]
 
 
+@pytest.mark.slow
 def test_parquet_files_are_read_by_their_columns(tmp_path: Path) -> None:
     table(tmp_path / "data" / "train-00000-of-00002.parquet", range(10))
     table(tmp_path / "data" / "train-00001-of-00002.parquet", range(10, 20))

@@ -117,6 +117,7 @@ def test_it_asks_first(
     assert "teacher answers: 1, 9 kB" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_what_is_in_use_stays(output: Path) -> None:
     from kd.files.inventory import remove
 

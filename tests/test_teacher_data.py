@@ -71,12 +71,14 @@ def test_what_it_may_say(own: dict[str, Any], asked: Any, wanted: dict[str, Any]
     assert teacher_source(own, asked) == wanted
 
 
+@pytest.mark.slow
 def test_a_source_of_conf_is_composed_with_its_own_keys() -> None:
     words = ("data=digits", "data@teacher.data=chest_xray", "teacher.data.root=x")
     node = check(composed(*words)).data["teacher_data"]
     assert (node["_target_"], node["root"]) == ("kd.data.chest_xray.ChestXRay", "x")
 
 
+@pytest.mark.slow
 def test_classes_are_matched_by_name() -> None:
     data = Digits(limit=300, labels=20, teacher_data={"_target_": BACKWARDS})
     seen, plain = data.for_stage("all"), Digits()
@@ -171,6 +173,7 @@ def test_test_images_among_the_teachers(way: Any) -> None:
     assert any(said in note for note in data.notes)
 
 
+@pytest.mark.slow
 def test_only_those_that_learn_from_it_have_another_key() -> None:
     keys = []
     for words in ((), ("teacher.data={split_seed: 1}",)):
@@ -183,6 +186,7 @@ def test_only_those_that_learn_from_it_have_another_key() -> None:
     assert baseline == other_baseline
 
 
+@pytest.mark.slow
 def test_a_run_with_a_folder_for_the_teacher(tmp_path: Path) -> None:
     own = folder(tmp_path / "own", "ab", range(8))
     other = folder(tmp_path / "other", "ab", range(12))

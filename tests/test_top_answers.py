@@ -115,6 +115,7 @@ def test_features_are_stored_beside_the_logits() -> None:
         assert record.bytes == head + 2 * (3 * 16 + 5 * 16 + 7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [
@@ -137,6 +138,7 @@ def test_the_student_is_the_same_with_and_without_the_cache(
     assert said == ("teacher.cache_features=true" in words)
 
 
+@pytest.mark.slow
 def test_as_many_as_there_are_classes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="accepted are 1 to 9, or null"):
         run(check(composed(*TINY, f"output_dir={tmp_path}", "teacher.top_k=10")), "")

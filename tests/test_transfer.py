@@ -224,6 +224,7 @@ class TestValidationLabels:
         assert torch.bincount(val.labels).tolist() == [12, 6, 2]
         assert len(data.for_stage("all").split.val) == 100
 
+    @pytest.mark.slow
     def test_with_none_the_last_weights_are_kept(self, make_config: Make) -> None:
         config = make_config("data.val_labels=0")
         data = construct(config.data, "data")
@@ -234,6 +235,7 @@ class TestValidationLabels:
         assert kept == {"teacher": "best", "baseline": "last"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
@@ -363,6 +365,7 @@ def test_mutual_learning_has_use_for_all_images(target: Tensor) -> None:
     assert found == pytest.approx(float(divergences) + hard, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_an_epoch_without_a_label_has_no_training_accuracy(
     make_config: Make, tmp_path: Path
 ) -> None:
@@ -397,6 +400,7 @@ def pictures(root: Path, stop: int, start: int = 0) -> None:
         Image.fromarray(np.full((4, 4), 8 * i, np.uint8)).save(file)
 
 
+@pytest.mark.slow
 def test_one_teacher_and_one_set_of_answers_serve_any_number_of_labels(
     make_config: Make, tmp_path: Path
 ) -> None:

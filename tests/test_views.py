@@ -295,6 +295,7 @@ def test_hues_of_gray_pixels_and_of_ties_stay() -> None:
     assert torch.equal(found[:3], to_unit(images.pixels[:3]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 3])
 def test_each_trivial_operation_is_torchvisions_at_each_strength(channels: int) -> None:
     generator = torch.Generator().manual_seed(1)
