@@ -20,6 +20,7 @@ from kd.comparison.critical_difference import (
 from kd.config.schema import check
 from kd.data.digits import Digits
 from kd.runs.run import run
+from kd.stages.open_data import source_key
 from kd.tuning.space import numbers_of_loss
 
 PAIR = ("model=mlp_to_mlp", *TINY)
@@ -192,3 +193,12 @@ def test_without_trials_nothing_need_be_held_out(
     assert exit_code("compare", *words, "n_trials=0", "data.val_fraction=0") == 0
     assert "nothing was tuned" in capsys.readouterr().out
     assert not (tmp_path / "tune").exists()
+
+
+def test_the_seed_of_labels_counts_where_labels_are_chosen() -> None:
+    """Data is read once for all seeds otherwise."""
+
+    def keys(*words: str) -> int:
+        return len({source_key(check(composed(*words, f"seed={seed}"))) for seed in (1, 2)})
+
+    assert [keys(), keys("data.labels=50"), keys("data.val_labels=50")] == [1, 2, 2]

@@ -22,7 +22,7 @@ from kd.errors import CommandError, UserError, WriteError
 from kd.nets.cnn import CNN
 from kd.runs.reader import open_run
 from kd.shape import Shape
-from kd.shipping import export_run
+from kd.shipping import formats
 from kd.shipping.export_run import export
 from kd.shipping.formats import write_onnx
 from kd.shipping.runtimes import PACKAGES
@@ -195,7 +195,7 @@ def test_a_file_that_fails_its_check_is_removed_and_the_others_stay(
             metadata=metadata,
         )
 
-    monkeypatch.setattr(export_run, "write_onnx", blank)
+    monkeypatch.setattr(formats, "write_onnx", blank)
     with pytest.raises(
         CommandError, match=r"student.onnx is refused and removed: differs by .* from PyTorch"
     ):
@@ -225,7 +225,7 @@ def test_int8_that_loses_too_much_is_refused(
         onnx.save(model, path)
         return path
 
-    monkeypatch.setattr(export_run, "quantize", ruined)
+    monkeypatch.setattr(formats, "quantize", ruined)
     with pytest.raises(
         CommandError, match=r"student.int8.onnx is refused .* points of validation accuracy"
     ):
@@ -239,7 +239,7 @@ def test_an_exporter_that_breaks_down_is_named(
     def broken(*_: Any, **__: Any) -> Path:
         raise RuntimeError("no such operator\nand a long story")
 
-    monkeypatch.setattr(export_run, "write_onnx", broken)
+    monkeypatch.setattr(formats, "write_onnx", broken)
     with pytest.raises(
         CommandError, match=r"student.onnx is refused and removed: RuntimeError: no such operator$"
     ):

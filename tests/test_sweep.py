@@ -374,6 +374,7 @@ def test_the_folders_name_is_that_of_the_sweep() -> None:
     one = name("temperature=1,2", "seed=0")
     assert re.fullmatch(r"digits_resnet18_to_cnn_kd_temperature_[0-9a-f]{6}", one)
     assert one == name("seed=0", "temperature=1,2", "force=true", "debug=true", "output_dir=x")
+    assert one == name("seed=0", "temperature=1,2", "logger=csv", "logger.csv.name=mine")
     assert one != name("temperature=1,2", "seed=1")
     assert re.fullmatch(r"digits_resnet18_kd_student_[0-9a-f]{6}", name("student=mlp,cnn"))
     assert re.fullmatch(r"digits_kd_model_[0-9a-f]{6}", name("model=mlp_to_mlp,resnet34_to_cnn"))

@@ -8,14 +8,12 @@ from pathlib import Path
 from rich.console import Console
 
 from kd.comparison.request import CompareConfig
-from kd.config.fields import Node
-from kd.config.schema import Config
 from kd.data.base import DataModule
 from kd.files.run_folder import RunFolder
 from kd.log import say
 from kd.runs.run import run
 from kd.stages.chain import chain_of
-from kd.stages.open_data import Reads, open_data, published_reading
+from kd.stages.open_data import open_data, source_key
 from kd.tuning.request import Request
 from kd.tuning.search import Trials, search, words
 from kd.tuning.space import overrides_of
@@ -56,17 +54,9 @@ def run_cell(
     own = [*tuned, f"seed={config.seed}"]
     final = request.config_with(own).model_copy(update={"name": config.name})
     line = shlex.join(["python", "-m", "kd.train", *request.overrides, *own])
-    if _images(final) != _images(request.config):
+    if source_key(final) != source_key(request.config):
         data = None
     return run(final, line, data=data, folder=folder, since=since, out=out)
-
-
-def _images(config: Config) -> tuple[Node, Reads | None]:
-    """Return what the data depends on; without a choice of labels its seed changes nothing."""
-    node = dict(config.data)
-    if node.get("labels") is None:
-        node.pop("labels_seed", None)
-    return node, published_reading(config)
 
 
 def _best_setting(request: Request, data: DataModule) -> dict[str, str]:

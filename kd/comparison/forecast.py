@@ -15,7 +15,7 @@ from kd.runs.duration import image_seconds, stage_seconds
 from kd.runs.preflight import pending_plans
 from kd.stages.batch import suit_to_data
 from kd.stages.chain import StagePlan
-from kd.stages.open_data import open_data, published_reading
+from kd.stages.open_data import open_data, source_key
 from kd.training.remaining import duration
 from kd.tuning.evaluation import student_plans
 
@@ -57,7 +57,7 @@ def forecast(jobs: Sequence[CompareConfig], done: Sequence[CompareConfig]) -> st
         trials = 0 if _cell(config) in searched else config.n_trials
         searched.add(_cell(config))
         final = search.config_with([f"seed={config.seed}"]).resolve()
-        source = json.dumps([final.data, published_reading(final)], sort_keys=True)
+        source = source_key(final)
         if source not in sources:
             sources[source] = _data(final)
         data = sources[source]

@@ -6,37 +6,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from kd.data.file_source import FileSource, LabelledImages
+from kd.data.file_source import LabelledImages
 from kd.data.folder import PARTS, part_of_name, plain
 from kd.data.image_bytes import state_of
 from kd.data.images import Source
-from kd.data.parquet import column_of, labels_by_name
+from kd.data.parquet import TableSource, column_of, labels_by_name
 from kd.errors import UserError, nearest
 
 
-class HuggingFace(FileSource):
+class HuggingFace(TableSource):
     """A `Dataset`, or a `DatasetDict` of parts, with an image column and a label column.
 
-    Nothing is downloaded. `datasets` is an extra of this project (pip install "kd[datasets]").
-
-    Args:
-        root: the folder of `save_to_disk`.
-        parts: names of the splits that are train, val and test; None goes by their usual names.
-        image_column, label_column: their names; None finds them by the usual ones.
-        options: those of `kd.data.file_source.FileSource`.
+    `root` is the folder of `save_to_disk`; `parts` are names of the splits that are train, val and
+    test. Nothing is downloaded. `datasets` is an extra of this project: pip install "kd[datasets]".
     """
-
-    def __init__(
-        self,
-        root: str = "data",
-        parts: Mapping[str, str] | None = None,
-        image_column: str | None = None,
-        label_column: str | None = None,
-        **options: Any,
-    ) -> None:
-        super().__init__(root, **options)
-        self.given = parts
-        self.columns = {"image": image_column, "label": label_column}
 
     def read(self) -> Source:
         """Open the tables, and decode the images."""

@@ -12,15 +12,13 @@ from kd.data.images import Source
 from kd.errors import UserError, nearest
 
 
-class Parquet(FileSource):
-    """Rows with an image (bytes, or Hugging Face's {bytes, path}) and a label.
+class TableSource(FileSource):
+    """Tables with an image column and a label column.
 
     Args:
-        root: folder of parquet files, one file, or a pattern of files. `train`, `val` or `test` in
-            their names or folders say which part they are; files without such a word are of train.
-            Class names are those of Hugging Face's ClassLabel, or the labels themselves.
-        parts: patterns of the files of train, val and test, from `root`.
-        image_column, label_column: their names; null finds them by the usual ones.
+        root: where the tables are.
+        parts: which of them are train, val and test; None goes by their names.
+        image_column, label_column: their names; None finds them by the usual ones.
         options: those of `kd.data.file_source.FileSource`.
     """
 
@@ -35,6 +33,16 @@ class Parquet(FileSource):
         super().__init__(root, **options)
         self.given = parts
         self.columns = {"image": image_column, "label": label_column}
+
+
+class Parquet(TableSource):
+    """Rows with an image (bytes, or Hugging Face's {bytes, path}) and a label.
+
+    `root` is a folder of parquet files, one file, or a pattern of files. `train`, `val` or `test`
+    in their names or folders say which part they are; files without such a word are of train.
+    `parts` are patterns of the files of train, val and test, from `root`. Class names are those of
+    Hugging Face's ClassLabel, or the labels themselves.
+    """
 
     def read(self) -> Source:
         """Read the labels, and decode the images."""

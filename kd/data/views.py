@@ -230,8 +230,7 @@ def _single(
     if augment.crop_padding:
         x = _crop(x, draw(Draw.CROP_TOP), draw(Draw.CROP_LEFT), mirrored, augment, drawn_at)
     elif augment.horizontal_flip:
-        x = x.clone()
-        x[mirrored] = x[mirrored].flip(3)
+        x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
     if augment.vertical_flip:
         x = torch.where((draw(Draw.VERTICAL_FLIP) < 0.5)[:, None, None, None], x.flip(2), x)
     if augment.trivial:

@@ -14,19 +14,12 @@ from torch import nn
 from kd.errors import UserError
 from kd.nets.build import normalization_of
 from kd.shape import Shape
-from kd.shipping.formats import (
-    halve,
-    quantize,
-    write_litert,
-    write_onnx,
-    write_openvino,
-    write_pt2,
-)
+from kd.shipping.formats import write_format
+from kd.shipping.requests import FORMATS
 from kd.shipping.runtimes import LiteRtNet, OpenVinoNet, check_packages
 
 Pass = Callable[[], object]
 
-ENDINGS = {"pt2": ".pt2", "openvino": ".xml", "litert": ".tflite"}  # the others are ONNX files
 UNSCALED = ((0.0,), (1.0,))
 CALIBRATION = 4  # batches of 16 random images: int8 speed does not depend on their content
 
@@ -80,28 +73,22 @@ class NetRunner:
         Raises:
             UnavailableError: a package is not installed.
         """
-        path = self.folder / f"{backend}{ENDINGS.get(backend, '.onnx')}"
+        kind = backend.removeprefix("onnx_")
+        path = self.folder / f"{backend}.{FORMATS[kind].rpartition('.')[2]}"
         if not path.exists():
             try:
-                self._write(backend, path)
+                write_format(
+                    kind,
+                    *(self.net, self.shape, normalization_of(self.net, UNSCALED), path),
+                    metadata={},
+                    source=lambda: self.file("onnx"),
+                    calibration=self._images,
+                )
             except ImportError as error:
                 raise UnavailableError(
                     f"{error.name} is not installed: pip install 'kd[export]'"
                 ) from error
         return path
-
-    def _write(self, backend: str, path: Path) -> None:
-        about = (self.net, self.shape, normalization_of(self.net, UNSCALED), path)
-        if backend == "onnx":
-            write_onnx(*about, metadata={})
-        elif backend == "pt2":
-            write_pt2(*about, metadata={})
-        elif backend == "litert":
-            write_litert(*about)
-        elif backend == "onnx_int8":
-            quantize(self.file("onnx"), path, self._images())
-        else:
-            {"onnx_fp16": halve, "openvino": write_openvino}[backend](self.file("onnx"), path)
 
     def _images(self) -> Iterator[NDArray[np.float32]]:
         draw = np.random.default_rng(0)

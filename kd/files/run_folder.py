@@ -75,6 +75,11 @@ class RunFolder:
         if all(run in own for run in shown):
             self.follow(stage, events)
 
+    def keep_csv(self, name: str, made: Path) -> None:
+        """Copy what a logger wrote into a folder `csv` in `made`, if it did."""
+        if (made / "csv").is_dir():
+            shutil.copytree(made / "csv", self.path / "csv" / name)
+
     def shows(self, stage: str) -> bool:
         """Whether a stage's events are in this folder."""
         return (self.events / stage).is_symlink()

@@ -5,6 +5,9 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kd.losses.deit_hard import deit_hard_loss
+from kd.losses.kd import kd_loss
+
 
 def deit_token_loss(
     logits_class: Tensor,
@@ -33,14 +36,10 @@ def deit_token_loss(
     Returns:
         scalar >= 0. Its minimum is not 0.
     """
-    logits_t = logits_t.detach()
     if form == "hard":
-        distilled = F.cross_entropy(logits_token, logits_t.argmax(dim=1))
+        distilled = deit_hard_loss(logits_token, logits_t)
     else:
-        log_p_s = F.log_softmax(logits_token / temperature, dim=1)
-        log_p_t = F.log_softmax(logits_t / temperature, dim=1)
-        distilled = F.kl_div(log_p_s, log_p_t, reduction="batchmean", log_target=True)
-        distilled = distilled * temperature**2
+        distilled = kd_loss(logits_token, logits_t, temperature)
     return (1 - share) * F.cross_entropy(logits_class, target) + share * distilled
 
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd.losses._maps import Norm, as_map, channels, same_size
+from kd.losses.kd import kd_loss
 
 TIMES = 1000  # of the diffusion
 FIRST, LAST = 1e-4, 0.02  # variance of the noise added at the first and the last time
@@ -37,9 +38,7 @@ def diffkd_loss(
     """
     wanted = wanted.detach()
     if refined.ndim == 2:
-        log_p_s = refined.log_softmax(1)
-        log_p_t = wanted.log_softmax(1)
-        total = F.kl_div(log_p_s, log_p_t, reduction="batchmean", log_target=True)
+        total = kd_loss(refined, wanted, temperature=1.0)
     else:
         total = F.mse_loss(refined, wanted)
     total = total + F.mse_loss(predicted, noise)

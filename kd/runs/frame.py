@@ -1,6 +1,5 @@
 """The frame of every run: store, folder, stages one by one, and the result on a console."""
 
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -59,8 +58,7 @@ class RunFrame:
         started = time.perf_counter()
         result, reused = complete(stage, self.store, data, force=self._force, since=self._since)
         folder.settle(stage.name, result.folder / "tensorboard", self.output)
-        if (result.folder / "csv").is_dir():
-            shutil.copytree(result.folder / "csv", folder.path / "csv" / stage.name)
+        folder.keep_csv(stage.name, result.folder)
         if reused:
             return result, "already there"
         if not stage.spec.epochs:

@@ -28,8 +28,8 @@ SHOWN = {
 # Groups whose files choose those of other groups.
 PICKED = {"model": {"teacher", "student"}, "incremental/method": {"loss"}}
 
-# Keys without influence on a sweep's name: forced, or with tracebacks, it is the same sweep.
-APART = {"force", "debug", "pictures", "output_dir", "name", "sweep", "dry_run"}
+# Keys without influence on a sweep's name: forced, or with other loggers, it is the same sweep.
+APART = {"force", "debug", "pictures", "output_dir", "name", "sweep", "dry_run", "logger"}
 
 
 def sweep_name(*, _root_: Container) -> str:

@@ -1,6 +1,5 @@
 """A run: the chain of stages, then the report, in a folder that appears complete."""
 
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -130,8 +129,7 @@ def _log_report(report: Report, config: Config, folder: RunFolder) -> None:
     }
     with tempfile.TemporaryDirectory() as made:
         log_once(logger_nodes(config, "report"), Path(made), values)
-        if (Path(made) / "csv").is_dir():
-            shutil.copytree(Path(made) / "csv", folder.path / "csv" / "report")
+        folder.keep_csv("report", Path(made))
 
 
 def _own_figures(

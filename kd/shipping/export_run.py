@@ -32,13 +32,9 @@ from kd.shipping.formats import (
     INPUT,
     OUTPUT,
     SCHEMA,
-    halve,
-    quantize,
     whole_net,
-    write_litert,
+    write_format,
     write_onnx,
-    write_openvino,
-    write_pt2,
 )
 from kd.shipping.model import OnnxNet
 from kd.shipping.requests import FORMATS, Export
@@ -213,19 +209,16 @@ def _parts(path: Path) -> list[Path]:
 
 def _write(kind: str, path: Path, subject: ExportSubject, calibration: int) -> None:
     about = (subject.net, subject.shape, subject.file_normalization)
-    if kind == "onnx":
-        write_onnx(*about, path, metadata=subject.metadata)
-    elif kind == "pt2":
-        write_pt2(*about, path, metadata=subject.metadata)
-    elif kind == "litert":
-        write_litert(*about, path)
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            source = write_onnx(*about, Path(folder) / "float.onnx", metadata=subject.metadata)
-            if kind == "int8":
-                quantize(source, path, _calibration(subject, calibration))
-            else:
-                {"fp16": halve, "openvino": write_openvino}[kind](source, path)
+    with tempfile.TemporaryDirectory() as folder:
+        single = Path(folder) / "float.onnx"
+        write_format(
+            kind,
+            *about,
+            path,
+            metadata=subject.metadata,
+            source=lambda: write_onnx(*about, single, metadata=subject.metadata),
+            calibration=lambda: _calibration(subject, calibration),
+        )
 
 
 def _calibration(subject: ExportSubject, count: int) -> Iterator[NDArray[np.float32]]:

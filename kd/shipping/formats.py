@@ -11,7 +11,7 @@ import json
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +213,36 @@ def write_litert(
         with whole(path) as temporary:
             temporary.write_bytes(made.read_bytes())
     return path
+
+
+def write_format(
+    kind: str,
+    net: nn.Module,
+    shape: Shape,
+    normalization: Normalization | None,
+    path: Path,
+    *,
+    metadata: Mapping[str, str],
+    source: Callable[[], Path],
+    calibration: Callable[[], Iterator[np.ndarray[Any, Any]]],
+) -> None:
+    """Write a net in one of `kd.shipping.requests.FORMATS`.
+
+    Args:
+        source: gives the float32 ONNX file that other formats are made of.
+        calibration: gives the images of `quantize`.
+    """
+    about = (net, shape, normalization, path)
+    if kind == "onnx":
+        write_onnx(*about, metadata=metadata)
+    elif kind == "pt2":
+        write_pt2(*about, metadata=metadata)
+    elif kind == "litert":
+        write_litert(*about)
+    elif kind == "int8":
+        quantize(source(), path, calibration())
+    else:
+        {"fp16": halve, "openvino": write_openvino}[kind](source(), path)
 
 
 def _save(model: Any, path: Path, metadata: Mapping[str, str]) -> Path:

@@ -80,7 +80,7 @@ def _config(header: dict[str, object]) -> dict[str, object]:
 
 def _card(report: Report, config: Publish) -> str:
     """Return the model card, with the metadata that the hub reads at its top."""
-    student = next(model for model in report.models if model.role == "student")
+    student = report.student
     task = {"type": "image-classification", "name": "Image classification"}
     measured = [("accuracy", "Accuracy", student.test.accuracy)]
     if student.test.map is not None:

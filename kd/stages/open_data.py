@@ -1,5 +1,6 @@
 """The run's images; a pretrained teacher's are read as its weights were published."""
 
+import json
 from typing import get_args
 
 from kd.config.construct import construct, parameters_of, resolve_target
@@ -28,6 +29,17 @@ def open_data(config: Config) -> DataModule:
             "What is typed wins; the size costs the most time"
         )
     return data
+
+
+def source_key(config: Config) -> str:
+    """Return what the images and their labels depend on, as JSON; equal ones are read once.
+
+    Without a choice of labels its seed changes nothing.
+    """
+    node = dict(config.data)
+    if node.get("labels") is None and not node.get("val_labels"):
+        node.pop("labels_seed", None)
+    return json.dumps([node, published_reading(config)], sort_keys=True)
 
 
 def published_reading(config: Config) -> Reads | None:

@@ -10,7 +10,7 @@ from kd.config.precision import Precision
 from kd.nets.hooks import HEAD, LISTS, FeatureHooks, NetOutput
 from kd.nets.layer_paths import FeaturePaths
 from kd.teachers.frozen_teacher import FrozenTeacher
-from kd.teachers.live_teacher import LiveTeacher, Outputs, chunk_of, computing_in, round_to
+from kd.teachers.live_teacher import LiveTeacher, Outputs, computing_in, in_chunks, round_to
 
 
 class FeatureTeacher(LiveTeacher):
@@ -59,14 +59,8 @@ class FeatureTeacher(LiveTeacher):
 
     def _in_chunks(self, x: Tensor) -> NetOutput:
         """Ask in batches of one size on a CPU, as `LiveTeacher` does; round the features."""
-        size = len(x) if x.device.type != "cpu" else chunk_of(*x.shape[2:])
-        chunk = torch.empty_like(x[:1].expand(size, -1, -1, -1), memory_format=torch.channels_last)
-        found = []
-        for part in torch.split(x, size):
-            chunk[: len(part)] = part
-            chunk[len(part) :] = 0
-            found.append(_first(self.hooks(self.answers, chunk), len(part)))
-        return _join(found)
+        chunks = in_chunks(x) if x.device.type == "cpu" else [(x, len(x))]
+        return _join([_first(self.hooks(self.answers, chunk), count) for chunk, count in chunks])
 
 
 def _first(output: NetOutput, count: int) -> NetOutput:

@@ -1,5 +1,6 @@
 """Live teacher, and the protocols for all teachers."""
 
+from collections.abc import Iterator
 from typing import Literal, Protocol, get_args
 
 import torch
@@ -128,20 +129,26 @@ class LiveTeacher:
     def _ask(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu":
             return self._round(self.answers(x))
-        found = []
-        # Strides choose the kernel, so each chunk is copied into memory of the same layout.
-        size = chunk_of(*x.shape[2:])
-        chunk = torch.empty((size, *x.shape[1:]), dtype=x.dtype, memory_format=torch.channels_last)
-        for part in torch.split(x, size):
-            chunk[: len(part)] = part
-            chunk[len(part) :] = 0
-            # Autocast to bf16 cannot mix with float16
-            found.append(self.answers(chunk)[: len(part)].float())
+        # Autocast to bf16 cannot mix with float16
+        found = [self.answers(chunk)[:count].float() for chunk, count in in_chunks(x)]
         return self._round(torch.cat(found))
 
     def _round(self, logits: Tensor) -> Tensor:
         found = round_to(logits, self.dtype)
         return found if self.top_k is None else round_to(spread_rest(found, self.top_k), self.dtype)
+
+
+def in_chunks(x: Tensor) -> Iterator[tuple[Tensor, int]]:
+    """Iterate over images [B, C, H, W] in batches of one size, blank at the end, with the number of
+    images in each. The next batch overwrites the last.
+    """
+    # Strides choose the kernel, so each chunk is copied into memory of the same layout.
+    size = chunk_of(*x.shape[2:])
+    chunk = torch.empty((size, *x.shape[1:]), dtype=x.dtype, memory_format=torch.channels_last)
+    for part in torch.split(x, size):
+        chunk[: len(part)] = part
+        chunk[len(part) :] = 0
+        yield chunk, len(part)
 
 
 def round_to(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -28,22 +28,21 @@ def label_loss(
         focal_gamma: power > 0 of 1 - p before each logarithm (Lin et al. 2017, eq. 4).
     """
     labelled = label_mask(target)
-    if is_multilabel(target):
-        losses = _binary(logits, target.clamp(min=0).to(logits.dtype), focal_gamma)
-        return (losses * labelled).sum() / labelled.sum().clamp(min=1)
     if offsets:
         logits = logits + logits.new_tensor(offsets)
-    if focal_gamma:
+    if is_multilabel(target):
+        losses = _binary(logits, target.clamp(min=0).to(logits.dtype), focal_gamma)
+    elif focal_gamma:
         losses = _focal(logits, target, focal_gamma, class_weights, label_smoothing)
-        return (losses * labelled).sum() / labelled.sum().clamp(min=1)
-    losses = F.cross_entropy(
-        logits,
-        target.clamp(min=-1) if target.ndim == 1 else target,
-        logits.new_tensor(class_weights) if class_weights else None,
-        ignore_index=-1 if target.ndim == 1 else -100,  # torch's own, for probabilities
-        reduction="none",
-        label_smoothing=label_smoothing,
-    )
+    else:
+        losses = F.cross_entropy(
+            logits,
+            target.clamp(min=-1) if target.ndim == 1 else target,
+            logits.new_tensor(class_weights) if class_weights else None,
+            ignore_index=-1 if target.ndim == 1 else -100,  # torch's own, for probabilities
+            reduction="none",
+            label_smoothing=label_smoothing,
+        )
     # Smoothing would also give a row of zeros a loss, so it is masked here.
     return (losses * labelled).sum() / labelled.sum().clamp(min=1)
 
@@ -85,11 +84,7 @@ def accuracy(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         target: as for `label_mask`.
     """
     labelled = label_mask(target)
-    if is_multilabel(target):
-        right = is_right(logits, target) & labelled
-    else:
-        dominant = target if target.ndim == 1 else target.argmax(1)
-        right = is_right(logits, dominant) & labelled
+    right = is_right(logits, target.argmax(1) if target.is_floating_point() else target) & labelled
     count = labelled.sum()
     return right.sum() / count.clamp(min=1), count.float()
 

@@ -55,7 +55,7 @@ def make_trainer(
         UserError: incompatible options.
     """
     callbacks = own + _callbacks(spec, folder, validates)
-    nodes = {**runtime}.get("logger", CURVES)
+    nodes = runtime.get("logger", CURVES)
     assert isinstance(nodes, dict)
     options: dict[str, Any] = {
         "enable_progress_bar": sys.stderr.isatty(),

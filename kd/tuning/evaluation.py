@@ -3,7 +3,6 @@
 The test part is not accessible here.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -17,7 +16,7 @@ from kd.files.store import StageResult, Store
 from kd.runs.preflight import preflight
 from kd.stages.batch import suit_to_data
 from kd.stages.chain import StagePlan
-from kd.stages.open_data import open_data, published_reading
+from kd.stages.open_data import open_data, source_key
 from kd.stages.stage import Stage, complete, make_stage
 from kd.training.devices import world_size
 
@@ -58,21 +57,16 @@ def hide_test(data: DataModule) -> DataModule:
     return data
 
 
-def _key(config: Config) -> str:
-    """Return what the images are made from: the data's config, and how the teacher reads them."""
-    return json.dumps([config.data, published_reading(config)], sort_keys=True)
-
-
 class Evaluation:
     """Evaluates one setting: trains the student's chain, without the test part."""
 
     def __init__(self, config: Config, data: DataModule, store: Store) -> None:
         self.store = store
-        self.data = {_key(config): data}
+        self.data = {source_key(config): data}
 
     def _data(self, config: Config) -> DataModule:
         """Return the setting's data; read once for all settings with equal data config."""
-        key = _key(config)
+        key = source_key(config)
         if key not in self.data:
             self.data = {key: hide_test(shorten(open_data(config), config.trainer))}
         return self.data[key]

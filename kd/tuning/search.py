@@ -18,6 +18,7 @@ from kd.files.locks import Lock, lock_at
 from kd.files.store import Store, key_of
 from kd.files.writing import writable
 from kd.log import say
+from kd.runs.job import APART
 from kd.runs.preflight import preflight
 from kd.stages.batch import suit_to_data
 from kd.stages.chain import chain_of
@@ -30,13 +31,7 @@ from kd.tuning.space import flat, overrides_of
 from kd.tuning.study import check_same, open_study, write_trials
 
 COUNTED = (TrialState.COMPLETE, TrialState.PRUNED)
-NO_MATTER = {
-    "name",
-    "output_dir",
-    "force",
-    "debug",
-    "logger",
-}  # keys without influence on a trial's value
+NO_MATTER = {"name", *APART}  # keys without influence on a trial's value
 IMPORTANCE_FROM = 10  # finished trials; with fewer, importance is noise
 
 
