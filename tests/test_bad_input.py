@@ -166,6 +166,7 @@ TRAIN: list[tuple[str, tuple[str, ...]]] = [
     # images
     ("data.limit=0", ("data.limit", "0")),
     ("data.limit=5", ("data", "5")),
+    ("data.imbalance=1", ("data.imbalance: found 1", "greater than 1")),
     ("data.val_fraction=1.5", ("data.val_fraction", "1.5")),
     ("data.val_fraction=some", ("data.val_fraction: found 'some'", "valid number")),
     ("data.split_seed=-1", ("data.split_seed: found -1",)),

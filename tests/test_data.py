@@ -34,6 +34,7 @@ from kd.data.epoch_views import EpochViews
 from kd.data.fashion_mnist import FashionMNIST
 from kd.data.images import Pixels, PixelStore
 from kd.data.mnist import MNIST
+from kd.data.parts import long_tail
 from kd.data.torchvision_reader import IDX
 from kd.data.views import Augment, make_views, normalize, to_unit
 from kd.errors import UserError
@@ -78,6 +79,7 @@ def test_statistics_are_those_of_the_training_part() -> None:
     "change",
     [
         {"limit": 50},
+        {"imbalance": 20.0},
         {"split_seed": 1},
         {"val_fraction": 0.2},
         {"augment": {"rotation": 5}},
@@ -217,6 +219,31 @@ def test_balanced_weights_give_each_class_the_same_say() -> None:
     says = [float((labels == c).sum()) * weights[c] for c in range(2)]
     assert says[0] == pytest.approx(says[1]) == pytest.approx(len(labels) / 2)
     assert Made().loss_weights is None
+
+
+def test_a_long_tail_has_the_counts_of_the_literature() -> None:
+    """CIFAR-10-LT at ratio 100 (Cui et al. 2019): 12,406 of 50,000 images."""
+
+    def tail(ratio: float, seed: int = 0) -> Images:
+        return long_tail(whole, ratio, seed)
+
+    labels = torch.arange(50_000) % 10
+    whole = Images(torch.zeros(50_000, 1, 1, 1, dtype=torch.uint8), labels)
+    found = tail(100.0)
+    counts = [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]
+    assert torch.bincount(found.labels).tolist() == counts
+    assert sum(counts) == 12_406
+    names = [int(name) for name in found.names]
+    assert names == sorted(names)
+    assert {*names} < {int(name) for name in tail(10.0).names}
+    assert {*names} != {int(name) for name in tail(100.0, seed=1).names}
+    few = Images(whole.pixels.at(torch.arange(5)), torch.tensor([0, 0, 0, 1, 1]))
+    assert torch.bincount(long_tail(few, 1.2, 0).labels).tolist() == [3, 2]
+    with pytest.raises(UserError, match=r"data\.imbalance: found 3 with data\.task=multilabel"):
+        long_tail(few.with_labels(torch.ones(5, 2, dtype=torch.int8)), 3.0, 0)
+    data = Made(imbalance=20.0)
+    assert torch.bincount(data.split.train.labels).tolist() == [130, 6]
+    assert (len(data.split.val), len(data.split.test)) == (16, 40)
 
 
 def test_a_balanced_epoch_shows_each_class_equally_often() -> None:

@@ -2,6 +2,8 @@
 
 import csv
 import re
+import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,39 @@ def test_a_package_that_is_not_installed_is_one_message(monkeypatch: pytest.Monk
 def test_what_is_no_logger_is_refused(node: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
         check_loggers({"own": node})
+
+
+def test_a_logger_that_fails_in_the_middle_costs_no_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    node = {"_target_": "lightning.pytorch.loggers.CSVLogger", "save_dir": "{folder}", "name": "x"}
+    (logger,) = make_loggers({"own": node}, tmp_path)
+
+    def log(step: int) -> None:
+        logger.log_metrics({"loss": 0.5}, step=step)
+        logger.save()
+
+    log(0)
+    shutil.move(tmp_path / "x", tmp_path / "y")  # a share that has gone
+    (tmp_path / "x").touch()
+    for step in (1, 2):
+        log(step)
+    said = capsys.readouterr().err
+    assert said.count("logger.own: ") == 1
+    assert "Not a directory" in said or "No such file" in said
+    assert "the training goes on" in said
+    (tmp_path / "x").unlink()
+    shutil.move(tmp_path / "y", tmp_path / "x")
+    for step, later in ((3, 59.0), (4, 61.0)):
+        now = 1000.0 + later
+        log(step)
+    logger.finalize("success")
+    with (tmp_path / "x" / "version_0" / "metrics.csv").open() as file:
+        steps = [row["step"] for row in csv.DictReader(file)]
+    assert "3" not in steps, "it is left alone for a minute"
+    assert {"0", "4"} <= {*steps}, "and tried again after it"
 
 
 @pytest.mark.slow  # 8 s of computing, most of it MLflow's and W&B's imports

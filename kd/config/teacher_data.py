@@ -11,6 +11,7 @@ NOT_TAKEN_OVER = (
     "val_labels",
     "unlabeled",
     "limit",
+    "imbalance",
     "parts",
     "teacher_data",
     "teacher_reading",

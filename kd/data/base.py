@@ -22,7 +22,7 @@ from kd.data.duplicates import Duplicates, find_duplicates
 from kd.data.folder import find_images, omission_note, plain
 from kd.data.image_bytes import EncodedImages, ImagePaths
 from kd.data.images import Images, Pixels, Source, Split
-from kd.data.parts import assert_apart, check_counts, hold_out, strata, stratify
+from kd.data.parts import assert_apart, check_counts, hold_out, long_tail, strata, stratify
 from kd.data.teacher_images import at_teacher_size, other_source, reads_of_teacher
 from kd.data.transfer import (
     OMITTED,
@@ -72,6 +72,9 @@ class DataModule(ABC):
             seeds then select on the same images and may share a teacher.
         limit: number of training images to use (stratified); validation and test stay whole. None
             uses all.
+        imbalance: makes the training part a long tail with this many images of the first class for
+            one of the last, above 1; see `kd.data.parts.long_tail`. Validation and test stay whole.
+            None leaves the classes as they are.
         augment: keywords of `kd.data.views.Augment`, the augmentation of training images.
         views: None for a new view of each image in each epoch, V to cycle through V views.
         normalization: `mean` and `std` per channel, for pixels in [0, 1], of all nets without their
@@ -109,6 +112,8 @@ class DataModule(ABC):
             removes them from train, and from validation those in test; `stop` refuses.
     """
 
+    source_names: Sequence[str] = ()  # of all images that the training part is carved from
+
     def __init__(
         self,
         root: str = "data",
@@ -116,6 +121,7 @@ class DataModule(ABC):
         test_fraction: float = 0.2,
         split_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0,
         limit: int | None = None,
+        imbalance: Annotated[float, Field(gt=1, allow_inf_nan=False)] | None = None,
         augment: Mapping[str, object] | None = None,
         views: int | None = None,
         normalization: dict[str, list[float]] | None = None,
@@ -176,6 +182,7 @@ class DataModule(ABC):
         self.test_fraction = test_fraction
         self.split_seed = split_seed
         self.limit = limit
+        self.imbalance = imbalance
         self.views = views
         self.num_workers = num_workers
         self.license = license
@@ -187,7 +194,6 @@ class DataModule(ABC):
         self.duplicates = Duplicates()
         self.shown: Tensor | None = None  # positions of the training images in use; None: all
         self.length: int | None = None  # images per epoch; None: each once
-        self.source_names: Sequence[str] = ()  # of all images that the training part is carved from
 
     @property
     def name(self) -> str:
@@ -281,6 +287,8 @@ class DataModule(ABC):
         if self.duplicates.within.get("train"):
             own = [name for name, part in parts.items() if part not in (source.val, source.test)]
             self._note_split_copies({name: parts[name] for name in own})
+        if self.imbalance is not None:
+            rest = long_tail(rest, self.imbalance, self.split_seed)
         if self.limit is not None and self.limit < len(rest):
             _, kept = stratify(strata(rest.labels), self.limit, "limited training", self.split_seed)
             rest = rest.at(kept)

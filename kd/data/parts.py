@@ -168,6 +168,32 @@ def stratify(
     return np.sort(stay).tolist(), np.sort(taken).tolist()
 
 
+def long_tail(images: Images, ratio: float, seed: int) -> Images:
+    """Return fewer images of each class than of the one before it, an exponential long tail.
+
+    Of class c of C there are ratio^(-c / (C - 1)) times those of the largest class, rounded down
+    (Cui et al. 2019, "Class-Balanced Loss", section 5.1), or all that it has. Order is kept.
+
+    Args:
+        ratio: images of the first class for one of the last; above 1.
+        seed: of the choice; a smaller ratio keeps the images of a larger one.
+
+    Raises:
+        UserError: the images may have several labels.
+    """
+    if images.multilabel:
+        raise UserError(
+            f"data.imbalance: found {ratio:g} with data.task=multilabel, whose images belong to no "
+            "class alone; accepted is null"
+        )
+    counts = torch.bincount(images.labels)
+    steps = torch.arange(len(counts), dtype=torch.float64) / max(1, len(counts) - 1)
+    wanted = (counts.max() * ratio**-steps).floor().clamp(min=1).long().tolist()
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    kept = [order[images.labels[order] == c][:n] for c, n in enumerate(wanted)]
+    return images.at(torch.cat(kept).sort().values)
+
+
 def _at_least(
     labels: NDArray[np.int64], least: int, here: NDArray[np.int64], there: NDArray[np.int64]
 ) -> None:

@@ -124,7 +124,7 @@ def _log_report(report: Report, config: Config, folder: RunFolder) -> None:
     values = {
         f"{model.role}/test/{name}": value
         for model in report.models
-        for name in ("accuracy", "balanced_accuracy", "nll", "ece", "agreement")
+        for name in ("accuracy", "balanced_accuracy", "nll", "ece", "agreement", "map", "f1_macro")
         if (value := getattr(model.test, name)) is not None
     }
     with tempfile.TemporaryDirectory() as made:

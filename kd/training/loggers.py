@@ -1,12 +1,16 @@
 """Loggers of a stage: Lightning's own, as conf/logger names them."""
 
 import contextlib
+import functools
 import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from textwrap import shorten
+from typing import Any
 
 import lightning.pytorch as L
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
@@ -14,6 +18,7 @@ from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, W
 from kd.config.construct import construct, first_line, parameters_of, resolve_target
 from kd.config.fields import Node
 from kd.errors import UserError
+from kd.log import say
 
 EXTRAS = ("wandb", "mlflow")  # loggers whose package is an extra of ours, of the same name
 CURVES: dict[str, Node] = {
@@ -21,6 +26,9 @@ CURVES: dict[str, Node] = {
 }
 IDS = "logger_ids.json"  # in the stage's folder: what a resumed attempt goes on with
 RESUMES = ("id", "run_id")  # the parameter for it, where a logger has one
+CALLS = ("log_metrics", "log_hyperparams", "save", "finalize", "after_save_checkpoint")
+TIMEOUT = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}  # seconds
+PAUSE = 60.0  # seconds for which a logger that failed is left alone; twice as long each time
 
 
 class Curves(TensorBoardLogger):
@@ -38,6 +46,45 @@ class Curves(TensorBoardLogger):
         )
 
 
+class Outage:
+    """What a logger's failures cost: a message and the values in between, but not the training.
+
+    Lightning lets a logger's exception end the training. TensorBoard's may: it means that the
+    output folder cannot be written, so neither can checkpoints.
+
+    Args:
+        where: config key of the logger.
+    """
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self.failures = 0
+        self.until = 0.0  # time of `time.monotonic` up to which it is left alone
+
+    def bear(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        """Wrap one of the logger's calls, which then returns this where it fails."""
+
+        @functools.wraps(call)
+        def borne(*args: object, **keywords: object) -> Any:
+            if time.monotonic() < self.until:
+                return self
+            try:
+                # Else MLflow's client would ask an absent server for minutes
+                with _environment(MLFLOW_HTTP_REQUEST_MAX_RETRIES="2", **TIMEOUT):
+                    return call(*args, **keywords)
+            except Exception as error:  # of any package's own kind
+                if not self.failures:
+                    say(
+                        f"{self.where}: {shorten(first_line(error), 200)}; the training goes on, "
+                        "and the logger is tried again later. report.json will have the curves"
+                    )
+                self.until = time.monotonic() + PAUSE * 2**self.failures
+                self.failures += 1
+                return self
+
+        return borne
+
+
 def make_loggers(nodes: Mapping[str, Node], folder: Path) -> list[Logger]:
     """Build a stage's loggers; one with an identity of its own goes on as the earlier attempt's.
 
@@ -48,7 +95,17 @@ def make_loggers(nodes: Mapping[str, Node], folder: Path) -> list[Logger]:
         UserError: a package is missing, or the logger refuses an option.
     """
     ids = json.loads(file.read_text()) if (file := folder / IDS).exists() else {}
-    return [_build(name, node, folder, ids.get(name)) for name, node in nodes.items()]
+    found = {name: _build(name, node, folder, ids.get(name)) for name, node in nodes.items()}
+    return [_lasting(name, logger) for name, logger in found.items()]
+
+
+def _lasting(name: str, logger: Logger) -> Logger:
+    """Have a logger's failures cost no training."""
+    if not isinstance(logger, TensorBoardLogger):
+        outage = Outage(f"logger.{name}")
+        for call in CALLS:
+            setattr(logger, call, outage.bear(getattr(logger, call)))
+    return logger
 
 
 def _build(name: str, node: Node, folder: Path, known: str | None = None) -> Logger:
@@ -102,9 +159,10 @@ def _check_mlflow(node: Node, where: str) -> None:
     from mlflow.tracking import MlflowClient
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # a line for each retry
     uri = str(node.get("tracking_uri"))
     experiment = str(node.get("experiment_name"))
-    with _environment(MLFLOW_HTTP_REQUEST_MAX_RETRIES="1", MLFLOW_HTTP_REQUEST_TIMEOUT="10"):
+    with _environment(MLFLOW_HTTP_REQUEST_MAX_RETRIES="1", **TIMEOUT):
         try:
             client = MlflowClient(uri)
             if client.get_experiment_by_name(experiment) is None:
@@ -131,6 +189,8 @@ def begin_logging(
 ) -> None:
     """Give the loggers but TensorBoard the stage's settings, and remember their identities.
 
+    A logger that fails in this is left out, as Lightning would ask it again without bearing it.
+
     Args:
         names: of the trainer's loggers, in order.
         spec: the stage's, plain.
@@ -138,11 +198,15 @@ def begin_logging(
     if not trainer.is_global_zero:
         return
     ids = {}
+    kept = []
     for name, logger in zip(names, trainer.loggers, strict=True):
-        if isinstance(logger, TensorBoardLogger):
+        others = not isinstance(logger, TensorBoardLogger)
+        if others and isinstance(logger.log_hyperparams(dict(spec)), Outage):
             continue
-        logger.log_hyperparams(dict(spec))
-        ids[name] = logger.version
+        kept.append(logger)
+        if others:
+            ids[name] = logger.version
+    trainer.loggers = kept
     if ids:
         (folder / IDS).write_text(json.dumps(ids))
 
@@ -150,9 +214,9 @@ def begin_logging(
 def end_logging(loggers: Sequence[Logger]) -> None:
     """Close what would take the next stage's values for this one's: a run of wandb's."""
     for logger in loggers:
-        close = getattr(getattr(logger, "experiment", None), "finish", None)
-        if isinstance(logger, WandbLogger) and close:
-            close()
+        if isinstance(logger, WandbLogger):
+            with contextlib.suppress(Exception):  # told before, by the call that failed
+                logger.experiment.finish()
 
 
 def log_once(nodes: Mapping[str, Node], folder: Path, values: Mapping[str, float]) -> None:
