@@ -4,7 +4,7 @@ A counter-based generator: Salmon et al. 2011, "Parallel random numbers: as easy
 """
 
 from enum import IntEnum, auto
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -58,14 +58,14 @@ def _mix(x: Numbers) -> Numbers:
     return x ^ (x >> 16)
 
 
-def uniform(seed: int, view: int, index: Tensor, draw: int) -> Tensor:
+def uniform(seed: int, view: int, index: Tensor, draw: int | Tensor) -> Tensor:
     """Draw one number per image, uniform in [0, 1), float32 [B].
 
     Args:
         index: image indices, int64 [B].
-        draw: purpose of the number within the view.
+        draw: purpose of the number within the view; int64 [..., 1] for several, giving [..., B].
     """
-    h = seed & MASK  # plain Python until the images come in: one number for all
+    h: Any = seed & MASK  # plain Python until tensors come in: one number for all
     for part in (seed >> 32, view, draw):
         h = _mix(h ^ (part & MASK))
         h = (h + 0x9E3779B9) & MASK  # so that a hash of zeros is not zero

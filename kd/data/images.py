@@ -9,12 +9,11 @@ from typing import Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from kd.data.decode import Reading
+from kd.data.decode import AS_STORED, Reading, resize_array
 from kd.errors import DamagedError
 
 
@@ -100,16 +99,12 @@ def crop_arrays(pixels: Tensor, boxes: Tensor, size: Sequence[int]) -> Tensor:
         boxes: top, left, height, width in pixels, int64 [B, 4].
         size: height and width of the result.
     """
+    high, wide = size
     found = [
-        F.interpolate(
-            image[None, :, top : top + height, left : left + width],
-            list(size),
-            mode="bilinear",
-            antialias=True,
-        )
-        for image, (top, left, height, width) in zip(pixels, boxes.tolist(), strict=True)
+        torch.from_numpy(resize_array(image, (high, wide), AS_STORED, (top, left, height, width)))
+        for image, (top, left, height, width) in zip(pixels.numpy(), boxes.tolist(), strict=True)
     ]
-    return torch.cat(found) if found else pixels.new_zeros(0, pixels.shape[1], *size)
+    return torch.stack(found) if found else pixels.new_zeros(0, pixels.shape[1], *size)
 
 
 class Originals(Protocol):

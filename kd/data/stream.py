@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from kd.data.decode import DecodeError, Reading, decode, threads
 from kd.data.image_bytes import EncodedImages
@@ -135,7 +136,23 @@ class FileRows:
 def on_all_cores(
     one: Callable[..., NDArray[np.uint8]], *arguments: Sequence[object]
 ) -> list[Tensor]:
-    """Call a function for each image, in threads; it returns uint8 [C, H, W]."""
-    with ThreadPoolExecutor(threads()) as pool:
-        images = pool.map(one, *arguments)
-        return [torch.from_numpy(np.require(image, requirements="W")) for image in images]
+    """Call a function for each image, in threads; it returns uint8 [C, H, W].
+
+    Processes that load ahead share the cores.
+    """
+    ahead = get_worker_info()
+    count = max(1, threads() // (ahead.num_workers if ahead else 1))
+    calls = list(zip(*arguments, strict=True))
+    # A thread takes many images: handing them over one by one costs more time
+    shares = [calls[i::count] for i in range(min(count, len(calls)))]
+
+    def some(share: list[tuple[object, ...]]) -> list[Tensor]:
+        return [torch.from_numpy(np.require(one(*call), requirements="W")) for call in share]
+
+    if len(shares) < 2:
+        return some(calls)
+    found: list[Tensor] = [torch.empty(0)] * len(calls)
+    with ThreadPoolExecutor(count) as pool:
+        for i, images in enumerate(pool.map(some, shares)):
+            found[i::count] = images
+    return found

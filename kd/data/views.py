@@ -230,9 +230,9 @@ def _single(
     if augment.crop_padding:
         x = _crop(x, draw(Draw.CROP_TOP), draw(Draw.CROP_LEFT), mirrored, augment, drawn_at)
     elif augment.horizontal_flip:
-        x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
+        x = _choose(mirrored, x.flip(3), x)
     if augment.vertical_flip:
-        x = torch.where((draw(Draw.VERTICAL_FLIP) < 0.5)[:, None, None, None], x.flip(2), x)
+        x = _choose(draw(Draw.VERTICAL_FLIP) < 0.5, x.flip(2), x)
     if augment.trivial:
         draws = (draw(p) for p in (Draw.OPERATION, Draw.STRENGTH, Draw.SIGN))
         x = trivial_augment(x, *draws, drawn_at=drawn_at)
@@ -293,6 +293,16 @@ def _mirror_mask(index: Tensor, seed: int, view: int, flip: bool | str) -> Tenso
     if flip == "alternating":
         return (uniform(seed, 0, index, Draw.FLIP) < 0.5) ^ (view % 2 == 1)
     return uniform(seed, view, index, Draw.FLIP) < 0.5
+
+
+def _choose(first: Tensor, one: Tensor, other: Tensor) -> Tensor:
+    """Choose each image from one of two batches, uint8 [B, C, H, W].
+
+    Args:
+        first: which are of `one`, bool [B].
+    """
+    # By bits, since torch.where takes ten times as long for uint8 on the CPU
+    return other ^ ((one ^ other) & -first.to(torch.uint8)[:, None, None, None])
 
 
 def _each(per_image: Tensor) -> Tensor:
