@@ -408,7 +408,7 @@ def test_wrapped_and_of_another_width(tmp_path: Path) -> None:
 def test_another_number_of_classes_is_told(where: str, tmp_path: Path) -> None:
     state = net(classes=7).state_dict()
     said = refused({**STATE, where: state[where]}, tmp_path)
-    assert "the file is for 7 classes, the data has 10" in said
+    assert "the file is for 7 classes, the data has 10; teacher.finetune=all trains it" in said
 
 
 def test_the_last_layer_may_start_afresh_where_training_follows(

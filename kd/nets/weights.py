@@ -353,8 +353,9 @@ def _mismatches(
     if len(rows) == 1 and all(_other_classes(found[name], expected[name]) for name in wrong):
         ((theirs, ours),) = rows
         advice = (
-            f"; {classes} takes the names of the file's, in order, and then only the data's are "
-            "kept"
+            f"; {classes.removesuffix('classes')}finetune=all trains it on the data, with a new "
+            f"last layer; {classes} takes the names of the file's, in order, and then only the "
+            "data's are kept"
         )
         lines.append(
             f"  the file is for {theirs} classes, the data has {ours}{advice if classes else ''}"
