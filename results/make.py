@@ -13,7 +13,6 @@ import csv
 import json
 import os
 import re
-import shlex
 import statistics
 import subprocess
 import sys
@@ -355,9 +354,9 @@ def write() -> None:
 
 def run(name: str) -> None:
     """Run or resume a table's commands, and write its CSV."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     for command in specs()[name].commands:
-        words = [sys.executable if word == "python" else word for word in shlex.split(command)]
-        subprocess.run(words, check=True, cwd=ROOT)
+        subprocess.run(command, shell=True, check=True, cwd=ROOT, env={**os.environ, "PATH": path})
     collect(name)
 
 
@@ -374,7 +373,7 @@ def collect(name: str) -> None:
     )
     lines = list(csv.DictReader((Path(folders[0]) / "summary.csv").open()))
     for line in lines:
-        line |= flipped(Path(folders[0]) / line["name"])
+        line |= measured(Path(folders[0]) / line["name"])
     shown = [asked.partition(" ")[0] for asked in spec.columns.values()]
     columns = dict.fromkeys([*spec.rows, *KEPT, *(each for each in shown if each != "n")])
     with (HERE / f"{name}.csv").open("w") as file:
@@ -390,15 +389,28 @@ def collect(name: str) -> None:
         )
 
 
-def flipped(run: Path) -> dict[str, str]:
-    """Accuracies with test-time flips, where `kd.evaluate` measured a run's."""
-    path = run / "evaluation.json"
-    models = json.loads(path.read_text())["models"] if path.exists() else []
-    return {
-        f"{model['role']}.flipped.accuracy": str(model["flipped"]["accuracy"])
-        for model in models
-        if model.get("flipped")
-    }
+def measured(run: Path) -> dict[str, str]:
+    """What `kd.evaluate` and `kd.export` measured on a run's test part.
+
+    The accuracy with test-time flips, that at the operating point, and that of the files.
+    """
+    found: dict[str, float] = {}
+    if (path := run / "evaluation.json").exists():
+        evaluation = json.loads(path.read_text())
+        for model in evaluation["models"]:
+            if model.get("flipped"):
+                found[f"{model['role']}.flipped.accuracy"] = model["flipped"]["accuracy"]
+        for role, point in ((evaluation.get("operating_point") or {}).get("models") or {}).items():
+            test = point["test"]
+            found[f"{role}.point.balanced_accuracy"] = (
+                test["sensitivity"] + test["specificity"]
+            ) / 2
+    if (path := run / "export" / "export.json").exists():
+        for file in json.loads(path.read_text())["files"]:
+            if file.get("test") and not file["refused"]:
+                found[f"{file['role']}.{file['format']}.accuracy"] = file["test"]["accuracy"]
+                found[f"{file['role']}.{file['format']}.bytes"] = file["bytes"]
+    return {name: str(value) for name, value in found.items()}
 
 
 def natural(text: str) -> tuple[float, str]:

@@ -61,14 +61,14 @@ def main() -> None:
             data = kind(DATA, train=part == "train")
             if not (folder := PHOTOS / name / part).exists():
                 put(data.targets, data.classes, each, folder, cifar(data, size))
-    for part, each in {"train": 100, "test": None}.items():
+    for part, number in (("train", 100), ("test", None)):
         files = ImageFolder(DATA / "chest_xray" / part)
         if not (folder := PHOTOS / "xrays_200" / part).exists():
 
             def save(index: int, path: Path, files: ImageFolder = files) -> None:
                 shutil.copy(files.samples[index][0], path.parent)
 
-            put(files.targets, files.classes, each, folder, save)
+            put(files.targets, files.classes, number, folder, save)
 
 
 if __name__ == "__main__":
