@@ -24,6 +24,7 @@ from kd.data.image_bytes import EncodedImages, ImagePaths
 from kd.data.images import Images, Pixels, Source, Split
 from kd.data.parts import assert_apart, check_counts, hold_out, long_tail, strata, stratify
 from kd.data.teacher_images import at_teacher_size, other_source, reads_of_teacher
+from kd.data.texts import Texts
 from kd.data.transfer import (
     OMITTED,
     UNLABELED,
@@ -214,14 +215,14 @@ class DataModule(ABC):
         size: ImageSize,
         channels: int,
         where: str,
-    ) -> tuple[Pixels, list[int]]:
+    ) -> tuple[Pixels, Tensor]:
         """Decode image files to pixels.
 
         Args:
             where: config key of the folder, for messages.
 
         Returns:
-            pixels [N, channels, height, width], and the position in `files` of each.
+            pixels [N, channels, height, width], and the position in `files` of each, int64 [N].
 
         Raises:
             UserError: some cannot be decoded and `on_bad_image` is `stop`; lists them all.
@@ -244,8 +245,10 @@ class DataModule(ABC):
                 )
             )
         self.skipped += bad
-        good = [i for i in range(len(files)) if i not in decoded.bad]
-        return Pixels.whole(decoded.store).at(torch.tensor(good, dtype=torch.int64)), good
+        whole = torch.ones(len(files), dtype=torch.bool)
+        whole[list(decoded.bad)] = False
+        good = whole.nonzero()[:, 0]
+        return Pixels.whole(decoded.store).at(good), good
 
     def note(self, text: str) -> None:
         """Log a remark on the data once, and put it into the report."""
@@ -354,9 +357,9 @@ class DataModule(ABC):
             self.note(f"in {plain(self.unlabeled.name)} {omission_note(passed)}")
         _, channels, *size = train.pixels.shape
         pixels, good = self.decode(files, (size[0], size[1]), channels, "data.unlabeled")
-        names = [f"unlabeled/{files[i].relative_to(self.unlabeled).as_posix()}" for i in good]
+        inner = (files[i].relative_to(self.unlabeled).as_posix() for i in good.tolist())
         none = torch.full((len(good), *train.labels.shape[1:]), UNLABELED).to(train.labels.dtype)
-        return Images(pixels, none, names=[plain(name) for name in names])
+        return Images(pixels, none, names=Texts(plain(f"unlabeled/{name}") for name in inner))
 
     @property
     def classes(self) -> tuple[str, ...]:

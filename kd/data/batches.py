@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -94,18 +96,17 @@ class EpochOrder(Sampler[list[int]]):
         stride: int = 0,
         labels: Sequence[int] | None = None,
     ) -> None:
-        self.chosen = range(size) if chosen is None else chosen
+        self.chosen = np.arange(size) if chosen is None else np.asarray(chosen)
         self.length = len(self.chosen) if length is None else length
         self.batch_size = batch_size
         self.seed = seed
         self.ranks = ranks
         self.drop_last = drop_last
         self.stride = stride
-        self.classes: dict[int, list[int]] | None = None  # positions by label
+        self.classes: dict[int, NDArray[np.int64]] | None = None  # positions by label
         if labels is not None:
-            self.classes = {}
-            for position in self.chosen:
-                self.classes.setdefault(max(labels[position], -1), []).append(position)
+            known = np.maximum(np.asarray(labels)[self.chosen], -1)
+            self.classes = {int(label): self.chosen[known == label] for label in np.unique(known)}
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -125,30 +126,32 @@ class EpochOrder(Sampler[list[int]]):
         mine = order[rank() : self.length // self.ranks * self.ranks : self.ranks]
         size = self.batch_size if self.drop_last else len(mine) / max(1, len(self))
         for batch in range(len(self)):
-            yield mine[round(batch * size) : round((batch + 1) * size)]
+            yield mine[round(batch * size) : round((batch + 1) * size)].tolist()
 
     def _rounds(
-        self, positions: Sequence[int], count: int, generator: torch.Generator
-    ) -> list[int]:
+        self, positions: NDArray[np.int64], count: int, generator: torch.Generator
+    ) -> NDArray[np.int64]:
         """Return `count` positions: permutations of all, one after the other."""
-        order: list[int] = []
-        while len(order) < count:
-            start = len(order) // len(positions) * self.stride
-            turns = torch.randperm(len(positions), generator=generator).tolist()
-            order += [start + positions[turn] for turn in turns]
-        return order[:count]
+        rounds = [
+            i * self.stride + positions[torch.randperm(len(positions), generator=generator).numpy()]
+            for i in range(-(-count // max(1, len(positions))))
+        ]
+        return np.concatenate([positions[:0], *rounds])[:count]
 
     def _class_rounds(
-        self, classes: Mapping[int, Sequence[int]], generator: torch.Generator
-    ) -> list[int]:
+        self, classes: Mapping[int, NDArray[np.int64]], generator: torch.Generator
+    ) -> NDArray[np.int64]:
         """Return an epoch with equally many images of each class, which differ by one at most."""
-        order = self._rounds(found, len(found), generator) if (found := classes.get(-1)) else []
+        unlabelled = classes.get(-1, self.chosen[:0])
+        rounds = [self._rounds(unlabelled, len(unlabelled), generator)]
         labels = sorted(classes.keys() - {-1})
-        share, left = divmod(self.length - len(order), max(1, len(labels)))
+        share, left = divmod(self.length - len(unlabelled), max(1, len(labels)))
         for i, label in enumerate(labels):
             more = (i - self.epoch) % len(labels) < left  # other classes in each epoch
-            order += self._rounds(classes[label], share + more, generator)
-        return [order[turn] for turn in torch.randperm(len(order), generator=generator).tolist()]
+            rounds.append(self._rounds(classes[label], share + more, generator))
+        order = np.concatenate(rounds)
+        shuffled: NDArray[np.int64] = order[torch.randperm(len(order), generator=generator).numpy()]
+        return shuffled
 
 
 class InViews(Sampler[tuple[int, list[int]]]):

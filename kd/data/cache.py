@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -19,9 +18,10 @@ import torch
 from numpy.typing import NDArray
 from rich.progress import Progress
 
-from kd.data.decode import AS_STORED, DecodeError, Reading, Remarks, decode, remarking, threads
+from kd.data.decode import AS_STORED, DecodeError, Reading, Remarks, decode, remarking
 from kd.data.image_bytes import EncodedImages, ImagePaths
 from kd.data.images import Facts, ImageRows, PixelStore
+from kd.data.in_threads import in_threads
 from kd.data.stream import DecodedAgain, FileRows, source_digest
 from kd.errors import WriteError
 from kd.files.locks import free, hold
@@ -348,18 +348,12 @@ def _decode_all(
         if said.warnings or said.brightest is not None:
             remarks[position] = said
 
-    pool = ThreadPoolExecutor(threads())
     if not console.is_terminal:
         say(f"decoding {count} images in {files.place}")
-    try:
-        bar = Progress(console=console, transient=True, disable=not console.is_terminal)
-        with bar as progress, remarking():
-            for _ in progress.track(
-                pool.map(one, range(count)), count, description="decoding images"
-            ):
-                pass
-    finally:
-        pool.shutdown(cancel_futures=True)
+    bar = Progress(console=console, transient=True, disable=not console.is_terminal)
+    with bar as progress, remarking():
+        for _ in progress.track(in_threads(one, count), count, description="decoding images"):
+            pass
     return facts, dict(sorted(bad.items())), _notes(files, dict(sorted(remarks.items())), reading)
 
 

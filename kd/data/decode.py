@@ -2,7 +2,6 @@
 
 import io
 import math
-import os
 import threading
 import warnings
 from collections.abc import Iterator
@@ -112,13 +111,6 @@ class Remarks:
     warnings: list[str] = field(default_factory=list)
     brightest: int | None = None
     size: tuple[int, int] = (0, 0)
-
-
-def threads() -> int:
-    """Return the number of decoding threads: Pillow releases the GIL, so one per core."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @cache

@@ -15,6 +15,7 @@ from kd.data.base import DataModule, Images, Source, one_of
 from kd.data.decode import checked_reading
 from kd.data.folder import NAMES, PARTS, plain
 from kd.data.image_bytes import EncodedImages, state_of
+from kd.data.texts import Texts
 from kd.errors import UserError
 from kd.shape import image_size as square_or_sides
 
@@ -82,12 +83,12 @@ class FileSource(DataModule):
             raise UserError(f"data.root: found {len(classes)} class, needed are two or more")
         whole = JoinedImages(list(parts.values()))
         pixels, good = self.decode(whole, self.image_size, self.channels, "data.root")
-        labels = torch.tensor([label for part in parts.values() for label in part.labels])[good]
-        of_part = [whole.find(i)[0] for i in good]
-        every = Images(pixels, labels, None, [whole.name(i) for i in good])
+        labels = torch.cat([torch.tensor(part.labels) for part in parts.values()])[good]
+        sizes = torch.tensor([len(part) for part in parts.values()])
+        of_part = torch.arange(len(sizes)).repeat_interleave(sizes)[good]
+        every = Images(pixels, labels, None, Texts(whole.name(i) for i in good.tolist()))
         found = {
-            name: every.at([i for i, each in enumerate(of_part) if each == number])
-            for number, name in enumerate(parts)
+            name: every.at((of_part == number).nonzero()[:, 0]) for number, name in enumerate(parts)
         }
         return Source(found["train"], found.get("test"), classes, found.get("val"))
 

@@ -4,11 +4,11 @@ import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from kd.data.decode import threads
 from kd.data.folder import plain
+from kd.data.in_threads import in_threads
+from kd.data.texts import Texts
 
 ENDS = 4096  # bytes at each end of a file that enter its state
 
@@ -51,19 +51,24 @@ class EncodedImages(ABC):
     def fingerprint(self) -> bytes:
         """Return a hash of all states, read by several threads."""
         digest = hashlib.sha256()
-        with ThreadPoolExecutor(threads()) as pool:
-            for state in pool.map(self.state, range(len(self)), chunksize=64):
-                digest.update(state)
+        for state in in_threads(self.state, len(self)):
+            digest.update(state)
         return digest.digest()
 
 
 class ImagePaths(EncodedImages):
     """One file per image. Of a path only what differs is kept: a million take some 100 MB."""
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        folder = os.path.commonpath([path.parent for path in paths]) if paths else ""
+    def __init__(self, paths: Sequence[Path | str]) -> None:
+        folder = ""
+        for i, path in enumerate(paths):
+            parent = os.path.dirname(str(path))
+            if i == 0:
+                folder = parent
+            elif parent != folder:
+                folder = os.path.commonpath((folder, parent))
         self._folder = os.path.join(folder, "")
-        self._names = [str(path)[len(self._folder) :] for path in paths]
+        self._names = Texts(str(path)[len(self._folder) :] for path in paths)
 
     def __len__(self) -> int:
         return len(self._names)

@@ -1,5 +1,6 @@
 """Any folder of images, with class folders or a label file; with train, val and test or without."""
 
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,31 +14,42 @@ from kd.data.base import Images, Source, one_of
 from kd.data.decode import endings
 from kd.data.file_source import FileSource
 from kd.data.folder import (
+    PARTS,
     Layout,
     find_images,
     given_layout,
+    image_names,
     layout,
     omission_note,
     part_of_name,
     plain,
     subfolders,
 )
+from kd.data.image_bytes import ImagePaths
 from kd.data.label_file import find_files, read_label_file
+from kd.data.texts import Texts
 from kd.errors import UserError
 
 LabelTask = Literal["multiclass", "multilabel"]
 
 
-class LabelledFile(NamedTuple):
-    """An image file, its part and labels, and its name in lists."""
+class LabelledFiles(NamedTuple):
+    """Image files in columns, as an object for each takes ten times the memory.
 
-    path: Path
-    part: str
-    labels: tuple[int, ...]
-    name: str
+    Attributes:
+        paths: of the files.
+        parts: of each, as its place in `PARTS`; int8 [N].
+        labels: as in `kd.data.images.Images`.
+        names: in lists.
+    """
+
+    paths: Texts
+    parts: Tensor
+    labels: Tensor
+    names: Texts
 
 
-Listing = dict[str, list[Path]]  # image files by class name
+Listing = dict[str, Texts]  # image files by class name, as paths from the class's folder
 
 
 class ImageFolder(FileSource):
@@ -96,37 +108,30 @@ class ImageFolder(FileSource):
 
     def read(self) -> Source:
         """List the images, check that the parts' classes agree, and decode the files."""
-        entries, classes = self._by_folders() if self.label_file is None else self._by_table()
-        pixels, good = self.decode(
-            [each.path for each in entries], self.image_size, self.channels, "data.root"
-        )
-        left = [entries[i] for i in good]
-        found = {(each.part, label) for each in left for label in each.labels}
-        for part, label in ((each.part, label) for each in entries for label in each.labels):
-            if (part, label) not in found:
+        files, classes = self._by_folders() if self.label_file is None else self._by_table()
+        images = ImagePaths(files.paths)
+        pixels, good = self.decode(images, self.image_size, self.channels, "data.root")
+        of_part = files.parts[good]
+        labels = files.labels[good]
+        for i, part in enumerate(PARTS):
+            there, left = files.labels[files.parts == i], labels[of_part == i]
+            gone = classes_of(there, len(classes)) & ~classes_of(left, len(classes))
+            for label in gone.nonzero()[:1, 0].tolist():
                 where = f"{part}, class {classes[label]!r}"
                 raise UserError(f"data.root: no image of {where} can be decoded")
         groups = None
         if self.group_pattern:
-            groups = [self.group(each.path, each.part) for each in left]
-        labels = self._labels([each.labels for each in left], len(classes))
-        every = Images(pixels, labels, groups, [each.name for each in left])
+            each = zip(good.tolist(), of_part.tolist(), strict=True)
+            groups = [self.group(images.path(i), PARTS[part]) for i, part in each]
+        every = Images(pixels, labels, groups, files.names.at(good.numpy()))
         parts = {
-            part: every.at([i for i, each in enumerate(left) if each.part == part])
-            for part in dict.fromkeys(each.part for each in left)
+            part: every.at(mine.nonzero()[:, 0])
+            for i, part in enumerate(PARTS)
+            if (mine := of_part == i).any()
         }
         return Source(parts["train"], parts.get("test"), classes, parts.get("val"))
 
-    def _labels(self, said: Sequence[tuple[int, ...]], classes: int) -> Tensor:
-        """Return the labels as `Images` has them."""
-        if not self.several:
-            return torch.tensor([label for (label,) in said])
-        found = torch.zeros(len(said), classes, dtype=torch.int8)
-        for row, labels in zip(found, said, strict=True):
-            row[list(labels)] = 1
-        return found
-
-    def _by_folders(self) -> tuple[list[LabelledFile], tuple[str, ...]]:
+    def _by_folders(self) -> tuple[LabelledFiles, tuple[str, ...]]:
         """List the images of the class folders, and the classes.
 
         Raises:
@@ -136,19 +141,30 @@ class ImageFolder(FileSource):
         listings = {part: self._list(folder) for part, folder in folders.items()}
         check_classes(listings, folders)
         classes = tuple(listings["train"])
-        entries = []
-        for part, folder in folders.items():
-            for label, name in enumerate(classes):
-                for path in listings[part][name]:
-                    inner = _name(part, path.relative_to(folder))
-                    entries.append(LabelledFile(path, part, (label,), inner))
-        return entries, self.class_names(classes)
+        tops = {part: subfolders(folder) for part, folder in folders.items()}
+        each = [(part, label, name) for part in folders for label, name in enumerate(classes)]
+        counts = torch.tensor([len(listings[part][name]) for part, _, name in each])
+        files = LabelledFiles(
+            Texts(
+                os.path.join(tops[part][name], inner)
+                for part, _, name in each
+                for inner in listings[part][name]
+            ),
+            torch.tensor([PARTS.index(part) for part, _, _ in each]).repeat_interleave(counts),
+            torch.tensor([label for _, label, _ in each]).repeat_interleave(counts),
+            Texts(
+                _name(part, f"{name}/{inner}")
+                for part, _, name in each
+                for inner in listings[part][name]
+            ),
+        )
+        return files, self.class_names(classes)
 
     def class_names(self, folders: Sequence[str]) -> tuple[str, ...]:
         """Return the name of each class, given its folder's."""
         return tuple(folders)
 
-    def _by_table(self) -> tuple[list[LabelledFile], tuple[str, ...]]:
+    def _by_table(self) -> tuple[LabelledFiles, tuple[str, ...]]:
         """List the images that the label file names, and the classes.
 
         Raises:
@@ -160,24 +176,39 @@ class ImageFolder(FileSource):
         inside = self.root / self.label_file
         file = inside if not self.label_file.exists() and inside.exists() else self.label_file
         rows, classes = read_label_file(file, *self.columns, self.several)
-        files = find_images(self.root)
-        paths = [path.relative_to(self.root) for path in files]
-        places = find_files(rows, [plain(path.as_posix()) for path in paths])
-        if left := len(files) - len(set(places)):
-            self.note(f"{left} of {len(files)} images have no row in {file.name}: left out")
+        paths = image_names(self.root)
+        places = find_files(rows, [plain(path) for path in paths])
+        if left := len(paths) - len(set(places)):
+            self.note(f"{left} of {len(paths)} images have no row in {file.name}: left out")
         folders = {} if self.given is None else given_layout(self.root, self.given).parts
-        entries = []
+        parts, names = [], []
         for row, i in zip(rows, places, strict=True):
-            part, inner = _part_of(files[i], paths[i], folders)
-            part = row.part or part
-            entries.append(LabelledFile(files[i], part, row.labels, _name(part, inner)))
-        of_train = {label for each in entries if each.part == "train" for label in each.labels}
-        if lacking := [name for i, name in enumerate(classes) if i not in of_train]:
+            part, inner = _part_of(self.root / paths[i], Path(paths[i]), folders)
+            parts.append(PARTS.index(row.part or part))
+            names.append(_name(row.part or part, inner.as_posix()))
+        files = LabelledFiles(
+            Texts(str(self.root / paths[i]) for i in places),
+            torch.tensor(parts),
+            self._labels([row.labels for row in rows], len(classes)),
+            Texts(names),
+        )
+        of_train = files.labels[files.parts == PARTS.index("train")]
+        there = classes_of(of_train, len(classes)).tolist()
+        if lacking := [name for name, any_of in zip(classes, there, strict=True) if not any_of]:
             raise UserError(
                 f"data.label_file: train lacks class{'es' * (len(lacking) > 1)} "
                 f"{', '.join(lacking[:5])}, which {file.name} gives to images of other parts"
             )
-        return entries, classes
+        return files, classes
+
+    def _labels(self, said: Sequence[tuple[int, ...]], classes: int) -> Tensor:
+        """Return the labels as `Images` has them."""
+        if not self.several:
+            return torch.tensor([label for (label,) in said])
+        found = torch.zeros(len(said), classes, dtype=torch.int8)
+        for row, labels in zip(found, said, strict=True):
+            row[list(labels)] = 1
+        return found
 
     def parts(self) -> dict[str, Path]:
         """Return the folders of train and, if present, val and test.
@@ -219,7 +250,8 @@ class ImageFolder(FileSource):
 
     def _list(self, folder: Path) -> Listing:
         passed = Counter[str]()
-        listing = {name: find_images(path, passed) for name, path in subfolders(folder).items()}
+        tops = subfolders(folder)
+        listing = {name: Texts(image_names(path, passed)) for name, path in tops.items()}
         if len(listing) < 2:
             found = ", ".join(listing) or "none"
             raise UserError(
@@ -246,9 +278,14 @@ class ImageFolder(FileSource):
             )
 
 
-def _name(part: str, path: Path) -> str:
+def classes_of(labels: Tensor, count: int) -> Tensor:
+    """Return which of `count` classes have images, bool; labels as in `kd.data.images.Images`."""
+    return labels.bool().any(0) if labels.ndim == 2 else labels.bincount(minlength=count) > 0
+
+
+def _name(part: str, path: str) -> str:
     """Name an image by its part and its path there."""
-    return f"{part}/{plain(path.as_posix())}"
+    return f"{part}/{plain(path)}"
 
 
 def _part_of(file: Path, path: Path, folders: Mapping[str, Path]) -> tuple[str, Path]:

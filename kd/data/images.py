@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from kd.data.decode import AS_STORED, Reading, resize_array
+from kd.data.texts import Texts
 from kd.errors import DamagedError
 
 
@@ -344,7 +346,8 @@ class Images:
         self.pixels = pixels if isinstance(pixels, Pixels) else Pixels.whole(PixelStore(pixels))
         self.labels = labels
         self.groups = groups
-        self.names = [str(i) for i in range(len(labels))] if names is None else names
+        numbers = map(str, range(len(labels)))
+        self.names = names if isinstance(names, Texts) else Texts(names or numbers)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -365,11 +368,9 @@ class Images:
     def at(self, positions: Sequence[int] | Tensor) -> "Images":
         """Select the images at these positions, int64 [B], without copying pixels."""
         where = torch.as_tensor(positions, dtype=torch.int64)
-        chosen = where.tolist()
-        groups = [self.groups[i] for i in chosen] if self.groups is not None else None
-        return Images(
-            self.pixels.at(where), self.labels[where], groups, [self.names[i] for i in chosen]
-        )
+        groups = None if self.groups is None else [self.groups[i] for i in where.tolist()]
+        names = self.names.at(where.numpy())
+        return Images(self.pixels.at(where), self.labels[where], groups, names)
 
     def with_labels(self, labels: Tensor) -> "Images":
         """Copy with other labels, int64 [N]."""
@@ -386,7 +387,7 @@ class Images:
             Pixels.join([self.pixels, other.pixels]),
             torch.cat([self.labels, other.labels]),
             groups,
-            [*self.names, *other.names],
+            Texts(chain(self.names, other.names)),
         )
 
     @cached_property

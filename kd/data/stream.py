@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import get_worker_info
 
-from kd.data.decode import DecodeError, Reading, decode, threads
+from kd.data.decode import DecodeError, Reading, decode
 from kd.data.image_bytes import EncodedImages
 from kd.data.images import Facts, ImageRows, digest_of
+from kd.data.in_threads import in_threads
 from kd.errors import DamagedError
 
 
@@ -52,17 +51,17 @@ class DecodedAgain:
             DamagedError: a file has changed since the run started, or is missing.
         """
         height, width = size
+        where = list(zip(rows.tolist(), boxes.tolist(), strict=True))
 
-        def one(row: int, box: list[int]) -> NDArray[np.uint8]:
+        def one(number: int) -> NDArray[np.uint8]:
+            row, box = where[number]
             data = self.read(row)
             if source_digest(data) != self.facts.sources[row].numpy().tobytes():
                 raise self.change(row)
             top, left, high, wide = box
             return self.decode(row, data, (height, width), (top, left, high, wide))
 
-        images = on_all_cores(one, rows.tolist(), boxes.tolist())
-        empty = torch.zeros(0, self.channels, height, width, dtype=torch.uint8)
-        return torch.stack(images) if images else empty
+        return batch_of(one, (len(where), self.channels, height, width))
 
     def decode(
         self,
@@ -119,8 +118,8 @@ class FileRows:
         Raises:
             DamagedError: a file has changed since the run started, or is missing.
         """
-        images = on_all_cores(self._image, rows.tolist())
-        return torch.stack(images) if images else torch.zeros(0, *self.shape[1:], dtype=torch.uint8)
+        where = rows.tolist()
+        return batch_of(lambda number: self._image(where[number]), (len(where), *self.shape[1:]))
 
     def crop(self, rows: Tensor, boxes: Tensor) -> Tensor:
         """Decode a box of each original, int64 [B, 4], at the images' size."""
@@ -133,26 +132,17 @@ class FileRows:
         return image
 
 
-def on_all_cores(
-    one: Callable[..., NDArray[np.uint8]], *arguments: Sequence[object]
-) -> list[Tensor]:
-    """Call a function for each image, in threads; it returns uint8 [C, H, W].
+def batch_of(one: Callable[[int], NDArray[np.uint8]], shape: tuple[int, ...]) -> Tensor:
+    """Make a batch of images, uint8 [B, C, H, W], in threads.
 
-    Processes that load ahead share the cores.
+    Args:
+        one: returns an image by its number in the batch.
     """
-    ahead = get_worker_info()
-    count = max(1, threads() // (ahead.num_workers if ahead else 1))
-    calls = list(zip(*arguments, strict=True))
-    # A thread takes many images: handing them over one by one costs more time
-    shares = [calls[i::count] for i in range(min(count, len(calls)))]
+    batch = np.empty(shape, np.uint8)
 
-    def some(share: list[tuple[object, ...]]) -> list[Tensor]:
-        return [torch.from_numpy(np.require(one(*call), requirements="W")) for call in share]
+    def fill(number: int) -> None:
+        batch[number] = one(number)
 
-    if len(shares) < 2:
-        return some(calls)
-    found: list[Tensor] = [torch.empty(0)] * len(calls)
-    with ThreadPoolExecutor(count) as pool:
-        for i, images in enumerate(pool.map(some, shares)):
-            found[i::count] = images
-    return found
+    for _ in in_threads(fill, len(batch)):
+        pass
+    return torch.from_numpy(batch)
