@@ -713,8 +713,11 @@ def test_a_large_set_stays_on_disk_or_is_streamed(
 ) -> None:
     files = files_of(folder(tmp_path / "set", {"cat": 2}))
     assert Cache(tmp_path / "cache").decode_files(files, SIZE, 3).store.file is None
+    said = "data.cache=auto: ram, as the images take 1 MB once decoded"
+    assert capsys.readouterr().err.count(said) == 1
     monkeypatch.setattr("kd.data.cache.LARGE", 2 * 3 * SIZE * SIZE - 1)
     assert Cache(tmp_path / "cache").decode_files(files, SIZE, 3).store.file is not None
+    assert "data.cache=auto: disk" in capsys.readouterr().err
     assert Cache(None).decode_files(files, SIZE, 3).store.file is None
     too_small = Cache(tmp_path / "other", limit=1e-9)
     assert isinstance(too_small.decode_files(files, SIZE, 3).store, FileRows)

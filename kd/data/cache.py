@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -144,11 +145,14 @@ class Cache:
         Args:
             size: of the pixels, in bytes.
         """
-        if self.mode != "auto" or size <= LARGE:
-            return "ram" if self.mode == "auto" else self.mode
+        if self.mode != "auto":
+            return self.mode
         room = min(self.limit * GB, FILL * shutil.disk_usage(_existing(entry)).free)
         chosen: Mode = "disk" if (entry / "pixels.npy").exists() or size <= room else "stream"
-        say(f"data.cache=auto: {chosen}, as the images take {size / GB:.1f} GB")
+        if size <= LARGE:
+            chosen = "ram"
+        amount = f"{size / GB:.1f} GB" if size >= GB else f"{math.ceil(size / 1e6)} MB"
+        say(f"data.cache=auto: {chosen}, as the images take {amount} once decoded")
         return chosen
 
     def _write(

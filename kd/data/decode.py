@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
@@ -243,6 +241,9 @@ def resize_box(
     if reading.interpolation != "bilinear":
         method = Image.Resampling[reading.interpolation.upper()]
         return _planes(np.asarray(Image.fromarray(pixels).resize(size[::-1], method)))
+    import torch  # so that kd.predict lists files without it
+    import torch.nn.functional as F
+
     planes = torch.from_numpy(pixels if pixels.ndim == 3 else pixels[:, :, None]).permute(2, 0, 1)
     found = F.interpolate(planes[None], size, mode="bilinear", antialias=True)[0]
     return np.ascontiguousarray(found.numpy())

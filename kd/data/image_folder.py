@@ -114,8 +114,8 @@ class ImageFolder(FileSource):
         of_part = files.parts[good]
         labels = files.labels[good]
         for i, part in enumerate(PARTS):
-            there, left = files.labels[files.parts == i], labels[of_part == i]
-            gone = classes_of(there, len(classes)) & ~classes_of(left, len(classes))
+            there = classes_of(files.labels[files.parts == i], len(classes))
+            gone = there & ~classes_of(labels[of_part == i], len(classes))
             for label in gone.nonzero()[:1, 0].tolist():
                 where = f"{part}, class {classes[label]!r}"
                 raise UserError(f"data.root: no image of {where} can be decoded")
@@ -181,7 +181,8 @@ class ImageFolder(FileSource):
         if left := len(paths) - len(set(places)):
             self.note(f"{left} of {len(paths)} images have no row in {file.name}: left out")
         folders = {} if self.given is None else given_layout(self.root, self.given).parts
-        parts, names = [], []
+        parts = []
+        names = []
         for row, i in zip(rows, places, strict=True):
             part, inner = _part_of(self.root / paths[i], Path(paths[i]), folders)
             parts.append(PARTS.index(row.part or part))
