@@ -27,7 +27,9 @@ train: $(STAMP) ## teacher, baseline and student on the embedded digits, compare
 	@$(BIN)/python -m kd.train model=resnet18_to_cnn $(ARGS)
 
 # As many tests at once as there are cores, so one thread for each; ARGS="-n 0" runs them in one process.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
+# Plugins that other packages bring take two seconds of each process, and no test needs them.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --disable-plugin-autoload -p xdist -p timeout \
+	--numprocesses auto --maxprocesses 8 --dist worksteal
 
 test: $(STAMP) check ## lint, types, and all tests, the slow ones too
 	@$(PYTEST) $(ARGS)

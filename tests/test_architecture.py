@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,6 +13,11 @@ import pytest
 
 KD = Path(__file__).parents[1] / "kd"
 FILES = sorted(KD.rglob("*.py"))
+
+
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
 
 
 def test_there_is_code_to_look_at() -> None:
@@ -26,7 +32,7 @@ def test_functions_are_short_and_names_say_what(path: Path) -> None:
         "common",
         "misc",
     }
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             body = node.body[1:] if ast.get_docstring(node) else node.body
             lines = (body[-1].end_lineno or 0) - body[0].lineno + 1 if body else 0
@@ -39,7 +45,7 @@ def test_the_two_ways_in_fit_on_a_screen(function: str) -> None:
     file, name = function.split()
     (node,) = (
         node
-        for node in ast.parse((KD / file).read_text()).body
+        for node in parsed(KD / file).body
         if isinstance(node, ast.FunctionDef) and node.name == name
     )
     assert (node.end_lineno or 0) - node.lineno + 1 < 50
@@ -52,7 +58,7 @@ def test_the_training_class_is_small() -> None:
 
 def test_the_training_step_neither_asks_for_types_nor_logs() -> None:
     """Teachers share a protocol, and `StepLog` decides what is logged."""
-    tree = ast.parse((KD / "training" / "distiller.py").read_text())
+    tree = parsed(KD / "training" / "distiller.py")
     (step,) = (
         node
         for node in ast.walk(tree)
@@ -68,7 +74,7 @@ def test_only_one_lightning_module() -> None:
     classes = [
         node.name
         for path in FILES
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(parsed(path))
         if isinstance(node, ast.ClassDef)
         and any("LightningModule" in ast.unparse(base) for base in node.bases)
     ]
@@ -77,7 +83,7 @@ def test_only_one_lightning_module() -> None:
 
 def _imports(path: Path) -> set[str]:
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -179,7 +185,7 @@ def test_no_name_of_a_class_or_type_stands_twice() -> None:
     """
     places: dict[str, set[Path]] = {}
     for path in FILES:
-        for node in ast.parse(path.read_text()).body:
+        for node in parsed(path).body:
             if isinstance(node, ast.ClassDef):
                 places.setdefault(node.name, set()).add(path)
             elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
@@ -286,7 +292,7 @@ def test_a_participle_is_recognised(name: str, expected: bool) -> None:
 def test_modules_classes_and_functions_are_nouns_or_verbs(path: Path) -> None:
     names = {
         node.name
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(parsed(path))
         if isinstance(node, ast.FunctionDef | ast.ClassDef)
     }
     module = ".".join(path.relative_to(KD.parent).with_suffix("").parts)
@@ -361,7 +367,7 @@ def _dense(tree: ast.Module) -> list[str]:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(KD)))
 def test_one_thought_a_line(path: Path) -> None:
-    assert not _dense(ast.parse(path.read_text()))
+    assert not _dense(parsed(path))
 
 
 # The share of annotations that mention `Any`, or a name given to a type with `Any` in it, at most.
@@ -383,7 +389,7 @@ def _words(node: ast.expr) -> set[str]:
 
 @pytest.mark.slow
 def test_few_annotations_mention_any() -> None:
-    trees = [ast.parse(path.read_text()) for path in FILES]
+    trees = [parsed(path) for path in FILES]
     names = {"Any"}
     for tree in trees:
         names |= {

@@ -287,6 +287,7 @@ class TestDefaults:
         ).shapes
         assert [size for _, size, _ in shapes] == [16, 8, 4, 2]  # one for each resolution
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224"])
     def test_of_timms(self, name: str) -> None:
         from kd.nets.timm import timm_net

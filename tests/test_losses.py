@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from composed import CONF, METHODS, loss_node
+from composed import CONF, METHODS, composed, loss_node
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 import kd.losses
@@ -247,6 +248,12 @@ def test_every_file_has_its_config() -> None:
         for term in read_loss(loss_node(path.stem)).terms
     }
     assert in_use == {name.removesuffix("_loss") for name in kd.losses.__all__}
+
+
+@pytest.mark.parametrize("method", ["kd", "kd_dist", "ctkd", "wkd_f"])
+def test_the_losses_tested_here_are_those_that_the_command_composes(method: str) -> None:
+    cfg = composed(f"loss={method}")
+    assert loss_node(method) == OmegaConf.to_container(cfg.loss, resolve=True)
 
 
 def test_every_file_names_its_paper() -> None:

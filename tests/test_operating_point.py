@@ -125,6 +125,7 @@ def test_an_operating_point_is_chosen_on_validation_and_judged_on_test(
     assert "counts as 3" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -301,9 +301,10 @@ def test_optimisers_learn_and_go_on_from_a_checkpoint(name: str) -> None:
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
-        (
+        pytest.param(  # importing timm takes a second
             ("optim=timm", "optim.name=lyon"),
             r"optim: name: timm has no optimiser 'lyon'; did you mean 'lion'\?",
+            marks=pytest.mark.slow,
         ),
         (
             ("optim=muon", "optim.momentum=1.0"),

@@ -116,6 +116,7 @@ def test_predict_lines_compose() -> None:
             )
 
 
+@pytest.mark.slow
 def test_the_five_lines_of_python_run(shipped: Shipped, capsys: pytest.CaptureFixture[str]) -> None:
     (block,) = (text for kind, text in BLOCKS if kind == "python" and "from kd import load" in text)
     assert len([line for line in block.splitlines() if line]) <= 5

@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -21,8 +22,13 @@ def files_of(folder: str) -> list[Path]:
     return sorted(path.rglob("*.py")) if path.is_dir() else [path]
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def docstrings(folder: str) -> list[str]:
-    nodes = (ast.walk(ast.parse(path.read_text())) for path in files_of(folder))
+    nodes = (ast.walk(parsed(path)) for path in files_of(folder))
     kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     found = (ast.get_docstring(node) for each in nodes for node in each if isinstance(node, kinds))
     return [each for each in found if each]
@@ -82,7 +88,7 @@ def holds_tensors(annotation: ast.expr | None) -> bool:
 def tensor_functions(folder: str) -> Iterator[tuple[str, str]]:
     """Yield each public function that takes or gives a tensor, with its docstring."""
     for path in files_of(folder):
-        tree = ast.parse(path.read_text())
+        tree = parsed(path)
         private = {
             id(inner)
             for node in ast.walk(tree)
