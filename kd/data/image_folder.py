@@ -280,7 +280,11 @@ class ImageFolder(FileSource):
 
 
 def classes_of(labels: Tensor, count: int) -> Tensor:
-    """Return which of `count` classes have images, bool; labels as in `kd.data.images.Images`."""
+    """Return which classes have images, bool [count].
+
+    Args:
+        labels: int64 [N], or 0 and 1 [N, count].
+    """
     return labels.bool().any(0) if labels.ndim == 2 else labels.bincount(minlength=count) > 0
 
 

@@ -2,14 +2,17 @@
 
 import json
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+import numpy as np
 
 from kd.data.decode import endings
 from kd.data.file_source import ContainedImages, FileSource, files_by_part, home_of
 from kd.data.folder import plain
 from kd.data.images import Source
+from kd.data.texts import Texts
 from kd.errors import UserError
 
 NAMES_FILE = "classnames.txt"
@@ -61,30 +64,29 @@ class TarImages(ContainedImages):
 
     def __init__(self, tars: Sequence[Path]) -> None:
         self.files = tars
-        self.members: list[tuple[int, str, int, int]] = []  # tar, name, offset, bytes
-        self.classes: list[str] = []
-        for number, tar in enumerate(tars):
-            self._list(number, tar)
+        found = [(i, *member) for i, tar in enumerate(tars) for member in _members(tar)]
+        self._names = Texts(name for _, name, *_ in found)
+        self._places = np.array([(i, offset, size) for i, _, offset, size, _ in found])
+        self.classes = Texts(label for *_, label in found)
 
     def __len__(self) -> int:
-        return len(self.members)
+        return len(self._names)
 
     def read(self, number: int) -> bytes:
         """Read a member's bytes."""
-        tar, _, offset, size = self.members[number]
-        with self.files[tar].open("rb") as file:
-            file.seek(offset)
-            return file.read(size)
+        tar, offset, size = self._places[number]
+        with self.files[int(tar)].open("rb") as file:
+            file.seek(int(offset))
+            return file.read(int(size))
 
     def name(self, number: int) -> str:
         """Return the tar and the member."""
-        tar, name, *_ = self.members[number]
-        return plain(f"{self.files[tar].name}/{name}")
+        return plain(f"{self.files[self._places[number, 0]].name}/{self._names[number]}")
 
     def state(self, number: int) -> bytes:
         """Return the state of the tar, and the member's place in it."""
-        tar, *where = self.members[number]
-        return self.state_in(tar, where)
+        tar, *place = self._places[number].tolist()
+        return self.state_in(tar, [self._names[number], *place])
 
     def give_labels(self, classes: Sequence[str], *, by_number: bool) -> None:
         """Set the labels.
@@ -99,42 +101,47 @@ class TarImages(ContainedImages):
             for name in self.classes
         ]
 
-    def _list(self, number: int, tar: Path) -> None:
-        images: dict[str, tuple[int, str, int, int]] = {}
-        said: dict[str, str] = {}
-        last = "its start"
-        try:
-            with tarfile.open(tar) as archive:
-                for member in archive:
-                    last = member.name
-                    folder = PurePosixPath(member.name)
-                    stem, _, kind = folder.name.partition(".")
-                    key = str(folder.parent / stem)
-                    if not member.isfile():
-                        continue
-                    if f".{kind.lower()}" in endings():
-                        images[key] = (number, member.name, member.offset_data, member.size)
-                    elif kind in ("cls", "json"):
-                        file = archive.extractfile(member)
-                        text = (file.read() if file else b"").decode()
-                        label = text if kind == "cls" else json.loads(text).get("label")
-                        if label is not None:
-                            said[key] = plain(str(label).strip())
-        except (tarfile.TarError, OSError, EOFError, ValueError, AttributeError) as error:
+
+def _members(tar: Path) -> Iterator[tuple[str, int, int, str]]:
+    """Iterate over the images of a tar: name, offset, bytes and class.
+
+    Raises:
+        UserError: the tar is damaged, or an image has no class.
+    """
+    images: dict[str, tuple[str, int, int]] = {}
+    said: dict[str, str] = {}
+    last = "its start"
+    try:
+        with tarfile.open(tar) as archive:
+            for member in archive:
+                last = member.name
+                folder = PurePosixPath(member.name)
+                stem, _, kind = folder.name.partition(".")
+                key = str(folder.parent / stem)
+                if not member.isfile():
+                    continue
+                if f".{kind.lower()}" in endings():
+                    images[key] = (member.name, member.offset_data, member.size)
+                elif kind in ("cls", "json"):
+                    file = archive.extractfile(member)
+                    text = (file.read() if file else b"").decode()
+                    label = text if kind == "cls" else json.loads(text).get("label")
+                    if label is not None:
+                        said[key] = plain(str(label).strip())
+    except (tarfile.TarError, OSError, EOFError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"data.root: {tar} is damaged after {plain(last)}: {error}; get it again"
+        ) from error
+    if not images:
+        raise UserError(f"data.root: no image in {tar}")
+    _check_whole(tar, last)
+    for key, image in images.items():
+        if key not in said:
             raise UserError(
-                f"data.root: {tar} is damaged after {plain(last)}: {error}; get it again"
-            ) from error
-        if not images:
-            raise UserError(f"data.root: no image in {tar}")
-        _check_whole(tar, last)
-        for key, image in images.items():
-            if key not in said:
-                raise UserError(
-                    f"data.root: {tar} has {plain(image[1])}, but no class in {plain(key)}.cls, "
-                    f"nor a label in {plain(key)}.json"
-                )
-            self.members.append(image)
-            self.classes.append(said[key])
+                f"data.root: {tar} has {plain(image[0])}, but no class in {plain(key)}.cls, "
+                f"nor a label in {plain(key)}.json"
+            )
+        yield (*image, said[key])
 
 
 def _check_whole(tar: Path, last: str) -> None:
