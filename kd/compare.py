@@ -17,7 +17,7 @@ import hydra
 from kd.command import CONF, job, run_command
 from kd.comparison.request import CompareConfig, check
 from kd.runs.names import sweep_name  # noqa: F401 - named in conf/train.yaml
-from kd.tuning.request import with_data_of_experiment, with_new_ranges
+from kd.tuning.request import with_new_ranges
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="compare")
@@ -28,7 +28,7 @@ def main(config: CompareConfig) -> None:
 
 def start() -> NoReturn:
     """Run the command, as a sweep."""
-    sys.argv[1:] = with_data_of_experiment(with_new_ranges(sys.argv[1:]))
+    sys.argv[1:] = with_new_ranges(sys.argv[1:])
     asks = {"-h", "--help", "-c", "--cfg", "-i", "--info", "-m", "--multirun"}
     if not asks & set(sys.argv):
         sys.argv.insert(1, "-m")

@@ -16,7 +16,7 @@ from typing import NoReturn
 import hydra
 
 from kd.command import CONF, job, run_command, this_command
-from kd.tuning.request import Request, TuneConfig, accept, with_data_of_experiment, with_new_ranges
+from kd.tuning.request import Request, TuneConfig, accept, with_new_ranges
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="tune")
@@ -30,7 +30,7 @@ def main(request: Request) -> None:
 
 def start() -> NoReturn:
     """Run the command."""
-    sys.argv[1:] = with_data_of_experiment(with_new_ranges(sys.argv[1:]))
+    sys.argv[1:] = with_new_ranges(sys.argv[1:])
     run_command(main, "kd.tune", TuneConfig)
 
 

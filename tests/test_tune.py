@@ -21,7 +21,7 @@ import optuna
 import pytest
 import torch
 from commands import exit_code
-from composed import CONF, TINY, composed, plan
+from composed import CONF, TINY, composed, composed_command, plan
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
@@ -593,13 +593,14 @@ def test_commands_in_the_docs_can_be_searched() -> None:
         ("tune", ["experiment=cifar10_cpu"], "kd.data.cifar10.CIFAR10"),
         ("compare", ["experiment=cifar100_crd_protocol"], "kd.data.cifar100.CIFAR100"),
         ("compare", ["experiment=cifar10_cpu", "data=mnist"], "kd.data.mnist.MNIST"),
+        ("tune", [], "kd.data.digits.Digits"),
+        ("compare", [], "kd.data.digits.Digits"),
     ],
 )
-def test_an_experiment_brings_its_data(
-    command: str, words: list[str], source: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert exit_code(command, *words, "--cfg", "job") == 0
-    assert f"  _target_: {source}\n" in capsys.readouterr().out
+def test_an_experiment_brings_its_data(command: str, words: list[str], source: str) -> None:
+    """Also where no command line is read, as for a job of a sweep; and all labels otherwise."""
+    data = composed_command(command, *words).data
+    assert (data._target_, data.labels) == (source, None)
 
 
 def test_help_needs_neither_torch_nor_optuna() -> None:

@@ -172,6 +172,15 @@ def _choice(group: str, *, _root_: DictConfig) -> str:
     return ",".join(found) if isinstance(found, (list, ListConfig)) else str(found)
 
 
+def _digits_for_search(*, _root_: DictConfig) -> str:
+    """Return a command's own data. A search selects on validation labels, which the few lack.
+
+    In train.yaml, since an override in tune.yaml would win over that of an experiment.
+    """
+    return "digits" if "search" in _root_ else "digits_few"
+
+
 OmegaConf.register_new_resolver("chosen", _choice, replace=True)
+OmegaConf.register_new_resolver("digits_for_search", _digits_for_search, replace=True)
 Plugins.instance().register(LossNumbers)
 Plugins.instance().register(LossNumbersPath)

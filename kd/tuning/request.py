@@ -8,8 +8,6 @@ import functools
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from pathlib import Path
 from typing import Annotated
 
 from hydra import compose
@@ -17,7 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from kd.command import CONF, typed_keys, typed_overrides
+from kd.command import typed_keys, typed_overrides
 from kd.config.checking import check_as
 from kd.config.fields import FolderName, Node, Seed
 from kd.config.schema import Config, Strict, check
@@ -30,33 +28,6 @@ OF_SPACE = "search.space."
 def with_new_ranges(words: Sequence[str]) -> list[str]:
     """Add Hydra's `++` to ranges on a command line: any knob may be in the search space."""
     return [re.sub(rf"^(?={re.escape(OF_SPACE)})", "++", word) for word in words]
-
-
-def with_data_of_experiment(words: Sequence[str]) -> list[str]:
-    """Name an experiment's data on a command line, where the command's default would win over it.
-
-    Args:
-        words: of the command line, with the folder of `--config-dir`.
-    """
-    names = [word.partition("=")[2] for word in words if word.startswith("experiment=")]
-    if not names or any(word.startswith("data=") for word in words):
-        return list(words)
-    folders = [CONF, *(Path(b) for a, b in pairwise(words) if a in ("--config-dir", "-cd"))]
-    files = [
-        folder / "experiment" / f"{name}.yaml"
-        for name in names[-1].split(",")
-        for folder in folders
-    ]
-    found = {_data_of(file) for file in files if file.is_file()} - {None}
-    return [*words, f"data={found.pop()}"] if len(found) == 1 else list(words)
-
-
-def _data_of(experiment: Path) -> str | None:
-    """Return the data that an experiment's file chooses; None if it leaves that open."""
-    node = OmegaConf.to_container(OmegaConf.load(experiment))
-    defaults = node.get("defaults", []) if isinstance(node, dict) else []
-    chosen = (each for each in defaults if isinstance(each, dict) and "override /data" in each)
-    return next((str(each["override /data"]) for each in chosen), None)
 
 
 def _once(seeds: list[int]) -> list[int]:
