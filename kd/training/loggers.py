@@ -21,9 +21,6 @@ from kd.errors import UserError
 from kd.log import say
 
 EXTRAS = ("wandb", "mlflow")  # loggers whose package is an extra of ours, of the same name
-CURVES: dict[str, Node] = {
-    "tensorboard": {"_target_": "kd.training.loggers.Curves", "save_dir": "{folder}"}
-}
 IDS = "logger_ids.json"  # in the stage's folder: what a resumed attempt goes on with
 RESUMES = ("id", "run_id")  # the parameter for it, where a logger has one
 CALLS = ("log_metrics", "log_hyperparams", "save", "finalize", "after_save_checkpoint")

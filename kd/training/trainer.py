@@ -31,7 +31,7 @@ from kd.files.stage_record import StageSpec
 from kd.training.averaging import WeightAverage
 from kd.training.callbacks import Best, Progress, StepLimit
 from kd.training.devices import resolve_devices
-from kd.training.loggers import CURVES, begin_logging, make_loggers
+from kd.training.loggers import begin_logging, make_loggers
 
 PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
 
@@ -55,7 +55,7 @@ def make_trainer(
         UserError: incompatible options.
     """
     callbacks = own + _callbacks(spec, folder, validates)
-    nodes = runtime.get("logger", CURVES)
+    nodes = runtime["logger"]
     assert isinstance(nodes, dict)
     options: dict[str, Any] = {
         "enable_progress_bar": sys.stderr.isatty(),

@@ -12,9 +12,11 @@ import torch
 import torch.nn.functional as F
 from conftest import ROUNDS
 from in_turn import Row, compared, in_turn
+from omegaconf import OmegaConf
 from part_of_cifar10 import PartOfCIFAR10
 from torch import Tensor, nn
 
+from kd.command import CONF
 from kd.files.stage_record import StageSpec
 from kd.nets.cnn import CNN
 from kd.nets.resnet import ResNet
@@ -95,6 +97,7 @@ def a_fit(
         epochs=EPOCHS, batch_size=BATCH, keep="last", lr_schedule="onecycle",
         trainer={"precision": "32-true"}, optim={"_target_": "torch.optim.AdamW", "lr": 1e-4},
     )  # fmt: skip
+    logger = OmegaConf.to_container(OmegaConf.load(CONF / "logger" / "tensorboard.yaml"))
     made = fitting._callbacks
     runs = iter(range(10**6))
 
@@ -103,7 +106,7 @@ def a_fit(
         monkeypatch.setattr(fitting, "_callbacks", lambda job: [*made(job), clock])
         here = folder / str(next(runs))
         here.mkdir()
-        runtime = {"accelerator": "cpu", "enable_progress_bar": False}
+        runtime = {"accelerator": "cpu", "enable_progress_bar": False, "logger": logger}
         job = fitting.TrainingJob(
             "distill", spec, read_loss(objective), data, runtime, teacher=teacher
         )
