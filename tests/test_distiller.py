@@ -20,6 +20,7 @@ from kd.nets.resnet import ResNet
 from kd.shape import Shape
 from kd.teachers.frozen_teacher import FrozenTeacher
 from kd.teachers.live_teacher import LiveTeacher
+from kd.training.callbacks import History
 from kd.training.distiller import Distiller
 from kd.training.loss_spec import read_loss
 from kd.training.objective import Objective
@@ -209,9 +210,10 @@ def test_every_term_and_weight_is_logged_by_the_step(
     module = distiller(FrozenTeacher(DropNet(), *digits.statistics), digits)
     module.objective = Objective(read_loss({"ce_weight": 0.5, "terms": {"kd": node}}), digits.shape)
     logger = Written(tmp_path)
+    history = History("net", watch=lambda row: None)
     trainer = L.Trainer(
         accelerator="cpu", max_epochs=2, logger=logger, log_every_n_steps=every,
-        callbacks=StepLog(),
+        callbacks=[StepLog(), history],
         enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
     )  # fmt: skip
@@ -230,7 +232,11 @@ def test_every_term_and_weight_is_logged_by_the_step(
         assert row["train/weight_kd"] == pytest.approx(1 - step / 8)
         total = 0.5 * row["train/loss_ce"] + row["train/weight_kd"] * row["train/loss_kd"]
         assert row["train/loss"] == pytest.approx(total, rel=1e-5)
-    # An epoch's row has its last step
+    # An epoch's row has the mean of the loss, and the rest of its last step
+    if every == 1:
+        for epoch, row in enumerate(history.rows):
+            values = [steps[4 * epoch + i]["train/loss"] for i in range(4)]
+            assert row["train/loss"] == pytest.approx(sum(values) / 4, rel=1e-5)
     assert float(trainer.callback_metrics["train/weight_kd"]) == pytest.approx(1 - 7 / 8)
     assert all("train/acc" in logger.rows[step] for step in (3, 7))
 

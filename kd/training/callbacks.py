@@ -19,7 +19,7 @@ from kd.training.remaining import Outlook, duration
 
 class History(Callback):
     """Metrics of each finished epoch, in the checkpoint; a log line per epoch without progress
-    bar.
+    bar. `train/loss` is the mean over the epoch, as one small batch says little.
     """
 
     state_key = "History"
@@ -30,6 +30,8 @@ class History(Callback):
         self.name = name
         self.watch = watch
         self.rows: list[dict[str, float]] = []
+        self.losses: Tensor | float = 0.0  # sum over the epoch's steps
+        self.steps = 0
         self.before = 0.0  # seconds of training before a resume
         self.started = time.perf_counter()
 
@@ -42,6 +44,23 @@ class History(Callback):
         self.started = time.perf_counter()
         for row in self.rows if self.watch else ():
             self.watch(row)  # type: ignore[misc]
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin the mean of the loss."""
+        self.losses = 0.0
+        self.steps = 0
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: object,
+        batch_idx: int,
+    ) -> None:
+        """Add the step's loss, which Lightning has divided by the number of accumulated steps."""
+        self.losses = self.losses + outputs["loss"] * trainer.accumulate_grad_batches
+        self.steps += 1
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Store the epoch's metrics; validation has already run."""
@@ -62,6 +81,8 @@ class History(Callback):
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         if math.isnan(metrics.get("train/acc", 0.0)):  # no image of a short epoch had a label
             del metrics["train/acc"]
+        if isinstance(self.losses, Tensor):
+            metrics["train/loss"] = float(trainer.strategy.reduce(self.losses / self.steps))
         return {"epoch": epoch, **metrics, "seconds": round(seconds, 3)}
 
     def state_dict(self) -> dict[str, object]:
