@@ -1,6 +1,7 @@
 import copy
 import functools
 import json
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
@@ -35,49 +36,49 @@ def count(net: nn.Module) -> int:
 
 
 @pytest.mark.parametrize(
-    ("net", "params"),
+    ("make", "params"),
     [
-        (CNN(10), 9 * (3 * 32 + 32 * 64 + 2 * 64 * 64) + 2 * (32 + 3 * 64) + 64 * 10 + 10),
+        (lambda: CNN(10), 9 * (3 * 32 + 32 * 64 + 2 * 64 * 64) + 2 * (32 + 3 * 64) + 64 * 10 + 10),
         (
-            CNN(10, batch_norm=False),
+            lambda: CNN(10, batch_norm=False),
             9 * (3 * 32 + 32 * 64 + 2 * 64 * 64) + 32 + 3 * 64 + 64 * 10 + 10,
         ),
-        (ShallowCNN(2, 3, 224), 100_474),
-        (MLP(10, 1, 28, [128]), 784 * 128 + 128 + 128 * 10 + 10),
-        (MLP(10, 1, 28, [64]), 784 * 64 + 64 + 64 * 10 + 10),
-        (MLP(10, 1, 28, []), 7_850),
-        (ResNet(1000, 18), 11_689_512),  # torchvision's published count
-        (ResNet(1000, 34), 21_797_672),
-        (ResNet(10, 18, image_size=32, width=32), 2_797_610),
+        (lambda: ShallowCNN(2, 3, 224), 100_474),
+        (lambda: MLP(10, 1, 28, [128]), 784 * 128 + 128 + 128 * 10 + 10),
+        (lambda: MLP(10, 1, 28, [64]), 784 * 64 + 64 + 64 * 10 + 10),
+        (lambda: MLP(10, 1, 28, []), 7_850),
+        (lambda: ResNet(1000, 18), 11_689_512),  # torchvision's published count
+        (lambda: ResNet(1000, 34), 21_797_672),
+        (lambda: ResNet(10, 18, image_size=32, width=32), 2_797_610),
         # The counts that papers on distillation give (Tian et al. 2020, Zhao et al. 2022),
         # CIFAR-100.
-        (ResNetCIFAR(100, 20), 278_324),
-        (ResNetCIFAR(100, 56), 861_620),
-        (ResNetCIFAR(100, 8, widths=[32, 64, 128, 256]), 1_233_540),
-        (ResNetCIFAR(100, 32, widths=[32, 64, 128, 256]), 7_433_860),
+        (lambda: ResNetCIFAR(100, 20), 278_324),
+        (lambda: ResNetCIFAR(100, 56), 861_620),
+        (lambda: ResNetCIFAR(100, 8, widths=[32, 64, 128, 256]), 1_233_540),
+        (lambda: ResNetCIFAR(100, 32, widths=[32, 64, 128, 256]), 7_433_860),
         # Without parameters in the shortcuts (He et al. 2015: 0.27, 0.46, 0.85 M), CIFAR-10.
-        (ResNetCIFAR(10, 20, shortcut="A"), 269_722),
-        (ResNetCIFAR(10, 32, shortcut="A"), 464_154),
-        (ResNetCIFAR(10, 56, shortcut="A"), 853_018),
-        (ResNetCIFAR(100, 32), 472_756),
-        (ResNetCIFAR(100, 110), 1_736_564),
-        (ResNet(100, 50, image_size=32), 23_705_252),
-        (MobileNetV2(100), 812_836),
-        (ShuffleNetV1(100), 949_258),
-        (ShuffleNetV2(100), 1_355_528),
-        (WideResNet(100, 40, 1), 569_780),
-        (WideResNet(100, 16, 2), 703_284),
-        (WideResNet(100, 40, 2), 2_255_156),
-        (VGG(100, 8), 3_965_028),
-        (VGG(100, 13), 9_462_180),
+        (lambda: ResNetCIFAR(10, 20, shortcut="A"), 269_722),
+        (lambda: ResNetCIFAR(10, 32, shortcut="A"), 464_154),
+        (lambda: ResNetCIFAR(10, 56, shortcut="A"), 853_018),
+        (lambda: ResNetCIFAR(100, 32), 472_756),
+        (lambda: ResNetCIFAR(100, 110), 1_736_564),
+        (lambda: ResNet(100, 50, image_size=32), 23_705_252),
+        (lambda: MobileNetV2(100), 812_836),
+        (lambda: ShuffleNetV1(100), 949_258),
+        (lambda: ShuffleNetV2(100), 1_355_528),
+        (lambda: WideResNet(100, 40, 1), 569_780),
+        (lambda: WideResNet(100, 16, 2), 703_284),
+        (lambda: WideResNet(100, 40, 2), 2_255_156),
+        (lambda: VGG(100, 8), 3_965_028),
+        (lambda: VGG(100, 13), 9_462_180),
         (
-            PooledCNN(10),
+            lambda: PooledCNN(10),
             9 * (3 * 16 + 16 * 24 + 24**2 + 24 * 48 + 48**2 + 48 * 64 + 64**2)
             + 2 * (16 + 2 * (24 + 48 + 64))
             + 64 * 10,
         ),
         (
-            SpeedNet(10),
+            lambda: SpeedNet(10),
             12 * 24
             + 24
             + 9 * (24 * 64 + 64**2 + 64 * 256 + 256**2 + 2 * 256**2)
@@ -86,8 +87,8 @@ def count(net: nn.Module) -> int:
         ),
     ],
 )
-def test_parameters(net: nn.Module, params: int) -> None:
-    assert count(net) == params
+def test_parameters(make: Callable[[], nn.Module], params: int) -> None:
+    assert count(make()) == params
 
 
 @pytest.mark.parametrize(
