@@ -24,6 +24,7 @@ from kd.data.images import Images
 from kd.data.trivial import OPERATIONS, trivial_augment
 from kd.data.views import (
     Augment,
+    make_augment,
     make_views,
     mixed_target,
     normalize,
@@ -460,8 +461,6 @@ def test_a_mixed_view_without_a_label_in_it_has_none() -> None:
     ],
 )
 def test_a_wrong_key_or_value_is_named(keywords: dict[str, float], named: str) -> None:
-    from kd.data.base import make_augment
-
     with pytest.raises(UserError, match=named):
         make_augment(keywords)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import torch
-from pydantic import Field, NonNegativeInt, ValidationError
+from pydantic import Field, NonNegativeInt
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -23,6 +23,7 @@ from kd.data.folder import find_images, omission_note, plain
 from kd.data.image_bytes import EncodedImages, ImagePaths
 from kd.data.images import Images, Pixels, Source, Split
 from kd.data.parts import assert_apart, check_counts, hold_out, long_tail, strata, stratify
+from kd.data.rare_classes import BALANCE, check_balance, class_shares
 from kd.data.teacher_images import at_teacher_size, other_source, reads_of_teacher
 from kd.data.texts import Texts
 from kd.data.transfer import (
@@ -34,7 +35,7 @@ from kd.data.transfer import (
     labels_to_keep,
     omitted_labels,
 )
-from kd.data.views import Augment
+from kd.data.views import make_augment
 from kd.errors import UserError, nearest
 from kd.log import say
 from kd.shape import ImageSize, Shape, image_size
@@ -53,9 +54,6 @@ OnDuplicate = Literal["warn", "drop", "stop"]
 Weights = Literal["balanced"]
 Order = Literal["balanced"]
 T = TypeVar("T")
-
-# Keywords for rare classes, beside `class_weights`
-BALANCE = ("sampler", "logit_adjustment", "focal_gamma")
 
 
 class DataModule(ABC):
@@ -163,7 +161,7 @@ class DataModule(ABC):
         self.sampler = one_of("sampler", sampler, (None, *get_args(Order)))
         self.logit_adjustment = logit_adjustment
         self.focal_gamma = focal_gamma
-        _check_balance(self)
+        check_balance(vars(self))
         self.on_bad_image = one_of("on_bad_image", on_bad_image, get_args(OnBad))
         if cache == "disk" and cache_dir is None:
             raise UserError(
@@ -399,8 +397,7 @@ class DataModule(ABC):
         """Weight of each class in the training cross-entropy; None if all are equal."""
         if self.class_weights is None:
             return None
-        share = self._class_shares
-        return tuple((1 / (len(share) * share)).tolist())
+        return tuple((1 / (len(self.classes) * self._class_shares)).tolist())
 
     @property
     def logit_offsets(self) -> tuple[float, ...] | None:
@@ -411,11 +408,7 @@ class DataModule(ABC):
 
     @property
     def _class_shares(self) -> Tensor:
-        """Share of each class in the labelled training images, above 0; float64 [classes]."""
-        labels = self.split.train.labels
-        labels = labels[labels >= 0]
-        counts = torch.bincount(labels, minlength=len(self.classes)).clamp(min=1)
-        return counts.double() / len(labels)
+        return class_shares(self.split.train.labels, len(self.classes))
 
     def for_stage(self, sees: Sees) -> "DataModule":
         """Return this data as a stage sees it: with its labels, and with unlabelled images.
@@ -656,16 +649,6 @@ class DataModule(ABC):
         )
 
 
-def _check_balance(data: DataModule) -> None:
-    """Refuse several settings that each make up for rare classes."""
-    known = ("class_weights", "sampler", "logit_adjustment")
-    if len(used := [name for name in known if getattr(data, name) is not None]) > 1:
-        raise UserError(
-            f"data.{used[1]}: found {getattr(data, used[1])!r} beside data.{used[0]}, and each of "
-            f"them makes up for rare classes alone; accepted is one of {', '.join(known)}"
-        )
-
-
 def _check_fractions(val: float, test: float) -> None:
     """Refuse shares of the images that cannot be held out."""
     if not 0 <= val < 1:
@@ -699,21 +682,3 @@ def _statistics(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 def _digest(positions: Tensor) -> str:
     return hashlib.sha256(positions.contiguous().numpy().tobytes()).hexdigest()
-
-
-def make_augment(keywords: Mapping[str, Any]) -> Augment:
-    """Build the augmentation that `data.augment` describes.
-
-    Raises:
-        UserError: unknown key, or value out of range.
-    """
-    try:
-        return Augment(**keywords)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(
-            f"data.augment.{'.'.join(map(str, first['loc'][:1]))}: {first['msg']}; found "
-            f"{first['input']!r}, accepted keys are "
-            f"{', '.join(Augment.model_fields)}"
-            f"{nearest(str(first['loc'][0]), Augment.model_fields)}"
-        ) from None

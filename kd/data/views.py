@@ -8,13 +8,13 @@ reason no floating-point sum runs over a batch or an image: its order would depe
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 from scipy.special import betaincinv
 from torch import Tensor
 
@@ -23,6 +23,7 @@ from kd.data.crops import read_pixels
 from kd.data.draws import Draw, uniform
 from kd.data.images import Images
 from kd.data.trivial import trivial_augment
+from kd.errors import UserError, nearest
 from kd.shape import ImageSize, height_and_width
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -82,6 +83,24 @@ class Augment(BaseModel):
     def mixes(self) -> bool:
         """Whether views combine two images, so that labels are probabilities."""
         return self.mixup > 0 or self.cutmix > 0
+
+
+def make_augment(keywords: Mapping[str, Any]) -> Augment:
+    """Build the augmentation that `data.augment` describes.
+
+    Raises:
+        UserError: unknown key, or value out of range.
+    """
+    try:
+        return Augment(**keywords)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(
+            f"data.augment.{'.'.join(map(str, first['loc'][:1]))}: {first['msg']}; found "
+            f"{first['input']!r}, accepted keys are "
+            f"{', '.join(Augment.model_fields)}"
+            f"{nearest(str(first['loc'][0]), Augment.model_fields)}"
+        ) from None
 
 
 def views_of(
