@@ -17,6 +17,7 @@ from kd.data.views import normalize, to_unit
 from kd.errors import UserError, nearest
 from kd.evaluation.evaluation_set import EvaluationSet, of_other, of_own
 from kd.evaluation.evaluation_text import as_markdown, sentences, tables
+from kd.evaluation.label_evaluation import evaluate_labels, with_map
 from kd.evaluation.requests import Evaluate, OperatingPoint
 from kd.files.evaluation_file import (
     SCHEMA,
@@ -42,11 +43,21 @@ from kd.log import waiting
 from kd.measure.calibration import fit_temperature
 from kd.measure.corruptions import corrupt
 from kd.measure.knn import PooledEmbedding, knn_accuracy
-from kd.measure.metrics import ask, paired_comparison, probability_metrics, row_blocks, summary
+from kd.measure.metrics import (
+    ask,
+    decisions,
+    is_right,
+    paired_comparison,
+    probability_metrics,
+    row_blocks,
+    single_answers,
+    summary,
+)
 from kd.measure.operating_point import (
     at_threshold,
     by_cost,
     by_sensitivity,
+    has_class,
     positive_scores,
 )
 from kd.nets.build import normalization_of
@@ -70,14 +81,14 @@ def evaluate(finished: FinishedRun, config: Evaluate, command: str) -> Path:
     Raises:
         UserError: the run's files or the data are missing, or do not fit each other.
     """
-    folder = _room(finished, config.out)
+    folder = finished.room(config.out)
     classes = finished.report.data.classes
     nets, missing = finished.nets()
     other = "_target_" in config.data
     cache = f"{config.output_dir}/cache"
     own, lacking = own_data(finished, config.data, cache, needed=not other or bool(config.knn))
     reading = config.read_as(finished.report.data.reading)
-    to_others = config.data, classes, finished.shape, own, reading
+    to_others = config.data, classes, finished.shape, own, reading, finished.report.multilabel
     evaluated_on = of_other(*to_others) if other else of_own(own)
     images = evaluated_on.images
     val = own.split.val if own else None
@@ -122,21 +133,6 @@ def evaluate(finished: FinishedRun, config: Evaluate, command: str) -> Path:
     return _publish(found.model_copy(update=more), folder)
 
 
-def _room(finished: FinishedRun, out: str | None) -> Path:
-    """Return the folder for the results.
-
-    Raises:
-        UserError: the run's images may have several labels.
-    """
-    if finished.report.multilabel:
-        raise UserError(
-            f"run: {finished.folder} is of data.task=multilabel, and the measures of kd.evaluate "
-            "are of classes that exclude each other; accepted are kd.report, which has mAP and F1 "
-            "on test, kd.benchmark, kd.export and kd.predict"
-        )
-    return finished.room(out)
-
-
 def neighbours(
     k: int,
     nets: Mapping[str, nn.Module],
@@ -149,9 +145,15 @@ def neighbours(
     Those vote whose label the student may see.
 
     Raises:
-        UserError: a net has no embedding, or there are fewer images than `k`.
+        UserError: a net has no embedding, there are fewer images than `k`, or an image may have
+            several labels.
     """
     train = own.for_stage("labels").training_images
+    if train.multilabel:
+        raise UserError(
+            f"knn: found {k}, but with data.task=multilabel neighbours have no class to vote for; "
+            "accepted is null"
+        )
     if k > len(train):
         raise UserError(f"knn: found {k}; accepted are 1 to {len(train)}, the training images")
     found = {}
@@ -217,8 +219,9 @@ def evaluate_nets(
     found = []
     for role, each in logits.items():
         scaled = None
-        if calibration:
-            scaled = _calibration_metrics(each, images.labels, calibration[0][role], calibration[1])
+        on_val = (calibration[0][role], calibration[1]) if calibration else None
+        if on_val:
+            scaled = _calibration_metrics(each, images.labels, *on_val)
         found.append(
             EvaluatedModel(
                 role=role,
@@ -228,6 +231,7 @@ def evaluate_nets(
                 test=judge(each, images.labels, logits.get("teacher")),
                 calibrated=scaled,
                 flipped=_flip_metrics(*mirrored[role], each) if role in mirrored else None,
+                labels=evaluate_labels(each, images.labels, on_val) if images.multilabel else None,
             )
         )
     return found
@@ -241,11 +245,11 @@ def check_point(
     Raises:
         UserError: there is no such class, or no validation image of it.
     """
-    label = _label(wanted.positive, classes)
+    label = _label(wanted.positive, classes, several=bool(val and val.multilabel))
     where = f"operating_point: needs validation images of {classes[label]}"
     if not val:
         raise UserError(f"{where}, and the run's validation part is not there: {lacking}")
-    if not (val.labels == label).any():
+    if not has_class(val.labels, label).any():
         raise UserError(f"{where}, and the run's validation part has none")
 
 
@@ -253,11 +257,14 @@ def operating_points(
     wanted: OperatingPoint, classes: Sequence[str], test: RoleLogits, validation: RoleLogits
 ) -> OperatingPoints:
     """Choose each net's threshold on validation; evaluate it there and on these images."""
-    label = _label(wanted.positive, classes)
-    truth, there = (labels == label for _, labels in (test, validation))
+    several = test[1].ndim == 2
+    label = _label(wanted.positive, classes, several)
+    truth, there = (has_class(labels, label) for _, labels in (test, validation))
     models = {}
     for role in test[0]:
-        scores, on_val = (positive_scores(said[role], label) for said, _ in (test, validation))
+        scores, on_val = (
+            positive_scores(said[role], label, several) for said, _ in (test, validation)
+        )
         if wanted.miss_cost is not None:
             threshold = by_cost(on_val, there, wanted.miss_cost)
         else:
@@ -272,9 +279,9 @@ def operating_points(
     return OperatingPoints(positive=classes[label], asked=asked, models=models)
 
 
-def _label(positive: str | None, classes: Sequence[str]) -> int:
-    """Return the label of the positive class; by default the second of two."""
-    if positive is None and len(classes) == 2:
+def _label(positive: str | None, classes: Sequence[str], several: bool = False) -> int:
+    """Return the label of the positive class; by default the second of two that exclude others."""
+    if positive is None and len(classes) == 2 and not several:
         return 1
     if positive not in classes:
         raise UserError(
@@ -286,13 +293,13 @@ def _label(positive: str | None, classes: Sequence[str]) -> int:
 
 
 def judge(logits: Tensor, labels: Tensor, teacher: Tensor | None) -> EvaluatedMetrics:
-    """Compute all metrics of logits [N, C] against labels int64 [N].
+    """Compute all metrics of logits [N, C] against labels, int64 [N], or 0 and 1 [N, C].
 
     Args:
         teacher: teacher logits [N, C], or None.
     """
     truth = labels.numpy()
-    chosen = logits.argmax(1).numpy()
+    chosen = decisions(logits, labels.ndim == 2).numpy()
     precision, recall, _, support = precision_recall_fscore_support(
         truth, chosen, labels=range(logits.shape[1]), zero_division=np.nan
     )
@@ -305,13 +312,14 @@ def judge(logits: Tensor, labels: Tensor, teacher: Tensor | None) -> EvaluatedMe
         for n, p, r in zip(support, precision, recall, strict=True)
     ]
     found = summary(logits, labels, teacher).plain()
-    own = {"kl": _kl(logits, teacher), "per_class": per_class}
+    kl = None
+    if teacher is not None:
+        kl = _kl(*(single_answers(each, labels)[0] for each in (logits, teacher)))
+    own = {"kl": kl, "per_class": per_class}
     return EvaluatedMetrics.model_validate(found | own)
 
 
-def _kl(logits: Tensor, teacher: Tensor | None) -> float | None:
-    if teacher is None:
-        return None
+def _kl(logits: Tensor, teacher: Tensor) -> float:
     total = 0.0
     for _, (own, other) in row_blocks(logits, teacher):
         log_p = own.log_softmax(1)
@@ -331,10 +339,10 @@ def _calibration_metrics(
     logits: Tensor, labels: Tensor, on_val: Tensor, val_labels: Tensor
 ) -> CalibratedMetrics | None:
     """Return the metrics that temperature scaling changes; None if no temperature fits."""
-    temperature = fit_temperature(on_val, val_labels)
+    temperature = fit_temperature(*single_answers(on_val, val_labels))
     if temperature is None:
         return None
-    found = probability_metrics(logits, labels, temperature).plain()
+    found = probability_metrics(*single_answers(logits, labels), temperature).plain()
     return CalibratedMetrics.model_validate({**found, "temperature": temperature})
 
 
@@ -349,8 +357,8 @@ def versus(
         labels: int64 [N].
     """
     found = paired_comparison(logits[first], logits[second], labels)
-    right, other = (logits[role].argmax(1) == labels for role in (first, second))
-    return PairedDifference(
+    right, other = (is_right(logits[role], labels) for role in (first, second))
+    pair = PairedDifference(
         first=first,
         second=second,
         difference=found.gain,
@@ -359,6 +367,7 @@ def versus(
         only_first=int((right & ~other).sum()),
         only_second=int((other & ~right).sum()),
     )
+    return with_map(pair, logits, labels) if labels.ndim == 2 else pair
 
 
 @torch.no_grad()
@@ -389,8 +398,8 @@ def under_corruptions(
         x = to_unit(torch.from_numpy(pixels).to(device))
         labels = images.labels[i : i + size]
         for role, net in nets.items():
-            chosen = net(normalize(x, *normalization_of(net, UNSCALED))).argmax(1).cpu()
-            right[role][name][str(severity)] += int((chosen == labels).sum())
+            logits = net(normalize(x, *normalization_of(net, UNSCALED))).cpu()
+            right[role][name][str(severity)] += int(is_right(logits, labels).sum())
     for net in nets.values():
         net.cpu()
     accuracy = {role: _shares(counts, len(images)) for role, counts in right.items()}

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from kd.data.base import DataModule, Images
 from kd.data.other_source import label_order, sized_source, unseen
 from kd.errors import UserError
@@ -45,6 +47,7 @@ def of_other(
     shape: Shape,
     own: DataModule | None,
     reading: Mapping[str, object] | None = None,
+    several: bool = False,
 ) -> EvaluationSet:
     """Return another data set's test part, or all of it without one, minus what the nets have seen.
 
@@ -54,6 +57,7 @@ def of_other(
         shape: of the run's nets.
         own: the run's own data, if available.
         reading: keywords for how image files are read, in place of the node's.
+        several: whether an image of the run may have several labels.
 
     Raises:
         UserError: its classes differ, or the nets do not take its images.
@@ -64,7 +68,7 @@ def of_other(
     images, part = (source.test, "its test part") if source.test else (source.train, "all of it")
     if not source.test and source.val:
         images = images.join(source.val)
-    images = Images(images.pixels, order[images.labels])
+    images = Images(images.pixels, _in_order(images.labels, order, several))
     kept = unseen(images, *(_images_of_nets(own) if own else ()))
     if not len(kept):
         raise UserError(
@@ -74,6 +78,22 @@ def of_other(
     return EvaluationSet(
         kept, data.name, str(data.root.resolve()), part, True, left_out, data.skipped
     )
+
+
+def _in_order(labels: Tensor, order: Tensor, several: bool) -> Tensor:
+    """Return labels in the order of the run's classes.
+
+    Args:
+        order: the run's label of each of the source's classes, int64 [C].
+        several: whether an image of the run may have several labels.
+
+    Raises:
+        UserError: an image of one of the two may have several labels, and not of the other.
+    """
+    if several != (labels.ndim == 2):
+        found, wanted = ("multiclass", "multilabel") if several else ("multilabel", "multiclass")
+        raise UserError(f"data.task: found {found}; accepted is {wanted}, as in the run")
+    return labels[:, order.argsort()] if several else order[labels]
 
 
 def _images_of_nets(own: DataModule) -> list[Images]:

@@ -11,6 +11,7 @@ from kd.files.evaluation_file import (
     EvaluatedModel,
     EvaluationRecord,
     OperatingPoints,
+    ThresholdMetrics,
 )
 from kd.files.report_file import Interval
 from kd.reports.escape import as_code, in_markdown
@@ -18,6 +19,7 @@ from kd.reports.table import TextRows
 
 # Largest number of classes listed in the terminal, and with a full confusion matrix in the file.
 SHOWN = 20
+THRESHOLDS = ("class", "net", "AP, %", "threshold", "F1 there", "precision", "recall", "F1, %")
 
 
 def tables(found: EvaluationRecord) -> list[Table]:
@@ -32,6 +34,9 @@ def tables(found: EvaluationRecord) -> list[Table]:
         _table(["", *roles], metric_rows(found)),
         _table(["class", "images", *roles], per_class, title),
     ]
+    if by_class := threshold_rows(found):
+        title = "thresholds of highest F1 on validation, and what they give"
+        shown.append(_table(THRESHOLDS, by_class[:SHOWN], title))
     if found.operating_point:
         shown.append(
             _table(["", *roles], point_rows(found.operating_point), "at the operating point")
@@ -65,13 +70,20 @@ def metric_rows(found: EvaluationRecord) -> TextRows:
         ["net", *(model.net for model in models)],
         ["accuracy, % [95 %, Wilson]", *(_interval(t.accuracy, t.accuracy_ci95) for t in tests)],
         *_flip_rows(models),
-        ["balanced accuracy, %", *(_percent(test.balanced_accuracy) for test in tests)],
+        *label_rows(found),
     ]
-    if two:
+    several = any(model.labels for model in models)
+    if not several:
+        balanced = [_percent(test.balanced_accuracy) for test in tests]
+        rows.append(["balanced accuracy, %", *balanced])
+    if two and not several:
         rows.append(["sensitivity, %", *(_percent(test.sensitivity) for test in tests)])
         rows.append(["specificity, %", *(_percent(test.specificity) for test in tests)])
     rows += [
-        ["AUROC" if two else "AUROC, one against the rest", *(_f(test.auroc) for test in tests)],
+        [
+            "AUROC" if two or several else "AUROC, one against the rest",
+            *(_f(test.auroc) for test in tests),
+        ],
         ["NLL, nats", *(_f(test.nll) for test in tests)],
         ["  after temperature scaling", *(_f(each.nll if each else None) for each in scaled)],
         ["Brier score", *(_f(test.brier) for test in tests)],
@@ -86,6 +98,54 @@ def metric_rows(found: EvaluationRecord) -> TextRows:
         )
         rows.append(["KL(teacher || model), nats", *(_f(test.kl) for test in tests)])
     return rows
+
+
+def label_rows(found: EvaluationRecord) -> TextRows:
+    """Make the rows of mAP and F1; none but of multi-label data."""
+    both = [(model.test, model.labels) for model in found.models if model.labels]
+    if not both:
+        return []
+    tuned = [each.tuned for _, each in both]
+    rows = [
+        ["mAP, % [95 %, bootstrap]", *(_interval(t.map, each.map_ci95) for t, each in both)],
+        ["macro F1, %", *(_interval(t.f1_macro, each.f1_macro_ci95) for t, each in both)],
+        ["micro F1, %", *(_interval(t.f1_micro, each.f1_micro_ci95) for t, each in both)],
+    ]
+    if all(tuned):
+        chosen = [each for each in tuned if each]
+        macro = [_interval(each.f1_macro, each.f1_macro_ci95) for each in chosen]
+        micro = [_interval(each.f1_micro, each.f1_micro_ci95) for each in chosen]
+        rows.append(["macro F1, thresholds by class", *macro])
+        rows.append(["micro F1, thresholds by class", *micro])
+    return rows
+
+
+def threshold_rows(found: EvaluationRecord) -> TextRows:
+    """Make a row per class and net: threshold, and what it gives; none but of multi-label data."""
+    rows = []
+    for i, name in enumerate(found.data.classes):
+        for model in found.models:
+            if not model.labels or not model.labels.tuned:
+                continue
+            area = _percent(model.labels.average_precision[i], 1)
+            point = model.labels.tuned.per_class[i]
+            cells = ["-"] * 4
+            if point:
+                here = point.test
+                cells = [
+                    f"{point.threshold:.3f}",
+                    _percent(_f1(point.validation), 1),
+                    _interval(here.precision, here.precision_ci95),
+                    _interval(here.sensitivity, here.sensitivity_ci95),
+                ]
+            f1 = _percent(_f1(point.test), 1) if point else "-"
+            rows.append([name, model.role, area, *cells, f1])
+    return rows
+
+
+def _f1(found: ThresholdMetrics) -> float | None:
+    total = 2 * found.found + found.missed + found.false_alarms
+    return 2 * found.found / total if total else None
 
 
 def _flip_rows(models: Sequence[EvaluatedModel]) -> TextRows:
@@ -166,6 +226,12 @@ def sentences(found: EvaluationRecord) -> list[str]:
     for pair in found.paired:
         low, high = (100 * bound for bound in pair.difference_ci95)
         sure = "" if low > 0 or high < 0 else "; that may be chance"
+        if pair.map_difference is not None and pair.map_difference_ci95 is not None:
+            least, most = (100 * bound for bound in pair.map_difference_ci95)
+            lines.append(
+                f"{pair.first.capitalize()} over {pair.second} in mAP: "
+                f"{100 * pair.map_difference:+.2f} points [95 %: {least:+.2f} to {most:+.2f}]."
+            )
         lines.append(
             f"{pair.first.capitalize()} over {pair.second}: "
             f"{100 * pair.difference:+.2f} points [95 %: "
@@ -175,6 +241,7 @@ def sentences(found: EvaluationRecord) -> list[str]:
         )
     return [
         *lines,
+        *_about_labels(found),
         *_about_temperatures(found),
         *_about_operating_points(found),
         *_about_corruptions(found),
@@ -195,6 +262,20 @@ def _about_operating_points(found: EvaluationRecord) -> list[str]:
         f"that {how}, on the run's {found.calibrated_on.validation} validation images. Results "
         "on other images vary as the intervals say."
     ]
+
+
+def _about_labels(found: EvaluationRecord) -> list[str]:
+    if not any(model.labels for model in found.models):
+        return []
+    lines = [
+        "Accuracy is of images with all labels right. Each label of each image is a question of "
+        "its own for NLL, Brier score, ECE, KL and temperature."
+    ]
+    if count := found.calibrated_on.validation:
+        lines.append(
+            f"Thresholds by class have the highest F1 on the run's {count} validation images."
+        )
+    return lines
 
 
 def _about_temperatures(found: EvaluationRecord) -> list[str]:
@@ -243,6 +324,7 @@ def as_markdown(found: EvaluationRecord) -> str:
         [f"- {in_markdown(line)}" for line in sentences(found)],
         ["## Classes", "", "Precision / recall, in per cent."],
         _markdown(["class", "images", *roles], class_rows(found)),
+        *_threshold_part(found),
         *(part for model in found.models for part in _confusion(model, found.data.classes)),
     ]
     if found.operating_point:
@@ -271,15 +353,24 @@ def as_markdown(found: EvaluationRecord) -> str:
     return "\n\n".join("\n".join(part) for part in [*parts, how])
 
 
+def _threshold_part(found: EvaluationRecord) -> list[list[str]]:
+    if not (rows := threshold_rows(found)):
+        return []
+    head = ["## Thresholds", "", "Of highest F1 on validation, and what they give on these images."]
+    return [head, _markdown(THRESHOLDS, rows)]
+
+
 def _confusion(model: EvaluatedModel, classes: Sequence[str]) -> list[list[str]]:
     """Format the confusion matrix, or the ten most frequent confusions of many classes."""
+    if model.labels:  # of classes that exclude each other
+        return []
     counts = model.test.confusion
     if counts is not None and len(classes) <= SHOWN:
         rows = [[name, *map(str, row)] for name, row in zip(classes, counts, strict=True)]
         head = [
             f"## Predictions of the {model.role}",
             "",
-            "TextRows: the true class; columns: the chosen one; images.",
+            "Rows: the true class; columns: the chosen one; images.",
         ]
         return [head, _markdown(["", *classes], rows)]
     if counts is None:

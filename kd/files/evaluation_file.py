@@ -46,63 +46,6 @@ class FlipMetrics(Record):
     nll: float
 
 
-class EvaluatedModel(Record):
-    """One of the nets.
-
-    Attributes:
-        stage: key in the store.
-        calibrated: None without validation images, or where no temperature fits.
-        flipped: None unless asked for.
-    """
-
-    role: str
-    net: str
-    params: int
-    stage: str
-    test: EvaluatedMetrics
-    calibrated: CalibratedMetrics | None
-    flipped: FlipMetrics | None
-
-
-class PairedDifference(Record):
-    """Two nets on the same images, by role.
-
-    Attributes:
-        difference: in accuracy, first - second; its interval and p as of
-            `kd.measure.metrics.paired_comparison`.
-        only_first, only_second: images that only one gets right, on which McNemar's test rests.
-    """
-
-    first: str
-    second: str
-    difference: float
-    difference_ci95: Interval
-    p_value: float
-    only_first: int
-    only_second: int
-
-
-class EvaluatedImages(Record):
-    """The evaluation set; see `kd.evaluation.evaluation_set.EvaluationSet`."""
-
-    name: str
-    root: str
-    part: str
-    other: bool
-    left_out: int
-    skipped: list[SkippedFile]
-    images: int
-    fingerprint: str
-    classes: list[str]
-
-
-class CalibrationImages(Record):
-    """How many validation images temperatures and thresholds were chosen on, or why on none."""
-
-    validation: int
-    reason: str | None
-
-
 class ThresholdMetrics(Record):
     """What a threshold does to some images: counts, and fractions with 95 % intervals (Wilson).
 
@@ -135,6 +78,98 @@ class ModelThreshold(Record):
     threshold: float
     validation: ThresholdMetrics
     test: ThresholdMetrics
+
+
+class TunedLabels(Record):
+    """Each class's threshold of highest F1 on validation, and the F1 of all that on these images.
+
+    Attributes:
+        per_class: None for a class without validation images; its threshold is 1/2.
+    """
+
+    per_class: list[ModelThreshold | None]
+    f1_macro: float | None
+    f1_macro_ci95: Interval | None
+    f1_micro: float
+    f1_micro_ci95: Interval | None
+
+
+class LabelMetrics(Record):
+    """Of multi-label data, beside the net's other metrics.
+
+    Attributes:
+        map_ci95, f1_macro_ci95, f1_micro_ci95: bootstrap over the images, at thresholds of 1/2.
+        average_precision: by class; None without images that have the label and others.
+        tuned: None without validation images.
+    """
+
+    map_ci95: Interval | None
+    f1_macro_ci95: Interval | None
+    f1_micro_ci95: Interval | None
+    average_precision: list[float | None]
+    tuned: TunedLabels | None
+
+
+class EvaluatedModel(Record):
+    """One of the nets.
+
+    Attributes:
+        stage: key in the store.
+        calibrated: None without validation images, or where no temperature fits.
+        flipped: None unless asked for.
+        labels: None but for multi-label data.
+    """
+
+    role: str
+    net: str
+    params: int
+    stage: str
+    test: EvaluatedMetrics
+    calibrated: CalibratedMetrics | None
+    flipped: FlipMetrics | None
+    labels: LabelMetrics | None = None
+
+
+class PairedDifference(Record):
+    """Two nets on the same images, by role.
+
+    Attributes:
+        difference: in accuracy, first - second; its interval and p as of
+            `kd.measure.metrics.paired_comparison`.
+        only_first, only_second: images that only one gets right, on which McNemar's test rests.
+        map_difference: of multi-label data, in mAP.
+    """
+
+    first: str
+    second: str
+    difference: float
+    difference_ci95: Interval
+    p_value: float
+    only_first: int
+    only_second: int
+    map_difference: float | None = None
+    map_difference_ci95: Interval | None = None
+
+
+class EvaluatedImages(Record):
+    """The evaluation set; see `kd.evaluation.evaluation_set.EvaluationSet`."""
+
+    name: str
+    root: str
+    part: str
+    other: bool
+    left_out: int
+    skipped: list[SkippedFile]
+    images: int
+    fingerprint: str
+    classes: list[str]
+
+
+class CalibrationImages(Record):
+    """How many validation images temperatures and thresholds were chosen on, or why on none."""
+
+    validation: int
+    reason: str | None
 
 
 class RequestedThreshold(Record):

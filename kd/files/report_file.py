@@ -314,12 +314,15 @@ class DoubtedLabel(Record):
     Attributes:
         place: position in the training part, from 0.
         label, chosen: classes, by place in the list of classes.
+        present: of multi-label data, whether the image has the label; `chosen` is then the same
+            class, and the teacher says the opposite.
     """
 
     place: int
     name: str
     label: int
     chosen: int
+    present: bool | None = None
     label_probability: float
     chosen_probability: float
 

@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy.stats import binomtest
-from sklearn.metrics import average_precision_score, f1_score, recall_score, roc_auc_score
+from sklearn.metrics import f1_score, recall_score, roc_auc_score
 from torch import Tensor, nn
 
 from kd.data.base import DataModule, Images
@@ -24,6 +24,7 @@ from kd.files.report_file import (
     ReliabilityBin,
 )
 from kd.log import waiting
+from kd.measure.label_metrics import mean_average_precision, with_both
 from kd.nets.build import normalization_of
 from kd.nets.pretrained_weights import Normalization
 from kd.ranks import current
@@ -222,9 +223,8 @@ def _multilabel_summary(logits: Tensor, labels: Tensor, teacher: Tensor | None) 
     chosen = decisions(logits, True)
     right = int(is_right(logits, labels).sum())
     interval = binomtest(right, len(labels)).proportion_ci(method="wilson")
-    answers = torch.stack([torch.zeros_like(scores), scores], -1).flatten(0, 1)
-    sureness = probability_metrics(answers, truth.flatten().long())
-    both = (truth.any(0) & ~truth.all(0)).nonzero()[:, 0].tolist()
+    sureness = probability_metrics(*single_answers(logits, labels))
+    both = with_both(labels)
     y = truth[:, both].int().numpy()
     s = scores[:, both].numpy()
     c = chosen[:, both].int().numpy()
@@ -237,11 +237,27 @@ def _multilabel_summary(logits: Tensor, labels: Tensor, teacher: Tensor | None) 
         ece=sureness.ece,
         agreement=None if agreement is None else float(agreement.double().mean()),
         auroc=float(roc_auc_score(y, s, average="macro")) if both else None,
-        map=float(average_precision_score(y, s, average="macro")) if both else None,
+        map=mean_average_precision(logits, labels),
         f1_macro=float(f1_score(y, c, average="macro", zero_division=0)) if both else None,
         f1_micro=float(f1_score(truth.int(), chosen.int(), average="micro", zero_division=0)),
         reliability=sureness.reliability,
     )
+
+
+def single_answers(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Make a question of each label of each image: logits [N * C, 2], and answers int64 [N * C].
+
+    Of one label an image nothing changes.
+
+    Args:
+        logits: [N, C].
+        labels: int64 [N], or 0 and 1 [N, C].
+    """
+    if labels.ndim == 1:
+        return logits, labels
+    scores = logits.double()
+    answers = torch.stack([torch.zeros_like(scores), scores], -1).flatten(0, 1)
+    return answers, labels.flatten().long()
 
 
 def probability_metrics(

@@ -47,6 +47,25 @@ def by_cost(scores: Tensor, positive: Tensor, miss_cost: float) -> float:
     return float(ordered[best]) if best < len(ordered) else float("inf")
 
 
+def by_f1(scores: Tensor, positive: Tensor) -> float:
+    """Find the threshold with the highest F1; of several the highest.
+
+    Args:
+        scores: float [N].
+        positive: bool [N], at least one true.
+
+    Returns:
+        one of the scores.
+    """
+    ordered, order = scores.sort(descending=True)
+    found = positive[order].double().cumsum(0)
+    given = torch.arange(1, len(scores) + 1, dtype=torch.float64)
+    f1 = 2 * found / (given + positive.sum())
+    last = torch.ones_like(positive)  # equal scores stay together
+    last[:-1] = ordered[1:] != ordered[:-1]
+    return float(ordered[int(torch.where(last, f1, -1.0).argmax())])
+
+
 def at_threshold(scores: Tensor, positive: Tensor, threshold: float) -> ThresholdMetrics:
     """Evaluate a threshold.
 
@@ -79,13 +98,26 @@ def _share(name: str, count: int, others: int) -> dict[str, float | Interval | N
     return {name: count / total, f"{name}_ci95": (float(interval.low), float(interval.high))}
 
 
-def positive_scores(logits: Tensor, label: int) -> Tensor:
+def has_class(labels: Tensor, label: int) -> Tensor:
+    """Return which images are of a class, bool [N].
+
+    Args:
+        labels: int64 [N], or 0 and 1 [N, C].
+        label: index of the class.
+    """
+    return labels[:, label] > 0 if labels.ndim == 2 else labels == label
+
+
+def positive_scores(logits: Tensor, label: int, several: bool = False) -> Tensor:
     """Compute the log odds of a class against all others, float64 [N]; 0 is probability 1/2.
 
     Args:
         logits: [N, C], C >= 2.
         label: index of the class.
+        several: whether an image may have several labels: the logit is then the log odds.
     """
     logits = logits.double()
+    if several:
+        return logits[:, label]
     others = torch.cat([logits[:, :label], logits[:, label + 1 :]], 1)
     return logits[:, label] - others.logsumexp(1)

@@ -28,6 +28,7 @@ from kd.measure.metrics import (
     confusions,
     probability_metrics,
     row_blocks,
+    single_answers,
     worst_of,
 )
 from kd.reports.fonts import give_letters
@@ -59,11 +60,15 @@ def figures_of_run(
         logits: per role, [N, C] for the test images.
         images: the test images; `images[i]` are the uint8 pixels [K, channels, height, width] at
             positions i [K].
-        labels: their classes, int64 [N]; of several labels [N, C], which have curves only.
+        labels: their classes, int64 [N]; of several labels [N, C], which have curves and
+            reliability only.
         classes: names.
     """
     yield "learning_curves", learning_curves(histories)
     if labels.ndim == 2:  # the others are of one class an image
+        for role, each in logits.items():
+            bins = probability_metrics(*single_answers(each, labels)).reliability
+            yield f"reliability/{role}", reliability_diagram(bins, role)
         return
     for role, each in logits.items():
         yield f"confusion/{role}", confusion_figure(labels, each.argmax(1), classes, role)
@@ -358,20 +363,23 @@ def to_picture(pixels: Tensor) -> NDArray[np.uint8]:
 
 
 def learning_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
-    """Plot validation accuracy and loss of each role by epoch; a level line without training.
+    """Plot validation accuracy, loss and mAP of each role by epoch; a level line without training.
 
     Without a validation part, accuracy and loss on the training views.
 
     Args:
         histories: per role one row per epoch with `epoch` (from 0), `val/acc` and `val/loss`.
     """
-    figure, both = new_figure(9.6, 4.0, columns=2)
+    several = any("val/map" in row for rows in histories.values() for row in rows)
+    columns = 2 + several
+    figure, panels = new_figure(4.8 * columns, 4.0, columns=columns)
     validated = any("val/acc" in row for rows in histories.values() for row in rows)
     part = "val" if validated else "train"
     losses = "cross-entropy in nats" if validated else "loss"
-    for axes, key, name in zip(
-        both, (f"{part}/acc", f"{part}/loss"), ("accuracy", losses), strict=True
-    ):
+    shown = {f"{part}/acc": "accuracy", f"{part}/loss": losses}
+    if several:
+        shown["val/map"] = "mAP"
+    for axes, (key, name) in zip(panels, shown.items(), strict=True):
         for role, rows in histories.items():
             style = {k: v for k, v in ROLES[role].items() if k != "hatch"}
             epochs = [row["epoch"] + 1 for row in rows]
@@ -385,9 +393,10 @@ def learning_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> F
         axes.set(xlabel="epoch", ylabel=f"{'validation' if validated else 'training'} {name}")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(color="#dddddd", linewidth=0.6)
-    both[0].yaxis.set_major_formatter(PercentFormatter(1))
-    both[1].set_ylim(bottom=0)
-    both[0].legend()
+    for axes in panels[::2]:
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
+    panels[1].set_ylim(bottom=0)
+    panels[0].legend()
     return figure
 
 

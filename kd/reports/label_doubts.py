@@ -1,5 +1,7 @@
 """Training images whose label the teacher doubts most, which are often labelled wrongly."""
 
+from collections.abc import Sequence
+
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -22,27 +24,29 @@ def label_doubts(teacher: StageResult | None, data: DataModule) -> LabelDoubts |
     Of many pixels an even part is asked about. The answers are stored with the teacher.
 
     Returns:
-        None without a teacher for all of the data's classes, and of multi-label data.
+        None without a teacher for all of the data's classes.
     """
-    if teacher is None or data.split.train.multilabel:
+    if teacher is None:
         return None
     images, places = sample(data)
     logits = logits_of(teacher, data, images)
     if logits.shape[1] != len(data.classes):
         return None
-    found = rank_doubts(logits, images.labels)
+    several = images.multilabel
+    ranked = rank_single_labels if several else rank_doubts
     return LabelDoubts(
         asked=len(images),
         most=[
             DoubtedLabel(
                 place=places[i],
                 name=images.names[i],
-                label=int(images.labels[i]),
+                label=chosen if several else int(images.labels[i]),
+                present=bool(images.labels[i, chosen]) if several else None,
                 chosen=chosen,
                 label_probability=own,
                 chosen_probability=other,
             )
-            for i, chosen, own, other in found
+            for i, chosen, own, other in ranked(logits, images.labels)
         ],
     )
 
@@ -80,6 +84,40 @@ def rank_doubts(
     ]
 
 
+def rank_single_labels(
+    logits: Tensor, labels: Tensor, most: int = SHOWN
+) -> list[tuple[int, int, float, float]]:
+    """Rank images by the one label of each, there or missing, that a net is surest to be wrong.
+
+    Args:
+        logits: [N, C].
+        labels: 0 and 1, [N, C]; rows of -1 for unlabelled images.
+        most: how many to return.
+
+    Returns:
+        for each its position, the class of that label, and the probabilities of what the label
+        says and of the opposite.
+    """
+    p = logits.double().sigmoid()
+    says = p.where(labels > 0, 1 - p)  # the probability of what each label says
+    apart = (1 - 2 * says).where((labels >= 0) & (says < 0.5), -1.0)
+    worst, label = apart.max(1)
+    order = worst.argsort(descending=True, stable=True)[:most].tolist()
+    return [
+        (i, int(label[i]), float(says[i, label[i]]), float(1 - says[i, label[i]]))
+        for i in order
+        if float(worst[i]) >= 0
+    ]
+
+
+def _words(doubt: DoubtedLabel, classes: Sequence[str]) -> tuple[str, str]:
+    """Return what the label says and what the teacher says."""
+    label = classes[doubt.label]
+    if doubt.present is None:
+        return label, classes[doubt.chosen]
+    return (label, f"no {label}") if doubt.present else (f"no {label}", label)
+
+
 def doubts_figure(doubts: LabelDoubts, data: DataModule) -> Figure | None:
     """Draw the images with their label and what the teacher sees; None if it doubts none."""
     count = len(doubts.most)
@@ -93,7 +131,7 @@ def doubts_figure(doubts: LabelDoubts, data: DataModule) -> Figure | None:
     for axes, each in zip(grid.flat, doubts.most, strict=False):
         (image,) = pixels[slice(each.place, each.place + 1)]
         axes.imshow(to_picture(image), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        label, chosen = (short_name(data.classes[i]) for i in (each.label, each.chosen))
+        label, chosen = map(short_name, _words(each, data.classes))
         axes.set_title(f"{label}?\n→ {chosen}, {100 * each.chosen_probability:.0f} %", fontsize=8)
     return figure
 
@@ -107,9 +145,9 @@ def doubt_lines(report: Report) -> list[str]:
         return [f"- The teacher agrees with the label of all {doubts.asked:,} images it was asked."]
     first = doubts.most[:LISTED]
     listed = "; ".join(
-        f"{each.name} ({classes[each.label]}, says {classes[each.chosen]} "
-        f"{100 * each.chosen_probability:.0f} %)"
+        f"{each.name} ({label}, says {chosen} {100 * each.chosen_probability:.0f} %)"
         for each in first
+        for label, chosen in [_words(each, classes)]
     )
     return [
         f"- Of {doubts.asked:,} training images that the teacher was asked about, it doubts the "

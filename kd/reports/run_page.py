@@ -46,9 +46,11 @@ def as_page(report: Report, figures: Mapping[str, Figure]) -> str:
 def quality_table(report: Report) -> Table:
     """Make the models' quality, one row each, measured on the test part except for one column."""
     words = ("", "net")
+    several = report.multilabel
+    balance = ("mAP, %", "macro F1, %") if several else ("balanced accuracy, %",)
     numbers = (
         "accuracy, % [95 %]",
-        "balanced accuracy, %",
+        *balance,
         "agrees with the teacher, %",
         "NLL, nats",
         "ECE, %",
@@ -58,11 +60,13 @@ def quality_table(report: Report) -> Table:
         test = model.test
         low, high = (100 * bound for bound in test.accuracy_ci95)
         accuracy = Cell(f"{100 * test.accuracy:.2f} [{low:.1f}, {high:.1f}]", test.accuracy)
-        balanced, agreement, ece = map(_percent, (test.balanced_accuracy, test.agreement, test.ece))
+        shares = (test.map, test.f1_macro) if several else (test.balanced_accuracy,)
+        balanced = map(_percent, shares)
+        agreement, ece = map(_percent, (test.agreement, test.ece))
         nll = Cell(f"{test.nll:.3f}", test.nll)
         best = _percent(model.val.best)
         cells.append(
-            [Cell(model.role), Cell(model.net), accuracy, balanced, agreement, nll, ece, best]
+            [Cell(model.role), Cell(model.net), accuracy, *balanced, agreement, nll, ece, best]
         )
     return Table((*words, *numbers, "validation accuracy, %"), cells, words=(0, 1))
 

@@ -457,6 +457,8 @@ def _keep(net: nn.Module, data: DataModule, folder: Path, stage: Stage) -> Train
         "val/loss": found.nll,
         "seconds": 0.0,
     }
+    if found.map is not None:
+        row["val/map"] = found.map
     curves = folder / "tensorboard"
     with writing(curves, "the curves"), SummaryWriter(str(curves)) as events:
         for name in ("val/acc", "val/loss"):

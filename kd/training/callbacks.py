@@ -79,8 +79,9 @@ class History(Callback):
         """Return the trainer's current metrics, and the seconds of training so far."""
         seconds = self.before + time.perf_counter() - self.started
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        if math.isnan(metrics.get("train/acc", 0.0)):  # no image of a short epoch had a label
-            del metrics["train/acc"]
+        for name in ("train/acc", "val/map"):  # no image had a label
+            if math.isnan(metrics.get(name, 0.0)):
+                del metrics[name]
         if isinstance(self.losses, Tensor):
             metrics["train/loss"] = float(trainer.strategy.reduce(self.losses / self.steps))
         return {"epoch": epoch, **metrics, "seconds": round(seconds, 3)}

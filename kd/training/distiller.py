@@ -14,11 +14,12 @@ from kd.data.base import Batch
 from kd.data.epoch_views import EpochViews
 from kd.data.views import normalize, to_unit
 from kd.log import console
+from kd.measure.label_metrics import MeanAveragePrecision
 from kd.measure.metrics import is_right
 from kd.nets.hooks import FeatureHooks, NetOutput, as_signals
 from kd.teachers.live_teacher import Teacher
 from kd.training.finite import finite
-from kd.training.label_loss import accuracy, label_loss
+from kd.training.label_loss import accuracy, is_multilabel, label_loss
 from kd.training.layout import layout_of, to_layout
 from kd.training.memory import keep_memory
 from kd.training.objective import Objective
@@ -69,6 +70,7 @@ class Distiller(L.LightningModule):
         self.train_acc = MeanMetric()
         self.val_loss = MeanMetric()
         self.val_acc = MeanMetric()
+        self.val_map = MeanAveragePrecision()
         self.val_agreement = MeanMetric()
 
     def on_fit_start(self) -> None:
@@ -128,6 +130,9 @@ class Distiller(L.LightningModule):
         self.val_acc(is_right(logits, target).float().mean(), len(target))
         self.log("val/loss", self.val_loss)
         self.log("val/acc", self.val_acc, prog_bar=True)
+        if is_multilabel(target):
+            self.val_map.update(logits, target)
+            self.log("val/map", self.val_map)
         if self.reference is not None:
             agrees = logits.argmax(1) == self.reference.to(self.device)[index]
             self.val_agreement(agrees.float().mean(), len(target))
