@@ -147,10 +147,10 @@ class Cache:
         """
         if self.mode != "auto":
             return self.mode
-        room = min(self.limit * GB, FILL * shutil.disk_usage(_existing(entry)).free)
-        chosen: Mode = "disk" if (entry / "pixels.npy").exists() or size <= room else "stream"
-        if size <= LARGE:
-            chosen = "ram"
+        chosen: Mode = "ram"
+        if size > LARGE:
+            room = min(self.limit * GB, FILL * shutil.disk_usage(_existing(entry)).free)
+            chosen = "disk" if (entry / "pixels.npy").exists() or size <= room else "stream"
         amount = f"{size / GB:.1f} GB" if size >= GB else f"{math.ceil(size / 1e6)} MB"
         say(f"data.cache=auto: {chosen}, as the images take {amount} once decoded")
         return chosen
