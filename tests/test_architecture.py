@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
+from graphlib import TopologicalSorter
 from itertools import pairwise
 from pathlib import Path
 
@@ -176,6 +177,17 @@ def test_folders_import_only_those_below_them(path: Path) -> None:
     others = {f"{name}.".split(".")[1] for name in _imports(path) if name.startswith("kd.")} - {own}
     commands = len(FLOORS)
     assert all(floor.get(each, commands) < floor.get(own, commands + 1) for each in others)
+
+
+def test_no_two_files_import_each_other() -> None:
+    """Imports for type checkers alone count too."""
+    names = {
+        ".".join(path.relative_to(KD.parent).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in FILES
+    }
+    graph = {name: (_imports(path) & set(names)) - {name} for name, path in names.items()}
+    assert sum(map(len, graph.values())) > 500
+    TopologicalSorter(graph).prepare()
 
 
 @pytest.mark.slow

@@ -558,7 +558,7 @@ def test_bad_input_is_one_message(
 
     monkeypatch.setattr("urllib.request.urlopen", no_network)
     if "trainer" not in typed:  # Lightning reports its options when a stage starts
-        monkeypatch.setattr("kd.stages.stage._train", no_training)
+        monkeypatch.setattr("kd.stages.complete._train", no_training)
     out = tmp_path / "out"
     torch.set_num_threads(1)
     with unchanged(lab):

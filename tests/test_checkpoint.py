@@ -30,8 +30,9 @@ from kd.nets.wide_resnet import WideResNet
 from kd.runs.preflight import preflight
 from kd.runs.run import run
 from kd.stages.chain import chain_of
+from kd.stages.complete import complete
 from kd.stages.result import load_net
-from kd.stages.stage import complete, make_stage
+from kd.stages.stage import make_stage
 
 Make = Callable[..., Config]
 State = dict[str, Tensor]

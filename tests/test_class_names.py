@@ -20,8 +20,9 @@ from kd.files.class_names import names_from_config, names_in, outputs_for
 from kd.files.store import StageResult, Store
 from kd.nets.mlp import MLP
 from kd.runs.run import run
+from kd.stages.complete import complete
 from kd.stages.result import load_net
-from kd.stages.stage import complete, make_stage
+from kd.stages.stage import make_stage
 from kd.teachers.diagnosis import knows_validation, other_order
 
 TEN = [str(digit) for digit in range(10)]

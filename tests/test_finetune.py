@@ -22,7 +22,8 @@ from kd.nets.mlp import MLP
 from kd.nets.resnet import ResNet
 from kd.runs.run import run
 from kd.shape import Shape
-from kd.stages.stage import Stage, complete, make_stage
+from kd.stages.complete import complete
+from kd.stages.stage import Stage, make_stage
 from kd.training.distiller import Distiller
 
 Make = Callable[..., Config]

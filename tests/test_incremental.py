@@ -17,8 +17,8 @@ from kd.config.construct import construct
 from kd.files.store import Store
 from kd.measure.metrics import predict_logits
 from kd.runs.reader import open_run
+from kd.stages.complete import complete
 from kd.stages.result import load_net
-from kd.stages.stage import complete
 from kd.summary import write_summary
 from kd.tasks.exemplars import features_of
 from kd.tasks.run import TaskSchedule, run

@@ -24,8 +24,9 @@ from kd.nets.onnx_graph import OnnxGraph
 from kd.runs.reader import open_run
 from kd.runs.run import run
 from kd.stages.chain import chain_of
+from kd.stages.complete import complete
 from kd.stages.result import load_net, load_teacher
-from kd.stages.stage import complete, make_stage
+from kd.stages.stage import make_stage
 
 HIDDEN = ("student.net.hidden=[8]",)
 PLAIN = "teacher.normalization={mean: [0.0], std: [1.0]}"

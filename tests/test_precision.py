@@ -21,7 +21,8 @@ from kd.nets.resnet import ResNet
 from kd.nets.resnet_cifar import ResNetCIFAR
 from kd.runs.run import run
 from kd.stages.chain import chain_of
-from kd.stages.stage import complete, make_stage
+from kd.stages.complete import complete
+from kd.stages.stage import make_stage
 from kd.teachers.frozen_teacher import FrozenTeacher
 from kd.teachers.live_teacher import LiveTeacher
 from kd.training.callbacks import RemainingTime

@@ -34,8 +34,9 @@ from kd.nets.pretrained_weights import for_gray
 from kd.nets.torchvision import pretrained_weights, torchvision_net
 from kd.runs.run import run
 from kd.shape import Shape
+from kd.stages.complete import complete
 from kd.stages.result import load_net, load_teacher
-from kd.stages.stage import complete, make_stage
+from kd.stages.stage import make_stage
 from kd.training.distiller import Distiller
 from kd.training.loss_spec import read_loss
 from kd.training.objective import Objective

@@ -20,8 +20,9 @@ from kd.nets.batch_norms import still_norms
 from kd.nets.timm import timm_net
 from kd.nets.torchvision import torchvision_net
 from kd.nets.weights import load_weights
+from kd.stages.complete import complete
 from kd.stages.result import load_net
-from kd.stages.stage import complete, make_stage
+from kd.stages.stage import make_stage
 
 DATA = Path(os.environ.get("KD_DATA_DIR", "data"))
 WEIGHTS = DATA / "weights"

@@ -20,8 +20,9 @@ from kd.files.store import StageResult, Store, checksum, key_of
 from kd.files.writing import whole
 from kd.measure.metrics import predict_logits
 from kd.stages.chain import chain_of
+from kd.stages.complete import complete
 from kd.stages.result import logits_of
-from kd.stages.stage import complete, make_stage
+from kd.stages.stage import make_stage
 
 Make = Callable[..., Config]
 

@@ -107,7 +107,7 @@ def test_the_others_are_refused_in_one_message(
     def no_training(*_: object) -> None:
         raise AssertionError("nothing may be trained")
 
-    monkeypatch.setattr("kd.stages.stage._train", no_training)
+    monkeypatch.setattr("kd.stages.complete._train", no_training)
     out = f"output_dir={tmp_path}"
     assert exit_code("train", *SMALL, out, f"trainer.{name}={value}") == 2
     said = capsys.readouterr().err.splitlines()

@@ -31,7 +31,6 @@ from processes import Process
 
 import kd.stages.answers
 import kd.stages.result
-import kd.stages.stage
 import kd.tuning.search
 from kd.config.checking import check_as
 from kd.config.construct import construct
@@ -39,8 +38,9 @@ from kd.config.schema import check
 from kd.data.base import DataModule
 from kd.errors import DropRequest, StopRequest, UserError
 from kd.files.stage_record import BestAndLast
-from kd.files.store import Store
-from kd.stages.stage import complete, make_stage
+from kd.files.store import StageResult, Store
+from kd.stages.complete import complete
+from kd.stages.stage import make_stage
 from kd.tuning.compare import gain_on_test, spread
 from kd.tuning.request import Tuning, typed_space
 from kd.tuning.space import read_space, text_of
@@ -268,7 +268,7 @@ def fake_curves(monkeypatch: pytest.MonkeyPatch, curves: Sequence[Sequence[float
 
     def fake(stage: Any, store: Any, data: Any, *, watch: Callable[..., None] | None = None) -> Any:
         if stage.name != "distill":
-            return kd.stages.stage.StageResult("key", Path(), {}), False
+            return StageResult("key", Path(), {}), False
         history = [
             {"epoch": i, "train/loss": 1.0, "val/acc": value} for i, value in enumerate(next(left))
         ]
@@ -278,7 +278,7 @@ def fake_curves(monkeypatch: pytest.MonkeyPatch, curves: Sequence[Sequence[float
         best = max(history, key=lambda row: row["val/acc"])
         val = BestAndLast(best=best, last=history[-1])
         record = SimpleNamespace(val=val, history=history)
-        return kd.stages.stage.StageResult("key", Path(), record), False  # type: ignore[arg-type]
+        return StageResult("key", Path(), record), False  # type: ignore[arg-type]
 
     monkeypatch.setattr("kd.tuning.evaluation.complete", fake)
     monkeypatch.setattr("kd.tuning.evaluation.Evaluation.teachers", lambda *args: None)

@@ -22,9 +22,10 @@ from kd.data.duplicates import Duplicates, find_duplicates
 from kd.data.folder import find_images, omission_note, plain
 from kd.data.image_bytes import EncodedImages, ImagePaths
 from kd.data.images import Images, Pixels, Source, Split
+from kd.data.other_source import sized_source
 from kd.data.parts import assert_apart, check_counts, hold_out, long_tail, strata, stratify
 from kd.data.rare_classes import BALANCE, check_balance, class_shares
-from kd.data.teacher_images import at_teacher_size, other_source, reads_of_teacher
+from kd.data.teacher_images import reads_of_teacher, split_as_read, with_labels_of
 from kd.data.texts import Texts
 from kd.data.transfer import (
     OMITTED,
@@ -32,6 +33,7 @@ from kd.data.transfer import (
     Labels,
     Sees,
     check_labels,
+    check_sees_all,
     labels_to_keep,
     omitted_labels,
 )
@@ -424,7 +426,7 @@ class DataModule(ABC):
     @property
     def teacher_reads(self) -> dict[str, Any] | None:
         """How the teacher reads images, for `kd.data.rendering.as_read`; None: as the student."""
-        return reads_of_teacher(self)
+        return reads_of_teacher(self.teacher_reading, self.reading, self.shape)
 
     @cached_property
     def teacher_shape(self) -> Shape:
@@ -439,14 +441,46 @@ class DataModule(ABC):
 
     @cached_property
     def _of_teacher(self) -> "DataModule":
-        """The other source that the teacher trains on."""
+        """The other source that the teacher trains on, with the labels of this data.
+
+        Raises:
+            UserError: it has other classes, or shows the teacher only some labels.
+        """
         assert self.teacher_data is not None
-        return other_source(DataModule, self.teacher_data, self)
+        where = "teacher.data"
+        other = sized_source(DataModule, self.teacher_data, where, self.shape)
+        check_sees_all(other, where)
+        test = self.split.test
+        other.split = with_labels_of(
+            other.split, self.classes, self.shape, test, self._drops_test_images
+        )
+        for text in other.notes:
+            self.note(f"{where}: {text}")
+        return other
+
+    def _drops_test_images(self, found: str) -> bool:
+        """Whether the teacher's training images that are in test too are left out."""
+        if self.on_duplicate == "stop":
+            raise UserError(
+                f"data.on_duplicate: found {found}. Set it to warn, or to drop, which leaves "
+                "them out"
+            )
+        drop: bool = self.on_duplicate == "drop"
+        self.note(f"{found}; {'dropped' if drop else 'data.on_duplicate=drop leaves them out'}")
+        return drop
 
     @cached_property
     def _for_teacher(self) -> "DataModule":
         """The images that the teacher trains on, at its own size."""
-        return at_teacher_size(self.teacher_source, self.teacher_reads)
+        source = self.teacher_source
+        reads = self.teacher_reads
+        if reads is None:
+            return source
+        found = source.with_split(split_as_read(source.split, reads))
+        found.statistics = source.statistics  # they hardly depend on the size
+        found.reading = Reading(**{k: v for k, v in reads.items() if k != "image_size"})
+        found._for_teacher = found
+        return found
 
     @cached_property
     def _transfer(self) -> "DataModule":

@@ -22,6 +22,9 @@ WEIGHTS = "weights.safetensors"  # the net's, in a stage's folder
 # The net's weights of the epoch that is not kept: the last, or the best on validation
 OTHER_EPOCH = "other_epoch.safetensors"
 
+# Parameters of the stage's loss, where it has any, for a stage that starts from it
+LEARNED = "learned.safetensors"
+
 
 @dataclass(frozen=True)
 class StageResult:

@@ -14,7 +14,8 @@ from kd.data.base import DataModule
 from kd.files.run_folder import RunFolder
 from kd.files.store import StageResult, Store
 from kd.files.writing import writable, writing
-from kd.stages.stage import Stage, complete
+from kd.stages.complete import complete
+from kd.stages.stage import Stage
 
 
 class RunFrame:

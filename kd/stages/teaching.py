@@ -1,13 +1,11 @@
 """A finished stage as the teacher of another, with stored answers if possible."""
 
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 
 from kd.data.base import DataModule
 from kd.data.rendering import as_read
-from kd.errors import UserError
 from kd.files.store import StageResult, key_of
 from kd.log import say
 from kd.nets.hooks import kinds_of
@@ -16,35 +14,20 @@ from kd.shape import Shape
 from kd.stages.answers import as_teacher, only_answers
 from kd.stages.code_hash import code_of
 from kd.stages.result import classes_of, load_net, load_teacher
+from kd.stages.stage import Stage
 from kd.teachers.answer_record import AnswerRecord, Sizes, sizes_of
 from kd.teachers.cached_teacher import CachedTeacher
 from kd.teachers.feature_teacher import FeatureTeacher
 from kd.teachers.fused_teacher import FusedTeacher
 from kd.teachers.live_teacher import LiveTeacher, Teacher
 from kd.teachers.sized_teacher import SizedTeacher, TeacherViews
+from kd.teachers.top_answers import checked_top_k
 from kd.teachers.view_files import Room, ViewFiles
-
-if TYPE_CHECKING:
-    from kd.stages.stage import Stage
 
 GB = 1e9
 
 
-def checked_top_k(top_k: int, classes: int) -> int:
-    """Return how many logits of the teacher are kept.
-
-    Raises:
-        UserError: there are not more classes than that.
-    """
-    if top_k >= classes:
-        raise UserError(
-            f"teacher.top_k: found {top_k}, but the teacher has {classes} classes; accepted are "
-            f"1 to {classes - 1}, or null, which keeps all"
-        )
-    return top_k
-
-
-def teacher_of(stage: "Stage", result: StageResult, data: DataModule) -> Teacher:
+def teacher_of(stage: Stage, result: StageResult, data: DataModule) -> Teacher:
     """Return a finished stage as a teacher, with stored outputs if possible."""
     if only_answers(result):
         return as_teacher(load_net(result), data)
@@ -68,7 +51,7 @@ def teacher_of(stage: "Stage", result: StageResult, data: DataModule) -> Teacher
     return CachedTeacher(live, views, files=files, needed=needed)
 
 
-def _live(stage: "Stage", result: StageResult) -> tuple[LiveTeacher, Sizes | None]:
+def _live(stage: Stage, result: StageResult) -> tuple[LiveTeacher, Sizes | None]:
     """Return the teacher to ask, and the sizes of its stored features; None if nothing is stored.
 
     Features that are not stored need the net in each step, which gives the logits too.
@@ -89,7 +72,7 @@ def _live(stage: "Stage", result: StageResult) -> tuple[LiveTeacher, Sizes | Non
     return seen, sizes_of(seen(torch.zeros(1, *shape.pixels), torch.zeros(1), 0))
 
 
-def _key(stage: "Stage", result: StageResult, data: DataModule, record: AnswerRecord) -> str:
+def _key(stage: Stage, result: StageResult, data: DataModule, record: AnswerRecord) -> str:
     """Return a hash of all that the answers depend on, except the view's number."""
     net = result.record.spec.net
     reads = result.record.spec.reads

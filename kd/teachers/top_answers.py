@@ -10,6 +10,8 @@ import math
 import torch
 from torch import Tensor
 
+from kd.errors import UserError
+
 
 def spread_rest(logits: Tensor, k: int) -> Tensor:
     """Keep the K largest logits of each row; the others get one value.
@@ -61,3 +63,17 @@ def divergence_bound(spread: Tensor, k: int, temperature: float = 1.0) -> Tensor
     share = torch.sigmoid(torch.maximum(equal, extreme) - of_kept)
     ratio = torch.logaddexp(of_kept, equal) - torch.logaddexp(of_kept, extreme)
     return share * (least - rest) / temperature + ratio.clamp(min=0)
+
+
+def checked_top_k(top_k: int, classes: int) -> int:
+    """Return how many logits of the teacher are kept.
+
+    Raises:
+        UserError: there are not more classes than that.
+    """
+    if top_k >= classes:
+        raise UserError(
+            f"teacher.top_k: found {top_k}, but the teacher has {classes} classes; accepted are "
+            f"1 to {classes - 1}, or null, which keeps all"
+        )
+    return top_k

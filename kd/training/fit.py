@@ -18,7 +18,7 @@ from kd.errors import DivergedError, StopRequest, UserError
 from kd.files.checkpoints import last_good, read_checkpoint, remove_checkpoint
 from kd.files.locks import check_exclusion
 from kd.files.stage_record import BestAndLast, StageSpec, TrainingOutcome
-from kd.files.store import OTHER_EPOCH, WEIGHTS
+from kd.files.store import LEARNED, OTHER_EPOCH, WEIGHTS
 from kd.files.tensors import save_tensors
 from kd.files.writing import writing
 from kd.log import say
@@ -143,7 +143,7 @@ def _outcome(objective: Objective, spec: StageSpec, folder: Path) -> TrainingOut
     if best is not end:
         save_tensors(_under("net.", other["state_dict"]), folder / OTHER_EPOCH)
     if found := objective.learned_state(_under("objective.", state)):
-        save_tensors(found, folder / "learned.safetensors")
+        save_tensors(found, folder / LEARNED)
     for name in (LAST, BEST):
         remove_checkpoint(folder / name)
     return TrainingOutcome(

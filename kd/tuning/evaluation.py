@@ -16,8 +16,9 @@ from kd.files.store import StageResult, Store
 from kd.runs.preflight import preflight
 from kd.stages.batch import suit_to_data
 from kd.stages.chain import StagePlan
+from kd.stages.complete import complete
 from kd.stages.open_data import open_data, source_key
-from kd.stages.stage import Stage, complete, make_stage
+from kd.stages.stage import Stage, make_stage
 from kd.training.devices import world_size
 
 
