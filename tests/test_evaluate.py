@@ -276,6 +276,16 @@ def test_nothing_is_left_of_what_the_nets_have_seen(finished: Path, photos: Path
         of_other(node, CLASSES, Shape(1, 8, 10), own)
 
 
+def test_the_data_of_a_run_that_an_earlier_kd_made(finished: Path, tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    old.mkdir()
+    report = json.loads((finished / "report.json").read_text())
+    report["config"]["data"]["cache"] = None  # accepted then
+    (old / "report.json").write_text(json.dumps(report))
+    with pytest.raises(UserError, match=r"by this version of kd; name the data anew.*data.cache"):
+        open_run(old).data()
+
+
 def test_a_run_that_was_moved_alone(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -180,7 +180,13 @@ class FinishedRun:
 
         node = {**self.report.origin.data, **changes}
         check_allowlist(node, "data", f"{self.folder}: its config", self.trust)
-        data = construct(node, "data")
+        try:
+            data = construct(node, "data")
+        except UserError as error:
+            raise type(error)(
+                f"{self.folder}: the data in its config cannot be built by this version of kd; "
+                f"name the data anew, as in data=digits. {error}"
+            ) from error
         if not isinstance(data, DataModule):
             raise UserError(
                 f"{self.folder}: its config names {node['_target_']!r}, which is no data set"
