@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from kd.data.batches import Batch, EpochOrder, Gather, GatherViews, InOrder, InViews, Loader
 from kd.data.cache import Cache, Mode
 from kd.data.decode import Reading
-from kd.data.duplicates import Duplicates, find_duplicates
+from kd.data.duplicates import Duplicates, OnDuplicate, apply_policy, find_duplicates
 from kd.data.folder import find_images, omission_note, plain
 from kd.data.image_bytes import EncodedImages, ImagePaths
 from kd.data.images import Images, Pixels, Source, Split
@@ -52,7 +52,6 @@ __all__ = [
 ]
 
 OnBad = Literal["stop", "skip"]
-OnDuplicate = Literal["warn", "drop", "stop"]
 Weights = Literal["balanced"]
 Order = Literal["balanced"]
 T = TypeVar("T")
@@ -263,7 +262,8 @@ class DataModule(ABC):
         """
         source = self.read()
         self.source_names = source.train.names
-        source, pool = self._distinct(source)
+        pool = self._pool(source.train)
+        source, pool, self.duplicates = apply_policy(source, pool, self.on_duplicate, self.note)
         rest = source.train
         val = source.val
         test = source.test
@@ -296,44 +296,6 @@ class DataModule(ABC):
             _, kept = stratify(strata(rest.labels), self.limit, "limited training", self.split_seed)
             rest = rest.at(kept)
         return Split(rest, val, test, source.classes, pool)
-
-    def _distinct(self, source: Source) -> tuple[Source, Images | None]:
-        """Return the source and the unlabelled images after `on_duplicate`."""
-        pool = self._pool(source.train)
-        given = {
-            "train": source.train,
-            "validation": source.val,
-            "test": source.test,
-            "unlabeled": pool,
-        }
-        parts = {name: part for name, part in given.items() if part is not None}
-        self.duplicates, kept = find_duplicates(parts)
-        text = self.duplicates.text({name: len(part) for name, part in parts.items()})
-        if text and self.on_duplicate == "stop":
-            raise UserError(
-                f"data.on_duplicate: found {text}. Repair the folders, or set "
-                "data.on_duplicate to warn, or to drop, which takes them out of train"
-            )
-        if not text or self.on_duplicate == "warn":
-            if text:
-                self.note(f"{text}; data.on_duplicate=drop takes them out of train")
-            return source, pool
-        left = {name: part.at(kept[name]) for name, part in parts.items()}
-        for name in {"train", "validation"} & set(left):
-            labels = left[name].labels
-            counts = torch.bincount(labels.flatten(), minlength=len(source.classes))
-            if labels.ndim == 1 and (counts == 0).any():
-                lost = source.classes[int(counts.argmin())]
-                raise UserError(
-                    f"data.on_duplicate: drop leaves no image of class {lost!r} in {name}; "
-                    f"found {text}"
-                )
-        dropped = {name: len(parts[name]) - len(left[name]) for name in parts if name != "test"}
-        self.duplicates = replace(self.duplicates, dropped={k: n for k, n in dropped.items() if n})
-        out = ", ".join(f"{n} of {name}" for name, n in self.duplicates.dropped.items())
-        self.note(f"{text}; dropped: {out or 'none, as test stays whole'}")
-        whole = replace(source, train=left["train"], val=left.get("validation"))
-        return whole, left.get("unlabeled")
 
     def _note_split_copies(self, parts: Mapping[str, Images]) -> None:
         """Note where the split separates copies of an image.

@@ -1,15 +1,19 @@
 """Images that occur more than once, pixel for pixel at the size the nets see."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import combinations
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from kd.data.images import Images
+from kd.data.images import Images, Source
 from kd.data.parts import same_pixels
+from kd.errors import UserError
+
+OnDuplicate = Literal["warn", "drop", "stop"]
 
 PARTS = ("test", "validation", "train", "unlabeled")  # duplicates are dropped from the later part
 
@@ -85,6 +89,52 @@ def find_duplicates(parts: Mapping[str, Images]) -> tuple[Duplicates, dict[str, 
         [_example(pair, pictures, parts) for pair, count in across.items() if count],
     )
     return found, {name: _rows_to_keep(name, pictures, torn) for name in names}
+
+
+def apply_policy(
+    source: Source, pool: Images | None, policy: OnDuplicate, note: Callable[[str], None]
+) -> tuple[Source, Images | None, Duplicates]:
+    """Apply `data.on_duplicate` to a source and its unlabelled images, and tell what was found.
+
+    Args:
+        pool: the unlabelled images.
+        note: receives a remark for people, where there are duplicates.
+
+    Returns:
+        the source and the unlabelled images, after `drop` without what it drops; the counts.
+
+    Raises:
+        UserError: there are duplicates and `policy` is `stop`, or `drop` empties a class.
+    """
+    given = {"train": source.train, "validation": source.val, "test": source.test}
+    parts = {name: part for name, part in (given | {"unlabeled": pool}).items() if part is not None}
+    found, kept = find_duplicates(parts)
+    text = found.text({name: len(part) for name, part in parts.items()})
+    if not text:
+        return source, pool, found
+    if policy == "stop":
+        raise UserError(
+            f"data.on_duplicate: found {text}. Repair the folders, or set data.on_duplicate to "
+            "warn, or to drop, which takes them out of train"
+        )
+    if policy == "warn":
+        note(f"{text}; data.on_duplicate=drop takes them out of train")
+        return source, pool, found
+    left = {name: part.at(kept[name]) for name, part in parts.items()}
+    for name in {"train", "validation"} & set(left):
+        labels = left[name].labels
+        counts = torch.bincount(labels.flatten(), minlength=len(source.classes))
+        if labels.ndim == 1 and (counts == 0).any():
+            lost = source.classes[int(counts.argmin())]
+            raise UserError(
+                f"data.on_duplicate: drop leaves no image of class {lost!r} in {name}; found {text}"
+            )
+    counted = {name: len(parts[name]) - len(left[name]) for name in parts if name != "test"}
+    dropped = {name: count for name, count in counted.items() if count}
+    out = ", ".join(f"{count} of {name}" for name, count in dropped.items())
+    note(f"{text}; dropped: {out or 'none, as test stays whole'}")
+    whole = replace(source, train=left["train"], val=left.get("validation"))
+    return whole, left.get("unlabeled"), replace(found, dropped=dropped)
 
 
 def _example(pair: str, pictures: Mapping[str, np.ndarray], parts: Mapping[str, Images]) -> str:
