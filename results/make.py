@@ -364,16 +364,17 @@ def collect(name: str) -> None:
     """Write a table's CSV from its finished runs."""
     spec = specs()[name]
     output = Path(os.environ.get("KD_OUTPUT_DIR", ROOT / "outputs"))
-    folders = [str(output / folder) for folder in spec.folders]
+    folders = [output / folder for folder in spec.folders]
     subprocess.run(
-        [sys.executable, "-m", "kd.report", *folders],
+        [sys.executable, "-m", "kd.report", *map(str, folders)],
         check=True,
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
     )
-    lines = list(csv.DictReader((Path(folders[0]) / "summary.csv").open()))
+    lines = list(csv.DictReader((folders[0] / "summary.csv").open()))
     for line in lines:
-        line |= measured(Path(folders[0]) / line["name"])
+        for folder in folders:
+            line |= measured(folder / line["name"])
     shown = [asked.partition(" ")[0] for asked in spec.columns.values()]
     columns = dict.fromkeys([*spec.rows, *KEPT, *(each for each in shown if each != "n")])
     with (HERE / f"{name}.csv").open("w") as file:
