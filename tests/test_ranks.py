@@ -1,14 +1,16 @@
 """Several processes of one launch: what torchrun and srun start, and how it ends."""
 
 import fcntl
+import importlib.util
 import json
 import os
+import pickle
 import re
 import resource
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,7 +29,7 @@ import kd.ranks
 from kd.config.schema import check
 from kd.data.digits import Digits
 from kd.data.images import Images
-from kd.errors import CommandError, UserError
+from kd.errors import CommandError, DropRequest, UserError
 from kd.files.checkpoints import WholeCheckpoints, last_good, remove_checkpoint
 from kd.files.locks import check_exclusion, hold
 from kd.measure.metrics import ask
@@ -35,6 +37,7 @@ from kd.ranks import Launch, find_launch, on_all_ranks
 from kd.stages.chain import chain_of
 from kd.stages.stage import make_stage
 from kd.stages.try_out import depends_on_batch
+from kd.training.callbacks import History
 from kd.training.devices import devices_of, resolve_devices, world_size
 from kd.training.processes import _launches, on_devices
 from kd.training.trainer import construct_trainer
@@ -141,6 +144,14 @@ def test_fsdp_is_lightnings_and_its_checkpoint_is_one_file(
 
 
 @pytest.mark.usefixtures("two_gpus")
+@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is not None, reason="has DeepSpeed")
+def test_deepspeed_asks_for_its_package(launched: Callable[[int, int], None]) -> None:
+    launched(2, 2)
+    with pytest.raises(UserError, match="pip install -U deepspeed"):
+        construct_trainer({"accelerator": "gpu", "strategy": "deepspeed_stage_2"})
+
+
+@pytest.mark.usefixtures("two_gpus")
 @pytest.mark.parametrize("strategy", ["fsdp", "deepspeed_stage_2"])
 def test_shards_need_a_launcher(strategy: str) -> None:
     line = f"torchrun --nproc-per-node 2 -m kd.train trainer.strategy={strategy} "
@@ -160,6 +171,24 @@ def test_shards_need_a_launcher(strategy: str) -> None:
 )
 def test_how_many_devices_are_asked_for(asked: dict[str, Any], count: int) -> None:
     assert devices_of({"accelerator": "cpu", **asked}) == count
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"devices": [0, 1]}, r"trainer.devices: found \[0, 1\] on a cpu; a list names GPUs"),
+        ({"num_nodes": 2}, r"trainer.num_nodes: found 2 in a .* --nnodes 2 --nproc-per-node 1 "),
+        ({"strategy": "ddp", "devices": 3, "num_nodes": 2}, "--nproc-per-node 3 .* trainer=ddp"),
+        ({"strategy": "fsdp"}, "trainer.strategy: found 'fsdp' on a cpu"),
+        ({"strategy": "deepspeed_stage_2"}, "trainer.strategy: found 'deepspeed_stage_2' on a cpu"),
+    ],
+)
+def test_what_cannot_be_started_is_refused_before_anything_is_read(
+    asked: dict[str, Any], message: str
+) -> None:
+    """So it is refused too where all stages are done, and no Trainer is built."""
+    with pytest.raises(UserError, match=message):
+        chain_of(check(composed()).model_copy(update={"trainer": {"accelerator": "cpu", **asked}}))
 
 
 def test_each_process_of_a_list_of_devices_has_its_own() -> None:
@@ -413,6 +442,7 @@ FAULTS: dict[str, tuple[Callable[[Process, list[int]], None], int]] = {
     "launcher killed": (lambda run, _: run.send_signal(signal.SIGKILL), -signal.SIGKILL),
     "SIGTERM to the job": (lambda run, _: run.send_signal(signal.SIGTERM), 1),
     "--max-restarts": (lambda _, ranks: kill(ranks[1]), 0),
+    "rank 0's disk full": (lambda _, ranks: fill_disk(ranks[0]), 1),
     "rank 1's disk full": (lambda _, ranks: fill_disk(ranks[1]), 0),
     # Without a launcher: the second process, and the command itself, which is rank 0.
     "alone, rank 1 killed": (lambda _, ranks: kill(*ranks), 1),
@@ -464,6 +494,29 @@ def test_a_fault_ends_all_ranks_and_the_same_command_goes_on(
             assert "goes on" not in each.stderr
     weights = results(tmp_path)[1]["baseline"]
     assert all(torch.equal(weights[name], it) for name, it in undisturbed.items())
+
+
+def drop(row: Mapping[str, float]) -> None:
+    raise DropRequest(f"epoch {row['epoch']}")
+
+
+def test_all_ranks_stop_where_the_first_one_drops_a_stage() -> None:
+    """The others watch nothing; they hear of it by broadcast."""
+    first = History("net", watch=drop)
+    first.rows = [{"epoch": 1.0, "seconds": 2.0}]  # of an earlier attempt
+    other = pickle.loads(pickle.dumps(first))
+    asked: list[bool] = []
+
+    def broadcast(mine: bool) -> bool:
+        asked.append(mine)
+        return True
+
+    trainer: Any = SimpleNamespace(strategy=SimpleNamespace(broadcast=broadcast))
+    with pytest.raises(DropRequest, match="epoch 1"):
+        first.on_train_start(trainer, Any)
+    with pytest.raises(DropRequest):
+        other.on_train_start(trainer, Any)
+    assert asked == [True, False]
 
 
 def test_a_lock_that_does_not_exclude_another_process_is_noticed(

@@ -21,7 +21,10 @@ from kd.config.trainer import INSTEAD, Options
 # refusal.
 TABLE: dict[str, list[tuple[str, str | None]]] = {
     "accelerator": [("cpu", None), ("tpuu", "tpuu")],
-    "strategy": [("auto", None), ("dpp", "dpp")],
+    "strategy": [
+        ("auto", None),
+        ("dpp", "found 'dpp'; accepted are auto, ddp, "),
+    ],
     "devices": [
         ("1", None),
         ("auto", None),

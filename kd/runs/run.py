@@ -36,7 +36,7 @@ from kd.stages.answers import only_answers
 from kd.stages.batch import suit_to_data
 from kd.stages.chain import LABELS_ONLY, Role, StagePlan, chain_of
 from kd.stages.open_data import open_data
-from kd.stages.result import knows, role_logits
+from kd.stages.result import keeps_logits, knows, role_logits
 from kd.stages.stage import logger_nodes, make_stage
 from kd.training.processes import on_devices
 from kd.training.remaining import Outlook
@@ -77,7 +77,7 @@ def run(
         preflight(left, config, data)
         for line in opening(chain, data):
             say(line)
-    several = on_devices(config.trainer if left else {})
+    several = on_devices({} if not left and keeps_logits(data) else config.trainer)
     with several, frame.open_folder() as folder, begin(folder.events, config, data) as events:
         ahead = partial(outlook, left=left, config=config, data=data, command=command)
         stages = _finish_stages(frame, folder, chain, config, data, ahead)

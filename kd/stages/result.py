@@ -80,14 +80,18 @@ def role_logits(results: Mapping[Role, StageResult], data: DataModule) -> dict[R
     """
     test = data.split.test
     found = dict[Role, Tensor]()
-    size = 4 * len(test) * len(data.classes)
     for role, each in results.items():
-        if role != "student" or size <= SMALL:
+        if role != "student" or keeps_logits(data):
             found[role] = logits_of(each, data, test)
         else:
             own = as_read(test, each.record.spec.reads)
             found[role] = known_logits(load_net(each), data, own)
     return found
+
+
+def keeps_logits(data: DataModule) -> bool:
+    """Whether a student's test logits are small enough to be stored."""
+    return 4 * len(data.split.test) * len(data.classes) <= SMALL
 
 
 def accuracies_by_epoch(result: StageResult, kept: Tensor, data: DataModule) -> EpochAccuracies:

@@ -10,6 +10,7 @@ import lightning.pytorch as L
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from torch import Tensor
 
+from kd.errors import DropRequest
 from kd.log import say
 from kd.teachers.diagnosis import TeacherDiagnosis
 from kd.training.distiller import Distiller
@@ -29,6 +30,7 @@ class History(Callback):
     ) -> None:
         self.name = name
         self.watch = watch
+        self.watched = watch is not None  # by rank 0
         self.rows: list[dict[str, float]] = []
         self.losses: Tensor | float = 0.0  # sum over the epoch's steps
         self.steps = 0
@@ -42,8 +44,8 @@ class History(Callback):
         """Start the clock, after the time of an earlier attempt."""
         self.before = self.rows[-1]["seconds"] if self.rows else 0.0
         self.started = time.perf_counter()
-        for row in self.rows if self.watch else ():
-            self.watch(row)  # type: ignore[misc]
+        for row in self.rows:
+            self._show(trainer, row)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin the mean of the loss."""
@@ -72,8 +74,20 @@ class History(Callback):
             numbers = "  ".join(f"{name} {row[name]:.4f}" for name in names)
             epoch = f"{len(self.rows)}/{trainer.max_epochs}"
             say(f"{self.name}: epoch {epoch}  {numbers}  {row['seconds']:.0f} s")
-        if self.watch:
-            self.watch(row)
+        self._show(trainer, row)
+
+    def _show(self, trainer: L.Trainer, row: Mapping[str, float]) -> None:
+        """Show an epoch to who watches; where that ends the training, all ranks stop."""
+        if not self.watched:
+            return
+        dropped: DropRequest | None = None
+        try:
+            if self.watch:
+                self.watch(row)
+        except DropRequest as error:
+            dropped = error
+        if trainer.strategy.broadcast(dropped is not None):
+            raise dropped or DropRequest
 
     def row(self, trainer: L.Trainer, epoch: int) -> dict[str, float]:
         """Return the trainer's current metrics, and the seconds of training so far."""

@@ -20,9 +20,30 @@ SHARDED = ("fsdp", "deepspeed")
 
 
 def world_size(options: Mapping[str, object]) -> int:
-    """How many processes train together under these options of the Trainer."""
+    """Return how many processes train together under these options of the Trainer.
+
+    Raises:
+        UserError: what is asked for is not what was started, or not possible here.
+    """
+    strategy = str(options.get("strategy", "auto"))
+    device = device_of(str(options.get("accelerator", "auto")))
+    if strategy.startswith(SHARDED) and device != "cuda":
+        raise UserError(
+            f"trainer.strategy: found {strategy!r} on a {device}; it spreads a net over GPUs; "
+            "accepted here are auto, ddp, ddp_spawn, ddp_fork"
+        )
+    found = options.get("devices", 1)
+    if isinstance(found, list) and device != "cuda":
+        raise UserError(
+            f"trainer.devices: found {found} on a {device}; a list names GPUs; accepted here are a "
+            "whole number from 1, auto, -1"
+        )
     ranks = current()
-    return ranks.launch.size if ranks else devices_of(options)
+    if ranks is not None:
+        _check_launch(options, ranks.launch)
+        return ranks.launch.size
+    _check_alone(options, strategy)
+    return devices_of(options)
 
 
 def devices_of(options: Mapping[str, object]) -> int:
@@ -43,23 +64,36 @@ def devices_of(options: Mapping[str, object]) -> int:
 
 
 def resolve_devices(options: Mapping[str, Any]) -> tuple[dict[str, Any], ClusterEnvironment]:
-    """The options with devices, nodes and strategy as this process was started, and its place.
+    """Return the options with devices, nodes and strategy as this process was started, and its
+    place.
 
     Raises:
-        UserError: what is asked for is not what was started.
+        UserError: as `world_size`.
     """
     from lightning.fabric.plugins.environments.lightning import LightningEnvironment
     from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
-    strategy = str(options.get("strategy", "auto"))
-    _refuse_shards(strategy, options)
+    count = world_size(options)
+    several = {} if isinstance(options.get("devices"), list) else {"devices": count}
     ranks = current()
-    if ranks is not None:
-        return {**options, **_in_launch(options, ranks.launch)}, TorchElasticEnvironment()
+    if ranks is None:
+        return {**options, **several}, LightningEnvironment()
+    strategy = str(options.get("strategy", "auto"))
+    started = {
+        "num_nodes": ranks.launch.nodes,
+        "strategy": "ddp" if strategy == "auto" else re.sub("_(spawn|fork|notebook)", "", strategy),
+    }
+    if several:
+        started["devices"] = ranks.launch.local_size
+    return {**options, **started}, TorchElasticEnvironment()
+
+
+def _check_alone(options: Mapping[str, object], strategy: str) -> None:
+    """Refuse what a command that no launcher started cannot start itself."""
     nodes = options.get("num_nodes", 1)
     word = f"trainer.strategy={strategy}" if strategy.startswith(SHARDED) else "trainer=ddp"
     count = devices_of(options)
-    if nodes > 1:
+    if nodes != 1:
         raise UserError(
             f"trainer.num_nodes: found {nodes} in a single process; start one for each device with "
             f"srun, or with torchrun --nnodes {nodes} --nproc-per-node {count} "
@@ -70,25 +104,10 @@ def resolve_devices(options: Mapping[str, Any]) -> tuple[dict[str, Any], Cluster
             f"trainer.strategy: found {strategy!r} for {count} devices in a single process; start "
             f"one for each: torchrun --nproc-per-node {count} -m kd.train {word} ..."
         )
-    found = options.get("devices", 1)
-    several = {} if isinstance(found, list) else {"devices": count}
-    return {**options, **several}, LightningEnvironment()
 
 
-def _refuse_shards(strategy: str, options: Mapping[str, object]) -> None:
-    """Refuse to shard a net over anything but GPUs."""
-    device = device_of(str(options.get("accelerator", "auto")))
-    if strategy.startswith(SHARDED) and device != "cuda":
-        raise UserError(
-            f"trainer.strategy: found {strategy!r} on a {device}; it spreads a net over GPUs; "
-            "accepted here are auto, ddp, ddp_spawn, ddp_fork"
-        )
-
-
-def _in_launch(options: Mapping[str, Any], launch: Launch) -> dict[str, Any]:
-    """Devices, nodes and strategy in a process of several."""
-    strategy = str(options.get("strategy", "auto"))
-    strategy = "ddp" if strategy == "auto" else re.sub("_(spawn|fork|notebook)", "", strategy)
+def _check_launch(options: Mapping[str, object], launch: Launch) -> None:
+    """Refuse numbers of devices and nodes that the launcher did not start."""
     found = options.get("devices", 1)
     if found not in (1, "auto", -1) and devices_of(options) != launch.local_size:
         raise UserError(
@@ -100,5 +119,3 @@ def _in_launch(options: Mapping[str, Any], launch: Launch) -> dict[str, Any]:
             f"trainer.num_nodes: found {nodes}, but processes were started on {launch.nodes}; "
             "leave it out"
         )
-    count = {} if isinstance(found, list) else {"devices": launch.local_size}
-    return {**count, "num_nodes": launch.nodes, "strategy": strategy}

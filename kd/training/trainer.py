@@ -20,11 +20,12 @@ from lightning.pytorch.callbacks import (
     ModelCheckpoint,
 )
 from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
+from lightning.pytorch.strategies import StrategyRegistry
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 from kd.config.construct import REFUSALS
 from kd.config.precision import device_of
-from kd.errors import UserError
+from kd.errors import UserError, nearest
 from kd.files.checkpoints import WholeCheckpoints
 from kd.files.events import silence_writer_traceback
 from kd.files.stage_record import StageSpec
@@ -34,6 +35,7 @@ from kd.training.devices import resolve_devices
 from kd.training.loggers import begin_logging, make_loggers
 
 PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
+USUAL = ("auto", "ddp", "ddp_spawn", "ddp_fork", "fsdp", "deepspeed_stage_2")  # strategies
 
 
 def make_trainer(
@@ -118,7 +120,7 @@ def construct_trainer(asked: Mapping[str, Any]) -> L.Trainer:
     asked, place = resolve_devices(
         {name: value for name, value in asked.items() if name != "compile"}
     )
-    _refuse_forks(str(asked.get("strategy")))
+    _check_strategy(str(asked.get("strategy", "auto")))
     options = {"benchmark": not asked.get("deterministic"), **asked}
     try:
         trainer = L.Trainer(
@@ -144,8 +146,16 @@ def construct_trainer(asked: Mapping[str, Any]) -> L.Trainer:
     return trainer
 
 
-def _refuse_forks(strategy: str) -> None:
-    """Refuse to fork beside OpenMP threads: the copy would wait for threads that it lacks."""
+def _check_strategy(strategy: str) -> None:
+    """Refuse a strategy that Lightning does not have, and to fork beside OpenMP threads: the copy
+    would wait for threads that it lacks.
+    """
+    known = ("auto", *StrategyRegistry.available_strategies())
+    if strategy not in known:
+        raise UserError(
+            f"trainer.strategy: found {strategy!r}; accepted are {', '.join(USUAL)} and others of "
+            f"Lightning's{nearest(strategy, known)}"
+        )
     if strategy.startswith(("ddp_fork", "ddp_notebook")) and torch.get_num_threads() > 1:
         raise UserError(
             f"trainer.strategy: found {strategy!r} with {torch.get_num_threads()} threads, with "

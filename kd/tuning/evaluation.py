@@ -19,7 +19,6 @@ from kd.stages.chain import StagePlan
 from kd.stages.complete import complete
 from kd.stages.open_data import open_data, source_key
 from kd.stages.stage import Stage, make_stage
-from kd.training.devices import world_size
 
 
 class PruneRequest(DropRequest):
@@ -101,15 +100,13 @@ class Evaluation:
             )
         last = plans[-1]
         results[last.name] = self._complete(
-            make_stage(last, config, data, results), data, trial, config, pruning
+            make_stage(last, config, data, results), data, trial, pruning
         )
         value = results[last.name].record.val.accuracy(last.recipe.keep)
         assert value is not None  # `tune` refuses data without a validation part
         return value
 
-    def _complete(
-        self, stage: Stage, data: DataModule, trial: Trial, config: Config, pruning: bool
-    ) -> StageResult:
+    def _complete(self, stage: Stage, data: DataModule, trial: Trial, pruning: bool) -> StageResult:
         told = []
 
         def watch(row: Mapping[str, float], prune: bool = pruning) -> None:
@@ -119,9 +116,7 @@ class Evaluation:
             if prune and trial.should_prune():
                 raise PruneRequest(f"pruned at epoch {epoch}")
 
-        # Other processes of a distributed training have no trial to report to.
-        alone = world_size(config.trainer) == 1
-        result, _ = complete(stage, self.store, data, watch=watch if alone else None)
+        result, _ = complete(stage, self.store, data, watch=watch)
         for row in () if told else result.record.history:
             # A finished result from an earlier run counts as complete
             watch(row, prune=False)

@@ -24,6 +24,7 @@ from kd.stages.batch import suit_to_data
 from kd.stages.chain import chain_of
 from kd.stages.open_data import open_data
 from kd.stages.stage import RUNTIME_ONLY
+from kd.training.processes import on_devices
 from kd.tuning.compare import compare_settings
 from kd.tuning.evaluation import Evaluation, PruneRequest, hide_test
 from kd.tuning.request import Request
@@ -102,7 +103,7 @@ def search(request: Request, data: DataModule | None = None) -> "Trials":
     config, chain = suit_to_data(request.config, data, read)
     preflight(chain, config, data)
     trials = Trials(request, output)
-    with trials.at_work():
+    with on_devices(config.trainer if trials.open() else {}), trials.at_work():
         evaluation = Evaluation(request.config, hide_test(data), Store(output / "store"))
         say(f"Search {trials.name}: {trials.count()} of {request.tuning.n_trials} trials are done")
         if trials.open():
