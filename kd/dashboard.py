@@ -20,6 +20,7 @@ from typing import NoReturn
 
 from kd.command import folder_at, run_command
 from kd.errors import UserError
+from kd.files.known_runs import which_runs
 from kd.log import say
 
 EVERY = 2.0  # seconds between two scans for new runs
@@ -76,7 +77,7 @@ def main() -> None:
     known = parser.parse_args(words[:first])
     rest = words[first:]
     if not known.path.is_dir():
-        raise UserError(f"{known.path.absolute()}: there is no such folder")
+        raise UserError(f"{known.path.absolute()}: there is no such folder{which_runs(known.path)}")
     if not runs_in(known.path):
         say(f"No run in {known.path.absolute()} yet; one that begins will be shown.")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the clean-up below runs

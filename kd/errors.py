@@ -44,6 +44,11 @@ class DropRequest(Exception):  # noqa: N818 - no error, a decision
     """A stage was abandoned by its observer; its partial results are removed."""
 
 
+def number_of(count: int, noun: str) -> str:
+    """Format a count with its noun: 1 epoch, 2 epochs."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
 def nearest(word: str, known: Collection[str]) -> str:
     """Suggest the known word nearest to `word`, as the end of a message; empty if none is near.
 

@@ -234,7 +234,7 @@ OF_RUNS: list[
     tuple[str, tuple[str, ...]]
 ] = [  # of evaluate, benchmark and export alike; shared out
     ("", ("run: must be given",)),
-    ("run=nowhere", ("run: there is no folder", "nowhere")),
+    ("run=zzz", ("run: there is no folder", "zzz; the latest runs are ", "run")),
     ("run=runn", ("did you mean 'run'?",)),
     ("run=x.partial", ("is not finished",)),
     ("run=empty", ("has no report.json, so it is no run's",)),
@@ -406,7 +406,8 @@ CASES: list[Case] = [
     ("predict", "model=run  images=photos  out=no/x.csv", ("out: there is no folder", "no")),
     ("predict", "model=run  images=photos  device=gpuu", ("device: found 'gpuu'",)),
     ("predict", "model=run  images=photos  otu=x.csv", ("otu: no such key; did you mean 'out'",)),
-    ("report", "nowhere", ("nowhere: there is no such folder",)),
+    ("report", "zzz", ("zzz: there is no such folder; the latest runs are ", "run")),
+    ("report", "runn", ("runn: there is no such folder; did you mean 'run'?",)),
     ("report", "loop", ("loop: there is no such folder",)),
     ("report", "empty", ("empty: no report.json in there",)),
     ("report", "text.pt", ("text.pt is damaged, or no report of kd",)),

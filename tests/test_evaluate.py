@@ -21,7 +21,9 @@ from kd.data.other_source import unseen
 from kd.errors import UserError
 from kd.evaluation.evaluation import evaluate, judge, under_corruptions, versus
 from kd.evaluation.evaluation_set import of_other
+from kd.evaluation.evaluation_text import sentences
 from kd.evaluation.requests import Evaluate
+from kd.files.evaluation_file import EvaluationRecord
 from kd.measure.corruptions import CORRUPTIONS, corrupt
 from kd.measure.knn import knn_accuracy
 from kd.measure.metrics import ask, summary
@@ -109,6 +111,13 @@ def test_the_temperature_is_fitted_on_validation(finished: Path, tmp_path: Path)
     assert calibrated["ece"] == pytest.approx(after.ece)
     assert calibrated["nll"] == pytest.approx(after.nll)
     assert found["calibrated_on"]["validation"] == len(split.val)
+    record = EvaluationRecord.model_validate_json(json.dumps(found))
+    for images, caution in ((len(split.val), False), (50, False), (49, True), (3, True)):
+        on = record.calibrated_on.model_copy(update={"validation": images})
+        said = sentences(record.model_copy(update={"calibrated_on": on}))
+        (line,) = [each for each in said if "temperatures were fitted" in each]
+        assert f"{images} validation images" in line
+        assert ("too few: take them as a guess" in line) == caution
 
 
 def test_test_time_flips_are_reported_beside_the_plain_accuracy(

@@ -19,11 +19,13 @@ from shipped import CLASSES, SIZE, Shipped
 from torch import nn
 
 from kd.errors import CommandError, UserError, WriteError
+from kd.files.export_file import ExportRecord
 from kd.nets.cnn import CNN
 from kd.runs.reader import open_run
 from kd.shape import Shape
 from kd.shipping import formats
 from kd.shipping.export_run import export
+from kd.shipping.export_text import as_markdown
 from kd.shipping.formats import write_onnx
 from kd.shipping.runtimes import PACKAGES
 
@@ -144,6 +146,21 @@ def test_int8_is_reported_beside_float32(shipped: Shipped) -> None:
     )
     assert rows["onnx"]["bytes"] == (shipped.files / "student.onnx").stat().st_size
     assert "int8 next to float32" in (shipped.files / "export.md").read_text()
+
+
+def test_each_net_among_the_files_has_its_own_parameters(shipped: Shipped) -> None:
+    found = ExportRecord.model_validate_json((shipped.files / "export.json").read_text())
+    mine = f"- The student: {found.params:,} parameters as it is exported, of {found.run}."
+    assert as_markdown(found).count(mine) == 1
+    other = found.files[0].model_copy(
+        update={"role": "teacher", "file": "teacher.onnx", "run": "/runs/b", "params": 12345678}
+    )
+    text = as_markdown(found.model_copy(update={"files": [*found.files, other]}))
+    assert text.startswith("# Exported files\n")
+    assert text.count(mine) == 1
+    assert "- The teacher: 12,345,678 parameters as it is exported, of /runs/b." in text
+    large = other.model_copy(update={"bytes": 44_759_700})
+    assert "| teacher.onnx | 44.8 MB |" in as_markdown(found.model_copy(update={"files": [large]}))
 
 
 def test_float16_and_openvino_are_checked_on_real_images(copied: Shipped) -> None:

@@ -448,14 +448,18 @@ def test_what_is_left_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[
     for name in ("notes.txt", "a.heic", "b.HEIC"):
         (tmp_path / "train" / "cat" / name).write_text("hello")
     save(tmp_path / "train" / "loose.png")
+    (tmp_path / "train" / "about.pdf").write_text("hello")
+    (tmp_path / "README.md").write_text("hello")
     folder(tmp_path / "extra", {"more": 3})
     (tmp_path / "docs").mkdir()
     data = ImageFolder(str(tmp_path), image_size=SIZE)
     assert len(data.read().train) == 12
     assert data.notes == [
         "the folder extra with 3 images is none of the parts (train): left out",
-        "in train 3 files were passed over, of no kind that this Pillow decodes: 2 .heic, 1 .txt",
+        "in train 4 files were passed over, of no kind that this Pillow decodes: "
+        "2 .heic, 1 .txt, 1 .pdf",
         "1 image in train lie in no class folder and were left out",
+        f"in {tmp_path.name} 1 file was passed over, of no kind that this Pillow decodes: 1 .md",
     ]
     said = capsys.readouterr().err
     assert all(f"data: {note}\n" in said for note in data.notes)
@@ -479,7 +483,10 @@ def test_all_bad_files_are_listed_with_their_reasons(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cache", ["ram", "disk", "stream", "off"])
-def test_bad_files_are_skipped_and_noted(cache: Any, tmp_path: Path) -> None:
+def test_bad_files_are_skipped_and_noted(
+    cache: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    note = "2 of 14 image files in data.root cannot be decoded and are left out: a.png, b.jpg"
     root = bad_folder(tmp_path / "set")
     for _ in range(2):  # the second time from the cache
         data = ImageFolder(
@@ -492,6 +499,8 @@ def test_bad_files_are_skipped_and_noted(cache: Any, tmp_path: Path) -> None:
         split = data.split
         assert len(split.train) + len(split.val) + len(split.test) == 12
         assert [Path(each["file"]).name for each in data.skipped] == ["a.png", "b.jpg"]
+        assert data.notes.count(note) == 1
+        assert capsys.readouterr().err.count(f"data: {note}\n") == 1
         assert not (split.train.pixels[:] == 0).flatten(1).all(1).any()  # no blank row slipped in
     with pytest.raises(UserError, match="2 of 14"):
         _ = ImageFolder(

@@ -9,7 +9,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from kd.measure.calibration import fit_temperature
-from kd.measure.metrics import PairedGain, paired_comparison, probability_metrics, summary
+from kd.measure.metrics import paired_comparison, probability_metrics, summary
 
 
 def logits_for(chosen: list[int], classes: int = 3, margin: float = 2.0) -> torch.Tensor:
@@ -180,10 +180,29 @@ def test_paired_counts_only_the_images_that_differ() -> None:
     assert found.gain_ci95 == pytest.approx(np.quantile(draws, [0.025, 0.975]), abs=0.011)
 
 
-def test_paired_with_itself_is_nothing() -> None:
-    labels = torch.tensor([0, 1, 2, 0])
-    same = logits_for([0, 1, 1, 1])
-    assert paired_comparison(same, same, labels) == PairedGain(0.0, (0.0, 0.0), 1.0)
+@pytest.mark.parametrize(
+    ("lost", "same", "won", "low", "high"),
+    # Agresti and Min (2005): half an image more in each of the four cells, then Wald's interval:
+    # (won - lost)/n +- 1.96 sqrt(won + lost - (won - lost)^2/n)/n, with n two more
+    [
+        (0, 4, 0, -1.96 / 6, 1.96 / 6),
+        (0, 8, 0, -1.96 / 10, 1.96 / 10),
+        (0, 100, 0, -1.96 / 102, 1.96 / 102),
+        (0, 0, 8, 0.8 - 1.96 * math.sqrt(9 - 64 / 10) / 10, 1.0),
+        (1, 5, 2, 0.1 - 1.96 * math.sqrt(4 - 1 / 10) / 10, 0.1 + 1.96 * math.sqrt(3.9) / 10),
+    ],
+)
+def test_few_images_leave_an_interval(
+    lost: int, same: int, won: int, low: float, high: float
+) -> None:
+    labels = torch.zeros(lost + same + won, dtype=torch.int64)
+    student = logits_for([1] * lost + [0] * same + [0] * won)
+    baseline = logits_for([0] * lost + [0] * same + [1] * won)
+    found = paired_comparison(student, baseline, labels)
+    assert found.gain == pytest.approx((won - lost) / len(labels))
+    assert found.gain_ci95 == pytest.approx((low, high), abs=1e-4)
+    # McNemar's exact test
+    assert found.p_value == pytest.approx({(0, 0): 1, (0, 8): 2 / 2**8, (1, 2): 1}[lost, won])
 
 
 @pytest.mark.parametrize(

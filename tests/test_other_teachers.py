@@ -327,7 +327,12 @@ class TestAnswers:
     @pytest.mark.parametrize(
         ("change", "more", "words"),
         [
-            (lambda a: a[:-400], [], r"answers, but none for \d+ of the \d+ training images"),
+            (
+                lambda a: a[:-400],
+                [],
+                r"answers, but none for \d+ of the \d+ training images: \d+, .* and \d+ more. "
+                r"Its own images are 0, 1, 2, \.\.\.\. Add the missing rows, or",
+            ),
             (lambda a: a[:, :9], [], r"its logits are \[\d+, 9\], needed are \[images, 10\]"),
             (lambda a: a * np.nan, [], r"no finite answer for index 0"),
             (lambda a: a, ["data.augment.mixup=0.5"], r"answers are for single images"),

@@ -101,6 +101,22 @@ def test_figures_without_meaning_are_not_said(report: dict[str, Any]) -> None:
     assert "2.0 times more parameters, 40.00 points more accurate." in text
 
 
+def test_a_gain_of_untrained_nets_or_on_few_images_is_cautioned(report: dict[str, Any]) -> None:
+    report["comparison"] |= {"gain": 0.02, "gain_ci95": [-0.3, 0.3], "p_value": 1.0}
+    few = "8 test images are too few to tell nets apart."
+    for images, epochs, said, unsaid in (
+        (800, 2, "Gain of distillation: +2.00 points", few),
+        (8, 2, few, "Nothing was learned"),
+        (800, 0, "Nothing was learned (epochs=0)", "Gain of distillation"),
+    ):
+        report["data"]["test"] = images
+        for model in report["models"]:
+            model["epochs"] = epochs
+        text = " ".join(verdict(as_report(report)))
+        assert said in text
+        assert unsaid not in text
+
+
 @pytest.mark.parametrize(("right", "retention"), [(10, None), (60, 0.5)])
 def test_retention_is_of_a_teacher_that_is_better_than_chance(
     right: int, retention: float | None

@@ -382,6 +382,25 @@ def test_files(tmp_path: Path) -> None:
     assert page.count('src="data:image/svg+xml;base64,') == 5
 
 
+def test_trials_are_said_to_be_trials() -> None:
+    smoke = {"trainer": {"limit_train_batches": 2, "limit_test_batches": 2}}
+    real = [report(seed, 0.8 + seed / 100, 0.7) for seed in range(2)]
+    trials = [report(seed, 0.6 + seed / 100, 0.5, **smoke) for seed in range(2)]
+    for reports, said in (
+        (real, None),
+        (trials, "- All rows are trials on a few batches of everything (trainer=smoke)"),
+        ([*real, *trials], "- Of these rows, 2 are trials"),
+    ):
+        rows = rows_of(*reports)
+        gains = gains_of(rows)
+        told = conclusions(rows, gains)
+        text = kd.summary.markdown_of("title", "about", rows, gains, told)
+        assert (said or "trials") in text if said else "trials" not in text
+        assert (said or "- ").removeprefix("- ") in kd.summary.page_of("", "", rows, gains, told)
+        assert text.count("a trial: means nothing |") == (0 if said is None else 1)
+        assert ("Best on validation" in text) == (reports != trials)
+
+
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     list(folders(tmp_path, [report(seed) for seed in range(2)]))
     assert exit_code("report", str(tmp_path / "run0"), str(tmp_path / "run1")) == 0

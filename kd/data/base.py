@@ -243,6 +243,13 @@ class DataModule(ABC):
                     ]
                 )
             )
+        if bad:
+            first = ", ".join(Path(each["file"]).name for each in bad[:3])
+            more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+            self.note(
+                f"{len(bad)} of {len(files)} image files in {where} cannot be decoded and are left "
+                f"out: {first}{more}"
+            )
         self.skipped += bad
         whole = torch.ones(len(files), dtype=torch.bool)
         whole[list(decoded.bad)] = False

@@ -214,14 +214,28 @@ def find_images(folder: Path, passed: Counter[str] | None = None) -> list[Path]:
 
 def image_names(folder: Path, passed: Counter[str] | None = None) -> list[str]:
     """Find the same files, as paths from the folder: a str takes a fifth of a Path's memory."""
-    found = []
-    for name in _walk(folder, "", frozenset()):
+    return sorted(_images(_walk(folder, "", frozenset()), passed), key=plain)
+
+
+def count_top_images(folder: Path, passed: Counter[str]) -> int:
+    """Count the image files of a folder itself, without its subfolders; others go into `passed`."""
+    names = (each.name for each in folder.iterdir() if each.is_file() and not _is_hidden(each.name))
+    return len(list(_images(names, passed)))
+
+
+def _images(names: Iterable[str], passed: Counter[str] | None) -> Iterator[str]:
+    """Iterate over the names of images; those of other files are counted by kind in `passed`."""
+    for name in names:
         suffix = os.path.splitext(name)[1].lower()
         if suffix in endings():
-            found.append(name)
+            yield name
         elif passed is not None:
-            passed[plain(suffix.rstrip(".")) or "without a suffix"] += 1
-    return sorted(found, key=plain)
+            passed[kind_of(suffix)] += 1
+
+
+def kind_of(suffix: str) -> str:
+    """Return how files of a suffix are called where they are counted."""
+    return plain(suffix.rstrip(".").lower()) or "without a suffix"
 
 
 def omission_note(passed: Counter[str]) -> str:

@@ -11,14 +11,15 @@ import torch
 from torch import Tensor
 
 from kd.data.base import Images, Source, one_of
-from kd.data.decode import endings
 from kd.data.file_source import FileSource
 from kd.data.folder import (
     PARTS,
     Layout,
+    count_top_images,
     find_images,
     given_layout,
     image_names,
+    kind_of,
     layout,
     omission_note,
     part_of_name,
@@ -140,6 +141,8 @@ class ImageFolder(FileSource):
         folders = self.parts()
         listings = {part: self._list(folder) for part, folder in folders.items()}
         check_classes(listings, folders)
+        if self.root not in folders.values():
+            self._note_skipped_files(self.root, Counter())
         classes = tuple(listings["train"])
         tops = {part: subfolders(folder) for part, folder in folders.items()}
         each = [(part, label, name) for part in folders for label, name in enumerate(classes)]
@@ -176,7 +179,12 @@ class ImageFolder(FileSource):
         inside = self.root / self.label_file
         file = inside if not self.label_file.exists() and inside.exists() else self.label_file
         rows, classes = read_label_file(file, *self.columns, self.several)
-        paths = image_names(self.root)
+        passed = Counter[str]()
+        paths = image_names(self.root, passed)
+        if file.is_relative_to(self.root):
+            passed -= Counter([kind_of(file.suffix)])  # the table itself
+        if passed:
+            self.note(f"in {plain(self.root.name)} {omission_note(passed)}")
         places = find_files(rows, [plain(path) for path in paths])
         if left := len(paths) - len(set(places)):
             self.note(f"{left} of {len(paths)} images have no row in {file.name}: left out")
@@ -268,10 +276,10 @@ class ImageFolder(FileSource):
         return listing
 
     def _note_skipped_files(self, folder: Path, passed: Counter[str]) -> None:
-        """Note the files of a part that are not read."""
+        """Note the files of a part that are not read, those beside its class folders too."""
+        loose = count_top_images(folder, passed)
         if passed:
             self.note(f"in {plain(folder.name)} {omission_note(passed)}")
-        loose = sum(path.suffix.lower() in endings() for path in folder.iterdir() if path.is_file())
         if loose:
             self.note(
                 f"{loose} image{'s' * (loose != 1)} in {plain(folder.name)} lie in no class "

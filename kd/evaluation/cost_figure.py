@@ -5,6 +5,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from kd.errors import number_of
 from kd.evaluation.cost_text import at, places
 from kd.files.benchmark_file import BenchmarkRecord
 from kd.reports.palette import BLACK, ROLES
@@ -76,11 +77,7 @@ def _panel(axes: Axes, found: BenchmarkRecord, device: str, batch: int) -> None:
                     fontsize=8,
                 )
     threads = found.environment.threads
-    on = (
-        f"CPU, {threads} thread{'s' * (threads != 1)}"
-        if device == "cpu"
-        else found.environment.device
-    )
+    on = f"CPU, {number_of(threads, 'thread')}" if device == "cpu" else found.environment.device
     axes.set_title(f"{batch} image{'s' * (batch != 1)} at once, {on}", fontsize=9, loc="left")
     axes.set(xscale="log", ylim=(len(here) - 0.5, -0.5))
     axes.set_yticks(range(len(here)), [backend for _, backend, _ in here])

@@ -7,6 +7,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from kd.errors import number_of
 from kd.files.benchmark_file import BenchmarkRecord, TimingPlace
 from kd.reports.escape import as_code, escape_record
 from kd.reports.table import TextRows
@@ -111,7 +112,7 @@ def at(rows: Sequence[Timing], place: tuple[str, str, int]) -> Timing | None:
 def sentences(found: BenchmarkRecord) -> list[str]:
     """List notes for reading the tables."""
     env = found.environment
-    threads = f"{env.threads} thread{'s' * (env.threads != 1)}"
+    threads = number_of(env.threads, "thread")
     gpu = "" if env.device == env.cpu else f"; {env.device}"
     lines = [
         f"{env.cpu}, {threads}{gpu}; warm, about {found.seconds:g} s for each row, in "

@@ -19,6 +19,7 @@ from kd.reports.table import TextRows
 
 # Largest number of classes listed in the terminal, and with a full confusion matrix in the file.
 SHOWN = 20
+FEW_TO_FIT = 50  # validation images; a temperature or a threshold fitted on fewer is a guess
 THRESHOLDS = ("class", "net", "AP, %", "threshold", "F1 there", "precision", "recall", "F1, %")
 
 
@@ -289,7 +290,9 @@ def _about_temperatures(found: EvaluationRecord) -> list[str]:
             f"No temperature fits best {on} for {who}: right about all of them, or no better "
             f"than chance."
         ]
-    return [f"The temperatures were fitted {on}."]
+    few = (found.calibrated_on.validation or 0) < FEW_TO_FIT
+    caution = ", which are too few: take them as a guess" if few else ""
+    return [f"The temperatures were fitted {on}{caution}."]
 
 
 def _about_corruptions(found: EvaluationRecord) -> list[str]:

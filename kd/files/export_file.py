@@ -24,6 +24,8 @@ class ExportedFile(Record):
     """A file of a net, compared with PyTorch.
 
     Attributes:
+        run, params: the run it came from, and the parameters of its net; None in records of
+            before these were kept by file.
         bytes: its size; it and `max_difference` are not there where it could not be written.
         max_difference: of the logits; None where they are not all finite.
         refused: why the file is removed; None for a good one.
@@ -33,6 +35,8 @@ class ExportedFile(Record):
     format: str
     role: str
     file: str
+    run: str | None = None
+    params: int | None = None
     bytes: int | None = None
     max_difference: float | None = None
     refused: str | None
@@ -45,7 +49,7 @@ class ExportRecord(RunCommandRecord):
 
     Attributes:
         versions: of the packages that write and run the files.
-        params: of the net as it is exported.
+        params: of the net that the last command exported.
         normalizes: whether the files take pixels in [0, 1].
         checked_on: number of images by part.
         without_data: why the run's images are not there; None if they are.

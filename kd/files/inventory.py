@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from kd.errors import number_of
 from kd.files.locks import free
 from kd.files.store import checksum
 
@@ -139,7 +140,7 @@ def _look_at(folder: Path, check: bool) -> tuple[str, str]:
     try:
         record = json.loads((folder / "stage.json").read_text())
         net = str(record["spec"]["net"]["_target_"]).rpartition(".")[2]
-        about = f"{net}, {record['epochs']} epochs"
+        about = f"{net}, {number_of(record['epochs'], 'epoch')}"
         wanted = record["sha256"]
     except (OSError, ValueError, KeyError, TypeError):
         return "", "stage.json is missing or damaged"

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kd.errors import UserError
+from kd.errors import UserError, number_of
 from kd.files.answer_tables import read_answers
 from kd.nets.resized_buffers import ResizedBuffers
 
@@ -75,9 +75,15 @@ class Answers(ResizedBuffers):
         """
         gone = self.answers_for(names).isnan().any(1).nonzero()[:, 0].tolist()
         if gone:
+            more = f" and {len(gone) - 5} more" if len(gone) > 5 else ""
+            own = self.images.cpu().numpy().tobytes().decode().split("\n")
+            lacking = ", ".join(names[i] for i in gone[:5])
             raise UserError(
-                f"{where}: it has {len(self.rows)} answers, but none for {len(gone)} of the "
-                f"{len(names)} training images: {', '.join(names[i] for i in gone[:5])}"
+                f"{where}: it has {number_of(len(self.rows), 'answer')}, but none for "
+                f"{len(gone)} of the {len(names)} training images: {lacking}{more}. "
+                f"Its own images are {', '.join(own[:3])}{', ...' if len(own) > 3 else ''}. Add "
+                "the missing rows, or train on the images that it answers for: take the others "
+                "out of the folder, or out of data.label_file"
             )
 
 

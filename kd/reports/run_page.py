@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import yaml
 from matplotlib.figure import Figure
 
+from kd.errors import number_of
 from kd.files.report_file import Report
 from kd.measure.metrics import CONFUSION
 from kd.reports.page import Picture, image, picture, render
@@ -108,7 +109,7 @@ def cost_table(report: Report) -> Table:
                 ),
                 Cell(f"{latency.median:.2f}{_less(times)}", latency.median),
                 Cell(f"{latency.p95:.2f}", latency.p95),
-                Cell(f"{model.epochs} epochs, {model.seconds:.0f} s", model.seconds),
+                Cell(f"{number_of(model.epochs, 'epoch')}, {model.seconds:.0f} s", model.seconds),
             ]
         )
     return Table(columns, cells, words=(0, 1))

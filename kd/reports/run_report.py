@@ -10,6 +10,7 @@ from torch import Tensor
 from kd.config.schema import Training
 from kd.config.trainer import trial_note
 from kd.data.base import DataModule
+from kd.errors import number_of
 from kd.files.report_file import (
     SCHEMA,
     Columns,
@@ -26,7 +27,7 @@ from kd.files.report_file import (
 from kd.files.stage_record import EpochMetrics
 from kd.files.store import StageResult
 from kd.measure.costs import latency, size_of
-from kd.measure.metrics import paired_comparison, summary
+from kd.measure.metrics import FEW_IMAGES, paired_comparison, summary
 from kd.reports.escape import as_code, escape_record
 from kd.reports.label_doubts import doubt_lines, label_doubts
 from kd.reports.omission import omitted_classes, omitted_lines
@@ -276,7 +277,13 @@ def verdict(report: Report) -> list[str]:
     """State the comparison in sentences, for the models that were run."""
     found = report.comparison
     lines = trial_note(report.trainer)
-    if found.gain is not None and found.gain_ci95 is not None and found.p_value is not None:
+    models = [each for role in ("student", "baseline") if (each := report.model(role))]
+    if len(models) == 2 and not any(each.epochs for each in models):
+        lines.append(
+            "Nothing was learned (epochs=0): the figures are those of the nets as they start, and "
+            "no gain of distillation."
+        )
+    elif found.gain is not None and found.gain_ci95 is not None and found.p_value is not None:
         low, high = (100 * bound for bound in found.gain_ci95)
         sure = "" if low > 0 or high < 0 else "; on these test images that may be chance"
         lines.append(
@@ -284,8 +291,12 @@ def verdict(report: Report) -> list[str]:
             f"{high:+.2f}; "
             f"McNemar p = {found.p_value:.2g}]{sure}."
         )
-    if said := _gap(found):
-        lines.append(said)
+        if report.data.test < FEW_IMAGES:
+            lines.append(
+                f"{number_of(report.data.test, 'test image')} are too few to tell nets apart."
+            )
+        if said := _gap(found):
+            lines.append(said)
     if found.speedup is not None and found.compression is not None:
         size = _times(found.compression, *(f"{w} parameters" for w in ("fewer", "more", "as many")))
         lines.append(
@@ -363,8 +374,8 @@ def _times(ratio: float, above: str, below: str, same: str) -> str:
 
 def as_table(report: Report) -> Table:
     """Make the comparison table for the terminal, within 80 columns."""
-    threads = report.environment.threads
-    about = f"[95 % interval] of accuracy; latency of one image on the CPU, {threads} threads"
+    threads = number_of(report.environment.threads, "thread")
+    about = f"[95 % interval] of accuracy; latency of one image on the CPU, {threads}"
     table = Table(
         box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, caption=about.replace("[", "\\[")
     )
@@ -402,10 +413,10 @@ def as_markdown(report: Report) -> str:
         *(f"- Of the data: {note}." for note in data.notes),
         f"- Seed {report.seed}, commit {report.git or 'unknown'}, finished {report.finished}.",
         f"- Python {env.python}, torch {env.torch}, Lightning {env.lightning}, {env.device}; "
-        f"latency on the CPU with {env.threads} threads.",
+        f"latency on the CPU with {number_of(env.threads, 'thread')}.",
         *(
-            f"- {model.role}: {model.epochs} epochs in {model.seconds:.0f} s{_in(model)}"
-            f"{_by_epoch(model)}, stage {model.stage}."
+            f"- {model.role}: {number_of(model.epochs, 'epoch')} in {model.seconds:.0f} s"
+            f"{_in(model)}{_by_epoch(model)}, stage {model.stage}."
             for model in report.models
         ),
         *_numbers_from(report.config),

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from kd.errors import DamagedError, UserError, first_of, nearest
 from kd.files.allowlist import check_allowlist
 from kd.files.header import STUDENT, header_of
+from kd.files.known_runs import which_runs
 from kd.files.report_file import Report, read_report
 from kd.files.writing import writable
 from kd.log import say
@@ -253,10 +254,7 @@ def open_run(path: str | Path, where: str = "run", trust: Sequence[str] = ()) ->
     """
     folder = Path(path).expanduser()
     if not folder.is_dir():
-        beside = [each.name for each in folder.parent.glob("*")] if folder.parent.is_dir() else []
-        raise UserError(
-            f"{where}: there is no folder {folder.absolute()}{nearest(folder.name, beside)}"
-        )
+        raise UserError(f"{where}: there is no folder {folder.absolute()}{which_runs(folder)}")
     folder = folder.resolve()
     file = folder / "report.json"
     if folder.name.endswith(".partial"):

@@ -99,10 +99,12 @@ def export(finished: FinishedRun, config: Export, command: str) -> Path:
     folder = finished.room(config.out, "export")
     kept = _earlier(folder / "export.json")
     rows = []
+    params = sum(parameter.numel() for parameter in subject.net.parameters())
+    whose = {"run": str(finished.folder), "params": params}
     for kind in config.formats:
         path = folder / f"{config.role}{FORMATS[kind]}"
         say(f"writing and checking {path.name}")
-        rows.append(_make(kind, path, subject, config))
+        rows.append(_make(kind, path, subject, config).model_copy(update=whose))
     with whole(folder / f"{config.role}.json") as temporary:
         temporary.write_text(_sidecar(subject))
     found = ExportRecord(
@@ -110,7 +112,7 @@ def export(finished: FinishedRun, config: Export, command: str) -> Path:
         run=str(finished.folder),
         **provenance(command),
         versions=versions(),
-        params=sum(parameter.numel() for parameter in subject.net.parameters()),
+        params=params,
         normalizes=config.normalize,
         checked_on={name: len(images) for name, images in subject.parts.items()},
         without_data=lacking,
@@ -260,7 +262,8 @@ def _check(kind: str, path: Path, subject: ExportSubject, config: Export) -> Exp
         bytes=sum(each.stat().st_size for each in _parts(path)),
         max_difference=difference if difference < float("inf") else None,
         refused=_reason(difference, accepted, accuracy, config.max_loss),
-        **rounded,
+        val=rounded.get("val"),
+        test=rounded.get("test"),
     )
 
 

@@ -3,8 +3,10 @@
 from rich import box
 from rich.table import Table
 
+from kd.errors import number_of
 from kd.files.export_file import ExportedFile, ExportRecord
 from kd.reports.escape import as_code, escape_record
+from kd.reports.units import short
 
 COLUMNS = (
     "file",
@@ -25,7 +27,7 @@ def rows(found: ExportRecord) -> list[list[str]]:
 def _row(each: ExportedFile) -> list[str]:
     if each.bytes is None:
         return [each.file, "refused", "", "", "", ""]
-    size = "refused" if each.refused else f"{each.bytes / 1000:.1f} kB"
+    size = "refused" if each.refused else f"{short(each.bytes)}B"
     worst = "" if each.max_difference is None else f"{each.max_difference:.2g}"
     if each.test is None:
         return [each.file, size, worst, "", "", ""]
@@ -67,6 +69,16 @@ def sentences(found: ExportRecord) -> list[str]:
     return lines
 
 
+def _nets(found: ExportRecord) -> list[str]:
+    """Say of each net among the files how large it is, and which run it is of."""
+    nets = dict.fromkeys((each.role, each.run, each.params) for each in found.files)
+    return [
+        f"- The {role}: {params:,} parameters as it is exported, of {run}."
+        for role, run, params in nets
+        if params is not None
+    ]
+
+
 def as_table(found: ExportRecord) -> Table:
     """Make the table for the terminal, within 80 columns."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
@@ -84,9 +96,10 @@ def as_markdown(found: ExportRecord) -> str:
     command, found = as_code(found.command), escape_record(found)
     env = found.environment
     checked = ", ".join(f"{count} {name}" for name, count in found.checked_on.items())
+    runs = {each.run for each in found.files} - {None}
     packages = ", ".join(f"{name} {found.versions[name]}" for name in sorted(found.versions))
     lines = [
-        f"# Exported from {found.run}",
+        f"# Exported from {found.run}" if len(runs) == 1 else "# Exported files",
         "",
         "| " + " | ".join(COLUMNS) + " |",
         "|" + "|".join("---" if i == 0 else "---:" for i in range(len(COLUMNS))) + "|",
@@ -97,11 +110,11 @@ def as_markdown(found: ExportRecord) -> str:
         f"{found.tolerance}. Images "
         f"to check on: {checked}; float32 on up to 512 of each part. In float16 a hundredth of the "
         "largest logit is accepted.",
-        f"- Parameters of the net as it is exported: {found.params:,}.",
-        f"- Command: {command}, {found.finished}, commit {found.git or 'unknown'}.",
+        *_nets(found),
+        f"- Last command: {command}, {found.finished}, commit {found.git or 'unknown'}.",
         f"- Python {env.python}, torch {env.torch}{', ' + packages if packages else ''}, "
         f"{env.device}, "
-        f"{env.threads} threads.",
+        f"{number_of(env.threads, 'thread')}.",
         "",
     ]
     return "\n".join(lines)

@@ -20,6 +20,7 @@ from kd.summary.tables import (
     cost_table,
     in_common,
     measurement_setup,
+    trial_lines,
 )
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def markdown_of(
     parts = [
         f"# {in_markdown(title)}",
         about,
-        "\n".join(f"- {in_markdown(line)}" for line in said),
+        "\n".join(f"- {in_markdown(line)}" for line in [*trial_lines(rows), *said]),
         f"The same in all runs: {in_markdown(common)}" if common else "",
         as_markdown(accuracy_table(rows, gains)).rstrip(),
         *NOTES,
@@ -151,7 +152,7 @@ def page_of(
         "summary.html.jinja",
         title=title,
         about=about,
-        said=said,
+        said=[*trial_lines(rows), *said],
         common=in_common(rows),
         all_common=in_common(rows, all_knobs=True),
         accuracy=accuracy_table(rows, gains),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from kd.config.knobs import KNOBS
+from kd.config.trainer import trial_note
 from kd.files.report_file import Comparison, ModelReport
 from kd.summary.reports import Run
 from kd.summary.significance import finite, mean
@@ -69,6 +70,11 @@ class Row:
     def comparison(self, measure: Callable[[Comparison], float | None]) -> list[float]:
         """Return a number of the runs' comparisons, of each run that has it."""
         return finite(measure(run.report.comparison) for run in self.runs)
+
+    @property
+    def is_trial(self) -> bool:
+        """Whether a run of it saw a few batches only, as with `trainer=smoke`."""
+        return any(trial_note(run.report.trainer) for run in self.runs)
 
     @cached_property
     def validation(self) -> float | None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kd.errors import UserError
+from kd.files.known_runs import which_runs
 from kd.files.report_file import ModelReport, Report, read_report
 
 
@@ -39,7 +40,7 @@ def find_runs(paths: Sequence[Path]) -> list[Run]:
     files: dict[Path, None] = {}
     for path in paths:
         if not path.exists():
-            raise UserError(f"{path.absolute()}: there is no such folder")
+            raise UserError(f"{path.absolute()}: there is no such folder{which_runs(path)}")
         found = [path] if path.is_file() else sorted(path.rglob("report.json"))
         files |= {
             file.resolve(): None for file in found if not file.parent.name.endswith(".partial")

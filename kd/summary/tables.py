@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from io import StringIO
 
+from kd.errors import number_of
 from kd.reports.escape import in_a_cell, in_markdown
 from kd.reports.table import Cell, Table
 from kd.reports.units import short
@@ -52,7 +53,8 @@ def accuracy_table(rows: Sequence[Row], gains: Sequence[Gain]) -> Table:
         shown += [spread(row.values("student", each), 100, 2) for each in epochs.values()]
         tests = [Cell("" if p is None else p_text(p), p) for p in (gain.p, gain.corrected)]
         first = (Cell(str(rank), rank), Cell(row.label), Cell(str(len(row.runs)), len(row.runs)))
-        cells.append((*first, *shown, _gain(gain), *tests, Cell(gain.reading)))
+        reading = "a trial: means nothing" if row.is_trial else gain.reading
+        cells.append((*first, *shown, _gain(gain), *tests, Cell(reading)))
     return Table(columns, cells, words=(1, len(columns) - 1))
 
 
@@ -224,8 +226,24 @@ def in_common(rows: Sequence[Row], *, all_knobs: bool = False) -> dict[str, str]
     return dict(part(knob, first[knob]) for knob in TELLING if knob in same)
 
 
+def trial_lines(rows: Sequence[Row]) -> list[str]:
+    """Warn of rows whose runs were trials; nothing where there are none."""
+    trials = [str(rank) for rank, row in enumerate(rows, 1) if row.is_trial]
+    if not trials:
+        return []
+    which = (
+        "All rows are" if len(trials) == len(rows) else f"Of these rows, {', '.join(trials)} are"
+    )
+    return [
+        f"{which} trials on a few batches of everything (trainer=smoke): their accuracies, "
+        "gains, intervals and p mean nothing."
+    ]
+
+
 def conclusions(rows: Sequence[Row], gains: Sequence[Gain]) -> list[str]:
-    """State the tables' results in sentences."""
+    """State the tables' results in sentences; those of trials are none."""
+    if all(row.is_trial for row in rows):
+        return []
     lines = [_best(rows[0], gains[0])] if rows[0].validation is not None else []
     lines += worth_of_teacher(rows)
     tested = [gain for gain in gains if gain.corrected is not None]
@@ -344,6 +362,6 @@ def measurement_setup(rows: Sequence[Row]) -> list[str]:
     """
     machines = [run.report.environment for row in rows for run in row.runs]
     places = dict.fromkeys(
-        f"{env.device}, {env.threads} threads, torch {env.torch}" for env in machines
+        f"{env.device}, {number_of(env.threads, 'thread')}, torch {env.torch}" for env in machines
     )
     return list(places)

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from kd.data.base import Batch, DataModule
 from kd.data.epoch_views import EpochViews
-from kd.errors import DivergedError, StopRequest, UserError
+from kd.errors import DivergedError, StopRequest, UserError, number_of
 from kd.files.checkpoints import last_good, read_checkpoint, remove_checkpoint
 from kd.files.locks import check_exclusion
 from kd.files.stage_record import BestAndLast, StageSpec, TrainingOutcome
@@ -103,7 +103,7 @@ def fit(net: nn.Module, job: TrainingJob, folder: Path) -> TrainingOutcome:
     val = job.data.val_loader(ranks=ranks) if job.data.split.val else None
     start = last_good(folder / LAST, folder / BEST if val else None)
     resumed = ", from the last finished epoch of an earlier attempt" if start else ""
-    say(f"{job.name}: training for {spec.epochs} epochs{resumed}")
+    say(f"{job.name}: training for {number_of(spec.epochs, 'epoch')}{resumed}")
     if start:  # Lightning sets the order's epoch too late for prefetching workers
         train.sampler.set_epoch(start["epoch"] + 1)  # type: ignore[attr-defined]
     curves = writing(folder / "tensorboard", f"the curves of {job.name}")

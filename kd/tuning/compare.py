@@ -15,7 +15,7 @@ from rich.console import Console
 from scipy.stats import t as student_t
 
 from kd.config.schema import Config
-from kd.errors import DamagedError
+from kd.errors import DamagedError, number_of
 from kd.files.report_file import Report, read_report
 from kd.files.run_folder import RunFolder
 from kd.files.search_file import SCHEMA, SearchResult, SettingResult
@@ -151,7 +151,7 @@ def as_markdown(result: SearchResult, request: Request) -> str:
     how = (
         f"Command: {as_code(result.command)}; commit {result.git or 'unknown'}, torch "
         f"{environment.torch}, "
-        f"{environment.device}, {environment.threads} threads."
+        f"{environment.device}, {number_of(environment.threads, 'thread')}."
     )
     return "\n".join(
         [*lines, "", gain_on_test(result.bought), "", f"    {paste}", "", chose, "", how, ""]
