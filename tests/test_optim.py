@@ -1,23 +1,35 @@
 """Optimisers, parameter groups, and learning-rate schedules."""
 
 import copy
+import json
 import math
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import create_autospec
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from composed import composed
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from kd.config.schema import check
+from kd.config.schema import Config, check
 from kd.errors import UserError
+from kd.files.store import WEIGHTS
 from kd.nets.cnn import CNN
+from kd.runs.run import run
+from kd.shape import Shape
 from kd.stages.chain import chain_of
 from kd.training.averaging import WeightAverage
+from kd.training.distiller import Distiller
+from kd.training.dot import DOT, TeacherGradients, refuse_beside_dot
 from kd.training.label_loss import label_loss
+from kd.training.loss_spec import read_loss
 from kd.training.muon import Muon, nearest_orthogonal
+from kd.training.objective import Objective
 from kd.training.optim import make_optimizer
 from kd.training.parameter_groups import parameter_groups
 
@@ -269,8 +281,91 @@ def test_a_step_of_muon() -> None:
     assert float(moved.norm()) == pytest.approx(0.1 * math.sqrt(40 / 27) * math.sqrt(27), rel=0.15)
 
 
+def test_dot_keeps_a_momentum_each_for_labels_and_teacher() -> None:
+    """Three steps of a number that both move, and of one that the labels alone move."""
+    both, alone = (nn.Parameter(torch.tensor([start], dtype=torch.float64)) for start in (2.0, 3.0))
+    optimizer = DOT([both, alone], lr=0.1, momentum=0.8, delta=0.15, weight_decay=0.5)
+    p, q, of_labels, of_teacher, single = 2.0, 3.0, 0.0, 0.0, 0.0
+    for labels, teacher in ((1.0, -4.0), (0.5, 2.0), (-2.0, 1.0)):
+        both.grad = torch.tensor([labels + teacher], dtype=torch.float64)
+        alone.grad = torch.tensor([labels], dtype=torch.float64)
+        for part in (0.25, 0.75):  # as with accumulated batches
+            optimizer.add_teacher({both: torch.tensor([part * teacher], dtype=torch.float64)})
+        optimizer.step()
+        of_labels = (0.8 - 0.15) * of_labels + labels + 0.5 * p
+        of_teacher = (0.8 + 0.15) * of_teacher + teacher
+        single = 0.8 * single + labels + 0.5 * q
+        p, q = p - 0.1 * (of_labels + of_teacher), q - 0.1 * single
+        assert both.item() == pytest.approx(p, rel=1e-14)
+        assert alone.item() == pytest.approx(q, rel=1e-14)
+
+
+@pytest.mark.parametrize("ce_weight", [0.25, 0.0])
+def test_the_teachers_gradient_is_that_of_the_terms(ce_weight: float) -> None:
+    """For two batches that count as one; without labels there is nothing to keep apart."""
+    torch.manual_seed(0)
+    net = nn.Linear(4, 3)
+    loss = {"_target_": "kd.losses.mse_logits.mse_logits_loss"}
+    node = {"ce_weight": ce_weight, "terms": {"mse": {"weight": 3.0, "loss": loss}}}
+    objective = Objective(read_loss(node), Shape(1, 2, 3))
+    module = create_autospec(Distiller, net=net, objective=objective)
+    optimizer = DOT(net.parameters())
+    strategy = SimpleNamespace(reduce=lambda gradient, reduce_op: gradient)
+    trainer: Any = SimpleNamespace(
+        optimizers=[optimizer], accumulate_grad_batches=2, strategy=strategy
+    )
+    callback = TeacherGradients()
+    callback.on_fit_start(trainer, module)
+    expected = torch.zeros(3, 4)
+    for _ in range(2):
+        x, t = torch.randn(5, 4), torch.randn(5, 3)
+        signals = {"logits_s": net(x), "logits_t": t, "target": torch.tensor([0, 1, 2, 0, 1])}
+        parts = objective({**signals, "progress": 0.5})
+        callback.on_before_backward(trainer, module, parts["loss"] / 2)
+        error = net(x).detach() - t  # mean over images and classes of its square
+        expected += 3.0 * 2 * error.T @ x / error.numel() / 2
+    if ce_weight:
+        torch.testing.assert_close(optimizer.of_teacher[net.weight], expected)
+    else:
+        assert not optimizer.of_teacher
+
+
+def test_what_does_not_go_with_two_gradients() -> None:
+    (plan,) = (plan for plan in chain_of(check(composed("optim=dot"))) if plan.name == "distill")
+    clipping = plan.recipe.model_copy(update={"gradient_clip": 1.0})
+    refuse_beside_dot(plan.recipe, "bf16-mixed", {"strategy": "ddp"}, "")
+    for recipe, precision, trainer, said in (
+        (clipping, "32-true", {}, r"gradient_clip: found 1\.0; optim=dot needs .* with it: null"),
+        (plan.recipe, "16-mixed", {}, "trainer.precision: found '16-mixed'; .*: bf16-mixed, "),
+        (plan.recipe, "32-true", {"compile": True}, "trainer.compile: found True; .*: false"),
+        (plan.recipe, "32-true", {"strategy": "fsdp"}, "trainer.strategy: found 'fsdp'; .* ddp"),
+    ):
+        with pytest.raises(UserError, match=f"^{said}"):
+            refuse_beside_dot(recipe, precision, trainer, "")
+        refuse_beside_dot(recipe.model_copy(update={"optim": SGD}), precision, trainer, "")
+
+
+def test_a_run_with_dot_keeps_the_baseline_plain(
+    make_config: Callable[..., Config],
+) -> None:
+    """The student alone depends on delta, as only it has a teacher."""
+    found = []
+    for delta in (0.0, 0.09):
+        config = make_config("optim=dot", f"optim.delta={delta}", "epochs=1", "teacher.epochs=1")
+        folder = run(config.model_copy(update={"name": f"by_{delta}"}), "a test")
+        models = json.loads((folder / "report.json").read_text())["models"]
+        store = folder.parents[1] / "store"
+        found.append(
+            {model["role"]: load_file(store / model["stage"] / WEIGHTS) for model in models}
+        )
+    still, apart = found
+    for role, same in (("baseline", True), ("student", False)):
+        pairs = zip(still[role].values(), apart[role].values(), strict=True)
+        assert all(torch.equal(one, other) for one, other in pairs) is same
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["muon", "timm", "sgd", "adam", "adamw"])
+@pytest.mark.parametrize("name", ["muon", "timm", "sgd", "adam", "adamw", "dot"])
 def test_optimisers_learn_and_go_on_from_a_checkpoint(name: str) -> None:
     """After loading a state dict the next step is bit-identical."""
     config = check(composed(f"optim={name}", "optim.lr=0.01"))
@@ -310,6 +405,7 @@ def test_optimisers_learn_and_go_on_from_a_checkpoint(name: str) -> None:
             ("optim=muon", "optim.momentum=1.0"),
             r"optim: momentum: found 1.0, accepted is a number from 0 to below 1",
         ),
+        (("optim=dot", "optim.delta=0.2"), r"optim: delta: found 0.2, accepted is a number with"),
         (
             ("optim.layer_decay=1.5",),
             r"optim\.layer_decay: found 1.5, accepted is a number above 0, up to 1, or null",

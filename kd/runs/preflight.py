@@ -43,6 +43,7 @@ def preflight(chain: Sequence[StagePlan], config: Config, data: DataModule) -> N
         UserError: something cannot be built.
     """
     # Lightning, half of all imports
+    from kd.training.dot import refuse_beside_dot
     from kd.training.loggers import check_loggers
     from kd.training.trainer import check_trainer
 
@@ -85,6 +86,7 @@ def preflight(chain: Sequence[StagePlan], config: Config, data: DataModule) -> N
             continue
         check_parts(net, plan, seen)
         make_optimizer(net, 2, optim=recipe.optim, schedule=recipe.lr_schedule, where=f"{at}optim")
+        refuse_beside_dot(recipe, plan.precision, config.trainer, at)
         loader = seen.train_loader(
             recipe.batch_size, recipe.seed, ranks, f"{at}batch_size", recipe.drop_last
         )

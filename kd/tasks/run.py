@@ -38,6 +38,7 @@ from kd.tasks.exemplars import Memory, features_of, nearest_mean
 from kd.tasks.forgetting import evaluation
 from kd.tasks.schedule import IncrementalConfig, make_tasks
 from kd.training.devices import world_size
+from kd.training.dot import refuse_beside_dot
 from kd.training.loggers import check_loggers
 from kd.training.loss_spec import LossSpec, read_loss
 from kd.training.objective import Objective
@@ -280,6 +281,7 @@ def preflight(schedule: TaskSchedule) -> None:
         shape = schedule.source.until(task).shape
         net = build_net(plan.net, shape, plan.where, trained=True)
         make_optimizer(net, 2, optim=config.optim, schedule=config.lr_schedule)
+        refuse_beside_dot(plan.recipe, plan.precision, config.trainer, "")
         if plan.recipe.batch_size == ranks:  # one image on each device
             check_single(net, shape, "batch_size")
         _try_loss(plan.loss, shape, known=sum(map(len, schedule.source.tasks[:task])))

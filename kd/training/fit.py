@@ -29,6 +29,7 @@ from kd.teachers.live_teacher import Teacher
 from kd.training.callbacks import DiagnosisLog, History, OwnSignals, RemainingTime
 from kd.training.devices import world_size
 from kd.training.distiller import Distiller
+from kd.training.dot import TeacherGradients, keeps_momenta_apart
 from kd.training.finite import WHAT_HELPS
 from kd.training.head_only import FrozenNorms, HeadOnly, LossOnly
 from kd.training.hooks import hook
@@ -159,6 +160,8 @@ def _outcome(objective: Objective, spec: StageSpec, folder: Path) -> TrainingOut
 def _callbacks(job: TrainingJob) -> list[Callback]:
     """Return the stage's callbacks besides its history."""
     found: list[Callback] = [StepLog(), RemainingTime(job.name, job.outlook)]
+    if keeps_momenta_apart(job.spec.optim):
+        found.append(TeacherGradients())
     if job.diagnosis:
         found.append(DiagnosisLog(job.diagnosis))
     if job.spec.trains:
