@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Collection
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -63,6 +64,14 @@ def nearest(word: str, known: Collection[str]) -> str:
         word.rpartition(".")[2], by_leaf, n=1
     )
     return f"; did you mean {by_name[close[0]]!r}?" if close else ""
+
+
+def nearest_beside(missing: Path) -> str:
+    """Suggest the file or folder nearest to one that is not there, as `nearest` does."""
+    folder = missing.parent
+    return nearest(
+        missing.name, [each.name for each in folder.glob("*")] if folder.is_dir() else []
+    )
 
 
 def first_of(error: "ValidationError") -> str:

@@ -18,7 +18,7 @@ from kd.command import folder_of, job, run_command
 from kd.config.checking import check_as
 from kd.config.schema import Command
 from kd.data.folder import find_images, omission_note
-from kd.errors import CommandError, UserError, nearest
+from kd.errors import CommandError, UserError, nearest_beside
 from kd.log import say
 
 
@@ -64,9 +64,8 @@ def files_of(images: str | list[str]) -> list[Path]:
     else:
         path = Path(images).expanduser()
         if not path.exists():
-            beside = [each.name for each in path.parent.glob("*")] if path.parent.is_dir() else []
             raise UserError(
-                f"images: there is no file or folder {path.absolute()}{nearest(path.name, beside)}"
+                f"images: there is no file or folder {path.absolute()}{nearest_beside(path)}"
             )
         entries = _read_list(path) if path.suffix.lower() == ".txt" and path.is_file() else [path]
     try:

@@ -323,7 +323,7 @@ CASES: list[Case] = [
     ),
     (
         "incremental",
-        "data.unlabeled=somewhere",
+        "data.unlabeled=photos",
         ("data.unlabeled: tasks take all images with their labels",),
     ),
     ("incremental", "data.labels=50", ("data.labels: tasks take all images",)),

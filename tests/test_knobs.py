@@ -1,6 +1,7 @@
 """A knob that the chosen method does not use is an error, wherever it is set."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -147,6 +148,32 @@ def command(*arguments: str) -> Process:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ("data=image_folder", "data.root={}/phots"),
+            "data.root: no folder .* mean 'photos'",
+        ),
+        (("data=webdataset", "data.root={}/phots"), "data.root: no file or folder"),
+        (("data=webdataset", "data.root={}/x-*.tar"), None),  # for the source to read
+        (("data=cifar10", "data.root={}/new"), None),  # is downloaded there
+        (("data.unlabeled={}/phots",), "data.unlabeled: no .*did you mean 'photos'"),
+        (("teacher.path={}/a.p",), "teacher.path: there is no file .*did you mean 'a.pt'"),
+        (("student.path={}/a.p",), "student.path: there is no file .*did you mean 'a.pt'"),
+        (("teacher=answers", "teacher.path={}/a.csv"), "teacher.path: there is no file"),
+    ],
+)
+def test_a_wrong_path_is_found_in_the_config(
+    words: tuple[str, ...], said: str | None, tmp_path: Path
+) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "a.pt").touch()
+    typed = [word.format(tmp_path) for word in words]
+    with pytest.raises(UserError, match=said) if said else nullcontext():
+        check(composed(*typed), typed_keys(typed))
+
+
 def test_a_sweeps_jobs_are_checked_too(tmp_path: Path) -> None:
     done = command(
         "hydra.mode=MULTIRUN", "loss=mse_logits", "temperature=2,3", f"output_dir={tmp_path}"

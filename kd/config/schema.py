@@ -32,6 +32,7 @@ from kd.config.fields import (
     number,
 )
 from kd.config.knobs import KNOBS, refuse_unused, uses
+from kd.config.paths import check_paths
 from kd.config.precision import ACCEPTED, read_precision, resolve_precision
 from kd.config.schedules import POSITIVE, SHARE
 from kd.config.teacher_data import teacher_source
@@ -479,5 +480,7 @@ def check_training(model: type[T], cfg: DictConfig, typed: Collection[str]) -> T
     as_floats(cfg, KNOBS)  # 4 and 4.0 must give one name and one key in the store
     config = check_as(model, cfg)
     refuse_unused(cfg, typed)
+    starts = {at: getattr(getattr(config, at), "path", None) for at in ("teacher", "student")}
+    check_paths(config.data, starts, typed)
     config._used = tuple(knob for knob in KNOBS if uses(cfg, knob))
     return config

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from kd.errors import UserError, first_of
+from kd.errors import UserError, first_of, nearest_beside
 from kd.files.allowlist import check_allowlist
 
 STUDENT = "student.safetensors"
@@ -37,7 +37,7 @@ def weights_file(path: str | Path, where: str) -> Path:
             )
         found /= STUDENT
     if not found.is_file():
-        raise UserError(f"{where}: there is no file {found.absolute()}")
+        raise UserError(f"{where}: there is no file {found.absolute()}{nearest_beside(found)}")
     return found
 
 

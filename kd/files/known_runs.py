@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from kd.errors import nearest
+from kd.errors import nearest, nearest_beside
 
 
 def which_runs(missing: Path) -> str:
@@ -16,6 +16,5 @@ def which_runs(missing: Path) -> str:
     runs = [each.parent for room in rooms for each in sorted(room.glob("*/report.json"))]
     if like := [each for each in runs if missing.name and missing.name in each.name]:
         return f"; did you mean {str(like[-1])!r}?"
-    beside = [each.name for each in missing.parent.glob("*")] if missing.parent.is_dir() else []
     latest = f"; the latest runs are {', '.join(map(str, runs[-3:]))}" if runs else ""
-    return nearest(missing.name, beside) or nearest(missing.name, list(map(str, runs))) or latest
+    return nearest_beside(missing) or nearest(missing.name, list(map(str, runs))) or latest

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kd.data.decode import AS_STORED, DecodeError, Reading, decode
 from kd.data.folder import plain
 from kd.data.views import normalize, to_unit
-from kd.errors import DamagedError, UserError, first_of, nearest
+from kd.errors import DamagedError, UserError, first_of, nearest_beside
 from kd.files.header import HUB_WEIGHTS, STUDENT, header_of
 from kd.files.onnx_file import check_whole
 from kd.nets.build import normalization_of
@@ -162,10 +162,7 @@ def load_model(
     elif found.is_file():
         raise UserError(f"{where}: {found.absolute()} is no model of ours; accepted are {ACCEPTED}")
     elif found.suffix in (".onnx", ".safetensors", ".pt2"):
-        beside = [each.name for each in found.parent.iterdir()] if found.parent.is_dir() else []
-        raise UserError(
-            f"{where}: there is no file {found.absolute()}{nearest(found.name, beside)}"
-        )
+        raise UserError(f"{where}: there is no file {found.absolute()}{nearest_beside(found)}")
     else:
         file = open_run(found, where, trust).folder / STUDENT
         if not file.is_file():
