@@ -34,6 +34,7 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "methods.md"
 BLOCK = re.compile(r"(<!-- losses -->\n).*?(<!-- end -->)", re.DOTALL)
 SHAPE = Shape(3, 32, 100)
 IMAGES, BATCH = 50_000, 8
+FULL_BATCH = 64  # for layers as wide as a batch
 HEADER = (
     "| `loss=` | paper | asks for | teacher | it trains | it adds | where it shone |",
     "|---|---|---|---|---|---|---|",
@@ -177,7 +178,7 @@ class Pair:
         index = torch.arange(BATCH)
         signals = {"target": index, "index": index, "x": self.x, "epoch": 1, "progress": 0.5}
         labels = torch.arange(IMAGES) % SHAPE.num_classes
-        sizes = build_arguments(student, teacher, labels)
+        sizes = build_arguments(student, teacher, labels, FULL_BATCH)
         if any(term.name == "deit_token" for term in spec.terms):
             logits = seen["logits_s"]  # its student's features are the logits of two heads
             seen = seen | {"feats_s": [logits, logits.detach().clone().requires_grad_()]}

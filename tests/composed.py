@@ -42,7 +42,7 @@ ON_FEATURES = (
         "simkd",
     ),
     *("srrl", "kdsvd", "mgd", "cosine_features", "wkd_l", "wkd_f", "ickd", "sdd", "cat_kd"),
-    *("dcd", "rrd", "byot", "diffkd", "embedding", "queue"),
+    *("dcd", "rrd", "byot", "diffkd", "embedding", "queue", "semckd"),
 )
 
 # The same numbers on every machine; `auto` has tests of its own in test_precision.py.

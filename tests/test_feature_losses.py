@@ -41,6 +41,7 @@ from kd.losses import (
     rkd_loss,
     rrd_loss,
     sdd_loss,
+    semckd_loss,
     simkd_loss,
     sp_loss,
     srrl_loss,
@@ -60,6 +61,7 @@ from kd.losses.ofd import OFD
 from kd.losses.queue import Queue
 from kd.losses.reviewkd import ReviewKD
 from kd.losses.rrd import RRD
+from kd.losses.semckd import SemCKD
 from kd.losses.vid import VID
 from kd.shape import Shape
 from kd.training.loss_spec import FEATURES, read_loss
@@ -287,6 +289,19 @@ def ickd() -> float:
     return total
 
 
+# By student layer and teacher layer: a projection, and the teacher's map at its size.
+LAYERS = rng.normal(0, 1, (2, 3, 2, B, 4, 2, 2))
+ATTENTION = rng.normal(0, 1, (B, 2, 3))
+
+
+def semckd() -> float:
+    total = 0.0
+    for b, i in product(range(B), range(2)):
+        for j, weight in enumerate(softmax(ATTENTION[b, i])):
+            total += weight * float(((LAYERS[i, j, 0, b] - LAYERS[i, j, 1, b]) ** 2).mean())
+    return total / 2 / B
+
+
 def wkd_f(mean_weight: float, grid: int, epsilon: float) -> float:
     total = 0.0
     for row, column in product(range(grid), repeat=2):
@@ -500,6 +515,7 @@ FORMULAS: dict[str, tuple[Tensor, float]] = {
         + float(((EMB_S - EMB_T) ** 2).mean()),
     ),
     "ickd": (ickd_loss(t(MAPS_S[1]), t(SMALL_T)), ickd()),
+    "semckd": (semckd_loss(t(LAYERS[:, :, 0]), t(LAYERS[:, :, 1]), t(ATTENTION)), semckd()),
     "dcd": (dcd_loss(t(SCORES), consistency=0.7), dcd(0.7)),
     "rrd": (rrd_loss(t(SCORES), t(SCORES.T), 0.5, 0.2), rrd(0.5, 0.2)),
     "sdd": (
@@ -577,6 +593,10 @@ SLOPES: dict[str, tuple[Callable[..., Tensor], list[Array]]] = {
     "embedding": (lambda a: embedding_loss(a, t(EMB_T)), [EMB_S]),
     "queue": (lambda a: queue_loss(a, t(EMB_T), t(KEYS), 0.5), [EMB_S]),
     "ickd": (lambda a: ickd_loss(a, t(SMALL_T)), MAPS_S[1:]),
+    "semckd": (
+        lambda a, b: semckd_loss(a, t(LAYERS[:, :, 1]), b),
+        [LAYERS[:, :, 0], ATTENTION],
+    ),
     "dcd": (dcd_loss, [SCORES]),
     "rrd": (lambda a: rrd_loss(a, t(SCORES.T)), [SCORES]),
     "sdd": (lambda a: sdd_loss(a, *LAST[1:], torch.tensor(TARGET)), MAPS_S[:1]),
@@ -881,6 +901,48 @@ def test_byots_exits_learn_from_the_last_answer_and_not_it_from_them() -> None:
         BYOT(((6, 2, 2),), 6, 5)
 
 
+class TestSemCKD:
+    shapes_s, shapes_t = ((3, 6, 6), (4, 3, 3)), ((3, 6, 6), (5, 2, 2))
+
+    def test_attention_is_the_product_of_query_and_key(self) -> None:
+        """Of the images' similarities; the larger map is averaged down."""
+        torch.manual_seed(0)
+        loss = SemCKD(self.shapes_s, self.shapes_t, batch_size=8).double()
+        own = [torch.randn(8, *each, dtype=torch.float64) for each in self.shapes_s]
+        theirs = [torch.randn(8, *each, dtype=torch.float64) for each in self.shapes_t]
+        rows: list[list[Array]] = []
+        for looks, feats in ((loss.queries, own), (loss.keys, theirs)):
+            made = []
+            for look, maps in zip(looks, feats, strict=True):
+                flat = maps.flatten(1).numpy()
+                with torch.no_grad():
+                    found = look.layers(t([[np.dot(x, z) for z in flat] for x in flat])).numpy()
+                made.append(np.stack([unit(row) for row in found]))
+            rows.append(made)
+        scores = np.einsum("ibd,jbd->bij", np.stack(rows[0]), np.stack(rows[1]))
+        pool = torch.nn.functional.adaptive_avg_pool2d
+        pairs = [
+            [
+                (s, pool(u, s.shape[2:])) if s.shape[2] < u.shape[2] else (pool(s, u.shape[2:]), u)
+                for u in theirs
+            ]
+            for s in own
+        ]
+        projected = [
+            [to(s) for to, (s, _) in zip(way, row, strict=True)]
+            for way, row in zip(loss.projections, pairs, strict=True)
+        ]
+        wanted = [[u for _, u in row] for row in pairs]
+        expected = semckd_loss(projected, wanted, t(scores))
+        assert loss(own, theirs).item() == pytest.approx(expected.item(), rel=1e-12)
+
+    def test_a_smaller_batch_has_zeros_for_the_images_that_are_missing(self) -> None:
+        look = SemCKD(self.shapes_s, self.shapes_t, batch_size=8).double().queries[0]
+        maps = torch.randn(5, 3, 6, 6, dtype=torch.float64)
+        beside = torch.cat([maps, torch.zeros(3, 3, 6, 6, dtype=torch.float64)])
+        torch.testing.assert_close(look(maps), look(beside)[:5])
+
+
 class TestRRD:
     def test_a_batch_takes_the_place_of_the_oldest(self) -> None:
         torch.manual_seed(0)
@@ -983,6 +1045,7 @@ def test_takes_any_shapes(
         "shapes_t": shapes["t"],
         "width_s": widths[0],
         "width_t": widths[1],
+        "batch_size": 4,
     }
     objective = Objective(
         read_loss(loss_node(method)),
@@ -1046,6 +1109,7 @@ AUTHORS: dict[str, tuple[float, Any, dict[str, Any]]] = {
         {"mean_weight": 4.0, "grid": 1, "epsilon": 1e-5},
     ),
     "ickd": (1.0, 2.5, {}),
+    "semckd": (1.0, 400.0, {"factor": 4}),
     "sdd": (
         1.0,
         {"schedule": "warmup", "end": 1.0, "over": 0.083},
@@ -1076,10 +1140,10 @@ AUTHORS: dict[str, tuple[float, Any, dict[str, Any]]] = {
 @pytest.mark.parametrize("method", ON_FEATURES)
 def test_configured_as_the_authors_do(method: str) -> None:
     node = loss_node(method)
-    (term,) = node["terms"].values()
+    term = node["terms"][method]
     numbers = {name: value for name, value in term["loss"].items() if name != "_target_"}
     assert (node["ce_weight"], term["weight"], numbers) == AUTHORS[method]
-    assert set(node["terms"]) == {method}
+    assert set(node["terms"]) == ({"kd", method} if method == "semckd" else {method})
 
 
 @pytest.mark.parametrize("method", ["fsp", "kdsvd"])

@@ -35,6 +35,7 @@ USED = {
             "kd_standardized",
             "kd_dist",
             "mld",
+            "semckd",
             "soft_ce",
             "dkd",
             "nkd",

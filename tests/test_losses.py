@@ -32,6 +32,7 @@ def objective(method: str, classes: int = 10) -> Objective:
     build_arguments = {
         "shapes_s": SHAPES,
         "shapes_t": SHAPES,
+        "batch_size": 6,
         "width_s": WIDTH,
         "width_t": WIDTH,
         "labels": labels,

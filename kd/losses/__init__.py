@@ -20,6 +20,7 @@ those are logged. Its constructor may ask for:
 - `shapes_s`, `shapes_t`: feature shapes of one image, per hooked layer.
 - `width_s`, `width_t`: embedding widths.
 - `labels`: of all training images, int64 [N], -1 for none.
+- `batch_size`: images that a device sees at once, at most.
 - `num_classes`, `in_channels`, `image_size`.
 
 A loss that asks for `target` does not see unlabelled images (`data.labels`, `data.unlabeled`). It

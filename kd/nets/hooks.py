@@ -136,12 +136,13 @@ def kinds_of(signals: Collection[str], side: Side) -> list[str]:
 
 
 def build_arguments(
-    student: FeaturePaths | None, teacher: FeaturePaths | None, labels: Tensor
+    student: FeaturePaths | None, teacher: FeaturePaths | None, labels: Tensor, batch_size: int
 ) -> dict[str, object]:
     """Return what the constructor of a learned loss may ask for by name, to size its layers.
 
     Args:
         labels: of all training images, int64 [N], -1 for none.
+        batch_size: images that a device sees at once, at most.
     """
     return {
         "shapes_s": student.shapes if student else (),
@@ -149,6 +150,7 @@ def build_arguments(
         "width_s": student.width if student else 0,
         "width_t": teacher.width if teacher else 0,
         "labels": labels,
+        "batch_size": batch_size,
     }
 
 

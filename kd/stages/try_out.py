@@ -134,7 +134,8 @@ def _with_signals(
         with torch.no_grad():
             hooks = FeatureHooks(net.eval(), paths[side], kinds_of(asked, side))
             signals |= as_signals(hooks(net, seen), side)
-    given = build_arguments(paths.get("s"), paths.get("t"), data.split.train.labels)
+    labels = data.split.train.labels
+    given = build_arguments(paths.get("s"), paths.get("t"), labels, plan.recipe.batch_size)
     return Objective(plan.loss, shape, build_arguments=given), signals
 
 

@@ -212,7 +212,8 @@ def _distiller(net: nn.Module, job: TrainingJob) -> Distiller:
     # A loss may hold a net, whose init must depend only on the seed and differ from the student's.
     torch.manual_seed((spec.seed * 1_000_003 + 500_009) % 2**63)
     labels = data.split.train.labels
-    hooks, arguments = hook(net, spec, job.loss, job.teacher, data.shape, labels)
+    ranks = world_size({**job.runtime, **spec.trainer})
+    hooks, arguments = hook(net, spec, job.loss, job.teacher, data.shape, labels, ranks)
     return Distiller(
         net,
         Objective(

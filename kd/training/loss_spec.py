@@ -39,8 +39,8 @@ FEATURES = (
 SIGNALS = ("logits_s", "logits_t", "target", "index", "x", "epoch", "progress", *FEATURES)
 
 # Constructor arguments that a loss module may ask for: feature shapes of one image per hooked
-# layer, widths of the pooled embeddings, and the labels of all training images, int64 [N], -1 for
-# none.
+# layer, widths of the pooled embeddings, the labels of all training images, int64 [N], -1 for
+# none, and how many images a device sees at once, at most.
 BUILD_ARGUMENTS = (
     "num_classes",
     "in_channels",
@@ -50,6 +50,7 @@ BUILD_ARGUMENTS = (
     "width_s",
     "width_t",
     "labels",
+    "batch_size",
 )
 
 
