@@ -174,12 +174,17 @@ def test_two_methods_two_seeds_interrupted_and_resumed(
 
 
 def test_a_dry_run_says_how_long(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = (*PAIR, "loss=kd,at", "seed=1,2,3", "n_trials=4", "epochs=20", "teacher.epochs=10")
-    assert exit_code("compare", *words, "dry_run=true", f"output_dir={tmp_path}") == 0
-    said = capsys.readouterr().out
+    words = (*PAIR, "loss=kd,at,kdd", "seed=1,2,3", "n_trials=4", "epochs=20", "teacher.epochs=9")
+    assert exit_code("compare", *words, "dry_run=true", f"output_dir={tmp_path}") == 1
+    said, refused = capsys.readouterr()
+    assert refused.count("loss=kdd: failed: loss: there is no 'kdd'") == 3
     assert "6 jobs to do" in said
-    # A teacher for all; a baseline per seed; and per method its trials and its seeds
-    for line in ("teacher: 1 x ", "baseline: 3 x ", "distill by kd: 7 x ", "distill by at: 7 x "):
+    # A teacher for all; a baseline per seed; and per method its trials and its seeds. What a
+    # teacher says of a view is stored: for the seeds, and for the trials with theirs
+    for line in (
+        *("teacher: 1 x ", "baseline: 3 x ", "distill by kd: 7 x ", "distill by at: 7 x "),
+        "stored answers of the teacher: 4 x ",
+    ):
         assert f"mlp_to_mlp: {line}" in said
     assert "ms a step" in said
     assert not list(tmp_path.glob("store/*/stage.json"))

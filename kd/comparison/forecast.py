@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kd.comparison.request import CompareConfig
@@ -11,6 +11,7 @@ from kd.config.schema import Config
 from kd.data.base import DataModule
 from kd.data.trial import shorten
 from kd.files.store import Store
+from kd.nets.hooks import kinds_of
 from kd.runs.duration import image_seconds, stage_seconds
 from kd.runs.preflight import pending_plans
 from kd.stages.batch import suit_to_data
@@ -33,7 +34,55 @@ class TrainingGroup:
     label: str
     step: float
     each: float
-    count: int = 0
+    count: int = 1
+
+
+class Trainings:
+    """All that is to be computed, each once: trainings, and what teachers store for them.
+
+    Attributes:
+        groups: by what makes a training one of its own.
+    """
+
+    def __init__(self) -> None:
+        self.groups: dict[str, TrainingGroup] = {}
+        self.measured: dict[str, tuple[float, float]] = {}
+
+    def add(
+        self, plan: StagePlan, job: CompareConfig, config: Config, data: DataModule, trials: int
+    ) -> None:
+        """Add a stage of a job, and its trials.
+
+        Args:
+            config: of the job's run, with its precisions resolved.
+        """
+        each, answer = self._measure(plan, config, data)
+        batch = plan.recipe.batch_size
+        key = _key(plan)
+        if key not in self.groups:
+            whole = stage_seconds(plan, config, data, each)
+            label = f"{job.nets}: {_label(plan, job)}"
+            self.groups[key] = TrainingGroup(label, each * batch, whole)
+        self.groups[key].count += trials
+        if not answer:
+            return
+        views = min(1.0, data.views / plan.recipe.epochs) if data.views else 1.0
+        whole = views * stage_seconds(plan, config, data, answer)
+        label = f"{job.nets}: stored answers of the teacher"
+        for seed in {job.seed, job.trial_seed} if trials else {job.seed}:
+            key = json.dumps([plan.teacher_net, job.nets, seed], sort_keys=True, default=str)
+            self.groups.setdefault(key, TrainingGroup(label, answer * batch, whole))
+
+    def _measure(self, plan: StagePlan, config: Config, data: DataModule) -> tuple[float, float]:
+        """Return seconds of an image in training, and those of an answer that is stored."""
+        nets = _nets(plan)
+        if nets not in self.measured:
+            whole = image_seconds(plan, config, data)
+            own = whole
+            if _stores(plan, config):
+                own = min(whole, image_seconds(replace(plan, teacher_net=None), config, data))
+            self.measured[nets] = own, whole - own
+        return self.measured[nets]
 
 
 def forecast(jobs: Sequence[CompareConfig], done: Sequence[CompareConfig]) -> str:
@@ -45,8 +94,7 @@ def forecast(jobs: Sequence[CompareConfig], done: Sequence[CompareConfig]) -> st
         jobs: of all methods, pairs and seeds.
         done: those of them that are finished.
     """
-    parts: dict[str, TrainingGroup] = {}
-    measured: dict[str, float] = {}
+    found = Trainings()
     searched = {(config.nets, config.method) for config in done}
     finished = {(*_cell(config), config.seed) for config in done}
     sources: dict[str, DataModule] = {}
@@ -65,18 +113,15 @@ def forecast(jobs: Sequence[CompareConfig], done: Sequence[CompareConfig]) -> st
         left = pending_plans(chain, final, data, Store(_store(final)))
         tried = {plan.name for plan in student_plans(chain) if plan.role == "student"}
         for plan in left:
-            key = _key(plan)
-            if key not in parts:
-                if (nets := _nets(plan)) not in measured:
-                    measured[nets] = image_seconds(plan, final, data)
-                each = measured[nets]
-                whole = stage_seconds(plan, final, data, each)
-                label = f"{config.nets}: {_label(plan, config)}"
-                parts[key] = TrainingGroup(label, each * plan.recipe.batch_size, whole)
-                parts[key].count = 1
-            if plan.name in tried:
-                parts[key].count += trials
-    return _text([part for part in parts.values() if part.each], len(jobs) - len(done))
+            found.add(plan, config, final, data, trials if plan.name in tried else 0)
+    groups = [group for group in found.groups.values() if group.each]
+    return _text(groups, len(jobs) - len(done))
+
+
+def _stores(plan: StagePlan, config: Config) -> bool:
+    """Whether the teacher answers once for each view, for all trainings that see it."""
+    features = kinds_of(plan.loss.signals, "t")
+    return plan.teacher_net is not None and not features and config.teacher.cache != "off"
 
 
 def _cell(config: CompareConfig) -> tuple[str, str]:
@@ -98,7 +143,8 @@ def _key(plan: StagePlan) -> str:
 
 
 def _nets(plan: StagePlan) -> str:
-    shown = [plan.name, plan.net, plan.teacher_net, plan.precision, plan.recipe.batch_size]
+    live = bool(kinds_of(plan.loss.signals, "t"))
+    shown = [plan.name, plan.net, plan.teacher_net, live, plan.precision, plan.recipe.batch_size]
     return json.dumps(shown, sort_keys=True, default=str)
 
 
@@ -110,7 +156,7 @@ def _text(parts: Sequence[TrainingGroup], jobs: int) -> str:
     """Format the parts, equal ones together, and their sum."""
     merged: dict[str, TrainingGroup] = {}
     for each in parts:
-        same = merged.setdefault(each.label, TrainingGroup(each.label, each.step, each.each))
+        same = merged.setdefault(each.label, replace(each, count=0))
         same.count += each.count
     lines = [
         f"  {part.label}: {part.count} x {duration(part.each)} ({_step(part.step)} a step)"
@@ -121,8 +167,9 @@ def _text(parts: Sequence[TrainingGroup], jobs: int) -> str:
         [
             f"{jobs} jobs to do, one after another on this machine:",
             *lines,
-            f"In all about {duration(total)}. Steps were measured without the loss's own "
-            "arithmetic; pruned trials end earlier, and the teacher's stored answers save time.",
+            f"In all about {duration(total)} of training. Steps were measured without the loss's "
+            "own arithmetic, and pruned trials end earlier. The start, tests and report of each "
+            "job come on top: seconds for small nets.",
         ]
     )
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from kd.comparison.request import CompareConfig
 from kd.config.fields import Node
-from kd.errors import UserError
+from kd.errors import UnusedError, UserError
 from kd.files.report_file import Report
 from kd.runs.sweep import Entry, Sweep
 
@@ -42,10 +42,14 @@ class ComparisonSweep(Sweep):
             return super().sweep(folder)
         from kd.comparison.forecast import forecast  # importing torch takes seconds
 
-        entries = [each for each in self._entries(folder) if each.job]
-        done = [entry for entry in entries if entry.job and entry.job.report()]
-        print(forecast(_configs(entries), _configs(done)))
-        return 0
+        entries = self._entries(folder)
+        jobs = [each for each in entries if each.job]
+        refused = [each for each in entries if not each.job]
+        done = [entry for entry in jobs if entry.job and entry.job.report()]
+        for entry in refused:
+            self._say(entry, len(entries))
+        print(forecast(_configs(jobs), _configs(done)))
+        return 1 if any(not isinstance(each.error, UnusedError) for each in refused) else 0
 
     def _show(self, folder: Path, finished: Sequence[tuple[Entry, Report]]) -> None:
         from kd.comparison.table import write_table  # importing scipy takes a second
