@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 from rich.console import Console
@@ -17,6 +18,17 @@ console = Console(stderr=True, highlight=False)
 def say(message: str) -> None:
     """Print one line to the terminal or the job's log."""
     console.print(printable(message), markup=False, soft_wrap=True)
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Print nothing meanwhile, such as in a trial of what is done and told later."""
+    before = console.quiet
+    console.quiet = True
+    try:
+        yield
+    finally:
+        console.quiet = before
 
 
 def printable(text: str) -> str:

@@ -95,6 +95,15 @@ def test_what_cannot_start_is_refused(
     assert all(word in str(error.value) for word in words)
 
 
+def test_a_file_that_does_not_fit_is_refused_before_the_teacher_is_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save({"hidden.0.weight": torch.zeros(3, 64)}, tmp_path / "a.pt")
+    with pytest.raises(UserError, match=r"student.path: the weights in .*a.pt do not fit the net"):
+        run(config(tmp_path, f"student.path={tmp_path / 'a.pt'}"), "")
+    assert "training for" not in capsys.readouterr().err
+
+
 def test_a_later_stage_goes_on_from_the_earlier_one(tmp_path: Path) -> None:
     path = f"student.path={tmp_path / 'a.pt'}"
     chain = chain_of(config(tmp_path, path, "student.finetune=head", "experiment=finetune"))

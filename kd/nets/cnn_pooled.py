@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd.nets.initial import kaiming
@@ -55,7 +56,6 @@ class PooledCNN(nn.Module):
         for number, outputs in enumerate(widths, start=1):
             self.add_module(f"block{number}", pooled_block(channels[number - 1], outputs))
         self.taps = tuple(f"block{number}" for number in range(1, len(channels)))
-        self.pool = nn.AdaptiveMaxPool2d(1)
         self.fc = nn.Linear(channels[-1], num_classes, bias=False)
         kaiming(self)
 
@@ -64,5 +64,6 @@ class PooledCNN(nn.Module):
         x = self.stem(x)
         for path in self.taps:
             x = self.get_submodule(path)(x)
-        logits: Tensor = self.fc(self.pool(x).flatten(1))
+        pooled = F.max_pool2d(x, x.shape[2:]).flatten(1)  # not adaptive: LiteRT has no such layer
+        logits: Tensor = self.fc(pooled)
         return logits

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd.nets.cnn_pooled import pooled_block
@@ -86,7 +87,6 @@ class SpeedNet(nn.Module):
         for number in range(1, 4):
             block = pooled_block(channels[number - 1], channels[number], norm)
             self.add_module(f"block{number}", block)
-        self.pool = nn.AdaptiveMaxPool2d(1)
         self.fc = nn.Linear(channels[-1], num_classes, bias=False)
         self.scale = scale
         with torch.no_grad():
@@ -100,7 +100,8 @@ class SpeedNet(nn.Module):
         x = self.gelu(self.whiten(x))
         for path in self.taps:
             x = self.get_submodule(path)(x)
-        logits: Tensor = self.fc(self.pool(x).flatten(1) * self.scale)
+        pooled = F.max_pool2d(x, x.shape[2:]).flatten(1)  # not adaptive: LiteRT has no such layer
+        logits: Tensor = self.fc(pooled * self.scale)
         return logits
 
     @torch.no_grad()

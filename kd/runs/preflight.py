@@ -17,7 +17,7 @@ from kd.shape import Shape
 from kd.stages.chain import StagePlan
 from kd.stages.multilabel import check_multilabel
 from kd.stages.stage import logger_nodes, make_stage
-from kd.stages.start import file_of
+from kd.stages.start import file_of, try_start
 from kd.stages.try_out import try_out
 from kd.training.devices import world_size
 from kd.training.optim import make_optimizer
@@ -82,6 +82,8 @@ def preflight(chain: Sequence[StagePlan], config: Config, data: DataModule) -> N
             most=most,
             trained=plan.trains != "none",
         )
+        if file and plan is not chain[0]:  # that of the first is loaded next
+            try_start(net, plan, file, seen)
         if plan.trains == "none":
             continue
         check_parts(net, plan, seen)

@@ -15,7 +15,7 @@ from kd.files.class_names import count_common, names_from_config, names_in, outp
 from kd.files.header import header_of, weights_file
 from kd.files.stage_record import ChannelStatistics, ChosenOutputs, StageSpec
 from kd.files.store import checksum
-from kd.log import say
+from kd.log import say, silence
 from kd.nets.build import (
     fresh_node,
     normalization_of,
@@ -131,6 +131,19 @@ def load_start(net: nn.Module, file: Path, where: str, spec: StageSpec, shape: S
     header = header_of(file)
     if header and "mean" in header and "std" in header:
         set_normalization(net, (tuple(header["mean"]), tuple(header["std"])), shape.channels, where)
+
+
+def try_start(net: nn.Module, plan: StagePlan, file: Path, data: DataModule) -> None:
+    """Load a stage's file as a trial, without a word; `net` is changed.
+
+    Raises:
+        UserError: the tensors do not fit the net.
+    """
+    epochs = 0 if plan.trains == "none" else plan.recipe.epochs
+    spec = StageSpec(recipe=0, shape=(*data.shape,), data={}, net={}, epochs=epochs)
+    with silence():
+        set_start(spec, plan, file, data.classes)
+        load_start(net, file, f"{plan.start_prefix}path", spec, data.shape)
 
 
 def start_from_images(net: nn.Module, data: DataModule) -> None:
