@@ -334,11 +334,14 @@ def test_what_accuracy_hides_where_classes_are_uneven() -> None:
     assert class_table(rows_of(*several)) is None
     for balanced, each in zip((0.5, 0.7), several, strict=True):
         each["models"][2]["test"] |= {"balanced_accuracy": balanced, "auroc": 0.75}
+        each["models"][2]["test"] |= {"map": balanced, "f1_macro": 0.25}
     table = class_table(rows_of(*several))
     assert table
     found = dict(zip(table.columns, [cell.text for cell in table.cells[0]], strict=True))
     assert found["student: balanced accuracy, %"] == "60.00 ± 14.14"
     assert found["student: AUROC"] == "0.7500"
+    assert found["student: mAP"] == "0.6000 ± 0.1414"
+    assert found["student: macro F1"] == "0.2500"
     assert not any(name.startswith("teacher") for name in found)
 
 

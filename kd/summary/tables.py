@@ -84,6 +84,8 @@ def _gain(gain: Gain) -> Cell:
 _OF_CLASSES: tuple[tuple[str, Measure, float, int], ...] = (
     ("balanced accuracy, %", lambda model: model.test.balanced_accuracy, 100, 2),
     ("AUROC", lambda model: model.test.auroc, 1, 4),
+    ("mAP", lambda model: model.test.map, 1, 4),
+    ("macro F1", lambda model: model.test.f1_macro, 1, 4),
 )
 
 
