@@ -112,6 +112,8 @@ def test_the_temperature_is_fitted_on_validation(finished: Path, tmp_path: Path)
     assert calibrated["nll"] == pytest.approx(after.nll)
     assert found["calibrated_on"]["validation"] == len(split.val)
     record = EvaluationRecord.model_validate_json(json.dumps(found))
+    assert not any("trial" in each for each in sentences(record))
+    assert "is a trial" in sentences(record.model_copy(update={"trial": True}))[1]
     for images, caution in ((len(split.val), False), (50, False), (49, True), (3, True)):
         on = record.calibrated_on.model_copy(update={"validation": images})
         said = sentences(record.model_copy(update={"calibrated_on": on}))

@@ -247,6 +247,12 @@ class TestValidationLabels:
                  "teacher says of each"),
         ),
         (
+            ("alpha=1",),
+            ("teacher:  MLP(hidden=[16]), learns from 200 images with their labels",
+             "baseline: MLP(hidden=[8]), learns from 200 images with their labels",
+             "distill:  the same net, learns from 200 images without labels, by the teacher"),
+        ),
+        (
             ("data.omit=[3]", "loss=tfkd_self", "stages=[baseline,distill]"),
             ("baseline: MLP(hidden=[8]), learns from 180 images with their labels",
              "distill:  the same net, learns from 180 images, the labels of all, and what "

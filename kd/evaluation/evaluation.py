@@ -11,6 +11,7 @@ from rich.console import Console
 from sklearn.metrics import precision_recall_fscore_support
 from torch import Tensor, nn
 
+from kd.config.trainer import trial_note
 from kd.data.base import DataModule, Images
 from kd.data.rendering import as_read
 from kd.data.views import normalize, to_unit
@@ -107,6 +108,7 @@ def evaluate(finished: FinishedRun, config: Evaluate, command: str) -> Path:
         run=str(finished.folder),
         **provenance(command),
         name=finished.report.name,
+        trial=bool(trial_note(finished.report.trainer)),
         data=_about(evaluated_on, classes),
         missing=missing,
         calibrated_on=CalibrationImages(validation=len(val or ()), reason=lacking),
@@ -121,14 +123,13 @@ def evaluate(finished: FinishedRun, config: Evaluate, command: str) -> Path:
             wanted, classes, (said, images.labels), calibration
         )
     if config.corruptions:
-        severities = sorted(set(config.severities))
         if sized := [role for role in nets if reads[role]]:
             raise UserError(
                 f"corruptions: the {sized[0]} has images of its own size, and a corruption is so "
                 "many pixels wide; accepted is corruptions=[]"
             )
         more["corruptions"] = under_corruptions(
-            nets, images, config.corruptions, severities, config.seed
+            nets, images, config.corruptions, sorted(set(config.severities)), config.seed
         )
     return _publish(found.model_copy(update=more), folder)
 

@@ -216,6 +216,10 @@ def sentences(found: EvaluationRecord) -> list[str]:
     data = found.data
     where = f" in {data.root}" if data.other else ""
     lines = [f"{data.images} images: {data.part} of {data.name}{where}."]
+    if found.trial:
+        lines.append(
+            "The run is a trial on a few batches of everything: these figures mean nothing."
+        )
     if data.left_out:
         lines.append(
             f"{data.left_out} images were left out: the run's nets were trained on them or "

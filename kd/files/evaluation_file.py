@@ -208,6 +208,7 @@ class EvaluationRecord(RunCommandRecord):
     """What `evaluation.json` holds.
 
     Attributes:
+        trial: whether the run saw a few batches only.
         missing: why a net is not there, by role.
         operating_point, corruptions, knn: None unless asked for.
     """
@@ -221,6 +222,7 @@ class EvaluationRecord(RunCommandRecord):
     operating_point: OperatingPoints | None = None
     corruptions: CorruptionAccuracies | None = None
     knn: NeighbourAccuracies | None = None
+    trial: bool = False
 
     @property
     def roles(self) -> list[str]:

@@ -44,6 +44,8 @@ def _learns_from(plan: StagePlan, chain: Sequence[StagePlan], data: DataModule) 
             f" of {seen.name} in {seen.root}" if plan.sees == "all" and data.teacher_data else ""
         )
         return f"{net}, learns from {labels:,} images{of_other} with their labels"
+    if not plan.loss.uses_labels:
+        return f"{net}, learns from {images:,} images without labels, by the {plan.teacher}"
     known = "the labels of all" if labels == images else f"the labels of {labels:,}"
     told = f", and what the {plan.teacher} says of each" if plan.teacher else ""
     return f"{net}, learns from {images:,} images, {known}{told}"

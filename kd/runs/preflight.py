@@ -64,14 +64,7 @@ def preflight(chain: Sequence[StagePlan], config: Config, data: DataModule) -> N
                 f"stage.{plan.name}.trains: found 'loss', but its loss learns nothing; "
                 "accepted is all"
             )
-        if recipe.early_stopping and not seen.selects(plan.sees):
-            off = "data.val_labels=0" if seen.split.val else "data.val_fraction=0"
-            other = "data.val_labels=null" if seen.split.val else "data.val_fraction=0.1"
-            raise UserError(
-                f"{at}early_stopping: found {recipe.early_stopping}, which validation labels "
-                f"decide; {off} lets them decide nothing. Accepted together are "
-                f"{at}early_stopping=null or {other}"
-            )
+        check_early_stopping(plan, seen)
         file = file_of(plan)
         most = file.stat().st_size if file and plan.trains == "none" else None
         net = build_net(
@@ -95,6 +88,23 @@ def preflight(chain: Sequence[StagePlan], config: Config, data: DataModule) -> N
         batches_of(config.trainer, "limit_train_batches", len(loader))
         if recipe.batch_size == ranks and plan.trains != "frozen_norms":  # one image on each device
             check_single(net, seen.shape, f"{at}batch_size")
+
+
+def check_early_stopping(plan: StagePlan, data: DataModule) -> None:
+    """Refuse early stopping where no validation label may decide.
+
+    Raises:
+        UserError: it is asked for.
+    """
+    at = plan.recipe_at
+    found = plan.recipe.early_stopping
+    if found and not data.selects(plan.sees):
+        off = "data.val_labels=0" if data.split.val else "data.val_fraction=0"
+        other = "data.val_labels=null" if data.split.val else "data.val_fraction=0.1"
+        raise UserError(
+            f"{at}early_stopping: found {found}, which validation labels decide; {off} lets them "
+            f"decide nothing. Accepted together are {at}early_stopping=null or {other}"
+        )
 
 
 def check_parts(net: nn.Module, plan: StagePlan, data: DataModule) -> None:

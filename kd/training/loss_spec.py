@@ -126,6 +126,11 @@ class LossSpec:
         )
 
     @property
+    def uses_labels(self) -> bool:
+        """Whether the cross-entropy has a weight, or a term asks for the labels."""
+        return self.node.get("ce_weight", 1.0) != 0 or "target" in self.signals
+
+    @property
     def wants_stem(self) -> bool:
         """Whether a term also uses the stem before the first stage: its loss has a `stem`."""
         return any(getattr(term.target, "stem", False) for term in self.terms)
