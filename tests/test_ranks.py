@@ -34,15 +34,22 @@ from kd.files.checkpoints import WholeCheckpoints, last_good, remove_checkpoint
 from kd.files.locks import check_exclusion, hold
 from kd.measure.metrics import ask
 from kd.ranks import Launch, find_launch, on_all_ranks
+from kd.runs.preflight import check_shards
 from kd.stages.chain import chain_of
 from kd.stages.stage import make_stage
 from kd.stages.try_out import depends_on_batch
 from kd.training.callbacks import History
 from kd.training.devices import devices_of, resolve_devices, world_size
+from kd.training.optim import make_optimizer
 from kd.training.processes import _launches, on_devices
 from kd.training.trainer import construct_trainer
 
-RUN = ("model=mlp_to_mlp", "data=digits", *TINY, "trainer=ddp", "trainer.accelerator=cpu")
+# Convolutions without batch norm, which would see other images with two ranks.
+STUDENT = ("student=cnn", "student.net.width=4", "student.net.batch_norm=false")
+RUN = (
+    *("model=mlp_to_mlp", "data=digits", *TINY[:-1], *STUDENT),
+    *("trainer=ddp", "trainer.accelerator=cpu"),
+)
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "RANK": "3", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}
 SRUN = {
     "SLURM_JOB_ID": "70",
@@ -141,6 +148,30 @@ def test_fsdp_is_lightnings_and_its_checkpoint_is_one_file(
     assert trainer.strategy._state_dict_type == "full"
     assert isinstance(trainer.strategy.checkpoint_io, WholeCheckpoints)
     assert trainer.world_size == 2
+
+
+@pytest.mark.usefixtures("two_gpus")
+@pytest.mark.parametrize("word", ["ema=0.9", "swa=0.5", "gradient_clip=1.0", "optim=muon"])
+def test_what_needs_whole_parameters_is_refused_beside_fsdp(
+    word: str, launched: Callable[[int, int], None]
+) -> None:
+    launched(2, 2)
+    chain = chain_of(check(composed("stages=[baseline]", word)))
+    check_shards(chain, {"strategy": "ddp"})
+    name, _, value = word.partition("=")
+    with pytest.raises(UserError, match=f"^{name}: found {value}, which needs whole parameters"):
+        check_shards(chain, {"strategy": "fsdp"})
+
+
+def test_weight_decay_is_by_the_dimensions_of_whole_parameters() -> None:
+    """FSDP leaves one-dimensional parts of all parameters, some of them empty."""
+    net = torch.nn.Linear(3, 2)
+    whole = {net.weight: 2, net.bias: 1}
+    net.weight.data = net.weight.data.flatten()[:4]
+    optim = {"_target_": "torch.optim.AdamW", "lr": 0.1, "decay_norms": False, "weight_decay": 0.5}
+    optimizer, _ = make_optimizer(net, 2, optim=optim, schedule="constant", dimensions=whole)
+    decays = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+    assert decays == {id(net.weight): 0.5, id(net.bias): 0.0}
 
 
 @pytest.mark.usefixtures("two_gpus")

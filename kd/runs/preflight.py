@@ -1,10 +1,11 @@
 """Checks of a run before anything is trained."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
 
+from kd.config.construct import resolve_target
 from kd.config.schema import Config
 from kd.config.trainer import batches_of
 from kd.data.base import DataModule
@@ -19,7 +20,8 @@ from kd.stages.multilabel import check_multilabel
 from kd.stages.stage import logger_nodes, make_stage
 from kd.stages.start import file_of, try_start
 from kd.stages.try_out import try_out
-from kd.training.devices import world_size
+from kd.training.devices import SHARDED, world_size
+from kd.training.muon import Muon
 from kd.training.optim import make_optimizer
 
 
@@ -49,6 +51,7 @@ def preflight(chain: Sequence[StagePlan], config: Config, data: DataModule) -> N
 
     check_multilabel(chain, config, data)
     check_trainer(config.trainer)
+    check_shards(chain, config.trainer)
     check_loggers(logger_nodes(config, "preflight"))
     ranks = world_size(config.trainer)
     for plan in chain:
@@ -105,6 +108,29 @@ def check_early_stopping(plan: StagePlan, data: DataModule) -> None:
             f"{at}early_stopping: found {found}, which validation labels decide; {off} lets them "
             f"decide nothing. Accepted together are {at}early_stopping=null or {other}"
         )
+
+
+def check_shards(chain: Sequence[StagePlan], options: Mapping[str, object]) -> None:
+    """Refuse what needs whole parameters beside FSDP and DeepSpeed, which keep parts of them.
+
+    Raises:
+        UserError: averaged weights, Muon, or a gradient clipped under FSDP.
+    """
+    strategy = str(options.get("strategy", "auto"))
+    if not strategy.startswith(SHARDED):
+        return
+    names = ["ema", "swa", *(["gradient_clip"] if strategy.startswith("fsdp") else [])]
+    for plan in chain:
+        found = {name: getattr(plan.recipe, name) for name in names}
+        if resolve_target(plan.recipe.optim, f"{plan.recipe_at}optim")[0] is Muon:
+            found["optim"] = "muon"
+        for name, value in found.items():
+            if value is not None and plan.trains != "none":
+                raise UserError(
+                    f"{plan.recipe_at}{name}: found {value}, which needs whole parameters; "
+                    f"trainer.strategy={strategy} keeps parts of them. Choose another {name}, or "
+                    "trainer=ddp"
+                )
 
 
 def check_parts(net: nn.Module, plan: StagePlan, data: DataModule) -> None:

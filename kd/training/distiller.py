@@ -20,7 +20,7 @@ from kd.nets.hooks import FeatureHooks, NetOutput, as_signals
 from kd.teachers.live_teacher import Teacher
 from kd.training.finite import finite
 from kd.training.label_loss import accuracy, is_multilabel, label_loss
-from kd.training.layout import layout_of, to_layout
+from kd.training.layout import choose_layout, to_layout
 from kd.training.memory import keep_memory
 from kd.training.objective import Objective
 from kd.training.step_log import is_logged
@@ -66,6 +66,7 @@ class Distiller(L.LightningModule):
         self.teacher = teacher
         self.reference = reference
         self.hooks = hooks
+        self.dimensions = {each: each.ndim for each in self.parameters()}  # before FSDP shards them
         self.layout = torch.channels_last
         self.train_acc = MeanMetric()
         self.val_loss = MeanMetric()
@@ -73,12 +74,14 @@ class Distiller(L.LightningModule):
         self.val_map = MeanAveragePrecision()
         self.val_agreement = MeanMetric()
 
+    def setup(self, stage: str) -> None:
+        """Choose the memory layout before DDP wraps the net, else its first gradients are wrong."""
+        self.layout = choose_layout(self, self.trainer)
+
     def on_fit_start(self) -> None:
         """Move the teacher to the student's device, as Lightning does not know it."""
         console.quiet = not self.trainer.is_global_zero
         keep_memory()  # here, because each process of a distributed training comes here
-        self.layout = layout_of(self.net, self.trainer.precision, self.device)
-        self.to(memory_format=self.layout)
         if self.teacher is not None:
             self.teacher.to(self.device)
 
@@ -141,7 +144,7 @@ class Distiller(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Make the optimiser, and its schedule by the step."""
         self.steps = max(1, int(self.trainer.estimated_stepping_batches))
-        extra = list(self.objective.parameters())
-        optimizer, schedule = self.configure(self.net, self.steps, extra=extra)
+        known = {"extra": list(self.objective.parameters()), "dimensions": self.dimensions}
+        optimizer, schedule = self.configure(self.net, self.steps, **known)
         by_step: LRSchedulerConfigType = {"scheduler": schedule, "interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": by_step}

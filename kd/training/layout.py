@@ -1,6 +1,8 @@
 """Memory layout of images and maps in training."""
 
+import lightning.pytorch as L
 import torch
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from torch import Tensor, nn
 
 ROW = 16  # bfloat16 numbers in half a tile row of AMX; other widths are padded in every layer
@@ -25,6 +27,19 @@ def layout_of(net: nn.Module, precision: str, device: torch.device) -> torch.mem
     odd = sum(each.weight.numel() for each in convolutions if each.out_channels % ROW)
     whole = sum(each.weight.numel() for each in convolutions)
     return torch.contiguous_format if odd > whole / 2 else torch.channels_last
+
+
+def choose_layout(module: L.LightningModule, trainer: L.Trainer) -> torch.memory_format:
+    """Return the layout of `module.net`, and convert the module where its strategy keeps it whole.
+
+    To be called before the strategy wraps the module. DDP notes the strides of its parameters then:
+    with others its gradients of the first step are wrong. FSDP and DeepSpeed flatten parameters.
+    """
+    strategy = trainer.strategy
+    found = layout_of(module.net, trainer.precision, strategy.root_device)  # type: ignore[arg-type]
+    if not isinstance(strategy, FSDPStrategy | DeepSpeedStrategy):
+        module.to(memory_format=found)
+    return found
 
 
 def to_layout(x: Tensor, layout: torch.memory_format) -> Tensor:

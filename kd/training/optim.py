@@ -27,6 +27,7 @@ def make_optimizer(
     epochs: float = 1.0,
     extra: Iterable[nn.Parameter] = (),
     clips: bool = False,
+    dimensions: Mapping[nn.Parameter, int] | None = None,
     where: str = "optim",
 ) -> tuple[Optimizer, LRScheduler]:
     """Build an optimiser from its config node, with its learning-rate schedule, stepped per batch.
@@ -41,6 +42,7 @@ def make_optimizer(
         epochs: length of the stage in epochs.
         extra: parameters of the loss.
         clips: whether gradients are clipped, which Lightning refuses for fused optimisers.
+        dimensions: as `kd.training.parameter_groups`.
 
     Raises:
         UserError: the node gives no optimiser, or the learning rate is not finite.
@@ -54,7 +56,7 @@ def make_optimizer(
         grouping["decay_norms"] = True  # no decay to take from them
     extra = list(extra)
     outer = [*extra, *[p for p in net.parameters() if p.ndim > 1][-1:]]
-    groups = parameter_groups(net, extra, **grouping)
+    groups = parameter_groups(net, extra, dimensions=dimensions, **grouping)
     device = next(net.parameters()).device.type
     extra_options = {"fused": True} if device == "cuda" and not clips else {}
     optimizer = construct(node, where, params=groups, outer=outer, **extra_options)

@@ -1,6 +1,6 @@
 """Parameter groups: no weight decay on norms and biases, lower learning rates in lower layers."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from torch import nn
 
@@ -11,6 +11,7 @@ def parameter_groups(
     *,
     decay_norms: bool = True,
     layer_decay: float | None = None,
+    dimensions: Mapping[nn.Parameter, int] | None = None,
 ) -> list[dict[str, object]]:
     """Group trainable parameters for a torch optimiser; a single group if all are treated alike.
 
@@ -23,22 +24,26 @@ def parameter_groups(
         layer_decay: factor per layer below the last, as `lr_scale`, in (0, 1] (Clark et al. 2020,
             ELECTRA; Bao et al. 2021, BEiT). A layer is a path up to its first number: `layer1.0`,
             `blocks.3`, `fc`. None gives all the same rate.
+        dimensions: of the whole parameters, where a strategy such as FSDP has left flat parts of
+            them; None where they are whole.
     """
+    dimensions = dimensions or {}
     of_timm: object = getattr(net, "no_weight_decay", None)
     exempt = set(of_timm()) if callable(of_timm) else set[str]()
     named = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
-    depth = _depths([name for name, p in named if p.ndim > 1])
+    depth = _depths([name for name, p in named if dimensions.get(p, p.ndim) > 1])
     groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
     last = len(set(depth.values())) - 1
     at = 0
     for name, p in named:
         at = depth.get(_layer(name), at)
         scale = 1.0 if layer_decay is None else layer_decay ** (last - at)
-        decays = decay_norms or (p.ndim > 1 and name not in exempt)
+        decays = decay_norms or (dimensions.get(p, p.ndim) > 1 and name not in exempt)
         groups.setdefault((decays, scale), []).append(p)
     for p in extra:
         if p.requires_grad:
-            groups.setdefault((decay_norms or p.ndim > 1, 1.0), []).append(p)
+            decays = decay_norms or dimensions.get(p, p.ndim) > 1
+            groups.setdefault((decays, 1.0), []).append(p)
     return [
         {
             "params": params,
