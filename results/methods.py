@@ -113,6 +113,8 @@ def row(path: Path, spec: LossSpec, nets: "Pair", won: Mapping[str, float]) -> s
         won: gains in points, by the title of a table.
     """
     objective, added = nets.cost(spec)
+    if spec.strong:
+        added += nets.student_step
     asked = ", ".join(name for name in sorted(spec.signals))
     trained = sum(p.numel() for p in objective.parameters() if p.requires_grad)
     kept = sum(value.numel() for value in objective.state_dict().values()) - sum(
@@ -183,6 +185,7 @@ class Pair:
             logits = seen["logits_s"]  # its student's features are the logits of two heads
             seen = seen | {"feats_s": [logits, logits.detach().clone().requires_grad_()]}
             sizes = sizes | {"shapes_s": ((SHAPE.num_classes,),) * 2}
+        signals |= {f"strong_{side}": seen[f"logits_{side}"] for side in "st"}
         objective = Objective(spec, SHAPE, build_arguments=sizes)
         with FlopCounterMode(display=False) as counter:
             objective(seen | signals)["loss"].backward()

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from composed import loss_node
 
 from kd.losses import (
+    crld_loss,
     ctkd_loss,
     deit_hard_loss,
     dist_loss,
@@ -19,6 +20,7 @@ from kd.losses import (
     label_smoothing_loss,
     ldrld_loss,
     mlkd_loss,
+    mlkd_views_loss,
     mse_logits_loss,
     nkd_loss,
     normkd_loss,
@@ -144,6 +146,28 @@ def mlkd_batch(temperatures: tuple[float, ...]) -> float:
     return total
 
 
+# Answers for strong views of the images: those of other images serve.
+STRONG_S, STRONG_T = [*S[1:], S[0]], [*T[2:], *T[:2]]
+
+
+def crld_batch(
+    temperature: float, within: float, across: float, sure: float, sure_strong: float
+) -> float:
+    total = 0.0
+    for a, b, c, d, k in zip(S, T, STRONG_S, STRONG_T, Y, strict=True):
+        same, other = (
+            sum(
+                temperature**2 * kl(softmax(z, temperature), softmax(x, temperature))
+                for x, z in pairs
+            )
+            for pairs in (((a, b), (c, d)), ((c, b), (a, d)))
+        )
+        total -= math.log(softmax(c)[k])
+        total += within * same * (max(softmax(b)) >= sure)
+        total += across * other * (max(softmax(d)) >= sure_strong)
+    return total / B
+
+
 def tfkd_reg_image(a: list[float], k: int, temperature: float, correct: float) -> float:
     u = [correct if c == k else (1 - correct) / (C - 1) for c in range(C)]
     return kl(softmax(u, temperature), softmax(a))
@@ -223,6 +247,7 @@ def wkd_l_image(
     return -softmax(b)[k] * math.log(softmax(a)[k]) + gamma * moved
 
 
+strong = tuple(torch.tensor(each, dtype=torch.float64) for each in (STRONG_S, STRONG_T))
 FORMULAS = {
     "kd": (kd_loss(s, t, temperature=3.0), kd_at(3.0)),
     "kd standardized": (
@@ -253,6 +278,14 @@ FORMULAS = {
     ),
     "ctkd": (ctkd_loss(s, t, torch.tensor(5.5, dtype=torch.float64), reversal=0.3), kd_at(5.5)),
     "mlkd": (mlkd_loss(s, t, temperatures=(2.0, 5.0)), mlkd_batch((2.0, 5.0))),
+    "crld": (
+        crld_loss(s, t, *strong, y, 3.0, 1.7, 0.6, 0.5, 0.6),
+        crld_batch(3.0, 1.7, 0.6, 0.5, 0.6),
+    ),
+    "mlkd_views": (
+        mlkd_views_loss(s, t, s, t, temperatures=(2.0, 5.0)),
+        2 * mlkd_batch((2.0, 5.0)),
+    ),
     "ofa": (
         ofa_loss(s, t, y, temperature=2.0, epsilon=1.4),
         per_image(lambda a, b, k: ofa_image(a, b, k, 2.0, 1.4)),
@@ -315,6 +348,7 @@ DEFAULTS = {
     "nkd": (nkd_loss(s, t, y), per_image(lambda a, b, k: nkd_image(a, b, k, 1.0, 1.5))),
     "dist": (dist_loss(s, t), dist_batch(1.0, 1.0, 1.0)),
     "mlkd": (mlkd_loss(s, t), mlkd_batch((2.0, 3.0, 4.0, 5.0, 6.0))),
+    "crld": (crld_loss(s, t, *strong, y), crld_batch(4.0, 2.0, 0.5, 0.9, 0.2)),
     "ofa": (ofa_loss(s, t, y), per_image(lambda a, b, k: ofa_image(a, b, k, 1.0, 1.5))),
     "tfkd_reg": (tfkd_reg_loss(s, y), per_image(lambda a, _, k: tfkd_reg_image(a, k, 20.0, 0.99))),
     "tfkd_self": (tfkd_self_loss(s, t), kd_at(6.0)),
@@ -462,6 +496,12 @@ AUTHORS = {
     "kd_standardized": (0.1, 9.0, {"temperature": 2.0, "standardize": True}),
     "label_smoothing": (0.9, 0.1, {}),
     "mlkd": (0.1, 0.9, {"temperatures": [2.0, 3.0, 4.0, 5.0, 6.0]}),
+    "mlkd_views": (0.1, 0.9, {"temperatures": [2.0, 3.0, 4.0, 5.0, 6.0]}),
+    "crld": (
+        1.0,
+        1.0,
+        {"temperature": 4.0, "within": 2.0, "across": 0.5, "sure": 0.9, "sure_strong": 0.2},
+    ),
     "ldrld": (
         1.0,
         1.0,

@@ -37,7 +37,7 @@ from kd.data.transfer import (
     labels_to_keep,
     omitted_labels,
 )
-from kd.data.views import make_augment
+from kd.data.views import Augment, make_augment
 from kd.errors import UserError, nearest
 from kd.log import say
 from kd.shape import ImageSize, Shape, image_size
@@ -511,6 +511,12 @@ class DataModule(ABC):
             if isinstance(getattr(type(self), name, None), cached_property):
                 del found.__dict__[name]
         found.split = split
+        return found
+
+    def with_augment(self, augment: Augment) -> "DataModule":
+        """Copy this data with other views."""
+        found = copy.copy(self)
+        found.augment = augment
         return found
 
     def _with(self, train: Images, val: Images) -> "DataModule":

@@ -9,6 +9,8 @@ from kd.data.images import Images
 from kd.data.views import Augment, make_views, mixed_target, view_number
 from kd.shape import ImageSize
 
+APART = 7_368_787  # between the seeds of the weak and the strong view of an image
+
 
 @dataclass(frozen=True)
 class EpochViews:

@@ -85,8 +85,11 @@ class Augment(BaseModel):
         return self.mixup > 0 or self.cutmix > 0
 
 
-def make_augment(keywords: Mapping[str, Any]) -> Augment:
-    """Build the augmentation that `data.augment` describes.
+def make_augment(keywords: Mapping[str, Any], where: str = "data.augment") -> Augment:
+    """Build the augmentation that a config node describes.
+
+    Args:
+        where: its key, for messages.
 
     Raises:
         UserError: unknown key, or value out of range.
@@ -96,7 +99,7 @@ def make_augment(keywords: Mapping[str, Any]) -> Augment:
     except ValidationError as error:
         first = error.errors()[0]
         raise UserError(
-            f"data.augment.{'.'.join(map(str, first['loc'][:1]))}: {first['msg']}; found "
+            f"{where}.{'.'.join(map(str, first['loc'][:1]))}: {first['msg']}; found "
             f"{first['input']!r}, accepted keys are "
             f"{', '.join(Augment.model_fields)}"
             f"{nearest(str(first['loc'][0]), Augment.model_fields)}"

@@ -3,6 +3,7 @@
 A loss names its inputs as parameters and receives those:
 
 - `logits_s`, `logits_t`: logits of student and teacher, [B, C].
+- `strong_s`, `strong_t`: the same of a strong view of the images, as the loss's `strong` says.
 - `target`: labels, int64 [B], or soft labels [B, C].
 - `index`: indices of the images in the training set, [B].
 - `x`: input of the student, [B, channels, H, W].

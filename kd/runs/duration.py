@@ -53,8 +53,9 @@ def stage_seconds(
 
 
 def image_seconds(plan: StagePlan, config: Config, data: DataModule) -> float:
-    """Measure a training step of a stage, per image: its view and both nets, without the loss."""
-    return _step_seconds(plan, config, data) + _view_seconds(plan, data.for_stage(plan.sees))
+    """Measure a training step of a stage, per image: its views and both nets, without the loss."""
+    each = _step_seconds(plan, config, data) + _view_seconds(plan, data.for_stage(plan.sees))
+    return 2 * each if plan.loss.strong else each
 
 
 def _step_seconds(plan: StagePlan, config: Config, data: DataModule) -> float:

@@ -45,7 +45,6 @@ def preflight(chain: Sequence[StagePlan], config: Config, data: DataModule) -> N
         UserError: something cannot be built.
     """
     # Lightning, half of all imports
-    from kd.training.dot import refuse_beside_dot
     from kd.training.loggers import check_loggers
     from kd.training.trainer import check_trainer
 
@@ -84,7 +83,7 @@ def preflight(chain: Sequence[StagePlan], config: Config, data: DataModule) -> N
             continue
         check_parts(net, plan, seen)
         make_optimizer(net, 2, optim=recipe.optim, schedule=recipe.lr_schedule, where=f"{at}optim")
-        refuse_beside_dot(recipe, plan.precision, config.trainer, at)
+        _check_beside(plan, config, seen)
         loader = seen.train_loader(
             recipe.batch_size, recipe.seed, ranks, f"{at}batch_size", recipe.drop_last
         )
@@ -131,6 +130,15 @@ def check_shards(chain: Sequence[StagePlan], options: Mapping[str, object]) -> N
                     f"trainer.strategy={strategy} keeps parts of them. Choose another {name}, or "
                     "trainer=ddp"
                 )
+
+
+def _check_beside(plan: StagePlan, config: Config, data: DataModule) -> None:
+    """Refuse options that do not go with a stage's optimiser or its loss."""
+    from kd.training.dot import refuse_beside_dot
+    from kd.training.strong_views import refuse_beside_strong
+
+    refuse_beside_dot(plan.recipe, plan.precision, config.trainer, plan.recipe_at)
+    refuse_beside_strong(plan.loss.strong, data)
 
 
 def check_parts(net: nn.Module, plan: StagePlan, data: DataModule) -> None:

@@ -183,12 +183,15 @@ def _train(
     if stage.reference and not val.multilabel and knows(stage.reference, data, val):
         reference = logits_of(stage.reference, data, val).argmax(1)
     teacher: Teacher | None = None
+    strong_teacher: Teacher | None = None
     diagnosis = None
     learned: dict[str, Tensor] = {}
     if stage.stored is not None:
         teacher = StoredTeacher(stage.stored)
     elif stage.teacher:
         teacher = teacher_of(stage, stage.teacher, data)
+        if stage.loss.strong:
+            strong_teacher = teacher_of(stage, stage.teacher, data, stage.loss.strong)
         # A teacher of fewer classes gives nothing for the other images
         all_classes = classes_of(stage.teacher) == data.shape.num_classes
         if all_classes and not val.multilabel and knows(stage.teacher, data, val):
@@ -204,6 +207,7 @@ def _train(
         data,
         stage.runtime,
         teacher=teacher,
+        strong_teacher=strong_teacher,
         diagnosis=diagnosis,
         reference=reference,
         learned=learned,

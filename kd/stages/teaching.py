@@ -1,11 +1,14 @@
 """A finished stage as the teacher of another, with stored answers if possible."""
 
+from dataclasses import replace
 from functools import partial
 
 import torch
 
 from kd.data.base import DataModule
+from kd.data.epoch_views import APART
 from kd.data.rendering import as_read
+from kd.data.views import Augment
 from kd.files.store import StageResult, key_of
 from kd.log import say
 from kd.nets.hooks import kinds_of
@@ -27,8 +30,18 @@ from kd.teachers.view_files import Room, ViewFiles
 GB = 1e9
 
 
-def teacher_of(stage: Stage, result: StageResult, data: DataModule) -> Teacher:
-    """Return a finished stage as a teacher, with stored outputs if possible."""
+def teacher_of(
+    stage: Stage, result: StageResult, data: DataModule, strong: Augment | None = None
+) -> Teacher:
+    """Return a finished stage as a teacher, with stored outputs if possible.
+
+    Args:
+        strong: augmentation of strong views, whose teacher is asked for; None for that of the
+            data's views.
+    """
+    if strong is not None:
+        spec = stage.spec.model_copy(update={"seed": stage.spec.seed + APART})
+        stage, data = replace(stage, spec=spec), data.with_augment(strong)
     if only_answers(result):
         return as_teacher(load_net(result), data)
     reads = result.record.spec.reads

@@ -17,6 +17,7 @@ from kd.nets.layer_paths import study
 from kd.nets.pairing import pair
 from kd.shape import Shape
 from kd.stages.chain import StagePlan
+from kd.training.loss_spec import STRONG
 from kd.training.objective import Objective
 
 
@@ -116,6 +117,7 @@ def _with_signals(
     index = torch.arange(images)
     signals: dict[str, object] = {"x": x, "target": index % shape.num_classes, "index": index}
     signals |= {"epoch": 0, "progress": 0.5}
+    signals |= {name: torch.randn(images, shape.num_classes) for name in STRONG}
     paths = {}
     student, teacher = _nets(plan, data)
     shape_t = _teacher_shape(plan, data)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from kd.data.base import Batch, DataModule
-from kd.data.epoch_views import EpochViews
+from kd.data.epoch_views import APART, EpochViews
 from kd.errors import DivergedError, StopRequest, UserError, number_of
 from kd.files.checkpoints import last_good, read_checkpoint, remove_checkpoint
 from kd.files.locks import check_exclusion
@@ -41,6 +41,7 @@ from kd.training.optim import make_optimizer
 from kd.training.processes import on_devices
 from kd.training.remaining import Outlook
 from kd.training.step_log import StepLog
+from kd.training.strong_views import StrongViews
 from kd.training.trainer import make_trainer
 
 LAST = "last.ckpt"
@@ -57,6 +58,7 @@ class TrainingJob:
         loss: objective of the training.
         runtime: Trainer options that do not change the result.
         teacher: gives outputs for views; needed if the objective uses it.
+        strong_teacher: gives outputs for strong views; needed if the objective uses it.
         diagnosis: the teacher's logits on validation images, logged as `teacher/...` per epoch.
         reference: classes that the teacher predicts on the validation part, int64 [N], for
             `val/agreement`.
@@ -72,6 +74,7 @@ class TrainingJob:
     data: DataModule
     runtime: Mapping[str, object]
     teacher: Teacher | None = None
+    strong_teacher: Teacher | None = None
     diagnosis: TeacherDiagnosis | None = None
     reference: Tensor | None = None
     learned: Mapping[str, Tensor] = field(default_factory=dict)
@@ -160,6 +163,11 @@ def _outcome(objective: Objective, spec: StageSpec, folder: Path) -> TrainingOut
 def _callbacks(job: TrainingJob) -> list[Callback]:
     """Return the stage's callbacks besides its history."""
     found: list[Callback] = [StepLog(), RemainingTime(job.name, job.outlook)]
+    if job.loss.strong:
+        images = len(job.data.split.train.labels)
+        seed = job.spec.seed + APART
+        views = EpochViews(job.loss.strong, seed, job.data.views, count=images)
+        found.append(StrongViews(views, job.strong_teacher))
     if keeps_momenta_apart(job.spec.optim):
         found.append(TeacherGradients())
     if job.diagnosis:

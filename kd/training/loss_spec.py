@@ -2,7 +2,7 @@
 
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -16,6 +16,7 @@ from kd.config.schedules import (
     is_schedule,
     make_schedule,
 )
+from kd.data.views import Augment, make_augment
 from kd.errors import UserError, nearest
 
 # Signals that a loss may ask for by parameter name. logits [B, C]; target int64 [B], or soft labels
@@ -23,7 +24,8 @@ from kd.errors import UserError, nearest
 # from 0; progress in [0, 1]. Of student and teacher: feats, a list of tensors [B, ...], one per
 # hooked layer; preacts, the same before the layer's last activation; pooled, input of the last
 # linear layer, [B, D]; head, that layer; maps, the maps before global average pooling,
-# [B, D, H, W], whose mean is pooled.
+# [B, D, H, W], whose mean is pooled. strong_s and strong_t are logits of a strong view of the same
+# images, as the loss's `strong` says.
 FEATURES = (
     "feats_s",
     "feats_t",
@@ -36,7 +38,8 @@ FEATURES = (
     "maps_s",
     "maps_t",
 )
-SIGNALS = ("logits_s", "logits_t", "target", "index", "x", "epoch", "progress", *FEATURES)
+STRONG = ("strong_s", "strong_t")
+SIGNALS = ("logits_s", "logits_t", *STRONG, "target", "index", "x", "epoch", "progress", *FEATURES)
 
 # Constructor arguments that a loss module may ask for: feature shapes of one image per hooked
 # layer, widths of the pooled embeddings, the labels of all training images, int64 [N], -1 for
@@ -101,12 +104,14 @@ class LossSpec:
         node: its config node, as in a stage's key.
         teaches: stage that acts as the teacher, if a term asks for one.
         ce_weight: as a function of progress.
+        strong: augmentation of the strong view; None where no term asks for one.
     """
 
     node: Mapping[str, object]
     teaches: str
     ce_weight: Schedule
     terms: tuple[TermSpec, ...]
+    strong: Augment | None = None
 
     @property
     def signals(self) -> frozenset[str]:
@@ -142,7 +147,7 @@ def read_loss(node: Mapping[str, object], where: str = "loss") -> LossSpec:
     Raises:
         UserError: anything in it is wrong.
     """
-    _check_keys(node, ("ce_weight", "terms", "teacher", "net"), where)
+    _check_keys(node, ("ce_weight", "terms", "teacher", "net", "strong"), where)
     ce_weight = make_schedule(node.get("ce_weight", 1.0), f"{where}.ce_weight", NOT_NEGATIVE)
     teaches = node.get("teacher", "teacher")
     if teaches not in ("teacher", "baseline"):
@@ -158,8 +163,20 @@ def read_loss(node: Mapping[str, object], where: str = "loss") -> LossSpec:
             f"{where}.terms.ce: that name is the cross-entropy's own, whose weight is "
             f"{where}.ce_weight"
         )
-    read = (_read_term(name, term, f"{where}.terms.{name}") for name, term in terms.items())
-    return LossSpec(node, str(teaches), ce_weight, tuple(read))
+    read = tuple(_read_term(name, term, f"{where}.terms.{name}") for name, term in terms.items())
+    strong = _read_strong(node.get("strong"), read, where)
+    return LossSpec(node, str(teaches), ce_weight, read, strong)
+
+
+def _read_strong(node: object, terms: Sequence[TermSpec], where: str) -> Augment | None:
+    """Read the augmentation of the strong view, which is there just where a term asks for it."""
+    asks = [term.name for term in terms if {*STRONG} & {*term.signals}]
+    if not asks and node is None:
+        return None
+    if not asks or not isinstance(node, Mapping):
+        wanted = f"the augmentation of the strong view that {asks[0]} asks for" if asks else "null"
+        raise UserError(f"{where}.strong: found {node!r}, accepted is {wanted}")
+    return make_augment({str(key): value for key, value in node.items()}, f"{where}.strong")
 
 
 def _read_term(name: str, node: Mapping[str, object], where: str) -> TermSpec:
