@@ -35,6 +35,26 @@ def count(net: nn.Module) -> int:
     return sum(p.numel() for p in net.parameters())
 
 
+@pytest.mark.parametrize("net", [PooledCNN(10), SpeedNet(10, image_size=32)])
+def test_global_max_pooling_is_a_layer_that_every_exporter_has(net: nn.Module) -> None:
+    """LiteRT's converter has no adaptive max pooling; the gradient goes to one of equal values."""
+    assert not any(isinstance(each, nn.AdaptiveMaxPool2d) for each in net.modules())
+    channels = net.get_submodule("fc").in_features
+    assert isinstance(channels, int)
+    maps = torch.zeros(2, channels, 4, 4)  # all are equal
+    maps[0, :, 1, 2] = 3.0
+    last = net.taps[-1]  # type: ignore[index]
+    net.get_submodule(last).register_forward_hook(lambda *_: maps.requires_grad_())
+    seen: list[torch.Tensor] = []
+    net.get_submodule("fc").register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    net.eval()(torch.rand(2, 3, 32, 32))
+    (seen[0] / getattr(net, "scale", 1.0)).sum().backward()
+    assert (seen[0] / getattr(net, "scale", 1.0)).allclose(torch.tensor([[3.0], [0.0]]))
+    assert maps.grad is not None
+    assert maps.grad.sum((2, 3)).allclose(torch.ones(2, channels))
+    assert (maps.grad != 0).sum((2, 3)).eq(1).all()
+
+
 @pytest.mark.parametrize(
     ("make", "params"),
     [
