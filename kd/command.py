@@ -80,7 +80,7 @@ def _exit_code(
     name = module.rpartition(".")[2]
     if model and {"-h", "--help"} & set(sys.argv[1:]):
         doc = doc or inspect.unwrap(main).__globals__["__doc__"]
-        print(usage(doc, folder_of(name), name, model))
+        _print_help(usage(doc, folder_of(name), name, model))
         return 0
     # Hydra hands its exceptions on instead of leaving with its own exit code
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -111,6 +111,13 @@ def _exit_code(
             raise
         return left.code or 0
     return 0
+
+
+def _print_help(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # `--help | head` has what it wanted; Python flushes again at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(main: Callable[[], object], name: str, debug: bool) -> None:

@@ -26,7 +26,7 @@ from kd.reports.figures import export
 from kd.reports.run_report import make_report
 from kd.reports.tasks import EVALUATIONS, PICTURES, as_markdown, as_table, pictures
 from kd.runs.frame import RunFrame
-from kd.runs.preflight import check_single
+from kd.runs.preflight import check_shards, check_single
 from kd.runs.run import figures_of, write_run
 from kd.shape import Shape
 from kd.stages.batch import fit_recipe
@@ -268,6 +268,7 @@ def preflight(schedule: TaskSchedule) -> None:
     config = schedule.config
     ranks = world_size(config.trainer)
     check_trainer(config.trainer)
+    check_shards([schedule.plan(len(schedule) - 1)], config.trainer)
     check_loggers(logger_nodes(config, "preflight"))
     for task in range(len(schedule)):
         data = schedule.source.task(task)
