@@ -57,7 +57,8 @@ def small(tmp_path: Path, count: int, **options: Any) -> ImageFolder:
     return ImageFolder(root, image_size=8, channels=1, **options)
 
 
-FEW = (*FLOAT32, "data=image_folder", "data.root=x", "teacher=mlp", "student=mlp")
+HERE = f"data.root={Path(__file__).parent}"  # any folder that is there
+FEW = (*FLOAT32, "data=image_folder", HERE, "teacher=mlp", "student=mlp")
 
 
 @pytest.mark.slow
@@ -129,7 +130,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return place
 
 
-AUTO = (*FLOAT32, "data=image_folder", "data.root=x", "teacher=resnet18", "student=mlp")
+AUTO = (*FLOAT32, "data=image_folder", HERE, "teacher=resnet18", "student=mlp")
 
 
 class TestPretrained:
@@ -176,7 +177,9 @@ class TestPretrained:
     @pytest.mark.slow
     def test_with_a_path_nothing_is_looked_for(self, tmp_path: Path) -> None:
         data = small(tmp_path, 12)
-        config, _ = suit_to_data(config_of(*AUTO, "teacher.path=own.safetensors"), data)
+        own = tmp_path / "own.safetensors"
+        own.touch()
+        config, _ = suit_to_data(config_of(*AUTO, f"teacher.path={own}"), data)
         assert config.teacher.net["pretrained"] is False
         assert not any("weights" in note for note in data.notes)
 

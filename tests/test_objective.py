@@ -163,7 +163,7 @@ class TestRefusals:
         [
             (
                 {"ce_wieght": 1},
-                "loss.ce_wieght: no such key; accepted are ce_weight, terms, teacher, net; "
+                "loss.ce_wieght: no such key; accepted are ce_weight, terms, teacher, net, strong; "
                 "did you mean",
             ),
             ({"ce_weight": -1}, "loss.ce_weight: found -1, accepted is a number from 0"),

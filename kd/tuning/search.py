@@ -103,10 +103,11 @@ def search(request: Request, data: DataModule | None = None) -> "Trials":
     config, chain = suit_to_data(request.config, data, read)
     preflight(chain, config, data)
     trials = Trials(request, output)
-    with on_devices(config.trainer if trials.open() else {}), trials.at_work():
+    some_left = trials.open()
+    with on_devices(config.trainer if some_left else {}), trials.at_work():
         evaluation = Evaluation(request.config, hide_test(data), Store(output / "store"))
         say(f"Search {trials.name}: {trials.count()} of {request.tuning.n_trials} trials are done")
-        if trials.open():
+        if some_left:
             evaluation.teachers(request.config)
         trials.run(evaluation)
     return trials
