@@ -1,4 +1,4 @@
-"""Small, offline, without a GPU: at most two threads, the embedded digits, tiny nets.
+"""Small, offline, without a GPU: one thread, the embedded digits, tiny nets.
 
 What takes seconds to import is imported by the fixtures. The process that hands the tests out
 reads this file too, before the others start, and needs none of it.
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
     from kd.config.schema import Config
     from kd.data.digits import Digits
+
+# As `make test` does, before torch reads it: forked processes hang with several threads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Hydra closes all handlers, and absl's then closes its stream, which pytest still writes to.
 absl.logging.get_absl_handler().python_handler.setStream(sys.__stderr__)
