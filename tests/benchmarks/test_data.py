@@ -3,7 +3,7 @@
 import io
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -115,9 +115,19 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture
+def one_core() -> Iterator[None]:
+    """Keep to one core: kd decodes on all, where a second thread may slow the first."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    yield
+    os.sched_setaffinity(0, cores)
+
+
+@pytest.mark.usefixtures("one_core")
 @pytest.mark.parametrize("size", [64, 224])
 def test_streaming(size: int, photos: Path, tell: Callable[[Row], None]) -> None:
-    """Random crops of an epoch straight from the files, beside torchvision's; CPU time."""
+    """Random crops of an epoch straight from the files, beside torchvision's; CPU time a core."""
     theirs = v2.Compose(
         [
             v2.PILToTensor(),
