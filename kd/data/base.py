@@ -262,6 +262,11 @@ class DataModule(ABC):
             self.notes.append(text)
             say(f"data: {text}")
 
+    def note_omission(self, folder: Path, passed: Counter[str]) -> None:
+        """Note the files of a folder that are no images, by kind, where there are any."""
+        if passed:
+            self.note(f"in {plain(folder.name)} {omission_note(passed)}")
+
     @cached_property
     def split(self) -> Split:
         """Train, validation and test parts. The official test set, and nothing else, is the test
@@ -322,8 +327,7 @@ class DataModule(ABC):
         files = find_images(self.unlabeled, passed) if self.unlabeled.is_dir() else []
         if not files:
             raise UserError(f"data.unlabeled: no image in {self.unlabeled.absolute()}")
-        if passed:
-            self.note(f"in {plain(self.unlabeled.name)} {omission_note(passed)}")
+        self.note_omission(self.unlabeled, passed)
         _, channels, *size = train.pixels.shape
         pixels, good = self.decode(files, (size[0], size[1]), channels, "data.unlabeled")
         inner = (files[i].relative_to(self.unlabeled).as_posix() for i in good.tolist())

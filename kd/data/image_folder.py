@@ -21,7 +21,6 @@ from kd.data.folder import (
     image_names,
     kind_of,
     layout,
-    omission_note,
     part_of_name,
     plain,
     subfolders,
@@ -183,8 +182,7 @@ class ImageFolder(FileSource):
         paths = image_names(self.root, passed)
         if file.is_relative_to(self.root):
             passed -= Counter([kind_of(file.suffix)])  # the table itself
-        if passed:
-            self.note(f"in {plain(self.root.name)} {omission_note(passed)}")
+        self.note_omission(self.root, passed)
         places = find_files(rows, [plain(path) for path in paths])
         if left := len(paths) - len(set(places)):
             self.note(f"{left} of {len(paths)} images have no row in {file.name}: left out")
@@ -278,8 +276,7 @@ class ImageFolder(FileSource):
     def _note_skipped_files(self, folder: Path, passed: Counter[str]) -> None:
         """Note the files of a part that are not read, those beside its class folders too."""
         loose = count_top_images(folder, passed)
-        if passed:
-            self.note(f"in {plain(folder.name)} {omission_note(passed)}")
+        self.note_omission(folder, passed)
         if loose:
             self.note(
                 f"{loose} image{'s' * (loose != 1)} in {plain(folder.name)} lie in no class "

@@ -36,10 +36,7 @@ from kd.stages.result import (
     logits_of,
 )
 from kd.stages.stage import Stage
-from kd.stages.start import (
-    load_start,
-    start_from_images,
-)
+from kd.stages.start import load_start, start_from_images
 from kd.stages.teaching import teacher_of
 from kd.teachers.diagnosis import other_order
 from kd.teachers.ensemble import Ensemble

@@ -12,18 +12,12 @@ from kd.config.schema import Training
 from kd.config.trainer import epochs_of
 from kd.data.base import DataModule
 from kd.data.transfer import Sees
-from kd.files.stage_record import (
-    StageSpec,
-)
+from kd.files.stage_record import StageSpec
 from kd.files.store import StageResult, key_of
 from kd.nets.hooks import kinds_of
 from kd.stages.chain import LABELS_ONLY, StagePlan
 from kd.stages.code_hash import RECIPE, code_of, targets
-from kd.stages.start import (
-    file_of,
-    net_spec,
-    set_start,
-)
+from kd.stages.start import file_of, net_spec, set_start
 from kd.stages.try_out import depends_on_batch, taps_of
 from kd.teachers.top_answers import checked_top_k
 from kd.teachers.view_files import Room
