@@ -14,6 +14,7 @@ from composed import FLOAT32, composed
 from safetensors.torch import load_file
 
 from kd.config.construct import construct
+from kd.errors import UserError
 from kd.files.store import Store
 from kd.measure.metrics import predict_logits
 from kd.runs.reader import open_run
@@ -21,7 +22,7 @@ from kd.stages.complete import complete
 from kd.stages.result import load_net
 from kd.summary import write_summary
 from kd.tasks.exemplars import features_of
-from kd.tasks.run import TaskSchedule, run
+from kd.tasks.run import TaskSchedule, preflight, run
 from kd.tasks.schedule import IncrementalConfig, check
 from kd.training.callbacks import History
 
@@ -37,6 +38,7 @@ TINY = (
 )
 METHODS = ("lwf", "lwf_bce", "lwf_mix", "icarl", "wa", "der", "finetune", "joint")
 KEEPING = ("icarl", "wa", "der")
+CRLD = ["loss=crld", "~loss.terms.old", "incremental.weight=null"]
 
 
 def made(out: Path, method: str, *overrides: str) -> IncrementalConfig:
@@ -300,6 +302,25 @@ def test_exemplars_are_part_of_any_method(out: Path) -> None:
     counts = torch.bincount(train.labels, minlength=10).tolist()
     assert counts[:7] == [3] * 7
     assert min(counts[7:]) > 3
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            [*CRLD, "data.augment.mixup=0.2"],
+            r"data\.augment\.mixup: found 0\.2; a loss with two views of an image takes 0",
+        ),
+        (CRLD, r"loss: crld does not support .* \(7 of 10: The size of tensor"),
+        (["optim=dot", "gradient_clip=1.0"], r"gradient_clip: found 1\.0; optim=dot needs"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_before_training(
+    words: list[str], said: str, out: Path
+) -> None:
+    config = made(out, "lwf", *words)
+    with pytest.raises(UserError, match=f"^{said}"):
+        preflight(TaskSchedule(config, construct(config.data, "data")))
 
 
 @pytest.mark.slow

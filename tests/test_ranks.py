@@ -34,7 +34,7 @@ from kd.files.checkpoints import WholeCheckpoints, last_good, remove_checkpoint
 from kd.files.locks import check_exclusion, hold
 from kd.measure.metrics import ask
 from kd.ranks import Launch, find_launch, on_all_ranks
-from kd.runs.preflight import check_shards
+from kd.runs.preflight import check_beside
 from kd.stages.chain import chain_of
 from kd.stages.stage import make_stage
 from kd.stages.try_out import depends_on_batch
@@ -153,14 +153,14 @@ def test_fsdp_is_lightnings_and_its_checkpoint_is_one_file(
 @pytest.mark.usefixtures("two_gpus")
 @pytest.mark.parametrize("word", ["ema=0.9", "swa=0.5", "gradient_clip=1.0", "optim=muon"])
 def test_what_needs_whole_parameters_is_refused_beside_fsdp(
-    word: str, launched: Callable[[int, int], None]
+    word: str, launched: Callable[[int, int], None], digits: Digits
 ) -> None:
     launched(2, 2)
-    chain = chain_of(check(composed("stages=[baseline]", word)))
-    check_shards(chain, {"strategy": "ddp"})
+    (plan,) = chain_of(check(composed("stages=[baseline]", word)))
+    check_beside(plan, {"strategy": "ddp"}, digits)
     name, _, value = word.partition("=")
     with pytest.raises(UserError, match=f"^{name}: found {value}, which needs whole parameters"):
-        check_shards(chain, {"strategy": "fsdp"})
+        check_beside(plan, {"strategy": "fsdp"}, digits)
 
 
 def test_weight_decay_is_by_the_dimensions_of_whole_parameters() -> None:

@@ -50,7 +50,6 @@ def preflight(chain: Sequence[StagePlan], config: Config, data: DataModule) -> N
 
     check_multilabel(chain, config, data)
     check_trainer(config.trainer)
-    check_shards(chain, config.trainer)
     check_loggers(logger_nodes(config, "preflight"))
     ranks = world_size(config.trainer)
     for plan in chain:
@@ -66,7 +65,7 @@ def preflight(chain: Sequence[StagePlan], config: Config, data: DataModule) -> N
                 f"stage.{plan.name}.trains: found 'loss', but its loss learns nothing; "
                 "accepted is all"
             )
-        check_early_stopping(plan, seen)
+        check_beside(plan, config.trainer, seen)
         file = file_of(plan)
         most = file.stat().st_size if file and plan.trains == "none" else None
         net = build_net(
@@ -83,7 +82,6 @@ def preflight(chain: Sequence[StagePlan], config: Config, data: DataModule) -> N
             continue
         check_parts(net, plan, seen)
         make_optimizer(net, 2, optim=recipe.optim, schedule=recipe.lr_schedule, where=f"{at}optim")
-        _check_beside(plan, config, seen)
         loader = seen.train_loader(
             recipe.batch_size, recipe.seed, ranks, f"{at}batch_size", recipe.drop_last
         )
@@ -92,12 +90,29 @@ def preflight(chain: Sequence[StagePlan], config: Config, data: DataModule) -> N
             check_single(net, seen.shape, f"{at}batch_size")
 
 
-def check_early_stopping(plan: StagePlan, data: DataModule) -> None:
-    """Refuse early stopping where no validation label may decide.
+def check_beside(plan: StagePlan, trainer: Mapping[str, object], data: DataModule) -> None:
+    """Refuse options of a stage that do not go together: optimiser, loss, strategy, data.
+
+    Args:
+        trainer: the config's options of the Trainer.
+        data: as the stage sees it.
 
     Raises:
-        UserError: it is asked for.
+        UserError: names the option.
     """
+    from kd.training.dot import refuse_beside_dot  # Lightning
+    from kd.training.strong_views import refuse_beside_strong
+
+    if plan.trains == "none":
+        return
+    _check_early_stopping(plan, data)
+    _check_shards(plan, str(trainer.get("strategy", "auto")))
+    refuse_beside_dot(plan.recipe, plan.precision, trainer, plan.recipe_at)
+    refuse_beside_strong(plan.loss.strong, data)
+
+
+def _check_early_stopping(plan: StagePlan, data: DataModule) -> None:
+    """Refuse early stopping where no validation label may decide."""
     at = plan.recipe_at
     found = plan.recipe.early_stopping
     if found and not data.selects(plan.sees):
@@ -109,36 +124,21 @@ def check_early_stopping(plan: StagePlan, data: DataModule) -> None:
         )
 
 
-def check_shards(chain: Sequence[StagePlan], options: Mapping[str, object]) -> None:
-    """Refuse what needs whole parameters beside FSDP and DeepSpeed, which keep parts of them.
-
-    Raises:
-        UserError: averaged weights, Muon, or a gradient clipped under FSDP.
-    """
-    strategy = str(options.get("strategy", "auto"))
+def _check_shards(plan: StagePlan, strategy: str) -> None:
+    """Refuse what needs whole parameters beside FSDP and DeepSpeed, which keep parts of them."""
     if not strategy.startswith(SHARDED):
         return
+    at = plan.recipe_at
     names = ["ema", "swa", *(["gradient_clip"] if strategy.startswith("fsdp") else [])]
-    for plan in chain:
-        found = {name: getattr(plan.recipe, name) for name in names}
-        if resolve_target(plan.recipe.optim, f"{plan.recipe_at}optim")[0] is Muon:
-            found["optim"] = "muon"
-        for name, value in found.items():
-            if value is not None and plan.trains != "none":
-                raise UserError(
-                    f"{plan.recipe_at}{name}: found {value}, which needs whole parameters; "
-                    f"trainer.strategy={strategy} keeps parts of them. Choose another {name}, or "
-                    "trainer=ddp"
-                )
-
-
-def _check_beside(plan: StagePlan, config: Config, data: DataModule) -> None:
-    """Refuse options that do not go with a stage's optimiser or its loss."""
-    from kd.training.dot import refuse_beside_dot
-    from kd.training.strong_views import refuse_beside_strong
-
-    refuse_beside_dot(plan.recipe, plan.precision, config.trainer, plan.recipe_at)
-    refuse_beside_strong(plan.loss.strong, data)
+    found = {name: getattr(plan.recipe, name) for name in names}
+    if resolve_target(plan.recipe.optim, f"{at}optim")[0] is Muon:
+        found["optim"] = "muon"
+    for name, value in found.items():
+        if value is not None:
+            raise UserError(
+                f"{at}{name}: found {value}, which needs whole parameters; trainer.strategy="
+                f"{strategy} keeps parts of them. Choose another {name}, or trainer=ddp"
+            )
 
 
 def check_parts(net: nn.Module, plan: StagePlan, data: DataModule) -> None:

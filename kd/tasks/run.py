@@ -26,7 +26,7 @@ from kd.reports.figures import export
 from kd.reports.run_report import make_report
 from kd.reports.tasks import EVALUATIONS, PICTURES, as_markdown, as_table, pictures
 from kd.runs.frame import RunFrame
-from kd.runs.preflight import check_shards, check_single
+from kd.runs.preflight import check_beside, check_single
 from kd.runs.run import figures_of, write_run
 from kd.shape import Shape
 from kd.stages.batch import fit_recipe
@@ -38,7 +38,6 @@ from kd.tasks.exemplars import Memory, features_of, nearest_mean
 from kd.tasks.forgetting import evaluation
 from kd.tasks.schedule import IncrementalConfig, make_tasks
 from kd.training.devices import world_size
-from kd.training.dot import refuse_beside_dot
 from kd.training.loggers import check_loggers
 from kd.training.loss_spec import LossSpec, read_loss
 from kd.training.objective import Objective
@@ -268,7 +267,6 @@ def preflight(schedule: TaskSchedule) -> None:
     config = schedule.config
     ranks = world_size(config.trainer)
     check_trainer(config.trainer)
-    check_shards([schedule.plan(len(schedule) - 1)], config.trainer)
     check_loggers(logger_nodes(config, "preflight"))
     for task in range(len(schedule)):
         data = schedule.source.task(task)
@@ -279,10 +277,11 @@ def preflight(schedule: TaskSchedule) -> None:
         batches_of(config.trainer, "limit_train_batches", batches)
     for task in {0, len(schedule) - 1}:
         plan = schedule.plan(task)
-        shape = schedule.source.until(task).shape
+        data = schedule.source.until(task)
+        check_beside(plan, config.trainer, data)
+        shape = data.shape
         net = build_net(plan.net, shape, plan.where, trained=True)
         make_optimizer(net, 2, optim=config.optim, schedule=config.lr_schedule)
-        refuse_beside_dot(plan.recipe, plan.precision, config.trainer, "")
         if plan.recipe.batch_size == ranks:  # one image on each device
             check_single(net, shape, "batch_size")
         _try_loss(plan.loss, shape, known=sum(map(len, schedule.source.tasks[:task])))
@@ -299,6 +298,8 @@ def _try_loss(loss: LossSpec, shape: Shape, known: int) -> None:
     given = {
         "logits_s": torch.zeros(2, classes, requires_grad=True),
         "logits_t": torch.zeros(2, known),
+        "strong_s": torch.zeros(2, classes),
+        "strong_t": torch.zeros(2, known),
         "target": torch.tensor([0, classes - 1]),
         "index": torch.arange(2),
         "x": torch.zeros(2, *shape.pixels),

@@ -15,8 +15,10 @@ from kd.ranks import Launch, current
 if TYPE_CHECKING:  # a run that finds everything needs no Lightning: 2 of its 4 s of imports
     from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 
+USUAL = ("auto", "ddp", "ddp_spawn", "ddp_fork", "fsdp", "deepspeed_stage_2")  # strategies
 # Those that keep a part of the net on each GPU, for nets that do not fit on one.
 SHARDED = ("fsdp", "deepspeed")
+WHOLE = ", ".join(each for each in USUAL if not each.startswith(SHARDED))
 
 
 def world_size(options: Mapping[str, object]) -> int:
@@ -30,7 +32,7 @@ def world_size(options: Mapping[str, object]) -> int:
     if strategy.startswith(SHARDED) and device != "cuda":
         raise UserError(
             f"trainer.strategy: found {strategy!r} on a {device}; it spreads a net over GPUs; "
-            "accepted here are auto, ddp, ddp_spawn, ddp_fork"
+            f"accepted here are {WHOLE}"
         )
     found = options.get("devices", 1)
     if isinstance(found, list) and device != "cuda":

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from kd.config.schema import Recipe
 from kd.errors import UserError
-from kd.training.devices import SHARDED
+from kd.training.devices import SHARDED, WHOLE
 from kd.training.distiller import Distiller
 
 
@@ -126,7 +126,7 @@ def refuse_beside_dot(
         (f"{where}gradient_clip", clip, clip is not None, "null"),
         ("trainer.compile", True, trainer.get("compile"), "false"),
         ("trainer.precision", precision, precision == "16-mixed", "bf16-mixed, 32-true"),
-        ("trainer.strategy", strategy, strategy.startswith(SHARDED), "auto, ddp, ddp_spawn"),
+        ("trainer.strategy", strategy, strategy.startswith(SHARDED), WHOLE),
     ):
         if wrong:
             raise UserError(

@@ -31,11 +31,10 @@ from kd.files.events import silence_writer_traceback
 from kd.files.stage_record import StageSpec
 from kd.training.averaging import WeightAverage
 from kd.training.callbacks import Best, Progress, StepLimit
-from kd.training.devices import resolve_devices
+from kd.training.devices import USUAL, resolve_devices
 from kd.training.loggers import begin_logging, make_loggers
 
 PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
-USUAL = ("auto", "ddp", "ddp_spawn", "ddp_fork", "fsdp", "deepspeed_stage_2")  # strategies
 
 
 def make_trainer(
