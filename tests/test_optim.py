@@ -30,7 +30,7 @@ from kd.training.label_loss import label_loss
 from kd.training.loss_spec import read_loss
 from kd.training.muon import Muon, nearest_orthogonal
 from kd.training.objective import Objective
-from kd.training.optim import make_optimizer
+from kd.training.optim import make_optimizer, needs_whole
 from kd.training.parameter_groups import parameter_groups
 
 SGD = {"_target_": "torch.optim.SGD", "lr": 0.5}
@@ -328,6 +328,25 @@ def test_the_teachers_gradient_is_that_of_the_terms(ce_weight: float) -> None:
         torch.testing.assert_close(optimizer.of_teacher[net.weight], expected)
     else:
         assert not optimizer.of_teacher
+
+
+@pytest.mark.parametrize(
+    ("node", "needed"),
+    [
+        ("torch.optim.AdamW", False),
+        ("torch.optim.SGD", False),
+        ("torch.optim.Adafactor", True),
+        ("kd.training.muon.Muon", True),
+        ("lion", False),
+        ("lamb", True),
+        ("lars", True),  # with weight decay its rate goes by a layer's norm
+        ("lookahead_lamb", True),
+    ],
+)
+def test_an_optimiser_that_looks_at_whole_layers(node: str, needed: bool) -> None:
+    of_timm = {"_target_": "kd.training.optim.timm_optimizer", "name": node, "weight_decay": 0.05}
+    chosen = {"_target_": node} if "." in node else of_timm
+    assert needs_whole({**chosen, "lr": 0.01, "decay_norms": False}) is needed
 
 
 def test_what_does_not_go_with_two_gradients() -> None:

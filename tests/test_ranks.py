@@ -151,14 +151,17 @@ def test_fsdp_is_lightnings_and_its_checkpoint_is_one_file(
 
 
 @pytest.mark.usefixtures("two_gpus")
-@pytest.mark.parametrize("word", ["ema=0.9", "swa=0.5", "gradient_clip=1.0", "optim=muon"])
+@pytest.mark.parametrize(
+    "word",
+    ["ema=0.9", "swa=0.5", "gradient_clip=1.0", "optim=muon", "optim=timm optim.name=lamb"],
+)
 def test_what_needs_whole_parameters_is_refused_beside_fsdp(
     word: str, launched: Callable[[int, int], None], digits: Digits
 ) -> None:
     launched(2, 2)
-    (plan,) = chain_of(check(composed("stages=[baseline]", word)))
+    (plan,) = chain_of(check(composed("stages=[baseline]", *word.split())))
     check_beside(plan, {"strategy": "ddp"}, digits)
-    name, _, value = word.partition("=")
+    name, _, value = word.split()[-1].replace(".name", "").partition("=")
     with pytest.raises(UserError, match=f"^{name}: found {value}, which needs whole parameters"):
         check_beside(plan, {"strategy": "fsdp"}, digits)
 

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from kd.config.construct import resolve_target
 from kd.config.schema import Config
 from kd.config.trainer import batches_of
 from kd.data.base import DataModule
@@ -21,8 +20,7 @@ from kd.stages.stage import logger_nodes, make_stage
 from kd.stages.start import file_of, try_start
 from kd.stages.try_out import try_out
 from kd.training.devices import SHARDED, world_size
-from kd.training.muon import Muon
-from kd.training.optim import make_optimizer
+from kd.training.optim import make_optimizer, needs_whole
 
 
 def pending_plans(
@@ -131,8 +129,10 @@ def _check_shards(plan: StagePlan, strategy: str) -> None:
     at = plan.recipe_at
     names = ["ema", "swa", *(["gradient_clip"] if strategy.startswith("fsdp") else [])]
     found = {name: getattr(plan.recipe, name) for name in names}
-    if resolve_target(plan.recipe.optim, f"{at}optim")[0] is Muon:
-        found["optim"] = "muon"
+    optim = plan.recipe.optim
+    if needs_whole(optim, f"{at}optim"):
+        kind = str(optim["_target_"]).rpartition(".")[2].lower()
+        found["optim"] = optim.get("name", kind)
     for name, value in found.items():
         if value is not None:
             raise UserError(

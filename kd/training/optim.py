@@ -5,7 +5,8 @@ from collections.abc import Iterable, Mapping
 from types import ModuleType
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -88,6 +89,45 @@ def _decays(node: Mapping[str, object], where: str) -> bool:
     target, keywords = resolve_target(node, where)
     default = parameters_of(target).get("weight_decay")
     return bool(keywords.get("weight_decay", default.default if default else 0))
+
+
+def needs_whole(optim: Mapping[str, object], where: str = "optim") -> bool:
+    """Whether an optimiser moves a weight otherwise when it gets the weight in flat parts.
+
+    So do those that use a layer's norm or shape: LARS, LAMB, Muon, Adafactor. Two steps on random
+    numbers show it.
+
+    Args:
+        optim: as of `make_optimizer`.
+
+    Raises:
+        UserError: the node gives no optimiser.
+    """
+    generator = torch.Generator().manual_seed(0)
+    start, *gradients = torch.randn(3, 4, 6, generator=generator)
+    node = {name: value for name, value in optim.items() if name not in GROUPING}
+    try:
+        whole = _weight_after(node, where, start, gradients).flatten()
+    except RuntimeError:  # it asks for more than gradients, or for a GPU
+        return False
+    halves = slice(12), slice(12, 24)
+    flat = start.flatten(), [each.flatten() for each in gradients]
+    try:
+        parts = [_weight_after(node, where, flat[0][at], [g[at] for g in flat[1]]) for at in halves]
+    except UserError:  # it takes no vectors
+        return True
+    return not torch.allclose(whole, torch.cat(parts))
+
+
+def _weight_after(
+    node: Mapping[str, object], where: str, start: Tensor, gradients: Iterable[Tensor]
+) -> Tensor:
+    """Return a parameter after a step of an optimiser for each gradient."""
+    parameter = nn.Parameter(start.clone())
+    optimizer = construct(node, where, params=[parameter])
+    for parameter.grad in gradients:
+        optimizer.step()
+    return parameter.detach()
 
 
 def timm_optimizer(
