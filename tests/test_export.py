@@ -114,7 +114,8 @@ def test_nothing_but_the_net_is_in_a_file(shipped: Shipped) -> None:
         sum(tensor.numel() for tensor in archive.state_dict.values())
         == params + 2 * channels + 4 + 2 * 3
     )
-    assert json.loads((shipped.files / "export.json").read_text())["params"] == params
+    (row, *_) = json.loads((shipped.files / "export.json").read_text())["files"]
+    assert row["params"] == params
 
 
 def test_int8_is_int8_per_channel(shipped: Shipped) -> None:
@@ -150,7 +151,7 @@ def test_int8_is_reported_beside_float32(shipped: Shipped) -> None:
 
 def test_each_net_among_the_files_has_its_own_parameters(shipped: Shipped) -> None:
     found = ExportRecord.model_validate_json((shipped.files / "export.json").read_text())
-    mine = f"- The student: {found.params:,} parameters as it is exported, of {found.run}."
+    mine = f"- The student: {found.files[0].params:,} parameters as it is exported, of {found.run}."
     assert as_markdown(found).count(mine) == 1
     other = found.files[0].model_copy(
         update={"role": "teacher", "file": "teacher.onnx", "run": "/runs/b", "params": 12345678}

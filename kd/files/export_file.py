@@ -49,7 +49,6 @@ class ExportRecord(RunCommandRecord):
 
     Attributes:
         versions: of the packages that write and run the files.
-        params: of the net that the last command exported.
         normalizes: whether the files take pixels in [0, 1].
         checked_on: number of images by part.
         without_data: why the run's images are not there; None if they are.
@@ -58,7 +57,6 @@ class ExportRecord(RunCommandRecord):
     """
 
     versions: dict[str, str]
-    params: int
     normalizes: bool
     checked_on: dict[str, int]
     without_data: str | None

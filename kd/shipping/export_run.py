@@ -112,7 +112,6 @@ def export(finished: FinishedRun, config: Export, command: str) -> Path:
         run=str(finished.folder),
         **provenance(command),
         versions=versions(),
-        params=params,
         normalizes=config.normalize,
         checked_on={name: len(images) for name, images in subject.parts.items()},
         without_data=lacking,
