@@ -185,7 +185,7 @@ def test_the_table_has_a_row_for_each_latency() -> None:
         ["eager", "64", "student"],
         ["compile", "64", "student"],
     ]
-    assert rows[1][4:] == ["2", "2", "500", "5x"]
+    assert rows[1][4:] == ["2", "2", "3", "500", "5x"]  # of three passes
     said = sentences(made_up())
     assert "2 threads" in said[0]
     assert said[-1] == "Not run: compile on cpu (teacher): no compiler"

@@ -213,6 +213,7 @@ def test_a_run_to_its_predictions(images: Path, tmp_path: Path) -> None:
     assert low <= before["map"] <= high
     text = (tmp_path / "evaluated" / "evaluation.md").read_text()
     assert "## Thresholds" in text
+    assert "too few: take the thresholds of " in text
     assert "in mAP: " in text
     assert "confusions" not in text
     point = "operating_point.sensitivity=0.9"

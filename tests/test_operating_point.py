@@ -11,7 +11,9 @@ from scipy.stats import norm
 
 from kd.errors import UserError
 from kd.evaluation.evaluation import evaluate
+from kd.evaluation.evaluation_text import sentences
 from kd.evaluation.requests import Evaluate
+from kd.files.evaluation_file import EvaluationRecord
 from kd.measure.metrics import ask
 from kd.measure.operating_point import (
     at_threshold,
@@ -102,7 +104,8 @@ def test_an_operating_point_is_chosen_on_validation_and_judged_on_test(
 ) -> None:
     run = open_run(finished)
     wanted = (f"{POINT}.positive=3", f"{POINT}.sensitivity=0.8", f"out={tmp_path}")
-    found = json.loads(evaluate(run, config(finished, *wanted), "x").read_text())[POINT]
+    record = json.loads(evaluate(run, config(finished, *wanted), "x").read_text())
+    found = record[POINT]
     assert found["positive"] == "3"
     split, net = run.data().split, run.net("student")
     scores = {}
@@ -122,7 +125,20 @@ def test_an_operating_point_is_chosen_on_validation_and_judged_on_test(
     text = (tmp_path / "evaluation.md").read_text()
     assert "## Operating point" in text
     assert f"{100 * student['test']['sensitivity']:.2f} [" in text
-    assert "counts as 3" in " ".join(capsys.readouterr().out.split())
+    said = " ".join(capsys.readouterr().out.split())
+    assert "counts as 3" in said
+    few = int(scores["validation"][1].sum())
+    assert f"Of these validation images {few} are 3, which are too few: take the thresh" in said
+    for found, cleared, caution in (
+        (49, 90, " 49 are 3,"),
+        (90, 49, " 49 are not 3,"),
+        (50, 50, ""),
+    ):
+        counts = {"found": found, "missed": 0, "false_alarms": 0, "cleared": cleared}
+        for model in record[POINT]["models"].values():
+            model["validation"] |= counts
+        said = " ".join(sentences(EvaluationRecord.model_validate_json(json.dumps(record))))
+        assert ("too few: take the threshold" in said, caution in said) == (bool(caution), True)
 
 
 @pytest.mark.slow

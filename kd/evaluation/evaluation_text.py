@@ -19,7 +19,8 @@ from kd.reports.table import TextRows
 
 # Largest number of classes listed in the terminal, and with a full confusion matrix in the file.
 SHOWN = 20
-FEW_TO_FIT = 50  # validation images; a temperature or a threshold fitted on fewer is a guess
+# Validation images; a temperature fitted on fewer is a guess, and so is a class's threshold
+FEW_TO_FIT = 50
 THRESHOLDS = ("class", "net", "AP, %", "threshold", "F1 there", "precision", "recall", "F1, %")
 
 
@@ -262,11 +263,24 @@ def _about_operating_points(found: EvaluationRecord) -> list[str]:
     how = f"costs least where a miss costs as much as {cost:g} false alarms" if cost else ""
     if target is not None:
         how = f"has the fewest false alarms and finds {100 * target:g} %"
-    return [
+    lines = [
         f"At the operating point an image counts as {point.positive} from the probability "
         f"that {how}, on the run's {found.calibrated_on.validation} validation images. Results "
         "on other images vary as the intervals say."
     ]
+    counts = next(iter(point.models.values())).validation  # the images are the same for each net
+    if (least := _least(counts)) < FEW_TO_FIT:
+        word = "are" if least == counts.found + counts.missed else "are not"
+        lines.append(
+            f"Of these validation images {least} {word} {point.positive}, which are too few: take "
+            "the threshold as a guess."
+        )
+    return lines
+
+
+def _least(counts: ThresholdMetrics) -> int:
+    """Return the number of positives or of negatives, the smaller."""
+    return min(counts.found + counts.missed, counts.false_alarms + counts.cleared)
 
 
 def _about_labels(found: EvaluationRecord) -> list[str]:
@@ -279,6 +293,15 @@ def _about_labels(found: EvaluationRecord) -> list[str]:
     if count := found.calibrated_on.validation:
         lines.append(
             f"Thresholds by class have the highest F1 on the run's {count} validation images."
+        )
+    tuned = next((model.labels.tuned for model in found.models if model.labels), None)
+    points = zip(found.data.classes, tuned.per_class, strict=True) if tuned else ()
+    few = [name for name, point in points if point and _least(point.validation) < FEW_TO_FIT]
+    if few:
+        more = f" and {len(few) - SHOWN} more" if len(few) > SHOWN else ""
+        lines.append(
+            f"Fewer than {FEW_TO_FIT} of them have, or lack, some of the labels, which are too "
+            f"few: take the thresholds of {', '.join(few[:SHOWN])}{more} as a guess."
         )
     return lines
 
