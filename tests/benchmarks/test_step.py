@@ -17,6 +17,7 @@ from part_of_cifar10 import PartOfCIFAR10
 from torch import Tensor, nn
 
 from kd.command import CONF
+from kd.config.precision import resolve_precision
 from kd.files.stage_record import StageSpec
 from kd.nets.cnn import CNN
 from kd.nets.resnet import ResNet
@@ -61,9 +62,17 @@ def net(width: int = 32) -> nn.Module:
     return CNN(10, 3, width)
 
 
+PRECISION = resolve_precision("auto", "cpu", "trainer.precision")
+
+
+def mixed() -> torch.autocast:
+    """Autocast to bf16 where that is the default precision."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=PRECISION == "bf16-mixed")
+
+
 def a_step(logits_t: Callable[[Tensor], Tensor], count: int) -> Callable[[], float]:
     """Seconds of a bare step: forward, loss, backward, optimiser; on one resident, augmented
-    batch.
+    batch, in the default precision.
     """
     student = net().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4)
@@ -73,8 +82,9 @@ def a_step(logits_t: Callable[[Tensor], Tensor], count: int) -> Callable[[], flo
     def steps() -> float:
         started = time.perf_counter()
         for _ in range(count):
-            soft = F.softmax(logits_t(x) / 4, 1)
-            logits = student(x)
+            with mixed():
+                answers, logits = logits_t(x), student(x).float()
+            soft = F.softmax(answers.float() / 4, 1)
             loss = 0.1 * F.cross_entropy(logits, y)
             loss = loss + 0.9 * 16 * F.kl_div(
                 F.log_softmax(logits / 4, 1), soft, reduction="batchmean"
@@ -95,7 +105,7 @@ def a_fit(
     spec = StageSpec(
         recipe=0, shape=(*data.shape,), data={}, net={}, objective=objective,
         epochs=EPOCHS, batch_size=BATCH, keep="last", lr_schedule="onecycle",
-        trainer={"precision": "32-true"}, optim={"_target_": "torch.optim.AdamW", "lr": 1e-4},
+        trainer={"precision": PRECISION}, optim={"_target_": "torch.optim.AdamW", "lr": 1e-4},
     )  # fmt: skip
     logger = OmegaConf.to_container(OmegaConf.load(CONF / "logger" / "tensorboard.yaml"))
     made = fitting._callbacks

@@ -9,7 +9,7 @@ from statistics import fmean, stdev
 
 import pytest
 from conftest import IMAGES
-from in_turn import Row, compared, seconds_of
+from in_turn import Row, compared, in_turn, seconds_of
 
 EPOCHS = int(os.environ.get("KD_BENCH_EPOCHS", "10"))
 TEMPERATURES, ALPHAS = "1,2,4,8", "0.1,0.5,0.9"
@@ -129,15 +129,22 @@ def test_accuracy_of_few_views(
     )
 
 
-@pytest.mark.parametrize("layout", ["contiguous_format", "channels_last"])
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    "other",
+    [
+        ("--workers", "0", "--layout", "contiguous_format"),
+        ("--workers", "2", "--layout", "channels_last"),
+        ("--precision", "32-true"),
+    ],
+    ids=" ".join,
+)
 def test_settings_of_the_loop(
-    layout: str, workers: int, cifar10: str, teacher: str, tell: Callable[[Row], None]
+    other: tuple[str, ...], cifar10: str, teacher: str, tell: Callable[[Row], None]
 ) -> None:
     """Check that the loop's settings are its best ones."""
-    best, other = [], []
-    for _ in range(2):
-        best.append(looped("loop", cifar10, teacher, "--epochs", "2")[0])
-        more = ("--epochs", "2", "--workers", str(workers), "--layout", layout)
-        other.append(looped("loop", cifar10, teacher, *more)[0])
-    tell(compared(f"the loop as compared / with {workers} workers, {layout}", best, other))
+    loop = ("loop", cifar10, teacher, "--epochs", "2")
+    found = in_turn(
+        {"best": lambda: looped(*loop)[0], "other": lambda: looped(*loop, *other)[0]}, 2, warm=False
+    )
+    what = f"the loop as compared / with {' '.join(other)}"
+    tell(compared(what, found["best"], found["other"]))

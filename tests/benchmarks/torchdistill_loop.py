@@ -3,7 +3,7 @@
 import argparse
 
 import torch
-from loop import accuracy, datasets_of, nets_of, tell
+from loop import accuracy, datasets_of, mixed, nets_of, tell
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 from torchdistill.core.distillation import get_distillation_box
 
@@ -58,11 +58,14 @@ def distil(options: argparse.Namespace, temperature: float, alpha: float) -> flo
         teacher.eval()  # the box leaves this to the caller
         for x, y, more in box.train_data_loader:
             box.pre_forward_process()
-            loss = box.forward_process(x.contiguous(memory_format=layout), y, more)
+            with mixed(options):
+                loss = box.forward_process(x.contiguous(memory_format=layout), y, more)
             box.post_forward_process(loss)
-        accuracy(student, DataLoader(val, 500))  # its own loader gives three values per batch
+        accuracy(
+            student, DataLoader(val, 500), options
+        )  # its own loader gives three values per batch
         box.post_epoch_process()
-    return accuracy(student, DataLoader(test, 500))
+    return accuracy(student, DataLoader(test, 500), options)
 
 
 if __name__ == "__main__":
