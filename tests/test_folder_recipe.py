@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from composed import FLOAT32, composed
+from composed import FLOAT32, composed, composed_command
 from test_teacher_data import folder
 
 from kd.command import typed_keys
@@ -116,6 +116,31 @@ def test_a_low_rate_for_sgd_alone(optimiser: str | None, rate: float) -> None:
     assert config_of(*FEW, *words).teacher.optim["lr"] == rate
 
 
+@pytest.mark.parametrize(
+    ("words", "net", "rate"),
+    [
+        ((), "mobilenet_v3_small", 0.01),
+        (("student=torchvision",), "mobilenet_v3_small", 0.01),
+        (("student=torchvision", "optim=adamw"), "mobilenet_v3_small", 0.004),  # AdamW's own
+        (("student=torchvision", "optim.lr=2"), "mobilenet_v3_small", 2),
+        (("student=cnn",), None, 0.004),
+        (("model=resnet18_to_cnn",), None, 0.004),
+    ],
+)
+def test_a_student_with_weights_to_start_from(
+    words: tuple[str, ...], net: str | None, rate: float
+) -> None:
+    config = composed_command("train", "data=image_folder", HERE, *words)
+    assert config.student.net.get("name") == net
+    assert config.student.net.get("pretrained") == (net and "auto")
+    assert config.optim.lr == rate
+
+
+def test_other_data_have_the_cnn() -> None:
+    config = composed_command("train", "data=cifar10")
+    assert config.student.net._target_ == "kd.nets.cnn.CNN"
+
+
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """torch's own folder of weights, empty, and no network."""
@@ -153,6 +178,29 @@ class TestPretrained:
         spec = make_stage(chain[0], config, data, {}).spec
         assert spec.pretrained == [f"torchvision ResNet18_Weights.IMAGENET1K_V1 {FILE}"]
         assert net.normalization == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+    @pytest.mark.slow
+    def test_a_student_takes_weights_too(self, cache: Path, tmp_path: Path) -> None:
+        torch.manual_seed(3)
+        theirs = torchvision.models.mobilenet_v3_small()
+        torch.save(theirs.state_dict(), cache / "mobilenet_v3_small-047dcff4.pth")
+        data = ImageFolder(str(small(tmp_path, 12).root), image_size=64)
+        words = (*FLOAT32, "data=image_folder", HERE, "teacher=mlp", "student=mobilenet_v3_small")
+        config, chain = suit_to_data(config_of(*words), data)
+        assert config.student.net["pretrained"] is True
+        assert any(note.startswith("the student starts from pretrained") for note in data.notes)
+        assert chain[1].net["pretrained"] is True
+        net = build_net(chain[1].net, data.shape, "student.net")
+        weight = theirs.features[1].block[0][0].weight
+        assert torch.equal(net.features[1].block[0][0].weight, weight)  # type: ignore
+
+    @pytest.mark.usefixtures("cache")
+    def test_a_student_from_scratch_without_them(self, tmp_path: Path) -> None:
+        data = small(tmp_path, 12)
+        words = (*FLOAT32, "data=image_folder", HERE, "teacher=mlp", "student=mobilenet_v3_small")
+        config, _ = suit_to_data(config_of(*words), data)
+        assert config.student.net["pretrained"] is False
+        assert any(note.startswith("the student starts from scratch") for note in data.notes)
 
     @pytest.mark.slow
     @pytest.mark.parametrize(

@@ -180,7 +180,22 @@ def _digits_for_search(*, _root_: DictConfig) -> str:
     return "digits" if "search" in _root_ else "digits_few"
 
 
+def _student_for_data(*, _root_: DictConfig) -> str:
+    """Return a student. Few photographs need one that has weights to start from."""
+    folder = _choice("data", _root_=_root_) == "image_folder"
+    return "mobilenet_v3_small" if folder else "cnn"
+
+
+def _optim_for_student(*, _root_: DictConfig) -> str:
+    """Return an optimiser. Pretrained weights want another than nets that start from scratch."""
+    chosen = {group: _choice(group, _root_=_root_) for group in ("data", "student")}
+    tuned = ("mobilenet_v3_small", "torchvision")  # as conf/recipe/student/image_folder has them
+    return "sgd" if chosen["data"] == "image_folder" and chosen["student"] in tuned else "adamw"
+
+
 OmegaConf.register_new_resolver("chosen", _choice, replace=True)
 OmegaConf.register_new_resolver("digits_for_search", _digits_for_search, replace=True)
+OmegaConf.register_new_resolver("optim_for_student", _optim_for_student, replace=True)
+OmegaConf.register_new_resolver("student_for_data", _student_for_data, replace=True)
 Plugins.instance().register(LossNumbers)
 Plugins.instance().register(LossNumbersPath)
