@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -10,6 +11,9 @@ from kd.data.images import Images
 
 ASPECT = (3 / 4, 4 / 3)  # width to height of random crops
 ATTEMPTS = 10  # to draw one that fits
+PURPOSES = torch.tensor([Draw.AREA, Draw.RATIO, Draw.TOP, Draw.LEFT])[:, None, None] + (
+    torch.arange(ATTEMPTS)[:, None] << 8
+)
 
 
 def read_pixels(images: Images, index: Tensor, *, seed: int, view: int, smallest: float) -> Tensor:
@@ -43,20 +47,20 @@ def crop_boxes(sizes: Tensor, index: Tensor, seed: int, view: int, smallest: flo
     Returns:
         top, left, height and width, int64 [B, 4].
     """
-    height, width = sizes.double().unbind(1)
+    height, width = sizes.numpy().astype(np.float64).T
     least, most = ASPECT
-    high = torch.minimum(height, (width / least).round())
-    wide = torch.minimum(width, (height * most).round())
-    middle = (((height - high) / 2).floor(), ((width - wide) / 2).floor(), high, wide)
-    purposes = torch.tensor([Draw.AREA, Draw.RATIO, Draw.TOP, Draw.LEFT])[:, None, None]
-    purposes = purposes + (torch.arange(ATTEMPTS) << 8)[:, None]
-    area, ratio, top, left = uniform(seed, view, index, purposes).double()  # [ATTEMPTS, B] each
+    high = np.minimum(height, np.rint(width / least))
+    wide = np.minimum(width, np.rint(height * most))
+    middle = (np.floor((height - high) / 2), np.floor((width - wide) / 2), high, wide)
+    drawn = uniform(seed, view, index, PURPOSES).double()  # [4, ATTEMPTS, B]
+    area, _, top, left = drawn.numpy()
     area = height * width * (smallest + (1 - smallest) * area)
-    aspect = (math.log(least) + math.log(most / least) * ratio).exp()
-    high = (area / aspect).sqrt().round()
-    wide = (area * aspect).sqrt().round()
+    # By torch, as numpy's exp may differ in the last bit
+    aspect = (math.log(least) + math.log(most / least) * drawn[1]).exp().numpy()
+    high = np.rint(np.sqrt(area / aspect))
+    wide = np.rint(np.sqrt(area * aspect))
     fits = (high > 0) & (high <= height) & (wide > 0) & (wide <= width)
-    corner = ((top * (height - high + 1)).floor(), (left * (width - wide + 1)).floor())
-    drawn = torch.stack((*corner, high, wide), 2)
-    first = drawn[fits.int().argmax(0), torch.arange(len(index))]
-    return torch.where(fits.any(0)[:, None], first, torch.stack(middle, 1)).long()
+    corner = (np.floor(top * (height - high + 1)), np.floor(left * (width - wide + 1)))
+    first = np.stack((*corner, high, wide), 2)[fits.argmax(0), np.arange(len(index))]
+    chosen = np.where(fits.any(0)[:, None], first, np.stack(middle, 1))
+    return torch.from_numpy(chosen.astype(np.int64))

@@ -114,6 +114,7 @@ class Remarks:
 @cache
 def endings() -> frozenset[str]:
     """Return the suffixes that this Pillow can open, in lower case with their dot."""
+    Image.preinit()  # so that Pillow tries the common kinds first
     kinds = Image.registered_extensions()  # MPO files are opened as JPEG
     return frozenset(
         suffix
@@ -236,8 +237,7 @@ def resize_box(
     if box:
         top, left, height, width = box
         pixels = pixels[top : top + height, left : left + width]
-    # Contiguous, as torch would start threads of its own to copy them
-    pixels = np.require(pixels, requirements=("C", "W"))
+    pixels = pixels.copy()  # contiguous, else torch would do it, in threads of its own
     if reading.interpolation != "bilinear":
         method = Image.Resampling[reading.interpolation.upper()]
         return _planes(np.asarray(Image.fromarray(pixels).resize(size[::-1], method)))
@@ -246,7 +246,8 @@ def resize_box(
 
     planes = torch.from_numpy(pixels if pixels.ndim == 3 else pixels[:, :, None]).permute(2, 0, 1)
     found = F.interpolate(planes[None], size, mode="bilinear", antialias=True)[0]
-    return np.ascontiguousarray(found.numpy())
+    resized: NDArray[np.uint8] = found.numpy()
+    return resized
 
 
 def _plain_jpeg(

@@ -79,7 +79,8 @@ class ImagePaths(EncodedImages):
 
     def read(self, number: int) -> bytes:
         """Return the file's bytes."""
-        return self.path(number).read_bytes()
+        with open(self._folder + self._names[number], "rb", buffering=0) as stream:
+            return stream.read()
 
     def name(self, number: int) -> str:
         """Return the path."""

@@ -126,7 +126,9 @@ def one_core() -> Iterator[None]:
 
 @pytest.mark.usefixtures("one_core")
 @pytest.mark.parametrize("size", [64, 224])
-def test_streaming(size: int, photos: Path, tell: Callable[[Row], None]) -> None:
+def test_streaming(
+    size: int, photos: Path, tell: Callable[[Row], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Random crops of an epoch straight from the files, beside torchvision's; CPU time a core."""
     theirs = v2.Compose(
         [
@@ -162,12 +164,20 @@ def test_streaming(size: int, photos: Path, tell: Callable[[Row], None]) -> None
             pass
         return (time.process_time() - started) / len(images)
 
-    sides = {"stream": streamed(False), "draft": streamed(True), "torchvision": epoch}
+    plain = streamed(False)
+
+    def by_pillow() -> float:
+        with monkeypatch.context() as hidden:
+            hidden.setattr("kd.data.decode.simplejpeg", None)
+            return plain()
+
+    sides = {"stream": plain, "draft": streamed(True), "Pillow": by_pillow, "torchvision": epoch}
     found = in_turn(sides, 3 * ROUNDS)
-    for ours in ("stream", "draft"):
+    for ours in ("stream", "draft", "Pillow"):
         what = f"{ours} at {size} / ImageFolder and v2"
         other = found["torchvision"]
-        tell(compared(what, found[ours], other, target=1 / 1.3, unit="ms/image", scale=1000))
+        target = None if ours == "Pillow" else 1 / 1.3
+        tell(compared(what, found[ours], other, target=target, unit="ms/image", scale=1000))
 
 
 def test_decoders(photos: Path, tell: Callable[[Row], None]) -> None:
