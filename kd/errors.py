@@ -1,4 +1,4 @@
-"""Exceptions that end a command, and phrases for their messages."""
+"""Exceptions that end a command, and ends of their messages."""
 
 import difflib
 from collections.abc import Collection
@@ -43,11 +43,6 @@ class RankLostError(CommandError):
 
 class DropRequest(Exception):  # noqa: N818 - no error, a decision
     """A stage was abandoned by its observer; its partial results are removed."""
-
-
-def number_of(count: int, noun: str) -> str:
-    """Format a count with its noun: 1 epoch, 2 epochs."""
-    return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
 def nearest(word: str, known: Collection[str]) -> str:

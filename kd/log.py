@@ -39,6 +39,11 @@ def printable(text: str) -> str:
     return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
+def number_of(count: int, noun: str) -> str:
+    """Format a count with its noun: 1 epoch, 2 epochs."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
 def one_line(text: str) -> str:
     """Make text safe as `printable` does, without line ends and tabs."""
     return printable(text).replace("\n", "\\x0a").replace("\t", "\\x09")

@@ -5,9 +5,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from kd.errors import number_of
 from kd.evaluation.cost_text import at, places
 from kd.files.benchmark_file import BenchmarkRecord
+from kd.log import number_of
 from kd.reports.palette import BLACK, ROLES
 
 

@@ -7,8 +7,8 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from kd.errors import number_of
 from kd.files.benchmark_file import BenchmarkRecord, TimingPlace
+from kd.log import number_of
 from kd.reports.escape import as_code, escape_record
 from kd.reports.table import TextRows
 from kd.reports.units import short

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from kd.errors import number_of
 from kd.files.locks import free
 from kd.files.store import checksum
+from kd.log import number_of
 
 Kind = Literal["stage", "unfinished stage", "teacher answers", "decoded images"]
 DAY = 86_400.0

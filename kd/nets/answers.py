@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kd.errors import UserError, number_of
+from kd.errors import UserError
 from kd.files.answer_tables import read_answers
+from kd.log import number_of
 from kd.nets.resized_buffers import ResizedBuffers
 
 

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 import yaml
 from matplotlib.figure import Figure
 
-from kd.errors import number_of
 from kd.files.report_file import Report
+from kd.log import number_of
 from kd.measure.metrics import CONFUSION
 from kd.reports.page import Picture, image, picture, render
 from kd.reports.run_report import verdict

@@ -10,7 +10,6 @@ from torch import Tensor
 from kd.config.schema import Training
 from kd.config.trainer import trial_note
 from kd.data.base import DataModule
-from kd.errors import number_of
 from kd.files.report_file import (
     SCHEMA,
     Columns,
@@ -26,6 +25,7 @@ from kd.files.report_file import (
 )
 from kd.files.stage_record import EpochMetrics
 from kd.files.store import StageResult
+from kd.log import number_of
 from kd.measure.costs import latency, size_of
 from kd.measure.metrics import FEW_IMAGES, paired_comparison, summary
 from kd.reports.escape import as_code, escape_record

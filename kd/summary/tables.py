@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from io import StringIO
 
-from kd.errors import number_of
+from kd.log import number_of
 from kd.reports.escape import in_a_cell, in_markdown
 from kd.reports.table import Cell, Table
 from kd.reports.units import short

@@ -14,14 +14,14 @@ from torch.utils.data import DataLoader
 
 from kd.data.base import Batch, DataModule
 from kd.data.epoch_views import APART, EpochViews
-from kd.errors import DivergedError, StopRequest, UserError, number_of
+from kd.errors import DivergedError, StopRequest, UserError
 from kd.files.checkpoints import last_good, read_checkpoint, remove_checkpoint
 from kd.files.locks import check_exclusion
 from kd.files.stage_record import BestAndLast, StageSpec, TrainingOutcome
 from kd.files.store import LEARNED, OTHER_EPOCH, WEIGHTS
 from kd.files.tensors import save_tensors
 from kd.files.writing import writing
-from kd.log import say
+from kd.log import number_of, say
 from kd.nets.build import normalization_of
 from kd.ranks import current, on_all_ranks
 from kd.teachers.diagnosis import TeacherDiagnosis

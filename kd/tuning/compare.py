@@ -15,12 +15,12 @@ from rich.console import Console
 from scipy.stats import t as student_t
 
 from kd.config.schema import Config
-from kd.errors import DamagedError, number_of
+from kd.errors import DamagedError
 from kd.files.report_file import Report, read_report
 from kd.files.run_folder import RunFolder
 from kd.files.search_file import SCHEMA, SearchResult, SettingResult
 from kd.files.writing import whole
-from kd.log import say
+from kd.log import number_of, say
 from kd.reports.escape import as_code
 from kd.runs.run import run
 from kd.tuning.request import Request
