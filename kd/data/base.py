@@ -34,8 +34,7 @@ from kd.data.transfer import (
     Sees,
     check_labels,
     check_sees_all,
-    labels_to_keep,
-    omitted_labels,
+    transfer_split,
 )
 from kd.data.views import Augment, make_augment
 from kd.errors import UserError, nearest
@@ -460,36 +459,14 @@ class DataModule(ABC):
         """Return the transfer set: the training part with the kept labels, then the unlabelled
         pool.
         """
-        split = self.split
-        train = self.split.train
-        out = torch.tensor(omitted_labels(self.omit, self.classes))
-        # Of multi-label data `omit` is refused
-        omitted = torch.isin(strata(train.labels), out)
-        seen = (~omitted).nonzero()[:, 0]
-        seed = self.labels_seed
-        kept = seen[labels_to_keep(train.at(seen), self.labels, seed, self.source_names)]
-        if len(kept) < len(train):
-            labels = torch.full_like(train.labels, UNLABELED)
-            labels[omitted] = OMITTED
-            labels[kept] = train.labels[kept]
-            train = train.with_labels(labels)
-        if split.unlabeled:
-            train = train.join(split.unlabeled)
-        val = split.val
-        if self.val_labels and not val:
-            raise UserError(
-                f"data.val_labels: found {self.val_labels}, but data.val_fraction=0 leaves no "
-                "validation part; accepted are null or 0"
-            )
-        if self.val_labels:
-            where = "data.val_labels"
-            val = val.at(labels_to_keep(val, self.val_labels, seed, self.source_names, where))
-        if train is split.train and val is split.val:
+        asked = (self.labels, self.labels_seed, self.omit, self.val_labels)
+        split, seen = transfer_split(self.split, self.source_names, *asked)
+        if split is self.split:
             return self
-        found = self._with(train, val)
-        if omitted.any():
-            found.shown = (train.labels != OMITTED).nonzero()[:, 0]
-            found.statistics = self._statistics_of(split.train.at(seen))
+        found = self._with(split.train, split.val)
+        if len(seen) < len(self.split.train):
+            found.shown = (split.train.labels != OMITTED).nonzero()[:, 0]
+            found.statistics = self._statistics_of(self.split.train.at(seen))
         return found
 
     @cached_property

@@ -1,13 +1,14 @@
 """The transfer set: which training images and labels the student and the baseline may see."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from kd.data.images import Images
+from kd.data.images import Images, Split
 from kd.data.parts import strata
 from kd.errors import UserError, nearest
 
@@ -19,6 +20,54 @@ UNLABELED = -1
 OMITTED = -2  # an image that is never shown, so it is no negative of CRD either
 
 Labels = int | float | str | None
+
+
+def transfer_split(
+    split: Split,
+    known: Sequence[str],
+    labels: Labels,
+    seed: int,
+    omit: Sequence[str | int] | None,
+    val_labels: Labels,
+) -> tuple[Split, Tensor]:
+    """Return what the student and the baseline may see of a split.
+
+    Args:
+        known: names of all images that the training part was carved from.
+        labels, seed, omit, val_labels: as of `kd.data.base.DataModule`; its `labels_seed`.
+
+    Returns:
+        the split with the kept labels, and the unlabelled images at the end of its training part,
+        or the same one where nothing is left out; the positions of the training images that are
+        shown, int64.
+
+    Raises:
+        UserError: a choice cannot be made of these images.
+    """
+    train = split.train
+    val = split.val
+    # Of multi-label data `omit` is refused
+    omitted = torch.isin(strata(train.labels), torch.tensor(omitted_labels(omit, split.classes)))
+    seen = (~omitted).nonzero()[:, 0]
+    kept = seen[labels_to_keep(train.at(seen), labels, seed, known)]
+    if len(kept) < len(train):
+        left = torch.full_like(train.labels, UNLABELED)
+        left[omitted] = OMITTED
+        left[kept] = train.labels[kept]
+        train = train.with_labels(left)
+    if split.unlabeled:
+        train = train.join(split.unlabeled)
+    if val_labels:
+        where = "data.val_labels"
+        if not val:
+            raise UserError(
+                f"{where}: found {val_labels}, but data.val_fraction=0 leaves no validation part; "
+                "accepted are null or 0"
+            )
+        val = val.at(labels_to_keep(val, val_labels, seed, known, where))
+    if train is split.train and val is split.val:
+        return split, seen
+    return replace(split, train=train, val=val), seen
 
 
 def omitted_labels(asked: Sequence[str | int] | None, classes: Sequence[str]) -> list[int]:
