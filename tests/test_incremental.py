@@ -312,6 +312,7 @@ def test_exemplars_are_part_of_any_method(out: Path) -> None:
             r"data\.augment\.mixup: found 0\.2; a loss with two views of an image takes 0",
         ),
         (CRLD, r"loss: crld does not support .* \(7 of 10: The size of tensor"),
+        (["loss=fitnet", *CRLD[1:]], "loss: fitnet compares features, and a net that grows shows"),
         (["optim=dot", "gradient_clip=1.0"], r"gradient_clip: found 1\.0; optim=dot needs"),
     ],
 )

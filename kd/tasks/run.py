@@ -39,11 +39,13 @@ from kd.tasks.forgetting import evaluation
 from kd.tasks.schedule import IncrementalConfig, make_tasks
 from kd.training.devices import world_size
 from kd.training.loggers import check_loggers
-from kd.training.loss_spec import LossSpec, read_loss
+from kd.training.loss_spec import FEATURES, LossSpec, read_loss
 from kd.training.objective import Objective
 from kd.training.optim import make_optimizer
 from kd.training.processes import on_devices
 from kd.training.trainer import check_trainer
+
+ACCEPTED = "accepted are lwf, lwf_bce, lwf_mix, icarl, der, and others of logits alone"
 
 
 class TaskSchedule:
@@ -288,11 +290,16 @@ def preflight(schedule: TaskSchedule) -> None:
 
 
 def _try_loss(loss: LossSpec, shape: Shape, known: int) -> None:
-    """Refuse a loss that does not support a teacher with fewer classes.
+    """Refuse a loss of features, or one that does not support a teacher with fewer classes.
 
     Args:
         known: number of the teacher's classes.
     """
+    names = ", ".join(term.name for term in loss.terms)
+    if loss.signals & {*FEATURES}:
+        raise UserError(
+            f"loss: {names} compares features, and a net that grows shows none; {ACCEPTED}"
+        )
     objective = Objective(loss, shape)
     classes = shape.num_classes
     given = {
@@ -308,12 +315,11 @@ def _try_loss(loss: LossSpec, shape: Shape, known: int) -> None:
     }
     try:
         objective(given)
-    except (RuntimeError, IndexError, KeyError) as error:
+    except (RuntimeError, IndexError) as error:
         first = str(error).partition("\n")[0]
-        names = ", ".join(str(term.name) for term in objective.terms)
         raise UserError(
             f"loss: {names} does not support a teacher with fewer classes ({known} of {classes}: "
-            f"{first}); accepted are lwf, lwf_bce, lwf_mix, icarl, der, and others that do"
+            f"{first}); {ACCEPTED}"
         ) from error
 
 
