@@ -38,8 +38,8 @@ def transfer_split(
 
     Returns:
         the split with the kept labels, and the unlabelled images at the end of its training part,
-        or the same one where nothing is left out; the positions of the training images that are
-        shown, int64.
+        or the same one where nothing is left out. Then the positions of the training images that
+        are shown, int64 [N].
 
     Raises:
         UserError: a choice cannot be made of these images.
