@@ -21,7 +21,7 @@ from kd.data.parts import strata
 from kd.errors import UserError
 from kd.evaluation.evaluation import evaluate
 from kd.losses.mld import mld_loss
-from kd.measure.label_metrics import MeanAveragePrecision, interval, resample
+from kd.measure.label_metrics import interval, resample
 from kd.measure.metrics import paired_comparison, summary
 from kd.measure.operating_point import by_f1
 from kd.reports.label_doubts import rank_single_labels
@@ -31,6 +31,7 @@ from kd.runs.run import run
 from kd.shipping.predictions import predict
 from kd.tasks.data import TaskData
 from kd.training.label_loss import accuracy, label_loss
+from kd.training.mean_average_precision import MeanAveragePrecision
 
 LOGITS = torch.tensor([[2.0, -1.0], [0.5, 0.3], [-2.0, 1.0]])
 LABELS = torch.tensor([[1, 0], [1, 0], [0, 0]], dtype=torch.int8)

@@ -19,7 +19,9 @@ from kd.errors import UserError
 from kd.files.store import StageResult, Store
 from kd.nets.resnet import ResNet
 from kd.nets.resnet_cifar import ResNetCIFAR
+from kd.nets.torchvision import torchvision_net
 from kd.runs.run import run
+from kd.shape import Shape
 from kd.stages.chain import chain_of
 from kd.stages.complete import complete
 from kd.stages.stage import make_stage
@@ -261,8 +263,21 @@ def test_channels_last_but_for_odd_widths_in_tiles(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     machine(monkeypatch, flag)
-    found = layout_of(ResNetCIFAR(10, 14, widths=widths), precision, torch.device(device))
+    net = ResNetCIFAR(10, 14, widths=widths)
+    found = layout_of(net, precision, torch.device(device), Shape(3, 32, 10))
     assert found == (torch.channels_last if last else torch.contiguous_format)
+
+
+@pytest.mark.parametrize(("size", "last"), [(16, False), (17, True)])
+def test_contiguous_where_a_depthwise_stride_meets_one_pixel(size: int, last: bool) -> None:
+    """Of 16 pixels 8, 4, 2 and 1 are left before MobileNetV3-small's last stride, of 17 two."""
+    net = torchvision_net("mobilenet_v3_small", 10).train()
+    net.features[1].eval()  # type: ignore[index, union-attr]
+    modes = [each.training for each in net.modules()]
+    for precision, here in (("bf16-mixed", last), ("32-true", True)):
+        found = layout_of(net, precision, torch.device("cpu"), Shape(3, size, 10))
+        assert found == (torch.channels_last if here else torch.contiguous_format)
+    assert [each.training for each in net.modules()] == modes
 
 
 @pytest.mark.slow

@@ -1,13 +1,11 @@
-"""Metrics where an image may have several labels: mAP and F1 with intervals, and in training."""
+"""Metrics where an image may have several labels: mAP and F1 with intervals."""
 
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score
 from torch import Tensor
-from torchmetrics import Metric
 
 from kd.files.report_file import Interval
 
@@ -54,29 +52,6 @@ def mean_average_precision(logits: Tensor, labels: Tensor) -> float | None:
     """
     known = [each for each in average_precisions(logits, labels) if each is not None]
     return float(np.mean(known)) if known else None
-
-
-class MeanAveragePrecision(Metric):
-    """The mAP of all validation images of an epoch, on all ranks; NaN if no class has one."""
-
-    logits: list[Tensor]
-    labels: list[Tensor]
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("logits", [], dist_reduce_fx="cat")
-        self.add_state("labels", [], dist_reduce_fx="cat")
-
-    def update(self, logits: Tensor, labels: Tensor) -> None:
-        """Take a batch: logits [B, C], and labels, 0 and 1, [B, C]."""
-        self.logits.append(logits)
-        self.labels.append(labels)
-
-    def compute(self) -> Tensor:
-        """Compute the mAP, a scalar."""
-        both = [torch.cat([*each]).cpu() for each in (self.logits, self.labels)]
-        found = mean_average_precision(both[0], both[1])
-        return torch.tensor(torch.nan if found is None else found)
 
 
 class BootstrapMetrics(NamedTuple):

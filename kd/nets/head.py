@@ -1,8 +1,8 @@
 """Last layer of a net, and training it alone."""
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from kd.nets.inputs import inputs_of
 from kd.shape import Shape
 
 
@@ -46,28 +46,12 @@ def _gives(module: nn.Module, classes: int) -> bool:
 
 def _in_order(net: nn.Module, shape: Shape) -> list[nn.Module]:
     """Return the modules with parameters of their own, in forward order."""
-    met: list[nn.Module] = []
-
-    def note(module: nn.Module, inputs: tuple[Tensor, ...], output: object) -> None:
-        met.append(module)
-
     own = [
         module
         for module in net.modules()
         if next(module.parameters(recurse=False), None) is not None
     ]
-    hooks = [module.register_forward_hook(note) for module in own]
-    modes = {module: module.training for module in net.modules()}
-    device = next((parameter.device for parameter in net.parameters()), torch.device("cpu"))
-    try:
-        with torch.no_grad():
-            net.eval()(torch.zeros(2, *shape.pixels, device=device))
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for module, mode in modes.items():
-            module.training = mode
-    return met
+    return [module for module, _ in inputs_of(own, net, shape)]
 
 
 def freeze_body(net: nn.Module, shape: Shape) -> None:

@@ -14,13 +14,13 @@ from kd.data.base import Batch
 from kd.data.epoch_views import EpochViews
 from kd.data.views import normalize, to_unit
 from kd.log import console
-from kd.measure.label_metrics import MeanAveragePrecision
 from kd.measure.metrics import is_right
 from kd.nets.hooks import FeatureHooks, NetOutput, as_signals
 from kd.teachers.live_teacher import Teacher
 from kd.training.finite import finite
 from kd.training.label_loss import accuracy, is_multilabel, label_loss
 from kd.training.layout import choose_layout, to_layout
+from kd.training.mean_average_precision import MeanAveragePrecision
 from kd.training.memory import keep_memory
 from kd.training.objective import Objective
 from kd.training.step_log import is_logged

@@ -5,28 +5,50 @@ import torch
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from torch import Tensor, nn
 
+from kd.nets.inputs import inputs_of
+from kd.shape import Shape
+
 ROW = 16  # bfloat16 numbers in half a tile row of AMX; other widths are padded in every layer
 
 
-def layout_of(net: nn.Module, precision: str, device: torch.device) -> torch.memory_format:
+def layout_of(
+    net: nn.Module, precision: str, device: torch.device, shape: Shape
+) -> torch.memory_format:
     """Choose channels-last, which is faster for nearly all nets and precisions, or contiguous.
 
-    Contiguous is for bf16 on a CPU with AMX, and a net with most convolution weights in layers
-    whose width is no multiple of 16. There a ResNet-14 of widths 13, 13, 26, 52 took 0.69 ms per
-    image contiguous and 1.42 channels-last (two cores, batches of 128). Without AMX channels-last
-    is faster for that net too.
+    Contiguous is for bf16 on a CPU, for two kinds of nets. One has a depthwise convolution with a
+    stride on maps of one pixel, as MobileNets have on small images: PyTorch 2.15 leaves most of its
+    weight's gradient unset when channels-last. The other is a net with most convolution weights in
+    layers whose width is no multiple of 16, on a CPU with AMX. There a ResNet-14 of widths 13, 13,
+    26, 52 took 0.69 ms per image contiguous and 1.42 channels-last (two cores, batches of 128).
+    Without AMX channels-last is faster for that net too.
 
     The choice depends on the net and the processor's flags, not on a measurement, so a resumed run
     uses the same kernels. It is not in a stage's key: it changes only last bits, as another
     processor does.
     """
-    tiles = device.type == "cpu" and torch.cpu.get_capabilities().get("amx_bf16")
-    if not tiles or precision != "bf16-mixed":
+    if device.type != "cpu" or precision != "bf16-mixed":
+        return torch.channels_last
+    if _strides_over_a_pixel(net, shape):
+        return torch.contiguous_format
+    if not torch.cpu.get_capabilities().get("amx_bf16"):
         return torch.channels_last
     convolutions = [each for each in net.modules() if isinstance(each, nn.Conv2d)]
     odd = sum(each.weight.numel() for each in convolutions if each.out_channels % ROW)
     whole = sum(each.weight.numel() for each in convolutions)
     return torch.contiguous_format if odd > whole / 2 else torch.channels_last
+
+
+def _strides_over_a_pixel(net: nn.Module, shape: Shape) -> bool:
+    """Whether a depthwise convolution with a stride gets maps of one pixel."""
+    strided = [
+        each
+        for each in net.modules()
+        if isinstance(each, nn.Conv2d) and each.groups > 1 and max(each.stride) > 1
+    ]
+    if not strided:
+        return False
+    return any(inputs[0].shape[-2:] == (1, 1) for _, inputs in inputs_of(strided, net, shape))
 
 
 def choose_layout(module: L.LightningModule, trainer: L.Trainer) -> torch.memory_format:
@@ -36,7 +58,8 @@ def choose_layout(module: L.LightningModule, trainer: L.Trainer) -> torch.memory
     with others its gradients of the first step are wrong. FSDP and DeepSpeed flatten parameters.
     """
     strategy = trainer.strategy
-    found = layout_of(module.net, trainer.precision, strategy.root_device)  # type: ignore[arg-type]
+    shape = module.objective.shape
+    found = layout_of(module.net, trainer.precision, strategy.root_device, shape)  # type: ignore[arg-type]
     if not isinstance(strategy, FSDPStrategy | DeepSpeedStrategy):
         module.to(memory_format=found)
     return found

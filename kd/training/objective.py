@@ -107,6 +107,7 @@ class Objective(nn.Module):
         build_arguments: Mapping[str, object] | None = None,
     ) -> None:
         super().__init__()
+        self.shape = shape
         built: dict[str, object] = {
             "num_classes": shape.num_classes,
             "in_channels": shape.channels,
