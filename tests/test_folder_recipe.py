@@ -200,7 +200,10 @@ class TestPretrained:
         words = (*FLOAT32, "data=image_folder", HERE, "teacher=mlp", "student=mobilenet_v3_small")
         config, _ = suit_to_data(config_of(*words), data)
         assert config.student.net["pretrained"] is False
-        assert any(note.startswith("the student starts from scratch") for note in data.notes)
+        note = next(
+            note for note in data.notes if note.startswith("the student starts from scratch")
+        )
+        assert note.endswith("or student=cnn, made to start from scratch")
 
     @pytest.mark.slow
     @pytest.mark.parametrize(

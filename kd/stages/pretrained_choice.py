@@ -42,11 +42,14 @@ def _with_choice(role: str, part: Start, shape: Shape, data: DataModule) -> dict
     except UserError as error:
         reason = " ".join(str(error).split("\n")[0].split())
         reason = reason.removeprefix(f"{where}: ").rstrip(".")
+        other = (
+            "or more images" if role == "teacher" else "or student=cnn, made to start from scratch"
+        )
         data.note(
             f"the {role} starts from scratch, since there are no pretrained weights ({reason}). "
             "From few images it learns little then: expect an accuracy far below that of a "
-            f"pretrained net. Better are these weights, {role}.path=FILE with others, or more "
-            "images"
+            f"pretrained net. Better are these weights, {role}.path=FILE with others, "
+            f"{other}"
         )
         return {**node, "pretrained": False}
     weights = pretrained_weights_of(node, where)
