@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_teacher_data import folder
 from torch import Tensor, nn
 
 from kd.config.construct import construct
@@ -77,6 +78,19 @@ class TestLabels:
     def test_a_file_lists_them(self, tmp_path: Path) -> None:
         (tmp_path / "list.txt").write_text("\ufeff# mine\n5\n\n 299\n0\n5\n")
         assert kept(labels=str(tmp_path / "list.txt")) == [0, 5, 299]
+
+    def test_a_file_may_leave_train_out_of_a_path(self, tmp_path: Path) -> None:
+        root = folder(tmp_path / "own", "ab", range(12))
+        (tmp_path / "list.txt").write_text("a/1.png\ntrain/a/2.png\nb/3.png")
+        file = str(tmp_path / "list.txt")
+        data = ImageFolder(root, image_size=8, val_fraction=0.1, test_fraction=0.1, labels=file)
+        part = data.for_stage("transfer").split.train
+        names = [name for name, label in zip(part.names, part.labels, strict=True) if label >= 0]
+        listed = {"train/a/1.png", "train/a/2.png", "train/b/3.png"}
+        assert set(names) == listed & set(data.split.train.names) != set()
+        (tmp_path / "list.txt").write_text("a/1.png\nc/1.png")
+        with pytest.raises(UserError, match=r"names 1 images that are not there: 'c/1\.png'"):
+            ImageFolder(root, image_size=8, test_fraction=0.1, labels=file).for_stage("transfer")
 
     def test_a_file_may_name_what_is_validated_on_or_was_left_out(self, tmp_path: Path) -> None:
         (tmp_path / "list.txt").write_text("\n".join(map(str, range(300))))

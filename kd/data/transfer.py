@@ -197,9 +197,14 @@ def _read_list(images: Images, file: Path, known: set[str], where: str) -> list[
             f"{where}: cannot read {file.absolute()}: {reason}; accepted are null, a whole "
             "number, a share below 1, or a text file with an image's name on each line"
         ) from None
-    names = dict.fromkeys(line for line in lines if line and not line.startswith("#"))
     places = {name: i for i, name in enumerate(images.names)}
-    unknown = [name for name in names if name not in places and name not in known]
+    there = known | places.keys()
+    named = [line for line in lines if line and not line.startswith("#")]
+    # Where the root holds the class folders itself, `train/` is in no path
+    names = dict.fromkeys(
+        line if line in there or f"train/{line}" not in there else f"train/{line}" for line in named
+    )
+    unknown = [name for name in names if name not in there]
     if unknown:
         few = ", ".join(map(repr, unknown[:3])) + (" ..." if len(unknown) > 3 else "")
         raise UserError(
