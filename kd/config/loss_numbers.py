@@ -187,10 +187,9 @@ def _student_for_data(*, _root_: DictConfig) -> str:
 
 
 def _optim_for_student(*, _root_: DictConfig) -> str:
-    """Return an optimiser. Pretrained weights want another than nets that start from scratch."""
-    chosen = {group: _choice(group, _root_=_root_) for group in ("data", "student")}
-    tuned = ("mobilenet_v3_small", "torchvision")  # as conf/recipe/student/image_folder has them
-    return "sgd" if chosen["data"] == "image_folder" and chosen["student"] in tuned else "adamw"
+    """Return an optimiser: SGD where the recipe of data and student has a rate for it."""
+    data, student = (_choice(group, _root_=_root_) for group in ("data", "student"))
+    return "sgd" if _file(f"recipe/optim/{data}/{student}/sgd") else "adamw"
 
 
 OmegaConf.register_new_resolver("chosen", _choice, replace=True)

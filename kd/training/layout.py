@@ -58,8 +58,12 @@ def choose_layout(module: L.LightningModule, trainer: L.Trainer) -> torch.memory
     with others its gradients of the first step are wrong. FSDP and DeepSpeed flatten parameters.
     """
     strategy = trainer.strategy
-    shape = module.objective.shape
-    found = layout_of(module.net, trainer.precision, strategy.root_device, shape)  # type: ignore[arg-type]
+    found = layout_of(
+        module.net,  # type: ignore[arg-type]
+        trainer.precision,
+        strategy.root_device,
+        module.objective.shape,  # type: ignore[arg-type]
+    )
     if not isinstance(strategy, FSDPStrategy | DeepSpeedStrategy):
         module.to(memory_format=found)
     return found
