@@ -47,6 +47,7 @@ KEPT = (  # what is kept of kd.report's summary.csv, beside the knobs that diffe
     ),
     *(f"environment.{name}" for name in ("device", "threads", "torch")),
 )
+GAIN, PAIRED = "comparison.gain", ".paired"
 Runs = Sequence[dict[str, str]]
 
 
@@ -67,7 +68,7 @@ class Headline(Strict):
     """
 
     where: dict[str, str] = {}
-    of: str = "comparison.gain"
+    of: str = GAIN
     target: float | None = None
 
 
@@ -96,6 +97,8 @@ class Spec(Strict):
         rows: knobs by which runs are grouped; those of a group differ by their seed alone.
         columns: heading to a column of the CSV, and how it is shown: `%`, `points`, or plain.
         row: what a row is called where several tables stand in one; `{knob}` is the row's value.
+        against: the knob's value of the runs that others of the same seed are compared with; gives
+            each measure that `columns` or `headline` asks for as `MEASURE.paired`, the difference.
     """
 
     title: str
@@ -107,6 +110,7 @@ class Spec(Strict):
     columns: dict[str, str]
     caption: str
     row: str = ""
+    against: dict[str, str] = {}
     headline: Headline = Headline()
     picture: Picture | None = None
 
@@ -123,6 +127,27 @@ def runs_of(name: str) -> Runs:
     return list(csv.DictReader(path.open())) if path.exists() else []
 
 
+def paired(spec: Spec, runs: Runs) -> Runs:
+    """The runs, each with its differences from the run of the same seed that it is compared with.
+
+    Runs that others are compared with have none.
+    """
+    if not spec.against:
+        return runs
+    asked = {each.partition(" ")[0] for each in (*spec.columns.values(), spec.headline.of)}
+    measures = [each.removesuffix(PAIRED) for each in asked if each.endswith(PAIRED)]
+    others = {run["seed"]: run for run in runs if spec.against.items() <= run.items()}
+    return [
+        run
+        if run is (other := others[run["seed"]])
+        else {
+            **run,
+            **{name + PAIRED: str(float(run[name]) - float(other[name])) for name in measures},
+        }
+        for run in runs
+    ]
+
+
 def grouped(runs: Runs, knobs: Sequence[str]) -> dict[tuple[str, ...], Runs]:
     """Runs by the values of these knobs, in the order of the CSV."""
     groups: dict[tuple[str, ...], list[dict[str, str]]] = {}
@@ -136,11 +161,11 @@ def numbers(runs: Runs, column: str) -> list[float]:
     return [float(run[column]) for run in runs if run.get(column)]
 
 
-def gain(runs: Runs) -> Gain:
-    """The student's gain over the baseline of the same seed."""
-    values = numbers(runs, "comparison.gain")
+def gain(runs: Runs, column: str = GAIN) -> Gain:
+    """The student's gain over the baseline of the same seed, or another column of differences."""
+    values = numbers(runs, column)
     low, high, p = (
-        numbers(runs, f"comparison.{name}")
+        numbers(runs, f"comparison.{name}") if column == GAIN else []
         for name in ("gain_ci95.low", "gain_ci95.high", "p_value")
     )
     images = [((low[0], high[0]) if low else None, p[0] if p else None)] * len(values)
@@ -153,7 +178,7 @@ def cell(runs: Runs, asked: str) -> str:
     if column == "n":
         return str(len(runs))
     if kind == "points":
-        found = gain(runs)
+        found = gain(runs, column)
         if found.mean is None:
             return ""
         interval = (
@@ -182,15 +207,15 @@ def found(spec: Spec, runs: Runs) -> tuple[str, str, str, str]:
     """What answers the claim: the figure, n, its interval, and the verdict."""
     chosen = [
         run
-        for run in runs
+        for run in paired(spec, runs)
         if all(run.get(key) == value for key, value in spec.headline.where.items())
     ]
     values = numbers(chosen, spec.headline.of)
     if not values:
         return "not run yet", "", "", ""
-    points = spec.headline.of == "comparison.gain"
+    points = spec.headline.of == GAIN or spec.headline.of.endswith(PAIRED)
     mean, sign = statistics.fmean(values), "+" if points else ""
-    interval = gain(chosen).interval if points else t_interval(values)
+    interval = gain(chosen, spec.headline.of).interval if points else t_interval(values)
     shown = f"{100 * interval[0]:{sign}.2f} to {100 * interval[1]:{sign}.2f}" if interval else ""
     unit = "points" if points else "%"
     return (
@@ -215,7 +240,7 @@ def verdict(target: float | None, mean: float, interval: tuple[float, float] | N
 def table(spec: Spec, runs: Runs) -> str:
     """The table in Markdown."""
     lines = [list(spec.columns), ["---", *["---:"] * (len(spec.columns) - 1)]]
-    for group in grouped(runs, spec.rows).values():
+    for group in grouped(paired(spec, runs), spec.rows).values():
         lines.append([cell(group, asked) for asked in spec.columns.values()])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -376,7 +401,8 @@ def collect(name: str) -> None:
         for folder in folders:
             line |= measured(folder / line["name"])
     shown = [asked.partition(" ")[0] for asked in spec.columns.values()]
-    columns = dict.fromkeys([*spec.rows, *KEPT, *(each for each in shown if each != "n")])
+    shown = [each for each in shown if each != "n" and not each.endswith(PAIRED)]
+    columns = dict.fromkeys([*spec.rows, *KEPT, *shown])
     with (HERE / f"{name}.csv").open("w") as file:
         writer = csv.DictWriter(
             file, [*columns], extrasaction="ignore", lineterminator="\n", restval=""

@@ -5,7 +5,18 @@ from pathlib import Path
 
 import pytest
 
-from results.make import PICTURES, cell, filled, pages, pictures, runs_of, specs, verdict
+from results.make import (
+    PAIRED,
+    PICTURES,
+    cell,
+    filled,
+    pages,
+    paired,
+    pictures,
+    runs_of,
+    specs,
+    verdict,
+)
 
 
 @pytest.mark.parametrize("path", pages(), ids=lambda path: path.name)
@@ -25,6 +36,7 @@ def test_each_csv_has_its_table_and_columns() -> None:
         assert path.stem in tables
         columns = csv.DictReader(path.open()).fieldnames or []
         asked = {each.partition(" ")[0] for each in tables[path.stem].columns.values()} - {"n"}
+        asked = {each for each in asked if not each.endswith(PAIRED)}
         assert asked | set(tables[path.stem].rows) <= set(columns)
         assert all(run["git"] for run in runs_of(path.stem))
 
@@ -37,6 +49,23 @@ def test_a_cell_is_mean_deviation_and_interval() -> None:
     assert cell(runs, "a %") == "2.00 ± 1.00"
     assert cell(runs[:1], "a 3") == "0.010"
     assert cell(runs, "n") == "3"
+
+
+def test_a_run_is_paired_with_the_other_of_its_seed() -> None:
+    spec = next(iter(specs().values())).model_copy(
+        update={"against": {"a": "old"}, "columns": {"less": "b.paired points"}}
+    )
+    runs = [
+        {"seed": seed, "a": a, "b": b}
+        for a, seed, b in [
+            *(("old", "0", "0.5"), ("old", "1", "0.4")),
+            *(("new", "1", "0.43"), ("new", "0", "0.51")),
+        ]
+    ]
+    found = paired(spec, runs)
+    assert [cell(found[:2], asked) for asked in spec.columns.values()] == [""]
+    # +3 and +1 points: mean 2, standard deviation sqrt(2); t(0.975, 1) = 12.7062, over sqrt(2)
+    assert cell(found[2:], "b.paired points") == "+2.00 ± 1.41 [-10.71, +14.71]"
 
 
 def test_verdicts() -> None:

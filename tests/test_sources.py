@@ -108,6 +108,24 @@ def test_imagenet_in_folders_by_synset(form: str, imagenet: Path) -> None:
         assert (source.train.pixels[:][:, 0, 0, 0] // 20).tolist() == source.train.labels.tolist()
 
 
+@pytest.mark.parametrize("place", ["train", "."])
+def test_names_in_kaggles_archive_or_beside_the_synsets(
+    place: str, imagenet: Path, tmp_path: Path
+) -> None:
+    """The file of names counts as read, not as one that is no image."""
+    images = tmp_path / "kaggle" / "ILSVRC" / "Data" / "CLS-LOC"
+    images.parent.mkdir(parents=True)
+    imagenet.rename(images)
+    options, root = {}, tmp_path / "kaggle"
+    if place == "train":
+        options, root = {"parts": {"train": "."}}, images / place
+    lines = [f"{synset} fish {i}, carp" for i, synset in enumerate(SYNSETS)]
+    (root / "LOC_synset_mapping.txt").write_text("\n".join(lines))
+    data = ImageNet(str(root), image_size=SIZE, cache="off", **options)
+    assert data.read().classes == ("fish 0", "fish 1", "fish 2")
+    assert not [note for note in data.notes if "passed over" in note]
+
+
 def test_a_thousand_synsets_have_torchvisions_names() -> None:
     """They are sorted as its weights' outputs are."""
     from torchvision.models import ResNet18_Weights
@@ -295,6 +313,8 @@ def test_bad_tars(what: str, said: str, tmp_path: Path) -> None:
     [
         ({"image": None}, "data.image_column: .* has the columns label, and none is image or img"),
         ({"label": None}, "data.label_column: .* has the columns image, and none is label"),
+        ({"image": ["a.png"] * 10}, "column image of .*a.parquet holds paths and not"),
+        ({"image": [{"bytes": None, "path": "a.png"}] * 10}, "holds paths and not the images' by"),
         ({"label": [5] * 10}, "has label 5, accepted are 0 to 1"),
         ({"label": [0] * 9 + [None]}, "row 0 of group 3 has no label"),
         ("cut", "is no parquet file, or damaged"),

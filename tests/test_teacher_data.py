@@ -102,6 +102,8 @@ def test_classes_are_matched_by_name() -> None:
         ("ab", {}, r"teacher.data: 2 classes \(a, b\)"),
         ("abc", {"labels": 6}, "teacher.data.labels: found 6, but a teacher sees all"),
         ("abc", {"_target_": DIGITS}, "teacher.data: 10 classes"),
+        ("abc", {"root": "/nowhere"}, r"^teacher\.data\.root: no folder /nowhere"),
+        ("a", {}, r"^teacher\.data\.root: .* must hold a folder of images for each of two"),
     ],
 )
 def test_what_does_not_fit_is_one_message(

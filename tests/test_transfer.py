@@ -89,7 +89,7 @@ class TestLabels:
         listed = {"train/a/1.png", "train/a/2.png", "train/b/3.png"}
         assert set(names) == listed & set(data.split.train.names) != set()
         (tmp_path / "list.txt").write_text("a/1.png\nc/1.png")
-        with pytest.raises(UserError, match=r"names 1 images that are not there: 'c/1\.png'"):
+        with pytest.raises(UserError, match=r"names 1 unknown image: 'c/1\.png'"):
             ImageFolder(root, image_size=8, test_fraction=0.1, labels=file).for_stage("transfer")
 
     def test_a_file_may_name_what_is_validated_on_or_was_left_out(self, tmp_path: Path) -> None:
@@ -101,13 +101,13 @@ class TestLabels:
         [
             (301, "data.labels: found 301; accepted are 3 (one for each class) to 300"),
             (2, "data.labels: found 2; accepted are 3 (one for each class) to 300"),
-            (0.004, "data.labels: found 0.004, a share that makes 1 images; accepted are 3"),
+            (0.004, "data.labels: found 0.004, a share that makes 1 image; accepted are 3"),
             (0, "data.labels: found 0; accepted are null"),
             (-5, "data.labels: found -5; accepted are null"),
             (1.0, "data.labels: found 1.0; accepted are null"),
             (True, "data.labels: found True; accepted are null"),
             ("nowhere.txt", "nowhere.txt: No such file"),
-            ("WRONG", "names 2 images that are not there: '300', '2x'"),
+            ("WRONG", "names 2 unknown images: '300', '2x'"),
             ("EMPTY", "names none of the images"),
         ],
     )

@@ -22,7 +22,7 @@ from kd.data.duplicates import Duplicates, OnDuplicate, apply_policy, find_dupli
 from kd.data.folder import find_images, omission_note, plain
 from kd.data.image_bytes import EncodedImages, ImagePaths
 from kd.data.images import Images, Pixels, Source, Split
-from kd.data.other_source import sized_source
+from kd.data.other_source import knobs_of, sized_source
 from kd.data.parts import assert_apart, check_counts, hold_out, long_tail, strata, stratify
 from kd.data.rare_classes import BALANCE, check_balance, class_shares
 from kd.data.teacher_images import reads_of_teacher, split_as_read, with_labels_of
@@ -420,12 +420,12 @@ class DataModule(ABC):
         """
         assert self.teacher_data is not None
         where = "teacher.data"
-        other = sized_source(DataModule, self.teacher_data, where, self.shape)
-        check_sees_all(other, where)
         test = self.split.test
-        other.split = with_labels_of(
-            other.split, self.classes, self.shape, test, self._drops_test_images
-        )
+        with knobs_of(where):
+            other = sized_source(DataModule, self.teacher_data, where, self.shape)
+            check_sees_all(other, where)
+            found = other.split
+        other.split = with_labels_of(found, self.classes, self.shape, test, self._drops_test_images)
         for text in other.notes:
             self.note(f"{where}: {text}")
         return other

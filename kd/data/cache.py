@@ -28,7 +28,7 @@ from kd.errors import WriteError
 from kd.files.locks import free, hold
 from kd.files.store import checksum
 from kd.files.writing import writing
-from kd.log import console, say
+from kd.log import console, number_of, say
 from kd.shape import ImageSize, height_and_width
 
 VERSION = 3  # of the decoded array; raise it when `decode` gives other pixels
@@ -353,7 +353,7 @@ def _decode_all(
             remarks[position] = said
 
     if not console.is_terminal:
-        say(f"decoding {count} images in {files.place}")
+        say(f"decoding {number_of(count, 'image')} in {files.place}")
     bar = Progress(console=console, transient=True, disable=not console.is_terminal)
     with bar as progress, remarking():
         for _ in progress.track(in_threads(one, count), count, description="decoding images"):
@@ -376,8 +376,5 @@ def _notes(files: EncodedImages, remarks: Mapping[int, Remarks], reading: Readin
     if warned:
         shown = [f"{files.name(i)}: {text}" for i, text in list(warned.items())[:NAMED]]
         more = f"; and {len(warned) - NAMED} more" if len(warned) > NAMED else ""
-        notes.append(
-            f"Pillow warns of {len(warned)} image{'s' * (len(warned) != 1)}: "
-            f"{'; '.join(shown)}{more}"
-        )
+        notes.append(f"Pillow warns of {number_of(len(warned), 'image')}: {'; '.join(shown)}{more}")
     return notes

@@ -158,8 +158,8 @@ class JoinedImages(EncodedImages):
 
     @property
     def place(self) -> str:
-        """Where the first part lies."""
-        return self.parts[0].place
+        """Where the parts lie."""
+        return ", ".join(dict.fromkeys(part.place for part in self.parts))
 
 
 def files_by_part(

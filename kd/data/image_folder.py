@@ -29,6 +29,7 @@ from kd.data.image_bytes import ImagePaths
 from kd.data.label_file import find_files, read_label_file
 from kd.data.texts import Texts
 from kd.errors import UserError
+from kd.log import number_of
 
 LabelTask = Literal["multiclass", "multilabel"]
 
@@ -70,7 +71,12 @@ class ImageFolder(FileSource):
         image_column, label_column: of that table; None finds them by the usual names.
         task: `multilabel` where an image may have several labels or none; needs `label_file`.
         options: those of `kd.data.file_source.FileSource`.
+
+    Attributes:
+        known_files: names of files beside class folders that are read for something else.
     """
+
+    known_files: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -243,7 +249,7 @@ class ImageFolder(FileSource):
         for name, path in found.left_out.items():
             if count := len(find_images(path)):
                 read = ", ".join(plain(each.name) for each in found.parts.values())
-                images = f"{count} image{'s' * (count != 1)}"
+                images = number_of(count, "image")
                 self.note(
                     f"the folder {name} with {images} is none of the parts ({read}): left out"
                 )
@@ -276,10 +282,13 @@ class ImageFolder(FileSource):
     def _note_skipped_files(self, folder: Path, passed: Counter[str]) -> None:
         """Note the files of a part that are not read, those beside its class folders too."""
         loose = count_top_images(folder, passed)
+        passed -= Counter(
+            kind_of(Path(name).suffix) for name in self.known_files if (folder / name).exists()
+        )
         self.note_omission(folder, passed)
         if loose:
             self.note(
-                f"{loose} image{'s' * (loose != 1)} in {plain(folder.name)} lie in no class "
+                f"{number_of(loose, 'image')} in {plain(folder.name)} lie in no class "
                 "folder and were left out"
             )
 

@@ -15,6 +15,7 @@ OFFICIAL = 1000  # classes of ILSVRC 2012
 # The last is where Kaggle's archive has them
 PLACES = (".", "imagenet", "ILSVRC/Data/CLS-LOC")
 # Files of lines with a synset and its names: of Kaggle, and of WordNet
+META = "meta.bin"
 NAME_FILES = ("LOC_synset_mapping.txt", "words.txt")
 
 
@@ -32,6 +33,8 @@ class ImageNet(ImageFolder):
         root: holds `train` and `val`, or `imagenet` with them.
         options: those of `kd.data.image_folder.ImageFolder`.
     """
+
+    known_files = (*NAME_FILES, META)
 
     def __init__(
         self, root: str = "data", parts: Mapping[str, str] | None = None, **options: Any
@@ -59,7 +62,7 @@ class ImageNet(ImageFolder):
 
     def class_names(self, folders: Sequence[str]) -> tuple[str, ...]:
         """Return each synset's first name; with the synset where several have that name."""
-        known = _names(self.home, folders)
+        known = _names([self.home, self.root], folders)
         names = [known.get(folder, folder) for folder in folders]
         shared = {name for name, count in Counter(names).items() if count > 1}
         return tuple(
@@ -68,28 +71,31 @@ class ImageNet(ImageFolder):
         )
 
 
-def _names(root: Path, synsets: Sequence[str]) -> dict[str, str]:
+def _names(places: Sequence[Path], synsets: Sequence[str]) -> dict[str, str]:
     """Find the first name of each synset.
+
+    Args:
+        places: folders with files of names; the first is that of the images.
 
     Raises:
         UserError: a folder is no synset, or `meta.bin` is damaged.
     """
     if strange := [name for name in synsets if not SYNSET.fullmatch(name)]:
         raise UserError(
-            f"data.root: {root.absolute()} holds the class folder {strange[0]}, which is no "
+            f"data.root: {places[0].absolute()} holds the class folder {strange[0]}, which is no "
             "synset such as n01440764; data=image_folder reads folders of any name"
         )
-    if (root / "meta.bin").exists():
+    for root in (place for place in places if (place / META).exists()):
         from torchvision.datasets.imagenet import load_meta_file
 
         try:
             meta, _ = load_meta_file(root)
         except Exception as error:  # torch.load raises many
             raise UserError(
-                f"data.root: {root / 'meta.bin'} is damaged; remove it to have other names"
+                f"data.root: {root / META} is damaged; remove it to have other names"
             ) from error
         return {synset: plain(str(names[0])) for synset, names in meta.items()}
-    for file in (root / name for name in NAME_FILES):
+    for file in (place / name for place in places for name in NAME_FILES):
         if file.exists():
             lines = (line.split(maxsplit=1) for line in file.read_text().splitlines())
             return {

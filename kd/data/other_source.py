@@ -1,6 +1,8 @@
 """Another source with the run's classes, for training a teacher or for evaluation."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -14,6 +16,21 @@ from kd.shape import Shape
 
 NOTHING: Mapping[str, object] = MappingProxyType({})
 T = TypeVar("T")
+# A knob of the run's data in a message: at its start, or with a value to type
+KNOB = re.compile(r"\Adata(?=[.:])|(?<![\w./])data(?=\.\w+=)")
+
+
+@contextmanager
+def knobs_of(where: str) -> Iterator[None]:
+    """Name the knobs in a refusal as those of another source: `teacher.data.root` for `data.root`.
+
+    Args:
+        where: config key of the source.
+    """
+    try:
+        yield
+    except UserError as error:
+        raise type(error)(KNOB.sub(where, str(error))) from error
 
 
 def sized_source(

@@ -91,6 +91,7 @@ class ParquetImages(ContainedImages):
                 file = parquet.ParquetFile(path)
                 self.image = column_of(path, file.schema_arrow.names, "image", columns["image"])
                 label = column_of(path, file.schema_arrow.names, "label", columns["label"])
+                check_has_bytes(path, file, self.image)
                 for group in range(file.num_row_groups):
                     values = file.read_row_group(group, columns=[label])[label].to_pylist()
                     self.said += values
@@ -124,6 +125,40 @@ class ParquetImages(ContainedImages):
         """Return the state of the file, and the row."""
         file, *where = self.rows[number]
         return self.state_in(file, (self.image, where))
+
+
+def check_has_bytes(path: Path, file: Any, image: str) -> None:
+    """Check that a column holds encoded images, by the file's schema and statistics.
+
+    Args:
+        file: a `pyarrow.parquet.ParquetFile`.
+
+    Raises:
+        UserError: it holds texts, or paths without bytes, as of images beside the file.
+    """
+    import pyarrow
+
+    kinds = pyarrow.types
+    kind = file.schema_arrow.field(image).type
+    held = (
+        kind.field("bytes").type
+        if kinds.is_struct(kind) and kind.get_field_index("bytes") >= 0
+        else kind
+    )
+    empty = kinds.is_string(held) or kinds.is_large_string(held) or kinds.is_null(held)
+    groups = map(file.metadata.row_group, range(file.num_row_groups))
+    chunks = [group.column(i) for group in groups for i in range(group.num_columns)]
+    of_bytes = [each for each in chunks if each.path_in_schema == f"{image}.bytes"]
+    if of_bytes and all(
+        each.statistics and each.statistics.null_count == each.num_values for each in of_bytes
+    ):
+        empty = True
+    if empty:
+        raise UserError(
+            f"data.root: column {image} of {path} holds paths and not the images' bytes; needed "
+            "are the bytes, as Dataset.to_parquet of Hugging Face's datasets writes them. Images "
+            "in files of their own are read by data=image_folder"
+        )
 
 
 def labels_by_name(tables: Collection[NamedLabels]) -> tuple[str, ...]:

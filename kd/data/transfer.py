@@ -11,6 +11,7 @@ from torch import Tensor
 from kd.data.images import Images, Split
 from kd.data.parts import strata
 from kd.errors import UserError, nearest
+from kd.log import number_of
 
 # What a stage sees of the training part. `all`: every image and label, as the teacher. `transfer`:
 # the transfer set with its unlabelled images. `labels`: its labelled images only.
@@ -166,7 +167,8 @@ def labels_to_keep(
     labels = strata(images.labels)
     present = int((torch.bincount(labels) > 0).sum())
     if not present <= count <= len(images):
-        found = f"{asked}" if count == asked else f"{asked}, a share that makes {count} images"
+        share = f"{asked}, a share that makes {number_of(count, 'image')}"
+        found = str(asked) if count == asked else share
         raise UserError(
             f"{where}: found {found}; accepted are {present} (one for each class) to "
             f"{len(images)} (all images)"
@@ -208,7 +210,7 @@ def _read_list(images: Images, file: Path, known: set[str], where: str) -> list[
     if unknown:
         few = ", ".join(map(repr, unknown[:3])) + (" ..." if len(unknown) > 3 else "")
         raise UserError(
-            f"{where}: {file} names {len(unknown)} images that are not there: {few}; the "
+            f"{where}: {file} names {number_of(len(unknown), 'unknown image')}: {few}; the "
             f"images are called {images.names[0]!r} to "
             f"{images.names[-1]!r}{nearest(unknown[0], list(places))}"
         )

@@ -400,6 +400,40 @@ def learning_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> F
     return figure
 
 
+def image_grid(
+    pictures: Sequence[NDArray[np.uint8]], titles: Sequence[str], columns: int
+) -> Figure:
+    """Show pictures of one size in rows, each with a title of up to three lines.
+
+    All are in one `Axes`: with an `Axes` for each, drawing 50 takes seconds.
+
+    Args:
+        pictures: [height, width] or [height, width, 3] each.
+        columns: most pictures in a row.
+    """
+    side, cell, above = 1.2, 1.35, 0.52  # inches: a picture, its column, its title
+    columns = min(columns, len(pictures))
+    tall = side * pictures[0].shape[0] / pictures[0].shape[1]
+    width, height = cell * columns, (tall + above) * -(-len(pictures) // columns)
+    figure, axes = new_figure(width, height)
+    axes.axis("off")
+    for place, (picture, title) in enumerate(zip(pictures, titles, strict=True)):
+        row, column = divmod(place, columns)
+        left, top = cell * column + (cell - side) / 2, (tall + above) * row + above
+        axes.imshow(
+            picture,
+            cmap="gray",
+            vmin=0,
+            vmax=255,
+            interpolation="nearest",
+            aspect="auto",
+            extent=(left, left + side, top + tall, top),
+        )
+        axes.text(left + side / 2, top - 0.04, title, ha="center", va="bottom", fontsize=8)
+    axes.set(xlim=(0, width), ylim=(height, 0), aspect="equal")
+    return figure
+
+
 def as_array(figure: Figure) -> NDArray[np.uint8]:
     """Return the figure's pixels: uint8 [height, width, 3]."""
     settle(figure)

@@ -19,7 +19,7 @@ BOX = "\u25a1"  # replaces a letter that no font has
 
 def give_letters(figure: Figure) -> None:
     """Give a figure's texts fonts that have their letters; a letter without font becomes a box."""
-    axes = [axis for each in figure.axes for axis in (each.xaxis, each.yaxis)]
+    axes = [axis for each in figure.axes if each.axison for axis in (each.xaxis, each.yaxis)]
     labels = [axis.get_majorticklabels() for axis in axes]  # otherwise created at drawing time
     texts = figure.findobj(Text)
     letters = frozenset("".join(text.get_text() for text in texts)) - _letters_of(_own())

@@ -9,7 +9,7 @@ from kd.data.base import DataModule
 from kd.data.images import Images
 from kd.files.report_file import DoubtedLabel, LabelDoubts, Report
 from kd.files.store import StageResult
-from kd.reports.figures import new_figure, short_name, to_picture
+from kd.reports.figures import image_grid, short_name, to_picture
 from kd.stages.result import logits_of
 
 SHOWN = 50
@@ -120,20 +120,16 @@ def _words(doubt: DoubtedLabel, classes: Sequence[str]) -> tuple[str, str]:
 
 def doubts_figure(doubts: LabelDoubts, data: DataModule) -> Figure | None:
     """Draw the images with their label and what the teacher sees; None if it doubts none."""
-    count = len(doubts.most)
-    if not count:
+    if not doubts.most:
         return None
-    rows = -(-count // COLUMNS)
-    figure, grid = new_figure(1.35 * COLUMNS, 1.75 * rows, rows, COLUMNS, squeeze=False)
-    for axes in grid.flat:
-        axes.axis("off")
     pixels = data.split.train.pixels
-    for axes, each in zip(grid.flat, doubts.most, strict=False):
+    pictures, titles = [], []
+    for each in doubts.most:
         (image,) = pixels[slice(each.place, each.place + 1)]
-        axes.imshow(to_picture(image), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        pictures.append(to_picture(image))
         label, chosen = map(short_name, _words(each, data.classes))
-        axes.set_title(f"{label}?\n→ {chosen}, {100 * each.chosen_probability:.0f} %", fontsize=8)
-    return figure
+        titles.append(f"{label}?\n→ {chosen}\n{100 * each.chosen_probability:.0f} %")
+    return image_grid(pictures, titles, COLUMNS)
 
 
 def doubt_lines(report: Report) -> list[str]:

@@ -20,11 +20,14 @@ def training_images(data: DataReport) -> str:
     """Describe a run's training images and the student's labels, from its report's `data`."""
     labels = data.train if data.labels is None else data.labels
     text = f"{data.train} training images"
-    if labels < data.train:
-        text += f" ({labels} of them with a label for the student and the baseline)"
-    if data.omitted:
-        text += f", of which those of {', '.join(data.omitted)} were never shown to the two"
     text += f" and {data.unlabeled} without labels" if data.unlabeled else ""
+    limits = []
+    if labels < data.train:
+        limits.append(f"have labels for {labels} of them")
+    if data.omitted:
+        limits.append(f"never see those of {', '.join(data.omitted)}")
+    if limits:
+        text += f"; the student and the baseline {' and '.join(limits)}"
     if other := data.teacher:
         text += f"; the teacher learned from {other.train} training images of {other.name}"
         text += f" and was chosen on {other.val} validation images of it" if other.val else ""

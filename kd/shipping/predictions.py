@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from kd.data.decode import DecodeError, Remarks, decode, remarking
 from kd.files.writing import whole
-from kd.log import one_line, say, waiting
+from kd.log import number_of, one_line, say, waiting
 from kd.reports.escape import in_a_cell
 from kd.shape import height_and_width
 from kd.shipping.model import Model, load_model
@@ -76,7 +76,7 @@ def rows(model: Model, files: Sequence[Path]) -> Iterator[Prediction]:
     steps = range(0, len(files), size)
     # Threads: Pillow releases the GIL while it decodes.
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool, remarking():
-        for i in waiting(steps, f"predicting {len(files)} images"):
+        for i in waiting(steps, f"predicting {number_of(len(files), 'image')}"):
             batch = files[i : i + size]
             decoded = list(pool.map(lambda file: _decode(file, model), batch))
             pixels = [each for each in decoded if not isinstance(each, str)]
