@@ -16,11 +16,11 @@ from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.core.plugins import Plugins
-from hydra.errors import HydraException
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
+from kd.config.choices import COMPUTED, config_file
 from kd.config.knobs import KNOBS
 
 GROUP = "numbers"  # numbers/EXPERIMENT/LOSS/TEACHER_to_STUDENT
@@ -33,7 +33,7 @@ class LossNumbers(ConfigSource):
     @staticmethod
     def scheme() -> str:
         """Return the scheme before `://` in Hydra's search path."""
-        return "kd"
+        return COMPUTED
 
     def is_config(self, config_path: str) -> bool:
         """Whether there are numbers to correct for this experiment, loss and pair."""
@@ -62,7 +62,7 @@ class LossNumbersPath(SearchPathPlugin):
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         """Append the source."""
-        search_path.append("kd", "kd://")
+        search_path.append("kd", f"{COMPUTED}://")
 
 
 def _numbers(config_path: str) -> dict[str, object]:
@@ -79,7 +79,9 @@ def _numbers(config_path: str) -> dict[str, object]:
         values = [knobs[knob] for knobs in own if knob in knobs]
         if recipes and values and not _stays(recipes[-1], knob, losses):
             found[knob] = values[-1]
-    tables = [table for each in experiments if (table := _file(f"authors/{each}")) is not None]
+    tables = [
+        table for each in experiments if (table := config_file(f"authors/{each}")) is not None
+    ]
     return found | _of_the_authors(tables[-1], losses[-1], pair) if tables else found
 
 
@@ -127,14 +129,14 @@ def _experiment_loss(path: str) -> str | None:
 
 
 def _default_loss() -> str | None:
-    primary = _file("train")
+    primary = config_file("train")
     defaults = primary.get("defaults", []) if primary is not None else []
     return next((str(each.loss) for each in defaults if "loss" in each), None)
 
 
 def _parts(path: str) -> Iterator[dict[str, object]]:
     """Iterate over the files that compose a file, itself last: their numbers, and their loss."""
-    file = _file(path)
+    file = config_file(path)
     if file is None:
         return
     named = None
@@ -149,52 +151,5 @@ def _parts(path: str) -> Iterator[dict[str, object]]:
     yield {**{str(key): value for key, value in whole.items()}, "override": named}
 
 
-def _file(path: str) -> DictConfig | None:
-    """Load a config file from Hydra's search path; None if there is none."""
-    loader = GlobalHydra.instance().config_loader()
-    for source in loader.get_sources():
-        if not isinstance(source, LossNumbers) and source.is_config(path):
-            try:
-                found = source.load_config(path).config
-            except HydraException:
-                return None
-            return found if isinstance(found, DictConfig) else None
-    return None
-
-
-def _choice(group: str, *, _root_: DictConfig) -> str:
-    """Return the choice of a group for the defaults list: a file name, or several with commas."""
-    choices = [
-        each[group] for each in _root_["defaults"] if isinstance(each, Mapping) and group in each
-    ]
-    # Not by OmegaConf.select: `optim@teacher.optim` has a dot
-    found = _root_.get(group, choices[-1] if choices else None)
-    return ",".join(found) if isinstance(found, (list, ListConfig)) else str(found)
-
-
-def _digits_for_search(*, _root_: DictConfig) -> str:
-    """Return a command's own data. A search selects on validation labels, which the few lack.
-
-    In train.yaml, since an override in tune.yaml would win over that of an experiment.
-    """
-    return "digits" if "search" in _root_ else "digits_few"
-
-
-def _student_for_data(*, _root_: DictConfig) -> str:
-    """Return a student. Few photographs need one that has weights to start from."""
-    folder = _choice("data", _root_=_root_) == "image_folder"
-    return "mobilenet_v3_small" if folder else "cnn"
-
-
-def _optim_for_student(*, _root_: DictConfig) -> str:
-    """Return an optimiser: SGD where the recipe of data and student has a rate for it."""
-    data, student = (_choice(group, _root_=_root_) for group in ("data", "student"))
-    return "sgd" if _file(f"recipe/optim/{data}/{student}/sgd") else "adamw"
-
-
-OmegaConf.register_new_resolver("chosen", _choice, replace=True)
-OmegaConf.register_new_resolver("digits_for_search", _digits_for_search, replace=True)
-OmegaConf.register_new_resolver("optim_for_student", _optim_for_student, replace=True)
-OmegaConf.register_new_resolver("student_for_data", _student_for_data, replace=True)
 Plugins.instance().register(LossNumbers)
 Plugins.instance().register(LossNumbersPath)

@@ -411,15 +411,19 @@ def image_grid(
         pictures: [height, width] or [height, width, 3] each.
         columns: most pictures in a row.
     """
-    side, cell, above = 1.2, 1.35, 0.52  # inches: a picture, its column, its title
+    side = 1.2  # inches, of a picture; its column and its title:
+    cell = 1.35
+    above = 0.52
     columns = min(columns, len(pictures))
     tall = side * pictures[0].shape[0] / pictures[0].shape[1]
-    width, height = cell * columns, (tall + above) * -(-len(pictures) // columns)
+    width = cell * columns
+    height = (tall + above) * -(-len(pictures) // columns)
     figure, axes = new_figure(width, height)
     axes.axis("off")
     for place, (picture, title) in enumerate(zip(pictures, titles, strict=True)):
         row, column = divmod(place, columns)
-        left, top = cell * column + (cell - side) / 2, (tall + above) * row + above
+        left = cell * column + (cell - side) / 2
+        top = (tall + above) * row + above
         axes.imshow(
             picture,
             cmap="gray",

@@ -123,7 +123,8 @@ def doubts_figure(doubts: LabelDoubts, data: DataModule) -> Figure | None:
     if not doubts.most:
         return None
     pixels = data.split.train.pixels
-    pictures, titles = [], []
+    pictures = []
+    titles = []
     for each in doubts.most:
         (image,) = pixels[slice(each.place, each.place + 1)]
         pictures.append(to_picture(image))
