@@ -13,7 +13,7 @@ from composed import composed
 from torch import Tensor, nn
 
 from kd.config.construct import construct
-from kd.config.precision import resolve_precision
+from kd.config.precision import _say_slow, resolve_precision
 from kd.config.schema import Config, check
 from kd.errors import UserError
 from kd.files.store import StageResult, Store
@@ -71,6 +71,22 @@ def test_auto_is_what_the_device_has_units_for(
     machine(monkeypatch, *flags, cuda=gpu is not None, bf16=gpu == "A100")
     assert resolve_precision("auto", accelerator, "trainer.precision") == expected
     assert resolve_precision("32-true", accelerator, "trainer.precision") == "32-true"
+
+
+@pytest.mark.parametrize(("flags", "slow"), [(("avx2",), True), (("avx512_bf16",), False)])
+def test_bf16_without_units_is_said_to_be_slow_once(
+    flags: tuple[str, ...],
+    slow: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    machine(monkeypatch, *flags)
+    _say_slow.cache_clear()
+    for key in ("trainer.precision", "teacher.precision"):
+        assert resolve_precision("bf16-mixed", "auto", key) == "bf16-mixed"
+        resolve_precision("auto", "auto", key)
+    said = capsys.readouterr().err
+    assert said.count("no units for bfloat16") == slow
 
 
 def test_auto_is_the_default() -> None:

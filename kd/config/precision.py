@@ -1,10 +1,12 @@
 """Number format of training: accepted values, and the meaning of `auto` on this machine."""
 
+from functools import cache
 from typing import Literal, get_args
 
 from pydantic_core import PydanticCustomError
 
 from kd.errors import UserError, nearest
+from kd.log import say
 
 # Precision of a stage. Weights, gradient sums and losses are float32 in all of them.
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
@@ -31,7 +33,8 @@ def resolve_precision(asked: str, accelerator: str, key: str) -> Precision:
     """Resolve `auto` for this machine.
 
     `auto` is bf16-mixed if the device has bfloat16 units, else 32-true. On a CPU its flags decide,
-    not a measurement, so that equal machines compute equal stage keys.
+    not a measurement, so that equal machines compute equal stage keys. Where a CPU has none,
+    bf16-mixed is accepted, and said once to be slow.
 
     Args:
         asked: one of `ACCEPTED`.
@@ -49,7 +52,17 @@ def resolve_precision(asked: str, accelerator: str, key: str) -> Precision:
         )
     if asked == "auto":
         return "bf16-mixed" if has_bf16_units(device) else "32-true"
+    if asked == "bf16-mixed" and device == "cpu" and not has_bf16_units(device):
+        _say_slow()
     return asked  # type: ignore[return-value]
+
+
+@cache
+def _say_slow() -> None:
+    say(
+        "bf16-mixed: this processor has no units for bfloat16 (avx512_bf16 or amx_bf16), so it is "
+        "several times slower than 32-true; trainer.precision=auto takes 32-true here"
+    )
 
 
 def device_of(accelerator: str) -> Literal["cuda", "mps", "cpu"]:
