@@ -17,6 +17,7 @@ import numpy as np
 from conftest import OUT
 from in_turn import Row
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 from PIL import Image
 from torchvision import datasets
 
@@ -25,15 +26,15 @@ SIDE = 64  # of the files, in pixels
 SHOWN = 2048  # images of an epoch that are read
 
 START = """
-import json, resource, sys, time
+import json, sys, time
 from kd.data.image_folder import ImageFolder
 
 root, cache, folder = sys.argv[1:4]
 crops = {"resized_crop": 0.08, "horizontal_flip": True}
 data = ImageFolder(root, image_size=32, cache=cache, cache_dir=folder, augment=crops)
-def memory():  # of this process itself: pages of a mapped file are the system's
+def memory(what="RssAnon"):  # of this process itself: pages of a mapped file are the system's
     lines = open("/proc/self/status").read().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1e3
+    return next(int(line.split()[1]) for line in lines if line.startswith(what)) / 1e3
 
 imported = (memory(), time.process_time())
 data.split.train.fingerprint
@@ -47,7 +48,7 @@ done = (memory(), time.process_time())
 print(json.dumps({
     "start": started[1] - imported[1], "each": (done[1] - started[1]) / shown,
     "megabytes": done[0] - imported[0],
-    "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
+    "peak": memory("VmHWM"),  # getrusage's counts the parent of a forked process too
 }))
 """
 
@@ -100,6 +101,7 @@ def test_growth_with_files(cifar10: str, tell: Callable[[Row], None], tmp_path: 
             label = f"files, {name}, {unit}: off a line"
             tell(Row(label, off, 1, "", off, off, off, 0.25, len(SIZES), note))
         axes.set(xlabel="files", ylabel=unit, ylim=(0, None))
+        axes.xaxis.set_major_formatter(EngFormatter())
         axes.legend()
     figure.savefig(OUT / "growth_files.png", dpi=120)
     for name in ("again", "stream"):
