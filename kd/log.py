@@ -44,6 +44,19 @@ def number_of(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
+def short(count: float) -> str:
+    """Format three significant digits with a decimal prefix: 93.9 k, 11.2 M."""
+    power = 0
+    while count >= 999.5 and power < 3:
+        count, power = count / 1000, power + 1
+    return f"{count:.3g} {' kMG'[power]}".rstrip()
+
+
+def bytes_of(count: float) -> str:
+    """Format a size, with 1 GB as 10^9 bytes: 93.9 kB, 11.2 MB."""
+    return f"{short(count)}B" if count >= 999.5 else f"{count:.3g} B"
+
+
 def one_line(text: str) -> str:
     """Make text safe as `printable` does, without line ends and tabs."""
     return printable(text).replace("\n", "\\x0a").replace("\t", "\\x09")

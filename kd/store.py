@@ -1,16 +1,18 @@
 """`python -m kd.store`: list what the output folder holds, its size, and which runs need it.
 
 python -m kd.store                          list stages, teachers' outputs and decoded images
-python -m kd.store --check                  also verify the checksums of all weights
-python -m kd.store prune --unused           remove stages that no run refers to; asks first
+python -m kd.store --check                  also read all of it, and verify the checksums
+python -m kd.store prune --unused           remove what no run refers to; asks first
 python -m kd.store prune --days 30 --yes    remove what was not used for 30 days, without asking
 python -m kd.store prune --gigabytes 50     remove the least recently used until 50 GB are left
 """
 
 import argparse
+import math
 import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -19,9 +21,8 @@ from rich.table import Table
 
 from kd.command import run_command
 from kd.errors import CommandError, UserError
-from kd.files.inventory import DAY, StoreItem, inventory, remove, select
-from kd.log import printable
-from kd.reports.units import short
+from kd.files.inventory import DAY, Check, Kind, StoreItem, inventory, remove, select
+from kd.log import bytes_of, number_of, printable
 
 
 def main() -> None:
@@ -38,18 +39,18 @@ def main() -> None:
         default=os.environ.get("KD_OUTPUT_DIR", "outputs"),
         help="the output folder; KD_OUTPUT_DIR or outputs if it is not given",
     )
-    parser.add_argument("--check", action="store_true", help="read all weights and check them")
-    parser.add_argument("--unused", action="store_true", help="stages that no run refers to")
-    parser.add_argument("--days", type=float, help="entries unused for this many days")
+    parser.add_argument("--check", action="store_true", help="read all and verify the checksums")
+    parser.add_argument("--unused", action="store_true", help="what no run refers to")
+    parser.add_argument("--days", type=amount, help="entries unused for this many days")
     parser.add_argument(
-        "--gigabytes", type=float, help="least recently used entries, until this size is left"
+        "--gigabytes", type=amount, help="least recently used entries, until this size is left"
     )
     parser.add_argument("--yes", action="store_true", help="do not ask")
     asked = parser.parse_args()
     output = asked.output.expanduser()
     if not output.is_dir():
         raise UserError(f"--output: there is no folder {output.absolute()}")
-    entries = inventory(output, check=asked.check)
+    entries = inventory(output, checks() if asked.check else None)
     if asked.verb == "list":
         show(entries)
         return
@@ -58,6 +59,23 @@ def main() -> None:
     prune(
         select(entries, unused=asked.unused, days=asked.days, gigabytes=asked.gigabytes), asked.yes
     )
+
+
+def amount(text: str) -> float:
+    """Read a number from 0 on."""
+    found = float(text)  # argparse names the option where it is none
+    if not 0 <= found < math.inf:
+        raise argparse.ArgumentTypeError(f"found {text}; accepted are numbers from 0")
+    return found
+
+
+def checks() -> Mapping[Kind, Check]:
+    """Return what reads and verifies an entry of each cache."""
+    # Importing them takes a second
+    from kd.data import cache
+    from kd.teachers import view_files
+
+    return {"decoded images": cache.damage_of, "teacher answers": view_files.damage_of}
 
 
 def show(entries: list[StoreItem]) -> None:
@@ -74,40 +92,46 @@ def show(entries: list[StoreItem]) -> None:
         table.add_row(
             entry.kind,
             entry.path.name,
-            f"{short(entry.bytes)}B",
+            bytes_of(entry.bytes),
             f"{days:.0f} days ago",
             printable(runs),
-            about,
+            printable(about),
         )
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(table)
     kinds = dict.fromkeys(entry.kind for entry in entries)
     for kind in kinds:
         own = [entry for entry in entries if entry.kind == kind]
-        console.print(f"{kind}: {len(own)}, {short(sum(entry.bytes for entry in own))}B")
+        console.print(f"{kind}: {len(own)}, {bytes_of(sum(entry.bytes for entry in own))}")
 
 
 def prune(entries: list[StoreItem], yes: bool) -> None:
     """Remove entries, after confirmation.
 
     Raises:
+        UserError: there is nobody to ask.
         CommandError: another process holds some of them.
     """
     if not entries:
         print("Nothing to remove.")
         return
     show(entries)
-    whole = short(sum(entry.bytes for entry in entries))
-    if (
-        not yes
-        and input(f"Remove these {len(entries)} folders, {whole}B? [y/N] ").strip().lower() != "y"
-    ):
+    if not (yes or _consent(entries)):
         print("Nothing was removed.")
         return
     kept = [entry.path.name for entry in entries if not remove(entry)]
-    print(f"Removed {len(entries) - len(kept)} folders.")
+    print(f"Removed {number_of(len(entries) - len(kept), 'folder')}.")
     if kept:
         raise CommandError(f"in use by another process, so not removed: {', '.join(kept)}")
+
+
+def _consent(entries: list[StoreItem]) -> bool:
+    size = bytes_of(sum(entry.bytes for entry in entries))
+    try:
+        said = input(f"Remove {number_of(len(entries), 'folder')}, {size}? [y/N] ")
+    except EOFError:
+        raise UserError("prune: nobody answers; --yes removes without asking") from None
+    return said.strip().lower() == "y"
 
 
 def start() -> NoReturn:

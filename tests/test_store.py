@@ -5,12 +5,18 @@ import os
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from kd.files.inventory import inventory, select
+from kd.data.cache import Cache
+from kd.errors import UserError
+from kd.files.inventory import UNKNOWN, inventory, select
 from kd.files.locks import hold
 from kd.files.store import checksum
-from kd.store import main
+from kd.store import checks, main
+from kd.teachers.answer_record import AnswerRecord
+from kd.teachers.view_files import Room, ViewFiles
 
 
 def _stage(output: Path, key: str, size: int, **spec: object) -> Path:
@@ -49,24 +55,59 @@ def names(output: Path, **rules: object) -> set[str]:
 
 def test_runs_need_what_their_stages_were_built_on(output: Path) -> None:
     needed = {entry.path.name[0]: entry.needed_by for entry in inventory(output)}
-    assert needed == {"a": ("one",), "b": ("one",), "c": (), "d": (), "e": ()}
+    assert needed == {"a": ("one",), "b": ("one",), "c": (), "d": (), "e": (UNKNOWN,)}
     assert names(output, unused=True) == {"c", "d"}
+
+
+@pytest.mark.parametrize(("teacher", "runs"), [("a", ("one",)), ("c", ())])
+def test_answers_are_needed_where_their_teacher_is(
+    teacher: str, runs: tuple[str, ...], output: Path
+) -> None:
+    manifest = {"teacher": teacher * 16, "rows": 7}
+    path = output / "cache" / "teacher" / "e-cpu" / "view-0" / "manifest.json"
+    path.write_text(json.dumps(manifest))
+    (entry,) = (each for each in inventory(output) if each.kind == "teacher answers")
+    assert entry.needed_by == runs
+    assert entry.about == f"1 view of 7 images by {teacher * 16}"
+    assert ("e" in names(output, unused=True)) == (not runs)
+
+
+@pytest.mark.parametrize(
+    ("config", "needed"),
+    [
+        ({"data": {"root": "PHOTOS"}}, True),
+        ({"data": {"root": "/else"}, "teacher": {"data": {"root": "PHOTOS"}}}, True),
+        ({"data": {"root": "/else", "unlabeled": None}, "teacher": {"data": None}}, False),
+    ],
+)
+def test_decoded_images_are_needed_by_runs_on_their_folder(
+    config: dict[str, dict[str, object]], needed: bool, output: Path
+) -> None:
+    text = json.dumps({"models": [], "config": config}).replace("PHOTOS", str(output / "photos"))
+    (output / "runs" / "one" / "report.json").write_text(text)
+    entry = output / "cache" / "images-5"
+    entry.mkdir()
+    place = f"{output / 'photos' / 'train'}, {output / 'photos' / 'test'}"
+    (entry / "manifest.json").write_text(json.dumps({"place": place, "shape": [1, 3, 8, 6]}))
+    (found,) = (each for each in inventory(output) if each.kind == "decoded images")
+    assert found.needed_by == (("one",) if needed else ())
+    assert found.about == f"1 image of 3x8x6 from {place}"
 
 
 def test_what_was_used_last_stays(output: Path) -> None:
     old = time.time() - 40 * 86_400
     for path in (output / "store" / ("a" * 16)).iterdir():
         os.utime(path, (old, old))
-    assert names(output, days=30) == {"a", "d"}  # an empty attempt was never used
+    assert names(output, days=30) == {"a"}
     sizes = {entry.path.name[0]: entry.bytes for entry in inventory(output)}
     rest = sum(sizes.values()) - sizes["a"]
-    assert names(output, gigabytes=rest / 1e9) == {"a", "d"}
+    assert names(output, gigabytes=rest / 1e9) == {"a"}
 
 
 def test_damage_is_named(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (output / "store" / ("b" * 16) / "weights.safetensors").write_bytes(b"y" * 2000)
     (output / "store" / ("c" * 16) / "stage.json").write_text("{")
-    found = {entry.path.name[0]: entry.damage for entry in inventory(output, check=True)}
+    found = {entry.path.name[0]: entry.damage for entry in inventory(output, {})}
     assert found["b"] == "the checksum of weights.safetensors is wrong"
     assert found["c"] == "stage.json is missing or damaged"
     assert found["a"] == ""
@@ -83,6 +124,23 @@ def test_what_a_cache_never_finished_is_named(output: Path) -> None:
     assert found["e-cpu"] == "view-1.partial is unfinished or incomplete"
     assert found["images-1"] == ""
     assert found["images-2.partial"] == found["images-3"] == "unfinished or incomplete"
+
+
+def test_changed_bytes_of_a_cache_are_found(tmp_path: Path) -> None:
+    photo = tmp_path / "photos" / "a.png"
+    photo.parent.mkdir()
+    Image.new("RGB", (4, 4)).save(photo)
+    Cache(tmp_path / "cache", "disk").decode_files([photo], 4, 3)
+    files = ViewFiles(Room(tmp_path / "cache" / "teacher", 1.0), "key", 1, AnswerRecord(2))
+    with files.claim(0):
+        files.write(0, [np.zeros((1, 2), np.float16)])
+    assert [each.damage for each in inventory(tmp_path, checks())] == ["", ""]
+    for file in (*tmp_path.rglob("pixels.npy"), *tmp_path.rglob("logits.npy")):
+        file.write_bytes(file.read_bytes()[:-1] + b"x")
+    assert {each.damage for each in inventory(tmp_path, checks())} == {
+        "images in pixels.npy have changed",
+        "view-0: the checksum of logits.npy is wrong",
+    }
 
 
 @pytest.mark.parametrize("name", ["images-2.partial", "teacher/e-cpu"])
@@ -104,12 +162,28 @@ def run(monkeypatch: pytest.MonkeyPatch, output: Path, *words: str) -> None:
     main()
 
 
+def nobody() -> str:
+    raise EOFError
+
+
+@pytest.mark.parametrize("words", [("--gigabytes", "-1"), ("--days", "nan"), ("--days", "few")])
+def test_what_is_no_amount(
+    words: tuple[str, str], output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(SystemExit):
+        run(monkeypatch, output, "prune", "--yes", *words)
+    assert (output / "store" / ("c" * 16)).exists()
+
+
 def test_it_asks_first(
     output: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("builtins.input", lambda _: "n")
     run(monkeypatch, output, "prune", "--unused")
     assert (output / "store" / ("c" * 16)).exists()
+    monkeypatch.setattr("builtins.input", lambda _: nobody())
+    with pytest.raises(UserError, match="nobody answers; --yes removes"):
+        run(monkeypatch, output, "prune", "--unused")
     run(monkeypatch, output, "prune", "--unused", "--yes")
     assert not (output / "store" / ("c" * 16)).exists()
     assert (output / "store" / ("a" * 16)).exists()

@@ -28,7 +28,7 @@ from kd.errors import WriteError
 from kd.files.locks import free, hold
 from kd.files.store import checksum
 from kd.files.writing import writing
-from kd.log import console, number_of, say
+from kd.log import bytes_of, console, number_of, say
 from kd.shape import ImageSize, height_and_width
 
 VERSION = 3  # of the decoded array; raise it when `decode` gives other pixels
@@ -37,7 +37,10 @@ GB = 1e9
 FILL = 0.95  # share of the free disk space that images may take
 LARGE = 512 * 2**20  # bytes above which an array stays on disk by default
 
-REMEDY = "make room, set data.cache_dir to another folder, or data.cache=off to decode into memory"
+REMEDY = (
+    "make room, raise data.cache_limit, set data.cache_dir to another folder, or "
+    "data.cache=stream to decode each time"
+)
 
 NAMED = 5  # files named in a note
 
@@ -52,12 +55,16 @@ class Manifest(TypedDict):
         notes: remarks, as text.
         facts: checksum of the facts on the images.
         pixels: stamp of the array; None without one.
+        shape: of the images, [N, channels, height, width].
+        place: where the files lie.
     """
 
     bad: dict[str, str]
     notes: list[str]
     facts: str
     pixels: list[int] | None
+    shape: list[int]
+    place: str
 
 
 @dataclass(frozen=True)
@@ -125,9 +132,13 @@ class Cache:
                 with hold(
                     self.folder / f"{entry.name}.lock", "data.cache", "is decoding the images"
                 ):
-                    manifest = _valid(entry, mode) or self._write(
-                        entry, files, shape, reading, pixels=mode != "stream"
-                    )
+                    manifest = _valid(entry, mode)
+                    if manifest is None:
+                        if damage_of(entry):
+                            say(f"{entry} is damaged; decoding its images again")
+                        manifest = self._write(
+                            entry, files, shape, reading, pixels=mode != "stream"
+                        )
         except WriteError as error:
             if mode != "ram":
                 raise WriteError(f"data.cache: {error}; {REMEDY}") from error
@@ -168,7 +179,7 @@ class Cache:
         partial = entry.with_name(f"{entry.name}.partial")
         # Left by a killed run; this process holds the lock.
         shutil.rmtree(partial, ignore_errors=True)
-        with writing(partial, "decoded images"):
+        with writing(entry.parent, "decoded images"):
             _make_room(entry.parent, int(np.prod(shape)) if pixels else 0, self.limit)
             partial.mkdir()
             try:
@@ -183,6 +194,8 @@ class Cache:
                     "notes": notes,
                     "facts": checksum(partial / FACTS),
                     "pixels": _stamp(partial) if pixels else None,
+                    "shape": list(shape),
+                    "place": files.place,
                 }
                 (partial / MANIFEST).write_text(json.dumps(manifest))
                 shutil.rmtree(entry, ignore_errors=True)
@@ -231,7 +244,7 @@ def _make_room(folder: Path, needed: int, limit: float) -> None:
     """
     if needed > limit * GB:
         raise OSError(
-            errno.EDQUOT, f"{needed / GB:.1f} GB are needed, data.cache_limit is {limit:g} GB"
+            errno.EDQUOT, f"{bytes_of(needed)} are needed, data.cache_limit is {limit:g} GB"
         )
     for left in folder.glob("images-*.partial"):
         with free(folder / f"{left.stem}.lock", remove=False) as mine:
@@ -263,9 +276,7 @@ def _room(path: Path, shape: tuple[int, ...]) -> "np.memmap[Any, np.dtype[np.uin
     needed = int(np.prod(shape))
     free = shutil.disk_usage(path.parent).free
     if needed > FILL * free:
-        raise OSError(
-            errno.ENOSPC, f"{needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free"
-        )
+        raise OSError(errno.ENOSPC, f"{bytes_of(needed)} are needed, {bytes_of(free)} are free")
     array = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
     if hasattr(os, "posix_fallocate"):  # a quota may allow less than the disk has
         with path.open("r+b") as file:
@@ -293,9 +304,23 @@ def _valid(entry: Path, mode: Mode) -> Manifest | None:
         )
     except (OSError, ValueError, KeyError):
         whole = False
-    if not whole:
-        say(f"{entry} is damaged; decoding its images again")
     return manifest if whole else None
+
+
+def damage_of(entry: Path) -> str:
+    """Return what is wrong with an entry, all of whose images are read for it; empty if nothing."""
+    if not entry.exists():
+        return ""
+    try:
+        manifest: Manifest = json.loads((entry / MANIFEST).read_text())
+        if manifest["facts"] != checksum(entry / FACTS):
+            return f"the checksum of {FACTS} is wrong"
+        stamp = manifest["pixels"]
+        if stamp is not None and not _same_pixels(entry, stamp):
+            return "images in pixels.npy have changed"
+    except (OSError, ValueError, KeyError) as error:
+        return str(error)
+    return ""
 
 
 def _stamp(entry: Path) -> list[int]:

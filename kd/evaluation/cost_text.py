@@ -8,10 +8,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from kd.files.benchmark_file import BenchmarkRecord, TimingPlace
-from kd.log import number_of
+from kd.log import number_of, short
 from kd.reports.escape import as_code, escape_record
 from kd.reports.table import TextRows
-from kd.reports.units import short
 from kd.shape import height_and_width
 
 Timing = TypeVar("Timing", bound=TimingPlace)

@@ -6,12 +6,12 @@ import yaml
 from matplotlib.figure import Figure
 
 from kd.files.report_file import Report
-from kd.log import number_of
+from kd.log import number_of, short
 from kd.measure.metrics import CONFUSION
 from kd.reports.page import Picture, image, picture, render
 from kd.reports.run_report import verdict
 from kd.reports.table import Cell, Table
-from kd.reports.units import count_text, selection_data, short, training_images
+from kd.reports.units import count_text, selection_data, training_images
 
 
 def as_page(report: Report, figures: Mapping[str, Figure]) -> str:

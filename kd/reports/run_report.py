@@ -25,14 +25,14 @@ from kd.files.report_file import (
 )
 from kd.files.stage_record import EpochMetrics
 from kd.files.store import StageResult
-from kd.log import number_of
+from kd.log import number_of, short
 from kd.measure.costs import latency, size_of
 from kd.measure.metrics import FEW_IMAGES, paired_comparison, summary
 from kd.reports.escape import as_code, escape_record
 from kd.reports.label_doubts import doubt_lines, label_doubts
 from kd.reports.omission import omitted_classes, omitted_lines
 from kd.reports.provenance import provenance
-from kd.reports.units import count_text, selection_data, short, training_images
+from kd.reports.units import count_text, selection_data, training_images
 from kd.shape import Shape
 from kd.stages.chain import Role
 from kd.stages.result import accuracies_by_epoch, load_net, logits_of, macs_of, name_of

@@ -1,19 +1,12 @@
 """Formatting of numbers for people."""
 
 from kd.files.report_file import DataReport, Report
+from kd.log import short
 
 
 def count_text(count: float) -> str:
     """Format a count that is 0 where it could not be made, as of an ONNX file's MACs."""
     return short(count) if count else "?"
-
-
-def short(count: float) -> str:
-    """Format three significant digits with a decimal prefix: 93.9 k, 11.2 M."""
-    power = 0
-    while count >= 999.5 and power < 3:
-        count, power = count / 1000, power + 1
-    return f"{count:.3g} {' kMG'[power]}".rstrip()
 
 
 def training_images(data: DataReport) -> str:

@@ -4,9 +4,8 @@ from rich import box
 from rich.table import Table
 
 from kd.files.export_file import ExportedFile, ExportRecord
-from kd.log import number_of
+from kd.log import number_of, short
 from kd.reports.escape import as_code, escape_record
-from kd.reports.units import short
 
 COLUMNS = (
     "file",

@@ -10,7 +10,7 @@ from kd.data.epoch_views import APART
 from kd.data.rendering import as_read
 from kd.data.views import Augment
 from kd.files.store import StageResult, key_of
-from kd.log import say
+from kd.log import bytes_of, number_of, say
 from kd.nets.hooks import kinds_of
 from kd.nets.layer_paths import study
 from kd.shape import Shape
@@ -56,7 +56,8 @@ def teacher_of(
     if spec.top_k is not None:
         checked_top_k(spec.top_k, classes_of(result))  # those of an earlier task are fewer
     record = AnswerRecord(classes_of(result), spec.outputs, spec.top_k, features)
-    files = ViewFiles(stage.room, _key(stage, result, data, record), len(images), record)
+    key = _key(stage, result, data, record)
+    files = ViewFiles(stage.room, key, len(images), record, result.key)
     # The number of epochs is not known then
     epochs = 0 if spec.early_stopping else spec.epochs
     needed = min(epochs, data.views or epochs)
@@ -111,10 +112,11 @@ def _announce(room: Room, record: AnswerRecord, images: int, views: int) -> None
     size = record.bytes * images * views / GB
     if not record.features and size <= room.limit:
         return
-    text = f"{views} views of {images:,} images x {record.bytes:,} bytes = {size:.3g} GB"
+    each = f"{number_of(images, 'image')} x {record.bytes:,} bytes"
+    text = f"{number_of(views, 'view')} of {each} = {bytes_of(size * GB)}"
     if size > room.limit:
         text += f", more than teacher.cache_limit={room.limit:g}: the rest is computed each time"
         if record.top_k is None and not record.features and record.classes > 5:
             small = AnswerRecord(record.classes, record.dtype, 5).bytes
-            text += f". teacher.top_k=5 takes {size * small / record.bytes:.3g} GB"
+            text += f". teacher.top_k=5 takes {bytes_of(size * GB * small / record.bytes)}"
     say(f"teacher.cache: {text}")

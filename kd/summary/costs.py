@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 
 from kd.files.report_file import ModelReport
+from kd.log import short
 from kd.reports.palette import BLACK, ROLES
-from kd.reports.units import short
 from kd.summary.groups import Measure, Row, drawn_name
 from kd.summary.significance import deviation, finite, mean, pareto
 from kd.summary.tables import nets

@@ -5,10 +5,9 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from io import StringIO
 
-from kd.log import number_of
+from kd.log import number_of, short
 from kd.reports.escape import in_a_cell, in_markdown
 from kd.reports.table import Cell, Table
-from kd.reports.units import short
 from kd.summary.groups import (
     Measure,
     Row,

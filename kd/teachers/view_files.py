@@ -25,6 +25,8 @@ _verified: dict[
     Path, tuple[int, ...]
 ] = {}  # files that this process has verified, with their state then
 
+_said: set[Path] = set()  # views that were said to be damaged
+
 
 @dataclass(frozen=True)
 class Room:
@@ -49,6 +51,7 @@ class ViewFiles:
         key: covers all that the outputs depend on, except the view's number.
         rows: number of images.
         record: what is stored of each.
+        teacher: key of the teacher's stage, for `kd.store`.
         device: type of the computing device, since last bits differ between devices.
     """
 
@@ -56,6 +59,7 @@ class ViewFiles:
     key: str
     rows: int
     record: AnswerRecord
+    teacher: str = ""
     device: str = "cpu"
 
     @property
@@ -79,7 +83,9 @@ class ViewFiles:
                 _verified[path] = state
             rows: NDArray[np.generic] = np.load(path, mmap_mode="r")
         except (OSError, ValueError, KeyError, TypeError) as error:
-            if folder.exists():  # another process may have evicted it meanwhile
+            # Another process may have evicted it meanwhile
+            if folder.exists() and folder not in _said:
+                _said.add(folder)
                 say(f"{folder} is damaged ({error}); computing the teacher's outputs again")
             return None
         with suppress(OSError):  # a read-only folder works as well
@@ -135,9 +141,13 @@ class ViewFiles:
                 npy.write_array_header_1_0(file, header)
                 for part in parts:
                     file.write(np.ascontiguousarray(part).view(np.uint8).data)
-            manifest = self._manifest() | {"sha256": checksum(partial / LOGITS)}
+            manifest = self._manifest() | {
+                "sha256": checksum(partial / LOGITS),
+                "teacher": self.teacher,
+            }
             (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
             partial.rename(final)
+            _said.discard(final)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
@@ -176,6 +186,17 @@ class ViewFiles:
         # Before hours of computing, not after
         if needed > 0.95 * shutil.disk_usage(self.folder).free:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def damage_of(folder: Path) -> str:
+    """Return what is wrong with a view, which is read for it; empty if nothing is."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        if checksum(folder / LOGITS) != manifest["sha256"]:
+            return f"the checksum of {LOGITS} is wrong"
+    except (OSError, ValueError, KeyError) as error:
+        return str(error)
+    return ""
 
 
 def _state(path: Path) -> tuple[int, ...]:
