@@ -70,6 +70,26 @@ def test_duplicates_are_counted_and_said(capsys: pytest.CaptureFixture[str]) -> 
     assert len([line for line in capsys.readouterr().err.splitlines() if "duplicate" in line]) == 1
 
 
+@pytest.mark.parametrize("policy", ["warn", "drop"])
+def test_carved_test_images_among_the_unlabelled_are_told(
+    policy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The part of train that becomes the test part was compared with them as train."""
+    pool = images([*range(20), 77], [-1] * 21)
+    monkeypatch.setattr(DataModule, "_pool", lambda self, train: pool)
+    data = Given(images([*range(20)], [0, 1] * 10), None, None, on_duplicate=policy)
+    test, val = len(data.split.test), len(data.split.val)
+    assert data.split.unlabeled is not None
+    told = [note for note in data.notes if "which the student sees" in note]
+    if policy == "drop":
+        assert (numbers(data.split.unlabeled), told) == ([77], [])
+        return
+    assert len(told) == 2
+    assert told[0].startswith(f"of {test} in test {test} also in unlabeled")
+    assert data.duplicates.across["test in unlabeled"] == test
+    assert data.duplicates.across["validation in unlabeled"] == val
+
+
 def test_drop_leaves_test_whole() -> None:
     data = Given(TRAIN, TEST, VAL, on_duplicate="drop")
     assert numbers(data.split.train) == [2, 3, 5]

@@ -193,6 +193,7 @@ def test_comparison_is_over_seeds_and_as_in_the_reports(whole: Whole) -> None:
     config = check(composed(*overrides))
     assert (str(config.temperature), str(config.alpha)) == (best["temperature"], best["alpha"])
     assert config.epochs == 6
+    assert config.data["labels"] is reports[0]["config"]["data"]["labels"] is None  # all, as tuned
 
 
 def test_after_the_end_nothing_is_done_again(whole: Whole, monkeypatch: pytest.MonkeyPatch) -> None:

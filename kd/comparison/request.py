@@ -47,8 +47,6 @@ class CompareConfig(Config, SearchSettings):
         own = [word for word in self._overrides if not _is_apart(word)]
         if not any(word.startswith("search=") for word in own):
             own.append("search=method")
-        if not any(word.startswith("data=") or "experiment=" in word for word in own):
-            own.append("data=digits")
         return _request((*own, f"seed={self.trial_seed}", f"n_trials={max(1, self.n_trials)}"))
 
 

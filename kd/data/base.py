@@ -22,7 +22,7 @@ from kd.data.duplicates import Duplicates, OnDuplicate, apply_policy, find_dupli
 from kd.data.folder import find_images, omission_note, plain
 from kd.data.image_bytes import EncodedImages, ImagePaths
 from kd.data.images import Images, Pixels, Source, Split
-from kd.data.other_source import knobs_of, sized_source
+from kd.data.other_source import knobs_of, sized_source, unseen
 from kd.data.parts import assert_apart, check_counts, hold_out, long_tail, strata, stratify
 from kd.data.rare_classes import BALANCE, check_balance, class_shares
 from kd.data.teacher_images import reads_of_teacher, split_as_read, with_labels_of
@@ -298,6 +298,10 @@ class DataModule(ABC):
             )
         parts = {"train": rest, "validation": val, "test": test}
         assert_apart(parts)
+        if pool:
+            self._note_copies_in(
+                pool, {k: v for k, v in parts.items() if v not in (source.val, source.test)}
+            )
         if self.duplicates.within.get("train"):
             own = [name for name, part in parts.items() if part not in (source.val, source.test)]
             self._note_split_copies({name: parts[name] for name in own})
@@ -317,6 +321,22 @@ class DataModule(ABC):
         if across := find_duplicates(parts)[0].across:
             words = "; ".join(f"{pair}: {count}" for pair, count in across.items())
             self.note(f"carved parts share images ({words}), as a class has too few different ones")
+
+    def _note_copies_in(self, pool: Images, parts: Mapping[str, Images]) -> None:
+        """Note carved test and validation images that are unlabelled ones too, which nets see.
+
+        Args:
+            parts: those carved from train, which was compared with the pool as a whole.
+        """
+        for name in ("test", "validation"):
+            if name in parts and (count := len(parts[name]) - len(unseen(parts[name], pool))):
+                pair = f"{name} in unlabeled"
+                across = {**self.duplicates.across, pair: count}
+                self.duplicates = replace(self.duplicates, across=across)
+                self.note(
+                    f"of {len(parts[name])} in {name} {count} also in unlabeled, which the student "
+                    "sees; data.on_duplicate=drop takes them out of there"
+                )
 
     def _pool(self, train: Images) -> Images | None:
         """Return the unlabelled images, at the shape of the training images."""

@@ -118,7 +118,8 @@ def apply_policy(
             "warn, or to drop, which takes them out of train"
         )
     if policy == "warn":
-        note(f"{text}; data.on_duplicate=drop takes them out of train")
+        out = "train" if pool is None else "train and unlabeled"
+        note(f"{text}; data.on_duplicate=drop takes them out of {out}")
         return source, pool, found
     left = {name: part.at(kept[name]) for name, part in parts.items()}
     for name in {"train", "validation"} & set(left):

@@ -331,7 +331,7 @@ def test_overlap(data: DataReport) -> list[str]:
         f"Of the {data.test} test images, {count} are in {part} too, pixel for pixel: the "
         f"accuracies say less of "
         "new images."
-        for part in ("train", "validation")
+        for part in ("train", "validation", "unlabeled")
         if (count := found.across.get(f"test in {part}")) and not found.dropped.get(part)
     ]
 

@@ -140,6 +140,8 @@ def make_request(cfg: DictConfig, task: Sequence[str], keys: Collection[str]) ->
         node = {**numbers_of_loss(base), **node}
     space = read_space(node, functools.partial(_compose, overrides), asked, own)
     choices = base.hydra.runtime.choices
+    if choices["data"] == "digits" and "data" not in keys:
+        overrides = (*overrides, "data=digits")  # kd.train's own are digits_few
     about = "{data}_{teacher}_to_{student}_{loss}".format(**choices)
     about += f"_{choices['experiment']}" if choices["experiment"] else ""
     default = space.defaults(base)
