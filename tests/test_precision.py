@@ -4,7 +4,9 @@ import json
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -430,6 +432,26 @@ def test_how_long_a_stage_still_takes(
         now[0] += 1
         callback.on_train_batch_end(FakeTrainer(first + step), None, None, None, 0)
     assert capsys.readouterr().err.splitlines() == expected
+
+
+def test_a_view_that_the_teacher_was_asked_about_is_not_asked_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """100 s for each of two views, then 0.1 s a step, of 6,000 in 60 epochs."""
+    now = [50.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    views = SimpleNamespace(number=lambda epoch: epoch % 2)
+    module = Mock(spec=Distiller, teacher="asked", views=views, current_epoch=0)
+    callback: Any = RemainingTime("distill")
+    callback.on_train_start(FakeTrainer(0), module)
+    callback.on_train_epoch_start(FakeTrainer(0), module)
+    now[0] += 100
+    for step in range(100):
+        callback.on_train_batch_start(FakeTrainer(step), module, None, step)
+        now[0] += 0.1
+        callback.on_train_batch_end(FakeTrainer(step + 1), module, None, None, step)
+    # At step 50: 5,950 steps and one more view
+    assert capsys.readouterr().err == "distill: about 12 min left of 13 min\n"
 
 
 @pytest.mark.parametrize("bar", [None, "a bar"])

@@ -146,6 +146,7 @@ class RemainingTime(Callback):
     """
 
     FIRST, EVERY, LONG = 20.0, 180.0, 1800.0  # seconds
+    SURE = 5.0  # seconds of steps, of which the first are slower
 
     def __init__(self, name: str, outlook: Outlook | None = None) -> None:
         self.name = name
@@ -157,18 +158,39 @@ class RemainingTime(Callback):
         self.started = time.perf_counter()
         self.before = trainer.global_step
         self.due = self.FIRST
+        self.asked = 0.0
+        self.asks = 0
+        self.new_views = 0
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock of what comes before an epoch's steps: a teacher asked about a view."""
+        self.epoch_began = time.perf_counter()
+        self.new_views = new_views(trainer, pl_module)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: object, batch_idx: int
+    ) -> None:
+        """Stop that clock: a view that is stored takes no time in later epochs."""
+        if batch_idx == 0:
+            self.asked += time.perf_counter() - self.epoch_began
+            self.asks += 1
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object
     ) -> None:
         """Log the remaining time when due."""
         passed = time.perf_counter() - self.started
+        stepped = passed - self.asked
         done = trainer.global_step - self.before
-        if passed < self.FIRST or not trainer.is_global_zero or done == 0:
+        early = passed < self.FIRST or stepped < self.SURE
+        if early or not trainer.is_global_zero or done == 0:
             return
         steps = int(trainer.estimated_stepping_batches)
-        left = passed / done * (steps - trainer.global_step)
-        rest = self.outlook.rest(passed / done * steps) if self.outlook else 0.0
+        step = stepped / done
+        views = self.new_views * self.asked / max(1, self.asks)
+        left = step * (steps - trainer.global_step) + views
+        whole = step * steps + self.asked + views
+        rest = self.outlook.rest(whole) if self.outlook else 0.0
         run = f", {duration(left + rest)} of the run" if rest else ""
         self.left = f"{duration(left)}{run}"
         first = self.due == self.FIRST
@@ -189,6 +211,16 @@ class RemainingTime(Callback):
             return ""
         prefix = "teacher." if self.name.startswith("teacher") else ""
         return f"; {prefix}epochs={epochs} would take half an hour"
+
+
+def new_views(trainer: L.Trainer, module: L.LightningModule) -> int:
+    """Return how many views a teacher is still to be asked about, in the epochs to come."""
+    if getattr(module, "teacher", None) is None:
+        return 0
+    assert isinstance(module, Distiller)
+    numbers = [module.views.number(epoch) for epoch in range(trainer.max_epochs or 0)]
+    now = module.current_epoch + 1
+    return len({*numbers[now:]} - {*numbers[:now]})
 
 
 class Progress(RichProgressBar):
