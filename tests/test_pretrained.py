@@ -217,7 +217,7 @@ class TestTorchvision:
             build_net(node("resnet18"), Shape(3, 32, 7), "teacher.net")
         for word in ("resnet18", "resnet18-f37072fd.pth", str(hub), "https://download.pytorch.org",
                      "no network", f"put it here: {hub / 'resnet18-f37072fd.pth'}",
-                     "teacher.net: resnet18", "pretrained=false"):  # fmt: skip
+                     "teacher.net: resnet18", "teacher.net.pretrained=false"):  # fmt: skip
             assert word in str(error.value)
 
     def test_weights_from_elsewhere_need_no_file(self, hub: Path) -> None:

@@ -308,6 +308,15 @@ def test_bad_tars(what: str, said: str, tmp_path: Path) -> None:
         WebDataset(str(root), **options).read()
 
 
+def test_a_label_of_minus_one_is_told(tmp_path: Path) -> None:
+    """Tables often mark images without a label so."""
+    for classes, told in (["-1", "0", "1"], True), (["0", "1", "2"], False):
+        table(tmp_path / "a.parquet", range(30), label=classes * 10)
+        data = Parquet(str(tmp_path), image_size=SIZE, cache="off")
+        assert data.split.classes == tuple(classes)
+        assert any("-1 is a class here" in note for note in data.notes) == told
+
+
 @pytest.mark.parametrize(
     ("columns", "said"),
     [

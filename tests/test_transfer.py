@@ -264,7 +264,8 @@ class TestValidationLabels:
             ("alpha=1",),
             ("teacher:  MLP(hidden=[16]), learns from 200 images with their labels",
              "baseline: MLP(hidden=[8]), learns from 200 images with their labels",
-             "distill:  the same net, learns from 200 images without labels, by the teacher"),
+             "distill:  the same net, learns from 200 images without labels, "
+             "by what the teacher says"),
         ),
         (
             ("data.omit=[3]", "loss=tfkd_self", "stages=[baseline,distill]"),

@@ -1,7 +1,7 @@
 """Validates a composed config; reports one line per wrong key."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -17,6 +17,8 @@ from pydantic_core import ErrorDetails
 from kd.errors import UserError, nearest
 
 M = TypeVar("M", bound=BaseModel)
+# In pydantic's location of a problem, the type of a key that may have several
+TYPE = re.compile(r"(int|str|float|bool|constrained-\w+|function-.+|(list|dict|tuple)\[.+)$")
 
 
 def as_floats(cfg: DictConfig, keys: Iterable[str]) -> None:
@@ -103,8 +105,40 @@ def validate(model: type[M], plain: object, prefix: str = "") -> M:
         return model.model_validate(plain)
     except ValidationError as error:
         raise UserError(
-            "\n".join(describe(each, model, prefix) for each in error.errors())
+            "\n".join(describe(each, model, prefix) for each in problems(error))
         ) from None
+
+
+def problems(error: ValidationError, leave_out: Collection[str] = ()) -> list[ErrorDetails]:
+    """Return a problem for each key: pydantic has one for each type that a key may have.
+
+    Of a key whose value has one of the types, the problem is that type's. Else it lists them all.
+
+    Args:
+        leave_out: pydantic's names of problems that do not count.
+    """
+    by_key: dict[tuple[int | str, ...], list[ErrorDetails]] = {}
+    for each in error.errors():
+        if each["type"] in leave_out:
+            continue
+        at = next((i for i, part in enumerate(each["loc"]) if TYPE.match(str(part))), None)
+        by_key.setdefault(each["loc"][:at], []).append(each)
+    return [each for key, found in by_key.items() for each in _problems_of_key(key, found)]
+
+
+def _problems_of_key(key: tuple[int | str, ...], found: list[ErrorDetails]) -> list[ErrorDetails]:
+    of_type = [each for each in found if not _is_of_another_type(each, key)]
+    if len(found) == 1 or of_type:
+        return [
+            {**each, "loc": tuple(part for part in each["loc"] if not TYPE.match(str(part)))}
+            for each in of_type or found
+        ]
+    words = dict.fromkeys(each["msg"].removeprefix("Input should be ") for each in found)
+    return [{**found[0], "loc": key, "msg": f"Input should be {', or '.join(words)}"}]
+
+
+def _is_of_another_type(error: ErrorDetails, key: tuple[int | str, ...]) -> bool:
+    return error["type"].endswith("_type") and len(error["loc"]) == len(key) + 1
 
 
 def describe(error: ErrorDetails, model: type[BaseModel], prefix: str = "") -> str:

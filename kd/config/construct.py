@@ -10,6 +10,7 @@ from typing import Any, get_type_hints
 import hydra.utils
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
+from kd.config.checking import problems
 from kd.errors import UserError, nearest
 
 # Exceptions by which a target refuses a value: torch raises these for negative and too large sizes.
@@ -123,10 +124,11 @@ def check_values(target: Callable[..., object], keywords: Mapping[str, object], 
         try:
             _type(hints[name]).validate_json(json.dumps(value), strict=True)
         except ValidationError as error:
-            found = [each for each in error.errors() if each["type"] not in NOT_OURS]
-            if found:
+            if found := problems(error, NOT_OURS):
                 inside = "".join(f"[{part}]" for part in found[0]["loc"] if isinstance(part, int))
                 message = f"{found[0]['msg'][0].lower()}{found[0]['msg'][1:]}"
+                if "valid array" in message:
+                    message += f", such as [{found[0]['input']}]"
                 raise UserError(
                     f"{where}.{name}{inside}: found {found[0]['input']!r}; {message}"
                 ) from None

@@ -55,6 +55,8 @@ Weights = Literal["balanced"]
 Order = Literal["balanced"]
 T = TypeVar("T")
 
+NO_LABEL = "-1"  # as tables often mark it
+
 
 class DataModule(ABC):
     """Data set, split into train, validation and test, stratified by class and seeded.
@@ -272,6 +274,11 @@ class DataModule(ABC):
         part.
         """
         source = self.read()
+        if NO_LABEL in source.classes:
+            self.note(
+                f"{NO_LABEL} is a class here, as any other label. Where it marks images without a "
+                "label, leave them out, or show them by data.unlabeled=FOLDER"
+            )
         self.source_names = source.train.names
         pool = self._pool(source.train)
         source, pool, self.duplicates = apply_policy(source, pool, self.on_duplicate, self.note)

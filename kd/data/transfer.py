@@ -20,6 +20,8 @@ Sees = Literal["all", "transfer", "labels"]
 UNLABELED = -1
 OMITTED = -2  # an image that is never shown, so it is no negative of CRD either
 
+VAL = "data.val_labels"
+
 Labels = int | float | str | None
 
 
@@ -59,13 +61,12 @@ def transfer_split(
     if split.unlabeled:
         train = train.join(split.unlabeled)
     if val_labels:
-        where = "data.val_labels"
         if not val:
             raise UserError(
-                f"{where}: found {val_labels}, but data.val_fraction=0 leaves no validation part; "
+                f"{VAL}: found {val_labels}, but data.val_fraction=0 leaves no validation part; "
                 "accepted are null or 0"
             )
-        val = val.at(labels_to_keep(val, val_labels, seed, known, where))
+        val = val.at(labels_to_keep(val, val_labels, seed, known, VAL))
     if train is split.train and val is split.val:
         return split, seen
     return replace(split, train=train, val=val), seen
@@ -109,8 +110,9 @@ def check_labels(asked: Labels, where: str = "data.labels") -> None:
     share = isinstance(asked, float) and 0 < asked < 1
     if not (count or share):
         raise UserError(
-            f"{where}: found {asked!r}; accepted are null for all labels, a whole number of "
-            "images from 1, a share of them between 0 and 1, or a file that lists images"
+            f"{where}: found {asked!r}; accepted are null for all labels, "
+            f"{'0 for none, ' if where == VAL else ''}a whole number of images from 1, a share of "
+            "them between 0 and 1, or a file that lists images"
         )
 
 
@@ -169,8 +171,9 @@ def labels_to_keep(
     if not present <= count <= len(images):
         share = f"{asked}, a share that makes {number_of(count, 'image')}"
         found = str(asked) if count == asked else share
+        none = "0 (none; the last weights are kept), " if where == VAL else ""
         raise UserError(
-            f"{where}: found {found}; accepted are {present} (one for each class) to "
+            f"{where}: found {found}; accepted are {none}{present} (one for each class) to "
             f"{len(images)} (all images)"
         )
     return torch.tensor(_spread(labels, seed)[:count]).sort().values

@@ -14,16 +14,16 @@ from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
 from scipy.special import betaincinv
 from torch import Tensor
 
+from kd.config.checking import validate
 from kd.data.colour import blur, saturate, turn_hue
 from kd.data.crops import read_pixels
 from kd.data.draws import Draw, uniform
 from kd.data.images import Images
 from kd.data.trivial import trivial_augment
-from kd.errors import UserError, nearest
 from kd.shape import ImageSize, height_and_width
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -94,16 +94,7 @@ def make_augment(keywords: Mapping[str, Any], where: str = "data.augment") -> Au
     Raises:
         UserError: unknown key, or value out of range.
     """
-    try:
-        return Augment(**keywords)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(
-            f"{where}.{'.'.join(map(str, first['loc'][:1]))}: {first['msg']}; found "
-            f"{first['input']!r}, accepted keys are "
-            f"{', '.join(Augment.model_fields)}"
-            f"{nearest(str(first['loc'][0]), Augment.model_fields)}"
-        ) from None
+    return validate(Augment, keywords, f"{where}.")
 
 
 def views_of(

@@ -119,5 +119,5 @@ def missing(
     return UserError(
         f"{where}: its weights {file} are not in {folder}, and cannot be downloaded from "
         f"{source} ({reason}).\n  Where there is a network, {remedy}\n  Or start from "
-        "scratch: pretrained=false"
+        "scratch: teacher.net.pretrained=false, or student.net.pretrained=false"
     )

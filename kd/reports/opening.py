@@ -13,7 +13,10 @@ def opening(chain: Sequence[StagePlan], data: DataModule) -> list[str]:
     """Describe what each net of the run learns from, then the measurement; one line each."""
     compared = [plan for plan in chain if plan.role]
     width = max((len(plan.name) for plan in compared), default=0) + 1
-    lines = [f"  {plan.name + ':':<{width}} {_learns_from(plan, chain, data)}" for plan in compared]
+    lines = [
+        f"  {plan.name + ':':<{width}} {_learns_from(plan, chain, data)}{_without(plan, data)}"
+        for plan in compared
+    ]
     test = f"{len(data.split.test):,} test images, on which nothing is chosen."
     hints = [hint for plan in chain if (hint := _hint(plan, data))]
     return [f"Compared on {data.name}:", *lines, *hints, f"  All are measured on {test}"]
@@ -27,6 +30,13 @@ def _hint(plan: StagePlan, data: DataModule) -> str | None:
     now = data.teacher_reads or {"image_size": data.shape.image_size, **asdict(data.reading)}
     words = [f"teacher.{k}={v}" for k, v in found.reading.items() if now[k] != v]
     return f"  The teacher's weights were published for {' '.join(words)}" if words else None
+
+
+def _without(plan: StagePlan, data: DataModule) -> str:
+    """Say which classes a net never sees."""
+    if not data.omit or plan.sees == "all" or plan.trains == "none":
+        return ""
+    return f"; it never sees {', '.join(dict.fromkeys(map(str, data.omit)))}"
 
 
 def _learns_from(plan: StagePlan, chain: Sequence[StagePlan], data: DataModule) -> str:
@@ -45,7 +55,9 @@ def _learns_from(plan: StagePlan, chain: Sequence[StagePlan], data: DataModule) 
         )
         return f"{net}, learns from {labels:,} images{of_other} with their labels"
     if not plan.loss.uses_labels:
-        return f"{net}, learns from {images:,} images without labels, by the {plan.teacher}"
+        return (
+            f"{net}, learns from {images:,} images without labels, by what the {plan.teacher} says"
+        )
     known = "the labels of all" if labels == images else f"the labels of {labels:,}"
     told = f", and what the {plan.teacher} says of each" if plan.teacher else ""
     return f"{net}, learns from {images:,} images, {known}{told}"

@@ -83,7 +83,7 @@ def _data(data: DataModule) -> DataReport:
         val=len(split.val),
         test=len(split.test),
         labels=int(data.for_stage("labels").split.train.has_label.sum()),
-        omitted=list(map(str, data.omit or ())),
+        omitted=list(dict.fromkeys(map(str, data.omit or ()))),
         val_labels=0 if data.val_labels == 0 else len(data.for_stage("transfer").split.val),
         unlabeled=len(split.unlabeled) if split.unlabeled else 0,
         teacher=_teacher_data(data),

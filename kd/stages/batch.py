@@ -49,7 +49,11 @@ def fit_recipe(plan: StagePlan, data: DataModule, trainer: Mapping[str, object])
     if size < recipe.batch_size:
         few = f"{images} training images do not fill {at}batch_size={recipe.batch_size}"
         if size < min(recipe.batch_size, shared):
-            few = f"{images} training images are shared out by {at}min_batches={recipe.min_batches}"
+            asked = f"{at}min_batches={recipe.min_batches}"
+            few = f"{asked} shares out {images} training images"
+            if size == SMALLEST * ranks:
+                tiny = shared // recipe.min_batches
+                few = f"{asked} would make batches of {tiny}, too few for norms"
         data.note(f"{plan.name}: {few}, so its batches are of {size}")
     batches = batches_an_epoch(recipe.model_copy(update={"batch_size": size}), shared)
     epochs = recipe.epochs
