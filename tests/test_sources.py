@@ -308,6 +308,25 @@ def test_bad_tars(what: str, said: str, tmp_path: Path) -> None:
         WebDataset(str(root), **options).read()
 
 
+def test_members_of_a_tar_that_give_no_image_are_told(tmp_path: Path) -> None:
+    whole = tar(tmp_path / "all" / "a.tar", range(20))
+    with tarfile.open(whole) as found, tarfile.open(tmp_path / "b.tar", "w") as archive:
+        members = found.getmembers()
+        for member in [*members, *members[:4]]:
+            if member.name not in ("a/006.png", "a/007.png"):
+                archive.addfile(member, found.extractfile(member))
+    for cache in ("off", "stream"):
+        data = WebDataset(str(tmp_path / "b.tar"), image_size=SIZE, cache=cache)
+        assert len(data.read().train) == 18
+        assert data.notes[-2:] == [
+            "b.tar has 2 labels without an image: a/006, a/007",
+            "b.tar has 2 names again; the last image counts",
+        ]
+    data = WebDataset(str(whole), image_size=SIZE, cache="off")
+    data.read()
+    assert not [note for note in data.notes if "a.tar" in note]
+
+
 def test_a_label_of_minus_one_is_told(tmp_path: Path) -> None:
     """Tables often mark images without a label so."""
     for classes, told in (["-1", "0", "1"], True), (["0", "1", "2"], False):

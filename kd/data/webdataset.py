@@ -14,6 +14,7 @@ from kd.data.folder import plain
 from kd.data.images import Source
 from kd.data.texts import Texts
 from kd.errors import UserError
+from kd.log import number_of
 
 NAMES_FILE = "classnames.txt"
 
@@ -52,11 +53,16 @@ class WebDataset(FileSource):
             classes = tuple(sorted(seen, key=(lambda name: int(name)) if number else None))
         for each in found.values():
             each.give_labels(classes, by_number=names.exists())
+            for text in each.remarks:
+                self.note(text)
         return self.source(found, classes)
 
 
 class TarImages(ContainedImages):
     """Images in tars, read where they lie.
+
+    Attributes:
+        remarks: on members that give no image, for people.
 
     Raises:
         UserError: a tar is damaged, or an image has no class.
@@ -64,7 +70,10 @@ class TarImages(ContainedImages):
 
     def __init__(self, tars: Sequence[Path]) -> None:
         self.files = tars
-        found = [(i, *member) for i, tar in enumerate(tars) for member in _members(tar)]
+        self.remarks: list[str] = []
+        found = [
+            (i, *member) for i, tar in enumerate(tars) for member in _members(tar, self.remarks)
+        ]
         self._names = Texts(name for _, name, *_ in found)
         self._places = np.array([(i, offset, size) for i, _, offset, size, _ in found])
         self.classes = Texts(label for *_, label in found)
@@ -102,14 +111,18 @@ class TarImages(ContainedImages):
         ]
 
 
-def _members(tar: Path) -> Iterator[tuple[str, int, int, str]]:
+def _members(tar: Path, remarks: list[str]) -> Iterator[tuple[str, int, int, str]]:
     """Iterate over the images of a tar: name, offset, bytes and class.
+
+    Args:
+        remarks: gets a line on labels without an image, and on names that come again.
 
     Raises:
         UserError: the tar is damaged, or an image has no class.
     """
     images: dict[str, tuple[str, int, int]] = {}
     said: dict[str, str] = {}
+    again = 0
     last = "its start"
     try:
         with tarfile.open(tar) as archive:
@@ -121,6 +134,7 @@ def _members(tar: Path) -> Iterator[tuple[str, int, int, str]]:
                 if not member.isfile():
                     continue
                 if f".{kind.lower()}" in endings():
+                    again += key in images
                     images[key] = (member.name, member.offset_data, member.size)
                 elif kind in ("cls", "json"):
                     file = archive.extractfile(member)
@@ -129,12 +143,18 @@ def _members(tar: Path) -> Iterator[tuple[str, int, int, str]]:
                     if label is not None:
                         said[key] = plain(str(label).strip())
     except (tarfile.TarError, OSError, EOFError, ValueError, AttributeError) as error:
+        reason = str(error).strip().partition("\n")[0]
         raise UserError(
-            f"data.root: {tar} is damaged after {plain(last)}: {error}; get it again"
+            f"data.root: {tar} is damaged after {plain(last)}: {reason}; get it again"
         ) from error
     if not images:
         raise UserError(f"data.root: no image in {tar}")
     _check_whole(tar, last)
+    if lone := [key for key in said if key not in images]:
+        few = ", ".join(map(plain, lone[:3]))
+        remarks.append(f"{tar.name} has {number_of(len(lone), 'label')} without an image: {few}")
+    if again:
+        remarks.append(f"{tar.name} has {number_of(again, 'name')} again; the last image counts")
     for key, image in images.items():
         if key not in said:
             raise UserError(
