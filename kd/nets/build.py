@@ -12,6 +12,8 @@ from kd.errors import UserError
 from kd.nets.pretrained_weights import Normalization, PretrainedWeights
 from kd.shape import Shape
 
+SMALL = 32  # pixels: of a side below which a net that takes no such images is told of larger ones
+
 
 def build_net(
     node: Mapping[str, object],
@@ -77,8 +79,11 @@ def build_net(
     except REFUSALS as error:
         first = first_line(error)
         sides = "x".join(map(str, shape.pixels))
+        hint = ""
+        if min(shape.pixels[1:]) < SMALL:
+            hint = "; larger images may fit it, in folders by data.image_size"
         raise UserError(
-            f"{where}: {node['_target_']} cannot take {sides} images: {first}"
+            f"{where}: {node['_target_']} cannot take {sides} images: {first}{hint}"
         ) from error
     answers = [logits, *([_in_training(net, shape, where)] if trained else [])]
     for answer in answers:
