@@ -198,7 +198,6 @@ TRAIN: list[tuple[str, tuple[str, ...]]] = [
         "data.val_labels=3",
         ("data.val_labels: found 3; accepted are 0 (none; the last weights are kept), 10",),
     ),
-    ("data.val_labels=-1", ("data.val_labels: found -1",)),
     ("data.val_labels=0  early_stopping=3", ("early_stopping: found 3", "data.val_labels=0")),
     ("data.labels=nowhere.txt", ("data.labels: cannot read", "nowhere.txt", "No such file")),
     ("data.unlabeled=empty", ("data.unlabeled: no image in", "empty")),

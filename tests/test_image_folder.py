@@ -951,7 +951,9 @@ def test_a_full_disk_is_said_before_it_is_full(
     files = files_of(folder(tmp_path / "set", {"cat": 2}))
     usage = type("Usage", (), {"free": 10})
     monkeypatch.setattr("kd.data.cache.shutil.disk_usage", lambda path: usage)
-    with pytest.raises(UserError, match=r"data\.cache: .*B are needed, 0 B are free; make room"):
+    with pytest.raises(
+        UserError, match=r"data\.cache: .* 1.54 kB are needed, 10 B are free; make room"
+    ):
         Cache(tmp_path / "cache", "disk").decode_files(files, SIZE, 3)
 
 

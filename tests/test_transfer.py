@@ -269,9 +269,9 @@ class TestValidationLabels:
         ),
         (
             ("data.omit=[3]", "loss=tfkd_self", "stages=[baseline,distill]"),
-            ("baseline: MLP(hidden=[8]), learns from 180 images with their labels",
+            ("baseline: MLP(hidden=[8]), learns from 180 images with their labels; it never sees 3",
              "distill:  the same net, learns from 180 images, the labels of all, and what "
-                 "the baseline says of each"),
+                 "the baseline says of each; it never sees 3"),
         ),
     ],
 )  # fmt: skip
