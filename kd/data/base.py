@@ -245,7 +245,7 @@ class DataModule(ABC):
                 )
             )
         if bad:
-            first = ", ".join(Path(each["file"]).name for each in bad[:3])
+            first = ", ".join("/".join(Path(each["file"]).parts[-2:]) for each in bad[:3])
             more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
             self.note(
                 f"{len(bad)} of {len(files)} image files in {where} cannot be decoded and are left "
