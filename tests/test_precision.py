@@ -298,6 +298,21 @@ def test_contiguous_where_a_depthwise_stride_meets_one_pixel(size: int, last: bo
     assert [each.training for each in net.modules()] == modes
 
 
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize(
+    ("flags", "width", "last"),
+    [(("avx2",), 4, False), (("avx2",), 8, True), (("avx2", "avx512_f"), 4, True)],
+)
+def test_contiguous_where_a_stride_reads_few_channels(
+    flags: tuple[str, ...], width: int, last: bool, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Channels-last the process would end without AVX-512; a ResNet's shortcuts are such."""
+    machine(monkeypatch, *flags)
+    net = ResNet(10, depth=18, in_channels=1, image_size=8, width=width)
+    found = layout_of(net, precision, torch.device("cpu"), Shape(1, 8, 10))
+    assert found == (torch.channels_last if last else torch.contiguous_format)
+
+
 @pytest.mark.slow
 def test_images_come_as_the_net_lies(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """In training, at the net's first layer; its weights keep their layout."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from kd.nets.inputs import inputs_of
 from kd.shape import Shape
 
+FEW = 8  # channels: float32 numbers in a register of AVX2
 ROW = 16  # bfloat16 numbers in half a tile row of AMX; other widths are padded in every layer
 
 
@@ -16,27 +17,43 @@ def layout_of(
 ) -> torch.memory_format:
     """Choose channels-last, which is faster for nearly all nets and precisions, or contiguous.
 
-    Contiguous is for bf16 on a CPU, for two kinds of nets. One has a depthwise convolution with a
-    stride on maps of one pixel, as MobileNets have on small images: PyTorch 2.15 leaves most of its
-    weight's gradient unset when channels-last. The other is a net with most convolution weights in
-    layers whose width is no multiple of 16, on a CPU with AMX. There a ResNet-14 of widths 13, 13,
-    26, 52 took 0.69 ms per image contiguous and 1.42 channels-last (two cores, batches of 128).
-    Without AMX channels-last is faster for that net too.
+    Contiguous is for a CPU, for three kinds of nets. One has a 1x1 convolution with a stride over
+    fewer than 8 channels: without AVX-512 the way back of PyTorch 2.15 writes past its memory when
+    channels-last, which ends the process. The others are for bf16. One has a depthwise convolution
+    with a stride on maps of one pixel, as MobileNets have on small images: PyTorch 2.15 leaves most
+    of its weight's gradient unset when channels-last. The other is a net with most convolution
+    weights in layers whose width is no multiple of 16, on a CPU with AMX. There a ResNet-14 of
+    widths 13, 13, 26, 52 took 0.69 ms per image contiguous and 1.42 channels-last (two cores,
+    batches of 128). Without AMX channels-last is faster for that net too.
 
     The choice depends on the net and the processor's flags, not on a measurement, so a resumed run
     uses the same kernels. It is not in a stage's key: it changes only last bits, as another
     processor does.
     """
-    if device.type != "cpu" or precision != "bf16-mixed":
+    if device.type != "cpu":
+        return torch.channels_last
+    flags = torch.cpu.get_capabilities()
+    if not flags.get("avx512_f") and _strides_over_few_channels(net):
+        return torch.contiguous_format
+    if precision != "bf16-mixed":
         return torch.channels_last
     if _strides_over_a_pixel(net, shape):
         return torch.contiguous_format
-    if not torch.cpu.get_capabilities().get("amx_bf16"):
+    if not flags.get("amx_bf16"):
         return torch.channels_last
     convolutions = [each for each in net.modules() if isinstance(each, nn.Conv2d)]
     odd = sum(each.weight.numel() for each in convolutions if each.out_channels % ROW)
     whole = sum(each.weight.numel() for each in convolutions)
     return torch.contiguous_format if odd > whole / 2 else torch.channels_last
+
+
+def _strides_over_few_channels(net: nn.Module) -> bool:
+    """Whether a 1x1 convolution has a stride, and fewer than 8 channels to read."""
+    return any(
+        max(each.stride) > 1 and max(each.kernel_size) == 1 and each.in_channels < FEW
+        for each in net.modules()
+        if isinstance(each, nn.Conv2d)
+    )
 
 
 def _strides_over_a_pixel(net: nn.Module, shape: Shape) -> bool:
