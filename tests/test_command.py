@@ -51,7 +51,7 @@ HELP = {
     "predict": (r"^  model  ", r"^  images  "),
     "report": (r"a run's folder", r"outputs/sweeps/SWEEP"),
     "dashboard": (r"default: ",),
-    "store": (r"stages that no run refers to$",),
+    "store": (r"what no run refers to$",),
 }
 
 

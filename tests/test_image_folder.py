@@ -486,7 +486,8 @@ def test_all_bad_files_are_listed_with_their_reasons(tmp_path: Path) -> None:
 def test_bad_files_are_skipped_and_noted(
     cache: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    note = "2 of 14 image files in data.root cannot be decoded and are left out: cat/a.png, dog/b."
+    note = "2 of 14 image files in data.root cannot be decoded and are left out: "
+    note += "cat/a.png, dog/b.jpg"
     root = bad_folder(tmp_path / "set")
     for _ in range(2):  # the second time from the cache
         data = ImageFolder(
