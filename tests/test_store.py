@@ -77,6 +77,7 @@ def test_answers_are_needed_where_their_teacher_is(
     [
         ({"data": {"root": "PHOTOS"}}, True),
         ({"data": {"root": "/else"}, "teacher": {"data": {"root": "PHOTOS"}}}, True),
+        ({"data": {"root": "PHOTOS/train/a-*.tar"}}, True),
         ({"data": {"root": "/else", "unlabeled": None}, "teacher": {"data": None}}, False),
     ],
 )

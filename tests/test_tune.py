@@ -196,6 +196,28 @@ def test_comparison_is_over_seeds_and_as_in_the_reports(whole: Whole) -> None:
     assert config.data["labels"] is reports[0]["config"]["data"]["labels"] is None  # all, as tuned
 
 
+@pytest.mark.parametrize(
+    ("words", "added"),
+    [
+        ((), True),
+        (("data.val_fraction=0.4",), True),
+        (("data=digits",), False),
+        (("data=digits_few", "data.val_labels=null"), False),
+    ],
+)
+def test_a_command_for_train_names_the_digits(
+    words: tuple[str, ...], added: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`kd.train` alone has few labels."""
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr(
+        "kd.tuning.search.tune", lambda request, command: asked.append(request.overrides)
+    )
+    typed = ("model=mlp_to_mlp", f"output_dir={tmp_path}", *words)
+    assert exit_code("tune", *typed) == 0
+    assert asked == [(*typed, "data=digits") if added else typed]
+
+
 def test_after_the_end_nothing_is_done_again(whole: Whole, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "kd.training.fit.fit", lambda *args, **options: pytest.fail("trained again")

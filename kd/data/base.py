@@ -305,13 +305,12 @@ class DataModule(ABC):
             )
         parts = {"train": rest, "validation": val, "test": test}
         assert_apart(parts)
+        given = (source.val, source.test)
+        carved = {name: part for name, part in parts.items() if part not in given}
         if pool:
-            self._note_copies_in(
-                pool, {k: v for k, v in parts.items() if v not in (source.val, source.test)}
-            )
+            self._note_copies_in(pool, carved)
         if self.duplicates.within.get("train"):
-            own = [name for name, part in parts.items() if part not in (source.val, source.test)]
-            self._note_split_copies({name: parts[name] for name in own})
+            self._note_split_copies(carved)
         if self.imbalance is not None:
             rest = long_tail(rest, self.imbalance, self.split_seed)
         if self.limit is not None and self.limit < len(rest):

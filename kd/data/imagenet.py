@@ -14,8 +14,8 @@ SYNSET = re.compile(r"n\d{8}")
 OFFICIAL = 1000  # classes of ILSVRC 2012
 # The last is where Kaggle's archive has them
 PLACES = (".", "imagenet", "ILSVRC/Data/CLS-LOC")
+META = "meta.bin"  # names, as torchvision writes them
 # Files of lines with a synset and its names: of Kaggle, and of WordNet
-META = "meta.bin"
 NAME_FILES = ("LOC_synset_mapping.txt", "words.txt")
 
 

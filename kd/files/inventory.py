@@ -227,8 +227,12 @@ def _images(cache: Path, runs: Sequence[_Run], check: Check | None) -> Iterator[
 
 
 def _is_in(place: str, folder: Path) -> bool:
-    """Whether images lie in a folder, the first of them where they lie in several."""
-    return Path(place.partition(", ")[0]).is_relative_to(folder)
+    """Whether images lie in a run's folder, the first of them where they lie in several.
+
+    Where the run names a file, or a pattern of files, they lie in the folder around it.
+    """
+    first = Path(place.partition(", ")[0]).absolute()
+    return first.is_relative_to(folder) or folder.is_relative_to(first)
 
 
 def _first_damage(views: Sequence[Path], check: Check | None) -> str:

@@ -140,7 +140,7 @@ def make_request(cfg: DictConfig, task: Sequence[str], keys: Collection[str]) ->
         node = {**numbers_of_loss(base), **node}
     space = read_space(node, functools.partial(_compose, overrides), asked, own)
     choices = base.hydra.runtime.choices
-    if choices["data"] == "digits" and "data" not in keys:
+    if choices["data"] == "digits" and not any(word.startswith("data=") for word in overrides):
         overrides = (*overrides, "data=digits")  # kd.train's own are digits_few
     about = "{data}_{teacher}_to_{student}_{loss}".format(**choices)
     about += f"_{choices['experiment']}" if choices["experiment"] else ""
