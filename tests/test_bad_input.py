@@ -207,6 +207,7 @@ TRAIN: list[tuple[str, tuple[str, ...]]] = [
         ("/nowhere/cifar-10-batches-py", "data_batch_1", "KD_DATA_DIR"),
     ),
     ("data=image_folder", ("data.root: must be given",)),
+    ("data=image_folder  data.root=", ("data.root: found '', accepted is a folder",)),
     ("data=image_folder  data.root=nowhere", ("data.root: no folder", "nowhere")),
     ("data=image_folder  data.root=loop", ("data.root: no folder", "loop")),
     (

@@ -114,6 +114,9 @@ def test_the_temperature_is_fitted_on_validation(finished: Path, tmp_path: Path)
     record = EvaluationRecord.model_validate_json(json.dumps(found))
     assert not any("trial" in each for each in sentences(record))
     assert "is a trial" in sentences(record.model_copy(update={"trial": True}))[1]
+    omitted = record.data.model_copy(update={"omitted": ["3", "5"]})
+    told = sentences(record.model_copy(update={"data": omitted}))
+    assert "Never shown to baseline and student: 3, 5." in told
     for images, caution in ((len(split.val), False), (50, False), (49, True), (3, True)):
         on = record.calibrated_on.model_copy(update={"validation": images})
         said = sentences(record.model_copy(update={"calibrated_on": on}))

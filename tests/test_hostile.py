@@ -221,7 +221,7 @@ class TestSize:
         ]
         assert exit_code("train", "model=mlp_to_mlp", *words, "data.cache=off") == 2
         assert re.search(
-            r"1 of 9 image files cannot.*\n.*bomb\.png: .*too many.*89478485",
+            r"1 of 9 image files cannot.*\n.*bomb\.png: .*too many.*178956970",
             capsys.readouterr().err,
         )
         assert exit_code("predict", f"model={shipped.run}", f"images={root}") == 1

@@ -4,12 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import exit_code
 from composed import TINY, composed
 
 from kd.config.schema import check
 from kd.data.digits import Digits
 from kd.files.report_file import read_report
 from kd.measure.omission import bias_for, omitted_errors
+from kd.reports.omission import omitted_lines
 from kd.runs.run import run
 
 
@@ -19,7 +21,8 @@ def test_the_bias_is_in_the_middle_of_what_is_best() -> None:
     # Above 5 three are right; in any interval below, fewer.
     assert bias_for(logits, torch.tensor([0, 2, 2, 2]), [2]) == pytest.approx(6)
     assert bias_for(logits, torch.tensor([2, 2, 0, 1]), [2]) == pytest.approx(2.5)
-    assert bias_for(logits, torch.tensor([0, 1, 0, 1]), [2]) == pytest.approx(0)
+    # Without class 2 all are right, below a bias of 4: none is needed.
+    assert bias_for(4 * logits, torch.tensor([0, 1, 0, 1]), [2]) == 0
 
 
 def test_no_other_bias_is_better() -> None:
@@ -60,3 +63,8 @@ def test_a_run_says_what_became_of_them(tmp_path: Path) -> None:
     text = (folder / "report.md").read_text()
     assert "Never shown 3, the baseline makes" in text
     assert "and never see those of 3" in text
+    assert exit_code("evaluate", f"run={folder}") == 0
+    assert "Never shown to baseline and student: 3." in (folder / "evaluation.md").read_text()
+    useless = {role: each.model_copy(update={"bias": 0.0}) for role, each in found.omitted.items()}
+    told = omitted_lines(found.model_copy(update={"omitted": useless}))
+    assert told[0].endswith("No other bias of 3 does better on validation.")

@@ -16,7 +16,8 @@ MEASURE = """
 import json, resource, time
 import numpy as np, torch
 from kd.measure.metrics import paired_comparison, summary
-from kd.reports.figures import as_array, figures_of_run
+from kd.reports.figures import as_array
+from kd.reports.run_figures import figures_of_run
 from kd.reports.page import image, picture
 
 torch.set_num_threads(1)

@@ -92,9 +92,40 @@ class TestLabels:
         with pytest.raises(UserError, match=r"names 1 unknown image: 'c/1\.png'"):
             ImageFolder(root, image_size=8, test_fraction=0.1, labels=file).for_stage("transfer")
 
+    def test_a_file_may_hold_paths_as_find_prints_them(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        root = folder(tmp_path / "own", "ab", range(12))
+        Path("list.txt").write_text(f"./a/1.png\n{root}/a/2.png\nown/b/3.png\nb/3.png")
+        own = ImageFolder("own", image_size=8, val_fraction=0, test_fraction=0.1, labels="list.txt")
+        part = own.for_stage("transfer").split.train
+        names = {name for name, label in zip(part.names, part.labels, strict=True) if label >= 0}
+        listed = {"train/a/1.png", "train/a/2.png", "train/b/3.png"}
+        assert names == listed & set(own.split.train.names)
+        assert len(names) > 1
+
     def test_a_file_may_name_what_is_validated_on_or_was_left_out(self, tmp_path: Path) -> None:
         (tmp_path / "list.txt").write_text("\n".join(map(str, range(300))))
-        assert len(kept(labels=str(tmp_path / "list.txt"), limit=50)) == 50
+        data = Three(labels=str(tmp_path / "list.txt"), limit=50)
+        assert int(data.for_stage("transfer").split.train.has_label.sum()) == 50
+        assert data.notes[1:] == [
+            "data.labels: of the 300 images in list.txt 250 are in another part, or not in use; "
+            "50 count"
+        ]
+
+    def test_classes_that_a_file_leaves_without_a_label_are_told(self, tmp_path: Path) -> None:
+        own = Three()
+        first = own.split.train.labels == 0
+        names = [own.split.train.names[i] for i in first.nonzero()[:, 0].tolist()]
+        (tmp_path / "list.txt").write_text("\n".join(names))
+        own.labels = str(tmp_path / "list.txt")
+        own.for_stage("transfer")
+        a, b = own.classes[1:]
+        assert own.notes[1:] == [
+            f"data.labels names no image of 2 of 3 classes ({a}, {b}); a net trained alone cannot "
+            "learn them"
+        ]
 
     @pytest.mark.parametrize(
         ("asked", "said"),
@@ -272,6 +303,12 @@ class TestValidationLabels:
             ("baseline: MLP(hidden=[8]), learns from 180 images with their labels; it never sees 3",
              "distill:  the same net, learns from 180 images, the labels of all, and what "
                  "the baseline says of each; it never sees 3"),
+        ),
+        (
+            ("loss=dml", "stages=[baseline,distill]"),
+            ("baseline: MLP(hidden=[8]), learns from 200 images with their labels",
+             "distill:  the same net, learns from 200 images, the labels of all, and a peer that "
+                 "learns beside it (MLP(hidden=[16]))"),
         ),
     ],
 )  # fmt: skip

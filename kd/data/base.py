@@ -18,13 +18,14 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from kd.data.batches import Batch, EpochOrder, Gather, GatherViews, InOrder, InViews, Loader
 from kd.data.cache import Cache, Mode
 from kd.data.decode import Reading
-from kd.data.duplicates import Duplicates, OnDuplicate, apply_policy, find_duplicates
+from kd.data.duplicates import Duplicates, OnDuplicate
 from kd.data.folder import find_images, omission_note, plain
 from kd.data.image_bytes import EncodedImages, ImagePaths
+from kd.data.image_names import ImageNames
 from kd.data.images import Images, Pixels, Source, Split
-from kd.data.other_source import knobs_of, sized_source, unseen
-from kd.data.parts import assert_apart, check_counts, hold_out, long_tail, strata, stratify
+from kd.data.other_source import knobs_of, sized_source
 from kd.data.rare_classes import BALANCE, check_balance, class_shares
+from kd.data.split import make_split
 from kd.data.teacher_images import reads_of_teacher, split_as_read, with_labels_of
 from kd.data.texts import Texts
 from kd.data.transfer import (
@@ -175,7 +176,7 @@ class DataModule(ABC):
             cache_limit,
         )
         self.augment = make_augment(augment or {})
-        self.root = Path(root).expanduser()
+        self.root = _folder(root)
         self.unlabeled = Path(unlabeled).expanduser() if unlabeled else None
         self.teacher_data = teacher_data
         self.teacher_reading = teacher_reading
@@ -280,69 +281,8 @@ class DataModule(ABC):
                 "label, leave them out, or show them by data.unlabeled=FOLDER"
             )
         self.source_names = source.train.names
-        pool = self._pool(source.train)
-        source, pool, self.duplicates = apply_policy(source, pool, self.on_duplicate, self.note)
-        rest = source.train
-        val = source.val
-        test = source.test
-        carves_val = val is None and self.val_fraction > 0
-        check_counts(
-            rest,
-            [*(["validation"] if carves_val else []), *(["test"] if test is None else [])],
-            source.classes,
-        )
-        if test is None:
-            # Minimum per class to keep for the validation part still to come
-            least = 2 if carves_val else 1
-            rest, test = hold_out(
-                rest, self.test_fraction, "test", source.classes, self.split_seed, least
-            )
-        if val is None and not carves_val:
-            val = rest.at([])
-        elif val is None:
-            rest, val = hold_out(
-                rest, self.val_fraction, "validation", source.classes, self.split_seed
-            )
-        parts = {"train": rest, "validation": val, "test": test}
-        assert_apart(parts)
-        given = (source.val, source.test)
-        carved = {name: part for name, part in parts.items() if part not in given}
-        if pool:
-            self._note_copies_in(pool, carved)
-        if self.duplicates.within.get("train"):
-            self._note_split_copies(carved)
-        if self.imbalance is not None:
-            rest = long_tail(rest, self.imbalance, self.split_seed)
-        if self.limit is not None and self.limit < len(rest):
-            _, kept = stratify(strata(rest.labels), self.limit, "limited training", self.split_seed)
-            rest = rest.at(kept)
-        return Split(rest, val, test, source.classes, pool)
-
-    def _note_split_copies(self, parts: Mapping[str, Images]) -> None:
-        """Note where the split separates copies of an image.
-
-        Args:
-            parts: the parts carved from train.
-        """
-        if across := find_duplicates(parts)[0].across:
-            words = "; ".join(f"{pair}: {count}" for pair, count in across.items())
-            self.note(f"carved parts share images ({words}), as a class has too few different ones")
-
-    def _note_copies_in(self, pool: Images, parts: Mapping[str, Images]) -> None:
-        """Note carved test and validation images that are unlabelled ones too, which nets see.
-
-        Args:
-            parts: those carved from train, which was compared with the pool as a whole.
-        """
-        for name in ("test", "validation"):
-            if name in parts and (count := len(parts[name]) - len(unseen(parts[name], pool))):
-                pair = f"{name} in unlabeled"
-                across = {**self.duplicates.across, pair: count}
-                self.duplicates = replace(self.duplicates, across=across)
-                self.note(
-                    f"of {len(parts[name])} in {name} {count} also in unlabeled, which the student "
-                    "sees; data.on_duplicate=drop takes them out of there"
-                )
+        split, self.duplicates = make_split(source, self._pool(source.train), self, self.note)
+        return split
 
     def _pool(self, train: Images) -> Images | None:
         """Return the unlabelled images, at the shape of the training images."""
@@ -486,7 +426,9 @@ class DataModule(ABC):
         pool.
         """
         asked = (self.labels, self.labels_seed, self.omit, self.val_labels)
-        split, seen = transfer_split(self.split, self.source_names, *asked)
+        parts = self.split  # before the names, which are read with it
+        names = ImageNames(self.source_names, self.root, self.note)
+        split, seen = transfer_split(parts, names, *asked)
         if split is self.split:
             return self
         found = self._with(split.train, split.val)
@@ -663,6 +605,12 @@ class DataModule(ABC):
             persistent_workers=self.num_workers > 0,
             generator=torch.Generator(),
         )
+
+
+def _folder(root: str) -> Path:
+    if not root:
+        raise UserError("data.root: found '', accepted is a folder; `.` is the current one")
+    return Path(root).expanduser()
 
 
 def _check_fractions(val: float, test: float) -> None:

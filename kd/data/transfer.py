@@ -1,6 +1,6 @@
 """The transfer set: which training images and labels the student and the baseline may see."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from kd.data.image_names import ImageNames
 from kd.data.images import Images, Split
 from kd.data.parts import strata
 from kd.errors import UserError, nearest
@@ -27,7 +28,7 @@ Labels = int | float | str | None
 
 def transfer_split(
     split: Split,
-    known: Sequence[str],
+    names: ImageNames,
     labels: Labels,
     seed: int,
     omit: Sequence[str | int] | None,
@@ -36,7 +37,7 @@ def transfer_split(
     """Return what the student and the baseline may see of a split.
 
     Args:
-        known: names of all images that the training part was carved from.
+        names: of all images that the training part was carved from.
         labels, seed, omit, val_labels: as of `kd.data.base.DataModule`; its `labels_seed`.
 
     Returns:
@@ -52,7 +53,10 @@ def transfer_split(
     # Of multi-label data `omit` is refused
     omitted = torch.isin(strata(train.labels), torch.tensor(omitted_labels(omit, split.classes)))
     seen = (~omitted).nonzero()[:, 0]
-    kept = seen[labels_to_keep(train.at(seen), labels, seed, known)]
+    shown = train.at(seen)
+    chosen = labels_to_keep(shown, labels, seed, names)
+    _note_bare_classes(shown, chosen, split.classes, names.note)
+    kept = seen[chosen]
     if len(kept) < len(train):
         left = torch.full_like(train.labels, UNLABELED)
         left[omitted] = OMITTED
@@ -66,10 +70,29 @@ def transfer_split(
                 f"{VAL}: found {val_labels}, but data.val_fraction=0 leaves no validation part; "
                 "accepted are null or 0"
             )
-        val = val.at(labels_to_keep(val, val_labels, seed, known, VAL))
+        val = val.at(labels_to_keep(val, val_labels, seed, names, VAL))
     if train is split.train and val is split.val:
         return split, seen
     return replace(split, train=train, val=val), seen
+
+
+def _note_bare_classes(
+    images: Images, chosen: Tensor, classes: Sequence[str], note: Callable[[str], None]
+) -> None:
+    """Note the classes that a list labels no image of; counts and shares have one of each.
+
+    Args:
+        chosen: positions of the labelled images.
+    """
+    if images.multilabel:
+        return
+    labels = images.labels
+    if bare := sorted(set(labels.tolist()) - set(labels[chosen].tolist())):
+        named = ", ".join(classes[each] for each in bare[:3])
+        note(
+            f"data.labels names no image of {len(bare)} of {len(classes)} classes ({named}"
+            f"{', ...' if len(bare) > 3 else ''}); a net trained alone cannot learn them"
+        )
 
 
 def omitted_labels(asked: Sequence[str | int] | None, classes: Sequence[str]) -> list[int]:
@@ -142,7 +165,7 @@ def labels_to_keep(
     images: Images,
     asked: Labels,
     seed: int,
-    known: Sequence[str] = (),
+    names: ImageNames,
     where: str = "data.labels",
 ) -> Tensor:
     """Choose the images that keep their label.
@@ -151,7 +174,7 @@ def labels_to_keep(
         images: the images shown, all labelled.
         asked: count, share, or file with one name per line; None for all.
         seed: of the choice, which is stratified by class; a larger choice contains a smaller one.
-        known: names of images elsewhere that a list may also hold.
+        names: of all images, for a list.
         where: config key of `asked`, for messages.
 
     Returns:
@@ -164,7 +187,7 @@ def labels_to_keep(
     if asked is None:
         return torch.arange(len(images))
     if isinstance(asked, str):
-        return torch.tensor(_read_list(images, Path(asked).expanduser(), set(known), where))
+        return torch.tensor(names.positions(images, Path(asked).expanduser(), where))
     count = asked if isinstance(asked, int) else round(asked * len(images))
     labels = strata(images.labels)
     present = int((torch.bincount(labels) > 0).sum())
@@ -190,34 +213,3 @@ def _spread(labels: Tensor, seed: int) -> list[int]:
         place[position] = (taken[label] > 0, (taken[label] + 0.5) / totals[label])
         taken[label] += 1
     return sorted(order, key=place.__getitem__)
-
-
-def _read_list(images: Images, file: Path, known: set[str], where: str) -> list[int]:
-    """Return the positions of the images that a file lists."""
-    try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(
-            f"{where}: cannot read {file.absolute()}: {reason}; accepted are null, a whole "
-            "number, a share below 1, or a text file with an image's name on each line"
-        ) from None
-    places = {name: i for i, name in enumerate(images.names)}
-    there = known | places.keys()
-    named = [line for line in lines if line and not line.startswith("#")]
-    # Where the root holds the class folders itself, `train/` is in no path
-    names = dict.fromkeys(
-        line if line in there or f"train/{line}" not in there else f"train/{line}" for line in named
-    )
-    unknown = [name for name in names if name not in there]
-    if unknown:
-        few = ", ".join(map(repr, unknown[:3])) + (" ..." if len(unknown) > 3 else "")
-        raise UserError(
-            f"{where}: {file} names {number_of(len(unknown), 'unknown image')}: {few}; the "
-            f"images are called {images.names[0]!r} to "
-            f"{images.names[-1]!r}{nearest(unknown[0], list(places))}"
-        )
-    kept = sorted(places[name] for name in names if name in places)
-    if not kept:
-        raise UserError(f"{where}: {file} names none of the images")
-    return kept

@@ -109,7 +109,7 @@ def evaluate(finished: FinishedRun, config: Evaluate, command: str) -> Path:
         **provenance(command),
         name=finished.report.name,
         trial=bool(trial_note(finished.report.trainer)),
-        data=_about(evaluated_on, classes),
+        data=_about(evaluated_on, finished.report),
         missing=missing,
         calibrated_on=CalibrationImages(validation=len(val or ()), reason=lacking),
         models=evaluate_nets(mirrored, said, finished.report, images, calibration),
@@ -169,7 +169,7 @@ def neighbours(
     return NeighbourAccuracies(k=k, images=len(train), accuracy=found)
 
 
-def _about(evaluated_on: EvaluationSet, classes: Sequence[str]) -> EvaluatedImages:
+def _about(evaluated_on: EvaluationSet, report: Report) -> EvaluatedImages:
     """Describe the evaluation set."""
     return EvaluatedImages(
         name=evaluated_on.name,
@@ -180,7 +180,8 @@ def _about(evaluated_on: EvaluationSet, classes: Sequence[str]) -> EvaluatedImag
         skipped=[SkippedFile(**each) for each in evaluated_on.skipped],
         images=len(evaluated_on.images),
         fingerprint=evaluated_on.images.fingerprint,
-        classes=list(classes),
+        classes=report.data.classes,
+        omitted=report.data.omitted,
     )
 
 

@@ -228,6 +228,9 @@ def sentences(found: EvaluationRecord) -> list[str]:
         )
     if data.skipped:
         lines.append(f"{len(data.skipped)} files could not be decoded.")
+    if data.omitted:
+        nets = " and ".join(role for role in found.roles if role != "teacher")
+        lines.append(f"Never shown to {nets}: {', '.join(data.omitted)}.")
     lines += [f"No {role}: {reason}" for role, reason in found.missing.items()]
     for pair in found.paired:
         low, high = (100 * bound for bound in pair.difference_ci95)

@@ -152,7 +152,11 @@ class PairedDifference(Record):
 
 
 class EvaluatedImages(Record):
-    """The evaluation set; see `kd.evaluation.evaluation_set.EvaluationSet`."""
+    """The evaluation set; see `kd.evaluation.evaluation_set.EvaluationSet`.
+
+    Attributes:
+        omitted: classes that student and baseline were not shown.
+    """
 
     name: str
     root: str
@@ -163,6 +167,7 @@ class EvaluatedImages(Record):
     images: int
     fingerprint: str
     classes: list[str]
+    omitted: list[str] = []
 
 
 class CalibrationImages(Record):

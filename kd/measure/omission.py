@@ -13,7 +13,7 @@ def bias_for(logits: Tensor, labels: Tensor, omitted: Sequence[int]) -> float:
     """Find the bias of the omitted classes' logits with the best accuracy.
 
     Hinton et al. 2015, section 3: a net that never saw a class learns much too low a bias for it.
-    Among equally good biases the middle of their interval is taken, nearest to 0.
+    Among equally good biases 0 is taken, or the middle of their interval nearest to it.
 
     Args:
         logits: [N, C].
@@ -31,6 +31,8 @@ def bias_for(logits: Tensor, labels: Tensor, omitted: Sequence[int]) -> float:
     gained = np.sort(needed[(choice_omitted == labels).numpy()])  # right above it
     lost = np.sort(needed[(choice_shown == labels).numpy()])  # right below it
     right = np.searchsorted(gained, biases) + len(lost) - np.searchsorted(lost, biases)
+    if right[np.searchsorted(edges, 0)] == right.max():
+        return 0.0
     best = biases[right == right.max()]
     return float(best[np.abs(best).argmin()])
 

@@ -1,4 +1,4 @@
-"""Figures of one run's models: confusions, calibration, disagreement.
+"""Figures of one run's models: confusions, calibration, learning curves.
 
 Each function takes plain arrays and returns a matplotlib `Figure`, drawn without pyplot's global
 state. Colours are those of Okabe and Ito (2008), or run from light to dark in one hue, for colour
@@ -6,12 +6,12 @@ blindness and printers. Roles also differ in line style and hatching.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
@@ -26,56 +26,12 @@ from kd.files.report_file import ReliabilityBin
 from kd.measure.metrics import (
     CONFUSION,
     confusions,
-    probability_metrics,
-    row_blocks,
-    single_answers,
     worst_of,
 )
 from kd.reports.fonts import give_letters
 from kd.reports.palette import GRAY, ROLES, SKY
 
-
-class PixelSource(Protocol):
-    """Images of which some can be had as uint8 pixels [K, channels, height, width]."""
-
-    def __getitem__(self, index: Tensor, /) -> Tensor:
-        """The pixels of the positions [K]."""
-        ...
-
-
 NAMED = 20  # largest number of classes with numbers in the confusion matrix
-
-
-def figures_of_run(
-    histories: Mapping[str, Sequence[Mapping[str, float]]],
-    logits: Mapping[str, Tensor],
-    images: PixelSource,
-    labels: Tensor,
-    classes: Sequence[str],
-) -> Iterator[tuple[str, Figure]]:
-    """Iterate over all figures of a run, with their names.
-
-    Args:
-        histories: per role its epochs' metrics, as in a stage's record.
-        logits: per role, [N, C] for the test images.
-        images: the test images; `images[i]` are the uint8 pixels [K, channels, height, width] at
-            positions i [K].
-        labels: their classes, int64 [N]; of several labels [N, C], which have curves and
-            reliability only.
-        classes: names.
-    """
-    yield "learning_curves", learning_curves(histories)
-    if labels.ndim == 2:  # the others are of one class an image
-        for role, each in logits.items():
-            bins = probability_metrics(*single_answers(each, labels)).reliability
-            yield f"reliability/{role}", reliability_diagram(bins, role)
-        return
-    for role, each in logits.items():
-        yield f"confusion/{role}", confusion_figure(labels, each.argmax(1), classes, role)
-        bins = probability_metrics(each, labels).reliability
-        yield f"reliability/{role}", reliability_diagram(bins, role)
-    if len(logits) > 1:
-        yield "disagreement", disagreement_gallery(images, labels, logits, classes)
 
 
 def confusion_figure(labels: Tensor, chosen: Tensor, classes: Sequence[str], who: str) -> Figure:
@@ -251,117 +207,6 @@ def _calibration(bins: Sequence[ReliabilityBin]) -> str:
     )
 
 
-def disagreement(logits: Sequence[Tensor]) -> Tensor:
-    """Measure how far several nets disagree on each image.
-
-    The Jensen-Shannon divergence (Lin 1991, eq. 5.1), with equal weights.
-
-    Args:
-        logits: of each net, [N, C].
-
-    Returns:
-        float64 [N], in nats; from 0, if all agree, to the logarithm of the number of nets.
-    """
-
-    def entropy(p: Tensor) -> Tensor:
-        return -(p * p.clamp(min=1e-30).log()).sum(1)
-
-    found = torch.empty(len(logits[0]), dtype=torch.float64)
-    for at, rows in row_blocks(*logits):
-        each = [row.softmax(1) for row in rows]
-        mean = sum(each[1:], each[0]) / len(each)
-        own = sum((entropy(p) for p in each[1:]), entropy(each[0])) / len(each)
-        found[at] = entropy(mean) - own
-    return found
-
-
-def disagreement_gallery(
-    images: PixelSource,
-    labels: Tensor,
-    logits: Mapping[str, Tensor],
-    classes: Sequence[str],
-    count: int = 12,
-) -> Figure:
-    """Show the test images on which the models disagree most, with each model's probabilities.
-
-    Args:
-        images: as in `figures_of_run`.
-        labels: int64 [N].
-        logits: per role, [N, C].
-        count: maximum number of images.
-    """
-    apart = disagreement(list(logits.values()))
-    shown = apart.argsort(descending=True, stable=True)[:count]
-    probabilities = {role: each[shown].double().softmax(1) for role, each in logits.items()}
-    columns = min(3, len(shown))
-    rows = -(-len(shown) // columns)
-    figure, grid = new_figure(
-        4.6 * columns, 1.85 * rows + 0.7, rows, 2 * columns, width_ratios=[1, 1.25] * columns
-    )
-    for axes in grid.flat[2 * len(shown) :]:
-        axes.set_visible(False)
-    for place, (i, pixels, picture, bars) in enumerate(
-        zip(shown.tolist(), images[shown], grid.flat[0::2], grid.flat[1::2], strict=False)
-    ):
-        picture.imshow(to_picture(pixels), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        picture.set(xticks=[], yticks=[])
-        picture.set_title(f"test image {i}", fontsize=9)
-        picture.set_xlabel(f"{apart[i]:.2f} nats apart", fontsize=9)
-        _bars(
-            bars,
-            {role: each[place].numpy() for role, each in probabilities.items()},
-            int(labels[i]),
-            classes,
-        )
-    figure.legend(
-        *grid.flat[1].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=10
-    )
-    figure.suptitle(
-        "The test images on which the models disagree most, and their probabilities", fontsize=12
-    )
-    return figure
-
-
-def _bars(
-    axes: Axes, said: Mapping[str, NDArray[np.float64]], label: int, classes: Sequence[str]
-) -> None:
-    """Draw for one image each model's probabilities of the true, predicted and likely classes."""
-    likely = np.argsort(-sum(said.values(), np.zeros(len(classes))), kind="stable").tolist()
-    chosen = {int(each.argmax()) for each in said.values()}
-    others = sorted((c for c in likely if c != label), key=lambda c: c not in chosen)
-    shown = [label, *others[: max(2, len(chosen - {label}))]]
-    for row, (role, each) in enumerate(said.items()):
-        style = ROLES[role]
-        thick = 0.84 / len(said)
-        at = np.arange(len(shown)) + (row - (len(said) - 1) / 2) * thick
-        axes.barh(
-            at,
-            each[shown],
-            thick,
-            label=role,
-            color=style["color"],
-            hatch=style["hatch"],
-            edgecolor="white",
-        )
-        for y, share in zip(at, each[shown], strict=True):
-            axes.text(share, y, f" {100 * share:.0f} %", va="center", fontsize=7)
-    axes.set_yticks(
-        range(len(shown)),
-        [f"true: {short_name(classes[label])}", *(short_name(classes[c]) for c in shown[1:])],
-    )
-    axes.set(xlim=(0, 1.32), ylim=(len(shown) - 0.5, -0.5), xticks=[0, 0.5, 1])
-    axes.tick_params(labelsize=9)
-    axes.xaxis.set_major_formatter(PercentFormatter(1, 0))
-
-
-def to_picture(pixels: Tensor) -> NDArray[np.uint8]:
-    """Convert pixels [channels, height, width] for matplotlib: [height, width], or with [...,
-    3].
-    """
-    picture: NDArray[np.uint8] = pixels.permute(1, 2, 0).numpy()
-    return picture[:, :, 0] if picture.shape[2] == 1 else picture
-
-
 def learning_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
     """Plot validation accuracy, loss and mAP of each role by epoch; a level line without training.
 
@@ -400,50 +245,17 @@ def learning_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> F
     return figure
 
 
-def image_grid(
-    pictures: Sequence[NDArray[np.uint8]], titles: Sequence[str], columns: int
-) -> Figure:
-    """Show pictures of one size in rows, each with a title of up to three lines.
-
-    All are in one `Axes`: with an `Axes` for each, drawing 50 takes seconds.
-
-    Args:
-        pictures: [height, width] or [height, width, 3] each.
-        columns: most pictures in a row.
-    """
-    side = 1.2  # inches, of a picture; its column and its title:
-    cell = 1.35
-    above = 0.52
-    columns = min(columns, len(pictures))
-    tall = side * pictures[0].shape[0] / pictures[0].shape[1]
-    width = cell * columns
-    height = (tall + above) * -(-len(pictures) // columns)
-    figure, axes = new_figure(width, height)
-    axes.axis("off")
-    for place, (picture, title) in enumerate(zip(pictures, titles, strict=True)):
-        row, column = divmod(place, columns)
-        left = cell * column + (cell - side) / 2
-        top = (tall + above) * row + above
-        axes.imshow(
-            picture,
-            cmap="gray",
-            vmin=0,
-            vmax=255,
-            interpolation="nearest",
-            aspect="auto",
-            extent=(left, left + side, top + tall, top),
-        )
-        axes.text(left + side / 2, top - 0.04, title, ha="center", va="bottom", fontsize=8)
-    axes.set(xlim=(0, width), ylim=(height, 0), aspect="equal")
-    return figure
+_drawn: WeakKeyDictionary[Figure, NDArray[np.uint8]] = WeakKeyDictionary()
 
 
 def as_array(figure: Figure) -> NDArray[np.uint8]:
-    """Return the figure's pixels: uint8 [height, width, 3]."""
-    settle(figure)
-    canvas: Any = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
+    """Return the figure's pixels, uint8 [height, width, 3]; a figure is drawn once."""
+    if figure not in _drawn:
+        settle(figure)
+        canvas: Any = FigureCanvasAgg(figure)
+        canvas.draw()
+        _drawn[figure] = np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
+    return _drawn[figure]
 
 
 def settle(figure: Figure) -> None:

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from kd.reports.figures import new_figure, short_name, to_picture
+from kd.reports.figures import new_figure, short_name
+from kd.reports.gallery import to_picture
 
 
 def grad_cam_figure(

@@ -9,7 +9,8 @@ from kd.data.base import DataModule
 from kd.data.images import Images
 from kd.files.report_file import DoubtedLabel, LabelDoubts, Report
 from kd.files.store import StageResult
-from kd.reports.figures import image_grid, short_name, to_picture
+from kd.reports.figures import short_name
+from kd.reports.gallery import image_grid, to_picture
 from kd.stages.result import logits_of
 
 SHOWN = 50

@@ -51,6 +51,9 @@ def _line(role: str, found: OmittedErrors, names: str) -> str:
     return (
         f"Never shown {names}, the {role} makes {before.all:,} errors on {images.all:,} test "
         f"images, {before.omitted:,} of them on the {images.omitted:,} of {names}. "
+    ) + (
         f"With {found.bias:+.1f} on the bias of {names}, the best on validation: "
         f"{after.all:,} errors, {after.omitted:,} of them on those."
+        if found.bias
+        else f"No other bias of {names} does better on validation."
     )

@@ -1,6 +1,6 @@
 """Plain-language outline of a run's comparison, before anything is trained."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from kd.data.base import DataModule
@@ -60,4 +60,7 @@ def _learns_from(plan: StagePlan, chain: Sequence[StagePlan], data: DataModule) 
         )
     known = "the labels of all" if labels == images else f"the labels of {labels:,}"
     told = f", and what the {plan.teacher} says of each" if plan.teacher else ""
+    nets = [term.build.get("peer") for term in plan.loss.terms]
+    peers = [name_of_net(peer) for peer in nets if isinstance(peer, Mapping)]
+    told += f", and a peer that learns beside it ({', '.join(peers)})" if peers else ""
     return f"{net}, learns from {images:,} images, {known}{told}"

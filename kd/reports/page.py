@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from PIL import Image
 
-from kd.reports.figures import settle
+from kd.reports.figures import as_array, settle
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,7 @@ def svg_picture(svg: str, caption: str, alt: str, width: int) -> Picture:
 def image(figure: Figure, caption: str, alt: str) -> Picture:
     """Draw a figure as PNG, for figures made of images."""
     out = io.BytesIO()
-    settle(figure)
-    figure.savefig(out, format="png", dpi=110, metadata={"Software": None})
+    Image.fromarray(as_array(figure)).save(out, format="png")
     data = base64.b64encode(out.getvalue()).decode()
     return Picture(f"data:image/png;base64,{data}", caption, alt, round(96 * figure.get_figwidth()))
 

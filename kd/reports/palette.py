@@ -8,6 +8,7 @@ from typing import Any
 
 BLUE, ORANGE, GREEN = "#0072B2", "#E69F00", "#009E73"
 PURPLE, SKY, VERMILION, BLACK, GRAY = "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#999999"
+LIGHT = "#EEEEEE"
 
 ROLES: Mapping[str, Mapping[str, Any]] = {
     "teacher": {"color": BLUE, "linestyle": "--", "marker": "s", "hatch": ""},

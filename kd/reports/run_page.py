@@ -19,7 +19,7 @@ def as_page(report: Report, figures: Mapping[str, Figure]) -> str:
 
     Args:
         report: contents of `report.json`.
-        figures: by name, as from `kd.reports.figures.figures_of_run` and
+        figures: by name, as from `kd.reports.run_figures.figures_of_run` and
             `kd.reports.tasks.pictures`; may be empty.
     """
     groups = [

@@ -12,7 +12,7 @@ from kd.data.views import normalize, to_unit
 from kd.files.store import StageResult
 from kd.log import say
 from kd.measure.grad_cam import grad_cam, last_maps
-from kd.reports.figures import disagreement
+from kd.reports.gallery import disagreement
 from kd.reports.grad_cam_figure import grad_cam_figure
 from kd.shape import Shape
 from kd.stages.chain import Role

@@ -21,11 +21,11 @@ from kd.files.run_folder import RunFolder
 from kd.files.store import StageResult, Store
 from kd.files.tensors import save_tensors
 from kd.log import say
-from kd.reports.figures import figures_of_run
 from kd.reports.label_doubts import doubts_figure
 from kd.reports.model_card import model_card
 from kd.reports.opening import opening
 from kd.reports.run_events import begin, finish
+from kd.reports.run_figures import figures_of_run
 from kd.reports.run_page import as_page
 from kd.reports.run_report import as_markdown, as_table, make_report, verdict
 from kd.runs.duration import outlook, within_budget
