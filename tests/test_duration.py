@@ -12,7 +12,7 @@ from composed import TINY, composed
 from kd.config.fields import seconds_of
 from kd.config.schema import Config, check
 from kd.data.digits import Digits
-from kd.runs.duration import stage_seconds, within_budget
+from kd.runs.duration import stage_seconds, times_of_image, within_budget
 from kd.runs.run import run
 from kd.stages.chain import StagePlan, chain_of
 
@@ -48,9 +48,20 @@ def test_a_stage_takes_its_images_times_its_epochs(monkeypatch: pytest.MonkeyPat
     assert stage_seconds(plans["baseline"], short, data) == pytest.approx(5 * (100 + 48) * 0.01)
 
 
+def test_a_teachers_answer_counts_however_busy_the_machine_is() -> None:
+    config = check(composed(*TINY)).resolve()
+    plans = {plan.name: plan for plan in chain_of(config)}
+    times = {name: times_of_image(plan, config, Digits()) for name, plan in plans.items()}
+    assert {name: answer > 0 for name, (_, answer) in times.items()} == {
+        "teacher": False,
+        "baseline": False,
+        "distill": True,
+    }
+
+
 def test_reading_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """16 images whose reading takes 80 ms: 5 ms each at least."""
-    monkeypatch.setattr("kd.runs.duration._step_seconds", lambda *_: 0.0)
+    monkeypatch.setattr("kd.runs.duration._net_seconds", lambda *_: (0.0, 0.0))
     monkeypatch.setattr("kd.runs.duration.views_of", lambda *_, **__: time.sleep(0.08))
     config = check(composed(*TINY, "epochs=5")).resolve()
     plans = {plan.name: plan for plan in chain_of(config)}

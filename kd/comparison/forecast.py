@@ -12,7 +12,7 @@ from kd.data.base import DataModule
 from kd.data.trial import shorten
 from kd.files.store import Store
 from kd.nets.hooks import kinds_of
-from kd.runs.duration import image_seconds, stage_seconds
+from kd.runs.duration import stage_seconds, times_of_image
 from kd.runs.preflight import pending_plans
 from kd.stages.batch import suit_to_data
 from kd.stages.chain import StagePlan
@@ -77,11 +77,9 @@ class Trainings:
         """Return seconds of an image in training, and those of an answer that is stored."""
         nets = _nets(plan)
         if nets not in self.measured:
-            whole = image_seconds(plan, config, data)
-            own = whole
-            if _stores(plan, config):
-                own = min(whole, image_seconds(replace(plan, teacher_net=None), config, data))
-            self.measured[nets] = own, whole - own
+            own, answer = times_of_image(plan, config, data)
+            stored = _stores(plan, config)
+            self.measured[nets] = (own, answer) if stored else (own + answer, 0.0)
         return self.measured[nets]
 
 

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from kd.data.views import views_of
 from kd.files.store import key_of
 from kd.files.writing import writing
 from kd.nets.build import build_net
+from kd.shape import Shape
 from kd.stages.batch import batches_an_epoch
 from kd.stages.chain import StagePlan
 from kd.teachers.live_teacher import computing_in
@@ -54,31 +55,57 @@ def stage_seconds(
 
 def image_seconds(plan: StagePlan, config: Config, data: DataModule) -> float:
     """Measure a training step of a stage, per image: its views and both nets, without the loss."""
-    each = _step_seconds(plan, config, data) + _view_seconds(plan, data.for_stage(plan.sees))
-    return 2 * each if plan.loss.strong else each
+    return sum(times_of_image(plan, config, data))
 
 
-def _step_seconds(plan: StagePlan, config: Config, data: DataModule) -> float:
+def times_of_image(plan: StagePlan, config: Config, data: DataModule) -> tuple[float, float]:
+    """Measure, per image of a stage, the view with the net's step, and the teacher's answer."""
+    step, answer = _net_seconds(plan, config, data)
+    step += _view_seconds(plan, data.for_stage(plan.sees))
+    return (2 * step, 2 * answer) if plan.loss.strong else (step, answer)
+
+
+def _net_seconds(plan: StagePlan, config: Config, data: DataModule) -> tuple[float, float]:
+    """Measure, per image, a step of the net and a forward pass of its teacher, 0 without one."""
     device = torch.device(device_of(str(config.trainer.get("accelerator", "auto"))))
     shape = data.for_stage(plan.sees).shape
     shape_t = data.teacher_shape if plan.teacher_sees == "all" else data.shape
     count = min(IMAGES, plan.recipe.batch_size)
+
+    def batch(of: Shape) -> torch.Tensor:
+        return torch.randn(count, *of.pixels, device=device).to(memory_format=torch.channels_last)
+
     with torch.random.fork_rng():  # training must not depend on whether this was measured
-        nets = [build_net(plan.net, shape, plan.where, load=False, trained=True)]
-        if plan.teacher_net is not None:
-            nets.append(build_net(plan.teacher_net, shape_t, "teacher.net", load=False).eval())
-        for net in nets:
-            net.to(device).to(memory_format=torch.channels_last)
-        inputs = [
-            torch.randn(count, *each.pixels, device=device).to(memory_format=torch.channels_last)
-            for each in (shape, shape_t)
-        ]
-        passed = []
-        for _ in range(TIMES):
-            started = time.perf_counter()
-            _step(nets, inputs, plan.precision, config.teacher.precision)
-            passed.append(time.perf_counter() - started)
-    return min(passed) / count
+        net = build_net(plan.net, shape, plan.where, load=False, trained=True)
+        net.to(device).to(memory_format=torch.channels_last)
+        step = _least_seconds(lambda x: _step(net, x, plan.precision), batch(shape))
+        if plan.teacher_net is None:
+            return step / count, 0.0
+        teacher = build_net(plan.teacher_net, shape_t, "teacher.net", load=False).eval()
+        teacher.to(device).to(memory_format=torch.channels_last)
+        precision: Any = config.teacher.precision
+        with torch.no_grad(), computing_in(precision, device):
+            answer = _least_seconds(teacher, batch(shape_t))
+    return step / count, answer / count
+
+
+def _least_seconds(act: Callable[[torch.Tensor], object], x: torch.Tensor) -> float:
+    """Return the shortest time of a few calls."""
+    passed = []
+    for _ in range(TIMES):
+        started = time.perf_counter()
+        act(x)
+        if x.device.type == "cuda":
+            torch.cuda.synchronize()
+        passed.append(time.perf_counter() - started)
+    return min(passed)
+
+
+def _step(net: nn.Module, x: torch.Tensor, precision: Any) -> None:
+    with computing_in(precision, x.device):
+        logits = net(x)
+    target = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    F.cross_entropy(logits.float(), target).backward()  # type: ignore[no-untyped-call]
 
 
 def _view_seconds(plan: StagePlan, seen: DataModule) -> float:
@@ -92,19 +119,6 @@ def _view_seconds(plan: StagePlan, seen: DataModule) -> float:
         views_of(train, index, seed=0, view=view, augment=seen.augment, pool=pool)
         passed.append(time.perf_counter() - started)
     return min(passed) / len(index)
-
-
-def _step(nets: Sequence[nn.Module], inputs: Sequence[torch.Tensor], *precisions: Any) -> None:
-    x, x_t = inputs
-    target = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-    with computing_in(precisions[0], x.device):
-        logits = nets[0](x)
-    F.cross_entropy(logits.float(), target).backward()  # type: ignore[no-untyped-call]
-    with torch.no_grad(), computing_in(precisions[1], x.device):
-        for teacher in nets[1:]:
-            teacher(x_t)
-    if x.device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def outlook(
