@@ -80,7 +80,7 @@ def _exit_code(
     name = module.rpartition(".")[2]
     if model and {"-h", "--help"} & set(sys.argv[1:]):
         doc = doc or inspect.unwrap(main).__globals__["__doc__"]
-        _print_help(usage(doc, folder_of(name), name, model))
+        _print_help(usage(doc, folder_of(name), name, model, sys.argv[1:]))
         return 0
     # Hydra hands its exceptions on instead of leaving with its own exit code
     os.environ["HYDRA_FULL_ERROR"] = "1"

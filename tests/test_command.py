@@ -172,6 +172,16 @@ def test_home_is_found_in_quotes_too(
     assert not list(tmp_path.rglob("~*"))
 
 
+def test_help_lists_the_knobs_of_the_files_chosen(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code("train", "data=image_folder", "loss=dkd", "nets=none", "--help") == 0
+    said = capsys.readouterr().out
+    assert "\nKnobs of data=image_folder:\n  Your own images: data=image_folder" in said
+    assert re.search(r"^  data\.draft=false +true: decode large JPEGs", said, re.M)
+    assert "\nKnobs of loss=dkd:\n  Zhao et al. 2022" in said
+    assert "\n  loss.terms.dkd.loss.target_weight=1.0\n" in said
+    assert "kd.losses" not in said.partition("Knobs of loss=dkd")[2].partition("Groups")[0]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_help_has_the_commands_own_examples_knobs_and_groups(
     name: str, capsys: pytest.CaptureFixture[str]

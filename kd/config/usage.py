@@ -1,8 +1,9 @@
 """Text of `--help`: examples, knobs with defaults and ranges, and groups of files."""
 
+import itertools
 import re
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ from kd.config.trainer import Options
 # Files with the knobs of a group, and the prefix of these knobs.
 SHARED = {"teacher": "base/teacher.yaml", "data": "base/data.yaml", "trainer": "trainer/auto.yaml"}
 WIDTH = 110
+PLACED_AT_ROOT = "# @package _global_"
 
 
-def usage(doc: str, folder: Path, config: str, model: type[BaseModel]) -> str:
+def usage(
+    doc: str, folder: Path, config: str, model: type[BaseModel], typed: Sequence[str] = ()
+) -> str:
     """Build the help text of a command.
 
     Args:
@@ -24,6 +28,7 @@ def usage(doc: str, folder: Path, config: str, model: type[BaseModel]) -> str:
         folder: config folder; its subfolders are groups.
         config: name of the config file.
         model: schema of the config.
+        typed: what was typed beside `--help`; the knobs of a file so chosen are listed too.
     """
     groups = dict(_groups(folder, config))
     found = dict(_ranges(model.model_json_schema()))
@@ -33,8 +38,12 @@ def usage(doc: str, folder: Path, config: str, model: type[BaseModel]) -> str:
     for group in [each for each in SHARED if groups.get(each)]:
         parts += ["", f"Knobs of the {group}:"]
         parts += _knobs(folder / SHARED[group], found, f"{group}.")
+    for group, _, name in (each.partition("=") for each in typed):
+        if group in groups and (file := folder / group / f"{name}.yaml").is_file():
+            parts += ["", f"Knobs of {group}={name}:", *_about(file)]
+            parts += _knobs(file, found, "" if PLACED_AT_ROOT in file.read_text() else f"{group}.")
     if groups:
-        parts += ["", "Groups of files, as GROUP=FILE:"]
+        parts += ["", "Groups of files, as GROUP=FILE; with --help, that file's knobs:"]
     for group in groups:
         names = ", ".join(
             sorted(path.stem for path in (folder / group.partition("@")[0]).glob("*.yaml"))
@@ -74,6 +83,13 @@ def _groups(folder: Path, config: str) -> Iterator[tuple[str, str | None]]:
                     yield from ((f"{name}/{path.name}", None) for path in sorted(inner))
 
 
+def _about(file: Path) -> list[str]:
+    """Return the comment that heads a config file, wrapped."""
+    lines = itertools.takewhile(lambda line: line.startswith("#"), file.read_text().splitlines())
+    words = " ".join(line[1:].strip() for line in lines if line != PLACED_AT_ROOT)
+    return textwrap.wrap(words, WIDTH, initial_indent="  ", subsequent_indent="  ")
+
+
 def _knobs(file: Path, ranges: Mapping[str, str], prefix: str = "") -> Iterator[str]:
     """Format each knob of a file: its default, the comment beside it, and its range."""
     path: list[str] = []
@@ -83,7 +99,7 @@ def _knobs(file: Path, ranges: Mapping[str, str], prefix: str = "") -> Iterator[
             continue
         indent, name, value, about = parsed.groups()
         path = [*path[: len(indent) // 2], name]
-        if path[0] in ("defaults", "hydra") or not (value or about):
+        if path[0] in ("defaults", "hydra") or name == "_target_" or not (value or about):
             continue
         key = prefix + ".".join(path)
         accepted = f"({ranges[key]})" if ranges.get(key) else ""
