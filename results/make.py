@@ -211,8 +211,6 @@ def found(spec: Spec, runs: Runs) -> tuple[str, str, str, str]:
         if all(run.get(key) == value for key, value in spec.headline.where.items())
     ]
     values = numbers(chosen, spec.headline.of)
-    if not values:
-        return "not run yet", "", "", ""
     points = spec.headline.of == GAIN or spec.headline.of.endswith(PAIRED)
     mean, sign = statistics.fmean(values), "+" if points else ""
     interval = gain(chosen, spec.headline.of).interval if points else t_interval(values)
@@ -291,17 +289,14 @@ def section(name: str, spec: Spec) -> str:
         f"*{spec.claim}*",
         "```bash\n" + "\n".join(spec.commands) + "\n```",
     ]
-    if runs:
-        lines.append(table(spec, runs))
-    if spec.picture and runs:
+    lines.append(table(spec, runs))
+    if spec.picture:
         lines.append(f"![{spec.title}](docs/img/{spec.picture.file})")
     return "\n\n".join([*lines, spec.caption.strip(), made(runs)])
 
 
 def made(runs: Runs) -> str:
     """Where the runs of a table were made."""
-    if not runs:
-        return "Not run yet."
     device, threads, torch = (
         ", ".join(dict.fromkeys(run.get(f"environment.{name}") or "?" for run in runs))
         for name in ("device", "threads", "torch")
@@ -329,6 +324,12 @@ def hours(runs: Runs) -> float:
 def document() -> str:
     """RESULTS.md."""
     tables = specs()
+    waiting = [
+        f"- {spec.title} (`make results-run ARGS={name}`): {spec.claim}."
+        for name, spec in tables.items()
+        if not runs_of(name)
+    ]
+    tables = {name: spec for name, spec in tables.items() if runs_of(name)}
     rows = [
         "| "
         + " | ".join(
@@ -345,12 +346,10 @@ def document() -> str:
         "is one seed.\n\n| table | claim | found | n | interval | verdict "
         "|\n|---|---|---:|---:|---|---|"
     )
-    return (
-        "\n\n".join(
-            ["\n".join([head, *rows]), *(section(name, spec) for name, spec in tables.items())]
-        )
-        + "\n"
-    )
+    sections = [section(name, spec) for name, spec in tables.items()]
+    if waiting:
+        sections.append("## Not run yet\n\n" + "\n".join(waiting))
+    return "\n\n".join(["\n".join([head, *rows]), *sections]) + "\n"
 
 
 def anchor(title: str) -> str:

@@ -9,6 +9,7 @@ from results.make import (
     PAIRED,
     PICTURES,
     cell,
+    document,
     filled,
     pages,
     paired,
@@ -93,3 +94,12 @@ def test_tables_are_joined_by_the_columns_that_all_have() -> None:
     assert lines[3].startswith("| digits, 20 labels of 1,213 | 10 |")
     assert lines[-2].startswith("| CIFAR-10, 45,000 labels of 45,000 | 3 |")
     assert [line.count("|") for line in lines[1:-1]] == [7] * 7
+
+
+def test_what_was_not_run_is_listed_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("results.make.runs_of", lambda name: name == "digits_few" and runs_of(name))
+    done, _, waiting = document().partition("## Not run yet")
+    tables = specs()
+    assert done.count("\n## ") == 1
+    assert waiting.count("\n- ") == len(tables) - 1
+    assert f"{tables['cifar10_94'].title} (`make results-run ARGS=cifar10_94`)" in waiting
