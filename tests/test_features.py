@@ -395,6 +395,18 @@ def shaped(feats_s: list[Tensor], feats_t: list[Tensor]) -> Tensor:
     return (feats_s[0] - feats_t[0]).mean()
 
 
+def of_each(logits_s: Tensor, logits_t: Tensor) -> Tensor:
+    return (logits_s - logits_t).square().mean(1)
+
+
+def of_no_net(logits_s: Tensor) -> float:
+    return float(logits_s.mean())
+
+
+def of_the_teacher(logits_s: Tensor, logits_t: Tensor) -> Tensor:
+    return logits_t.square().mean() + logits_s.detach().mean()
+
+
 def looks(loss: str) -> list[str]:
     """Overrides that replace the loss by one of the above."""
     return ["~loss.terms.kd", f"+loss.terms.f={{loss: {{_target_: test_features.{loss}}}}}"]
@@ -437,6 +449,20 @@ class TestStages:
             UserError, match="loss: does not accept the features: The size of tensor"
         ):
             try_out(chain_of(cfg)[-1], digits)
+
+    @pytest.mark.parametrize(
+        ("loss", "said"),
+        [
+            ("of_each", r"test_features\.of_each gives values \[2\] for two images; needed is"),
+            ("of_no_net", r"of_no_net gives -?\d\S+ for two images"),
+            ("of_the_teacher", r"loss\.terms\.f\.loss: \S+ gives a number without a gradient"),
+        ],
+    )
+    def test_a_loss_of_ones_own_that_cannot_teach_fails_before_training(
+        self, loss: str, said: str, digits: Digits
+    ) -> None:
+        with pytest.raises(UserError, match=said):
+            try_out(chain_of(check(composed(*looks(loss))))[-1], digits)
 
     def test_only_the_longer_list_is_cut(
         self, digits: Digits, capsys: pytest.CaptureFixture[str]

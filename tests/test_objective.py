@@ -117,9 +117,11 @@ class TestFormula:
         assert found == pytest.approx(0.8 * ce() + 0.2 * flat, rel=1e-5)
 
     def test_without_terms_it_is_the_cross_entropy_alone(self) -> None:
-        objective = Objective(read_loss({}), SHAPE)
+        objective = Objective(read_loss({"terms": {}}), SHAPE)
         assert not objective.needs_teacher
         assert objective(signals())["loss"].item() == pytest.approx(ce(), rel=1e-5)
+        with pytest.raises(UserError, match=r"loss: it is empty; needed are terms"):
+            read_loss({})
 
 
 class TestNumbers:

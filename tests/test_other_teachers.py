@@ -16,6 +16,7 @@ from kd.config.construct import construct
 from kd.config.schema import Config, check
 from kd.data.base import DataModule
 from kd.errors import UserError
+from kd.files.answer_tables import read_answers
 from kd.files.store import StageResult, Store
 from kd.nets.answers import Answers
 from kd.nets.build import build_net
@@ -55,6 +56,16 @@ def write(path: Path, classes: int = 10, softmax: bool = False, batch: int | str
         opset_imports=[helper.make_opsetid("", 13)],
         ir_version=8,
     )
+    onnx.save(model, str(path))
+    return path
+
+
+def damaged(path: Path) -> Path:
+    """The same with a weight that is NaN."""
+    model = onnx.load(str(write(path)))
+    weight = WEIGHT[:10].astype(np.float32)
+    weight[3, 5] = np.nan
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(weight, "w"))
     onnx.save(model, str(path))
     return path
 
@@ -166,9 +177,16 @@ Refusal = tuple[Callable[[Path], Path], list[str], str]
         ),
         (write, ["data=image_folder", "data.root=nowhere"], r"nowhere"),
         (write, ["teacher.finetune=all"], r"teacher.finetune: OnnxGraph has nothing to train"),
-        (write, ["teacher.net.output=answer", "loss=at"], r"teacher.taps: must be given"),
+        (write, ["teacher.net.output=answer", "loss=at"], r"OnnxGraph shows no layers"),
         (write, ["teacher.net.output=answer", "loss=pkt"], r"loss: asks for the embedding"),
         (write, ["teacher.state=ema"], r"has no state dict"),
+        (write, ["teacher.net.gives=foo"], r"net.gives: found 'foo'; accepted are null, logits"),
+        (
+            write,
+            ["teacher.net.output=answer", "teacher.net.gives=probabilities"],
+            r"net.gives: found probabilities, but a.onnx gives -",
+        ),
+        (damaged, ["teacher.net.output=answer"], r"a.onnx answers NaN or infinity for random"),
         (lambda path: path.write_bytes(b"x" * 99) and path, [], r"no ONNX file, or a damaged one"),
     ],
 )
@@ -297,7 +315,7 @@ class TestAnswers:
         assert result.record.val.accuracy("best") == pytest.approx(right, abs=1e-6)
 
     def test_a_run_learns_from_them_and_compares_them_where_they_answer_for_the_test(
-        self, tmp_path: Path
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         data: DataModule = construct(config(tmp_path).data, "data")
         split = data.split
@@ -310,6 +328,7 @@ class TestAnswers:
             folder = run(config(tmp_path / name, *words), "")
             report = json.loads((folder / "report.json").read_text())
             models.append({model["role"]: model["test"]["accuracy"] for model in report["models"]})
+            assert f"teacher:  the answers in {tmp_path / name}.npz\n" in capsys.readouterr().err
         # The other commands have no net to ask
         finished = open_run(folder)
         with pytest.raises(UserError, match=r"the teacher is a file of answers"):
@@ -336,7 +355,7 @@ class TestAnswers:
             (lambda a: a[:, :9], [], r"its logits are \[\d+, 9\], needed are \[images, 10\]"),
             (lambda a: a * np.nan, [], r"no finite answer for index 0"),
             (lambda a: a, ["data.augment.mixup=0.5"], r"answers are for single images"),
-            (lambda a: a, ["loss=at"], r"teacher.taps: must be given"),
+            (lambda a: a, ["loss=at"], r"Answers shows no layers"),
             (lambda a: a, ["loss=pkt"], r"loss: asks for the embedding"),
             (lambda a: a, ["teacher.finetune=all"], r"Answers has nothing to train"),
             (lambda a: a, ["+teacher.members=[{seed: 1},{}]"], r"members: a file of answers is no"),
@@ -357,15 +376,68 @@ class TestAnswers:
             )
 
 
-def test_images_are_matched_by_name_else_by_the_last_part() -> None:
+@pytest.mark.parametrize(
+    ("image", "row"),
+    [
+        ("NORMAL/1.png", 0),
+        ("train/A/2.png", 1),
+        ("train/B/3.png", 2),  # B/3.png, not C/3.png
+        ("C/3.png", 3),
+        ("train/one/5.png", 4),  # as `find` prints it, where the root holds the class folders
+        ("train/one/6.png", 5),
+        ("train/two/7.png", None),  # the file's is of folder one
+        ("train/a/8.png", None),  # b/8.png may be meant as well
+        ("train/D/4.png", None),  # 4.png is the end of two
+    ],
+)
+def test_images_are_matched_by_name_or_by_an_end_that_only_one_has(
+    image: str, row: int | None
+) -> None:
     net = Answers(2)
-    names = ["NORMAL/1.png", "2.png", "B/3.png", "C/3.png"]
-    net.rows = torch.arange(8.0).reshape(4, 2)
+    names = ["NORMAL/1.png", "2.png", "B/3.png", "C/3.png", "/home/me/photos/one/5.png"]
+    names += ["./one/6.png", "one/7.png", "8.png", "x/D/4.png", "y/D/4.png"]
+    net.rows = torch.arange(2.0 * len(names)).reshape(-1, 2)
     net.images = torch.frombuffer(bytearray("\n".join(names).encode()), dtype=torch.uint8)
-    asked = ["NORMAL/1.png", "train/A/2.png", "train/B/3.png", "C/3.png"]
-    found = net.answers_for(asked)
-    assert found[[0, 1, 3]].tolist() == [[0, 1], [2, 3], [6, 7]]
-    assert found[2].isnan().all(), "3.png is the name of two"
+    found = net.answers_for([image], others=[image, "train/b/8.png", "test/one/9.png"])[0]
+    assert found.isnan().all() if row is None else found.tolist() == net.rows[row].tolist()
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ("image,a,b\n", r"a\.csv has no rows"),
+        ("image,a,b\n1,0.5,0.5\n2,0.9,0.1\n3,1.2,-0.2\n", r"but not for image 3"),
+        ("image,class_1,probability_1,class_2,probability_2\n1,a,0.5,a,0.5\n", r"a twice for 1"),
+        ("image,class_1,probability_1\n1,a,0.5\n2,a,1.5\n", r"of 2 are no shares of 1"),
+    ],
+)
+def test_a_table_that_contradicts_itself_is_one_message(
+    table: str, words: str, tmp_path: Path
+) -> None:
+    (tmp_path / "a.csv").write_text(table)
+    with pytest.raises(UserError, match=words):
+        read_answers(tmp_path / "a.csv", ["a", "b"], "teacher.path")
+
+
+def test_arrays_of_other_lengths_or_two_kinds_are_refused(tmp_path: Path) -> None:
+    half = np.full((2, 2), 0.5)
+    np.savez(tmp_path / "a.npz", index=[0, 1, 2], logits=half)
+    with pytest.raises(UserError, match=r"3 values of index, and 2 of logits"):
+        read_answers(tmp_path / "a.npz", ["a", "b"], "teacher.path")
+    np.savez(tmp_path / "a.npz", index=[0, 1], logits=half, probabilities=half)
+    with pytest.raises(UserError, match=r"has logits and probabilities; accepted is one"):
+        read_answers(tmp_path / "a.npz", ["a", "b"], "teacher.path")
+
+
+def test_a_row_may_have_fewer_answers_and_the_names_may_be_those_of_predict(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "a.csv").write_text(
+        "path,class_1,probability_1,class_2,probability_2\none/1.png,a,0.8,b,0.2\n2.png,b,1,,\n"
+    )
+    found = read_answers(tmp_path / "a.csv", ["a", "b"], "teacher.path")
+    assert found.images == ["one/1.png", "2.png"]
+    assert np.exp(found.logits) == pytest.approx(np.array([[0.8, 0.2], [0, 1]]), abs=1e-6)
 
 
 def test_numbers_of_test_images_begin_anew(tmp_path: Path) -> None:

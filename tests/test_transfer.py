@@ -151,6 +151,14 @@ class TestLabels:
             Three(labels=asked).for_stage("transfer")
         assert said in str(refused.value)
 
+    def test_a_list_of_an_omitted_class_is_refused(self, tmp_path: Path) -> None:
+        own = Three()
+        first = (own.split.train.labels == 0).nonzero()[:, 0].tolist()
+        file = tmp_path / "list.txt"
+        file.write_text("\n".join(own.split.train.names[i] for i in first))
+        with pytest.raises(UserError, match=r"none of the images; those that it names are in an"):
+            Three(labels=str(file), omit=["many"]).for_stage("transfer")
+
 
 class TestWhatAStageSees:
     def test_everything_where_all_labels_are_kept(self) -> None:

@@ -50,7 +50,8 @@ class ImageNames:
         found = set(names.values())
         kept = sorted(places[name] for name in found if name in places)
         if not kept:
-            raise UserError(f"{where}: {file} names none of the images")
+            why = "; those that it names are in another part, or left out" if found else ""
+            raise UserError(f"{where}: {file} names none of the images{why}")
         if others := len(found) - len(kept):
             self.note(
                 f"{where}: of the {number_of(len(found), 'image')} in {file.name} {others} "

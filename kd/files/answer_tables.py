@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from kd.errors import UserError, nearest
 
-KEYS = ("image", "index")  # columns that say which image a row is of
+# Columns that say which image a row is of; `path` is that of kd.predict
+KEYS = ("image", "path", "index")
 TABLES = (".parquet", ".csv", ".npz")
 SMALLEST = 1e-8  # probability whose logarithm is still taken
 TableColumns = dict[str, NDArray[np.generic]]
@@ -60,6 +61,14 @@ def read_answers(
             f"{' or '.join(KEYS)}, which says of which image a row is"
         )
     images = [str(name) for name in columns[key].tolist()]
+    if not images:
+        raise UserError(f"{where}: {file} has no rows; needed is one for each training image")
+    odd = [name for name, column in columns.items() if len(column) != len(images)]
+    if odd:
+        raise UserError(
+            f"{where}: {file} has {len(images)} values of {key}, and {len(columns[odd[0]])} of "
+            f"{odd[0]}; needed are equally many"
+        )
     if key == "index" and "part" in columns:
         parts = columns["part"].tolist()
         images = [
@@ -69,14 +78,20 @@ def read_answers(
         twice = next(name for name in images if images.count(name) > 1)
         raise UserError(f"{where}: {file} has several rows of {key} {twice}; accepted is one")
     if "class_1" in columns:
-        found = _of_top(columns, classes, f"{where}: {file}")
+        found = _of_top(columns, classes, f"{where}: {file}", images)
     else:
         found = _whole(columns, classes, f"{where}: {file}", outputs)
     if not np.isfinite(found).all():
         bad = images[int((~np.isfinite(found)).any(1).argmax())]
         raise UserError(f"{where}: {file} has no finite answer for {key} {bad}")
-    if (found >= 0).all() and np.allclose(found.sum(1), 1, atol=1e-3):
+    shares = (found >= 0).all(1) & (np.abs(found.sum(1) - 1) < 1e-3)
+    if shares.all():
         found = np.log(found.clip(min=SMALLEST))
+    elif shares.mean() > 0.5:
+        raise UserError(
+            f"{where}: {file} has probabilities, but not for {key} {images[int(shares.argmin())]}: "
+            f"needed are numbers from 0 whose sum is 1, or logits for all images"
+        )
     return AnswerTable(images, found.astype(np.float32))
 
 
@@ -114,7 +129,10 @@ def _whole(
     outputs: tuple[Sequence[int], int] | None,
 ) -> NDArray[np.float64]:
     """Return the answers for all classes, [images, classes], as the file gives them."""
-    name = next((each for each in ("logits", "probabilities") if each in columns), None)
+    arrays = [each for each in ("logits", "probabilities") if each in columns]
+    if len(arrays) > 1:
+        raise UserError(f"{where}: it has {' and '.join(arrays)}; accepted is one of them")
+    name = next(iter(arrays), None)
     if name is None:
         _all_there([each for each in classes if each not in columns], classes, columns, where)
         return np.stack([_numbers(columns[each], each, where) for each in classes], 1)
@@ -130,7 +148,9 @@ def _whole(
     return np.asarray(array[:, list(taken)], np.float64)
 
 
-def _of_top(columns: TableColumns, classes: Sequence[str], where: str) -> NDArray[np.float64]:
+def _of_top(
+    columns: TableColumns, classes: Sequence[str], where: str, images: Sequence[str]
+) -> NDArray[np.float64]:
     """Return probabilities [images, classes] from the largest ones."""
     positions = {name: i for i, name in enumerate(classes)}
     count = len(columns["class_1"])
@@ -138,22 +158,35 @@ def _of_top(columns: TableColumns, classes: Sequence[str], where: str) -> NDArra
     rank = 1
     while f"class_{rank}" in columns:
         names = list(map(str, columns[f"class_{rank}"].tolist()))
+        # A table of as many answers as there were may end a row early
+        rows = np.array([i for i, name in enumerate(names) if name or rank == 1], int)
+        names = [names[i] for i in rows]
         _all_there([n for n in dict.fromkeys(names) if n not in positions], names, classes, where)
         column = f"probability_{rank}"
         if column not in columns:
             raise UserError(f"{where}: it has class_{rank}, but no {column}")
         at = [positions[name] for name in names]
-        given[np.arange(count), at] = _numbers(columns[column], column, where)
+        if (twice := ~np.isnan(given[rows, at])).any():
+            row = int(twice.argmax())
+            raise UserError(
+                f"{where}: it has {names[row]} twice for {images[rows[row]]}; accepted is once"
+            )
+        given[rows, at] = _numbers(columns[column][rows], column, where)
         rank += 1
     rest = 1 - np.nansum(given, 1)
     if (rest < -1e-3).any() or (given < 0).any():
         raise UserError(
-            f"{where}: the probabilities of image {int(rest.argmin())} are no shares of 1"
+            f"{where}: the probabilities of {images[_worst(given, rest)]} are no shares of 1"
         )
     others = np.isnan(given).sum(1)
     share = rest.clip(min=0) / others.clip(min=1)
     whole = np.where(np.isnan(given), share[:, None], given)
     return np.asarray(whole / whole.sum(1, keepdims=True))
+
+
+def _worst(given: NDArray[np.float64], rest: NDArray[np.float64]) -> int:
+    """Return the row that is furthest from shares of 1."""
+    return int(np.minimum(rest, np.nanmin(given, 1)).argmin())
 
 
 def _all_there(

@@ -1,7 +1,6 @@
 """Answers of a teacher that is elsewhere, by image, in the place of a net."""
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -46,35 +45,44 @@ class Answers(ResizedBuffers):
             bytearray("\n".join(table.images).encode()), dtype=torch.uint8
         )
 
-    def answers_for(self, names: Sequence[str], of_test: bool = False) -> Tensor:
+    def answers_for(
+        self, names: Sequence[str], of_test: bool = False, others: Sequence[str] = ()
+    ) -> Tensor:
         """Return logits [N, num_classes] for images by name; NaN where there are none.
 
-        A name is matched as it is, else by what follows its last slash, where that is unique.
+        The file may have a name as it is, or the end of it, such as the file name. It may also have
+        a path that ends with the name, as from `find`; `train` or `test` may be missing there. What
+        is not unique is no match.
 
         Args:
             of_test: whether they are the test images, whose numbers begin at 0 again.
+            others: names of all images of the data.
         """
         own = self.images.cpu().numpy().tobytes().decode().split("\n")
         at = {name: i for i, name in enumerate(own)}
-        short = _unique({name.rpartition("/")[2]: i for name, i in at.items()}, own)
-        ours = Counter(name.rpartition("/")[2] for name in names)
         found = torch.full((len(names), self.num_classes), torch.nan)
-        for position, name in enumerate(names):
-            last = name.rpartition("/")[2]
-            row = at.get(f"test/{name}" if of_test and name.isdecimal() else name)
-            if row is None and ours[last] == 1 and not name.isdecimal():
-                row = short.get(last)
+        rows = [at.get(f"test/{n}" if of_test and n.isdecimal() else n) for n in names]
+        if None in rows:
+            longer = _unique_ends(enumerate(own))
+            ours = _unique_ends(enumerate(dict.fromkeys([*names, *others])))
+            for place, name in enumerate(names):
+                if rows[place] is None and not name.isdecimal():
+                    rows[place] = _row(name, at, longer, ours)
+        for position, row in enumerate(rows):
             if row is not None:
                 found[position] = self.rows[row]
         return found
 
-    def check(self, names: Sequence[str], where: str) -> None:
+    def check(self, names: Sequence[str], where: str, others: Sequence[str] = ()) -> None:
         """Refuse training images without an answer.
+
+        Args:
+            others: names of all images of the data.
 
         Raises:
             UserError: says how many, and the first.
         """
-        gone = self.answers_for(names).isnan().any(1).nonzero()[:, 0].tolist()
+        gone = self.answers_for(names, others=others).isnan().any(1).nonzero()[:, 0].tolist()
         if gone:
             more = f" and {len(gone) - 5} more" if len(gone) > 5 else ""
             own = self.images.cpu().numpy().tobytes().decode().split("\n")
@@ -88,7 +96,34 @@ class Answers(ResizedBuffers):
             )
 
 
-def _unique(short: Mapping[str, int], names: Sequence[str]) -> dict[str, int]:
-    """Return the short names that only one of the names has."""
-    counts = Counter(name.rpartition("/")[2] for name in names)
-    return {name: i for name, i in short.items() if counts[name] == 1}
+def _ends(name: str) -> list[str]:
+    """Return what a path ends with, the longest first: b/c and c of a/b/c."""
+    parts = name.split("/")
+    return ["/".join(parts[at:]) for at in range(1, len(parts))]
+
+
+def _unique_ends(names: Iterable[tuple[int, str]]) -> dict[str, int]:
+    """Return the ends of paths that only one of them has, with its position."""
+    found: dict[str, int | None] = {}
+    for at, name in names:
+        for end in _ends(name):
+            found[end] = None if end in found else at
+    return {end: at for end, at in found.items() if at is not None}
+
+
+def _row(
+    name: str, at: Mapping[str, int], longer: Mapping[str, int], ours: Mapping[str, int]
+) -> int | None:
+    """Return the row of the path that ends with an image's name, or that its name ends with.
+
+    Args:
+        at: row of each path of the file.
+        longer: row of each end that only one of them has.
+        ours: ends that only one image's name has.
+    """
+    ends = [end for end in _ends(name) if end in ours]
+    wholes = [name, *ends[:1]] if "/" in (ends[0] if ends else "") else [name]
+    return next(
+        (row for row in (*map(longer.get, wholes), *map(at.get, ends)) if row is not None),
+        None,
+    )

@@ -148,7 +148,7 @@ def _refuse_larger(node: Mapping[str, object], shape: Shape, where: str, most: i
     if count > most:
         raise UserError(
             f"{where}: {node['_target_']} would have {count:,} numbers, the file has room for "
-            f"{most:,}"
+            f"{most:,}{'' if most else ', as it is empty'}"
         )
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import torch
@@ -62,6 +62,9 @@ class OnnxGraph(ResizedBuffers):
         gives: Gives | None = None,
     ) -> None:
         super().__init__()
+        if gives not in (None, *get_args(Gives)):
+            accepted = ", ".join(get_args(Gives))
+            raise UserError(f"teacher.net.gives: found {gives!r}; accepted are null, {accepted}")
         self.size = (in_channels, *height_and_width(image_size))
         self.num_classes = num_classes
         self.output = output
@@ -117,7 +120,9 @@ class OnnxGraph(ResizedBuffers):
         if wanted is None and "logits" in names:
             return "logits"
         if wanted not in names:
-            raise ValueError(f"net.output: found {wanted!r}, its outputs are {', '.join(names)}")
+            raise ValueError(
+                f"teacher.net.output: found {wanted!r}, its outputs are {', '.join(names)}"
+            )
         return str(wanted)
 
     def read_file(self, path: Path, where: str, outputs: OutputChoice | None) -> None:
@@ -175,6 +180,16 @@ class OnnxGraph(ResizedBuffers):
             raise UserError(
                 f"{where}: {path.name} gives {list(answers.shape)} for two images, needed are "
                 f"[2, {count}] for {count} classes{advice}"
+            )
+        if not torch.isfinite(answers).all():
+            raise UserError(
+                f"{where}: {path.name} answers NaN or infinity for random pixels in [0, 1]; its "
+                "weights are damaged, or it wants other pixels"
+            )
+        if self.gives == "probabilities" and bool((answers < 0).any()):
+            raise UserError(
+                f"teacher.net.gives: found probabilities, but {path.name} gives "
+                f"{float(answers.min()):.3g}; accepted is logits, or null to find out"
             )
         if outputs:
             self.taken = torch.tensor(list(outputs.taken))

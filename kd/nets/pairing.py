@@ -90,6 +90,11 @@ def _some(
     found = named or default_taps(net, shape, stem=stem)
     if not found:
         modules = [name for name, _ in net.named_modules() if name]
+        if not modules:
+            raise UserError(
+                f"{where}: {type(net).__name__} shows no layers, so a loss that looks inside it "
+                "cannot be used; accepted are losses of logits, such as loss=kd"
+            )
         raise UserError(
             f"{where}: must be given: {type(net).__name__} has no maps to look at by itself; "
             f"its modules are {', '.join(modules[:40])}{' ...' if len(modules) > 40 else ''}"

@@ -5,6 +5,7 @@ from dataclasses import asdict
 
 from kd.data.base import DataModule
 from kd.nets.build import pretrained_weights_of
+from kd.stages.answers import is_answers
 from kd.stages.chain import StagePlan
 from kd.stages.result import name_of_net
 
@@ -45,6 +46,8 @@ def _learns_from(plan: StagePlan, chain: Sequence[StagePlan], data: DataModule) 
     net = "the same net" if any(each.net == plan.net for each in before) else name_of_net(plan.net)
     labels = int(seen.split.train.has_label.sum())
     images = len(seen.training_images)
+    if is_answers(plan.net):
+        return f"the answers in {plan.path}"
     if plan.trains == "none":
         return f"{net}, {'with the weights in ' + plan.path if plan.path else 'as it is'}"
     if plan.start:

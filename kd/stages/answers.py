@@ -30,7 +30,7 @@ def known_logits(net: nn.Module, data: DataModule, images: Images) -> Tensor:
         return predict_logits(net, data, images)
     split = data.split
     numbered_anew = not set(split.test.names).isdisjoint([*split.train.names, *split.val.names])
-    return net.answers_for(images.names, images is split.test and numbered_anew)
+    return net.answers_for(images.names, images is split.test and numbered_anew, _all_names(data))
 
 
 def validation_logits(net: nn.Module, data: DataModule) -> Tensor | None:
@@ -47,8 +47,14 @@ def as_teacher(net: nn.Module, data: DataModule) -> StoredTeacher:
         UserError: it has none for some of the training images.
     """
     assert isinstance(net, Answers)
-    net.check(data.training_images.names, "teacher.path")
-    return StoredTeacher(net.answers_for(data.split.train.names))
+    every = _all_names(data)
+    net.check(data.training_images.names, "teacher.path", every)
+    return StoredTeacher(net.answers_for(data.split.train.names, others=every))
+
+
+def _all_names(data: DataModule) -> list[str]:
+    split = data.split
+    return [*data.source_names, *split.train.names, *split.val.names, *split.test.names]
 
 
 def load_answers(net: nn.Module, file: Path, where: str, spec: StageSpec, data: DataModule) -> None:
@@ -70,4 +76,5 @@ def load_answers(net: nn.Module, file: Path, where: str, spec: StageSpec, data: 
         )
     said = spec.outputs_of_file
     net.read_file(file, where, data.classes, (said.taken, said.of) if said else None)
-    net.check(data.for_stage("transfer").training_images.names, where)
+    seen = data.for_stage("transfer")
+    net.check(seen.training_images.names, where, _all_names(seen))

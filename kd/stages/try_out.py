@@ -17,7 +17,7 @@ from kd.nets.layer_paths import study
 from kd.nets.pairing import pair
 from kd.shape import Shape
 from kd.stages.chain import StagePlan
-from kd.training.loss_spec import STRONG
+from kd.training.loss_spec import STRONG, TermSpec
 from kd.training.objective import Objective
 
 
@@ -39,26 +39,54 @@ def taps_of(plan: StagePlan, data: DataModule) -> dict[str, list[str]]:
 
 
 def try_out(plan: StagePlan, data: DataModule) -> Objective:
-    """Build a stage's objective as a trial; a feature loss is also computed on two random images.
+    """Build a stage's objective as a trial; a feature loss, or one of the user's own, is also
+    computed on two random images.
 
     Raises:
-        UserError: a wrong path, or features that the loss does not accept.
+        UserError: a wrong path, features that the loss does not accept, or a loss that gives no
+            scalar or no gradient.
     """
     asked = plan.loss.signals
-    if not kinds_of(asked, "s") + kinds_of(asked, "t"):
+    own = [term for term in plan.loss.terms if not term.path.startswith("kd.")]
+    features = kinds_of(asked, "s") + kinds_of(asked, "t")
+    if not (features or own):
         return Objective(plan.loss, data.shape)
     taps = taps_of(plan, data)
     if taps and not (plan.taps and plan.teacher_taps):
         beside = f", with {', '.join(taps['teacher'])} of its teacher" if taps["teacher"] else ""
         say(f"{plan.name}: looks at {', '.join(taps['student'])} of the student{beside}")
     objective, signals = _with_signals(plan, data, taps, images=2)
+    for name, value in signals.items():
+        if name.endswith("_s"):
+            for each in value if isinstance(value, list) else [value]:
+                if isinstance(each, Tensor):
+                    each.requires_grad_()
     try:
-        objective(signals)
+        parts = objective(signals)
     except (RuntimeError, ValueError, IndexError) as error:
+        what = "the features" if features else "two random images"
         raise UserError(
-            f"loss: does not accept the features: {str(error).partition(chr(10))[0]}"
+            f"loss: does not accept {what}: {str(error).partition(chr(10))[0]}"
         ) from error
+    for term in own:
+        _check_value(parts[f"loss_{term.name}"], term)
     return objective
+
+
+def _check_value(value: object, term: TermSpec) -> None:
+    """Refuse what is no scalar, or would teach the student nothing."""
+    if not isinstance(value, Tensor) or value.ndim:
+        found = f"values {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
+        raise UserError(
+            f"{term.where}: {term.path} gives {found} for two images; needed is a tensor with one "
+            "number, such as .mean() over the images"
+        )
+    if not value.requires_grad:
+        raise UserError(
+            f"{term.where}: {term.path} gives a number without a gradient, so the student would "
+            "learn nothing from it; what depends on the student must not pass .detach(), .item() "
+            "or float()"
+        )
 
 
 def depends_on_batch(plan: StagePlan, data: DataModule, trainer: Mapping[str, object]) -> bool:

@@ -155,6 +155,8 @@ def read_loss(node: Mapping[str, object], where: str = "loss") -> LossSpec:
     net = node.get("net")
     if net is not None and not isinstance(net, Mapping):
         raise UserError(f"{where}.net: found {net!r}, accepted is a node with its `_target_`")
+    if not {"ce_weight", "terms"} & {*node}:
+        raise UserError(f"{where}: it is empty; needed are terms, as in conf/loss/kd.yaml")
     terms = node.get("terms") or {}
     if not isinstance(terms, Mapping):
         raise UserError(f"{where}.terms: found {terms!r}, accepted is a mapping of names to terms")
