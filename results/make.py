@@ -18,6 +18,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict
@@ -385,10 +386,13 @@ def run(name: str) -> None:
 
 
 def collect(name: str) -> None:
-    """Write a table's CSV from its finished runs."""
+    """Write the lines of a table's finished runs to its CSV.
+
+    Lines of runs that are not here stay, as a table may be made on several machines.
+    """
     spec = specs()[name]
     output = Path(os.environ.get("KD_OUTPUT_DIR", ROOT / "outputs"))
-    folders = [output / folder for folder in spec.folders]
+    folders = [output / each for each in spec.folders if (output / each).is_dir()]
     subprocess.run(
         [sys.executable, "-m", "kd.report", *map(str, folders)],
         check=True,
@@ -398,7 +402,9 @@ def collect(name: str) -> None:
     lines = list(csv.DictReader((folders[0] / "summary.csv").open()))
     for line in lines:
         for folder in folders:
-            line |= measured(folder / line["name"])
+            lacking = [knob for knob in spec.rows if not line.get(knob)]
+            line |= measured(folder / line["name"], lacking)
+    lines = added(lines, runs_of(name), [*spec.rows, "seed"])
     shown = [asked.partition(" ")[0] for asked in spec.columns.values()]
     shown = [each for each in shown if each != "n" and not each.endswith(PAIRED)]
     columns = dict.fromkeys([*spec.rows, *KEPT, *shown])
@@ -415,12 +421,32 @@ def collect(name: str) -> None:
         )
 
 
-def measured(run: Path) -> dict[str, str]:
-    """What `kd.evaluate` and `kd.export` measured on a run's test part.
+def added(lines: Runs, before: Runs, knobs: Sequence[str]) -> list[dict[str, str]]:
+    """New lines, and those from before that none of them replaces, being of the same knobs."""
+    new = {tuple(line.get(knob) for knob in knobs) for line in lines}
+    return [
+        *lines,
+        *(line for line in before if tuple(line.get(knob) for knob in knobs) not in new),
+    ]
 
-    The accuracy with test-time flips, that at the operating point, and that of the files.
+
+def measured(run: Path, knobs: Sequence[str] = ()) -> dict[str, str]:
+    """What a run's folder holds beside its line in the summary.
+
+    The accuracy with test-time flips, that at the operating point, and that of the exported files.
+
+    Args:
+        knobs: whose values are wanted too; the summary has those alone that differ between runs.
     """
-    found: dict[str, float] = {}
+    found: dict[str, Any] = {}
+    if (path := run / "report.json").exists():
+        config = json.loads(path.read_text())["config"]
+        for knob in knobs:
+            value: Any = config
+            for key in knob.split("."):
+                value = value.get(key) if isinstance(value, dict) else None
+            if isinstance(value, str | int | float):
+                found[knob] = value
     if (path := run / "evaluation.json").exists():
         evaluation = json.loads(path.read_text())
         for model in evaluation["models"]:

@@ -1,6 +1,7 @@
 """RESULTS.md, the tables in README and docs, and the pictures match `results/`."""
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,11 @@ import pytest
 from results.make import (
     PAIRED,
     PICTURES,
+    added,
     cell,
     document,
     filled,
+    measured,
     pages,
     paired,
     pictures,
@@ -67,6 +70,19 @@ def test_a_run_is_paired_with_the_other_of_its_seed() -> None:
     assert [cell(found[:2], asked) for asked in spec.columns.values()] == [""]
     # +3 and +1 points: mean 2, standard deviation sqrt(2); t(0.975, 1) = 12.7062, over sqrt(2)
     assert cell(found[2:], "b.paired points") == "+2.00 ± 1.41 [-10.71, +14.71]"
+
+
+def test_lines_of_other_machines_stay_and_those_run_again_are_replaced() -> None:
+    before = [{"T": "1", "seed": "0", "x": "old"}, {"T": "2", "seed": "0", "x": "old"}]
+    new = [{"T": "2", "seed": "0", "x": "new"}, {"T": "2", "seed": "1", "x": "new"}]
+    assert added(new, before, ["T", "seed"]) == [*new, before[0]]
+
+
+def test_knobs_that_do_not_differ_are_read_from_the_run(tmp_path: Path) -> None:
+    config = {"data": {"root": "photos", "augment": {"flip": True}}, "epochs": 3}
+    (tmp_path / "report.json").write_text(json.dumps({"config": config}))
+    knobs = ["data.root", "epochs", "data.augment", "data.gone.deep", "baseline.net"]
+    assert measured(tmp_path, knobs) == {"data.root": "photos", "epochs": "3"}
 
 
 def test_verdicts() -> None:
