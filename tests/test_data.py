@@ -627,7 +627,7 @@ def test_validation_measures_all_images() -> None:
     data = Digits(val_fraction=0.301)
     distiller = Distiller(
         Fixed(),
-        Objective(read_loss({}), data.shape),
+        Objective(read_loss({"terms": {}}), data.shape),
         configure,
         views=EpochViews(Augment(), 0),
         normalization=data.statistics,
