@@ -212,6 +212,8 @@ def found(spec: Spec, runs: Runs) -> tuple[str, str, str, str]:
         if all(run.get(key) == value for key, value in spec.headline.where.items())
     ]
     values = numbers(chosen, spec.headline.of)
+    if not values:  # a table may be made in parts
+        return "not run yet", "", "", ""
     points = spec.headline.of == GAIN or spec.headline.of.endswith(PAIRED)
     mean, sign = statistics.fmean(values), "+" if points else ""
     interval = gain(chosen, spec.headline.of).interval if points else t_interval(values)

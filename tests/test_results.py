@@ -13,6 +13,7 @@ from results.make import (
     cell,
     document,
     filled,
+    found,
     measured,
     pages,
     paired,
@@ -110,6 +111,12 @@ def test_tables_are_joined_by_the_columns_that_all_have() -> None:
     assert lines[3].startswith("| digits, 20 labels of 1,213 | 10 |")
     assert lines[-2].startswith("| CIFAR-10, 45,000 labels of 45,000 | 3 |")
     assert [line.count("|") for line in lines[1:-1]] == [7] * 7
+
+
+def test_a_table_without_its_headline_yet_is_no_failure() -> None:
+    spec = specs()["cifar10_precision"]
+    of = {"student.test.accuracy": "0.85", "baseline.test.accuracy": "0.82"}
+    assert found(spec, [{"seed": "0", "trainer.precision": "32-true", **of}])[0] == "not run yet"
 
 
 def test_what_was_not_run_is_listed_apart(monkeypatch: pytest.MonkeyPatch) -> None:
